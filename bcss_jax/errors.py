@@ -1,0 +1,36 @@
+"""Errors that a user can act on: one line of text and the process's exit code.
+
+Entry points print the message without a traceback (`--debug` shows it) and exit with `exit_code`.
+"""
+
+EXIT_PREEMPTED = 75  # os.EX_TEMPFAIL: run the same command again and it goes on
+
+
+class UserError(Exception):
+    """Base of all errors that are the caller's to mend. The message is one line and says what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A configuration value or combination that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """An input file or data set that is not what it should be: names the file, expected, found, remedy."""
+
+    exit_code = 3
+
+
+class NumericalError(UserError):
+    """Training produced non-finite numbers too often."""
+
+    exit_code = 4
+
+
+class StorageError(UserError):
+    """A file could not be written: no space, no permission, or somebody else holds it."""
+
+    exit_code = 5
