@@ -1,0 +1,167 @@
+"""Random changes of a training picture and its labels: flips, rotations, elastic deformation, colour jitter, blur.
+
+The only file that uses Albumentations (2.0.8, its last release). Everything is uint8 on the host; normalisation belongs
+to the device.
+
+Where a rotation or a deformation brings in pixels from outside, the picture is continued by its mirror image, so that
+no black corners enter the normalisation statistics, and the labels there are `ignore_index`: nobody annotated them.
+"""
+
+import dataclasses
+import functools
+import os
+import queue
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from bcss_jax.errors import ConfigError
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would otherwise ask the network for a newer version
+
+import albumentations as A
+import cv2
+
+cv2.setNumThreads(0)  # the input pipeline runs one example per thread; a second level of threads only adds contention
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How likely and how strong each change is. The defaults are the full recipe.
+
+    The changes are drawn independently, in the order of the fields.
+
+    Attributes:
+      rotate90: probability of a turn by 0, 90, 180 or 270 degrees, each as likely. Needs square pictures.
+      horizontal_flip: probability of a left-right flip.
+      vertical_flip: probability of an upside-down flip.
+      rotate: probability of a rotation about the centre by an angle in [-rotate_degrees, rotate_degrees].
+      rotate_degrees: largest angle, in degrees.
+      elastic: probability of an elastic deformation.
+      elastic_pixels: standard deviation of the displacement along each axis, about, in pixels.
+      elastic_smoothness: standard deviation of the Gaussian that smooths the displacement, in pixels (>= 1).
+      color_jitter: probability of a change of colours, in random order of the four that follow.
+      brightness: factor drawn from [1 - brightness, 1 + brightness].
+      contrast: same, for contrast.
+      saturation: same, for saturation.
+      hue: shift drawn from [-hue, hue], as a fraction of the colour circle (at most 0.5).
+      blur: probability of a Gaussian blur.
+      blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.1.
+
+    Raises:
+      ConfigError: a probability outside [0, 1] or a strength that is out of range.
+    """
+
+    rotate90: float = 1.0
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.5
+    rotate: float = 0.25
+    rotate_degrees: float = 45.0
+    elastic: float = 0.25
+    elastic_pixels: float = 2.0
+    elastic_smoothness: float = 8.0
+    color_jitter: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    blur: float = 0.1
+    blur_sigma: float = 1.5
+
+    def __post_init__(self):
+        upper = dict.fromkeys(PROBABILITIES + ("brightness", "contrast", "saturation"), 1.0)
+        upper |= {"hue": 0.5, "rotate_degrees": 180.0}
+        lower = {"elastic_smoothness": 1.0, "blur_sigma": 0.1}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least, most = lower.get(field.name, 0.0), upper.get(field.name, float("inf"))
+            if not least <= value <= most:
+                raise ConfigError(f"augmentation: {field.name} must lie in [{least}, {most}], got {value}")
+
+
+PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur")
+
+FULL = Augmentation()
+FLIPS_AND_QUARTER_TURNS = Augmentation(rotate=0.0, elastic=0.0, color_jitter=0.0, blur=0.0)
+NONE = Augmentation(**dict.fromkeys(PROBABILITIES, 0.0))
+
+
+def augment(
+    image: np.ndarray, label: np.ndarray, seed: Sequence[int], settings: Augmentation, ignore_index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Applies one random draw of the recipe. A pure function of its arguments, safe to call from many threads.
+
+    Args:
+      image: uint8 [H, W, 3], RGB.
+      label: uint8 [H, W]; resampled by nearest neighbour.
+      seed: non-negative integers; equal seeds give equal results.
+      settings: the recipe.
+      ignore_index: label of pixels that come from outside the picture.
+
+    Returns:
+      uint8 [H, W, 3] and uint8 [H, W].
+
+    Raises:
+      ConfigError: quarter turns of a picture that is not square.
+    """
+    if settings.rotate90 and image.shape[0] != image.shape[1]:
+        raise ConfigError(
+            f"augmentation: rotate90 needs square pictures, these have {image.shape[0]}x{image.shape[1]} pixels;"
+            " set rotate90 to 0"
+        )
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    idle = _idle_recipes(settings, ignore_index)
+    try:
+        recipe = idle.get_nowait()
+    except queue.Empty:
+        recipe = _recipe(settings, ignore_index)
+    # One stream for all changes: `set_random_seed` would restart the same stream in each, and a horizontal flip would
+    # then always come with a vertical one.
+    recipe.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    result = recipe(image=image, mask=label)
+    idle.put(recipe)
+    return result["image"], result["mask"]
+
+
+@functools.cache
+def _idle_recipes(settings: Augmentation, ignore_index: int) -> queue.SimpleQueue:
+    """Recipes nobody uses at the moment.
+
+    A recipe holds its random state, so two threads must never share one, and it takes longer to build than to apply.
+    Thread-local storage is no place for it: TensorFlow's threads lose theirs after each call into Python.
+    """
+    return queue.SimpleQueue()
+
+
+def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
+    s = settings
+    # Albumentations blurs noise of standard deviation of about 1 / 4.5 (normal, divided by its largest value) and
+    # multiplies by alpha; blurring divides the deviation by 2 sqrt(pi) sigma.
+    alpha = s.elastic_pixels * 4.5 * 2 * np.sqrt(np.pi) * s.elastic_smoothness
+    return A.Compose(
+        [
+            A.RandomRotate90(p=s.rotate90),
+            A.HorizontalFlip(p=s.horizontal_flip),
+            A.VerticalFlip(p=s.vertical_flip),
+            _Rotate(limit=s.rotate_degrees, fill_mask=ignore_index, p=s.rotate),
+            _Elastic(alpha=alpha, sigma=s.elastic_smoothness, fill_mask=ignore_index, p=s.elastic),
+            A.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
+            A.GaussianBlur(sigma_limit=(0.1, s.blur_sigma), p=s.blur),
+        ]
+    )
+
+
+class _Rotate(A.Rotate):
+    """Mirrors the image at its border; labels follow the base class and are filled."""
+
+    def apply(self, img, matrix, **params):
+        size = img.shape[1], img.shape[0]
+        return cv2.warpAffine(img, matrix[:2], size, flags=self.interpolation, borderMode=cv2.BORDER_REFLECT_101)
+
+
+class _Elastic(A.ElasticTransform):
+    """Mirrors the image at its border; labels follow the base class and are filled."""
+
+    def apply(self, img, map_x, map_y, **params):
+        return cv2.remap(img, map_x, map_y, self.interpolation, borderMode=cv2.BORDER_REFLECT_101)
