@@ -1,0 +1,401 @@
+"""The built-in data set: small H&E-like patches of synthetic patients, drawn by numpy.
+
+It exists so that every command of this package runs, and learns something, without a download. Nothing measured on it
+says anything about real tissue.
+
+How a patch comes about: a smooth random field is cut at a quantile into tumour nests and stroma; other tissue (fat,
+lymphocytes, necrosis, glass) takes its place in that field where it does in life. Each tissue then lays down two
+maps, the amounts of haematoxylin and of eosin, and the image is the light that these two absorb by the Beer-Lambert
+law (Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Stain and
+scanner differ per patient. Tumour cytoplasm and stroma get overlapping amounts of both stains on purpose: what tells
+them apart is texture (crowded large nuclei against wavy fibres), see `benchmarks/sample_difficulty.py`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+SIZE = 224  # pixels, at 0.25 um each
+TRAIN_PATIENTS, VAL_PATIENTS = 10, 4
+INSTITUTES = ("A1", "B2", "C3", "D4", "E5")  # patients go round; so every institute of "val" is also in "train"
+SPACING = 2 * SIZE  # patches of a patient lie apart in their slide: they do not continue one another
+
+OUTSIDE, TUMOR, STROMA, LYMPHOCYTES, NECROSIS, FAT, GLASS = 0, 1, 2, 3, 4, 9, 21
+
+# What a patch shows, by its number. The first word is the shape of the tumour, the second what else is there.
+PLANS = (
+    ("nests", "nothing"),
+    ("front", "lymphocytes"),
+    ("cords", "nothing"),
+    ("nests", "fat"),
+    ("front", "necrosis"),
+    ("nests", "glass"),
+    ("cords", "lymphocytes"),
+    ("front", "outside"),
+)
+_COARSENESS = {"nests": 24.0, "front": 44.0, "cords": 20.0}  # pixels: smoothness of the field that is cut
+_Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """One labelled patch.
+
+    Attributes:
+      key: unique in the data set.
+      patient: such as "SAMPLE-A1-0001"; the middle part is the institute.
+      split: "train" or "val"; all patches of a patient are in the same one.
+      x: offset in the patient's slide, pixels from the left.
+      y: offset in the patient's slide, pixels from the top.
+      image: uint8 [224, 224, 3], RGB.
+      mask: uint8 [224, 224], codes of the code book "bcss22": 0 outside the ROI (the image shows tissue there too),
+        1 tumor, 2 stroma, 3 lymphocytic_infiltrate, 4 necrosis_or_debris, 9 fat, and 21 (other) for blank glass within
+        the ROI, so that a model with a class for the rest learns what glass looks like.
+    """
+
+    key: str
+    patient: str
+    split: str
+    x: int
+    y: int
+    image: np.ndarray
+    mask: np.ndarray
+
+
+def draw(seed: int = 0) -> Iterator[Patch]:
+    """Draws the whole data set, patient by patient: 80 training and 32 validation patches.
+
+    Args:
+      seed: which data set, 0 or above. The same seed gives the same bytes.
+
+    Yields:
+      Patches in a fixed order; `draw_patch` gives any one of them by itself.
+    """
+    for patient in range(TRAIN_PATIENTS + VAL_PATIENTS):
+        for number in range(len(PLANS)):
+            yield draw_patch(patient, number, seed)
+
+
+def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
+    """Draws one patch; depends on nothing but its arguments.
+
+    Args:
+      patient: 0 to 13; the first ten are for training.
+      number: 0 to 7, which patch of the patient, and thereby what it shows (`PLANS`).
+      seed: which data set, 0 or above.
+
+    Returns:
+      The patch.
+
+    Raises:
+      ValueError: `patient` or `number` is out of range.
+    """
+    if not (0 <= patient < TRAIN_PATIENTS + VAL_PATIENTS and 0 <= number < len(PLANS)):
+        raise ValueError(f"no patch {number} of patient {patient} in the sample data set")
+    habit = _Habit.of(_generator(seed, patient))
+    rng = _generator(seed, patient, number)
+    nest, mask = _layout(rng, *PLANS[number])
+    tissue = _Tissue(rng, habit, nest, mask)
+    image = _photograph(rng, habit, tissue.haematoxylin, tissue.eosin)
+    labelled = _leave_roi(rng, mask) if PLANS[number][1] == "outside" else mask
+
+    name = f"SAMPLE-{INSTITUTES[patient % len(INSTITUTES)]}-{patient + 1:04d}"
+    x, y = SPACING * (number % 4), SPACING * (number // 4)
+    split = "train" if patient < TRAIN_PATIENTS else "val"
+    return Patch(f"{name}_{x}_{y}", name, split, x, y, image, labelled)
+
+
+def _generator(*numbers: int) -> np.random.Generator:
+    # The length goes in too: SeedSequence takes (3,) and (3, 0) for the same entropy.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((len(numbers), *numbers))))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Habit:
+    """What a patient's patches have in common: stain, scanner, and the look of the tumour cells."""
+
+    vectors: np.ndarray  # [2, 3], optical density of haematoxylin and eosin per channel
+    strength: np.ndarray  # [2], how strongly the slide was stained with each
+    white: np.ndarray  # [3], what the scanner makes of glass
+    gamma: float
+    blur: float  # pixels
+    cell: float  # pixels from one tumour nucleus to the next
+    pleomorphism: float  # how much tumour nuclei differ from one another
+    vesicular: float  # share of pale tumour nuclei
+    cytoplasm: np.ndarray  # [2], amounts of both stains
+    collagen: np.ndarray  # [2], amounts of both stains
+
+    @classmethod
+    def of(cls, rng: np.random.Generator) -> "_Habit":
+        vectors = np.array([[0.60, 0.73, 0.33], [0.14, 0.93, 0.28]]) + rng.uniform(-0.05, 0.05, (2, 3))
+        return cls(
+            vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+            strength=rng.uniform([0.8, 0.75], [1.15, 1.2]),
+            white=rng.uniform(236, 248) + rng.uniform(-4, 4, 3),
+            gamma=rng.uniform(0.92, 1.1),
+            blur=rng.uniform(0.5, 0.95),
+            cell=rng.uniform(27, 34),
+            pleomorphism=rng.uniform(0.1, 0.25),
+            vesicular=rng.uniform(0.3, 0.75),
+            cytoplasm=rng.uniform([0.14, 0.55], [0.36, 0.85]),
+            collagen=rng.uniform([0.10, 0.55], [0.30, 0.85]),
+        )
+
+
+def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
+    """Smooth random field [224, 224] of mean 0 and standard deviation 1; `sigma` (pixels) is its smoothness."""
+    size = 360  # larger than needed, then cut: a field made by FFT would go on at its left edge as it ends at its right
+    frequency = np.square(np.fft.fftfreq(size))[:, None] + np.square(np.fft.rfftfreq(size))[None]
+    spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
+    field = np.fft.irfft2(spectrum * np.exp(-2 * np.square(np.pi * sigma) * frequency))[:SIZE, :SIZE]
+    return (field - field.mean()) / field.std()
+
+
+def _slope(rng: np.random.Generator) -> np.ndarray:
+    """Plane [224, 224] rising in a random direction, about -1 to 1."""
+    angle = rng.uniform(0, 2 * np.pi)
+    return (np.cos(angle) * (_X - SIZE / 2) + np.sin(angle) * (_Y - SIZE / 2)) / (SIZE / 2)
+
+
+def _depth(field: np.ndarray) -> np.ndarray:
+    """Signed distance (pixels, roughly) from the line where the field is 0, positive where it is."""
+    down, right = np.gradient(field)
+    return field / np.maximum(np.hypot(down, right), 1e-3)
+
+
+def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where which tissue is.
+
+    Returns:
+      Signed depth within the tumour (pixels, [224, 224]), and the codes (uint8 [224, 224]), nothing left out.
+    """
+    coarseness = _COARSENESS[shape]
+    field = _noise(rng, coarseness) + 0.07 * _noise(rng, 7.0)
+    if shape == "front":
+        field += 1.5 * _slope(rng)
+    elif shape == "cords":  # ridges of the field instead of its hills
+        field = -np.abs(field + 0.15 * _noise(rng, 6.0))
+    field -= np.quantile(field, 1 - rng.uniform(0.42, 0.58))
+    depth = _depth(field)
+    mask = np.where(field > 0, TUMOR, STROMA).astype(np.uint8)
+
+    share = rng.uniform(0.12, 0.24)
+    if extra == "necrosis":  # in the middle of the tumour, far from vessels
+        inner = field + 0.15 * _noise(rng, 8.0)
+        mask[(inner > np.quantile(inner, 1 - share)) & (field > 0)] = NECROSIS
+    elif extra == "fat":  # beyond the stroma
+        outer = field + 0.1 * _noise(rng, 10.0)
+        mask[(outer < np.quantile(outer, share)) & (field < 0)] = FAT
+    elif extra == "lymphocytes":  # a cuff outside the tumour, thick here and missing there
+        cuff = _noise(rng, 30.0) + 0.8 * field + 0.1 * _noise(rng, 6.0)
+        mask[(field < 0) & (cuff > np.quantile(cuff[field < 0], 0.6))] = LYMPHOCYTES
+    elif extra == "glass":  # the edge of the section
+        edge = 2 * _slope(rng) + 0.3 * _noise(rng, 20.0) + 0.08 * _noise(rng, 5.0)
+        mask[edge > np.quantile(edge, 1 - share)] = GLASS
+    return depth, mask
+
+
+def _leave_roi(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """The mask with what lies beyond a straight edge of the ROI, and a hole in it, set to 0."""
+    beyond = _slope(rng) > rng.uniform(0.4, 0.8)
+    row, column = rng.uniform(40, SIZE - 40, 2)
+    hole = np.abs(_Y - row) / rng.uniform(12, 24) + np.abs(_X - column) / rng.uniform(12, 24) < 1
+    return np.where(beyond | hole, OUTSIDE, mask).astype(np.uint8)
+
+
+class _Tissue:
+    """Amounts of haematoxylin and eosin, both float64 [224, 224], laid down tissue by tissue."""
+
+    def __init__(self, rng: np.random.Generator, habit: _Habit, depth: np.ndarray, mask: np.ndarray):
+        self.rng, self.habit, self.mask = rng, habit, mask
+        self.fine, self.grain = _noise(rng, 1.1), _noise(rng, 2.2)
+        # Uneven stain and section thickness, and bluish (young) or pale (loose) places in any tissue: the reason that
+        # colour alone does not tell the tissues apart.
+        self.uneven_h, self.uneven_e = _noise(rng, 28.0), _noise(rng, 22.0)
+        self.haematoxylin, self.eosin = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
+        self._stroma(depth)
+        self._tumor(depth)
+        for code, method in ((LYMPHOCYTES, self._lymphocytes), (NECROSIS, self._necrosis), (FAT, self._fat)):
+            if (mask == code).any():
+                method()
+        glass = mask == GLASS
+        self.haematoxylin[glass], self.eosin[glass] = 0.0, 0.0
+
+    def _fill(self, where: np.ndarray, haematoxylin: np.ndarray, eosin: np.ndarray) -> None:
+        self.haematoxylin = np.where(where, haematoxylin, self.haematoxylin)
+        self.eosin = np.where(where, eosin, self.eosin)
+
+    def _lattice(self, pitch: float, jitter: float) -> np.ndarray:
+        """Centres [n, 2] (row, column) of a shaken hexagonal lattice over the patch and a margin."""
+        step = pitch * np.sqrt(0.75)
+        rows, columns = np.mgrid[-2 : SIZE / step + 2, -2 : SIZE / pitch + 2]
+        centres = np.stack([rows * step, (columns + 0.5 * (rows % 2)) * pitch], -1).reshape(-1, 2)
+        centres = centres + self.rng.uniform(0, pitch, 2) + self.rng.uniform(-jitter, jitter, centres.shape) * pitch
+        return centres
+
+    def _code_at(self, centre: np.ndarray) -> int:
+        row, column = np.clip(np.round(centre), 0, SIZE - 1).astype(int)
+        return int(self.mask[row, column])
+
+    def _cells(self, centres: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
+        """Index of the nearest centre and distance (pixels, roughly) from the border to the next cell."""
+        nearest = np.zeros((SIZE, SIZE), int)
+        first, second = np.full((2, SIZE, SIZE), 2.0 * pitch)
+        for index, centre in enumerate(centres):
+            top, left = np.clip(np.floor(centre - 2 * pitch), 0, SIZE).astype(int)
+            bottom, right = np.clip(np.ceil(centre + 2 * pitch), 0, SIZE).astype(int)
+            window = np.s_[top:bottom, left:right]
+            distance = np.hypot(_Y[window] - centre[0], _X[window] - centre[1])
+            nearer = distance < first[window]
+            second[window] = np.where(nearer, first[window], np.minimum(distance, second[window]))
+            first[window] = np.where(nearer, distance, first[window])
+            nearest[window][nearer] = index
+        return nearest, (second - first) / 2
+
+    def _nucleus(self, centre, radii, angle, dark, rim=0.0, wobble=0.06, chromatin=0.15, nucleolus=0.0) -> None:
+        """Lays one nucleus: an ellipse of `radii` (pixels) with an uneven outline and clumped chromatin."""
+        reach = 1.5 * max(radii) + 3
+        top, left = np.maximum(np.floor(centre - reach), 0).astype(int)
+        bottom, right = np.minimum(np.ceil(centre + reach), SIZE).astype(int)
+        if top >= bottom or left >= right:
+            return
+        window = np.s_[top:bottom, left:right]
+        down, across = _Y[window] - centre[0], _X[window] - centre[1]
+        u, v = across * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - across * np.sin(angle)
+        turn = np.arctan2(v / radii[1], u / radii[0])
+        outline = 1 + sum(wobble * np.cos(k * turn + self.rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
+        radius = np.hypot(u / radii[0], v / radii[1]) / outline
+        inside = np.clip((1 - radius) * min(radii) / 1.5 + 0.5, 0, 1)
+        amount = dark * (1 + chromatin * (self.fine[window] + self.grain[window]))
+        amount += rim * np.exp(-np.square((radius - 0.9) / 0.12))
+        for _ in range(int(nucleolus > 0) * self.rng.integers(1, 3)):
+            shift = self.rng.uniform(-0.4, 0.4, 2) * min(radii)
+            amount += nucleolus * np.exp(-(np.square(u - shift[0]) + np.square(v - shift[1])) / 4.0)
+        self.haematoxylin[window] += inside * (np.maximum(amount, 0.05) - self.haematoxylin[window])
+        self.eosin[window] *= 1 - 0.2 * inside
+
+    def _round_nucleus(self, centre: np.ndarray) -> None:
+        radii = self.rng.uniform(6.8, 8.8) * self.rng.uniform(0.92, 1.08, 2)
+        self._nucleus(centre, radii, 0.0, self.rng.uniform(1.05, 1.5), wobble=0.03, chromatin=0.14)
+
+    def _stroma(self, depth: np.ndarray) -> None:
+        rng, habit = self.rng, self.habit
+        # Fibres are noise that is long in one direction, looked up at coordinates that bend. Near a nest they bend
+        # round it.
+        angle = rng.uniform(0, np.pi)
+        bend = 16 * _noise(rng, 30.0) + 2.5 * _noise(rng, 9.0) + 5 * np.tanh(depth / 25)
+        along = _X * np.cos(angle) + _Y * np.sin(angle)
+        across = _Y * np.cos(angle) - _X * np.sin(angle) + bend
+        coarse = _lookup(rng, along / 45, across / 4.0)
+        thin = _lookup(rng, along / 22, across / 1.6)
+        bundles = _lookup(rng, along / 90, across / 15)
+        loose = np.clip(bundles - 0.5, 0, 1.5)  # between bundles there is pale ground substance
+        fibre = 0.17 * coarse + 0.13 * thin
+        eosin = habit.collagen[1] * (1 + fibre + 0.2 * self.uneven_e - 0.35 * loose + 0.04 * self.fine)
+        haematoxylin = habit.collagen[0] * (1 + 0.5 * self.uneven_h + 0.25 * coarse + 0.15 * self.grain)
+        slits = np.clip((_lookup(rng, along / 60, across / 5.0) - 2.0) * 1.5, 0, 0.9)
+        self._fill(np.ones_like(depth, bool), haematoxylin * (1 - slits), eosin * (1 - slits))
+
+        down, right = np.gradient(across)
+        for centre in self._lattice(rng.uniform(27, 40), 0.45):
+            kind = rng.uniform()
+            row, column = np.clip(np.round(centre), 0, SIZE - 1).astype(int)
+            if self.mask[row, column] != STROMA or kind < 0.25:
+                continue
+            if kind > 0.86:  # a lone lymphocyte
+                self._round_nucleus(centre)
+                continue
+            radii = np.array([rng.uniform(9, 16), rng.uniform(2.6, 5.0)])
+            lies = np.arctan2(-right[row, column], down[row, column]) + rng.uniform(-0.2, 0.2)
+            self._nucleus(centre, radii, lies, rng.uniform(0.7, 1.3), wobble=0.05)
+
+    def _tumor(self, depth: np.ndarray) -> None:
+        rng, habit = self.rng, self.habit
+        centres = self._lattice(habit.cell, 0.27)
+        nearest, border = self._cells(centres, habit.cell)
+        shade = rng.uniform(0.75, 1.25, (2, len(centres)))
+        frothy = 1 + 0.16 * self.grain + 0.08 * self.fine
+        eosin = habit.cytoplasm[1] * shade[1, nearest] * (frothy + 0.15 * self.uneven_e)
+        haematoxylin = habit.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
+        # Cells touch along faint lines; some have come apart and leave a white gap.
+        apart = (rng.uniform(size=len(centres)) < 0.3)[nearest] * np.clip(_noise(rng, 6.0), 0, 1)
+        gap = (0.2 + 0.55 * apart) * np.exp(-np.square(border / (0.9 + 0.9 * apart)))
+        # Shrinkage also parts a nest from the stroma around it, in places.
+        shrunk = np.clip(_noise(rng, 18.0) - 0.4, 0, 1)
+        gap = np.maximum(gap, 0.85 * shrunk * np.exp(-np.square((depth - 1.5) / 1.8)))
+        self._fill(self.mask == TUMOR, haematoxylin * (1 - gap), eosin * (1 - gap))
+
+        for centre in centres:
+            if self._code_at(centre) != TUMOR:
+                continue
+            scale = np.clip(1 + habit.pleomorphism * rng.standard_normal(), 0.6, 1.4)
+            radii = 0.36 * habit.cell * scale * np.array([rng.uniform(1.0, 1.25), rng.uniform(0.78, 1.0)])
+            angle = rng.uniform(0, np.pi)
+            if rng.uniform() < habit.vesicular:
+                dark, rim, nucleolus = rng.uniform(0.38, 0.75), rng.uniform(0.25, 0.5), rng.uniform(0.5, 1.0)
+            else:
+                dark, rim, nucleolus = rng.uniform(0.8, 1.3), 0.1, 0.0
+            self._nucleus(centre, radii, angle, dark, rim, 0.06, 0.2, nucleolus)
+
+    def _lymphocytes(self) -> None:
+        for centre in self._lattice(19.5, 0.2):
+            if self._code_at(centre) == LYMPHOCYTES and self.rng.uniform() < 0.92:
+                self._round_nucleus(centre)
+
+    def _necrosis(self) -> None:
+        lumps = _noise(self.rng, 4.0)
+        eosin = 0.75 * (1 + 0.25 * self.fine + 0.2 * lumps + 0.15 * self.uneven_e)
+        self._fill(self.mask == NECROSIS, 0.12 * (1 + 0.4 * lumps + 0.3 * self.uneven_h), np.maximum(eosin, 0.1))
+        for centre in self._lattice(21.0, 0.5):
+            if self._code_at(centre) == NECROSIS:  # crumbs of nuclei, and ghosts of cells without one
+                if self.rng.uniform() < 0.55:
+                    self._nucleus(centre, self.rng.uniform(1.8, 4.2, 2), 0.0, self.rng.uniform(0.8, 1.6))
+                else:
+                    self._nucleus(centre, self.rng.uniform(6, 9, 2), 0.0, 0.2, wobble=0.08, chromatin=0.4)
+
+    def _fat(self) -> None:
+        centres = self._lattice(62.0, 0.25)
+        _, border = self._cells(centres, 62.0)
+        wall = np.exp(-np.square(border / 2.0))
+        self._fill(self.mask == FAT, 0.15 * wall, (0.5 + 0.1 * self.fine) * wall)
+        thin = (self.mask == FAT) & (border < 1.5)
+        rows, columns = np.nonzero(thin)
+        for _ in range(min(4, len(rows))):  # a few flat nuclei in the walls
+            pick = self.rng.integers(len(rows))
+            centre = np.array([rows[pick], columns[pick]], np.float64)
+            self._nucleus(centre, np.array([8.0, 3.0]), self.rng.uniform(0, np.pi), 1.1)
+
+
+def _lookup(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Random field of unit grain at the coordinates (u, v), interpolated smoothly; about mean 0, deviation 1."""
+    table = rng.standard_normal((128, 512))
+    low_u, low_v = np.floor(u).astype(int), np.floor(v).astype(int)
+    part_u, part_v = u - low_u, v - low_v
+    part_u, part_v = (part * part * (3 - 2 * part) for part in (part_u, part_v))
+    first = table[low_u % 128, low_v % 512] * (1 - part_v) + table[low_u % 128, (low_v + 1) % 512] * part_v
+    second = table[(low_u + 1) % 128, low_v % 512] * (1 - part_v) + table[(low_u + 1) % 128, (low_v + 1) % 512] * part_v
+    return 1.4 * (first * (1 - part_u) + second * part_u)
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of [H, W, C] over H and W; the edge is repeated."""
+    reach = 3
+    weights = np.exp(-np.square(np.arange(-reach, reach + 1) / sigma) / 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        length = image.shape[axis]
+        padded = np.pad(image, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        image = sum(w * np.take(padded, np.arange(k, k + length), axis) for k, w in enumerate(weights))
+    return image
+
+
+def _photograph(
+    rng: np.random.Generator, habit: _Habit, haematoxylin: np.ndarray, eosin: np.ndarray
+) -> np.ndarray:
+    """Light through both stains as the patient's scanner sees it: uint8 [224, 224, 3]."""
+    amounts = np.stack([haematoxylin, eosin], -1) * habit.strength
+    light = np.exp(-np.maximum(amounts, 0) @ habit.vectors)
+    light = _blur(light, habit.blur) ** habit.gamma
+    pixels = habit.white * light + rng.standard_normal((SIZE, SIZE, 3)) * 2.0
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)

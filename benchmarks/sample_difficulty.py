@@ -1,0 +1,126 @@
+"""How hard the built-in sample data is: what colour alone achieves on it, pixel by pixel.
+
+    python benchmarks/sample_difficulty.py [--run=DIR] [--seed=0]
+
+A binary logistic regression, tumour against stroma, sees one pixel and knows nothing of its neighbours. It is fitted by
+Newton's method to maximum likelihood on every labelled pixel of the training patches and predicts the validation
+patches; the more probable class wins. Scheme `tumor_stroma`: all other pixels are dropped. Dice of a class is
+2 TP / (2 TP + FP + FN) with TP, FP and FN counted over all validation pixels together; "macro" is the mean of both.
+
+`RGB`: the three channels and a bias. `RGB, quadratic`: these and the six products of two channels, for information.
+With `--run`, a finished run on the sample data gives its own figure (`summary.json`: `dice_global`, `macro`) beside them.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
+
+from bcss_jax import labels, sample  # noqa: E402
+
+SCHEME = labels.SCHEMES["tumor_stroma"]
+
+
+def labelled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per split: colours uint8 [n, 3] and whether each is tumour, bool [n]; only tumour and stroma."""
+    table = labels.lookup_table(SCHEME, "bcss22")
+    found = {"train": [], "val": []}
+    for patch in sample.draw(seed):
+        truth = table[patch.mask]
+        kept = truth != SCHEME.ignore_index
+        found[patch.split].append((patch.image[kept], truth[kept] == SCHEME.class_names.index("tumor")))
+    return {split: tuple(np.concatenate(part) for part in zip(*parts, strict=True)) for split, parts in found.items()}
+
+
+def features(colours: np.ndarray, quadratic: bool) -> np.ndarray:
+    """Bias, channels scaled to -1..1 and, if asked, their six products: float64 [n, 4 or 10]."""
+    scaled = colours / 127.5 - 1
+    columns = [np.ones(len(scaled)), *scaled.T]
+    if quadratic:
+        columns += [scaled[:, a] * scaled[:, b] for a in range(3) for b in range(a, 3)]
+    return np.stack(columns, -1)
+
+
+def fit(colours: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 << 19) -> np.ndarray:
+    """Weights of the most likely logistic regression, by Newton's method.
+
+    Raises:
+      ArithmeticError: no convergence in 50 steps.
+    """
+    weights = np.zeros(10 if quadratic else 4)
+    for _ in range(50):
+        gradient, hessian = np.zeros_like(weights), 1e-9 * np.eye(len(weights))
+        for start in range(0, len(colours), chunk):  # a chunk at a time: millions of pixels need no more memory
+            x = features(colours[start : start + chunk], quadratic)
+            p = 1 / (1 + np.exp(-(x @ weights)))
+            gradient += x.T @ (tumor[start : start + chunk] - p) / len(colours)
+            hessian += (x.T * (p * (1 - p))) @ x / len(colours)
+        step = np.linalg.solve(hessian, gradient)
+        weights += step
+        if np.abs(step).max() < 1e-8 * max(1.0, np.abs(weights).max()):
+            return weights
+    raise ArithmeticError("the logistic regression did not converge in 50 Newton steps")
+
+
+def dice(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice of both classes and their mean; arguments: bool [n], whether tumour."""
+    scores = {}
+    for name, p, t in (("tumor", predicted, truth), ("stroma", ~predicted, ~truth)):
+        scores[name] = float(2 * np.sum(p & t) / (np.sum(p) + np.sum(t)))
+    return {"macro": sum(scores.values()) / 2, **scores}
+
+
+def colour_dice(seed: int = 0, quadratic: bool = False, pixels=None) -> dict[str, float]:
+    """Fits on the training patches and scores on the validation patches of a sample data set.
+
+    Args:
+      seed: which sample data set.
+      quadratic: whether the products of channels are features too.
+      pixels: what `labelled_pixels` gave, if it is there already.
+    """
+    pixels = pixels or labelled_pixels(seed)
+    weights = fit(*pixels["train"], quadratic)
+    colours, truth = pixels["val"]
+    return dice(features(colours, quadratic) @ weights > 0, truth)
+
+
+def run_dice(directory: pathlib.Path) -> dict[str, float]:
+    """The global Dice that a finished run wrote to its `summary.json`: macro, and classes where it has them."""
+    return json.loads((directory / "summary.json").read_text())["dice_global"]
+
+
+def main() -> int:
+    """Prints the table; exit code 2 if the run has no readable summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=pathlib.Path, help="folder of a finished run on the sample data")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample data")
+    arguments = parser.parse_args()
+
+    rows = []
+    if arguments.run:
+        try:
+            rows.append((f"run {arguments.run.name}", run_dice(arguments.run)))
+            float(rows[-1][1]["macro"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"error: no dice_global in {arguments.run / 'summary.json'}: {error!r}", file=sys.stderr)
+            return 2
+    pixels = labelled_pixels(arguments.seed)
+    for name, quadratic in (("RGB, quadratic", True), ("RGB", False)):
+        rows.insert(0, (name, colour_dice(quadratic=quadratic, pixels=pixels)))
+
+    share = {split: np.mean(tumor) for split, (_, tumor) in pixels.items()}
+    print(f"labelled pixels: train {len(pixels['train'][1])}, val {len(pixels['val'][1])}; ", end="")
+    print(f"tumour among them: train {share['train']:.3f}, val {share['val']:.3f}")
+    print(f"{'global Dice, validation':<28}{'macro':>8}{'tumor':>8}{'stroma':>8}")
+    for name, scores in rows:
+        cells = [f"{scores[key]:8.4f}" if key in scores else f"{'-':>8}" for key in ("macro", "tumor", "stroma")]
+        print(f"{name:<28}{''.join(cells)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
