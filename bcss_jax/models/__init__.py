@@ -1,0 +1,33 @@
+"""The networks, built by name."""
+
+import inspect
+
+from flax import nnx
+
+from bcss_jax.errors import ConfigError
+from bcss_jax.models.unet import UNet
+
+MODELS = {"unet": UNet}
+
+
+def create(name: str, **kwargs) -> nnx.Module:
+    """Builds a model: a module that maps NHWC float32 images to NHWC float32 logits of the same height and width.
+
+    Args:
+      name: a key of `MODELS`.
+      **kwargs: arguments of the model's class.
+
+    Raises:
+      ConfigError: there is no such model, or it has no such argument or lacks one.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"there is no model {name!r}; the models are {', '.join(sorted(MODELS))}")
+    parameters = dict(inspect.signature(MODELS[name].__init__).parameters)
+    del parameters["self"]
+    unknown = sorted(set(kwargs) - set(parameters))
+    if unknown:
+        raise ConfigError(f"model {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(parameters)}")
+    missing = [key for key, value in parameters.items() if value.default is value.empty and key not in kwargs]
+    if missing:
+        raise ConfigError(f"model {name!r} needs the argument {', '.join(missing)}")
+    return MODELS[name](**kwargs)
