@@ -47,7 +47,7 @@ class Augmentation:
       saturation: same, for saturation.
       hue: shift drawn from [-hue, hue], as a fraction of the colour circle (at most 0.5).
       blur: probability of a Gaussian blur.
-      blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.1.
+      blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
 
     Raises:
       ConfigError: a probability outside [0, 1] or a strength that is out of range.
@@ -70,9 +70,10 @@ class Augmentation:
     blur_sigma: float = 1.5
 
     def __post_init__(self):
+        """Checks the ranges."""
         upper = dict.fromkeys(PROBABILITIES + ("brightness", "contrast", "saturation"), 1.0)
         upper |= {"hue": 0.5, "rotate_degrees": 180.0}
-        lower = {"elastic_smoothness": 1.0, "blur_sigma": 0.1}
+        lower = {"elastic_smoothness": 1.0, "blur_sigma": 0.5}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least, most = lower.get(field.name, 0.0), upper.get(field.name, float("inf"))
@@ -147,7 +148,7 @@ def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
             _Rotate(limit=s.rotate_degrees, fill_mask=ignore_index, p=s.rotate),
             _Elastic(alpha=alpha, sigma=s.elastic_smoothness, fill_mask=ignore_index, p=s.elastic),
             A.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
-            A.GaussianBlur(sigma_limit=(0.1, s.blur_sigma), p=s.blur),
+            A.GaussianBlur(sigma_limit=(0.5, s.blur_sigma), p=s.blur),
         ]
     )
 
