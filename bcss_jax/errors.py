@@ -3,8 +3,6 @@
 Entry points print the message without a traceback (`--debug` shows it) and exit with `exit_code`.
 """
 
-EXIT_PREEMPTED = 75  # os.EX_TEMPFAIL: run the same command again and it goes on
-
 
 class UserError(Exception):
     """Base of all errors that are the caller's to mend. The message is one line and says what to do."""
@@ -34,3 +32,9 @@ class StorageError(UserError):
     """A file could not be written: no space, no permission, or somebody else holds it."""
 
     exit_code = 5
+
+
+class Preempted(UserError):
+    """The run was asked to stop, has saved, and goes on when the same command is run again."""
+
+    exit_code = 75  # os.EX_TEMPFAIL

@@ -1,0 +1,176 @@
+"""Every setting of a training run, with its default, and the check that they make sense together.
+
+A file under `configs/` calls `default()`, changes a few fields and gives the system its name. Only the entry points
+read a config; everything below gets plain arguments.
+"""
+
+import difflib
+import math
+
+from ml_collections import ConfigDict
+
+from bcss_jax.errors import ConfigError
+from bcss_jax.labels import SCHEMES
+
+LAYOUTS = ("sample", "kaggle224", "kaggle512", "roi")
+# Settings that change how fast or how often, never what: a run may resume with other values of these.
+RUNTIME_FIELDS = ("data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps")
+
+
+def default() -> ConfigDict:
+    """The published recipe (batch 128, AdamW 5e-3, 15 epochs, all augmentations) on no data set in particular."""
+    config = ConfigDict()
+    config.name = ""  # name of the system; runs/<name> is the default workdir
+    config.seed = 0  # initialisation, order of the examples, augmentation
+
+    config.data = ConfigDict()
+    config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi
+    config.data.dir = ""  # where the data set lies; the sample needs none
+    config.data.prepared_dir = "~/.cache/bcss_jax"  # where prepared TFRecords go
+    config.data.split = "published"  # published, or institute: hold out OL, LL, E2, EW, GM, S3
+    config.data.mpp = 0.25  # um per pixel of the images
+    config.data.patch_size = 224  # roi: side of the patches cut, in pixels
+    config.data.stride = 224  # roi: distance between patches, in pixels
+    config.data.allow_missing = False  # leave out images without mask (and the reverse) instead of refusing
+    config.data.max_bad = 0.0  # share of unreadable files that is left out instead of refusing
+    config.data.threads = 0  # parallel decoding and augmentation; 0: one per core
+
+    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes
+
+    config.model = ConfigDict()
+    config.model.name = "unet"
+    config.model.width = 64  # channels of the first stage
+    config.model.depth = 4  # times the resolution is halved
+    config.model.bilinear = False  # bilinear instead of transposed-convolution upsampling
+    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+
+    config.augment = ConfigDict()  # the fields of augment.Augmentation: probability of each change and its strength
+    config.augment.rotate90 = 1.0  # by 0, 90, 180 or 270 degrees
+    config.augment.horizontal_flip = 0.5
+    config.augment.vertical_flip = 0.5
+    config.augment.rotate = 0.25
+    config.augment.rotate_degrees = 45.0  # at most
+    config.augment.elastic = 0.25
+    config.augment.elastic_pixels = 2.0  # standard deviation of the displacement
+    config.augment.elastic_smoothness = 8.0  # of the Gaussian that smooths it, in pixels
+    config.augment.color_jitter = 0.5
+    config.augment.brightness = 0.2
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+    config.augment.hue = 0.05
+    config.augment.blur = 0.1
+    config.augment.blur_sigma = 1.5  # at most, in pixels
+
+    config.loss = ConfigDict()
+    config.loss.dice_batch = True  # Dice over the batch, else per image
+    config.loss.smooth = 1e-5
+    config.loss.suppress_ignored_logit = False  # leave the ignored class out of the softmax
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.clip_norm = 0.0  # of the gradients together; 0: not clipped
+
+    config.plateau = ConfigDict()  # reduces the learning rate when the validation loss stalls
+    config.plateau.factor = 0.1
+    config.plateau.patience = 3  # epochs without improvement that are borne, as in PyTorch
+    config.plateau.min_scale = 1e-4
+
+    config.batch_size = 128  # over all devices
+    config.micro_batches = 1  # parts the batch is computed in; more need less memory
+    config.eval_batch_size = 128
+    config.epochs = 15
+    config.early_stopping = 8  # epochs without a better validation loss after which training ends; 0: never
+    config.max_bad_steps = 3  # steps with a non-finite loss after which training gives up
+
+    config.checkpoint_steps = 200  # steps between checkpoints; there is always one at an epoch's end
+    config.log_seconds = 10.0  # between progress lines where the output is no terminal
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks names, ranges and combinations.
+
+    Raises:
+      ConfigError: one line with the field, what it is and what it may be.
+    """
+    _one_of(config, "data.layout", LAYOUTS)
+    _one_of(config, "data.split", ("published", "institute"))
+    _one_of(config, "labels", tuple(SCHEMES))
+    _one_of(config, "dtype", ("float32", "bfloat16"))
+    for field in ("batch_size", "eval_batch_size", "epochs", "micro_batches", "max_bad_steps", "checkpoint_steps"):
+        _at_least(config, field, 1)
+    for field in ("data.patch_size", "data.stride", "model.width", "model.depth"):
+        if _has(config, field):
+            _at_least(config, field, 1)
+    for field in ("seed", "data.threads", "early_stopping", "plateau.patience", "plateau.min_scale"):
+        _at_least(config, field, 0)
+    for field in ("optimizer.weight_decay", "optimizer.clip_norm", "loss.smooth", "log_seconds", "data.max_bad"):
+        _at_least(config, field, 0)
+    for field in ("optimizer.learning_rate", "data.mpp", "plateau.factor"):
+        if not 0 < _get(config, field) < math.inf:
+            raise ConfigError(f"config.{field}={_get(config, field)}: must be above 0")
+    if not config.plateau.factor < 1:
+        raise ConfigError(f"config.plateau.factor={config.plateau.factor}: must be below 1, it reduces")
+    if config.labels == "five_classes" and config.data.layout == "kaggle224":
+        raise ConfigError(
+            "config.labels=five_classes: the kaggle224 masks hold only 0, 1, 2; use kaggle512 or roi, "
+            "or config.labels=tumor_stroma"
+        )
+    if config.data.layout != "sample" and not config.data.dir:
+        raise ConfigError(
+            f"config.data.layout={config.data.layout} needs the folder of the data set: add --config.data.dir=FOLDER "
+            "(BCSS: kaggle.com/datasets/whats2000/breast-cancer-semantic-segmentation-bcss; "
+            "to try the built-in sample: --config=configs/unet.py)"
+        )
+
+
+def unknown_field(config: ConfigDict, field: str) -> str:
+    """One line about a field that does not exist, with the nearest that do. `field` is dotted, without `config.`."""
+    near = difflib.get_close_matches(field, field_names(config), n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join('config.' + n for n in near)}?" if near else ""
+    return f"config.{field}: there is no such setting{hint}"
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of all settings."""
+    names = []
+    for key, value in config.items():
+        names += field_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return names
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines `field: old -> new` for every setting that would make another run of it; `RUNTIME_FIELDS` do not."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        field, a, b = prefix + key, old.get(key, "(none)"), new.get(key, "(none)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, field + ".")
+        elif a != b and field not in RUNTIME_FIELDS:
+            lines.append(f"config.{field}: {a} -> {b}")
+    return lines
+
+
+def _get(config, field):
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def _has(config, field):
+    return field in field_names(config)
+
+
+def _one_of(config, field, values):
+    value = _get(config, field)
+    if value not in values:
+        near = difflib.get_close_matches(str(value), values, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"config.{field}={value}: must be one of {', '.join(values)}{hint}")
+
+
+def _at_least(config, field, low):
+    value = _get(config, field)
+    if not value >= low or value == math.inf:
+        raise ConfigError(f"config.{field}={value}: must be {low} or more")

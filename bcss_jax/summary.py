@@ -1,0 +1,77 @@
+"""summary.json: what a finished run is worth, and all that is needed to say what the figures mean."""
+
+import hashlib
+import importlib.metadata
+import platform
+
+import jax
+import numpy as np
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "albumentations")
+
+
+def params_sha256(params: dict) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters, sorted by name."""
+    digest = hashlib.sha256()
+    for path, value in sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree.leaves_with_path(params)):
+        value = np.asarray(value)
+        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict:
+    """Versions of this program, Python and the libraries that decide results; those not installed are left out."""
+    from bcss_jax import __version__
+
+    found = {"bcss_jax": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def summary(*, name: str, config: dict, record, scheme, data: dict, params: dict, stopped_early: bool) -> dict:
+    """The content of summary.json.
+
+    Args:
+      name: of the system.
+      config: as a dict.
+      record: the finished `run_record.RunRecord`, with at least one epoch.
+      scheme: `labels.LabelScheme`.
+      data: what `dataset.PreparedData.describe` says.
+      params: the final parameters.
+      stopped_early: training ended before `config.epochs`.
+
+    Returns:
+      JSON. The scores at the top are the validation split's at the best epoch, those of the checkpoint that is kept
+      as the best; `last_epoch` has those of the final parameters.
+    """
+    best, last = record.best() or record.history[-1], record.history[-1]
+    return {
+        "name": name,
+        "split": "val",
+        **best["scores"],
+        "best_epoch": best["epoch"],
+        "val_loss": best["val_loss"],
+        "last_epoch": {"epoch": last["epoch"], "val_loss": last["val_loss"], **last["scores"]},
+        "stopped_early": stopped_early,
+        "seconds": round(record.seconds, 3),
+        "bad_steps": record.bad_steps,
+        "empty_steps": record.empty_steps,
+        "params_sha256": params_sha256(params),
+        "parameters": int(sum(np.prod(value.shape) for value in jax.tree.leaves(params))),
+        "label_scheme": scheme.to_json(),
+        "argmax_over": list(scheme.evaluated_names),
+        "data": data,
+        "device": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "versions": versions(),
+        "config": config,
+    }

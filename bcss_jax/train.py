@@ -1,0 +1,291 @@
+"""Training: data -> state -> compiled steps -> evaluation -> checkpoint -> report, in one function read from the top."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import metric_writers
+from ml_collections import ConfigDict
+from PIL import Image
+
+from bcss_jax import dataset, figures, labels, metrics, models
+from bcss_jax.augment import Augmentation
+from bcss_jax.checkpoint import Checkpoints, load_trained
+from bcss_jax.errors import NumericalError, Preempted
+from bcss_jax.input_pipeline import InputWait, eval_batches, train_batches
+from bcss_jax.interruption import Interruption
+from bcss_jax.optimizer import Plateau, adamw
+from bcss_jax.progress import ProgressLine, duration
+from bcss_jax.run_record import RunRecord, SplitTotals, epoch_row, history_csv
+from bcss_jax.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
+from bcss_jax.step import TrainState, make_eval_step, make_train_step, split_model
+from bcss_jax.summary import summary, versions
+from bcss_jax.workdir import write_text
+
+SAMPLE_PICTURES = 6  # rows of samples.png
+TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/s  input wait    time"
+log = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains, or goes on training, the run in `workdir`, and writes its report.
+
+    Args:
+      config: valid (`config.validate`) and the one `workdir` is claimed for.
+      workdir: gets checkpoints/, tensorboard/, history.csv, curves.png, samples.png and summary.json.
+
+    Raises:
+      UserError: of the kinds in `errors`; each says what to do.
+    """
+    speaks = jax.process_index() == 0  # only one process prints and writes the report
+    say = print if speaks else (lambda *_, **__: None)
+
+    # --- Data ---
+    scheme = labels.SCHEMES[config.labels]
+    data = dataset.prepare(
+        config.data.layout,
+        data_dir=config.data.dir or None,
+        prepared_dir=Path(config.data.prepared_dir).expanduser(),
+        split=config.data.split,
+        mpp=config.data.mpp,
+        patch_size=config.data.patch_size,
+        stride=config.data.stride,
+        scheme=scheme,
+        allow_missing=config.data.allow_missing,
+        max_bad=config.data.max_bad,
+    )
+    num_train, num_val = data.splits["train"], data.splits["val"]
+    pipeline = {
+        "table": labels.lookup_table(scheme, data.codes),
+        "ignore_index": scheme.ignore_index,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "threads": config.data.threads or None,
+    }
+    augmentation = Augmentation(**config.augment)
+    say(
+        f"{config.data.layout}: {num_train} training and {num_val} validation images, classes {', '.join(scheme.evaluated_names)}"
+    )
+
+    # --- Devices, model, steps ---
+    mesh = make_mesh()
+    check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)
+    check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, mesh)
+    model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
+    tx = adamw(config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.clip_norm or None)
+    plateau = Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
+    objective = {
+        "num_classes": scheme.num_classes,
+        "ignore_index": scheme.ignore_index,
+        "classes": scheme.evaluated,
+        **config.loss,
+    }
+    train_step = make_train_step(model, tx, mesh, micro_batches=config.micro_batches, **objective)
+    eval_step = make_eval_step(model, mesh, **objective)
+
+    # --- State: new, or where the run was ---
+    _, params, rest = split_model(model)
+    num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    start = TrainState(np.int32(0), params, rest, tx.init(params), plateau.init())
+    state = place_replicated(start, mesh)
+    del model, params, rest, start
+    say(f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)")
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    about = {
+        "config": config.to_dict(),
+        "label_scheme": scheme.to_json(),
+        "data": data.describe(),
+        "versions": versions(),
+    }
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
+    restored = checkpoints.restore(abstract)
+    record = RunRecord()
+    if restored:
+        state, record_json, _ = restored
+        record = RunRecord.from_json(record_json)
+        say(f"resuming after epoch {record.epoch}, batch {record.step_in_epoch} (step {int(state.step)})")
+
+    def save(improved_at: int | None = None):
+        record.tick()
+        checkpoints.save(state, record.to_json(), about, improved_at)
+
+    # --- Loop ---
+    smooth, steps_per_epoch = config.loss.smooth, math.ceil(num_train / config.batch_size)
+
+    def absorb(step: int, indices: np.ndarray, report: dict) -> float:
+        """Takes a finished step into the record; returns its loss."""
+        if not report["finite"]:
+            record.bad_steps += 1
+            names = ", ".join(data.table("train")[i]["key"] for i in indices if i >= 0)
+            loss, norm = float(report["loss"]), float(report["grad_norm"])
+            found = (
+                f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {norm}, left out; batch: {names}"
+            )
+            log.warning("%s", found)
+            if record.bad_steps >= config.max_bad_steps:
+                raise NumericalError(
+                    f"{found}. Training gives up after {record.bad_steps} such steps (config.max_bad_steps); the last "
+                    f"checkpoint is kept in {checkpoints.folder}. Try a lower config.optimizer.learning_rate"
+                )
+            return loss
+        record.empty_steps += not report["has_truth"]
+        record.totals.add(report["sums"], report["confusion"])
+        return float(report["loss"])
+
+    def evaluate(params, rest, keep: frozenset[int] = frozenset()) -> tuple[SplitTotals, dict, dict]:
+        """Goes through the validation split: totals, scores, and image/label/prediction of the examples in `keep`."""
+        totals, per_image, kept = SplitTotals(), [], {}
+        batches = eval_batches(data.load("val"), num_val, batch_size=config.eval_batch_size, **pipeline)
+        for number, batch in enumerate(batches):
+            placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
+            report = jax.device_get(eval_step(params, rest, placed["image"], placed["label"]))
+            real = min(config.eval_batch_size, num_val - number * config.eval_batch_size)
+            totals.add(report["sums"], report["confusion"].sum(0))
+            per_image.append(report["confusion"][:real])
+            first = jax.process_index() * len(batch["index"])  # this process's part of the global batch
+            for row, index in enumerate(batch["index"]):
+                if index in keep:
+                    kept[int(index)] = batch["image"][row], batch["label"][row], report["predictions"][first + row]
+        scores = metrics.scores(np.concatenate(per_image), config.eval_batch_size, scheme.class_names, scheme.evaluated)
+        return totals, scores, kept
+
+    writer = metric_writers.SummaryWriter(str(workdir / "tensorboard")) if speaks else metric_writers.MultiWriter([])
+    with Interruption() as interruption, metric_writers.ensure_flushes(writer):
+        say(TABLE)
+        while record.epoch < config.epochs and not _stalled(record, config.early_stopping):
+            batches = InputWait(
+                train_batches(
+                    data.load("train"),
+                    num_train,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    epoch=record.epoch,
+                    start_step=record.step_in_epoch,
+                    augmentation=augmentation,
+                    **pipeline,
+                )
+            )
+            first_step, epoch_start = record.step_in_epoch, time.perf_counter()
+            line = ProgressLine(f"epoch {record.epoch + 1}", steps_per_epoch, first_step, config.log_seconds, speaks)
+            pending = None  # the step in flight: its numbers are read while the next one runs
+            grad_norm = math.nan
+            for batch in batches:
+                placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
+                state, report = train_step(state, placed["image"], placed["label"])
+                record.step_in_epoch += 1
+                step = record.epoch * steps_per_epoch + record.step_in_epoch
+                if pending:
+                    loss = absorb(*pending)
+                    wait = batches.seconds / (time.perf_counter() - epoch_start)
+                    line.update(record.step_in_epoch - 1, f"loss {loss:.4f}, input wait {wait:.1%}")
+                pending = step, batch["index"], report
+                checkpoints.check()
+                stop = interruption.agreed(step)
+                if stop or (step % config.checkpoint_steps == 0 and record.step_in_epoch < steps_per_epoch):
+                    absorb(*pending)
+                    pending = None
+                    save()
+                    if stop:
+                        line.close()
+                        checkpoints.close()
+                        raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
+            if pending:
+                grad_norm = float(pending[2]["grad_norm"])
+                absorb(*pending)
+            train_seconds = time.perf_counter() - epoch_start
+            images_per_second = (record.step_in_epoch - first_step) * config.batch_size / train_seconds
+
+            totals, scores, _ = evaluate(state.params, state.rest)
+            learning_rate = config.optimizer.learning_rate * float(state.plateau.scale)
+            row = epoch_row(
+                record,
+                totals,
+                scores,
+                scheme.evaluated,
+                smooth,
+                step=record.epoch * steps_per_epoch + record.step_in_epoch,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                input_wait=batches.seconds / train_seconds,
+                images_per_second=images_per_second,
+                seconds=record.tick(),
+            )
+            state.plateau = place_replicated(plateau.update(jax.device_get(state.plateau), row["val_loss"]), mesh)
+            improved = record.end_epoch(row)
+            save(improved_at=record.epoch if improved else None)
+            line.print(_table_line(record.history[-1]))
+            line.close()
+            if speaks:
+                scalars = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
+                writer.write_scalars(row["step"], scalars)
+                write_text(workdir / "history.csv", history_csv(record.history))
+                figures.curves(record.history, workdir / "curves.png", title=config.name)
+            if interruption.agreed(0) and record.epoch < config.epochs:
+                checkpoints.close()
+                raise Preempted(f"stopped after epoch {record.epoch} and saved; the same command goes on from there")
+        checkpoints.close()
+
+        # --- Report, from what the checkpoints hold ---
+        best = load_trained(checkpoints.folder, mesh, "best")
+        chosen = frozenset(np.linspace(0, num_val - 1, min(SAMPLE_PICTURES, num_val)).astype(int).tolist())
+        _, _, kept = evaluate(best.params, best.rest, chosen)
+        if not speaks:
+            return
+        table = data.table("val")
+        images, truth, predictions = (np.stack(part) for part in zip(*(kept[i] for i in sorted(kept)), strict=True))
+        figures.samples(
+            images,
+            truth,
+            predictions,
+            scheme,
+            workdir / "samples.png",
+            names=[table[i]["key"] for i in sorted(kept)],
+            title=f"{config.name}: validation images, best epoch",
+        )
+        writer.write_images(int(state.step), {"samples": np.asarray(Image.open(workdir / "samples.png").convert("RGB"))[None]})
+    write_text(workdir / "history.csv", history_csv(record.history))
+    figures.curves(record.history, workdir / "curves.png", title=config.name)
+    stopped_early = record.epoch < config.epochs
+    result = summary(
+        name=config.name,
+        config=config.to_dict(),
+        record=record,
+        scheme=scheme,
+        data=data.describe(),
+        params=jax.device_get(state.params),
+        stopped_early=stopped_early,
+    )
+    write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+    why = f"no better validation loss for {record.stalled_epochs()} epochs" if stopped_early else "all epochs done"
+    dice = ", ".join(f"{name} {_number(value)}" for name, value in result["dice_global"].items())
+    say(f"finished after epoch {record.epoch} ({why}) in {duration(record.seconds)}")
+    say(f"best epoch {result['best_epoch']}: Dice over the validation split: {dice}")
+    say(f"look at:   {workdir / 'curves.png'}  {workdir / 'samples.png'}")
+    say(f"figures:   {workdir / 'summary.json'}  {workdir / 'history.csv'}")
+    say(f"next:      tensorboard --logdir={workdir / 'tensorboard'}")
+    if config.data.layout == "sample":
+        say(
+            f"on BCSS:   python -m bcss_jax.main --config=configs/{config.model.name}.py:kaggle224 --config.data.dir=FOLDER"
+        )
+
+
+def _stalled(record: RunRecord, patience: int) -> bool:
+    return bool(patience) and record.stalled_epochs() >= patience
+
+
+def _table_line(row: dict) -> str:
+    return (
+        f"{row['epoch']:5d}  {_number(row['train_loss']):>10}  {_number(row['val_loss']):>8}  {_number(row['val_dice']):>8}"
+        f"  {_number(row['val_iou']):>8}  {row['learning_rate']:13.2e}  {row['images_per_second']:8.2f}"
+        f"  {row['input_wait']:10.1%}  {duration(row['seconds']):>6}{'  best' if row['best'] else ''}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"

@@ -1,0 +1,93 @@
+"""The folder of one run: one process at a time, one config for its whole life, no half-written files."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from bcss_jax.config import differences
+from bcss_jax.errors import ConfigError, StorageError
+
+# All that a run writes into its folder, and so all that `--fresh` takes away.
+OUTPUTS = ("checkpoints", "tensorboard", "config.json", "history.csv", "summary.json", "curves.png", "samples.png")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder (made if need be) for this process; the lock goes with the process, however it ends.
+
+    Raises:
+      StorageError: the folder cannot be made or written, or another process is at work in it.
+    """
+    path = workdir / ".lock"
+    with storage_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise StorageError(f"{workdir}: in use by {holder}; wait for it, or choose another --workdir") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def claim(workdir: Path, config: dict, fresh: bool) -> None:
+    """Ties the folder to a config. A folder tied to an equal one is resumed, `fresh` empties it first.
+
+    Raises:
+      ConfigError: the folder is that of another config; the message says what differs.
+      StorageError: it cannot be written.
+    """
+    with storage_errors(workdir):
+        if fresh:
+            for name in OUTPUTS:
+                path = workdir / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path}: not readable as JSON ({error}); start over with --fresh") from error
+        changed = differences(old, config)
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run of another config ({'; '.join(changed)}); "
+                "use another --workdir, the same settings, or --fresh to delete that run"
+            )
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: under a temporary name, to the disk, then renamed.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the file system's errors into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or path}: cannot be written ({error.strerror}); check space and permissions"
+        ) from error

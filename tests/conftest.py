@@ -1,0 +1,21 @@
+"""Where the tests find real data, and how they run JAX."""
+
+import os
+from pathlib import Path
+
+# Eight virtual CPU devices in every test process; tests that want fewer take a slice of them.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference values and real data beside the repository; tests skip where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no folder of reference values and data at {SHARED.name}/ beside the repository")
+    return SHARED

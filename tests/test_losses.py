@@ -1,0 +1,152 @@
+"""Losses against torch, MONAI and nnU-Net values, and what ignored pixels may not do."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bcss_jax import losses
+
+CASES = ("plain", "class2_absent", "ignore255", "ignore0", "ignore0_class2_absent", "ignore_highest")
+
+
+@pytest.fixture(scope="module")
+def reference(shared):
+    folder = shared / "loss_values"
+    spec = importlib.util.spec_from_file_location("loss_inputs", folder / "inputs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return json.loads((folder / "values.json").read_text()), module
+
+
+def case(reference, name):
+    values, module = reference
+    kwargs = module.CASES[name]
+    logits, labels = module.inputs(**kwargs)
+    return values[name], jnp.asarray(logits.transpose(0, 2, 3, 1)), jnp.asarray(labels), kwargs.get("ignore")
+
+
+def check(function, logits, expected):
+    value, grad = jax.value_and_grad(function)(logits)
+    np.testing.assert_allclose(value, expected["value"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jnp.abs(grad).sum(), expected["grad_abs_sum"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad[0, 0, 0, 0], expected["grad_0"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cross_entropy_is_torchs(reference, name):
+    expected, logits, labels, ignore = case(reference, name)
+    check(lambda x: losses.cross_entropy(x, labels, ignore_index=ignore), logits, expected["torch_ce"])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch", (True, False))
+def test_dice_is_monais_without_background(reference, name, batch):
+    expected, logits, labels, ignore = case(reference, name)
+    key = f"monai_dice_bg0_batch{int(batch)}"
+    check(lambda x: losses.soft_dice(x, labels, ignore_index=ignore, classes=(1, 2), batch=batch), logits, expected[key])
+    check(lambda x: losses.soft_dice(x, labels, ignore_index=ignore, batch=batch), logits, expected[key])
+
+
+@pytest.mark.parametrize("name", ("plain", "ignore0", "ignore255"))
+def test_dice_with_background_is_monais(reference, name):
+    expected, logits, labels, ignore = case(reference, name)
+    check(
+        lambda x: losses.soft_dice(x, labels, ignore_index=ignore, classes=(0, 1, 2)),
+        logits,
+        expected["monai_dice_bg1_batch1"],
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch", (True, False))
+def test_sum_is_nnunets_plus_one(reference, name, batch):
+    expected, logits, labels, ignore = case(reference, name)
+    expected = dict(expected[f"nnunet_dc_ce_batch{int(batch)}"])
+    expected["value"] += 1.0
+    check(lambda x: losses.ce_dice(x, labels, ignore_index=ignore, batch=batch), logits, expected)
+
+
+def random_batch(seed=0, n=3, h=7, w=5, c=3, ignore=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(1, c, (n, h, w))
+    labels[rng.random(labels.shape) < 0.4] = ignore
+    return rng.normal(0, 2, (n, h, w, c)).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("batch", (True, False))
+@pytest.mark.parametrize("suppress", (True, False))
+@pytest.mark.parametrize("rubbish", (1e30, np.nan, -np.inf))
+def test_logits_under_ignored_pixels_change_no_bit(batch, suppress, rubbish):
+    logits, labels = random_batch()
+    function = jax.jit(
+        jax.value_and_grad(
+            lambda x: losses.ce_dice(x, labels, ignore_index=0, batch=batch, suppress_ignored_logit=suppress)
+        )
+    )
+    value, grad = function(logits)
+    value2, grad2 = function(np.where((labels == 0)[..., None], np.float32(rubbish), logits))
+    assert np.isfinite(value) and np.abs(grad).sum() > 0
+    assert np.asarray(value).tobytes() == np.asarray(value2).tobytes()
+    assert np.asarray(grad).tobytes() == np.asarray(grad2).tobytes()
+    assert not np.asarray(grad)[labels == 0].any()
+
+
+def test_image_content_under_ignored_pixels_changes_no_bit_of_a_pixelwise_networks_gradients():
+    # A network that looks at one pixel at a time shows that the loss lets nothing through. (One with a receptive field
+    # sees ignored pixels as the surroundings of others.)
+    images, labels = random_batch(c=3)
+    weights = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
+    function = jax.jit(jax.value_and_grad(lambda w, x: losses.ce_dice(x @ w, labels, ignore_index=0)))
+    value, grad = function(weights, images)
+    value2, grad2 = function(weights, np.where((labels == 0)[..., None], np.float32(7.5), images))
+    assert np.asarray(value).tobytes() == np.asarray(value2).tobytes()
+    assert np.asarray(grad).tobytes() == np.asarray(grad2).tobytes()
+
+
+@pytest.mark.parametrize("batch", (True, False))
+@pytest.mark.parametrize("loss", (losses.cross_entropy, losses.soft_dice, losses.ce_dice))
+def test_all_ignored_gives_loss_and_gradient_zero(loss, batch):
+    logits, labels = random_batch()
+    kwargs = {} if loss is losses.cross_entropy else {"batch": batch}
+    value, grad = jax.value_and_grad(lambda x: loss(x, np.zeros_like(labels), ignore_index=0, **kwargs))(logits)
+    assert float(value) == 0.0
+    assert not np.asarray(grad).any()
+
+
+def test_an_ignored_image_has_no_part_in_the_dice_per_image():
+    logits, labels = random_batch()
+    more = np.concatenate([logits, logits[:1]]), np.concatenate([labels, np.zeros_like(labels[:1])])
+    alone = losses.soft_dice(logits, labels, ignore_index=0, batch=False)
+    np.testing.assert_allclose(losses.soft_dice(*more, ignore_index=0, batch=False), alone, rtol=1e-6)
+
+
+def test_suppressed_logit_equals_a_softmax_without_it():
+    logits, labels = random_batch()
+    value, grad = jax.value_and_grad(
+        lambda x: losses.ce_dice(x, labels, ignore_index=0, classes=(1, 2), suppress_ignored_logit=True)
+    )(logits)
+    shifted = np.where(labels == 0, 255, labels - 1)
+    expected = losses.ce_dice(logits[..., 1:], shifted, ignore_index=255, classes=(0, 1))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert not np.asarray(grad)[..., 0].any()
+
+
+@pytest.mark.parametrize("batch", (True, False))
+def test_sums_of_parts_give_the_loss_of_the_whole(batch):
+    logits, labels = random_batch(n=4)
+    parts = [losses.loss_sums(logits[i : i + 2], labels[i : i + 2], ignore_index=0, batch=batch) for i in (0, 2)]
+    total = jax.tree.map(jnp.add, *parts)
+    expected = losses.ce_dice(logits, labels, ignore_index=0, batch=batch)
+    np.testing.assert_allclose(losses.loss_from_sums(total), expected, rtol=1e-6)
+
+
+def test_shapes_and_classes_that_do_not_fit_are_refused():
+    logits, labels = random_batch()
+    with pytest.raises(ValueError, match="same pixels"):
+        losses.ce_dice(logits, labels[:, :-1])
+    with pytest.raises(ValueError, match="must name some of the 3 logits"):
+        losses.soft_dice(logits, labels, classes=(1, 3))

@@ -1,0 +1,83 @@
+"""Metrics against stored values and brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from test_losses import CASES, case, reference  # noqa: F401 (a fixture)
+
+from bcss_jax import metrics
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("over", ("all", "1plus"))
+def test_stored_values(reference, name, over):  # noqa: F811
+    values, logits, labels, ignore = case(reference, name)
+    expected = values[f"metrics_argmax_{over}"]
+    predictions = metrics.predict(logits, None if over == "all" else (1, 2))
+    # A label outside the logits (255, 3) is ignored and never counted.
+    counts = np.asarray(metrics.confusion(predictions, labels, 3, ignore))
+    scores = metrics.scores(counts, 2, ("zero", "one", "two"), (1, 2))
+    np.testing.assert_allclose(metrics.dice(counts.sum(0), (1, 2)), expected["dice_global_class"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(metrics.iou(counts.sum(0), (1, 2)), expected["iou_global_class"], rtol=0, atol=1e-12)
+    assert scores["dice_global"]["macro"] == pytest.approx(expected["macro_dice_global"], abs=1e-12)
+    assert scores["iou_global"]["macro"] == pytest.approx(expected["macro_iou_global"], abs=1e-12)
+    assert scores["dice_image"]["macro"] == pytest.approx(expected["macro_dice_per_image_nanmean"], abs=1e-12)
+    assert scores["dice_batch"] == scores["dice_global"]  # one batch holds both images
+
+
+def brute_force(predictions, labels, ignore, classes):
+    """Dice and IoU per image and class, pixel by pixel."""
+    dice, iou = [], []
+    for p, t in zip(predictions, labels, strict=True):
+        for values, formula in ((dice, lambda a, b: 2 * a / (2 * a + b)), (iou, lambda a, b: a / (a + b))):
+            row = []
+            for c in classes:
+                both = sum(1 for x, y in zip(p.flat, t.flat, strict=True) if y != ignore and x == c and y == c)
+                one = sum(1 for x, y in zip(p.flat, t.flat, strict=True) if y != ignore and (x == c) != (y == c))
+                row.append(formula(both, one) if both + one else math.nan)
+            values.append(row)
+    return np.asarray(dice), np.asarray(iou)
+
+
+@pytest.mark.parametrize("ignore", (0, 255))
+def test_brute_force_on_random_masks(ignore):
+    rng = np.random.default_rng(3)
+    labels = rng.integers(1, 5, (5, 6, 7))
+    labels[rng.random(labels.shape) < 0.3] = ignore
+    labels[0][labels[0] == 3] = 1  # a class that is missing from an image
+    predictions = rng.integers(1, 5, labels.shape)
+    predictions[0][predictions[0] == 3] = 2
+    counts = np.asarray(metrics.confusion(predictions, labels, 5, ignore))
+    assert counts.dtype == np.int32 and counts.sum() == (labels != ignore).sum()
+    dice, iou = brute_force(predictions, labels, ignore, (1, 2, 3, 4))
+    np.testing.assert_allclose(metrics.dice(counts, (1, 2, 3, 4)), dice, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(metrics.iou(counts, (1, 2, 3, 4)), iou, rtol=0, atol=1e-12)
+    scores = metrics.scores(counts, 2, tuple("abcde"), (1, 2, 3, 4))
+    assert scores["dice_image"]["macro"] == pytest.approx(np.nanmean(dice, 0).mean(), abs=1e-12)
+    batches = np.stack([counts[:2].sum(0), counts[2:4].sum(0), counts[4:].sum(0)])
+    assert scores["iou_batch"]["b"] == pytest.approx(np.nanmean(metrics.iou(batches, (1,))), abs=1e-12)
+
+
+def test_absent_missed_and_invented_classes_are_told_apart():
+    labels = np.asarray([[[1, 1]], [[2, 2]], [[1, 1]]])
+    predictions = np.asarray([[[1, 1]], [[1, 1]], [[1, 2]]])
+    scores = metrics.scores(metrics.confusion(predictions, labels, 4, 0), 1, ("ignored", "tumor", "stroma", "fat"), (1, 2, 3))
+    assert scores["images"]["tumor"] == {"present": 2, "missed": 0, "absent": 0, "false": 1}
+    assert scores["images"]["stroma"] == {"present": 1, "missed": 1, "absent": 1, "false": 1}
+    assert scores["images"]["fat"] == {"present": 0, "missed": 0, "absent": 3, "false": 0}
+    assert scores["dice_global"]["fat"] is None  # no score is not a score of 0, nor of 1
+    assert scores["dice_global"]["stroma"] == 0.0
+    assert scores["dice_global"]["macro"] == pytest.approx((scores["dice_global"]["tumor"] + 0.0) / 2)
+
+
+def test_prediction_chooses_among_the_evaluated_classes_only():
+    logits = np.asarray([[9.0, 1.0, 2.0], [9.0, 3.0, 2.0]])
+    assert metrics.predict(logits).tolist() == [0, 0]
+    assert metrics.predict(logits, (1, 2)).tolist() == [2, 1]
+
+
+def test_counts_beyond_int32_add_up():
+    counts = np.full((3, 2, 2), 2**31 - 1, np.int32)
+    scores = metrics.scores(counts, 3, ("a", "b"), (0, 1))
+    assert scores["dice_global"]["macro"] == pytest.approx(0.5)
