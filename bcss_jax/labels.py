@@ -96,7 +96,12 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
     names = {name: label for label, name in enumerate(scheme.class_names)}
     everything_else = names.get("other", scheme.ignore_index)
     table[: len(BCSS22_NAMES)] = everything_else
-    for codes_of_class, name in ((TUMOR, "tumor"), (STROMA, "stroma"), (INFLAMMATORY, "inflammatory"), (NECROSIS, "necrosis")):
+    for codes_of_class, name in (
+        (TUMOR, "tumor"),
+        (STROMA, "stroma"),
+        (INFLAMMATORY, "inflammatory"),
+        (NECROSIS, "necrosis"),
+    ):
         table[list(codes_of_class)] = names.get(name, everything_else)
     table[list(UNKNOWN)] = scheme.ignore_index
     return table

@@ -1,0 +1,314 @@
+"""Reads every tile once, before anything is trained on it, and reports what is wrong and what is in there.
+
+A data set with a defect is refused with the first few files named and all of them counted. What may be passed over
+(`allow_missing`, `max_bad`) is passed over by the caller's decision, and counted too.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from absl import logging
+
+from bcss_jax import labels
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.layouts import Tile, require_parts
+from bcss_jax.tiles import printable, read_pair
+
+NAMED_FILES = 3  # how many bad files an error names; the rest are counted
+LOGGED_WARNINGS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckReport:
+    """What a data set holds, and what was passed over.
+
+    Attributes:
+      tiles: per part, number of usable tiles.
+      patients: per part, number of patients.
+      patients_in_two_parts: patients with tiles in more than one part.
+      code_pixels: per part and name of the code, number of pixels.
+      all_ignored: per label scheme and part, number of tiles without any evaluated pixel: they teach nothing.
+      absent: per label scheme and part, evaluated classes which occur nowhere in it.
+      repeated: number of tiles whose pixels occur earlier in the same part.
+      missing: files whose other half is missing, passed over because of `allow_missing`.
+      bad: one line per unusable pair of files, passed over because of `max_bad`.
+      warnings: what is odd but usable.
+    """
+
+    tiles: dict[str, int]
+    patients: dict[str, int]
+    patients_in_two_parts: list[str]
+    code_pixels: dict[str, dict[str, int]]
+    all_ignored: dict[str, dict[str, int]]
+    absent: dict[str, dict[str, list[str]]]
+    repeated: int
+    missing: list[str]
+    bad: list[str]
+    warnings: list[str]
+
+    def to_json(self) -> dict:
+        """Plain dict."""
+        return dataclasses.asdict(self)
+
+    def log(self, scheme: labels.LabelScheme) -> None:
+        """Logs the counts, and as warnings what the user should know before training with this scheme."""
+        for part, count in self.tiles.items():
+            logging.info("%s: %d tiles of %d patients", part, count, self.patients[part])
+        if self.patients_in_two_parts:
+            logging.warning(
+                "%d patients have tiles in more than one part, so validation figures flatter; split=institute avoids it",
+                len(self.patients_in_two_parts),
+            )
+        for part, names in self.absent.get(scheme.name, {}).items():
+            if names:
+                logging.warning("%s holds no pixel of %s: there is no figure for it", part, ", ".join(names))
+        for part, count in self.all_ignored.get(scheme.name, {}).items():
+            if count:
+                logging.warning(
+                    "%s: %d of %d tiles carry no truth under the scheme %s", part, count, self.tiles[part], scheme.name
+                )
+        for what, lines in (("left out for want of image or mask", self.missing), ("left out as unusable", self.bad)):
+            if lines:
+                logging.warning("%d pairs of files %s, first: %s", len(lines), what, lines[0])
+        if self.repeated:
+            logging.warning("%d tiles repeat the pixels of another tile of their part", self.repeated)
+        for line in self.warnings[:LOGGED_WARNINGS]:
+            logging.warning("%s", line)
+        if len(self.warnings) > LOGGED_WARNINGS:
+            logging.warning("and %d more warnings of this kind", len(self.warnings) - LOGGED_WARNINGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What the checks need to know about a tile once its pixels are gone.
+
+    Attributes:
+      size: (height, width).
+      code_counts: int64 [22], pixels per code.
+      digest: of the image's pixels; empty if they all have one colour, for blank tiles resemble one another.
+    """
+
+    size: tuple[int, int]
+    code_counts: np.ndarray
+    digest: bytes
+
+
+def content_of(image: np.ndarray, mask: np.ndarray) -> Content:
+    """Sums up a tile: image uint8 [H, W, 3], mask uint8 [H, W]."""
+    image = np.ascontiguousarray(image)
+    digest = b"" if (image == image[0, 0]).all() else hashlib.sha256(image).digest()
+    return Content(mask.shape, np.bincount(mask.ravel(), minlength=len(labels.BCSS22_NAMES)), digest)
+
+
+def check(
+    tiles: Iterable[Tile],
+    *,
+    allow_missing: bool = False,
+    max_bad: float = 0.0,
+    patients_may_recur: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Tile], CheckReport]:
+    """Reads every tile and judges the data set.
+
+    Args:
+      tiles: what `layouts.find_tiles` gives.
+      allow_missing: pass over images without a mask and masks without an image.
+      max_bad: share of the pairs of files, 0 to 1, that may be unusable and are then passed over.
+      patients_may_recur: the same patient in two parts is no error: so it is by design in kaggle224 as published.
+      progress: called now and then with the pairs of files done and their number; `LogProgress` by default.
+
+    Returns:
+      The usable tiles in the order given, and the report.
+
+    Raises:
+      ConfigError: `max_bad` is no share.
+      DataError: missing or unusable files beyond what is allowed, tiles of different sizes, a patient or the very same
+        image in two parts, or nothing left in train or val.
+    """
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"max_bad must be a share from 0 to 1; found {max_bad}")
+    tiles = list(tiles)
+    progress = progress or LogProgress("checked")
+    pairs = [list(group) for _, group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask))]
+    missing, bad, warnings, contents = [], [], [], {}
+    pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # regions take memory: not many at once
+    with contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for the rest
+        for done, (pair, finding) in enumerate(zip(pairs, pool.map(_examine, pairs), strict=True), 1):
+            missing += finding.missing
+            bad += finding.bad
+            warnings += finding.warnings
+            contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
+            progress(done, len(pairs))
+    bad += _of_other_size(tiles, contents)
+    if missing and not allow_missing:
+        raise DataError(
+            _listed(missing, len(pairs)) + "; complete or remove them, or set allow_missing to leave them out"
+        )
+    if len(bad) > max_bad * len(pairs):
+        raise DataError(_listed(bad, len(pairs)) + "; mend or remove them, or allow a share of them with max_bad")
+    usable = [tile for tile in tiles if tile.key in contents]
+    require_parts(usable)
+    rows = [(tile.key, tile.split, tile.patient, contents[tile.key]) for tile in usable]
+    report = judge(rows, usable[0].codes, patients_may_recur=patients_may_recur)
+    return usable, dataclasses.replace(report, missing=missing, bad=bad, warnings=warnings)
+
+
+def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may_recur: bool = False) -> CheckReport:
+    """Judges tiles that could all be read.
+
+    Args:
+      rows: key, part, patient and content of each tile.
+      codes: the masks' code book.
+      patients_may_recur: as in `check`.
+
+    Raises:
+      DataError: a patient or the very same image in two parts.
+    """
+    tiles = collections.Counter(part for _, part, *_ in rows)
+    patients, parts_of = collections.defaultdict(set), collections.defaultdict(set)
+    first_with, repeated = {}, 0
+    for key, part, patient, content in rows:
+        patients[part].add(patient)
+        parts_of[patient].add(part)
+        if content.digest:
+            other_key, other_part = first_with.setdefault(content.digest, (key, part))
+            if other_part != part:
+                raise DataError(
+                    f"{printable(key)}: expected an image of its own in {part}, found the same pixels as in "
+                    f"{printable(other_key)} of {other_part}; remove one of the two"
+                )
+            repeated += other_key != key
+    recurring = sorted(patient for patient, parts in parts_of.items() if len(parts) > 1)
+    if recurring and not patients_may_recur:
+        named = ", ".join(recurring[:NAMED_FILES]) + (", .." if len(recurring) > NAMED_FILES else "")
+        raise DataError(
+            f"the split: expected every patient in one part only, found {len(recurring)} in several ({named}); "
+            "move their tiles into one part, or use split=institute"
+        )
+    counts = {part: sum(content.code_counts for _, p, _, content in rows if p == part) for part in tiles}
+    names = labels.CODE_BOOKS[codes]
+    return CheckReport(
+        tiles=dict(tiles),
+        patients={part: len(patients[part]) for part in tiles},
+        patients_in_two_parts=recurring,
+        code_pixels={
+            part: {names[code]: int(counts[part][code]) for code in np.flatnonzero(counts[part])} for part in tiles
+        },
+        all_ignored=_per_scheme(codes, lambda seen: _all_ignored(rows, tiles, seen)),
+        absent=_per_scheme(
+            codes,
+            lambda seen: {
+                part: [name for name, its_codes in seen.items() if not counts[part][its_codes].any()] for part in tiles
+            },
+        ),
+        repeated=repeated,
+        missing=[],
+        bad=[],
+        warnings=[],
+    )
+
+
+class LogProgress:
+    """Logs every ten seconds how many are done, how fast, and how long the rest will take."""
+
+    def __init__(self, done_word: str, every_s: float = 10.0):
+        """Takes the word for what is counted, such as "checked", and the seconds between lines."""
+        self.done_word, self.every_s = done_word, every_s
+        self.start_s = self.last_s = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Takes note of `done` of `total`."""
+        now_s = time.monotonic()
+        if now_s - self.last_s < self.every_s:
+            return
+        self.last_s = now_s
+        rate = done / (now_s - self.start_s)
+        logging.info("%s %d of %d, %.1f/s, %.0f s left", self.done_word, done, total, rate, (total - done) / rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finding:
+    """What came of one pair of files: a line for what is wrong, or the content of each of its tiles."""
+
+    missing: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    contents: tuple[Content, ...] = ()
+
+
+def _examine(pair: list[Tile]) -> _Finding:
+    """Reads one pair of files and sums up the tiles cut from it."""
+    image_path, mask_path = pair[0].image, pair[0].mask
+    for here, absent, what in ((image_path, mask_path, "mask"), (mask_path, image_path, "image")):
+        if not absent.exists():
+            return _Finding(missing=(f"{printable(here)}: expected its {what} {printable(absent)}, found none",))
+    warnings = []
+    try:
+        image, mask = read_pair(image_path, mask_path, pair[0].codes, warnings.append)
+    except DataError as error:
+        return _Finding(bad=(str(error),))
+    return _Finding(warnings=tuple(warnings), contents=tuple(content_of(*cut(image, mask, tile)) for tile in pair))
+
+
+def cut(image: np.ndarray, mask: np.ndarray, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+    """The tile's window of its image [H, W, 3] and mask [H, W]."""
+    if tile.window is None:
+        return image, mask
+    x, y, size = tile.window
+    return image[y : y + size, x : x + size], mask[y : y + size, x : x + size]
+
+
+def _of_other_size(tiles: list[Tile], contents: dict[str, Content]) -> list[str]:
+    """Lines for tiles which have not the size of most; takes them out of `contents`, for no batch could hold them."""
+    sizes = collections.Counter(content.size for content in contents.values())
+    if len(sizes) < 2:
+        return []
+    (height, width), _ = sizes.most_common(1)[0]
+    lines = []
+    for tile in tiles:
+        if tile.key in contents and contents[tile.key].size != (height, width):
+            h, w = contents.pop(tile.key).size
+            lines.append(f"{printable(tile.image)}: expected {width}x{height} pixels as most tiles have, found {w}x{h}")
+    return lines
+
+
+def _listed(lines: list[str], total: int) -> str:
+    """The first few lines and the number of all, as one."""
+    if len(lines) == 1:
+        return lines[0]
+    return (
+        f"{len(lines)} of {total} pairs of files cannot be used: "
+        + " | ".join(lines[:NAMED_FILES])
+        + (" | .." if len(lines) > NAMED_FILES else "")
+    )
+
+
+def _per_scheme(codes: str, of: Callable[[dict[str, np.ndarray]], dict]) -> dict[str, dict]:
+    """Applies `of` to {evaluated class: its codes} of every scheme that these masks can express."""
+    result = {}
+    for scheme in labels.SCHEMES.values():
+        try:
+            table = labels.lookup_table(scheme, codes)
+        except ValueError:
+            continue
+        result[scheme.name] = of(
+            {scheme.class_names[label]: np.flatnonzero(table == label) for label in scheme.evaluated}
+        )
+    return result
+
+
+def _all_ignored(rows: list, tiles: Iterable[str], evaluated: dict[str, np.ndarray]) -> dict[str, int]:
+    codes = np.concatenate(list(evaluated.values()))
+    number = dict.fromkeys(tiles, 0)
+    for _, part, _, content in rows:
+        number[part] += not content.code_counts[codes].any()
+    return number

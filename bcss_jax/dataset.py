@@ -1,0 +1,396 @@
+"""Writes the tiles of a data set as TFRecords, once, and gives them back as a `tf.data.Dataset`.
+
+`prepare` finds the tiles, checks every one of them, and has TensorFlow Datasets write them. What it wrote lies in a
+folder named after a fingerprint of all input files and options: another call with the same input finds it and reads no
+pixel, changed input is prepared anew beside it, and two data sets never mix. The folder gets its name by one rename when
+all is done, so there is never half of one.
+
+The masks keep their codes; `labels.lookup_table` turns them into labels later, whatever the scheme.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from bcss_jax import data_checks, labels, layouts, sample
+from bcss_jax.errors import ConfigError, DataError, StorageError
+from bcss_jax.tiles import printable, read_pair
+
+DATA_VERSION = "1.0.0"  # raise it when what is written changes: everything is then prepared anew
+LAYOUTS = ("sample", *layouts.FOLDERS)
+SAMPLE_SEED = 0
+SAMPLE_MPP = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One tile as it is stored; the attributes are those of `layouts.Tile`.
+
+    Attributes:
+      index: place in its part when sorted by key, from 0. The stored order is another one.
+      image: uint8 [H, W, 3].
+      mask: uint8 [H, W], codes.
+    """
+
+    index: int
+    key: str
+    barcode: str
+    patient: str
+    institute: str
+    x: int
+    y: int
+    mpp: float
+    codes: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class BcssTiles(tfds.core.GeneratorBasedBuilder):
+    """BCSS tiles with their masks; a config per layout. Use `prepare`, which also checks the data.
+
+    Examples are stored in the order of a hash of their key, hence shuffled once and for all, and the same every time.
+    """
+
+    VERSION = tfds.core.Version(DATA_VERSION)
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in LAYOUTS]
+    # Where tfds would look for checksums of downloads: there are none, and to look it needs importlib_resources, which
+    # it does not install (4.9.10).
+    code_path = None
+
+    def __init__(self, *, examples: dict[str, Iterable[Example]] | None = None, **kwargs):
+        """Takes the examples of each part, which are needed only to write them."""
+        self._examples = examples or {}
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description="Tiles of H&E stained breast cancer with the tissue code of every pixel.",
+            homepage="https://github.com/PathologyDataScience/BCSS",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    "index": tfds.features.Scalar(np.int64),
+                    "key": tfds.features.Text(),
+                    "barcode": tfds.features.Text(),
+                    "patient": tfds.features.Text(),
+                    "institute": tfds.features.Text(),
+                    "x": tfds.features.Scalar(np.int64),
+                    "y": tfds.features.Scalar(np.int64),
+                    "mpp": tfds.features.Scalar(np.float32),
+                    "codes": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        del dl_manager  # nothing is ever downloaded
+        return {part: self._generate_examples(examples) for part, examples in self._examples.items()}
+
+    def _generate_examples(self, examples: Iterable[Example]) -> Iterator[tuple[str, dict]]:
+        for example in examples:
+            features = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
+            features["image"] = _png(cv2.cvtColor(example.image, cv2.COLOR_RGB2BGR))
+            features["mask"] = _png(example.mask)
+            yield example.key, features
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A data set that is written and checked.
+
+    Attributes:
+      folder: where it lies.
+      layout: as given to `prepare`.
+      split: how the parts came about: "published", "institute", or "built-in" for the sample.
+      codes: code book of the masks.
+      mpp: nominal micrometres per pixel.
+      fingerprint: of all input files and options.
+      report: what the checks found.
+    """
+
+    folder: Path
+    layout: str
+    split: str
+    codes: str
+    mpp: float
+    fingerprint: str
+    report: data_checks.CheckReport
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of tiles per part."""
+        return dict(self.report.tiles)
+
+    def describe(self) -> dict:
+        """Plain dict for checkpoints and metric files: which data, which parts, what is in them."""
+        return {
+            "layout": self.layout,
+            "split": self.split,
+            "codes": self.codes,
+            "mpp": self.mpp,
+            "fingerprint": self.fingerprint,
+            "data_version": DATA_VERSION,
+            **self.report.to_json(),
+        }
+
+    def table(self, part: str) -> list[dict]:
+        """What is known of each tile of a part but its pixels; entry i is the tile with index i."""
+        with _as_storage_error(self.folder):
+            return json.loads((self.folder / "tables.json").read_text())[part]
+
+    def load(self, part: str) -> tf.data.Dataset:
+        """The tiles of a part, undecoded, in stored order: shuffled by a hash of the key, the same every time.
+
+        Args:
+          part: a key of `splits`.
+
+        Returns:
+          Dataset of dicts of scalars: image and mask (PNG bytes: uint8 [H, W, 3] and [H, W, 1]), index (int64), key,
+          barcode, patient, institute, codes (strings), x and y (int64, pixels), mpp (float32).
+
+        Raises:
+          DataError: the data set has no such part.
+        """
+        if part not in self.splits:
+            raise DataError(
+                f"{self.folder}: expected a part {part}, found only {', '.join(self.splits)}; choose one of them"
+            )
+        builder = BcssTiles(config=self.layout, data_dir=self.folder)
+        skip = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+        one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        return builder.as_dataset(split=part, shuffle_files=False, decoders=skip, read_config=one_by_one)
+
+
+def prepare(
+    layout: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    prepared_dir: str | os.PathLike,
+    scheme: labels.LabelScheme,
+    split: str = "published",
+    mpp: float = 0.25,
+    patch_size: int = 224,
+    stride: int = 224,
+    allow_missing: bool = False,
+    max_bad: float = 0.0,
+) -> PreparedData:
+    """Finds, checks and writes the tiles of a data set, unless that has been done.
+
+    Several processes may call it at once: one works, the others wait for it.
+
+    Args:
+      layout: "sample" (drawn here; `data_dir`, `split`, `mpp`, `patch_size` and `stride` do not apply), or a layout of
+        `layouts.find_tiles`.
+      data_dir: the data folder.
+      prepared_dir: where prepared data sets are kept, a folder of a local or shared file system.
+      scheme: the label scheme; decides which warnings are logged, not what is written.
+      split: as in `layouts.find_tiles`.
+      mpp: as in `layouts.find_tiles`.
+      patch_size: as in `layouts.find_tiles`; for regions only.
+      stride: as in `layouts.find_tiles`; for regions only.
+      allow_missing: as in `data_checks.check`.
+      max_bad: as in `data_checks.check`.
+
+    Raises:
+      ConfigError: an argument that cannot be, or masks that cannot give this scheme's classes.
+      DataError: data missing or not usable.
+      StorageError: `prepared_dir` cannot be written or read.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if not prepared_dir or "://" in os.fspath(prepared_dir):
+        raise ConfigError(f"prepared_dir must be a folder of this machine's file systems; found {str(prepared_dir)!r}")
+    codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
+    try:
+        labels.lookup_table(scheme, codes)
+    except ValueError as error:
+        raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
+
+    options = {"layout": layout, "data_version": DATA_VERSION}
+    if layout == "sample":
+        split, mpp, tiles = "built-in", SAMPLE_MPP, []
+        options["drawn_by"] = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()
+    else:
+        options |= {"split": split, "mpp": float(mpp), "allow_missing": allow_missing, "max_bad": max_bad}
+        if layout == "roi":
+            options |= {"patch_size": patch_size, "stride": stride}
+        tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=patch_size, stride=stride)
+    fingerprint = _fingerprint(options, tiles, data_dir)
+    folder = Path(prepared_dir) / f"{layout}-{fingerprint[:16]}"
+    data = {"folder": folder, "layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": fingerprint}
+
+    with _as_storage_error(prepared_dir):
+        if not folder.is_dir():
+            with _locked(folder):
+                if not folder.is_dir():  # nobody else made it while we waited
+                    _make(folder, layout, tiles, allow_missing, max_bad, split)
+        report = data_checks.CheckReport(**json.loads((folder / "report.json").read_text()))
+    logging.info("prepared data: %s", folder)
+    report.log(scheme)
+    return PreparedData(report=report, **data)
+
+
+def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: float, split: str) -> None:
+    """Checks and writes everything under another name, then renames it. The lock is held."""
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        logging.info("%s: left over by a run that was stopped; starting anew", partial)
+        shutil.rmtree(partial)
+    if layout == "sample":
+        examples = _sample_examples()
+        rows = [
+            (example.key, part, example.patient, data_checks.content_of(example.image, example.mask))
+            for part, group in examples.items()
+            for example in group
+        ]
+        report = data_checks.judge(rows, "bcss22")
+        tables = {part: [_table_row(example) for example in group] for part, group in examples.items()}
+    else:
+        logging.info("checking %d tiles of %s, once", len(tiles), layout)
+        tiles, report = data_checks.check(
+            tiles,
+            allow_missing=allow_missing,
+            max_bad=max_bad,
+            patients_may_recur=layout == "kaggle224" and split == "published",
+        )
+        by_part = {
+            part: sorted((tile for tile in tiles if tile.split == part), key=lambda tile: tile.key)
+            for part in report.tiles
+        }
+        progress, done = data_checks.LogProgress("written"), itertools.count(1)
+        examples = {
+            part: _tile_examples(group, lambda: progress(next(done), len(tiles))) for part, group in by_part.items()
+        }
+        tables = {part: [_table_row(tile) for tile in group] for part, group in by_part.items()}
+    logging.info("writing %d tiles to %s, once", sum(report.tiles.values()), folder)
+    try:
+        partial.mkdir(parents=True)
+        with _quiet_tfds():
+            BcssTiles(config=layout, data_dir=partial, examples=examples).download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="tfrecord"
+            )
+        shutil.rmtree(partial / "downloads")  # tfds makes it whether or not there is anything to download
+        (partial / "tables.json").write_text(json.dumps(tables))
+        (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps tfds from announcing a download that never happens, and from drawing bars into log files."""
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(True)
+
+
+def _sample_examples() -> dict[str, list[Example]]:
+    """The drawn patches by part, sorted by key."""
+    patches = collections.defaultdict(list)
+    for patch in sorted(sample.draw(SAMPLE_SEED), key=lambda patch: patch.key):
+        patches[patch.split].append(
+            Example(
+                index=len(patches[patch.split]),
+                key=patch.key,
+                barcode=patch.patient,
+                patient=patch.patient,
+                institute=patch.patient.split("-")[1],
+                x=patch.x,
+                y=patch.y,
+                mpp=SAMPLE_MPP,
+                codes="bcss22",
+                image=patch.image,
+                mask=patch.mask,
+            )
+        )
+    return dict(patches)
+
+
+def _tile_examples(tiles: list[layouts.Tile], written: Callable[[], None]) -> Iterator[Example]:
+    """Reads the tiles of one part, sorted by key; each file once, for the patches of a region are neighbours."""
+    index = itertools.count()
+    for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
+        group = list(group)
+        image, mask = read_pair(image_path, mask_path, group[0].codes, warn=lambda line: None)  # the check has warned
+        for tile in group:
+            tile_image, tile_mask = data_checks.cut(image, mask, tile)
+            yield Example(next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
+            written()
+
+
+def _table_row(tile: layouts.Tile | Example) -> dict:
+    """What a tile's entry in `PreparedData.table` holds."""
+    names = ("key", "barcode", "patient", "institute", "x", "y", "mpp", "codes")
+    return {name: getattr(tile, name) for name in names}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    done, encoded = cv2.imencode(".png", pixels)
+    if not done:
+        raise RuntimeError(f"OpenCV cannot encode an array of shape {pixels.shape} and type {pixels.dtype}")
+    return encoded.tobytes()
+
+
+def _fingerprint(options: dict, tiles: list[layouts.Tile], data_dir: str | os.PathLike | None) -> str:
+    """SHA-256 over the options and over name, size and modification time of every file."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    files = {path for tile in tiles for path in (tile.image, tile.mask)}
+    for path in sorted(files):
+        try:
+            status = path.stat()
+            state = [status.st_size, status.st_mtime_ns]
+        except FileNotFoundError:
+            state = None
+        except OSError as error:
+            raise DataError(
+                f"{printable(path)}: expected a readable file, found: {error.strerror}; check it"
+            ) from error
+        digest.update(json.dumps([os.path.relpath(path, data_dir), state]).encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock on a prepared folder; the system frees it when the process ends, however it ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(folder.name + ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("%s: another process is preparing it; waiting", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns a failure to write or read prepared data, of Python or of TensorFlow, into one line."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError, json.JSONDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise StorageError(
+            f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "
+            "free space, mend the permissions, delete what is damaged, or choose another prepared_dir"
+        ) from error

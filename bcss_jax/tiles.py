@@ -1,0 +1,207 @@
+"""Reads one image or one mask file into an array, or says in one line why it cannot be used.
+
+Files are decoded by content, never by name, and only as PNG, JPEG or TIFF. Nothing is repaired or converted on the
+way: a mask with three channels, an image with 16 bits or a transparent pixel means that an earlier step did something
+else than the user believes.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from bcss_jax import labels
+from bcss_jax.errors import DataError
+
+FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff")}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MAX_PIXELS = 178_956_970  # Pillow's own bound; the largest ROI of the data set has 126 million
+INTERPOLATED_VALUES = 8  # more different values outside the code book than this: not a slip but a resampled mask
+LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255; codes must not be
+
+
+def printable(path: str | os.PathLike) -> str:
+    """The path for a message of one line: line breaks and bytes that are no UTF-8 are escaped."""
+    text = os.fspath(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels, from the header alone.
+
+    Raises:
+      DataError: no readable PNG, JPEG or TIFF, or more than `MAX_PIXELS`.
+    """
+    with _as_data_error(path), Image.open(path, formats=list(FORMATS)) as image:
+        _refuse_huge(path, image)
+        return image.size
+
+
+def read_image(path: Path, warn: Callable[[str], None] = logging.warning) -> np.ndarray:
+    """Reads an H&E image.
+
+    Args:
+      path: a PNG, JPEG or TIFF file with 8-bit RGB, or RGBA which is opaque everywhere.
+      warn: takes a line about something odd but usable: a content that is not what the name says.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      DataError: not readable, truncated, too large, not RGB, not 8-bit, or transparent somewhere.
+    """
+    image, raw_mode = _load(path, warn)
+    if image.mode == "F":
+        finite = np.isfinite(np.asarray(image)).all()
+        raise _unusable(
+            path, "8-bit RGB", f"32-bit floats{'' if finite else ' with NaN or infinity'}", "save as 8-bit RGB"
+        )
+    if ";16" in raw_mode or image.mode.startswith("I"):
+        raise _unusable(path, "8 bits per channel", "16 bits or more", "save as 8-bit RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise _unusable(path, "an opaque image", "transparent pixels", "flatten it onto a background first")
+        image = image.convert("RGB")
+    if image.mode != "RGB":
+        raise _unusable(path, "RGB", f"the colour mode {image.mode}", "save the stained image as 8-bit RGB")
+    return np.asarray(image)
+
+
+def read_mask(path: Path, codes: str, warn: Callable[[str], None] = logging.warning) -> np.ndarray:
+    """Reads a mask.
+
+    A palette is ignored: what counts is the index of a pixel, not its colour. 16 bits are fine as long as the values
+    are codes.
+
+    Args:
+      path: a PNG or TIFF file with one channel.
+      codes: its code book, a key of `labels.CODE_BOOKS`.
+      warn: takes a line about something odd but usable.
+
+    Returns:
+      uint8 [H, W], every value a code of the book.
+
+    Raises:
+      DataError: not readable, truncated, too large, several channels, compressed with loss, floats, or a value which
+        is no code (the message gives the histogram).
+    """
+    image, raw_mode = _load(path, warn)
+    if image.mode == "F":
+        finite = np.isfinite(np.asarray(image)).all()
+        raise _unusable(
+            path, "integer codes", f"32-bit floats{'' if finite else ' with NaN or infinity'}", "save as 8-bit"
+        )
+    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+        raise _unusable(
+            path,
+            "one channel of codes",
+            f"the colour mode {image.mode}",
+            "save the codes themselves, not their colours",
+        )
+    if image.format == "JPEG":
+        raise _unusable(path, "a mask stored without loss", "JPEG, which alters codes", "export it anew as PNG")
+    mask = np.asarray(image)
+    if raw_mode in LOW_BIT_SCALE:
+        mask = mask // LOW_BIT_SCALE[raw_mode]
+    book_size = len(labels.CODE_BOOKS[codes])
+    if mask.min() < 0 or mask.max() >= book_size:
+        raise _outside_code_book(path, mask, codes)
+    return mask.astype(np.uint8)
+
+
+def read_pair(
+    image_path: Path, mask_path: Path, codes: str, warn: Callable[[str], None] = logging.warning
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an image and its mask, which must have the same height and width.
+
+    Returns:
+      uint8 [H, W, 3] and uint8 [H, W].
+
+    Raises:
+      DataError: as `read_image` and `read_mask`, or the sizes differ.
+    """
+    image, mask = read_image(image_path, warn), read_mask(mask_path, codes, warn)
+    if image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        raise _unusable(
+            mask_path,
+            f"{width}x{height} pixels as in {printable(image_path)}",
+            f"{mask_width}x{mask_height}",
+            "cut both from the same window",
+        )
+    return image, mask
+
+
+def _load(path: Path, warn: Callable[[str], None]) -> tuple[Image.Image, str]:
+    """Decodes a file; also gives Pillow's raw mode, which alone tells 16-bit and 2-bit PNGs from 8-bit ones."""
+    with _as_data_error(path), Image.open(path, formats=list(FORMATS)) as image:
+        _refuse_huge(path, image)
+        arguments = image.tile[0].args if image.tile else ""
+        raw_mode = arguments if isinstance(arguments, str) else str(arguments and arguments[0])
+        image.load()
+    if Path(path).suffix.lower() not in FORMATS[image.format]:
+        warn(f"{printable(path)}: the content is {image.format}, which the name does not say; decoded by content")
+    return image, raw_mode
+
+
+def _refuse_huge(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f"{image.width}x{image.height}")
+
+
+@contextlib.contextmanager
+def _as_data_error(path: Path) -> Iterator[None]:
+    """Turns whatever the decoder throws at a damaged file into one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{printable(path)}: expected an image file, found none; restore it") from None
+    except Image.DecompressionBombError:
+        raise _too_large(path, "far more") from None
+    except (
+        Exception
+    ) as error:  # the decoder raises OSError, ValueError, SyntaxError, struct.error, ... : all mean the file
+        size = os.path.getsize(path) if os.path.isfile(path) else None
+        found = "an empty file" if size == 0 else " ".join(str(error).split()).replace(str(path), "the file")
+        raise _unusable(path, "a readable PNG, JPEG or TIFF file", found, "fetch or export the file again") from error
+
+
+def _too_large(path: Path, found: str) -> DataError:
+    return _unusable(path, f"at most {MAX_PIXELS} pixels", f"{found} by its header", "cut it into smaller images")
+
+
+def _unusable(path: Path, expected: str, found: str, remedy: str) -> DataError:
+    return DataError(f"{printable(path)}: expected {expected}, found {found}; {remedy}")
+
+
+def _outside_code_book(path: Path, mask: np.ndarray, codes: str) -> DataError:
+    """The error for values that are no code: with a histogram and a guess at what went wrong."""
+    values, counts = np.unique(mask, return_counts=True)
+    highest = len(labels.CODE_BOOKS[codes]) - 1
+    outside = (values < 0) | (values > highest)
+    by_count = np.argsort(-counts, kind="stable")[:8]
+    histogram = ", ".join(f"{values[i]}: {counts[i]}" for i in sorted(by_count))
+    if len(values) > len(by_count):
+        histogram += f" and {len(values) - len(by_count)} values more"
+    if outside.sum() > INTERPOLATED_VALUES:
+        remedy = "resampled with interpolation? scale masks by nearest neighbour"
+    elif set(values.tolist()) <= {0, 255}:
+        remedy = "this is a black and white picture of a mask: save codes instead"
+    elif codes == "kaggle3" and values.max() < len(labels.BCSS22_NAMES):
+        remedy = "these look like the 22 original codes: use the layout kaggle512 or roi"
+    else:
+        remedy = "correct the mask, or remove it together with its image"
+    return _unusable(
+        path,
+        f"the codes 0 to {highest} (code book {codes})",
+        f"{counts[outside].sum()} of {mask.size} pixels with other values (value: pixels = {histogram})",
+        remedy,
+    )
