@@ -34,7 +34,7 @@ PLANS = (
     ("cords", "lymphocytes"),
     ("front", "outside"),
 )
-_COARSENESS = {"nests": 24.0, "front": 44.0, "cords": 20.0}  # pixels: smoothness of the field that is cut
+_COARSENESS = {"nests": 27.0, "front": 44.0, "cords": 21.0}  # pixels: smoothness of the field that is cut
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
 
 
@@ -138,8 +138,8 @@ class _Habit:
             cell=rng.uniform(27, 34),
             pleomorphism=rng.uniform(0.1, 0.25),
             vesicular=rng.uniform(0.3, 0.75),
-            cytoplasm=rng.uniform([0.14, 0.55], [0.36, 0.85]),
-            collagen=rng.uniform([0.10, 0.55], [0.30, 0.85]),
+            cytoplasm=rng.uniform([0.20, 0.50], [0.42, 0.80]),
+            collagen=rng.uniform([0.10, 0.55], [0.26, 0.85]),
         )
 
 
@@ -188,8 +188,8 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
         outer = field + 0.1 * _noise(rng, 10.0)
         mask[(outer < np.quantile(outer, share)) & (field < 0)] = FAT
     elif extra == "lymphocytes":  # a cuff outside the tumour, thick here and missing there
-        cuff = _noise(rng, 30.0) + 0.8 * field + 0.1 * _noise(rng, 6.0)
-        mask[(field < 0) & (cuff > np.quantile(cuff[field < 0], 0.6))] = LYMPHOCYTES
+        cuff = _noise(rng, 30.0) + 0.3 * field + 0.1 * _noise(rng, 6.0)
+        mask[(field < 0) & (cuff > np.quantile(cuff[field < 0], 0.68))] = LYMPHOCYTES
     elif extra == "glass":  # the edge of the section
         edge = 2 * _slope(rng) + 0.3 * _noise(rng, 20.0) + 0.08 * _noise(rng, 5.0)
         mask[edge > np.quantile(edge, 1 - share)] = GLASS
@@ -330,7 +330,7 @@ class _Tissue:
             if self._code_at(centre) != TUMOR:
                 continue
             scale = np.clip(1 + habit.pleomorphism * rng.standard_normal(), 0.6, 1.4)
-            radii = 0.36 * habit.cell * scale * np.array([rng.uniform(1.0, 1.25), rng.uniform(0.78, 1.0)])
+            radii = 0.38 * habit.cell * scale * np.array([rng.uniform(1.0, 1.25), rng.uniform(0.78, 1.0)])
             angle = rng.uniform(0, np.pi)
             if rng.uniform() < habit.vesicular:
                 dark, rim, nucleolus = rng.uniform(0.38, 0.75), rng.uniform(0.25, 0.5), rng.uniform(0.5, 1.0)
@@ -390,9 +390,7 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return image
 
 
-def _photograph(
-    rng: np.random.Generator, habit: _Habit, haematoxylin: np.ndarray, eosin: np.ndarray
-) -> np.ndarray:
+def _photograph(rng: np.random.Generator, habit: _Habit, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
     """Light through both stains as the patient's scanner sees it: uint8 [224, 224, 3]."""
     amounts = np.stack([haematoxylin, eosin], -1) * habit.strength
     light = np.exp(-np.maximum(amounts, 0) @ habit.vectors)

@@ -1,0 +1,225 @@
+"""Pictures of a run: learning curves, and predictions next to the truth.
+
+Drawn with matplotlib's figure objects on the Agg canvas: no display, no global state. Colours are those of Okabe and Ito
+(jfly.uni-koeln.de/color), which people with any common colour blindness can tell apart.
+"""
+
+import contextlib
+import os
+import pathlib
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from bcss_jax.errors import StorageError
+from bcss_jax.labels import LabelScheme
+
+BLUE, VERMILION = "#0072B2", "#D55E00"
+CLASS_COLOURS = {
+    "tumor": (230, 159, 0),
+    "stroma": (0, 114, 178),
+    "inflammatory": (0, 158, 115),
+    "necrosis": (213, 94, 0),
+    "other": (204, 121, 167),
+    "ignored": (150, 150, 150),
+}
+CORRECT = (255, 255, 255)  # in the error map
+TINT = 0.5  # share of the class colour in an overlay
+_STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels; no class is grey
+
+
+def class_colours(scheme: LabelScheme) -> np.ndarray:
+    """RGB colour of each label of the scheme: uint8 [num_classes, 3]."""
+    return np.array([CLASS_COLOURS[name] for name in scheme.class_names], np.uint8)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
+    """The image tinted half and half with the class colours; ignored pixels are hatched in grey.
+
+    Args:
+      image: uint8 [H, W, 3].
+      labels: uint8 [H, W], labels of the scheme.
+      scheme: what they mean.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    known = np.where(labels < scheme.num_classes, labels, 0)
+    tinted = (1 - TINT) * image + TINT * class_colours(scheme)[known]
+    return _hatched(np.round(tinted).astype(np.uint8), labels == scheme.ignore_index)
+
+
+def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
+    """White where the prediction is right, the colour of the predicted class where not, grey hatching where ignored.
+
+    Args:
+      labels: uint8 [H, W], the truth.
+      predictions: uint8 [H, W].
+      scheme: what both mean.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    known = np.where(predictions < scheme.num_classes, predictions, 0)
+    picture = np.where((labels == predictions)[..., None], np.uint8(CORRECT), class_colours(scheme)[known])
+    return _hatched(picture, labels == scheme.ignore_index)
+
+
+def samples(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    scheme: LabelScheme,
+    path: str | os.PathLike,
+    names: Sequence[str],
+    title: str,
+) -> None:
+    """Writes a PNG with one row per image: image, truth, prediction, errors; with the Dice of each class.
+
+    Args:
+      images: uint8 [N, H, W, 3], N up to about 6.
+      labels: uint8 [N, H, W], the truth.
+      predictions: uint8 [N, H, W].
+      scheme: what the labels mean.
+      path: the file; replaced if there.
+      names: N names of the images.
+      title: of the figure.
+
+    Raises:
+      ValueError: no images, or shapes that do not belong together.
+      StorageError: the file cannot be written.
+    """
+    count, height, width = images.shape[:3]
+    shapes = (images.shape[3:], labels.shape, predictions.shape, len(names))
+    if not count or shapes != ((3,), images.shape[:3], images.shape[:3], count):
+        raise ValueError(f"images {images.shape}, labels, predictions and names {shapes[1:]} do not belong together")
+
+    cell = 2.3  # inches
+    row = cell * height / width
+    total = (2.0 + 4.12 * cell, count * (row + 0.08) + 1.35)
+    figure = Figure(figsize=total, dpi=110)
+    grid = figure.add_gridspec(
+        count,
+        5,
+        width_ratios=[2.0 / cell, 1, 1, 1, 1],
+        left=0.01,
+        right=0.99,
+        top=1 - 0.75 / total[1],
+        bottom=0.55 / total[1],
+        wspace=0.03,
+        hspace=0.08 / row,
+    )
+    figure.suptitle(title, y=1 - 0.12 / total[1], va="top", fontsize=12)
+    for i in range(count):
+        note = figure.add_subplot(grid[i, 0])
+        note.axis("off")
+        lines = textwrap.wrap(names[i], 24) + ["", "Dice"] + _dice_lines(labels[i], predictions[i], scheme)
+        note.text(0.97, 0.5, "\n".join(lines), ha="right", va="center", fontsize=8.5, transform=note.transAxes)
+        pictures = (
+            ("image", images[i]),
+            ("truth", overlay(images[i], labels[i], scheme)),
+            ("prediction", overlay(images[i], predictions[i], scheme)),
+            ("errors, as predicted", error_map(labels[i], predictions[i], scheme)),
+        )
+        for column, (heading, picture) in enumerate(pictures, 1):
+            axes = figure.add_subplot(grid[i, column])
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if i == 0:
+                axes.set_title(heading, fontsize=10)
+    figure.legend(handles=_legend(scheme), loc="lower center", ncol=8, fontsize=8.5, frameon=False)
+    _write(figure, path)
+
+
+def curves(history: Sequence[dict], path: str | os.PathLike, title: str) -> None:
+    """Writes a PNG with loss and mean IoU against the epoch; training dashed, validation solid.
+
+    Args:
+      history: one row per epoch with `epoch`, `train_loss`, `val_loss`, `train_iou`, `val_iou` and `best` (True where
+        the epoch was the best so far). Numbers that are missing, None or NaN leave a gap.
+      path: the file; replaced if there.
+      title: of the figure.
+
+    Raises:
+      ValueError: the history is empty.
+      StorageError: the file cannot be written.
+    """
+    if not history:
+        raise ValueError("no epoch to draw")
+    epochs = [row["epoch"] for row in history]
+    # The flag goes to every epoch that was the best so far; the last of these is the best of all.
+    best = max((row["epoch"] for row in history if row.get("best")), default=None)
+    figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(1, 2)
+    marker = "o" if len(history) <= 30 else None  # dots show where an epoch stands alone; too many would hide the line
+    for axes, key, heading in zip(panels, ("loss", "iou"), ("loss", "mean IoU (mIoU)"), strict=True):
+        for split, name, style, colour in (("train", "training", "--", VERMILION), ("val", "validation", "-", BLUE)):
+            values = np.array([row.get(f"{split}_{key}") for row in history], np.float64)  # None becomes NaN
+            values = np.where(np.isfinite(values), values, np.nan)
+            axes.plot(epochs, values, style, color=colour, marker=marker, markersize=3.5, label=name)
+            if split == "val" and best in epochs and np.isfinite(at_best := values[epochs.index(best)]):
+                axes.plot(best, at_best, "*", color="black", markersize=11, label=f"best epoch {best}: {at_best:.3f}")
+        if best is not None:
+            axes.axvline(best, color="black", linewidth=0.8, linestyle=":", zorder=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(heading)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=9, loc="upper right" if key == "loss" else "lower right")
+    panels[1].set_ylim(0, 1)
+    _write(figure, path)
+
+
+def _hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The picture with diagonal grey stripes where asked."""
+    rows, columns = np.indices(where.shape)
+    stripes = np.where(((rows + columns) // 4 % 2 == 0)[..., None], np.uint8(_STRIPE_DARK), np.uint8(_STRIPE_LIGHT))
+    return np.where(where[..., None], stripes, picture)
+
+
+def _dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
+    """Each evaluated class's Dice in one image, ignored pixels dropped; a dash where neither side has the class."""
+    counted = labels != scheme.ignore_index
+    lines = []
+    for label, name in zip(scheme.evaluated, scheme.evaluated_names, strict=True):
+        truth, guess = (labels == label) & counted, (predictions == label) & counted
+        size = truth.sum() + guess.sum()
+        lines.append(f"{name} {2 * (truth & guess).sum() / size:.3f}" if size else f"{name} –")
+    return lines
+
+
+def _legend(scheme: LabelScheme) -> list:
+    colours = class_colours(scheme) / 255
+    entries = [Patch(facecolor=colours[label], label=scheme.class_names[label]) for label in scheme.evaluated]
+    entries.append(
+        Patch(
+            facecolor=np.divide(_STRIPE_LIGHT, 255),
+            edgecolor=np.divide(_STRIPE_DARK, 255),
+            hatch="////",
+            label="ignored",
+        )
+    )
+    entries.append(Patch(facecolor=np.divide(CORRECT, 255), edgecolor="0.6", label="correct"))
+    return entries
+
+
+def _write(figure: Figure, path: str | os.PathLike) -> None:
+    """PNG, written beside its place and then moved there: readers see the old file or the new one, never a part."""
+    path = pathlib.Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        FigureCanvasAgg(figure).print_png(unfinished)
+        os.replace(unfinished, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
