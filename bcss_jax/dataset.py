@@ -388,8 +388,13 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
     """Turns a failure to write or read prepared data, of Python or of TensorFlow, into one line."""
     try:
         yield
-    except (OSError, tf.errors.OpError, json.JSONDecodeError) as error:
-        found = " ".join(str(error).split())
+    except Exception as error:
+        failure = error
+        while not isinstance(failure, (OSError, tf.errors.OpError, json.JSONDecodeError)):
+            failure = failure.__cause__  # tfds wraps what it meets
+            if failure is None:
+                raise
+        found = " ".join(str(failure).split())
         raise StorageError(
             f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "
             "free space, mend the permissions, delete what is damaged, or choose another prepared_dir"

@@ -182,10 +182,21 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert prepare(root, tmp_path / "prepared").splits == {"train": 4, "val": 2}
 
 
+def wrapped(cause):
+    """As tfds raises what it meets while writing."""
+    error = RuntimeError("Failed to finalize writing")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "failure",
-    [OSError(28, "No space left on device"), tf.errors.ResourceExhaustedError(None, None, "No space left\non device")],
-    ids=["Python", "TensorFlow"],
+    [
+        OSError(28, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "No space left on\ndevice"),
+        wrapped(tf.errors.ResourceExhaustedError(None, None, "No space left on device")),
+    ],
+    ids=["Python", "TensorFlow", "tfds"],
 )
 def test_no_space(tmp_path, monkeypatch, failure):
     def fail(*_, **__):
@@ -198,6 +209,12 @@ def test_no_space(tmp_path, monkeypatch, failure):
     assert re.search("prepared: expected to write .*, found: .*No space left on device.*; free space", str(error.value))
     assert str(error.value).isprintable() and error.value.exit_code == 5
     assert [path.suffix for path in (tmp_path / "prepared").iterdir()] == [".lock"]
+
+
+def test_our_own_mistakes_are_not_disguised(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_make", lambda *_: {}["absent"])
+    with pytest.raises(KeyError):
+        prepare(root, tmp_path)
 
 
 def test_prepared_dir_that_is_a_file(root, tmp_path):
