@@ -7,11 +7,15 @@ A checkpoint holds `params`, `rest` (BatchNorm statistics), `optimizer` (its sta
 
 import contextlib
 import dataclasses
+import json
 import logging
+import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import nnx
 from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax.errors import DataError, StorageError
@@ -39,9 +43,14 @@ class Checkpoints:
                 policies.BestN(get_metric_fn=_improved_at, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+        # `best_fn` only makes the manager write the metric down, for a resumed run to know the best by.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep, best_fn=_improved_at, best_mode="max", cleanup_tmp_directories=True
+        )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                _set_damaged_aside(self.folder)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise StorageError(
@@ -61,6 +70,8 @@ class Checkpoints:
         Raises:
           StorageError: this save could not start or the one before it failed.
         """
+        # A copy: the training step gives the state's memory to its successor while this is still being written.
+        state = _copy(state)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(state.rest),
@@ -134,6 +145,9 @@ class Checkpoints:
             return state, got.progress, got.about
         if steps:
             raise DataError(f"{self.folder}: none of the checkpoints {steps} can be read; start over with --fresh")
+        damaged = sorted(path.name for path in self.folder.glob("damaged-*"))
+        if damaged:
+            raise DataError(f"{self.folder}: none of the checkpoints can be read ({', '.join(damaged)}); start over with --fresh")
         return None
 
 
@@ -161,39 +175,58 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the checkpoints of a run")
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps:
-            raise DataError(f"{folder}: holds no checkpoint; train first, or name the run's checkpoints folder")
-        step = steps[-1]
+    # Not through a manager: it would also read the other checkpoints and fail if one of those is damaged.
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    if not steps:
+        raise DataError(f"{folder}: holds no checkpoint; train first, or name the run's checkpoints folder")
+    step = steps[-1]
+    try:
+        if which == "best":
+            step = max(steps, key=lambda s: (_improved_at(_metrics(folder / str(s))), s))
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            about = reader.restore(folder / str(step) / "about")
+        version = about.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(f"{folder}/{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; update bcss_jax")
+        params, rest = (_read_arrays(folder / str(step) / name, mesh) for name in ("params", "rest"))
+    except DataError:
+        raise
+    except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
+        raise DataError(f"{folder}/{step}: checkpoint cannot be read ({_first_line(error)})") from error
+    return Trained(params, rest, about, step)
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Renames checkpoints whose record of the metric is damaged: Orbax would refuse the whole folder for one of them."""
+    for step in [path for path in folder.iterdir() if path.name.isdecimal()]:
         try:
-            if which == "best":
-                step = max(steps, key=lambda s: (_improved_at(manager.metrics(s) or {}), s))
-            about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-            version = about.get("format_version")
-            if version != FORMAT_VERSION:
-                raise DataError(
-                    f"{folder}/{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; update bcss_jax"
-                )
-            shapes = {name: manager.item_metadata(step)[name] for name in ("params", "rest")}
-            arrays = {
-                name: ocp.args.StandardRestore(
-                    jax.tree.map(
-                        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), meta.tree
-                    )
-                )
-                for name, meta in shapes.items()
-            }
-            got = manager.restore(step, args=ocp.args.Composite(**arrays))
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(f"{folder}/{step}: checkpoint cannot be read ({_first_line(error)})") from error
-    return Trained(got.params, got.rest, about, step)
+            _metrics(step)
+        except (ValueError, OSError):
+            aside = step.with_name(f"damaged-{step.name}-{time.time_ns()}")
+            log.warning("%s: checkpoint is damaged, set aside as %s", step, aside.name)
+            step.rename(aside)
+
+
+def _read_arrays(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    """A saved tree of arrays, in the shapes and types that it was saved in."""
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(folder).item_metadata.tree
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), saved)
+        # Modules in lists have numbers for names; the files hold text.
+        return nnx.restore_int_paths(reader.restore(folder, target))
+
+
+@jax.jit
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _optimizer_item(state: TrainState) -> dict:
     return {"step": state.step, "opt_state": state.opt_state, "plateau": state.plateau}
+
+
+def _metrics(step_folder: Path) -> dict:
+    return json.loads((step_folder / "metrics" / "metrics").read_text())
 
 
 def _improved_at(metrics: dict) -> float:

@@ -60,6 +60,10 @@ def _parse() -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
         missing = _CONFIG.value is None
+        missing or _CONFIG.value.to_dict()  # a file that could not be read shows only when it is used
+    except OSError as error:
+        given = [a[len("--config=") :].split(":")[0] for a in sys.argv if a.startswith("--config=")]
+        raise ConfigError(f"{given[-1]}: no such config file; try --config=configs/unet.py") from error
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config.") and not any(a.startswith("--config=") for a in sys.argv):
             raise ConfigError("--config is missing; try --config=configs/unet.py") from error

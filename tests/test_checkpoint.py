@@ -1,0 +1,169 @@
+"""Latest and best are kept, survive damage and restarts, and come back onto other devices."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from bcss_jax import checkpoint, optimizer, sharding, step
+from bcss_jax.errors import DataError, StorageError
+
+
+class Tiny(nnx.Module):
+    """A model with a list of layers and batch statistics."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)])
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+
+def new_state(devices=None):
+    mesh = sharding.make_mesh(jax.devices()[:1] if devices is None else devices)
+    _, params, rest = step.split_model(Tiny(nnx.Rngs(0)))
+    tx = optimizer.adamw(1e-3, 1e-4)
+    state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    return sharding.place_replicated(state, mesh), mesh
+
+
+def at(state, number):
+    """The state with every array made recognisable by `number`."""
+    moved = jax.tree.map(lambda x: x + np.asarray(number, x.dtype), state)
+    return dataclasses.replace(moved, step=np.int32(number) + 0 * state.step)
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def save(folder, steps, improved=()):
+    state, _ = new_state()
+    checkpoints = checkpoint.Checkpoints(folder)
+    for number in steps:
+        checkpoints.save(at(state, number), {"n": number}, {"k": 1}, number if number in improved else None)
+    checkpoints.close()
+
+
+def test_latest_and_best_are_kept_also_across_restarts(tmp_path):
+    save(tmp_path, (1, 2, 3), improved=(1, 2))
+    assert checkpoint.Checkpoints(tmp_path).steps() == [2, 3]
+    save(tmp_path, (4, 5))
+    assert checkpoint.Checkpoints(tmp_path).steps() == [2, 5]
+    save(tmp_path, (6, 7), improved=(6,))
+    assert checkpoint.Checkpoints(tmp_path).steps() == [6, 7]
+
+
+def test_round_trip_is_exact(tmp_path):
+    save(tmp_path, (5,))
+    state, _ = new_state()
+    got, progress, about = checkpoint.Checkpoints(tmp_path).restore(abstract(state))
+    assert_equal(got, at(state, 5))
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    assert progress == {"n": 5} and about == {"k": 1, "format_version": 1}
+
+
+def test_a_state_saved_is_not_the_one_donated_afterwards(tmp_path):
+    state, _ = new_state()
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    expected = jax.device_get(jax.tree.map(np.copy, jax.device_get(at(state, 3))))
+    live = at(state, 3)
+    checkpoints.save(live, {}, {})
+    for _ in range(3):
+        live = overwrite(live)
+    checkpoints.wait()
+    got, _, _ = checkpoints.restore(abstract(state))
+    assert_equal(got, expected)
+
+
+def test_best_and_latest_load_without_optimizer_and_config_file(tmp_path):
+    save(tmp_path, (1, 2, 3), improved=(2,))
+    state, mesh = new_state()
+    for which, number in (("best", 2), ("latest", 3)):
+        trained = checkpoint.load_trained(tmp_path, mesh, which)
+        assert trained.step == number
+        assert_equal(trained.params, at(state, number).params)
+        assert jax.tree.structure(trained.params) == jax.tree.structure(state.params)  # list positions stay numbers
+        assert_equal(trained.rest, at(state, number).rest)
+
+
+@pytest.mark.parametrize("before, after", ((1, 8), (8, 1), (8, 2)))
+def test_another_number_of_devices(tmp_path, before, after):
+    state, _ = new_state(jax.devices()[:before])
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(at(state, 4), {}, {})
+    checkpoints.close()
+    other, mesh = new_state(jax.devices()[:after])
+    got, _, _ = checkpoint.Checkpoints(tmp_path).restore(abstract(other))
+    assert_equal(got, at(state, 4))
+    assert all(len(x.devices()) == after for x in jax.tree.leaves(got))
+    assert all(len(x.devices()) == after for x in jax.tree.leaves(checkpoint.load_trained(tmp_path, mesh).params))
+
+
+def damage(folder):
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_latest_falls_back_to_the_one_before(tmp_path, caplog):
+    save(tmp_path, (1, 2), improved=(1,))
+    damage(tmp_path / "2" / "params")
+    state, _ = new_state()
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    got, progress, _ = checkpoints.restore(abstract(state))
+    assert progress == {"n": 1}
+    assert_equal(got, at(state, 1))
+    assert "2: checkpoint cannot be read" in caplog.text
+    checkpoints.save(at(state, 2), {"n": 22}, {})  # the run comes past that step again
+    checkpoints.close()
+    assert checkpoint.Checkpoints(tmp_path).restore(abstract(state))[1] == {"n": 22}
+
+
+def test_nothing_readable_is_said_in_one_line(tmp_path):
+    save(tmp_path, (1,))
+    damage(tmp_path / "1")
+    state, mesh = new_state()
+    with pytest.raises(DataError, match="cannot be read"):
+        checkpoint.load_trained(tmp_path, mesh)
+    with pytest.raises(DataError, match="none of the checkpoints"):
+        checkpoint.Checkpoints(tmp_path).restore(abstract(state))
+
+
+def test_no_checkpoint(tmp_path):
+    state, mesh = new_state()
+    assert checkpoint.Checkpoints(tmp_path / "new").restore(abstract(state)) is None
+    with pytest.raises(DataError, match="no such folder"):
+        checkpoint.load_trained(tmp_path / "missing", mesh)
+    with pytest.raises(DataError, match="holds no checkpoint"):
+        checkpoint.load_trained(tmp_path, mesh)
+
+
+def test_a_newer_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    save(tmp_path, (1,))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="format 2, this program reads 1"):
+        checkpoint.load_trained(tmp_path, new_state()[1])
+
+
+def test_what_a_killed_save_left_is_cleared(tmp_path):
+    save(tmp_path, (1,))
+    (tmp_path / "7.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "7.orbax-checkpoint-tmp" / "half").write_text("x")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.steps() == [1]
+    checkpoints.save(new_state()[0], {}, {})  # waits for the clearing, which goes on in the background
+    checkpoints.close()
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot keep checkpoints"):
+        checkpoint.Checkpoints(tmp_path / "file" / "checkpoints")
