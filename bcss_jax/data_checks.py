@@ -10,17 +10,18 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
-import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from absl import logging
 
 from bcss_jax import labels
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.layouts import Tile, require_parts
 from bcss_jax.tiles import printable, read_pair
+
+log = logging.getLogger(__name__)
 
 NAMED_FILES = 3  # how many bad files an error names; the rest are counted
 LOGGED_WARNINGS = 5
@@ -61,29 +62,29 @@ class CheckReport:
     def log(self, scheme: labels.LabelScheme) -> None:
         """Logs the counts, and as warnings what the user should know before training with this scheme."""
         for part, count in self.tiles.items():
-            logging.info("%s: %d tiles of %d patients", part, count, self.patients[part])
+            log.info("%s: %d tiles of %d patients", part, count, self.patients[part])
         if self.patients_in_two_parts:
-            logging.warning(
-                "%d patients have tiles in more than one part, so validation figures flatter; split=institute avoids it",
+            log.warning(
+                "patients with tiles in more than one part: %d, so validation figures flatter; split=institute avoids it",
                 len(self.patients_in_two_parts),
             )
         for part, names in self.absent.get(scheme.name, {}).items():
             if names:
-                logging.warning("%s holds no pixel of %s: there is no figure for it", part, ", ".join(names))
+                log.warning("%s holds no pixel of %s: there is no figure for it", part, ", ".join(names))
         for part, count in self.all_ignored.get(scheme.name, {}).items():
             if count:
-                logging.warning(
+                log.warning(
                     "%s: %d of %d tiles carry no truth under the scheme %s", part, count, self.tiles[part], scheme.name
                 )
         for what, lines in (("left out for want of image or mask", self.missing), ("left out as unusable", self.bad)):
             if lines:
-                logging.warning("%d pairs of files %s, first: %s", len(lines), what, lines[0])
+                log.warning("%d pairs of files %s, first: %s", len(lines), what, lines[0])
         if self.repeated:
-            logging.warning("%d tiles repeat the pixels of another tile of their part", self.repeated)
+            log.warning("%d tiles repeat the pixels of another tile of their part", self.repeated)
         for line in self.warnings[:LOGGED_WARNINGS]:
-            logging.warning("%s", line)
+            log.warning("%s", line)
         if len(self.warnings) > LOGGED_WARNINGS:
-            logging.warning("and %d more warnings of this kind", len(self.warnings) - LOGGED_WARNINGS)
+            log.warning("and %d more warnings of this kind", len(self.warnings) - LOGGED_WARNINGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def check(
     allow_missing: bool = False,
     max_bad: float = 0.0,
     patients_may_recur: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Tile], CheckReport]:
     """Reads every tile and judges the data set.
 
@@ -123,7 +124,7 @@ def check(
       allow_missing: pass over images without a mask and masks without an image.
       max_bad: share of the pairs of files, 0 to 1, that may be unusable and are then passed over.
       patients_may_recur: the same patient in two parts is no error: so it is by design in kaggle224 as published.
-      progress: called now and then with the pairs of files done and their number; `LogProgress` by default.
+      progress: called after every pair of files with the number of tiles done.
 
     Returns:
       The usable tiles in the order given, and the report.
@@ -136,18 +137,20 @@ def check(
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad must be a share from 0 to 1; found {max_bad}")
     tiles = list(tiles)
-    progress = progress or LogProgress("checked")
     pairs = [list(group) for _, group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask))]
     missing, bad, warnings, contents = [], [], [], {}
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # regions take memory: not many at once
     with contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for the rest
-        for done, (pair, finding) in enumerate(zip(pairs, pool.map(_examine, pairs), strict=True), 1):
+        done = 0
+        for pair, finding in zip(pairs, pool.map(_examine, pairs), strict=True):
+            done += len(pair)
             missing += finding.missing
             bad += finding.bad
             warnings += finding.warnings
             contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
-            progress(done, len(pairs))
+            if progress:
+                progress(done)
     bad += _of_other_size(tiles, contents)
     if missing and not allow_missing:
         raise DataError(
@@ -215,24 +218,6 @@ def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may
         bad=[],
         warnings=[],
     )
-
-
-class LogProgress:
-    """Logs every ten seconds how many are done, how fast, and how long the rest will take."""
-
-    def __init__(self, done_word: str, every_s: float = 10.0):
-        """Takes the word for what is counted, such as "checked", and the seconds between lines."""
-        self.done_word, self.every_s = done_word, every_s
-        self.start_s = self.last_s = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Takes note of `done` of `total`."""
-        now_s = time.monotonic()
-        if now_s - self.last_s < self.every_s:
-            return
-        self.last_s = now_s
-        rate = done / (now_s - self.start_s)
-        logging.info("%s %d of %d, %.1f/s, %.0f s left", self.done_word, done, total, rate, (total - done) / rate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
-import io
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -25,11 +26,13 @@ import cv2
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from bcss_jax import data_checks, labels, layouts, sample
 from bcss_jax.errors import ConfigError, DataError, StorageError
+from bcss_jax.progress import ProgressLine
 from bcss_jax.tiles import printable, read_pair
+
+log = logging.getLogger(__name__)
 
 DATA_VERSION = "1.0.0"  # raise it when what is written changes: everything is then prepared anew
 LAYOUTS = ("sample", *layouts.FOLDERS)
@@ -98,6 +101,12 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
+    def _log_download_bytes(self) -> None:
+        """Nothing: by default tfds announces a download here."""
+
+    def _log_download_done(self) -> None:
+        """Nothing, as above."""
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # nothing is ever downloaded
         return {part: self._generate_examples(examples) for part, examples in self._examples.items()}
@@ -138,7 +147,12 @@ class PreparedData:
         return dict(self.report.tiles)
 
     def describe(self) -> dict:
-        """Plain dict for checkpoints and metric files: which data, which parts, what is in them."""
+        """Plain dict for checkpoints and metric files: which data, which parts, how much of what is in them.
+
+        Lists of files and patients are given by their length; `report` has them in full.
+        """
+        lists = ("patients_in_two_parts", "missing", "bad", "warnings")
+        report = {name: len(value) if name in lists else value for name, value in self.report.to_json().items()}
         return {
             "layout": self.layout,
             "split": self.split,
@@ -146,13 +160,17 @@ class PreparedData:
             "mpp": self.mpp,
             "fingerprint": self.fingerprint,
             "data_version": DATA_VERSION,
-            **self.report.to_json(),
+            **report,
         }
 
     def table(self, part: str) -> list[dict]:
         """What is known of each tile of a part but its pixels; entry i is the tile with index i."""
+        return self._tables[part]
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, list[dict]]:
         with _as_storage_error(self.folder):
-            return json.loads((self.folder / "tables.json").read_text())[part]
+            return json.loads((self.folder / "tables.json").read_text())
 
     def load(self, part: str) -> tf.data.Dataset:
         """The tiles of a part, undecoded, in stored order: shuffled by a hash of the key, the same every time.
@@ -241,7 +259,7 @@ def prepare(
                 if not folder.is_dir():  # nobody else made it while we waited
                     _make(folder, layout, tiles, allow_missing, max_bad, split)
         report = data_checks.CheckReport(**json.loads((folder / "report.json").read_text()))
-    logging.info("prepared data: %s", folder)
+    log.info("prepared data: %s", folder)
     report.log(scheme)
     return PreparedData(report=report, **data)
 
@@ -250,8 +268,9 @@ def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: 
     """Checks and writes everything under another name, then renames it. The lock is held."""
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        logging.info("%s: left over by a run that was stopped; starting anew", partial)
+        log.info("%s: left over by a run that was stopped; starting anew", partial)
         shutil.rmtree(partial)
+    log.info("checking and writing the data set, once, to %s", folder)
     if layout == "sample":
         examples = _sample_examples()
         rows = [
@@ -262,26 +281,25 @@ def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: 
         report = data_checks.judge(rows, "bcss22")
         tables = {part: [_table_row(example) for example in group] for part, group in examples.items()}
     else:
-        logging.info("checking %d tiles of %s, once", len(tiles), layout)
-        tiles, report = data_checks.check(
-            tiles,
-            allow_missing=allow_missing,
-            max_bad=max_bad,
-            patients_may_recur=layout == "kaggle224" and split == "published",
-        )
+        with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
+            tiles, report = data_checks.check(
+                tiles,
+                allow_missing=allow_missing,
+                max_bad=max_bad,
+                patients_may_recur=layout == "kaggle224" and split == "published",
+                progress=line.update,
+            )
         by_part = {
             part: sorted((tile for tile in tiles if tile.split == part), key=lambda tile: tile.key)
             for part in report.tiles
         }
-        progress, done = data_checks.LogProgress("written"), itertools.count(1)
-        examples = {
-            part: _tile_examples(group, lambda: progress(next(done), len(tiles))) for part, group in by_part.items()
-        }
+        examples = {part: _tile_examples(group) for part, group in by_part.items()}
         tables = {part: [_table_row(tile) for tile in group] for part, group in by_part.items()}
-    logging.info("writing %d tiles to %s, once", sum(report.tiles.values()), folder)
     try:
         partial.mkdir(parents=True)
-        with _quiet_tfds():
+        with contextlib.closing(ProgressLine("writing", sum(report.tiles.values()))) as line, _no_bars_of_tfds():
+            done = itertools.count(1)
+            examples = {part: _counted(group, lambda: line.update(next(done))) for part, group in examples.items()}
             BcssTiles(config=layout, data_dir=partial, examples=examples).download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="tfrecord"
             )
@@ -295,14 +313,19 @@ def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: 
 
 
 @contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Keeps tfds from announcing a download that never happens, and from drawing bars into log files."""
+def _no_bars_of_tfds() -> Iterator[None]:
+    """Keeps tfds from drawing its own bars, several of them, and into log files too."""
     tfds.display_progress_bar(False)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
         tfds.display_progress_bar(True)
+
+
+def _counted(examples: Iterable[Example], taken: Callable[[], None]) -> Iterator[Example]:
+    for example in examples:
+        taken()
+        yield example
 
 
 def _sample_examples() -> dict[str, list[Example]]:
@@ -327,7 +350,7 @@ def _sample_examples() -> dict[str, list[Example]]:
     return dict(patches)
 
 
-def _tile_examples(tiles: list[layouts.Tile], written: Callable[[], None]) -> Iterator[Example]:
+def _tile_examples(tiles: list[layouts.Tile]) -> Iterator[Example]:
     """Reads the tiles of one part, sorted by key; each file once, for the patches of a region are neighbours."""
     index = itertools.count()
     for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
@@ -336,7 +359,6 @@ def _tile_examples(tiles: list[layouts.Tile], written: Callable[[], None]) -> It
         for tile in group:
             tile_image, tile_mask = data_checks.cut(image, mask, tile)
             yield Example(next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
-            written()
 
 
 def _table_row(tile: layouts.Tile | Example) -> dict:
@@ -378,7 +400,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.info("%s: another process is preparing it; waiting", folder)
+            log.info("%s: another process is preparing it; waiting", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

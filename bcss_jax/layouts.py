@@ -18,16 +18,17 @@ Micrometres per pixel come from the caller: the names say 0.25 (or, cut off, 0),
 """
 
 import dataclasses
+import logging
 import math
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from absl import logging
-
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.tiles import SUFFIXES, image_size, printable
+
+log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 HOLD_OUT_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # the test set of the BCSS challenge; "val" here
@@ -123,7 +124,7 @@ def find_tiles(
         if part == "test" and not (home / mask_folder).exists():
             if (home / image_folder).exists():
                 count = len(_files(home / image_folder, home, TILE_NAME))
-                logging.info("%s: %d test tiles have no masks and are left out", printable(home / image_folder), count)
+                log.info("%s: %d test tiles have no masks and are left out", printable(home / image_folder), count)
             continue
         name = REGION_NAME if layout == "roi" else TILE_NAME
         images, masks = _files(home / image_folder, home, name), _files(home / mask_folder, home, name)
@@ -249,7 +250,7 @@ def _files(folder: Path, root: Path, name: re.Pattern) -> dict[str, Path]:
             )
         seen[stem.casefold()] = files[stem] = path
     if others:
-        logging.info(
+        log.info(
             "%s: %d entries are no images and are left out, first %s",
             printable(folder),
             len(others),

@@ -6,16 +6,18 @@ else than the user believes.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from bcss_jax import labels
 from bcss_jax.errors import DataError
+
+log = logging.getLogger(__name__)
 
 FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff")}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
@@ -41,7 +43,7 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_image(path: Path, warn: Callable[[str], None] = logging.warning) -> np.ndarray:
+def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
     """Reads an H&E image.
 
     Args:
@@ -73,7 +75,7 @@ def read_image(path: Path, warn: Callable[[str], None] = logging.warning) -> np.
     return np.asarray(image)
 
 
-def read_mask(path: Path, codes: str, warn: Callable[[str], None] = logging.warning) -> np.ndarray:
+def read_mask(path: Path, codes: str, warn: Callable[[str], None] = log.warning) -> np.ndarray:
     """Reads a mask.
 
     A palette is ignored: what counts is the index of a pixel, not its colour. 16 bits are fine as long as the values
@@ -116,7 +118,7 @@ def read_mask(path: Path, codes: str, warn: Callable[[str], None] = logging.warn
 
 
 def read_pair(
-    image_path: Path, mask_path: Path, codes: str, warn: Callable[[str], None] = logging.warning
+    image_path: Path, mask_path: Path, codes: str, warn: Callable[[str], None] = log.warning
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image and its mask, which must have the same height and width.
 
