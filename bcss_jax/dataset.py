@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -232,7 +233,7 @@ def prepare(
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-    if not prepared_dir or "://" in os.fspath(prepared_dir):
+    if not prepared_dir or re.match(r"\w+:/", os.fspath(prepared_dir)):  # one slash: what pathlib makes of gs://
         raise ConfigError(f"prepared_dir must be a folder of this machine's file systems; found {str(prepared_dir)!r}")
     codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
     try:
@@ -245,12 +246,14 @@ def prepare(
         split, mpp, tiles = "built-in", SAMPLE_MPP, []
         options["drawn_by"] = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()
     else:
+        data_dir = Path(data_dir).expanduser() if data_dir else None
+        tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=patch_size, stride=stride)
+        split = "institute" if layout == "roi" else split  # regions have no published parts
         options |= {"split": split, "mpp": float(mpp), "allow_missing": allow_missing, "max_bad": max_bad}
         if layout == "roi":
             options |= {"patch_size": patch_size, "stride": stride}
-        tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=patch_size, stride=stride)
     fingerprint = _fingerprint(options, tiles, data_dir)
-    folder = Path(prepared_dir) / f"{layout}-{fingerprint[:16]}"
+    folder = Path(prepared_dir).expanduser() / f"{layout}-{fingerprint[:16]}"
     data = {"folder": folder, "layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": fingerprint}
 
     with _as_storage_error(prepared_dir):

@@ -260,6 +260,7 @@ def test_bad_data_are_refused(tmp_path):
         {"layout": "imagenet"},
         {"prepared_dir": ""},
         {"prepared_dir": "gs://bucket/prepared"},
+        {"prepared_dir": Path("gs://bucket/prepared")},
         {"layout": "kaggle224", "scheme": labels.SCHEMES["five_classes"]},
     ],
     ids=str,
@@ -275,7 +276,7 @@ def test_regions(tmp_path):
         save(tmp_path / "data" / "images" / region, image(seed, size=40))
         save(tmp_path / "data" / "masks" / region, mask(seed, size=40))
     data = prepare(tmp_path / "data", tmp_path / "prepared", "roi", patch_size=16, stride=12)
-    assert data.splits == {"train": 9, "val": 9}
+    assert data.splits == {"train": 9, "val": 9} and data.split == "institute"
     whole, codes = image(1, size=40), mask(1, size=40)
     for example in examples_of(data, "val"):
         window = np.s_[example["y"] : example["y"] + 16, example["x"] : example["x"] + 16]
