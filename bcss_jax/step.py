@@ -147,9 +147,7 @@ def make_train_step(
 
     def in_parts(params, rest, images, labels):
         # Every n-th example, so that each device keeps its own examples in each part.
-        images, labels = (
-            jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for x in (images, labels)
-        )
+        images, labels = (jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for x in (images, labels))
 
         def add_sums(total, part):
             sums, _ = forward(params, rest, *part)
@@ -160,7 +158,9 @@ def make_train_step(
             _, pullback, (rest, part_counts) = jax.vjp(lambda p: forward(p, rest, *part), params, has_aux=True)
             return (jax.tree.map(jnp.add, grads, pullback(slope)[0]), rest, counts + part_counts), None
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(forward, params, rest, images[0], labels[0])[0])
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(forward, params, rest, images[0], labels[0])[0]
+        )
         sums, _ = jax.lax.scan(add_sums, zeros, (images, labels))
         slope = jax.grad(loss_of)(sums)
         start = (jax.tree.map(jnp.zeros_like, params), rest, jnp.zeros((num_classes, num_classes), jnp.int32))
@@ -170,7 +170,7 @@ def make_train_step(
     def train_step(state: TrainState, images, labels):
         gradients = whole if micro_batches == 1 else in_parts
         grads, sums, rest, counts = gradients(state.params, state.rest, images, labels)
-        loss, grad_norm = loss_of(sums), optax.global_norm(grads)
+        loss, grad_norm = loss_of(sums), optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -1,0 +1,189 @@
+"""The training step: compiled once, equal on any devices and in any parts, still where there is nothing to learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bcss_jax import losses, metrics, models, optimizer, sharding, step
+from bcss_jax.errors import ConfigError
+
+OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
+TX = optimizer.adamw(1e-3, 1e-4)
+
+
+class Pixelwise(nnx.Module):
+    """No batch statistics and no receptive field."""
+
+    def __init__(self, rngs):
+        self.a, self.b = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(nnx.relu(self.a(x)))
+
+
+def unet(dtype="float32"):
+    return models.create("unet", num_classes=3, width=4, depth=2, dtype=dtype)
+
+
+def start(model, mesh, tx=TX):
+    _, params, rest = step.split_model(model)
+    state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    return sharding.place_replicated(state, mesh)
+
+
+def batch(mesh, seed=0, n=8, size=16, ignored=0.2):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(1, 3, (n, size, size), np.uint8)
+    labels[rng.random(labels.shape) < ignored] = 0
+    images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
+    placed = sharding.place_batch({"image": images, "label": labels}, mesh)
+    return placed["image"], placed["label"]
+
+
+def run(model, devices, steps=5, micro_batches=1, objective=OBJECTIVE, **batch_kwargs):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    train_step = step.make_train_step(model, TX, mesh, micro_batches=micro_batches, **objective)
+    state, reports = start(model, mesh), []
+    for i in range(steps):
+        state, report = train_step(state, *batch(mesh, i, **batch_kwargs))
+        reports.append(jax.device_get(report))
+    assert train_step._cache_size() == 1  # compiled once
+    return jax.device_get(state), reports
+
+
+def test_eight_devices_equal_one_with_global_batch_statistics():
+    one, reports_one = run(unet(), 1)
+    eight, reports_eight = run(unet(), 8)
+    for a, b in zip(reports_one, reports_eight, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one.rest, eight.rest)
+    assert int(one.step) == int(eight.step) == 5
+
+
+@pytest.mark.parametrize("devices, parts", ((1, 2), (1, 4), (2, 4)))
+@pytest.mark.parametrize("dice_batch", (True, False))
+def test_micro_batches_equal_the_whole_batch(devices, parts, dice_batch):
+    objective = OBJECTIVE | {"dice_batch": dice_batch}
+    model = Pixelwise(nnx.Rngs(0))
+    whole, reports = run(model, 1, objective=objective)
+    cut, cut_reports = run(model, devices, micro_batches=parts, objective=objective)
+    for a, b in zip(reports, cut_reports, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
+        np.testing.assert_array_equal(a["confusion"].sum(), b["confusion"].sum())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole.params, cut.params)
+
+
+def test_micro_batches_of_a_network_with_batch_statistics_learn():
+    _, reports = run(unet(), 1, steps=8, micro_batches=2)
+    assert all(report["finite"] for report in reports)
+
+
+def test_the_step_is_the_gradient_of_the_loss():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = Pixelwise(nnx.Rngs(0))
+    images, labels = batch(mesh)
+    graphdef, params = nnx.split(model)
+
+    def loss(params):
+        return losses.ce_dice(nnx.merge(graphdef, params)(step.normalise(images)), labels, ignore_index=0, classes=(1, 2))
+
+    value, grads = jax.value_and_grad(loss)(params)
+    _, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(start(model, mesh), images, labels)
+    np.testing.assert_allclose(report["loss"], value, rtol=1e-6)
+    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(report["grad_norm"], norm, rtol=1e-5)
+
+
+def test_training_fits_one_batch():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = unet()
+    train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, **OBJECTIVE)
+    state, data = start(model, mesh), batch(mesh, size=8, n=2)
+    values = []
+    for _ in range(60):
+        state, report = train_step(state, *data)
+        values.append(float(report["loss"]))
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_all_ignored_changes_nothing_but_the_step():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = unet()
+    state = start(model, mesh)
+    before = jax.tree.map(np.array, jax.device_get(state))
+    images, labels = batch(mesh, ignored=1.1)
+    after, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, images, labels)
+    assert not report["has_truth"] and float(report["loss"]) == 0.0 and float(report["grad_norm"]) == 0.0
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
+    jax.tree.map(np.testing.assert_array_equal, before.rest, jax.device_get(after.rest))
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, jax.device_get(after.opt_state))
+
+
+def test_a_non_finite_step_changes_nothing_but_the_step():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = unet()
+    state = start(model, mesh)
+    state.params["outc"]["bias"] = sharding.place_replicated(np.full(3, np.nan, np.float32), mesh)
+    before = jax.tree.map(np.array, jax.device_get(state))
+    after, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, *batch(mesh))
+    assert not report["finite"] and not np.isfinite(report["loss"])
+    jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
+    jax.tree.map(np.testing.assert_array_equal, before.rest, jax.device_get(after.rest))
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, jax.device_get(after.opt_state))
+
+
+def test_the_plateau_scale_scales_the_update():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = Pixelwise(nnx.Rngs(0))
+    moved = []
+    for scale in (1.0, 0.25):
+        state = start(model, mesh)
+        before = np.array(state.params["b"]["kernel"])
+        state.plateau = state.plateau._replace(scale=jnp.float32(scale))
+        state = sharding.place_replicated(jax.device_get(state), mesh)
+        after, _ = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, *batch(mesh))
+        moved.append(np.asarray(after.params["b"]["kernel"]) - before)
+    np.testing.assert_allclose(moved[1], moved[0] * 0.25, rtol=1e-3, atol=1e-7)
+
+
+def test_bfloat16_computes_close_to_float32():
+    _, exact = run(unet(), 1, steps=2)
+    state, rounded = run(unet("bfloat16"), 1, steps=2)
+    assert all(p.dtype == np.float32 for p in jax.tree.leaves(state.params))
+    np.testing.assert_allclose(rounded[0]["loss"], exact[0]["loss"], rtol=0.02)
+
+
+def test_evaluation_counts_and_ignores_padding():
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    model = unet()
+    state = start(model, mesh)
+    eval_step = step.make_eval_step(model, mesh, **OBJECTIVE)
+    images, labels = batch(mesh, n=4)
+    whole = jax.device_get(eval_step(state.params, state.rest, images, labels))
+    padded = sharding.place_batch({"i": np.array(images), "l": np.array(labels) * (np.arange(4) < 3)[:, None, None].astype(np.uint8)}, mesh)
+    part = jax.device_get(eval_step(state.params, state.rest, padded["i"], padded["l"]))
+    np.testing.assert_array_equal(part["confusion"][:3], whole["confusion"][:3])
+    assert not part["confusion"][3].any()
+    assert part["sums"]["pixels"] == (np.array(labels)[:3] != 0).sum()
+    assert set(np.unique(whole["predictions"])) <= {1, 2}
+    expected = metrics.confusion(jnp.asarray(whole["predictions"]), labels, 3, 0)
+    np.testing.assert_array_equal(whole["confusion"], expected)
+
+
+def test_normalisation_is_imagenets():
+    pixel = np.asarray([[[[0, 128, 255]]]], np.uint8)
+    expected = (pixel / 255.0 - np.asarray([0.485, 0.456, 0.406])) / np.asarray([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(step.normalise(pixel), expected, atol=1e-6)
+
+
+def test_batches_that_do_not_divide_are_refused_with_the_nearest():
+    mesh = sharding.make_mesh(jax.devices()[:8])
+    sharding.check_batch_size("config.batch_size", 128, 4, mesh)
+    with pytest.raises(ConfigError, match=r"config.batch_size=20 does not divide over 8 devices; the nearest sizes are 16 or 24"):
+        sharding.check_batch_size("config.batch_size", 20, 1, mesh)
+    with pytest.raises(ConfigError, match="8 devices x 2 micro-batches; the nearest sizes are 16"):
+        sharding.check_batch_size("config.batch_size", 8, 2, mesh)
