@@ -10,9 +10,12 @@ threads, processes or resumptions. No example is dropped: the last batch is fill
 False.
 """
 
+import atexit
+import contextlib
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -251,7 +254,24 @@ def _batches(
             yield batch
             done += 1
 
-    return iterate()
+    iterator = iterate()
+    _unfinished.add(iterator)
+    return iterator
+
+
+_unfinished: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _close_unfinished() -> None:
+    """Ends the threads of epochs that were left midway.
+
+    They call into Python for the augmentation: left running while the interpreter shuts down, they make it hang or
+    abort instead of giving its exit code (TensorFlow 2.21).
+    """
+    for iterator in list(_unfinished):
+        with contextlib.suppress(ValueError):  # another thread is inside it
+            iterator.close()
 
 
 def _picture_size(encoded: tf.data.Dataset) -> tuple[int, int]:
@@ -259,7 +279,7 @@ def _picture_size(encoded: tf.data.Dataset) -> tuple[int, int]:
     try:
         first = next(iter(encoded.take(1)), None)
     except tf.errors.OpError as error:
-        raise DataError(f"the data set cannot be read: {_one_line(error)}") from error
+        raise _unreadable(error) from error
     if first is None:
         raise DataError("the data set holds no examples")
     image = _decoded(first, "image")
@@ -294,8 +314,8 @@ def _explained(error: Exception, failed: tf.data.Dataset, size, table, change) -
             except Exception as cause:
                 return DataError(f"{_name(example)}: {type(cause).__name__}: {_one_line(cause)}")
     except tf.errors.OpError as cause:
-        return DataError(f"the data set cannot be read: {_one_line(cause)}")
-    return DataError(f"the data set cannot be read: {_one_line(error)}")
+        return _unreadable(cause)
+    return _unreadable(error)
 
 
 def _decoded(example: dict, part: str) -> np.ndarray:
@@ -305,6 +325,10 @@ def _decoded(example: dict, part: str) -> np.ndarray:
     except tf.errors.InvalidArgumentError as error:
         size = len(encoded.numpy())
         raise DataError(f"{_name(example)}: {part} is not a readable PNG ({size} bytes); replace the file") from error
+
+
+def _unreadable(error: Exception) -> DataError:
+    return DataError(f"the data set cannot be read: {_one_line(error)}; repair the files or prepare the data again")
 
 
 def _name(example: dict) -> str:

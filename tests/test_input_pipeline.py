@@ -1,4 +1,8 @@
 import io
+import os
+import pathlib
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -218,6 +222,21 @@ def test_wrong_number_of_examples(claimed):
 def test_no_examples():
     with pytest.raises(DataError, match="no examples"):
         eval_batches(encoded().take(0), 0, table=TABLE, ignore_index=IGNORED, batch_size=4)
+
+
+def test_process_can_exit_in_the_middle_of_an_epoch():
+    """With threads of tf.data alive, the interpreter hangs or aborts at its end, most of the time."""
+    code = """if True:
+        import test_input_pipeline as t
+        many = t.encoded().repeat(40)
+        batches = t.train_batches(many, 40 * t.COUNT, table=t.TABLE, ignore_index=t.IGNORED, batch_size=4, seed=0,
+                                  epoch=0, augmentation=t.FULL, threads=4)
+        next(batches)
+        raise SystemExit(75)
+        """
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 75
 
 
 def test_input_wait_counts_the_waiting_only():

@@ -1,0 +1,192 @@
+"""Images per second of the input pipeline, against a PyTorch DataLoader that does the same work.
+
+Both read the same PNG files in random order, map codes to labels, augment with the same function (`augment.augment`, so
+the same Albumentations transforms with the same strengths) and collect uint8 batches of the same size, with as many
+threads here as worker processes there. What differs: decoding (TensorFlow's decode_png here, OpenCV there, the usual
+companion of Albumentations), threads against processes, and how batches travel. Nothing consumes the batches, so this is
+the most that each can deliver.
+
+A round runs every contender once, one after the other, for one epoch, start of the epoch included (workers of PyTorch
+stay alive between epochs); the first round warms up and does not count. Ratios are taken within a round, so that
+whatever else the machine does meets both.
+
+    python benchmarks/input_pipeline.py --data_dir=FOLDER --threads=2
+
+FOLDER holds `train` and `train_mask` with PNGs of equal names (the layout of the 224-pixel Kaggle tiles). Without it,
+synthetic tiles are made. PyTorch is optional: pip install "bcss_jax[benchmark]".
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+import cv2
+import numpy as np
+
+from bcss_jax.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, augment
+from bcss_jax.labels import SCHEMES, lookup_table
+
+SCHEME = SCHEMES["tumor_stroma"]
+TABLE = lookup_table(SCHEME, "kaggle3")
+RECIPES = {"decode only": NONE, "flips and quarter turns": FLIPS_AND_QUARTER_TURNS, "full recipe": FULL}
+
+
+def synthetic_tiles(folder: pathlib.Path, count: int = 64, size: int = 224) -> None:
+    """Writes tiles with smooth structure and fine noise, so that they compress about as tissue does."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "train_mask"):
+        (folder / part).mkdir()
+    for i in range(count):
+        smooth = cv2.GaussianBlur(rng.integers(0, 256, (size, size, 3), np.uint8), (0, 0), 4)
+        noisy = np.clip(4 * (smooth - 127.0) + 127 + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
+        mask = np.digitize(smooth[..., 0], (122, 132)).astype(np.uint8)
+        cv2.imwrite(str(folder / "train" / f"{i}.png"), noisy)
+        cv2.imwrite(str(folder / "train_mask" / f"{i}.png"), mask)
+
+
+class Tiles:
+    """The PyTorch side: a map-style data set of (image uint8 [H, W, 3], label uint8 [H, W], index)."""
+
+    def __init__(self, images, masks, recipe):
+        """Keeps the paths."""
+        self.images, self.masks, self.recipe = images, masks, recipe
+
+    def __len__(self):
+        """Number of tiles."""
+        return len(self.images)
+
+    def __getitem__(self, index):
+        """Reads, decodes and augments one tile."""
+        image = cv2.cvtColor(cv2.imread(self.images[index], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        label = TABLE[cv2.imread(self.masks[index], cv2.IMREAD_GRAYSCALE)]
+        image, label = augment(image, label, (0, 0, index), self.recipe, SCHEME.ignore_index)
+        return image, label, index
+
+
+def torch_loader(images, masks, recipe, batch_size, workers):
+    """DataLoader with living workers, or None where PyTorch lacks."""
+    try:
+        from torch.utils.data import DataLoader
+    except ImportError:
+        return None
+    # spawn: forking a process with TensorFlow's threads in it can hang
+    return DataLoader(
+        Tiles(images, masks, recipe),
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+
+
+def our_batches(images, masks, recipe, batch_size, threads, epoch):
+    """One epoch of this project's pipeline."""
+    from bcss_jax import input_pipeline  # here, so that PyTorch's workers need not import TensorFlow
+
+    return input_pipeline.train_batches(
+        input_pipeline.encoded_from_png(images, masks),
+        len(images),
+        table=TABLE,
+        ignore_index=SCHEME.ignore_index,
+        batch_size=batch_size,
+        seed=0,
+        epoch=epoch,
+        augmentation=recipe,
+        threads=threads,
+    )
+
+
+def epoch_rate(batches, num_images) -> tuple[float, float]:
+    """Images per second over one epoch, and seconds until its first batch."""
+    start = time.perf_counter()
+    iterator = iter(batches() if callable(batches) else batches)
+    next(iterator)
+    first = time.perf_counter() - start
+    for _ in iterator:
+        pass
+    return num_images / (time.perf_counter() - start), first
+
+
+def augment_rate(images, masks, recipe, seconds=2.0) -> float:
+    """Images per second of `augment` alone, in one thread."""
+    pairs = [
+        (cv2.imread(image, cv2.IMREAD_COLOR), cv2.imread(mask, cv2.IMREAD_GRAYSCALE))
+        for image, mask in zip(images[:32], masks[:32], strict=True)
+    ]
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        augment(*pairs[done % len(pairs)], (1, done), recipe, SCHEME.ignore_index)
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def spread(values, digits=0) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def main():
+    """Runs the rounds and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=pathlib.Path, help="folder with train/ and train_mask/; synthetic if absent")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads here, worker processes there")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--examples", type=int, default=720, help="tiles per epoch; the files are repeated to reach it")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = arguments.data_dir
+        if folder is None:
+            folder = pathlib.Path(made)
+            synthetic_tiles(folder)
+        run(folder, arguments)
+
+
+def run(folder: pathlib.Path, arguments) -> None:
+    """Measures on the tiles in `folder`."""
+    names = sorted(path.name for path in (folder / "train").glob("*.png"))
+    if not names:
+        raise SystemExit(f"no PNG files in {folder / 'train'}")
+    names = [names[i % len(names)] for i in range(arguments.examples)]
+    images = [str(folder / "train" / name) for name in names]
+    masks = [str(folder / "train_mask" / name) for name in names]
+    kilobytes = statistics.mean(os.path.getsize(path) for path in images) / 1e3
+    height, width = cv2.imread(images[0]).shape[:2]
+    print(
+        f"{len(set(names))} tiles of {height}x{width} ({kilobytes:.0f} kB), {len(images)} per epoch, batch"
+        f" {arguments.batch_size}, {arguments.threads} threads here and worker processes there, {os.cpu_count()} CPUs;"
+        f" images/s, median [least, most] of {arguments.rounds} rounds"
+    )
+    for title, recipe in RECIPES.items():
+        if recipe is not NONE:
+            print(f"{title}: augmentation alone, one thread: {augment_rate(images, masks, recipe):.0f}")
+        theirs = torch_loader(images, masks, recipe, arguments.batch_size, arguments.threads)
+        rates, ratios, starts = {"here": [], "PyTorch": []}, [], []
+        for round_number in range(arguments.rounds + 1):
+
+            def ours(recipe=recipe, epoch=round_number):
+                return our_batches(images, masks, recipe, arguments.batch_size, arguments.threads, epoch)
+
+            here, first = epoch_rate(ours, len(images))
+            there, _ = epoch_rate(theirs, len(images)) if theirs else (None, None)
+            if round_number == 0:
+                continue
+            rates["here"].append(here)
+            starts.append(first)
+            if theirs:
+                rates["PyTorch"].append(there)
+                ratios.append(here / there)
+        print(f"{title}: here {spread(rates['here'])} (first batch after {spread(starts, 2)} s)")
+        if theirs:
+            print(f"{title}: PyTorch {spread(rates['PyTorch'])}; here / PyTorch {spread(ratios, 2)}")
+            del theirs  # ends its workers
+        else:
+            print(f"{title}: PyTorch is not installed, so nothing to compare with: pip install 'bcss_jax[benchmark]'")
+
+
+if __name__ == "__main__":
+    main()
