@@ -34,7 +34,7 @@ PLANS = (
     ("cords", "lymphocytes"),
     ("front", "outside"),
 )
-_COARSENESS = {"nests": 27.0, "front": 44.0, "cords": 21.0}  # pixels: smoothness of the field that is cut
+_COARSENESS = {"nests": 30.0, "front": 44.0, "cords": 34.0}  # pixels: smoothness of the field that is cut
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
 
 
@@ -71,6 +71,9 @@ def draw(seed: int = 0) -> Iterator[Patch]:
 
     Yields:
       Patches in a fixed order; `draw_patch` gives any one of them by itself.
+
+    Raises:
+      ValueError: the seed is negative.
     """
     for patient in range(TRAIN_PATIENTS + VAL_PATIENTS):
         for number in range(len(PLANS)):
@@ -89,7 +92,7 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
       The patch.
 
     Raises:
-      ValueError: `patient` or `number` is out of range.
+      ValueError: `patient` or `number` is out of range, or the seed is negative.
     """
     if not (0 <= patient < TRAIN_PATIENTS + VAL_PATIENTS and 0 <= number < len(PLANS)):
         raise ValueError(f"no patch {number} of patient {patient} in the sample data set")
@@ -135,10 +138,10 @@ class _Habit:
             white=rng.uniform(236, 248) + rng.uniform(-4, 4, 3),
             gamma=rng.uniform(0.92, 1.1),
             blur=rng.uniform(0.5, 0.95),
-            cell=rng.uniform(27, 34),
+            cell=rng.uniform(25, 31),
             pleomorphism=rng.uniform(0.1, 0.25),
             vesicular=rng.uniform(0.3, 0.75),
-            cytoplasm=rng.uniform([0.20, 0.50], [0.42, 0.80]),
+            cytoplasm=rng.uniform([0.18, 0.50], [0.38, 0.80]),
             collagen=rng.uniform([0.10, 0.55], [0.26, 0.85]),
         )
 
@@ -187,7 +190,7 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
     elif extra == "fat":  # beyond the stroma
         outer = field + 0.1 * _noise(rng, 10.0)
         mask[(outer < np.quantile(outer, share)) & (field < 0)] = FAT
-    elif extra == "lymphocytes":  # a cuff outside the tumour, thick here and missing there
+    elif extra == "lymphocytes":  # outside the tumour and rather near it, dense here and missing there
         cuff = _noise(rng, 30.0) + 0.3 * field + 0.1 * _noise(rng, 6.0)
         mask[(field < 0) & (cuff > np.quantile(cuff[field < 0], 0.68))] = LYMPHOCYTES
     elif extra == "glass":  # the edge of the section
@@ -239,7 +242,12 @@ class _Tissue:
         return int(self.mask[row, column])
 
     def _cells(self, centres: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
-        """Index of the nearest centre and distance (pixels, roughly) from the border to the next cell."""
+        """Index of the nearest centre and distance (pixels, roughly) from the border to the next cell.
+
+        Args:
+          centres: [n, 2] from `_lattice`.
+          pitch: of that lattice; no pixel has its two nearest centres farther away than twice this.
+        """
         nearest = np.zeros((SIZE, SIZE), int)
         first, second = np.full((2, SIZE, SIZE), 2.0 * pitch)
         for index, centre in enumerate(centres):
@@ -291,7 +299,7 @@ class _Tissue:
         thin = _lookup(rng, along / 22, across / 1.6)
         bundles = _lookup(rng, along / 90, across / 15)
         loose = np.clip(bundles - 0.5, 0, 1.5)  # between bundles there is pale ground substance
-        fibre = 0.17 * coarse + 0.13 * thin
+        fibre = 0.22 * coarse + 0.18 * thin
         eosin = habit.collagen[1] * (1 + fibre + 0.2 * self.uneven_e - 0.35 * loose + 0.04 * self.fine)
         haematoxylin = habit.collagen[0] * (1 + 0.5 * self.uneven_h + 0.25 * coarse + 0.15 * self.grain)
         slits = np.clip((_lookup(rng, along / 60, across / 5.0) - 2.0) * 1.5, 0, 0.9)
@@ -315,7 +323,7 @@ class _Tissue:
         centres = self._lattice(habit.cell, 0.27)
         nearest, border = self._cells(centres, habit.cell)
         shade = rng.uniform(0.75, 1.25, (2, len(centres)))
-        frothy = 1 + 0.16 * self.grain + 0.08 * self.fine
+        frothy = 1 + 0.2 * self.grain + 0.12 * self.fine
         eosin = habit.cytoplasm[1] * shade[1, nearest] * (frothy + 0.15 * self.uneven_e)
         haematoxylin = habit.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
         # Cells touch along faint lines; some have come apart and leave a white gap.

@@ -127,6 +127,11 @@ def test_out_of_range(patient, number):
         sample.draw_patch(patient, number)
 
 
+def test_negative_seed():
+    with pytest.raises(ValueError):
+        next(sample.draw(seed=-1))
+
+
 def test_colour_alone_does_not_solve_it(difficulty, pixels):
     for quadratic in (False, True):
         assert 0.5 < difficulty.colour_dice(quadratic=quadratic, pixels=pixels)["macro"] < 0.75
