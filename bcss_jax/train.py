@@ -1,5 +1,6 @@
 """Training: data -> state -> compiled steps -> evaluation -> checkpoint -> report, in one function read from the top."""
 
+import functools
 import json
 import logging
 import math
@@ -42,7 +43,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
       UserError: of the kinds in `errors`; each says what to do.
     """
     speaks = jax.process_index() == 0  # only one process prints and writes the report
-    say = print if speaks else (lambda *_, **__: None)
+    say = functools.partial(print, flush=True) if speaks else (lambda line: None)
 
     # --- Data ---
     scheme = labels.SCHEMES[config.labels]
@@ -157,6 +158,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     writer = metric_writers.SummaryWriter(str(workdir / "tensorboard")) if speaks else metric_writers.MultiWriter([])
     with Interruption() as interruption, metric_writers.ensure_flushes(writer):
         say(TABLE)
+        drawn = -math.inf
         while record.epoch < config.epochs and not _stalled(record, config.early_stopping):
             batches = InputWait(
                 train_batches(
@@ -224,7 +226,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 scalars = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
                 writer.write_scalars(row["step"], scalars)
                 write_text(workdir / "history.csv", history_csv(record.history))
-                figures.curves(record.history, workdir / "curves.png", title=config.name)
+                if time.perf_counter() - drawn > config.log_seconds:  # drawing takes half a second
+                    figures.curves(record.history, workdir / "curves.png", title=config.name)
+                    drawn = time.perf_counter()
             if interruption.agreed(0) and record.epoch < config.epochs:
                 checkpoints.close()
                 raise Preempted(f"stopped after epoch {record.epoch} and saved; the same command goes on from there")

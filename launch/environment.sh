@@ -1,0 +1,33 @@
+# Sourced by the other scripts: makes .venv with the pinned versions, and says where. Sets $root and $python.
+# PYTHON=python3.12 chooses the interpreter; EXTRAS=test,cuda what is installed besides.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
+
+usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+    if usable "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: needs Python 3.11 or newer, found ${PYTHON:-none on the PATH}; set PYTHON=/path/to/python3" >&2
+  return 2
+}
+
+prepare_environment() {
+  local extras=$1 wanted
+  # A GPU that answers gets the CUDA build.
+  if nvidia-smi >/dev/null 2>&1; then extras=$extras,cuda; fi
+  wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras") | cksum)
+  if [ "$(cat "$root/.venv/installed" 2>/dev/null)" = "$wanted" ]; then return; fi
+  local base
+  base=$(find_python) || return
+  usable "$python" || "$base" -m venv --clear "$root/.venv" || return
+  echo "installing into .venv (a few minutes, once)"
+  "$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extras]" || return
+  echo "$wanted" >"$root/.venv/installed"
+}

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Trains on several hosts under SLURM, one process a host with all of its GPUs.
+#
+#   sbatch --nodes=4 launch/slurm.sh --config=configs/unet.py:kaggle224 --config.data.dir=/data/BCSS
+#
+# Data and work folder lie on a file system that all hosts share. Run `bash launch/local.sh --help` once before, on
+# the same file system, so that .venv exists. Shortly before the time limit the job saves, exits with 75 and is queued
+# again; it then goes on where it was.
+#SBATCH --job-name=bcss_jax
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --time=08:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+
+# SLURM runs a copy of this script; the repository is where sbatch was called.
+root=${SLURM_SUBMIT_DIR:?run this with sbatch from the repository}
+
+status=0
+# jax.distributed finds the hosts, the coordinator and this process's number in SLURM's environment.
+srun --kill-on-bad-exit=1 "$root/.venv/bin/python" -m bcss_jax.main --distributed "$@" || status=$?
+if [ "$status" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
