@@ -148,10 +148,17 @@ class _Habit:
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
     """Smooth random field [224, 224] of mean 0 and standard deviation 1; `sigma` (pixels) is its smoothness."""
-    size = 360  # larger than needed, then cut: a field made by FFT would go on at its left edge as it ends at its right
-    frequency = np.square(np.fft.fftfreq(size))[:, None] + np.square(np.fft.rfftfreq(size))[None]
-    spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
-    field = np.fft.irfft2(spectrum * np.exp(-2 * np.square(np.pi * sigma) * frequency))[:SIZE, :SIZE]
+    # Gaussians of random height on a lattice finer than they are wide: as good as blurred white noise, and quicker.
+    pitch, reach = max(1.0, 0.8 * sigma), 4  # `reach` lattice steps are at least three sigma
+    count = int(SIZE / pitch) + 2 * reach + 2
+    field = rng.standard_normal((count, count))
+    for _ in range(2):  # rows, then columns; sums of slices and no matrix product, whose threads would get in the way
+        position = np.arange(SIZE) / pitch + reach + rng.uniform()
+        nearest = position.astype(int)
+        field = sum(
+            np.exp(-np.square((position - nearest - step) * pitch / sigma) / 2)[:, None] * field[nearest + step]
+            for step in range(-reach, reach + 1)
+        ).T
     return (field - field.mean()) / field.std()
 
 
@@ -178,7 +185,7 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
     if shape == "front":
         field += 1.5 * _slope(rng)
     elif shape == "cords":  # ridges of the field instead of its hills
-        field = -np.abs(field + 0.15 * _noise(rng, 6.0))
+        field = -np.abs(field + 0.08 * _noise(rng, 6.0))
     field -= np.quantile(field, 1 - rng.uniform(0.42, 0.58))
     depth = _depth(field)
     mask = np.where(field > 0, TUMOR, STROMA).astype(np.uint8)
@@ -400,8 +407,9 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def _photograph(rng: np.random.Generator, habit: _Habit, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
     """Light through both stains as the patient's scanner sees it: uint8 [224, 224, 3]."""
-    amounts = np.stack([haematoxylin, eosin], -1) * habit.strength
-    light = np.exp(-np.maximum(amounts, 0) @ habit.vectors)
+    stains = zip((haematoxylin, eosin), habit.strength, habit.vectors, strict=True)
+    density = sum(np.maximum(amount, 0)[..., None] * (strength * vector) for amount, strength, vector in stains)
+    light = np.exp(-density)
     light = _blur(light, habit.blur) ** habit.gamma
     pixels = habit.white * light + rng.standard_normal((SIZE, SIZE, 3)) * 2.0
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
