@@ -165,7 +165,7 @@ def _has(config, field):
 def _one_of(config, field, values):
     value = _get(config, field)
     if value not in values:
-        near = difflib.get_close_matches(str(value), values, n=1)
+        near = difflib.get_close_matches(str(value), values, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"config.{field}={value}: must be one of {', '.join(values)}{hint}")
 

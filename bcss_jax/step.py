@@ -213,7 +213,7 @@ def make_eval_step(
 
     Returns:
       `eval_step(params, rest, images, labels) -> report` with replicated arrays: `sums` (`losses.loss_sums`),
-      `confusion` int32 [N, C, C] per image, `predictions` uint8 [N, H, W] (these stay split over the mesh).
+      `confusion` int32 [N, C, C] per image, `predictions` uint8 [N, H, W].
     """
     run = ModelFunction(model)
 
@@ -238,5 +238,5 @@ def make_eval_step(
     return jax.jit(
         eval_step,
         in_shardings=(everywhere, everywhere, split, split),
-        out_shardings={"sums": everywhere, "confusion": everywhere, "predictions": split},
+        out_shardings=everywhere,
     )
