@@ -30,13 +30,98 @@ class Conv(nnx.Module):
         """Maps (N, H, W, C1), (N, H, W, C2), ..., read as if concatenated over channels -> (N, H, W, outputs)."""
         kernel = self.kernel[...].astype(self.dtype)
         x = jnp.concatenate([m.astype(self.dtype) for m in maps], axis=-1)
-        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        if kernel.shape[0] == 1:
+            y = x @ kernel[0, 0]  # for XLA on CPUs a product of matrices is faster, its gradient all the more
+        elif kernel.shape[0] == 3 and jax.default_backend() == "cpu":
+            y = _conv3x3_for_cpu(x, kernel)
+        else:
+            y = plain_conv(x, kernel)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `torch.nn.Conv2d`."""
         entries = {"weight": (self.kernel, CONV)}
         return entries if self.bias is None else entries | {"bias": (self.bias, SAME)}
+
+
+def plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(N, H, W, I) and (kh, kw, I, O), odd kh and kw -> (N, H, W, O); zeros around the map."""
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+# On CPUs XLA (jaxlib 0.10 to 0.12) runs the convolution and its input gradient well, but the kernel's gradient, a
+# convolution with a window as large as the map, at a quarter of that speed or less; inside a loop a hundred times slower.
+@jax.custom_vjp
+def _conv3x3_for_cpu(x, kernel):
+    return plain_conv(x, kernel)
+
+
+def _conv3x3_forward(x, kernel):
+    return plain_conv(x, kernel), (x, kernel)
+
+
+def _conv3x3_backward(saved, dy):
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: plain_conv(x, kernel), x)(dy)
+    return dx, conv3x3_kernel_gradient(x, dy).astype(kernel.dtype)
+
+
+_conv3x3_for_cpu.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Gradient of a 3x3 `plain_conv` with respect to its kernel, as products of matrices over bands of rows.
+
+    Args:
+      x: the convolution's input (N, H, W, I).
+      dy: the cotangent of its output (N, H, W, O).
+
+    Returns:
+      float32 (3, 3, I, O).
+    """
+    n, h, w, inputs = x.shape
+    outputs = dy.shape[-1]
+    # A band of about 900 pixels, shifted copies included, stays in the cache; small maps are one band.
+    rows_at_most = h if n * h * w <= 4096 else max(1, min(h, 896 // w))
+    bands = -(-h // rows_at_most)
+    rows = -(-h // bands)
+    below = bands * rows - h
+    # dK[a, b] = sum over i, j of x[i + a - 1, j + b - 1] dy[i, j]. With few channels all nine shifts are made of x;
+    # with more, three of x along the columns and three of dy along the rows: fewer copies and a squarer product.
+    nine_of_x = inputs + outputs <= 64
+    x = jnp.pad(x, ((0, 0), (1, 1 + below) if nine_of_x else (0, below), (1, 1), (0, 0)))
+    dy = jnp.pad(dy, ((0, 0), (0, below) if nine_of_x else (1, 1 + below), (0, 0), (0, 0)))
+    down_x, down_dy = (range(3), [0]) if nine_of_x else ([0], (2, 1, 0))
+
+    def product(images, top, x, dy):
+        """Sum over a band of rows from `top` of `images` images."""
+
+        def shifted(array, image, down, along):
+            height = rows + max(down)
+            band = lax.dynamic_slice(array, (image, top, 0, 0), (images, height, *array.shape[2:]))
+            parts = [band[:, a : a + rows, b : b + w] for a in down for b in along]
+            return jnp.concatenate(parts, axis=-1).reshape(images * rows * w, -1)
+
+        return lambda image: lax.dot_general(
+            shifted(x, image, down_x, range(3)),
+            shifted(dy, image, down_dy, [0]),
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+    if n * h * w <= 4096:
+        total = product(n, 0, x, dy)(0)
+    else:
+        shape = (len(down_x) * 3 * inputs, len(down_dy) * outputs)
+        total = lax.fori_loop(
+            0,
+            n * bands,
+            lambda i, total: total + product(1, i % bands * rows, x, dy)(i // bands),
+            jnp.zeros(shape, jnp.float32),
+        )
+    if nine_of_x:
+        return total.reshape(3, 3, inputs, outputs)
+    return total.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -51,10 +136,12 @@ class ConvTranspose2x2(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, inputs) -> (N, 2H, 2W, outputs)."""
-        n, h, w, _ = x.shape
-        # Stride and kernel agree, so no two terms meet: one matrix product, and its gradients are matrix products too.
-        y = jnp.einsum("nhwi,abio->nhawbo", x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y.reshape(n, 2 * h, 2 * w, -1) + self.bias[...].astype(self.dtype)
+        n, h, w, inputs = x.shape
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        # Stride and kernel agree, so no two terms meet and matrix products do it, in the gradients too. One product for
+        # the even and one for the odd rows: what they give lies in memory as the result needs it.
+        rows = [x @ kernel[a].transpose(1, 0, 2).reshape(inputs, -1) for a in range(2)]
+        return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, -1) + self.bias[...].astype(self.dtype)
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `torch.nn.ConvTranspose2d`."""

@@ -1,0 +1,259 @@
+"""Times the project's training step and forward pass, alone or against the same network in PyTorch.
+
+    python benchmarks/train_step.py --model=unet --width=32 --batch=8 --size=224
+    python benchmarks/train_step.py --width=32 --versus=torch --steps=3 --rounds=3
+
+With `--versus=torch` both run in turn, A B A B, so that a machine whose speed drifts slows both; the ratio is
+PyTorch's time over ours (above 1: ours is faster), one per round, given as median [least, most].
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from bcss_jax import models, sharding, step  # noqa: E402
+from bcss_jax.errors import UserError  # noqa: E402
+from bcss_jax.optimizer import Plateau, adamw  # noqa: E402
+
+NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-4
+
+# Peak of the matrix units in TFLOP/s, dense, from the makers' data sheets: (part of device_kind, bfloat16, float32 as
+# JAX multiplies by default, which is TF32 on these GPUs and bfloat16 passes on TPUs). First match counts.
+PEAK_TFLOPS = (
+    ("H200", 989.0, 494.0),
+    ("H100 PCIe", 756.0, 378.0),
+    ("H100", 989.0, 494.0),
+    ("A100", 312.0, 156.0),
+    ("L40S", 362.0, 183.0),
+    ("L4", 121.0, 60.0),
+    ("TPU v6", 918.0, 918.0),
+    ("TPU v5p", 459.0, 459.0),
+    ("TPU v5 lite", 197.0, 197.0),
+    ("TPU v4", 275.0, 275.0),
+)
+
+
+def arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="unet")
+    parser.add_argument("--width", type=int, help="only for models that have one")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--versus", choices=("torch",))
+    return parser.parse_args()
+
+
+class Jax:
+    """The project's training step and the same model's forward pass in evaluation mode."""
+
+    def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
+        """Compiles both; `compile_s` holds the times."""
+        kwargs = {} if args.width is None else {"width": args.width}
+        model = models.create(args.model, num_classes=NUM_CLASSES, dtype=jnp.dtype(args.dtype), **kwargs)
+        mesh = sharding.make_mesh()
+        sharding.check_batch_size("batch", args.batch, 1, mesh)
+        tx = adamw(LEARNING_RATE, WEIGHT_DECAY)
+        train = step.make_train_step(model, tx, mesh, num_classes=NUM_CLASSES, ignore_index=IGNORED, classes=EVALUATED)
+        run = step.ModelFunction(model)
+        forward = jax.jit(lambda params, rest, images: run(params, rest, images, train=False)[0])
+        _, params, rest = step.split_model(model)
+        self.parameters = sum(p.size for p in jax.tree.leaves(params))
+        state = step.TrainState(jnp.int32(0), params, rest, tx.init(params), Plateau(0.5, 5).init())
+        # A copy: the step is given its state to overwrite, and the model keeps its own arrays.
+        self.state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
+        batch = sharding.place_batch({"images": images, "labels": labels}, mesh)
+        self.images, self.labels = batch["images"], batch["labels"]
+
+        start = time.perf_counter()
+        self._train = train.lower(self.state, self.images, self.labels).compile()
+        self.compile_s = time.perf_counter() - start
+        start = time.perf_counter()
+        self._forward = forward.lower(self.state.params, self.state.rest, self.images).compile()
+        self.compile_forward_s = time.perf_counter() - start
+
+    def train(self, steps: int) -> float:
+        """Seconds a training step."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.state, report = self._train(self.state, self.images, self.labels)
+        jax.block_until_ready((self.state, report))
+        return (time.perf_counter() - start) / steps
+
+    def forward(self, steps: int) -> float:
+        """Seconds a forward pass."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            logits = self._forward(self.state.params, self.state.rest, self.images)
+        jax.block_until_ready(logits)
+        return (time.perf_counter() - start) / steps
+
+
+class Torch:
+    """The same layers, loss and optimizer in PyTorch, channels last."""
+
+    def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
+        """Puts model and batch on the GPU if PyTorch has one."""
+        import torch
+        from torch_unet import UNet
+
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        # TF32 as in JAX's default on GPUs, and the tuning that cuDNN offers: the comparison should be a fair one.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        self.bfloat16 = args.dtype == "bfloat16"
+        model = UNet(NUM_CLASSES, **({} if args.width is None else {"width": args.width}))
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        mean, std = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (step.IMAGENET_MEAN, step.IMAGENET_STD)
+        )
+        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        self.images, self.mean, self.std = x.contiguous(memory_format=torch.channels_last), mean, std
+        self.labels = torch.from_numpy(labels).to(self.device, torch.int64)
+
+    def _logits(self):
+        x = (self.images.float() - 255 * self.mean) / (255 * self.std)
+        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.bfloat16):
+            return self.model(x).float()
+
+    def _loss(self, logits):
+        functional = self.torch.nn.functional
+        counts = (self.labels != IGNORED).unsqueeze(1)
+        cross_entropy = functional.cross_entropy(logits, self.labels, ignore_index=IGNORED)
+        truth = functional.one_hot(self.labels, NUM_CLASSES).permute(0, 3, 1, 2) * counts
+        p = logits.softmax(1) * counts
+        both, either = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
+        return cross_entropy + (1 - (2 * both + 1e-5) / (either + 1e-5))[list(EVALUATED)].mean()
+
+    def _synchronize(self):
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def train(self, steps: int) -> float:
+        """Seconds a training step."""
+        self.model.train()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            self._loss(self._logits()).backward()
+            self.optimizer.step()
+        self._synchronize()
+        return (time.perf_counter() - start) / steps
+
+    def forward(self, steps: int) -> float:
+        """Seconds a forward pass."""
+        self.model.eval()
+        start = time.perf_counter()
+        with self.torch.inference_mode():
+            for _ in range(steps):
+                self._logits()
+        self._synchronize()
+        return (time.perf_counter() - start) / steps
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """FLOP/s that all devices could reach together, and where the number is from: the table, or a matrix product."""
+    kind = jax.devices()[0].device_kind
+    for name, bfloat16, float32 in PEAK_TFLOPS:
+        if name.lower() in kind.lower():
+            return 1e12 * (bfloat16 if dtype == "bfloat16" else float32) * jax.device_count(), f"data sheet of {name}"
+    size = 2048
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds), f"measured on a {size}x{size} {dtype} matrix product; {kind} is not in the table"
+
+
+def step_flops(args: argparse.Namespace) -> float | None:
+    """Floating-point operations of a plain training step: XLA's own count for a network of plain operations."""
+    if args.model != "unet":
+        return None
+    # Three times the forward pass's multiplications and additions (forward, input gradient, weight gradient).
+    width, pixels, total = args.width or 64, args.size**2, 0.0
+    for level in range(5):
+        c, area = width * 2**level, pixels / 4**level
+        total += area * 9 * ((3 if level == 0 else c / 2) * c + c * c)
+        if level < 4:
+            total += area * (2 * c * c + 9 * (2 * c * c + c * c))
+    return 3 * 2 * args.batch * (total + pixels * width * NUM_CLASSES)
+
+
+def in_turn(contestants: list, method: str, steps: int, rounds: int) -> list[list[float]]:
+    """Seconds of each contestant in each round, after one round of warming up."""
+    for contestant in contestants:
+        getattr(contestant, method)(1)
+    rows = [[getattr(contestant, method)(steps) for contestant in contestants] for _ in range(rounds)]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def main() -> int:
+    """Measures and prints."""
+    args = arguments()
+    if args.versus == "torch":
+        if importlib.util.find_spec("torch") is None:
+            print("--versus=torch needs PyTorch: pip install 'bcss_jax[benchmark]'", file=sys.stderr)
+            return 2
+        if args.model != "unet":
+            print("--versus=torch has a twin for --model=unet only", file=sys.stderr)
+            return 2
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
+    labels = random.randint(0, NUM_CLASSES, (args.batch, args.size, args.size), np.uint8)
+    try:
+        ours = Jax(args, images, labels)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    contestants = [ours]
+    if args.versus == "torch":
+        contestants.append(Torch(args, images, labels))
+        assert contestants[1].parameters == ours.parameters
+    print(
+        f"{args.model}: {ours.parameters:,} parameters, batch {args.batch}, {args.size}x{args.size}, {args.dtype}, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    )
+    print(f"compile: {ours.compile_s:.1f} s training step, {ours.compile_forward_s:.1f} s forward pass")
+    for method, name in (("train", "training step"), ("forward", "forward pass")):
+        seconds = in_turn(contestants, method, args.steps, args.rounds)
+        median = statistics.median(seconds[0])
+        print(f"{name}: {median:.4f} s, {args.batch / median:.2f} images/s")
+        if method == "train":
+            flops, (peak, origin) = step_flops(args), peak_flops(args.dtype)
+            if flops is None:
+                print("share of peak FLOP/s: unknown, no count of this model's operations")
+            else:
+                print(
+                    f"share of peak FLOP/s: {flops / median / peak:.1%} ({flops / median:.3g} of {peak:.3g}, {origin})"
+                )
+        if len(seconds) == 2:
+            theirs = statistics.median(seconds[1])
+            ratios = [b / a for a, b in zip(*seconds, strict=True)]
+            print(
+                f"  PyTorch {contestants[1].torch.__version__}: {theirs:.4f} s, {args.batch / theirs:.2f} images/s; "
+                f"speed against PyTorch {statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
