@@ -6,8 +6,8 @@ it (a file name: it appears in error messages). Decoding, labels and augmentatio
 both handle compressed bytes only.
 
 What an example looks like depends on (seed, epoch, index), and the order on (seed, epoch), never on the number of
-threads, processes or resumptions. No example is dropped: the last batch is filled up with examples whose `valid` is
-False.
+threads, processes or resumptions. No example is dropped: the last batch is filled up with further examples whose labels
+are all ignored and whose `valid` is False (pictures, not blanks, for the sake of batch statistics).
 """
 
 import atexit
@@ -84,7 +84,7 @@ def train_batches(
       encoded: see the module.
       num_examples: how many there are.
       table: uint8 [256], code to label (`labels.lookup_table`).
-      ignore_index: label of pixels without truth: brought in by augmentation, or in padding examples.
+      ignore_index: label of pixels without truth: brought in by augmentation, or in what fills the last batch.
       batch_size: examples per step over all processes.
       seed: of the run; non-negative.
       epoch: which epoch of the run, from 0.
@@ -97,7 +97,7 @@ def train_batches(
 
     Returns:
       Iterator of dicts with b = batch_size // process_count: `image` uint8 [b, H, W, 3], `label` uint8 [b, H, W],
-      `index` int64 [b], `valid` bool [b]. Padding has zeros, `ignore_index`, -1 and False.
+      `index` int64 [b], `valid` bool [b]. What fills the last batch has labels `ignore_index`, index -1, valid False.
 
     Raises:
       ConfigError: the batch cannot be shared equally; pictures that are not square, with quarter turns.
@@ -202,7 +202,7 @@ def _batches(
     threads = threads or os.cpu_count() or 1
     table = np.asarray(table, np.uint8)
 
-    def example_arrays(example):
+    def example_arrays(position, example):
         image = tf.ensure_shape(tf.io.decode_png(example["image"], channels=3), (*size, 3))
         mask = tf.ensure_shape(tf.io.decode_png(example["mask"], channels=1), (*size, 1))[..., 0]
         label = tf.gather(tf.constant(table), tf.cast(mask, tf.int32))
@@ -212,22 +212,17 @@ def _batches(
             image, label = tf.numpy_function(change, (image, label, example["index"]), (tf.uint8, tf.uint8))
             image.set_shape((*size, 3))
             label.set_shape(size)
-        return {"image": image, "label": label, "index": example["index"], "valid": True}
+        valid = position < num_examples
+        label = tf.where(valid, label, np.uint8(ignore_index))
+        return {"image": image, "label": label, "index": tf.where(valid, example["index"], -1), "valid": valid}
 
-    padding = {
-        "image": tf.zeros((*size, 3), tf.uint8),
-        "label": tf.fill(size, np.uint8(ignore_index)),
-        "index": np.int64(-1),
-        "valid": False,
-    }
     # Step s consists of the positions [s * batch_size, (s + 1) * batch_size); each process owns `rows` of them in turn.
-    mine = ordered.skip(start_step * batch_size)
-    in_last_batch = max(num_examples - start_step * batch_size, 0) % batch_size
-    own_in_last_batch = min(max(in_last_batch - process_index * rows, 0), rows)
-    missing = rows - own_in_last_batch if in_last_batch else 0
+    # What the last batch lacks is filled from the start of the order.
+    num_positions = -(-num_examples // batch_size) * batch_size
+    positioned = tf.data.Dataset.zip(tf.data.Dataset.range(num_positions), ordered.repeat())
+    mine = positioned.skip(start_step * batch_size)
     if process_count > 1:
-        mine = mine.enumerate().filter(lambda position, _: position % batch_size // rows == process_index)
-        mine = mine.map(lambda _, example: example)
+        mine = mine.filter(lambda position, _: position % batch_size // rows == process_index)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -236,7 +231,6 @@ def _batches(
     mine = mine.with_options(options)
     batches = (
         mine.map(example_arrays, num_parallel_calls=threads)
-        .concatenate(tf.data.Dataset.from_tensors(padding).repeat(missing))
         .batch(rows, drop_remainder=True)
         .prefetch(PREFETCHED_BATCHES)
     )
@@ -250,7 +244,7 @@ def _batches(
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise _explained(error, mine.skip(done * rows).take(rows), size, table, change) from error
+                raise _explained(error, mine.skip(done * rows).take(rows).map(lambda _, example: example), size, table, change) from error
             yield batch
             done += 1
 

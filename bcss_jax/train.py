@@ -16,7 +16,7 @@ from PIL import Image
 from bcss_jax import dataset, figures, labels, metrics, models
 from bcss_jax.augment import Augmentation
 from bcss_jax.checkpoint import Checkpoints, load_trained
-from bcss_jax.errors import NumericalError, Preempted
+from bcss_jax.errors import ConfigError, NumericalError, Preempted
 from bcss_jax.input_pipeline import InputWait, eval_batches, train_batches
 from bcss_jax.interruption import Interruption
 from bcss_jax.optimizer import Plateau, adamw
@@ -107,7 +107,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     restored = checkpoints.restore(abstract)
     record = RunRecord()
     if restored:
-        state, record_json, _ = restored
+        state, record_json, before = restored
+        if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
+            raise ConfigError(
+                f"{workdir}: the data set is not the one this run was trained on (its files, their sizes or times differ); "
+                "put it back, or use --fresh or another --workdir"
+            )
         record = RunRecord.from_json(record_json)
         say(f"resuming after epoch {record.epoch}, batch {record.step_in_epoch} (step {int(state.step)})")
 

@@ -1,0 +1,84 @@
+"""Settings: every config file is valid, mistakes are named, a run knows which settings make it another run."""
+
+import importlib.util
+
+import pytest
+from conftest import ROOT
+
+from bcss_jax import config as configs
+from bcss_jax.augment import Augmentation
+from bcss_jax.errors import ConfigError
+
+
+def load(name, layout):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(layout)
+
+
+@pytest.mark.parametrize("layout", configs.LAYOUTS)
+def test_every_layout_has_a_valid_config(layout):
+    config = load("unet", layout)
+    config.data.dir = "somewhere"
+    configs.validate(config)
+    assert config.data.layout == layout
+    Augmentation(**config.augment)  # the names are its fields
+
+
+def test_the_recipe_is_the_published_one():
+    config = load("unet", "kaggle224")
+    assert (config.batch_size, config.epochs) == (128, 15)
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (5e-3, 1e-4)
+    assert (config.model.width, config.labels) == (64, "tumor_stroma")
+    for change in ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur"):
+        assert config.augment[change] > 0
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    (
+        ("data.layout", "kagle224", "did you mean kaggle224"),
+        ("data.split", "random", "must be one of published, institute"),
+        ("dtype", "float16", "must be one of float32, bfloat16"),
+        ("batch_size", 0, "must be 1 or more"),
+        ("epochs", -1, "must be 1 or more"),
+        ("early_stopping", -1, "must be 0 or more"),
+        ("optimizer.learning_rate", 0.0, "must be above 0"),
+        ("optimizer.weight_decay", float("nan"), "must be 0 or more"),
+        ("plateau.factor", 1.0, "must be below 1"),
+        ("data.mpp", float("inf"), "must be above 0"),
+    ),
+)
+def test_values_out_of_range_are_named(field, value, said):
+    config = load("unet", "sample")
+    with config.unlocked():
+        parent = config
+        *path, last = field.split(".")
+        for part in path:
+            parent = parent[part]
+        parent[last] = value
+    with pytest.raises(ConfigError, match=said) as error:
+        configs.validate(config)
+    assert f"config.{field}=" in str(error.value)
+
+
+def test_schemes_and_layouts_that_do_not_go_together():
+    config = load("unet", "kaggle224")
+    config.data.dir = "somewhere"
+    config.labels = "five_classes"
+    with pytest.raises(ConfigError, match="hold only 0, 1, 2"):
+        configs.validate(config)
+    config = load("unet", "roi")
+    with pytest.raises(ConfigError, match="--config.data.dir=FOLDER"):
+        configs.validate(config)
+
+
+def test_differences_that_matter_are_listed_and_others_are_not():
+    old, new = load("unet", "sample").to_dict(), load("unet", "sample").to_dict()
+    new["seed"], new["model"]["width"], new["data"]["threads"] = 5, 32, 7
+    assert configs.differences(old, new) == ["config.model.width: 16 -> 32", "config.seed: 0 -> 5"]
+
+
+def test_an_unknown_setting_gets_the_nearest_name():
+    assert "did you mean config.optimizer.learning_rate" in configs.unknown_field(configs.default(), "optimizer.learning_rat")

@@ -1,0 +1,39 @@
+"""What hosts that only compute have is enough for the compute core."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+ABSENT = ("tensorflow", "tensorflow_datasets", "albumentations", "clu", "tensorboard")
+CORE = (
+    "bcss_jax.models", "bcss_jax.losses", "bcss_jax.metrics", "bcss_jax.step", "bcss_jax.optimizer",
+    "bcss_jax.sharding", "bcss_jax.checkpoint", "bcss_jax.pretrained", "bcss_jax.labels", "bcss_jax.errors",
+    "bcss_jax.config", "bcss_jax.summary", "benchmarks.train_step", "benchmarks.sample_difficulty",
+)  # fmt: skip
+
+BLOCKED = f"""
+import importlib, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def imports(*names):
+    return subprocess.run([sys.executable, "-c", BLOCKED, *names], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_compute_core_imports_without_the_data_and_logging_libraries():
+    result = imports(*CORE)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_block_blocks():
+    assert "No module named 'tensorflow'" in imports("bcss_jax.dataset").stderr
