@@ -38,7 +38,7 @@ def pixels(patches):
 
 
 def test_patches_keep_the_contract(patches):
-    assert [sum(p.split == split for p in patches) for split in ("train", "val")] == [80, 32]
+    assert [sum(p.split == split for p in patches) for split in ("train", "val")] == [96, 32]
     assert len({p.key for p in patches}) == len(patches)
     assert len({p.image.tobytes() for p in patches}) == len({p.mask.tobytes() for p in patches}) == len(patches)
     for p in patches:
@@ -55,7 +55,7 @@ def test_patches_of_a_patient_do_not_overlap(patches):
 
 def test_no_patient_is_in_both_splits(patches):
     train, val = ({p.patient for p in patches if p.split == split} for split in ("train", "val"))
-    assert (len(train), len(val)) == (10, 4) and not train & val
+    assert (len(train), len(val)) == (12, 4) and not train & val
 
 
 def test_codes_and_their_shares(patches):
@@ -101,12 +101,12 @@ def test_stain_differs_between_patients(patches):
 
 def test_image_goes_on_outside_the_roi(patches):
     cut = [p for p in patches if (p.mask == 0).any()]
-    assert len(cut) == 14
+    assert len(cut) == 16
     assert all(p.image[p.mask == 0].std() > 12 for p in cut)
 
 
 def test_a_patch_depends_on_its_numbers_alone(patches):
-    for patient, number in ((13, 7), (0, 0), (4, 3)):
+    for patient, number in ((15, 7), (0, 0), (4, 3)):
         alone = sample.draw_patch(patient, number, 0)
         within = patches[patient * 8 + number]
         assert alone.key == within.key
@@ -121,7 +121,7 @@ def test_seeds_give_different_data(patches):
     assert (other.mask != patches[26].mask).mean() > 0.1
 
 
-@pytest.mark.parametrize(("patient", "number"), [(-1, 0), (14, 0), (0, 8), (0, -1)])
+@pytest.mark.parametrize(("patient", "number"), [(-1, 0), (16, 0), (0, 8), (0, -1)])
 def test_out_of_range(patient, number):
     with pytest.raises(ValueError, match="no patch"):
         sample.draw_patch(patient, number)
