@@ -1,5 +1,7 @@
 """Layers that the networks share: convolution, upsampling, pooling, normalisation. Maps are (N, H, W, C)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,23 @@ from jax import lax
 from bcss_jax.models.torch_layout import CONV, CONV_TRANSPOSE, SAME, TorchEntries
 
 
+_BLOCK = 2**16
+
+
+@jax.jit
+def _uniform_block(key: jax.Array, index: int) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, index), (_BLOCK,), jnp.float32, -1.0, 1.0)
+
+
 def uniform_fan_in(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
     """Float32 parameter uniform in +-1/sqrt(fan_in): PyTorch's default, `kaiming_uniform_(a=sqrt(5))`."""
-    bound = fan_in**-0.5
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+    # Drawn in blocks of one size: a network has dozens of shapes, and XLA would compile a generator for each of them.
+    key, size = rngs.params(), math.prod(shape)
+    blocks = [_uniform_block(key, index) for index in range(-(-size // _BLOCK))]
+    if not isinstance(key, jax.core.Tracer):
+        blocks = jax.device_get(blocks)  # NumPy joins them without compiling either
+    xp = jnp if isinstance(key, jax.core.Tracer) else np
+    return nnx.Param(jnp.asarray(xp.concatenate(blocks)[:size].reshape(shape) * np.float32(fan_in**-0.5)))
 
 
 class Conv(nnx.Module):
@@ -191,7 +206,12 @@ class BatchNorm(nnx.Module):
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """(N, H, W, C) -> (N, H // 2, W // 2, C), the maximum of each 2x2 block; an odd last row or column is left out."""
+    """(N, H, W, C) -> (N, H // 2, W // 2, C), the maximum of each 2x2 block; an odd last row or column is left out.
+
+    Where several pixels of a block are the largest they share the gradient; PyTorch gives it to the first. After a
+    ReLU that makes no difference: such ties are zeros, through which nothing flows back.
+    """
+    # Not `nnx.max_pool`: XLA's gradient of a windowed maximum is eight times slower on CPUs.
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = x[:, :h, :w]
     rows = jnp.maximum(x[:, 0::2], x[:, 1::2])

@@ -1,0 +1,130 @@
+"""U-Net: parameter counts, errors, and equality with a PyTorch twin in values, gradients and running statistics."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bcss_jax import models
+from bcss_jax.errors import ConfigError
+from bcss_jax.pretrained import load_torch_state, to_torch_state
+
+
+def count(model):
+    return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def torch_twin(**kwargs):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    path = Path(__file__).parents[1] / "benchmarks" / "torch_unet.py"
+    spec = importlib.util.spec_from_file_location("torch_unet", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    twin = module.UNet(**kwargs)
+    state = {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
+    return torch, twin, load_torch_state(models.create("unet", **kwargs), state)
+
+
+def test_parameter_counts_of_the_reference():
+    def parameters(**kwargs):
+        return count(nnx.eval_shape(lambda: models.create("unet", **kwargs)))
+
+    assert parameters(num_classes=3) == 31_037_763
+    assert parameters(num_classes=6) == 31_037_633 + 65 * 5
+    assert parameters(num_classes=3, bilinear=True) == 17_263_107
+
+
+@pytest.mark.parametrize(
+    "kwargs, size",
+    [
+        ({"num_classes": 3, "width": 4, "depth": 4}, (33, 47)),
+        ({"num_classes": 2, "width": 6, "depth": 2, "in_channels": 1}, (16, 13)),
+        ({"num_classes": 5, "width": 4, "depth": 3, "bilinear": True}, (21, 30)),
+        ({"num_classes": 1, "width": 2, "depth": 1, "bilinear": True}, (2, 3)),
+    ],
+    ids=str,
+)
+def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs, size):
+    torch, twin, model = torch_twin(**kwargs)
+    random = np.random.RandomState(1)
+    x = random.standard_normal((3, *size, kwargs.get("in_channels", 3))).astype(np.float32)
+    target = random.standard_normal((3, *size, kwargs["num_classes"])).astype(np.float32)
+
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def loss_and_gradients(params, stats):
+        def loss(params):
+            copy = jax.tree.map(lambda x: x, stats)  # variables of this trace, which the model may change
+            model = nnx.merge(graphdef, params, copy)
+            model.train()
+            logits = model(x)
+            return (logits * target).mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    with jax.default_matmul_precision("highest"):
+        (_, (logits, stats)), gradients = loss_and_gradients(params, stats)
+    twin.double().train()
+    expected = twin(torch.from_numpy(x).double().permute(0, 3, 1, 2))
+    (expected.permute(0, 2, 3, 1) * torch.from_numpy(target)).mean().backward()
+    expected = expected.detach().permute(0, 2, 3, 1).numpy()
+    assert np.abs(logits - expected).max() < 3e-4 * expected.std()
+
+    actual = to_torch_state(nnx.merge(graphdef, gradients, stats))
+    wanted = {name: p.grad for name, p in twin.named_parameters()} | dict(twin.named_buffers())
+    for name, value in actual.items():
+        value_wanted = wanted[name].numpy()
+        assert np.abs(value - value_wanted).max() < 2e-3 * np.abs(value_wanted).max() + 1e-7, name
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
+    one, other = (models.create("unet", num_classes=3, width=4, depth=2, dtype=d) for d in (jnp.float32, jnp.bfloat16))
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 16, 16, 3)), jnp.float32)
+    a, b = one(x), other(x)
+    assert b.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(other)))
+    assert float(jnp.abs(a - b).max()) < 0.1 * float(a.std()) + 0.05
+    assert float(jnp.abs(a - b).max()) > 0
+
+
+def test_only_parameters_and_batch_statistics():
+    model = models.create("unet", num_classes=3, width=2, depth=1)
+    _, params, stats, others = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    assert len(jax.tree.leaves(stats)) == 2 * 6 and not jax.tree.leaves(others)
+    assert len(jax.tree.leaves(params)) == 6 * 3 + 2 + 2
+
+
+def test_seeds_and_the_range_of_initial_weights():
+    one, same, other = (models.create("unet", num_classes=3, width=8, depth=1, seed=s) for s in (0, 0, 1))
+    kernels = [np.asarray(m.down1.conv2.kernel[...]) for m in (one, same, other)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert (kernels[0] != kernels[2]).any()
+    bound = (16 * 9) ** -0.5  # the whole of +-1/sqrt(fan_in)
+    assert 0.99 * bound < np.abs(kernels[0]).max() <= bound
+    assert abs(kernels[0].std() - bound / 3**0.5) < 0.03 * bound
+
+
+@pytest.mark.parametrize(
+    "name, kwargs, parts",
+    [
+        ("u-net", {"num_classes": 3}, ("u-net", "unet")),
+        ("unet", {"num_classes": 3, "widht": 8}, ("widht", "width", "bilinear")),
+        ("unet", {}, ("num_classes",)),
+        ("unet", {"num_classes": 3, "depth": 0}, ("depth", "0")),
+    ],
+)
+def test_errors_name_what_is_wrong_and_what_there_is(name, kwargs, parts):
+    with pytest.raises(ConfigError) as error:
+        models.create(name, **kwargs)
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_images_smaller_than_the_deepest_level():
+    with pytest.raises(ConfigError, match="at least 8 pixels"):
+        models.create("unet", num_classes=3, width=2, depth=3)(jnp.zeros((1, 7, 9, 3)))
