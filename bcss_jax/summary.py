@@ -33,7 +33,9 @@ def versions() -> dict:
     return found
 
 
-def summary(*, name: str, config: dict, record, scheme, data: dict, params: dict, stopped_early: bool) -> dict:
+def summary(
+    *, name: str, config: dict, record, scheme, data: dict, params: dict, stopped_early: bool, test: dict
+) -> dict:
     """The content of summary.json.
 
     Args:
@@ -44,6 +46,7 @@ def summary(*, name: str, config: dict, record, scheme, data: dict, params: dict
       data: what `dataset.PreparedData.describe` says.
       params: the final parameters.
       stopped_early: training ended before `config.epochs`.
+      test: `metrics.scores` of the test part with the "best" and the "last" parameters; empty if there is none.
 
     Returns:
       JSON. The scores at the top are the validation split's at the best epoch, those of the checkpoint that is kept
@@ -57,6 +60,7 @@ def summary(*, name: str, config: dict, record, scheme, data: dict, params: dict
         "best_epoch": best["epoch"],
         "val_loss": best["val_loss"],
         "last_epoch": {"epoch": last["epoch"], "val_loss": last["val_loss"], **last["scores"]},
+        **({"test": test} if test else {}),
         "stopped_early": stopped_early,
         "seconds": round(record.seconds, 3),
         "bad_steps": record.bad_steps,

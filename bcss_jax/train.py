@@ -143,14 +143,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
         record.totals.add(report["sums"], report["confusion"])
         return float(report["loss"])
 
-    def evaluate(params, rest, keep: frozenset[int] = frozenset()) -> tuple[SplitTotals, dict, dict]:
-        """Goes through the validation split: totals, scores, and image/label/prediction of the examples in `keep`."""
-        totals, per_image, kept = SplitTotals(), [], {}
-        batches = eval_batches(data.load("val"), num_val, batch_size=config.eval_batch_size, **pipeline)
+    def evaluate(params, rest, part: str = "val", keep: frozenset[int] = frozenset()) -> tuple[SplitTotals, dict, dict]:
+        """Goes through a part of the data: totals, scores, and image/label/prediction of the examples in `keep`."""
+        totals, per_image, kept, count = SplitTotals(), [], {}, data.splits[part]
+        batches = eval_batches(data.load(part), count, batch_size=config.eval_batch_size, **pipeline)
         for number, batch in enumerate(batches):
             placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
             report = jax.device_get(eval_step(params, rest, placed["image"], placed["label"]))
-            real = min(config.eval_batch_size, num_val - number * config.eval_batch_size)
+            real = min(config.eval_batch_size, count - number * config.eval_batch_size)
             totals.add(report["sums"], report["confusion"].sum(0))
             per_image.append(report["confusion"][:real])
             first = jax.process_index() * len(batch["index"])  # this process's part of the global batch
@@ -242,7 +242,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
         # --- Report, from what the checkpoints hold ---
         best = load_trained(checkpoints.folder, mesh, "best")
         chosen = frozenset(np.linspace(0, num_val - 1, min(SAMPLE_PICTURES, num_val)).astype(int).tolist())
-        _, _, kept = evaluate(best.params, best.rest, chosen)
+        _, _, kept = evaluate(best.params, best.rest, keep=chosen)
+        # The published Kaggle set has no masks for its test part; where there are some, they are looked at once, here.
+        test = {}
+        if data.splits.get("test"):
+            say(f"evaluating the {data.splits['test']} test images")
+            for which, weights in (("best", best), ("last", state)):
+                test[which] = evaluate(weights.params, weights.rest, "test")[1]
         if not speaks:
             return
         table = data.table("val")
@@ -268,6 +274,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         data=data.describe(),
         params=jax.device_get(state.params),
         stopped_early=stopped_early,
+        test=test,
     )
     write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
