@@ -1,4 +1,4 @@
-"""U-Net of width 32 for a few hundred tiles and a CPU: batch 8, learning rate 1e-3 throughout, flips and quarter turns.
+"""U-Net of width 32 for a few hundred tiles and a CPU: batch 8, learning rate 1e-3, flips and quarter turns.
 
     python -m bcss_jax.main --config=configs/unet_w32.py:kaggle224 --config.data.dir=FOLDER
 
@@ -17,7 +17,7 @@ def get_config(layout: str = "kaggle224"):
     config.batch_size = 8
     config.eval_batch_size = 10
     config.optimizer.learning_rate = 1e-3
-    config.plateau.patience = 15  # as many as there are epochs: never
+    config.plateau.factor, config.plateau.patience = 0.3, 1  # few steps an epoch: the validation loss is noisy until the rate falls
     config.early_stopping = 0
     for change in ("rotate", "elastic", "color_jitter", "blur"):
         config.augment[change] = 0.0
