@@ -5,6 +5,9 @@
 
 With `--versus=torch` both run in turn, A B A B, so that a machine whose speed drifts slows both; the ratio is
 PyTorch's time over ours (above 1: ours is faster), one per round, given as median [least, most].
+
+On Linux CPUs set GLIBC_TUNABLES=glibc.malloc.hugetlb=1: XLA asks for its buffers anew at every step, and with pages of
+4 KiB the kernel spends a good part of the step on clearing them.
 """
 
 import argparse
