@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax.errors import DataError, StorageError
@@ -72,16 +73,16 @@ class Checkpoints:
         """
         # A copy: the training step gives the state's memory to its successor while this is still being written.
         state = _copy(state)
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _array_items(state).items()}
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(state.rest),
-            optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+            **arrays,
             progress=ocp.args.JsonSave(progress),
             about=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **about}),
         )
         metrics = {"improved_at": -1 if improved_at is None else improved_at}
         with self._storage_errors():
-            self._manager.save(int(state.step), args=items, metrics=metrics)
+            saved = self._manager.save(int(state.step), args=items, metrics=metrics)
+        assert saved, f"there is a checkpoint of step {int(state.step)} already: the loop has saved one step twice"
 
     def check(self) -> None:
         """Raises StorageError if a save in the background has failed."""
@@ -126,28 +127,38 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            items = ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                rest=ocp.args.StandardRestore(abstract.rest),
-                optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
-                progress=ocp.args.JsonRestore(),
-                about=ocp.args.JsonRestore(),
-            )
+            arrays = {name: ocp.args.StandardRestore(tree) for name, tree in _array_items(abstract).items()}
             try:
+                about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+                _check_version(self.folder / str(step), about)
+                items = ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore())
                 got = self._manager.restore(step, args=items)
+            except DataError:
+                raise
             except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
                 log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), _first_line(error))
                 continue
-            for newer in steps[steps.index(step) + 1 :]:  # or the run could not save under that step again
-                self._manager.delete(newer)
-            optimizer = got.optimizer
-            state = TrainState(optimizer["step"], got.params, got.rest, optimizer["opt_state"], optimizer["plateau"])
-            return state, got.progress, got.about
+            newer = steps[steps.index(step) + 1 :]
+            if newer:  # out of the way, or the run could not save under that step again
+                if jax.process_index() == 0:
+                    for unreadable in newer:
+                        _set_aside(self.folder / str(unreadable))
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices("unreadable checkpoints set aside")
+                self._manager.reload()
+            optimizer, rest = got.optimizer, got.rest if "rest" in arrays else {}
+            return (
+                TrainState(optimizer["step"], got.params, rest, optimizer["opt_state"], optimizer["plateau"]),
+                got.progress,
+                about,
+            )
         if steps:
             raise DataError(f"{self.folder}: none of the checkpoints {steps} can be read; start over with --fresh")
         damaged = sorted(path.name for path in self.folder.glob("damaged-*"))
         if damaged:
-            raise DataError(f"{self.folder}: none of the checkpoints can be read ({', '.join(damaged)}); start over with --fresh")
+            raise DataError(
+                f"{self.folder}: none of the checkpoints can be read ({', '.join(damaged)}); start over with --fresh"
+            )
         return None
 
 
@@ -172,6 +183,8 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
     Raises:
       DataError: no checkpoint there, unreadable, or written by a newer version.
     """
+    if which not in ("best", "latest"):
+        raise ValueError(f"which must be best or latest, not {which}")
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the checkpoints of a run")
@@ -185,10 +198,9 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
             step = max(steps, key=lambda s: (_improved_at(_metrics(folder / str(s))), s))
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             about = reader.restore(folder / str(step) / "about")
-        version = about.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(f"{folder}/{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; update bcss_jax")
-        params, rest = (_read_arrays(folder / str(step) / name, mesh) for name in ("params", "rest"))
+        _check_version(folder / str(step), about)
+        params = _read_arrays(folder / str(step) / "params", mesh)
+        rest = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
     except DataError:
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
@@ -202,9 +214,19 @@ def _set_damaged_aside(folder: Path) -> None:
         try:
             _metrics(step)
         except (ValueError, OSError):
-            aside = step.with_name(f"damaged-{step.name}-{time.time_ns()}")
-            log.warning("%s: checkpoint is damaged, set aside as %s", step, aside.name)
-            step.rename(aside)
+            _set_aside(step)
+
+
+def _set_aside(step: Path) -> None:
+    aside = step.with_name(f"damaged-{time.time_ns()}-{step.name}")
+    log.warning("%s: checkpoint is damaged, set aside as %s", step, aside.name)
+    step.rename(aside)
+
+
+def _check_version(step: Path, about: dict) -> None:
+    version = about.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(f"{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; update bcss_jax")
 
 
 def _read_arrays(folder: Path, mesh: jax.sharding.Mesh) -> dict:
@@ -221,8 +243,11 @@ def _copy(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def _optimizer_item(state: TrainState) -> dict:
-    return {"step": state.step, "opt_state": state.opt_state, "plateau": state.plateau}
+def _array_items(state: TrainState) -> dict:
+    """The state as separate items, for evaluation to read some of them. Orbax does not take an empty one."""
+    optimizer = {"step": state.step, "opt_state": state.opt_state, "plateau": state.plateau}
+    items = {"params": state.params, "rest": state.rest, "optimizer": optimizer}
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 
 def _metrics(step_folder: Path) -> dict:

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
+from bcss_jax.layouts import LAYOUTS
 
-LAYOUTS = ("sample", "kaggle224", "kaggle512", "roi")
 # Settings that change how fast or how often, never what: a run may resume with other values of these.
 RUNTIME_FIELDS = ("data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps")
 
@@ -95,6 +95,8 @@ def validate(config: ConfigDict) -> None:
       ConfigError: one line with the field, what it is and what it may be.
     """
     _one_of(config, "data.layout", LAYOUTS)
+    if config.data.max_bad > 1:
+        raise ConfigError(f"config.data.max_bad={config.data.max_bad}: is a share of the files, at most 1")
     _one_of(config, "data.split", ("published", "institute"))
     _one_of(config, "labels", tuple(SCHEMES))
     _one_of(config, "dtype", ("float32", "bfloat16"))
@@ -116,6 +118,12 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             "config.labels=five_classes: the kaggle224 masks hold only 0, 1, 2; use kaggle512 or roi, "
             "or config.labels=tumor_stroma"
+        )
+    if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
+        given = "dir" if config.data.dir else "split"
+        raise ConfigError(
+            f"config.data.{given}={config.data[given]}: the built-in sample has none; for a data set of yours name its "
+            "layout, as in --config=configs/unet.py:kaggle224"
         )
     if config.data.layout != "sample" and not config.data.dir:
         raise ConfigError(
@@ -141,10 +149,15 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines `field: old -> new` for every setting that would make another run of it; `RUNTIME_FIELDS` do not."""
-    lines = []
+    """Lines `field: old -> new` for every setting that would make another run of it; `RUNTIME_FIELDS` do not.
+
+    A setting that `old` does not have, because it is newer than that run, counts as having had its default.
+    """
+    lines, defaults = [], default().to_dict()
+    for part in prefix.split(".")[:-1]:
+        defaults = defaults.get(part, {})
     for key in sorted(old.keys() | new.keys()):
-        field, a, b = prefix + key, old.get(key, "(none)"), new.get(key, "(none)")
+        field, a, b = prefix + key, old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, field + ".")
         elif a != b and field not in RUNTIME_FIELDS:

@@ -42,6 +42,7 @@ class CheckReport:
       missing: files whose other half is missing, passed over because of `allow_missing`.
       bad: one line per unusable pair of files, passed over because of `max_bad`.
       warnings: what is odd but usable.
+      content_sha256: of all usable tiles' keys, parts, images and masks. Copying the files somewhere else leaves it.
     """
 
     tiles: dict[str, int]
@@ -54,6 +55,7 @@ class CheckReport:
     missing: list[str]
     bad: list[str]
     warnings: list[str]
+    content_sha256: str
 
     def to_json(self) -> dict:
         """Plain dict."""
@@ -65,7 +67,7 @@ class CheckReport:
             log.info("%s: %d tiles of %d patients", part, count, self.patients[part])
         if self.patients_in_two_parts:
             log.warning(
-                "patients with tiles in more than one part: %d, so validation figures flatter; split=institute avoids it",
+                "patients with tiles in more than one part: %d, so validation figures flatter; --config.data.split=institute avoids it",
                 len(self.patients_in_two_parts),
             )
         for part, names in self.absent.get(scheme.name, {}).items():
@@ -95,18 +97,22 @@ class Content:
       size: (height, width).
       code_counts: int64 [22], pixels per code.
       digest: of the image's pixels; empty if they all have one colour, for blank tiles resemble one another.
+      pair_digest: of the pixels of image and mask.
     """
 
     size: tuple[int, int]
     code_counts: np.ndarray
     digest: bytes
+    pair_digest: bytes
 
 
 def content_of(image: np.ndarray, mask: np.ndarray) -> Content:
     """Sums up a tile: image uint8 [H, W, 3], mask uint8 [H, W]."""
     image = np.ascontiguousarray(image)
-    digest = b"" if (image == image[0, 0]).all() else hashlib.sha256(image).digest()
-    return Content(mask.shape, np.bincount(mask.ravel(), minlength=len(labels.BCSS22_NAMES)), digest)
+    of_image = hashlib.sha256(image).digest()
+    pair_digest = hashlib.sha256(of_image + hashlib.sha256(np.ascontiguousarray(mask)).digest()).digest()
+    digest = b"" if (image == image[0, 0]).all() else of_image
+    return Content(mask.shape, np.bincount(mask.ravel(), minlength=len(labels.BCSS22_NAMES)), digest, pair_digest)
 
 
 def check(
@@ -154,10 +160,14 @@ def check(
     bad += _of_other_size(tiles, contents)
     if missing and not allow_missing:
         raise DataError(
-            _listed(missing, len(pairs)) + "; complete or remove them, or set allow_missing to leave them out"
+            _listed(missing, len(pairs))
+            + "; complete or remove them, or leave them out with --config.data.allow_missing=True"
         )
     if len(bad) > max_bad * len(pairs):
-        raise DataError(_listed(bad, len(pairs)) + "; mend or remove them, or allow a share of them with max_bad")
+        raise DataError(
+            _listed(bad, len(pairs))
+            + "; mend or remove them, or leave out up to a share of them with --config.data.max_bad=0.01"
+        )
     usable = [tile for tile in tiles if tile.key in contents]
     require_parts(usable)
     rows = [(tile.key, tile.split, tile.patient, contents[tile.key]) for tile in usable]
@@ -195,7 +205,7 @@ def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may
         named = ", ".join(recurring[:NAMED_FILES]) + (", .." if len(recurring) > NAMED_FILES else "")
         raise DataError(
             f"the split: expected every patient in one part only, found {len(recurring)} in several ({named}); "
-            "move their tiles into one part, or use split=institute"
+            "move their tiles into one part, or use --config.data.split=institute"
         )
     counts = {part: sum(content.code_counts for _, p, _, content in rows if p == part) for part in tiles}
     names = labels.CODE_BOOKS[codes]
@@ -217,6 +227,12 @@ def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may
         missing=[],
         bad=[],
         warnings=[],
+        content_sha256=hashlib.sha256(
+            b"".join(
+                f"{key} {part} ".encode(errors="surrogateescape") + content.pair_digest
+                for key, part, _, content in sorted(rows, key=lambda row: row[0])
+            )
+        ).hexdigest(),
     )
 
 

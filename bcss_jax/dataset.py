@@ -25,18 +25,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from bcss_jax import data_checks, labels, layouts, sample
-from bcss_jax.errors import ConfigError, DataError, StorageError
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
+from bcss_jax.host_tensorflow import tf
 from bcss_jax.progress import ProgressLine
 from bcss_jax.tiles import printable, read_pair
 
 log = logging.getLogger(__name__)
 
-DATA_VERSION = "1.0.0"  # raise it when what is written changes: everything is then prepared anew
-LAYOUTS = ("sample", *layouts.FOLDERS)
+DATA_VERSION = "1.0.1"  # raise it when what is written changes: everything is then prepared anew
 SAMPLE_SEED = 0
 SAMPLE_MPP = 0.25
 
@@ -71,7 +70,7 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version(DATA_VERSION)
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in LAYOUTS]
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in layouts.LAYOUTS]
     # Where tfds would look for checksums of downloads: there are none, and to look it needs importlib_resources, which
     # it does not install (4.9.10).
     code_path = None
@@ -231,8 +230,8 @@ def prepare(
       DataError: data missing or not usable.
       StorageError: `prepared_dir` cannot be written or read.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if layout not in layouts.LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is none of {', '.join(layouts.LAYOUTS)}")
     if not prepared_dir or re.match(r"\w+:/", os.fspath(prepared_dir)):  # one slash: what pathlib makes of gs://
         raise ConfigError(f"prepared_dir must be a folder of this machine's file systems; found {str(prepared_dir)!r}")
     codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
@@ -413,6 +412,8 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
     """Turns a failure to write or read prepared data, of Python or of TensorFlow, into one line."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         failure = error
         while not isinstance(failure, (OSError, tf.errors.OpError, json.JSONDecodeError)):
@@ -422,5 +423,5 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
         found = " ".join(str(failure).split())
         raise StorageError(
             f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "
-            "free space, mend the permissions, delete what is damaged, or choose another prepared_dir"
+            "free space, mend the permissions, delete what is damaged, or choose another --config.data.prepared_dir"
         ) from error

@@ -19,10 +19,10 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from bcss_jax.augment import Augmentation, augment
 from bcss_jax.errors import ConfigError, DataError, UserError
+from bcss_jax.host_tensorflow import tf
 from bcss_jax.labels import UNMAPPED
 
 Batch = dict[str, np.ndarray]
@@ -244,7 +244,9 @@ def _batches(
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise _explained(error, mine.skip(done * rows).take(rows).map(lambda _, example: example), size, table, change) from error
+                raise _explained(
+                    error, mine.skip(done * rows).take(rows).map(lambda _, example: example), size, table, change
+                ) from error
             yield batch
             done += 1
 

@@ -39,6 +39,7 @@ FOLDERS = {
     "kaggle512": tuple((f"{part}_512", f"{part}_mask_512", part) for part in ("train", "val")),
     "roi": (("images", "masks", "train"),),
 }
+LAYOUTS = ("sample", *FOLDERS)  # the sample is drawn, not found
 SUBFOLDER = {"kaggle224": "BCSS", "kaggle512": "BCSS_512", "roi": "."}  # where the Kaggle archive keeps them
 CODES = {"kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22"}
 
@@ -287,7 +288,7 @@ def _patches(region: Tile, size: int, stride: int) -> list[Tile]:
     if width < size or height < size:
         raise DataError(
             f"{printable(source)}: expected at least {size}x{size} pixels, found {width}x{height}; "
-            "lower patch_size or remove the region"
+            "lower --config.data.patch_size or remove the region"
         )
     return [
         dataclasses.replace(region, key=f"{region.key}_{x}_{y}_size{size}", x=x, y=y, window=(x, y, size))

@@ -22,7 +22,14 @@ _SUPPRESSED = -1e30
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, ignore_index: int | None = None, suppress_ignored_logit: bool = False
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    ignore_index: int | None = None,
+    classes: Sequence[int] | None = None,
+    batch: bool = True,
+    smooth: float = 1e-5,
+    suppress_ignored_logit: bool = False,
 ) -> jax.Array:
     """Mean cross-entropy over the pixels that are not ignored.
 
@@ -30,11 +37,15 @@ def cross_entropy(
       logits: [N, H, W, C] floats.
       labels: [N, H, W] integers.
       ignore_index: label without truth; None: every pixel counts.
+      classes: taken so that all three losses are called alike; concerns the Dice only.
+      batch: as `classes`.
+      smooth: as `classes`.
       suppress_ignored_logit: leave the ignored class out of the softmax (only where 0 <= ignore_index < C).
 
     Returns:
       Scalar float32; 0 where no pixel counts.
     """
+    del classes, batch, smooth
     return ce_dice_parts(
         loss_sums(logits, labels, ignore_index=ignore_index, suppress_ignored_logit=suppress_ignored_logit)
     )[0]
@@ -169,4 +180,6 @@ def ce_dice_parts(sums: LossSums, *, smooth: float = 1e-5) -> tuple[jax.Array, j
 
 
 def _dice_loss(overlap, predicted, truth, smooth):
-    return 1.0 - (2.0 * overlap + smooth) / (predicted + truth + smooth)
+    # Without smoothing and without pixels it is 0 / 0: nothing to lose. The inner `where` keeps NaN out of the gradient.
+    total = predicted + truth + smooth
+    return jnp.where(total > 0, 1.0 - (2.0 * overlap + smooth) / jnp.where(total > 0, total, 1.0), 0.0)

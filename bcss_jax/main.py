@@ -15,12 +15,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from bcss_jax import workdir as workdirs
 from bcss_jax.config import default, field_names, unknown_field, validate
-from bcss_jax.errors import ConfigError, Preempted, UserError
+from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError
+from bcss_jax.interruption import Interruption
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, such as configs/unet.py or configs/unet.py:kaggle224."
@@ -41,11 +44,15 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("bcss_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n{flags.FLAGS.main_module_help()}\nSettings (--config.NAME=VALUE): bcss_jax/config.py")
+        return 0
     try:
         _parse()
-        return _run()
+        with Interruption() as interruption:
+            return _run(interruption)
     except UserError as error:
-        if "--debug" in sys.argv:
+        if _DEBUG.value:
             raise
         print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -61,49 +68,98 @@ def _parse() -> None:
         rest = flags.FLAGS(sys.argv)[1:]
         missing = _CONFIG.value is None
         missing or _CONFIG.value.to_dict()  # a file that could not be read shows only when it is used
-    except OSError as error:
-        given = [a[len("--config=") :].split(":")[0] for a in sys.argv if a.startswith("--config=")]
-        raise ConfigError(f"{given[-1]}: no such config file; try --config=configs/unet.py") from error
     except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config.") and not any(a.startswith("--config=") for a in sys.argv):
+        flags.FLAGS.mark_as_parsed()
+        if error.flagname.startswith("config.") and not _given("config"):
             raise ConfigError("--config is missing; try --config=configs/unet.py") from error
         raise ConfigError(f"--{error.flagname}: no such option; see --help") from error
-    except flags.Error as error:
-        raise ConfigError(_one_line(error)) from error
-    except AttributeError as error:  # a setting that does not exist
-        known = default()
-        given = [a[len("--config.") :].split("=")[0] for a in sys.argv if a.startswith("--config.")]
-        unknown = [field for field in given if field not in field_names(known)]
-        raise ConfigError(unknown_field(known, unknown[0]) if unknown else _one_line(error)) from error
-    except Exception as error:  # whatever the config file, a Python program, does
-        raise ConfigError(f"the config file cannot be used: {type(error).__name__}: {_one_line(error)}") from error
+    except Exception as error:
+        flags.FLAGS.mark_as_parsed()
+        raise ConfigError(_explained(error)) from error
     if rest:
         raise ConfigError(f"{rest[0]}: options start with --; see --help")
     if missing:
         raise ConfigError("--config is missing; try --config=configs/unet.py")
+    if (_PROCESSES.value is not None or _PROCESS.value is not None) and not (_COORDINATOR.value or _DISTRIBUTED.value):
+        raise ConfigError(
+            "--processes and --process need --coordinator=HOST:PORT of process 0, the same in all processes"
+        )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _explained(error: Exception) -> str:
+    """One line for what absl, ml_collections or the config file, a Python program, raised."""
+    known = default()
+    settings = [name.removeprefix("config.") for name in _given("config.", prefix=True)]
+    unknown = [field for field in settings if field not in field_names(known)]
+    message = " ".join(str(error).split())
+    if isinstance(error, flags.Error):
+        return message
+    if isinstance(error, AttributeError) and unknown:
+        return unknown_field(known, unknown[0])
+    files = [value.split(":")[0] for value in _given("config")]
+    if isinstance(error, OSError) and files and not Path(files[-1]).exists():
+        return f"{files[-1]}: no such config file; try --config=configs/unet.py"
+    return f"the config file cannot be used: {type(error).__name__}: {message}"
 
 
-def _run() -> int:
+def _given(name: str, prefix: bool = False) -> list[str]:
+    """Values of the option `name` on the command line (--name=value or --name value); names if `prefix`."""
+    found = []
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        option, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and (option.startswith(name) if prefix else option == name):
+            found.append(option if prefix else value if equals else following)
+    return found
+
+
+def _run(interruption: Interruption) -> int:
     config = _CONFIG.value
     validate(config)
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        try:
+            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    with workdirs.locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        if jax.process_index() == 0:
-            workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
+    with contextlib.ExitStack() as held:
+        _together(lambda: _take(workdir, json.loads(config.to_json()), held))
         # Here, because importing TensorFlow takes seconds that a typo in the command line should not cost.
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")
         from bcss_jax.train import train
 
-        train(config, workdir)
+        try:
+            train(config, workdir, interruption)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            parts = 2 * config.micro_batches
+            raise StorageError(
+                f"the device's memory does not hold a batch of {config.batch_size} in {config.micro_batches} part(s); try "
+                f"--config.micro_batches={parts}, a smaller --config.eval_batch_size or --config.dtype=bfloat16"
+            ) from error
     return 0
+
+
+def _take(workdir: Path, config: dict, held: contextlib.ExitStack) -> None:
+    """Locks the folder of the run and claims it."""
+    held.enter_context(workdirs.locked(workdir))
+    workdirs.claim(workdir, config, _FRESH.value)
+
+
+def _together(action) -> None:
+    """Runs `action` in process 0. If it refuses, all processes end, the others without waiting for it in vain."""
+    refusal = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as error:
+            refusal = error
+    if jax.process_count() > 1:
+        code = multihost_utils.broadcast_one_to_all(np.int32(refusal.exit_code if refusal else 0))
+        if code and not refusal:
+            refusal = UserError("process 0 has refused, see what it says")
+            refusal.exit_code = int(code)
+    if refusal:
+        raise refusal
 
 
 if __name__ == "__main__":

@@ -33,17 +33,24 @@ def versions() -> dict:
     return found
 
 
-def summary(
-    *, name: str, config: dict, record, scheme, data: dict, params: dict, stopped_early: bool, test: dict
-) -> dict:
+def device() -> dict:
+    """What JAX computes on, and how many of it."""
+    return {
+        "platform": jax.default_backend(),
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+
+
+def summary(*, name: str, about: dict, record, scheme, params: dict, stopped_early: bool, test: dict) -> dict:
     """The content of summary.json.
 
     Args:
       name: of the system.
-      config: as a dict.
+      about: what the last checkpoint says of config, data, device and versions.
       record: the finished `run_record.RunRecord`, with at least one epoch.
       scheme: `labels.LabelScheme`.
-      data: what `dataset.PreparedData.describe` says.
       params: the final parameters.
       stopped_early: training ended before `config.epochs`.
       test: `metrics.scores` of the test part with the "best" and the "last" parameters; empty if there is none.
@@ -69,13 +76,8 @@ def summary(
         "parameters": int(sum(np.prod(value.shape) for value in jax.tree.leaves(params))),
         "label_scheme": scheme.to_json(),
         "argmax_over": list(scheme.evaluated_names),
-        "data": data,
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-        },
-        "versions": versions(),
-        "config": config,
+        "data": about["data"],
+        "device": about["device"],
+        "versions": about["versions"],
+        "config": about["config"],
     }

@@ -1,9 +1,12 @@
 """Training: data -> state -> compiled steps -> evaluation -> checkpoint -> report, in one function read from the top."""
 
+import contextlib
 import functools
 import json
 import logging
 import math
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from bcss_jax.progress import ProgressLine, duration
 from bcss_jax.run_record import RunRecord, SplitTotals, epoch_row, history_csv
 from bcss_jax.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
 from bcss_jax.step import TrainState, make_eval_step, make_train_step, split_model
-from bcss_jax.summary import summary, versions
+from bcss_jax.summary import device, summary, versions
 from bcss_jax.workdir import write_text
 
 SAMPLE_PICTURES = 6  # rows of samples.png
@@ -32,12 +35,13 @@ TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/
 log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
     """Trains, or goes on training, the run in `workdir`, and writes its report.
 
     Args:
       config: valid (`config.validate`) and the one `workdir` is claimed for.
       workdir: gets checkpoints/, tensorboard/, history.csv, curves.png, samples.png and summary.json.
+      interruption: active; tells when to save and stop.
 
     Raises:
       UserError: of the kinds in `errors`; each says what to do.
@@ -45,8 +49,25 @@ def train(config: ConfigDict, workdir: Path) -> None:
     speaks = jax.process_index() == 0  # only one process prints and writes the report
     say = functools.partial(print, flush=True) if speaks else (lambda line: None)
 
-    # --- Data ---
+    # --- Devices, model, steps: what can be wrong with the settings shows before any data are read ---
     scheme = labels.SCHEMES[config.labels]
+    augmentation = Augmentation(**config.augment)
+    mesh = make_mesh()
+    check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)
+    check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, mesh)
+    model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
+    tx = adamw(config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.clip_norm or None)
+    plateau = Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
+    objective = {
+        "num_classes": scheme.num_classes,
+        "ignore_index": scheme.ignore_index,
+        "classes": scheme.evaluated,
+        **config.loss,
+    }
+    train_step = make_train_step(model, tx, mesh, micro_batches=config.micro_batches, **objective)
+    eval_step = make_eval_step(model, mesh, **objective)
+
+    # --- Data ---
     data = dataset.prepare(
         config.data.layout,
         data_dir=config.data.dir or None,
@@ -67,26 +88,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         "process_count": jax.process_count(),
         "threads": config.data.threads or None,
     }
-    augmentation = Augmentation(**config.augment)
     say(
         f"{config.data.layout}: {num_train} training and {num_val} validation images, classes {', '.join(scheme.evaluated_names)}"
     )
-
-    # --- Devices, model, steps ---
-    mesh = make_mesh()
-    check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)
-    check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, mesh)
-    model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
-    tx = adamw(config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.clip_norm or None)
-    plateau = Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
-    objective = {
-        "num_classes": scheme.num_classes,
-        "ignore_index": scheme.ignore_index,
-        "classes": scheme.evaluated,
-        **config.loss,
-    }
-    train_step = make_train_step(model, tx, mesh, micro_batches=config.micro_batches, **objective)
-    eval_step = make_eval_step(model, mesh, **objective)
 
     # --- State: new, or where the run was ---
     _, params, rest = split_model(model)
@@ -101,6 +105,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         "config": config.to_dict(),
         "label_scheme": scheme.to_json(),
         "data": data.describe(),
+        "device": device(),
         "versions": versions(),
     }
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
@@ -108,12 +113,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     record = RunRecord()
     if restored:
         state, record_json, before = restored
-        if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
+        if before["data"]["content_sha256"] != about["data"]["content_sha256"]:
             raise ConfigError(
-                f"{workdir}: the data set is not the one this run was trained on (its files, their sizes or times differ); "
+                f"{workdir}: the data set is not the one this run was trained on (its tiles, parts or masks differ); "
                 "put it back, or use --fresh or another --workdir"
             )
         record = RunRecord.from_json(record_json)
+        if record.epoch >= config.epochs or _stalled(record, config.early_stopping):
+            about = before  # nothing will be trained: what it was trained on and with stays true
         say(f"resuming after epoch {record.epoch}, batch {record.step_in_epoch} (step {int(state.step)})")
 
     def save(improved_at: int | None = None):
@@ -134,9 +141,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
             )
             log.warning("%s", found)
             if record.bad_steps >= config.max_bad_steps:
+                saved = (
+                    f"the last checkpoint is kept in {checkpoints.folder}"
+                    if checkpoints.steps()
+                    else "nothing was saved yet"
+                )
                 raise NumericalError(
-                    f"{found}. Training gives up after {record.bad_steps} such steps (config.max_bad_steps); the last "
-                    f"checkpoint is kept in {checkpoints.folder}. Try a lower config.optimizer.learning_rate"
+                    f"{found}. Training gives up after {record.bad_steps} such steps (config.max_bad_steps); {saved}. "
+                    "Try a lower --config.optimizer.learning_rate"
                 )
             return loss
         record.empty_steps += not report["has_truth"]
@@ -144,26 +156,36 @@ def train(config: ConfigDict, workdir: Path) -> None:
         return float(report["loss"])
 
     def evaluate(params, rest, part: str = "val", keep: frozenset[int] = frozenset()) -> tuple[SplitTotals, dict, dict]:
-        """Goes through a part of the data: totals, scores, and image/label/prediction of the examples in `keep`."""
+        """Goes through a part of the data: totals, scores.
+
+        With `keep`, positions of examples: only through their batches, and their images, labels and predictions besides.
+        """
         totals, per_image, kept, count = SplitTotals(), [], {}, data.splits[part]
         batches = eval_batches(data.load(part), count, batch_size=config.eval_batch_size, **pipeline)
         for number, batch in enumerate(batches):
+            positions = range(number * config.eval_batch_size, (number + 1) * config.eval_batch_size)
+            if keep and keep.isdisjoint(positions):
+                continue
             placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
             report = jax.device_get(eval_step(params, rest, placed["image"], placed["label"]))
             real = min(config.eval_batch_size, count - number * config.eval_batch_size)
             totals.add(report["sums"], report["confusion"].sum(0))
             per_image.append(report["confusion"][:real])
-            first = jax.process_index() * len(batch["index"])  # this process's part of the global batch
-            for row, index in enumerate(batch["index"]):
-                if index in keep:
-                    kept[int(index)] = batch["image"][row], batch["label"][row], report["predictions"][first + row]
+            for row in range(len(batch["index"])):
+                if positions[row] in keep:
+                    kept[int(batch["index"][row])] = (
+                        batch["image"][row],
+                        batch["label"][row],
+                        report["predictions"][row],
+                    )
         scores = metrics.scores(np.concatenate(per_image), config.eval_batch_size, scheme.class_names, scheme.evaluated)
         return totals, scores, kept
 
     writer = metric_writers.SummaryWriter(str(workdir / "tensorboard")) if speaks else metric_writers.MultiWriter([])
-    with Interruption() as interruption, metric_writers.ensure_flushes(writer):
+    drawn = -math.inf
+    interruption.begin()
+    with contextlib.closing(checkpoints), metric_writers.ensure_flushes(writer):
         say(TABLE)
-        drawn = -math.inf
         while record.epoch < config.epochs and not _stalled(record, config.early_stopping):
             batches = InputWait(
                 train_batches(
@@ -178,55 +200,56 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 )
             )
             first_step, epoch_start = record.step_in_epoch, time.perf_counter()
-            line = ProgressLine(f"epoch {record.epoch + 1}", steps_per_epoch, first_step, config.log_seconds, speaks)
-            pending = None  # the step in flight: its numbers are read while the next one runs
-            grad_norm = math.nan
-            for batch in batches:
-                placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
-                state, report = train_step(state, placed["image"], placed["label"])
-                record.step_in_epoch += 1
-                step = record.epoch * steps_per_epoch + record.step_in_epoch
-                if pending:
-                    loss = absorb(*pending)
-                    wait = batches.seconds / (time.perf_counter() - epoch_start)
-                    line.update(record.step_in_epoch - 1, f"loss {loss:.4f}, input wait {wait:.1%}")
-                pending = step, batch["index"], report
-                checkpoints.check()
-                stop = interruption.agreed(step)
-                if stop or (step % config.checkpoint_steps == 0 and record.step_in_epoch < steps_per_epoch):
-                    absorb(*pending)
-                    pending = None
-                    save()
+            with contextlib.closing(
+                ProgressLine(f"epoch {record.epoch + 1}", steps_per_epoch, first_step, config.log_seconds, speaks)
+            ) as line:
+                pending = None  # the step in flight: its numbers are read while the next one runs
+                grad_norm = math.nan
+                for batch in batches:
+                    placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
+                    state, report = train_step(state, placed["image"], placed["label"])
+                    record.step_in_epoch += 1
+                    step = record.epoch * steps_per_epoch + record.step_in_epoch
+                    if pending:
+                        loss = absorb(*pending)
+                        wait = batches.seconds / (time.perf_counter() - epoch_start)
+                        line.update(record.step_in_epoch - 1, f"loss {loss:.4f}, input wait {wait:.1%}")
+                    pending = step, batch["index"], report
+                    checkpoints.check()
+                    stop = interruption.agreed(step)
+                    if record.step_in_epoch == steps_per_epoch:
+                        continue  # the end of the epoch saves, and stops if asked to
+                    if stop or step % config.checkpoint_steps == 0:
+                        absorb(*pending)
+                        pending = None
+                        save()
                     if stop:
-                        line.close()
-                        checkpoints.close()
                         raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
-            if pending:
-                grad_norm = float(pending[2]["grad_norm"])
-                absorb(*pending)
-            train_seconds = time.perf_counter() - epoch_start
-            images_per_second = (record.step_in_epoch - first_step) * config.batch_size / train_seconds
+                if pending:
+                    grad_norm = float(pending[2]["grad_norm"])
+                    absorb(*pending)
+                train_seconds = time.perf_counter() - epoch_start
+                images_per_second = (record.step_in_epoch - first_step) * config.batch_size / train_seconds
 
-            totals, scores, _ = evaluate(state.params, state.rest)
-            learning_rate = config.optimizer.learning_rate * float(state.plateau.scale)
-            row = epoch_row(
-                record,
-                totals,
-                scores,
-                scheme.evaluated,
-                smooth,
-                step=record.epoch * steps_per_epoch + record.step_in_epoch,
-                learning_rate=learning_rate,
-                grad_norm=grad_norm,
-                input_wait=batches.seconds / train_seconds,
-                images_per_second=images_per_second,
-                seconds=record.tick(),
-            )
-            state.plateau = place_replicated(plateau.update(jax.device_get(state.plateau), row["val_loss"]), mesh)
-            improved = record.end_epoch(row)
-            save(improved_at=record.epoch if improved else None)
-            line.print(_table_line(record.history[-1]))
-            line.close()
+                totals, scores, _ = evaluate(state.params, state.rest)
+                learning_rate = config.optimizer.learning_rate * float(state.plateau.scale)
+                row = epoch_row(
+                    record,
+                    totals,
+                    scores,
+                    scheme.evaluated,
+                    smooth,
+                    step=record.epoch * steps_per_epoch + record.step_in_epoch,
+                    learning_rate=learning_rate,
+                    grad_norm=grad_norm,
+                    input_wait=batches.seconds / train_seconds,
+                    images_per_second=images_per_second,
+                    seconds=record.tick(),
+                )
+                state.plateau = place_replicated(plateau.update(jax.device_get(state.plateau), row["val_loss"]), mesh)
+                improved = record.end_epoch(row)
+                save(improved_at=record.epoch if improved else None)
+                line.print(_table_line(record.history[-1]))
             if speaks:
                 scalars = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
                 writer.write_scalars(row["step"], scalars)
@@ -235,13 +258,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     figures.curves(record.history, workdir / "curves.png", title=config.name)
                     drawn = time.perf_counter()
             if interruption.agreed(0) and record.epoch < config.epochs:
-                checkpoints.close()
                 raise Preempted(f"stopped after epoch {record.epoch} and saved; the same command goes on from there")
-        checkpoints.close()
+        checkpoints.wait()
 
         # --- Report, from what the checkpoints hold ---
         best = load_trained(checkpoints.folder, mesh, "best")
-        chosen = frozenset(np.linspace(0, num_val - 1, min(SAMPLE_PICTURES, num_val)).astype(int).tolist())
+        # Evenly spread over those whose images process 0 has, which draws them.
+        rows = config.eval_batch_size // jax.process_count()
+        own = [position for position in range(num_val) if position % config.eval_batch_size < rows]
+        chosen = frozenset(own[i] for i in np.linspace(0, len(own) - 1, min(SAMPLE_PICTURES, len(own))).astype(int))
         _, _, kept = evaluate(best.params, best.rest, keep=chosen)
         # The published Kaggle set has no masks for its test part; where there are some, they are looked at once, here.
         test = {}
@@ -262,16 +287,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
             names=[table[i]["key"] for i in sorted(kept)],
             title=f"{config.name}: validation images, best epoch",
         )
-        writer.write_images(int(state.step), {"samples": np.asarray(Image.open(workdir / "samples.png").convert("RGB"))[None]})
+        writer.write_images(
+            int(state.step), {"samples": np.asarray(Image.open(workdir / "samples.png").convert("RGB"))[None]}
+        )
     write_text(workdir / "history.csv", history_csv(record.history))
     figures.curves(record.history, workdir / "curves.png", title=config.name)
     stopped_early = record.epoch < config.epochs
     result = summary(
         name=config.name,
-        config=config.to_dict(),
+        about=about,
         record=record,
         scheme=scheme,
-        data=data.describe(),
         params=jax.device_get(state.params),
         stopped_early=stopped_early,
         test=test,
@@ -284,11 +310,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     say(f"best epoch {result['best_epoch']}: Dice over the validation split: {dice}")
     say(f"look at:   {workdir / 'curves.png'}  {workdir / 'samples.png'}")
     say(f"figures:   {workdir / 'summary.json'}  {workdir / 'history.csv'}")
-    say(f"next:      tensorboard --logdir={workdir / 'tensorboard'}")
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+    say(f"next:      {python} -m tensorboard.main --logdir={workdir / 'tensorboard'}")
     if config.data.layout == "sample":
-        say(
-            f"on BCSS:   python -m bcss_jax.main --config=configs/{config.model.name}.py:kaggle224 --config.data.dir=FOLDER"
-        )
+        layout = f"--config=configs/{config.model.name}.py:kaggle224"
+        say(f"on BCSS:   {python} -m bcss_jax.main {layout} --config.data.dir=FOLDER")
 
 
 def _stalled(record: RunRecord, patience: int) -> bool:

@@ -43,17 +43,26 @@ def locked(workdir: Path) -> Iterator[None]:
 def claim(workdir: Path, config: dict, fresh: bool) -> None:
     """Ties the folder to a config. A folder tied to an equal one is resumed, `fresh` empties it first.
 
+    A run that has saved nothing yet has no claim: its settings may be mended.
+
     Raises:
-      ConfigError: the folder is that of another config; the message says what differs.
+      ConfigError: the folder is that of another config; the message says what differs. With `fresh`: what is there was
+        not written by a run.
       StorageError: it cannot be written.
     """
     with storage_errors(workdir):
         if fresh:
+            found = [name for name in OUTPUTS if (workdir / name).exists()]
+            if found and "config.json" not in found:
+                raise ConfigError(
+                    f"{workdir} holds {', '.join(found)} but no config.json, so no run; --fresh will not delete that"
+                )
             for name in OUTPUTS:
                 path = workdir / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path = workdir / "config.json"
-    if path.exists():
+    begun = (workdir / "history.csv").exists() or any((workdir / "checkpoints").glob("*[0-9]"))
+    if path.exists() and begun:
         try:
             old = json.loads(path.read_text())
         except ValueError as error:

@@ -185,7 +185,7 @@ def run(folder: pathlib.Path, arguments) -> None:
             print(f"{title}: PyTorch {spread(rates['PyTorch'])}; here / PyTorch {spread(ratios, 2)}")
             del theirs  # ends its workers
         else:
-            print(f"{title}: PyTorch is not installed, so nothing to compare with: pip install 'bcss_jax[benchmark]'")
+            print(f"{title}: PyTorch is not installed, so nothing to compare with: pip install -e '.[benchmark]'")
 
 
 if __name__ == "__main__":

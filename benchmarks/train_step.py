@@ -30,7 +30,7 @@ from bcss_jax.optimizer import Plateau, adamw  # noqa: E402
 NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-4
 
-# Peak of the matrix units in TFLOP/s, dense, from the makers' data sheets: (part of device_kind, bfloat16, float32 as
+# Peak of the matrix units in TFLOP/s, dense, recalled from the makers' data sheets and not checked: (part of device_kind, bfloat16, float32 as
 # JAX multiplies by default, which is TF32 on these GPUs and bfloat16 passes on TPUs). First match counts.
 PEAK_TFLOPS = (
     ("H200", 989.0, 494.0),
@@ -188,7 +188,7 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 
 def step_flops(args: argparse.Namespace) -> float | None:
-    """Floating-point operations of a plain training step: XLA's own count for a network of plain operations."""
+    """Floating-point operations of the U-Net's convolutions in a training step; None for other models."""
     if args.model != "unet":
         return None
     # Three times the forward pass's multiplications and additions (forward, input gradient, weight gradient).
@@ -214,7 +214,7 @@ def main() -> int:
     args = arguments()
     if args.versus == "torch":
         if importlib.util.find_spec("torch") is None:
-            print("--versus=torch needs PyTorch: pip install 'bcss_jax[benchmark]'", file=sys.stderr)
+            print("--versus=torch needs PyTorch: pip install -e '.[benchmark]'", file=sys.stderr)
             return 2
         if args.model != "unet":
             print("--versus=torch has a twin for --model=unet only", file=sys.stderr)

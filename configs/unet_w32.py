@@ -17,7 +17,10 @@ def get_config(layout: str = "kaggle224"):
     config.batch_size = 8
     config.eval_batch_size = 10
     config.optimizer.learning_rate = 1e-3
-    config.plateau.factor, config.plateau.patience = 0.3, 1  # few steps an epoch: the validation loss is noisy until the rate falls
+    config.plateau.factor, config.plateau.patience = (
+        0.3,
+        1,
+    )  # few steps an epoch: the validation loss is noisy until the rate falls
     config.early_stopping = 0
     for change in ("rotate", "elastic", "color_jitter", "blur"):
         config.augment[change] = 0.0

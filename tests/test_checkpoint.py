@@ -105,6 +105,23 @@ def test_another_number_of_devices(tmp_path, before, after):
     assert all(len(x.devices()) == after for x in jax.tree.leaves(checkpoint.load_trained(tmp_path, mesh).params))
 
 
+def test_a_model_without_batch_statistics(tmp_path):
+    state, mesh = new_state()
+    state = dataclasses.replace(state, rest={})
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(at(state, 1), {}, {}, 1)
+    checkpoints.wait()
+    got, _, _ = checkpoints.restore(abstract(state))
+    assert got.rest == {} and checkpoint.load_trained(tmp_path, mesh).rest == {}
+    assert_equal(got, at(state, 1))
+
+
+def test_saving_a_step_twice_is_never_silent(tmp_path):
+    save(tmp_path, (1,))
+    with pytest.raises(AssertionError, match="saved one step twice"):
+        save(tmp_path, (1,))
+
+
 def damage(folder):
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_size:
@@ -120,6 +137,7 @@ def test_a_damaged_latest_falls_back_to_the_one_before(tmp_path, caplog):
     assert progress == {"n": 1}
     assert_equal(got, at(state, 1))
     assert "2: checkpoint cannot be read" in caplog.text
+    assert len(list(tmp_path.glob("damaged-*-2"))) == 1  # set aside, not deleted
     checkpoints.save(at(state, 2), {"n": 22}, {})  # the run comes past that step again
     checkpoints.close()
     assert checkpoint.Checkpoints(tmp_path).restore(abstract(state))[1] == {"n": 22}

@@ -1,12 +1,13 @@
 """Settings: every config file is valid, mistakes are named, a run knows which settings make it another run."""
 
+import dataclasses
 import importlib.util
 
 import pytest
 from conftest import ROOT
 
 from bcss_jax import config as configs
-from bcss_jax.augment import Augmentation
+from bcss_jax.augment import FULL, Augmentation
 from bcss_jax.errors import ConfigError
 
 
@@ -20,10 +21,10 @@ def load(name, layout):
 @pytest.mark.parametrize("layout", configs.LAYOUTS)
 def test_every_layout_has_a_valid_config(layout):
     config = load("unet", layout)
-    config.data.dir = "somewhere"
+    config.data.dir = "" if layout == "sample" else "somewhere"
     configs.validate(config)
     assert config.data.layout == layout
-    Augmentation(**config.augment)  # the names are its fields
+    assert set(config.augment) == {field.name for field in dataclasses.fields(Augmentation)}
 
 
 def test_the_recipe_is_the_published_one():
@@ -80,5 +81,26 @@ def test_differences_that_matter_are_listed_and_others_are_not():
     assert configs.differences(old, new) == ["config.model.width: 16 -> 32", "config.seed: 0 -> 5"]
 
 
+def test_a_setting_newer_than_the_run_counts_as_its_default():
+    old, new = load("unet", "sample").to_dict(), load("unet", "sample").to_dict()
+    del old["model"]["bilinear"], old["seed"]
+    assert configs.differences(old, new) == []
+    new["model"]["bilinear"] = True
+    assert configs.differences(old, new) == ["config.model.bilinear: False -> True"]
+
+
+def test_the_augmentation_of_the_recipe_is_the_full_one():
+    assert Augmentation(**configs.default().augment) == FULL
+
+
+def test_a_data_folder_with_the_built_in_sample_is_refused():
+    config = load("unet", "sample")
+    config.data.dir = "somewhere"
+    with pytest.raises(ConfigError, match="configs/unet.py:kaggle224"):
+        configs.validate(config)
+
+
 def test_an_unknown_setting_gets_the_nearest_name():
-    assert "did you mean config.optimizer.learning_rate" in configs.unknown_field(configs.default(), "optimizer.learning_rat")
+    assert "did you mean config.optimizer.learning_rate" in configs.unknown_field(
+        configs.default(), "optimizer.learning_rat"
+    )

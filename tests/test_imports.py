@@ -27,7 +27,9 @@ for name in sys.argv[1:]:
 
 
 def imports(*names):
-    return subprocess.run([sys.executable, "-c", BLOCKED, *names], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED, *names], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_compute_core_imports_without_the_data_and_logging_libraries():

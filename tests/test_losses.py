@@ -47,7 +47,9 @@ def test_cross_entropy_is_torchs(reference, name):
 def test_dice_is_monais_without_background(reference, name, batch):
     expected, logits, labels, ignore = case(reference, name)
     key = f"monai_dice_bg0_batch{int(batch)}"
-    check(lambda x: losses.soft_dice(x, labels, ignore_index=ignore, classes=(1, 2), batch=batch), logits, expected[key])
+    check(
+        lambda x: losses.soft_dice(x, labels, ignore_index=ignore, classes=(1, 2), batch=batch), logits, expected[key]
+    )
     check(lambda x: losses.soft_dice(x, labels, ignore_index=ignore, batch=batch), logits, expected[key])
 
 
@@ -108,11 +110,12 @@ def test_image_content_under_ignored_pixels_changes_no_bit_of_a_pixelwise_networ
 
 
 @pytest.mark.parametrize("batch", (True, False))
+@pytest.mark.parametrize("smooth", (1e-5, 0.0))
 @pytest.mark.parametrize("loss", (losses.cross_entropy, losses.soft_dice, losses.ce_dice))
-def test_all_ignored_gives_loss_and_gradient_zero(loss, batch):
+def test_all_ignored_gives_loss_and_gradient_zero(loss, batch, smooth):
     logits, labels = random_batch()
-    kwargs = {} if loss is losses.cross_entropy else {"batch": batch}
-    value, grad = jax.value_and_grad(lambda x: loss(x, np.zeros_like(labels), ignore_index=0, **kwargs))(logits)
+    ignored = np.zeros_like(labels)
+    value, grad = jax.value_and_grad(lambda x: loss(x, ignored, ignore_index=0, batch=batch, smooth=smooth))(logits)
     assert float(value) == 0.0
     assert not np.asarray(grad).any()
 

@@ -62,7 +62,9 @@ def test_brute_force_on_random_masks(ignore):
 def test_absent_missed_and_invented_classes_are_told_apart():
     labels = np.asarray([[[1, 1]], [[2, 2]], [[1, 1]]])
     predictions = np.asarray([[[1, 1]], [[1, 1]], [[1, 2]]])
-    scores = metrics.scores(metrics.confusion(predictions, labels, 4, 0), 1, ("ignored", "tumor", "stroma", "fat"), (1, 2, 3))
+    scores = metrics.scores(
+        metrics.confusion(predictions, labels, 4, 0), 1, ("ignored", "tumor", "stroma", "fat"), (1, 2, 3)
+    )
     assert scores["images"]["tumor"] == {"present": 2, "missed": 0, "absent": 0, "false": 1}
     assert scores["images"]["stroma"] == {"present": 1, "missed": 1, "absent": 1, "false": 1}
     assert scores["images"]["fat"] == {"present": 0, "missed": 0, "absent": 3, "false": 0}

@@ -1,6 +1,5 @@
 """The optimizer and the plateau rule against PyTorch's."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -56,5 +55,3 @@ def test_adamw_is_pytorchs():
         updates, state = tx.update(jnp.asarray(grad), state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
-
-

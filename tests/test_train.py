@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -133,59 +134,95 @@ def test_fresh_starts_over(command, tmp_path):
     assert "resuming" not in result.stdout and summary(tmp_path / "run")["config"]["seed"] == 3
 
 
-def loop_started(process):
-    """Reads until training begins."""
+EVERY_STEP = ("--config.log_seconds=0",)  # a progress line after each step
+
+
+def first_step(process) -> str:
+    """Reads until the first step is done; what was said until then."""
+    said = ""
     for line in process.stdout:
-        if line.startswith("epoch "):
-            return
+        said += line
+        if re.match(r"epoch \d+ \d+/\d+", line):
+            return said
     raise AssertionError(process.stderr.read())
 
 
+def rows_without_times(workdir):
+    rows = list(csv.DictReader((workdir / "history.csv").open()))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "input_wait")} for row in rows]
+
+
 def test_killed_at_ten_random_moments_the_parameters_are_bit_identical(command, tmp_path):
-    options = ("--config.epochs=40", "--config.early_stopping=0", "--config.checkpoint_steps=1")
+    # A checkpoint after every step: nearly every moment lies within a save.
+    options = (*EVERY_STEP, "--config.epochs=60", "--config.early_stopping=0", "--config.checkpoint_steps=1")
     undisturbed = run(command, tmp_path / "undisturbed", *options)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    loop_seconds = summary(tmp_path / "undisturbed")["seconds"]
-    moments, kills = random.Random(0), 0
-    while kills < 10:
+    moments, resumed_at, cut_saves = random.Random(0), set(), 0
+    for _ in range(10):
         process = subprocess.Popen(**command(tmp_path / "killed", *options), stdout=-1, stderr=-1, text=True)
-        loop_started(process)
-        time.sleep(moments.uniform(0, loop_seconds / 12))
+        resumed_at.update(re.findall(r"\(step (\d+)\)", first_step(process)))
+        time.sleep(moments.uniform(0, 1.5))
         assert process.poll() is None, "the run ended before it was killed: make it longer"
         process.kill()
         process.communicate()
-        kills += 1
+        cut_saves += any((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
+    assert len(resumed_at) >= 5 and cut_saves >= 1, (resumed_at, cut_saves)
     result = run(command, tmp_path / "killed", *options)
     assert result.returncode == 0, result.stderr
     assert "resuming" in result.stdout
     a, b = summary(tmp_path / "undisturbed"), summary(tmp_path / "killed")
     assert a["params_sha256"] == b["params_sha256"]
     assert a["last_epoch"] == b["last_epoch"] and a["best_epoch"] == b["best_epoch"]
-    steady = [c for c in csv.DictReader((tmp_path / "killed" / "history.csv").open()).fieldnames if "second" not in c and c != "input_wait"]
-    rows = [[[row[c] for c in steady] for row in csv.DictReader((tmp_path / name / "history.csv").open())] for name in ("undisturbed", "killed")]
-    assert rows[0] == rows[1]
+    assert rows_without_times(tmp_path / "undisturbed") == rows_without_times(tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
 
 
-def test_sigterm_saves_and_exits_75(command, tmp_path, finished):
-    options = ("--config.epochs=200", "--config.early_stopping=0")
+def test_sigterm_saves_and_exits_75(command, tmp_path):
+    options = (*EVERY_STEP, "--config.epochs=400", "--config.early_stopping=0")
     process = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
-    loop_started(process)
-    time.sleep(1.0)
+    first_step(process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "saved" in errors and "Traceback" not in errors
-    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdecimal()]
-    step = int(errors.split("step ")[1].split()[0]) if "step " in errors else max(saved)
-    assert max(saved) == step
+    assert "the same command goes on from there" in errors and "Traceback" not in errors
+    saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdecimal())
     again = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
-    for line in again.stdout:
-        if line.startswith("resuming"):
-            break
-    assert f"(step {step})" in line
+    assert f"(step {saved})" in first_step(again)
     again.kill()
     again.communicate()
+
+
+def test_stopped_wherever_in_an_epoch_the_result_is_the_same(command, tmp_path, finished):
+    """Every step of the run is the one after which it is asked to stop, the last of an epoch among them."""
+    for _ in range(20):
+        process = subprocess.Popen(**command(tmp_path / "run", *EVERY_STEP), stdout=-1, stderr=-1, text=True)
+        for line in process.stdout:
+            if line.startswith("epoch  train loss"):  # the loop begins: one step is done, then it stops
+                process.send_signal(signal.SIGTERM)
+                break
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 75, errors
+    assert process.returncode == 0
+    assert summary(tmp_path / "run")["params_sha256"] == summary(finished[0])["params_sha256"]
+    assert rows_without_times(tmp_path / "run") == rows_without_times(finished[0])
+    from bcss_jax.checkpoint import Checkpoints  # the best epoch's checkpoint is there, and marked
+
+    best = summary(tmp_path / "run")["best_epoch"]
+    assert 3 * best in Checkpoints(tmp_path / "run" / "checkpoints").steps()
+
+
+def test_the_step_is_compiled_once_in_a_run(command, tmp_path):
+    options = ("--config.plateau.patience=0", "--config.plateau.factor=0.5", "--config.epochs=4")
+    line = command(tmp_path / "run", *options)
+    line["env"] |= {"JAX_LOG_COMPILES": "1", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    result = subprocess.run(**line, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rates = {row["learning_rate"] for row in csv.DictReader((tmp_path / "run" / "history.csv").open())}
+    assert len(rates) > 1  # the plateau has struck
+    for name in ("train_step", "eval_step"):
+        assert len(re.findall(rf"Finished XLA compilation of jit\({name}\)", result.stderr)) == 1, result.stderr
 
 
 def test_non_finite_losses_are_named_and_end_the_run_with_4(command, tmp_path):
@@ -197,9 +234,9 @@ def test_non_finite_losses_are_named_and_end_the_run_with_4(command, tmp_path):
 
 
 def test_two_runs_in_one_folder_the_second_is_refused(command, tmp_path):
-    options = ("--config.epochs=200", "--config.early_stopping=0")
+    options = (*EVERY_STEP, "--config.epochs=400", "--config.early_stopping=0")
     first = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
-    loop_started(first)
+    first_step(first)
     second = run(command, tmp_path / "run", *options)
     first.kill()
     first.communicate()
@@ -225,6 +262,12 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(command, tmp_path):
         (["--config=configs/nope.py"], 2, "no such config file"),
         (["--unknown"], 2, "--unknown: no such option"),
         (["stray"], 2, "stray"),
+        (["--config", "configs/nope.py"], 2, "configs/nope.py: no such config file"),
+        (["--processes=2"], 2, "--coordinator"),
+        (["--config.batch_size=0"], 2, "must be 1 or more"),
+        (["--config.model.name=resnet"], 2, "the models are"),
+        (["--config.augment.flip=1"], 2, "config.augment.flip: there is no such setting"),
+        (["--config.augment.blur=2"], 2, "blur"),
     ),
 )
 def test_mistakes_on_the_command_line_get_one_line(command, tmp_path, options, code, said):
@@ -234,33 +277,61 @@ def test_mistakes_on_the_command_line_get_one_line(command, tmp_path, options, c
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
+def test_settings_may_be_mended_while_nothing_is_saved(command, tmp_path):
+    assert run(command, tmp_path / "run", "--config.data.dir=nowhere").returncode == 3
+    result = run(command, tmp_path / "run", "--config.epochs=1", "--config.seed=9")
+    assert result.returncode == 0, result.stderr
+    assert summary(tmp_path / "run")["config"]["seed"] == 9
+
+
+def test_fresh_does_not_delete_what_is_no_run(command, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    result = run(command, tmp_path / "run", "--fresh")
+    assert result.returncode == 2 and "no config.json" in result.stderr
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+def test_help_lists_the_options():
+    result = subprocess.run([sys.executable, "-m", "bcss_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "--workdir" in result.stdout and "--[no]fresh" in result.stdout
+
+
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(command, tmp_path):
     result = run(command, tmp_path / "run", "--config.batch_size=12", devices=8)
     assert result.returncode == 2 and "nearest sizes are 8 or 16" in result.stderr
 
 
-def final_losses(workdir):
-    return [float(row["val_loss"]) for row in csv.DictReader((workdir / "history.csv").open())]
-
-
-def test_two_processes_train_together_and_match_one(command, tmp_path):
-    options = ("--config.optimizer.learning_rate=1e-3", "--config.epochs=2")
-    one = run(command, tmp_path / "one", *options, devices=2)
-    assert one.returncode == 0, one.stderr
+def together(command, workdir, *options):
+    """Runs two processes as one job; their exit codes and what they printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            **command(tmp_path / "two", *options, f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}"),
-            stdout=-1, stderr=-1, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    options += (f"--coordinator=127.0.0.1:{port}", "--processes=2")
+    lines = [command(workdir, *options, f"--process={i}") for i in range(2)]
+    processes = [subprocess.Popen(**line, stdout=-1, stderr=-1, text=True) for line in lines]
     outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [process.returncode for process in processes], outputs
+
+
+def column(workdir, name):
+    return [float(row[name]) for row in csv.DictReader((workdir / "history.csv").open())]
+
+
+def test_two_processes_train_together_and_match_one(command, tmp_path):
+    options = ("--config.optimizer.learning_rate=1e-4", "--config.epochs=2")
+    one = run(command, tmp_path / "one", *options)
+    assert one.returncode == 0, one.stderr
+    codes, outputs = together(command, tmp_path / "two", *options)
+    assert codes == [0, 0], outputs
     assert "finished after epoch 2" in outputs[0][0] and "finished" not in outputs[1][0]
-    np.testing.assert_allclose(final_losses(tmp_path / "two"), final_losses(tmp_path / "one"), rtol=1e-3)
-    a, b = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
-    assert b["device"]["processes"] == 2 and b["device"]["count"] == 2
-    assert a["last_epoch"]["dice_global"]["macro"] == pytest.approx(b["last_epoch"]["dice_global"]["macro"], abs=0.02)
+    np.testing.assert_allclose(
+        column(tmp_path / "two", "train_loss"), column(tmp_path / "one", "train_loss"), rtol=1e-5
+    )
+    np.testing.assert_allclose(column(tmp_path / "two", "val_loss"), column(tmp_path / "one", "val_loss"), rtol=1e-4)
+    device = summary(tmp_path / "two")["device"]
+    assert device["processes"] == 2 and device["count"] == 2
+    assert min(Image.open(tmp_path / "two" / "samples.png").size) > 200
+
+    codes, outputs = together(command, tmp_path / "two", *options, "--config.seed=5")
+    assert codes == [2, 2]  # refused by all, not only by the process that looks
+    assert "config.seed: 0 -> 5" in outputs[0][1] and "Traceback" not in outputs[1][1]

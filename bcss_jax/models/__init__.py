@@ -13,6 +13,8 @@ MODELS = {"unet": UNet}
 def create(name: str, **kwargs) -> nnx.Module:
     """Builds a model: a module that maps NHWC float32 images to NHWC float32 logits of the same height and width.
 
+    It is in evaluation mode; `model.train()` changes that.
+
     Args:
       name: a key of `MODELS`.
       **kwargs: arguments of the model's class.
@@ -30,4 +32,6 @@ def create(name: str, **kwargs) -> nnx.Module:
     missing = [key for key, value in parameters.items() if value.default is value.empty and key not in kwargs]
     if missing:
         raise ConfigError(f"model {name!r} needs the argument {', '.join(missing)}")
-    return MODELS[name](**kwargs)
+    model = MODELS[name](**kwargs)
+    model.eval()  # training is asked for by whoever trains; a model that was just loaded is there to predict
+    return model

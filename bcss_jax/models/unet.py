@@ -4,6 +4,8 @@ Source: Ronneberger et al. 2015 (arXiv:1505.04597) in the form of github.com/mil
 through `bcss_jax.pretrained`: 3x3 convolutions padded by one and without bias, BatchNorm, ReLU; skip before upsampled map.
 """
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -71,7 +73,7 @@ class UNet(nnx.Module):
           ConfigError: a number is not positive.
         """
         for name, value in dict(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth).items():
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, numbers.Integral) or value < 1:
                 raise ConfigError(f"unet: {name} must be a positive integer, not {value!r}")
         rngs = nnx.Rngs(seed)
         self.depth, self.dtype = depth, dtype
