@@ -203,7 +203,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
             with contextlib.closing(
                 ProgressLine(f"epoch {record.epoch + 1}", steps_per_epoch, first_step, config.log_seconds, speaks)
             ) as line:
-                pending = None  # the step in flight: its numbers are read while the next one runs
+                pending = loss = None  # the step in flight: its numbers are read while the next one runs
                 grad_norm = math.nan
                 for batch in batches:
                     placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
@@ -212,17 +212,19 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
                     step = record.epoch * steps_per_epoch + record.step_in_epoch
                     if pending:
                         loss = absorb(*pending)
-                        wait = batches.seconds / (time.perf_counter() - epoch_start)
-                        line.update(record.step_in_epoch - 1, f"loss {loss:.4f}, input wait {wait:.1%}")
                     pending = step, batch["index"], report
                     checkpoints.check()
                     stop = interruption.agreed(step)
                     if record.step_in_epoch == steps_per_epoch:
                         continue  # the end of the epoch saves, and stops if asked to
                     if stop or step % config.checkpoint_steps == 0:
-                        absorb(*pending)
+                        loss = absorb(*pending)
                         pending = None
                         save()
+                    if loss is not None:
+                        wait = batches.seconds / (time.perf_counter() - epoch_start)
+                        done = record.step_in_epoch - (pending is not None)
+                        line.update(done, f"loss {loss:.4f}, input wait {wait:.1%}")
                     if stop:
                         raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
                 if pending:

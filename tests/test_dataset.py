@@ -2,6 +2,7 @@ import json
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import cv2

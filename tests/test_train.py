@@ -86,7 +86,7 @@ def test_a_run_leaves_its_report(finished):
     for name in ("curves.png", "samples.png"):
         assert min(Image.open(workdir / name).size) > 200
     assert list((workdir / "tensorboard").glob("events*"))
-    assert "summary.json" in result.stdout and "tensorboard --logdir" in result.stdout
+    assert "summary.json" in result.stdout and "tensorboard.main --logdir" in result.stdout
     assert "val Dice" in result.stdout
 
 
@@ -144,7 +144,7 @@ def first_step(process) -> str:
         said += line
         if re.match(r"epoch \d+ \d+/\d+", line):
             return said
-    raise AssertionError(process.stderr.read())
+    raise AssertionError(f"no step done, exit code {process.wait()}:\n{said}\n{process.stderr.read()}")
 
 
 def rows_without_times(workdir):
@@ -154,15 +154,15 @@ def rows_without_times(workdir):
 
 def test_killed_at_ten_random_moments_the_parameters_are_bit_identical(command, tmp_path):
     # A checkpoint after every step: nearly every moment lies within a save.
-    options = (*EVERY_STEP, "--config.epochs=60", "--config.early_stopping=0", "--config.checkpoint_steps=1")
+    options = (*EVERY_STEP, "--config.epochs=80", "--config.early_stopping=0", "--config.checkpoint_steps=1")
     undisturbed = run(command, tmp_path / "undisturbed", *options)
     assert undisturbed.returncode == 0, undisturbed.stderr
     moments, resumed_at, cut_saves = random.Random(0), set(), 0
     for _ in range(10):
         process = subprocess.Popen(**command(tmp_path / "killed", *options), stdout=-1, stderr=-1, text=True)
         resumed_at.update(re.findall(r"\(step (\d+)\)", first_step(process)))
-        time.sleep(moments.uniform(0, 1.5))
-        assert process.poll() is None, "the run ended before it was killed: make it longer"
+        time.sleep(moments.uniform(0, 0.5))
+        assert process.poll() is None, f"the run ended before it was killed: {process.communicate()}"
         process.kill()
         process.communicate()
         cut_saves += any((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
@@ -214,7 +214,12 @@ def test_stopped_wherever_in_an_epoch_the_result_is_the_same(command, tmp_path, 
 
 
 def test_the_step_is_compiled_once_in_a_run(command, tmp_path):
-    options = ("--config.plateau.patience=0", "--config.plateau.factor=0.5", "--config.epochs=4")
+    options = (
+        "--config.plateau.patience=0",
+        "--config.plateau.factor=0.5",
+        "--config.epochs=16",
+        "--config.optimizer.learning_rate=0.05",
+    )
     line = command(tmp_path / "run", *options)
     line["env"] |= {"JAX_LOG_COMPILES": "1", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     result = subprocess.run(**line, capture_output=True, text=True, timeout=300)
