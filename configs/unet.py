@@ -21,5 +21,6 @@ def get_config(layout: str = "sample"):
         config.eval_batch_size = 8
         config.epochs = 12
         config.early_stopping = 0
-        config.optimizer.learning_rate = 2e-3
+        config.optimizer.learning_rate = 1e-3
+        config.plateau.factor, config.plateau.patience = 0.3, 1  # twelve steps an epoch: a noisy validation loss
     return config
