@@ -54,7 +54,7 @@ def encoded_from_png(image_paths: Sequence[str | os.PathLike], mask_paths: Seque
 
     paths = [os.fspath(path) for path in image_paths], [os.fspath(path) for path in mask_paths]
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(image_paths), dtype=np.int64), *paths))
-    return files.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return files.map(read, num_parallel_calls=2, deterministic=True)
 
 
 def train_batches(
@@ -226,6 +226,8 @@ def _batches(
 
     options = tf.data.Options()
     options.deterministic = True
+    # Nothing is left to tune, and the end of an epoch would wait for the tuning thread, seconds at times.
+    options.autotune.enabled = False
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     mine = mine.with_options(options)
