@@ -176,7 +176,7 @@ def test_what_a_killed_save_left_is_cleared(tmp_path):
     (tmp_path / "7.orbax-checkpoint-tmp" / "half").write_text("x")
     checkpoints = checkpoint.Checkpoints(tmp_path)
     assert checkpoints.steps() == [1]
-    checkpoints.save(new_state()[0], {}, {})  # waits for the clearing, which goes on in the background
+    checkpoints.save(at(new_state()[0], 2), {}, {})  # waits for the clearing, which goes on in the background
     checkpoints.close()
     assert not list(tmp_path.glob("*tmp*"))
 

@@ -140,6 +140,17 @@ def test_changed_data_are_prepared_anew(tmp_path, change, monkeypatch):
     )  # means nothing here
 
 
+def test_the_content_digest_follows_the_pixels_not_the_files(tmp_path):
+    root = kaggle512(tmp_path / "data", tiles_each=1)
+    first = prepare(root, tmp_path / "prepared")
+    copy = kaggle512(tmp_path / "copy", tiles_each=1)
+    assert prepare(copy, tmp_path / "prepared").report.content_sha256 == first.report.content_sha256
+    changed = mask(1, codes=(0, 1, 2, 3, 4, 9))
+    changed[0, 0] = (changed[0, 0] + 1) % 5
+    save(copy / "train_mask_512" / f"{name()}.png", changed)
+    assert prepare(copy, tmp_path / "prepared").report.content_sha256 != first.report.content_sha256
+
+
 def write_empty_report(folder):
     folder.mkdir(parents=True)
     empty = {
@@ -150,7 +161,9 @@ def write_empty_report(folder):
         "all_ignored": {},
         "absent": {},
     }
-    (folder / "report.json").write_text(json.dumps(empty | {"repeated": 0, "missing": [], "bad": [], "warnings": []}))
+    (folder / "report.json").write_text(
+        json.dumps(empty | {"repeated": 0, "missing": [], "bad": [], "warnings": [], "content_sha256": ""})
+    )
 
 
 def test_leftovers_of_a_killed_run_are_replaced(root, data, tmp_path):

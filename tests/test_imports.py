@@ -38,4 +38,4 @@ def test_the_compute_core_imports_without_the_data_and_logging_libraries():
 
 
 def test_the_block_blocks():
-    assert "No module named 'tensorflow'" in imports("bcss_jax.dataset").stderr
+    assert "No module named 'tensorflow" in imports("bcss_jax.dataset").stderr

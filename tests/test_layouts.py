@@ -77,7 +77,7 @@ def test_regions_are_cut_into_patches(tmp_path):
         (x, y, 8) for x, y in ((0, 0), (0, 4), (4, 0), (4, 4), (8, 0), (8, 4))
     ]
     assert len({tile.key for tile in tiles}) == 12
-    with pytest.raises(DataError, match=r"at least 14x14 pixels, found 16x13; lower patch_size"):
+    with pytest.raises(DataError, match=r"at least 14x14 pixels, found 16x13; lower --config.data.patch_size"):
         find_tiles("roi", tmp_path, patch_size=14)
 
 
