@@ -13,21 +13,24 @@ whatever else the machine does meets both.
     python benchmarks/input_pipeline.py --data_dir=FOLDER --threads=2
 
 FOLDER holds `train` and `train_mask` with PNGs of equal names (the layout of the 224-pixel Kaggle tiles). Without it,
-synthetic tiles are made. PyTorch is optional: pip install "bcss_jax[benchmark]".
+synthetic tiles are made. PyTorch is optional: pip install -e ".[benchmark]".
 """
 
 import argparse
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
 import cv2
 import numpy as np
 
-from bcss_jax.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, augment
-from bcss_jax.labels import SCHEMES, lookup_table
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
+
+from bcss_jax.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, augment  # noqa: E402
+from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
 
 SCHEME = SCHEMES["tumor_stroma"]
 TABLE = lookup_table(SCHEME, "kaggle3")

@@ -4,7 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
-usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# The pinned versions are made for these; newer ones may lack wheels.
+usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
 find_python() {
   local candidate
@@ -14,7 +15,7 @@ find_python() {
       return
     fi
   done
-  echo "error: needs Python 3.11 or newer, found ${PYTHON:-none on the PATH}; set PYTHON=/path/to/python3" >&2
+  echo "error: needs Python 3.11, 3.12 or 3.13, found ${PYTHON:-none on the PATH}; set PYTHON=/path/to/python3" >&2
   return 2
 }
 
@@ -22,11 +23,11 @@ prepare_environment() {
   local extras=$1 wanted
   # A GPU that answers gets the CUDA build.
   if nvidia-smi >/dev/null 2>&1; then extras=$extras,cuda; fi
-  wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras") | cksum)
+  wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras ${PYTHON:-}") | cksum)
   if [ "$(cat "$root/.venv/installed" 2>/dev/null)" = "$wanted" ]; then return; fi
   local base
   base=$(find_python) || return
-  usable "$python" || "$base" -m venv --clear "$root/.venv" || return
+  "$base" -m venv --clear "$root/.venv" || return
   echo "installing into .venv (a few minutes, once)"
   "$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extras]" || return
   echo "$wanted" >"$root/.venv/installed"

@@ -13,7 +13,7 @@ config=--config=$root/configs/unet.py
 for argument in "$@"; do
   case $argument in --config=* | --help*) config= ;; esac
 done
-# XLA takes its buffers from malloc anew at each step; huge pages make that cheaper on CPUs (sample run on two cores with
-# jax 0.12: 12.5 instead of 10.4 images/s). glibc only, and it has to be set before the process starts.
+# XLA takes its buffers from malloc anew at each step; huge pages make that cheaper on CPUs (sample run on two cores: 10.4
+# instead of 8.5 images/s with jax 0.10, 12.5 instead of 10.4 with jax 0.12). glibc only, and it has to be set before the process starts.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec "$python" -m bcss_jax.main ${config:+"$config"} "$@"

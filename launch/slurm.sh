@@ -21,7 +21,8 @@ root=${SLURM_SUBMIT_DIR:?run this with sbatch from the repository}
 
 status=0
 # jax.distributed finds the hosts, the coordinator and this process's number in SLURM's environment.
-srun --kill-on-bad-exit=1 "$root/.venv/bin/python" -m bcss_jax.main --distributed "$@" || status=$?
+# All processes stop together and exit with 75; --wait ends those whose partners are gone.
+srun --kill-on-bad-exit=0 --wait=300 "$root/.venv/bin/python" -m bcss_jax.main --distributed "$@" || status=$?
 if [ "$status" -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
