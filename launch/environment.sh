@@ -23,11 +23,15 @@ prepare_environment() {
   local extras=$1 wanted
   # A GPU that answers gets the CUDA build.
   if nvidia-smi >/dev/null 2>&1; then extras=$extras,cuda; fi
-  wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras ${PYTHON:-}") | cksum)
-  if [ "$(cat "$root/.venv/installed" 2>/dev/null)" = "$wanted" ]; then return; fi
-  local base
-  base=$(find_python) || return
-  "$base" -m venv --clear "$root/.venv" || return
+  wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras") | cksum)
+  # Without PYTHON the interpreter of an existing .venv stays.
+  if [ -n "${PYTHON:-}" ] && [ "$("$PYTHON" -V 2>&1)" != "$("$python" -V 2>&1)" ] || ! usable "$python"; then
+    local base
+    base=$(find_python) || return
+    "$base" -m venv --clear "$root/.venv" || return
+  elif [ "$(cat "$root/.venv/installed" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
   echo "installing into .venv (a few minutes, once)"
   "$python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extras]" || return
   echo "$wanted" >"$root/.venv/installed"
