@@ -62,7 +62,7 @@ class Checkpoints:
         """Starts saving; training may go on while it is written.
 
         Args:
-          state: copied to the host before this returns.
+          state: copied before this returns; its memory may be given away.
           progress: JSON.
           about: JSON.
           improved_at: the epoch that just ended with the lowest validation loss so far, else None. The checkpoint with
