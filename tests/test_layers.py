@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bcss_jax.models import layers
+from bcss_jax.models import cpu_convolution, layers, norms, resampling
 
 
 def normal(seed, *shape):
@@ -26,8 +26,8 @@ def normal(seed, *shape):
 def test_kernel_gradient_on_cpu_is_the_convolutions(n, h, w, inputs, outputs):
     x, dy = normal(0, n, h, w, inputs), normal(1, n, h, w, outputs)
     kernel = normal(2, 3, 3, inputs, outputs)
-    y, pullback = jax.vjp(layers.plain_conv, x, kernel)
-    fast_y, fast_pullback = jax.vjp(layers._conv3x3_for_cpu, x, kernel)
+    y, pullback = jax.vjp(cpu_convolution.plain_conv, x, kernel)
+    fast_y, fast_pullback = jax.vjp(cpu_convolution.conv3x3, x, kernel)
     np.testing.assert_array_equal(fast_y, y)
     for fast, plain in zip(fast_pullback(dy), pullback(dy), strict=True):
         assert fast.dtype == plain.dtype
@@ -37,10 +37,10 @@ def test_kernel_gradient_on_cpu_is_the_convolutions(n, h, w, inputs, outputs):
 def test_kernel_gradient_of_bfloat16_maps():
     x, dy = normal(0, 2, 9, 9, 8).astype(jnp.bfloat16), normal(1, 2, 9, 9, 8).astype(jnp.bfloat16)
     kernel = normal(2, 3, 3, 8, 8).astype(jnp.bfloat16)
-    (plain,) = jax.vjp(lambda k: layers.plain_conv(x.astype(jnp.float32), k), kernel.astype(jnp.float32))[1](
+    (plain,) = jax.vjp(lambda k: cpu_convolution.plain_conv(x.astype(jnp.float32), k), kernel.astype(jnp.float32))[1](
         dy.astype(jnp.float32)
     )
-    fast = jax.vjp(lambda k: layers._conv3x3_for_cpu(x, k), kernel)[1](dy)[0]
+    fast = jax.vjp(lambda k: cpu_convolution.conv3x3(x, k), kernel)[1](dy)[0]
     assert fast.dtype == jnp.bfloat16
     np.testing.assert_allclose(fast.astype(jnp.float32), plain, atol=0.02 * float(plain.std()), rtol=0.01)
 
@@ -48,20 +48,20 @@ def test_kernel_gradient_of_bfloat16_maps():
 def test_max_pool_is_reduce_window_and_shares_the_gradient_of_ties():
     x = normal(0, 2, 7, 8, 3)
     flax_pool = nnx.max_pool(x, (2, 2), strides=(2, 2))
-    np.testing.assert_array_equal(layers.max_pool_2x2(x), flax_pool)
+    np.testing.assert_array_equal(resampling.max_pool_2x2(x), flax_pool)
 
     def gradient(pool, x):
         return jax.grad(lambda x: (pool(x) * normal(1, 2, 3, 4, 3)).sum())(x)
 
     np.testing.assert_allclose(
-        gradient(layers.max_pool_2x2, x), gradient(lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)), x)
+        gradient(resampling.max_pool_2x2, x), gradient(lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)), x)
     )
-    tied = jax.grad(lambda x: layers.max_pool_2x2(x).sum())(jnp.zeros((1, 2, 2, 1)))
+    tied = jax.grad(lambda x: resampling.max_pool_2x2(x).sum())(jnp.zeros((1, 2, 2, 1)))
     np.testing.assert_array_equal(tied, jnp.full((1, 2, 2, 1), 0.25))
 
 
 def test_transposed_convolution_is_flaxs():
-    layer = layers.ConvTranspose2x2(6, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = layers.ConvTranspose(6, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = normal(0, 2, 5, 3, 6)
     expected = jax.lax.conv_transpose(
         x, layer.kernel[...].swapaxes(2, 3), (2, 2), "VALID", transpose_kernel=True, precision="highest"
@@ -72,18 +72,18 @@ def test_transposed_convolution_is_flaxs():
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_bilinear_upsampling_keeps_the_corners_and_straight_lines(size):
     x = jnp.arange(size, dtype=jnp.float32)[None, :, None, None] * jnp.ones((1, size, 3, 1))
-    y = layers.upsample_bilinear_2x(x)
+    y = resampling.upsample_bilinear_2x(x)
     np.testing.assert_allclose(y[0, :, 0, 0], np.linspace(0, size - 1, 2 * size), atol=1e-6)
     assert y.shape == (1, 2 * size, 6, 1)
 
 
 def test_padding_puts_the_smaller_half_before():
-    y = layers.pad_to(jnp.ones((1, 2, 2, 1)), (1, 5, 3, 9))[0, :, :, 0]
+    y = resampling.pad_to(jnp.ones((1, 2, 2, 1)), (1, 5, 3, 9))[0, :, :, 0]
     np.testing.assert_array_equal(y, [[0, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]])
 
 
 def test_batch_norm_statistics_are_float32_and_the_running_variance_unbiased():
-    layer = layers.BatchNorm(3, relu=False)
+    layer = norms.BatchNorm(3, relu=False)
     x = 100 + normal(0, 2, 3, 4, 3).astype(jnp.bfloat16) * 4
     y = layer(x)
     values = np.asarray(x, np.float64).reshape(-1, 3)

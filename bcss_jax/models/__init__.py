@@ -24,8 +24,7 @@ def create(name: str, **kwargs) -> nnx.Module:
     """
     if name not in MODELS:
         raise ConfigError(f"there is no model {name!r}; the models are {', '.join(sorted(MODELS))}")
-    parameters = dict(inspect.signature(MODELS[name].__init__).parameters)
-    del parameters["self"]
+    parameters = inspect.signature(MODELS[name]).parameters
     unknown = sorted(set(kwargs) - set(parameters))
     if unknown:
         raise ConfigError(f"model {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(parameters)}")

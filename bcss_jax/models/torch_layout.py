@@ -36,6 +36,7 @@ class TorchLayout:
 SAME = TorchLayout()
 CONV = TorchLayout((2, 3, 1, 0))  # (O, I, kh, kw) -> (kh, kw, I, O)
 CONV_TRANSPOSE = TorchLayout((2, 3, 0, 1))  # (I, O, kh, kw) -> (kh, kw, I, O)
+LINEAR = TorchLayout((1, 0))  # (O, I) -> (I, O)
 
 TorchEntries = dict[str, tuple[nnx.Variable, TorchLayout]]
 

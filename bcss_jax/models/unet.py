@@ -12,7 +12,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import layers
+from bcss_jax.models import layers, norms, resampling
 from bcss_jax.models.torch_layout import TorchEntries, prefixed
 
 
@@ -22,9 +22,9 @@ class DoubleConv(nnx.Module):
     def __init__(self, inputs: int, middle: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
         """Channels of the input (all maps together), of the map between the convolutions, and of the result."""
         self.conv1 = layers.Conv(inputs, middle, 3, use_bias=False, dtype=dtype, rngs=rngs)
-        self.norm1 = layers.BatchNorm(middle, relu=True)
+        self.norm1 = norms.BatchNorm(middle, relu=True)
         self.conv2 = layers.Conv(middle, outputs, 3, use_bias=False, dtype=dtype, rngs=rngs)
-        self.norm2 = layers.BatchNorm(outputs, relu=True)
+        self.norm2 = norms.BatchNorm(outputs, relu=True)
 
     def __call__(self, *maps: jax.Array) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, outputs)."""
@@ -87,7 +87,7 @@ class UNet(nnx.Module):
             inputs, skip = widths[depth + 1 - step], widths[depth - step]
             outputs = skip // (factor if step < depth else 1)
             if not bilinear:
-                up = layers.ConvTranspose2x2(inputs, skip, dtype=dtype, rngs=rngs)
+                up = layers.ConvTranspose(inputs, skip, dtype=dtype, rngs=rngs)
                 setattr(self, f"upsample{step}", up)
             middle = inputs // 2 if bilinear else outputs
             setattr(self, f"up{step}", DoubleConv(inputs, middle, outputs, dtype=dtype, rngs=rngs))
@@ -109,11 +109,11 @@ class UNet(nnx.Module):
         skips = []
         for level in range(1, self.depth + 1):
             skips.append(x)
-            x = getattr(self, f"down{level}")(layers.max_pool_2x2(x))
+            x = getattr(self, f"down{level}")(resampling.max_pool_2x2(x))
         for step in range(1, self.depth + 1):
             skip = skips.pop()
-            x = layers.upsample_bilinear_2x(x) if self.bilinear else getattr(self, f"upsample{step}")(x)
-            x = getattr(self, f"up{step}")(skip, layers.pad_to(x, skip.shape))
+            x = resampling.upsample_bilinear_2x(x) if self.bilinear else getattr(self, f"upsample{step}")(x)
+            x = getattr(self, f"up{step}")(skip, resampling.pad_to(x, skip.shape))
         return self.outc(x).astype(jnp.float32)
 
     def torch_entries(self) -> TorchEntries:

@@ -1,0 +1,104 @@
+"""Convolutions in the form that XLA runs well on CPUs; values and gradients are those of the plain ones."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def plain_conv(x: jax.Array, kernel: jax.Array, stride=(1, 1), padding="SAME") -> jax.Array:
+    """(N, H, W, I) and (kh, kw, I, O) -> (N, H', W', O), zeros around the map; arguments as XLA's convolution."""
+    return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding) -> jax.Array:
+    """The same as one product of matrices: the gradients of strided convolutions are many times slower on CPUs."""
+    kh, kw, inputs, outputs = kernel.shape
+    if padding == "SAME":
+        padding = lax.padtype_to_pads(x.shape[1:3], (kh, kw), stride, "SAME")
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    h, w = (1 + (size - k) // s for size, k, s in zip(x.shape[1:3], (kh, kw), stride, strict=True))
+    shifted = [
+        x[:, a : a + (h - 1) * stride[0] + 1 : stride[0], b : b + (w - 1) * stride[1] + 1 : stride[1]]
+        for a in range(kh)
+        for b in range(kw)
+    ]
+    patches = jnp.concatenate(shifted, axis=-1).reshape(-1, kh * kw * inputs)
+    return (patches @ kernel.reshape(-1, outputs)).reshape(x.shape[0], h, w, outputs)
+
+
+# On CPUs XLA (jaxlib 0.10 to 0.12) runs the convolution and its input gradient well, but the kernel's gradient, a
+# convolution with a window as large as the map, at half of that speed down to a fifth; inside a loop 30 times slower still.
+@jax.custom_vjp
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`plain_conv` of stride one with a 3x3 kernel, and a quicker gradient of it."""
+    return plain_conv(x, kernel)
+
+
+def _conv3x3_forward(x, kernel):
+    return plain_conv(x, kernel), (x, kernel)
+
+
+def _conv3x3_backward(saved, dy):
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: plain_conv(x, kernel), x)(dy)
+    return dx, conv3x3_kernel_gradient(x, dy).astype(kernel.dtype)
+
+
+conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Gradient of a 3x3 `plain_conv` with respect to its kernel, as products of matrices over bands of rows.
+
+    Args:
+      x: the convolution's input (N, H, W, I).
+      dy: the cotangent of its output (N, H, W, O).
+
+    Returns:
+      float32 (3, 3, I, O).
+    """
+    n, h, w, inputs = x.shape
+    outputs = dy.shape[-1]
+    # A band of about 900 pixels, shifted copies included, stays in the cache; small maps are one band.
+    rows_at_most = h if n * h * w <= 4096 else max(1, min(h, 896 // w))
+    bands = -(-h // rows_at_most)
+    rows = -(-h // bands)
+    below = bands * rows - h
+    # dK[a, b] = sum over i, j of x[i + a - 1, j + b - 1] dy[i, j]. With few channels all nine shifts are made of x;
+    # with more, three of x along the columns and three of dy along the rows: fewer copies and a squarer product.
+    nine_of_x = inputs + outputs <= 64
+    x = jnp.pad(x, ((0, 0), (1, 1 + below) if nine_of_x else (0, below), (1, 1), (0, 0)))
+    dy = jnp.pad(dy, ((0, 0), (0, below) if nine_of_x else (1, 1 + below), (0, 0), (0, 0)))
+    down_x, down_dy = (range(3), [0]) if nine_of_x else ([0], (2, 1, 0))
+
+    def product(images, top, x, dy):
+        """Sum over a band of rows from `top` of `images` images."""
+
+        def shifted(array, image, down, along):
+            height = rows + max(down)
+            band = lax.dynamic_slice(array, (image, top, 0, 0), (images, height, *array.shape[2:]))
+            parts = [band[:, a : a + rows, b : b + w] for a in down for b in along]
+            return jnp.concatenate(parts, axis=-1).reshape(images * rows * w, -1)
+
+        return lambda image: lax.dot_general(
+            shifted(x, image, down_x, range(3)),
+            shifted(dy, image, down_dy, [0]),
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+    if n * h * w <= 4096:
+        total = product(n, 0, x, dy)(0)
+    else:
+        shape = (len(down_x) * 3 * inputs, len(down_dy) * outputs)
+        # Cutting single images out of a batch that is split over devices would gather it on each of them.
+        at_once = 1 if jax.device_count() == 1 else n
+        total = lax.fori_loop(
+            0,
+            n // at_once * bands,
+            lambda i, total: total + product(at_once, i % bands * rows, x, dy)(i // bands * at_once),
+            jnp.zeros(shape, jnp.float32),
+        )
+    if nine_of_x:
+        return total.reshape(3, 3, inputs, outputs)
+    return total.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)

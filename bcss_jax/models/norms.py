@@ -1,0 +1,109 @@
+"""Normalisation layers. Maps are (N, H, W, C); statistics are float32 whatever the type of the maps."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from bcss_jax.models.torch_layout import SAME, TorchEntries
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over N, H and W, then ReLU if asked for.
+
+    As PyTorch's `BatchNorm2d` (eps 1e-5, momentum 0.1): the batch is normalised by its biased variance, the running
+    variance gathers the unbiased one. Statistics are float32 whatever the type of the maps. Under jit over a sharded
+    batch they are those of the whole batch.
+    """
+
+    def __init__(self, features: int, *, relu: bool):
+        """Number of channels, and whether ReLU follows."""
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.relu = relu
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, C) -> the same shape and type; in training the running statistics are updated."""
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            xf = x.astype(jnp.float32)
+            mean = xf.mean((0, 1, 2))
+            var = jnp.maximum((xf * xf).mean((0, 1, 2)) - mean * mean, 0)
+            count = x.size // x.shape[-1]
+            self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
+            self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / max(count - 1, 1))
+        a = self.scale[...] * lax.rsqrt(var + 1e-5)
+        y = ((x.astype(jnp.float32) - mean) * a + self.bias[...]).astype(x.dtype)
+        return jax.nn.relu(y) if self.relu else y
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in `torch.nn.BatchNorm2d`."""
+        return {
+            "weight": (self.scale, SAME),
+            "bias": (self.bias, SAME),
+            "running_mean": (self.mean, SAME),
+            "running_var": (self.var, SAME),
+        }
+
+
+class GroupNorm(nnx.Module):
+    """Normalisation of each image over H, W and a group of consecutive channels, then an activation if one is given.
+
+    As PyTorch's `GroupNorm`; one group per channel makes it `InstanceNorm2d(affine=True)`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        groups: int,
+        *,
+        eps: float = 1e-5,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+    ):
+        """Number of channels and of groups, what is added to the variance, and what follows."""
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.groups, self.eps, self.activation = groups, eps, activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, C) -> the same shape and type."""
+        n, h, w, c = x.shape
+        xf = x.astype(jnp.float32).reshape(n, h * w, self.groups, c // self.groups)
+        mean = xf.mean((1, 3), keepdims=True)
+        # Not E[x^2] - E[x]^2: the mean of a map can be many times its deviation.
+        var = jnp.square(xf - mean).mean((1, 3), keepdims=True)
+        mean, var = (jnp.broadcast_to(v, (n, 1, *xf.shape[2:])).reshape(n, 1, 1, c) for v in (mean, var))
+        y = (x.astype(jnp.float32) - mean) * (self.scale[...] * lax.rsqrt(var + self.eps)) + self.bias[...]
+        y = y.astype(x.dtype)
+        return y if self.activation is None else self.activation(y)
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in `torch.nn.GroupNorm`."""
+        return {"weight": (self.scale, SAME), "bias": (self.bias, SAME)}
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation of each token over its features."""
+
+    def __init__(self, features: int, *, eps: float):
+        """Number of features, and what is added to the variance."""
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., features) -> the same shape and type."""
+        xf = x.astype(jnp.float32)
+        mean = xf.mean(-1, keepdims=True)
+        var = jnp.square(xf - mean).mean(-1, keepdims=True)
+        return ((xf - mean) * lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in `torch.nn.LayerNorm`."""
+        return {"weight": (self.scale, SAME), "bias": (self.bias, SAME)}

@@ -1,0 +1,74 @@
+"""Pooling, upsampling and padding of maps (N, H, W, C)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """(N, H, W, C) -> (N, H // 2, W // 2, C), the maximum of each 2x2 block; an odd last row or column is left out.
+
+    Where several pixels of a block are the largest they share the gradient; PyTorch gives it to the first. After a
+    ReLU that makes no difference: such ties are zeros, through which nothing flows back.
+    """
+    # Not `nnx.max_pool`: XLA's gradient of a windowed maximum is seven times slower on CPUs.
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    x = x[:, :h, :w]
+    rows = jnp.maximum(x[:, 0::2], x[:, 1::2])
+    return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+
+
+def upsample_bilinear_2x(x: jax.Array) -> jax.Array:
+    """(N, H, W, C) -> (N, 2H, 2W, C), bilinear with the corners aligned: PyTorch's `UpsamplingBilinear2d(2)`."""
+
+    def interpolation_matrix(size: int) -> jax.Array:
+        source = np.arange(2 * size) * (size - 1) / (2 * size - 1)
+        weights = np.maximum(0, 1 - np.abs(source[:, None] - np.arange(size)[None]))
+        return jnp.asarray(weights, x.dtype)
+
+    x = jnp.einsum("ph,nhwc->npwc", interpolation_matrix(x.shape[1]), x)
+    return jnp.einsum("qw,npwc->npqc", interpolation_matrix(x.shape[2]), x)
+
+
+def pad_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Zero-pads height and width to those of `shape` (N, H, W, C), the smaller half of the difference before."""
+    height, width = shape[1] - x.shape[1], shape[2] - x.shape[2]
+    if height == width == 0:
+        return x
+    return jnp.pad(x, ((0, 0), (height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0)))
+
+
+def max_pool_3x3(x: jax.Array, padding: tuple[int, int] = (1, 1)) -> jax.Array:
+    """3x3 maximum at every second pixel: PyTorch's `MaxPool2d(3, 2, padding)`; ties as in `max_pool_2x2`.
+
+    Args:
+      x: (N, H, W, C).
+      padding: pixels of minus infinity before and after, on both axes.
+    """
+    low = jnp.asarray(-jnp.inf, x.dtype)
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=low)
+    h, w = ((size - 3) // 2 + 1 for size in x.shape[1:3])
+
+    def maximum(parts):
+        return jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
+
+    x = maximum([x[:, a : a + 2 * h - 1 : 2] for a in range(3)])
+    return maximum([x[:, :, b : b + 2 * w - 1 : 2] for b in range(3)])
+
+
+def avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Mean over blocks of `size`: PyTorch's `AvgPool2d(size, size)`; rows and columns that fill no block are left out."""
+    sh, sw = size
+    h, w = x.shape[1] // sh * sh, x.shape[2] // sw * sw
+    x = x[:, :h, :w]
+    return sum(x[:, a::sh, b::sw] for a in range(sh) for b in range(sw)) / (sh * sw)
+
+
+def upsample_nearest(x: jax.Array, height: int, width: int) -> jax.Array:
+    """(N, H, W, C) -> (N, height, width, C), as PyTorch's `interpolate(mode="nearest")`."""
+    h, w = x.shape[1:3]
+    if height % h == width % w == 0:
+        fh, fw = height // h, width // w
+        x = jnp.broadcast_to(x[:, :, None, :, None], (x.shape[0], h, fh, w, fw, x.shape[3]))
+        return x.reshape(x.shape[0], height, width, -1)
+    return x[:, np.arange(height) * h // height][:, :, np.arange(width) * w // width]
