@@ -1,6 +1,6 @@
 """Checkpoints of a run: the latest and the best, written asynchronously and atomically by Orbax.
 
-A checkpoint holds `params`, `rest` (BatchNorm statistics), `optimizer` (its state, the plateau's and the step),
+A checkpoint holds `params`, `rest` (BatchNorm statistics), `optimizer` (its state, the learning-rate schedule's and the step),
 `progress` (where in the run, history so far; JSON) and `about` (config, label scheme, versions; JSON). Evaluation needs
 `params`, `rest` and `about` alone, and no config file. Nothing in it is pickled.
 """
@@ -23,7 +23,7 @@ from bcss_jax.errors import DataError, StorageError
 from bcss_jax.sharding import replicated
 from bcss_jax.step import TrainState
 
-FORMAT_VERSION = 1  # in `about`; raised when older code could not read what newer code writes
+FORMAT_VERSION = 2  # in `about`; raised when older code could not read what newer code writes, or newer code older
 log = logging.getLogger(__name__)
 
 
@@ -148,7 +148,7 @@ class Checkpoints:
                 self._manager.reload()
             optimizer, rest = got.optimizer, got.rest if "rest" in arrays else {}
             return (
-                TrainState(optimizer["step"], got.params, rest, optimizer["opt_state"], optimizer["plateau"]),
+                TrainState(optimizer["step"], got.params, rest, optimizer["opt_state"], optimizer["schedule"]),
                 got.progress,
                 about,
             )
@@ -226,7 +226,8 @@ def _set_aside(step: Path) -> None:
 def _check_version(step: Path, about: dict) -> None:
     version = about.get("format_version")
     if version != FORMAT_VERSION:
-        raise DataError(f"{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; update bcss_jax")
+        remedy = "update bcss_jax" if not isinstance(version, int) or version > FORMAT_VERSION else "train again"
+        raise DataError(f"{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; {remedy}")
 
 
 def _read_arrays(folder: Path, mesh: jax.sharding.Mesh) -> dict:
@@ -245,7 +246,7 @@ def _copy(tree):
 
 def _array_items(state: TrainState) -> dict:
     """The state as separate items, for evaluation to read some of them. Orbax does not take an empty one."""
-    optimizer = {"step": state.step, "opt_state": state.opt_state, "plateau": state.plateau}
+    optimizer = {"step": state.step, "opt_state": state.opt_state, "schedule": state.schedule}
     items = {"params": state.params, "rest": state.rest, "optimizer": optimizer}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 

@@ -9,16 +9,23 @@ import math
 
 from ml_collections import ConfigDict
 
+from bcss_jax import models
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.layouts import LAYOUTS
+from bcss_jax.model_function import IMAGENET
 
 # Settings that change how fast or how often, never what: a run may resume with other values of these.
 RUNTIME_FIELDS = ("data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps")
 
 
-def default() -> ConfigDict:
-    """The published recipe (batch 128, AdamW 5e-3, 15 epochs, all augmentations) on no data set in particular."""
+def default(model: str = "unet", **arguments) -> ConfigDict:
+    """The published recipe (batch 128, AdamW 5e-3, 15 epochs, all augmentations) on no data set in particular.
+
+    Args:
+      model: name of the network (`bcss_jax.models.MODELS`).
+      **arguments: of the network, those that a user may want to change on the command line.
+    """
     config = ConfigDict()
     config.name = ""  # name of the system; runs/<name> is the default workdir
     config.seed = 0  # initialisation, order of the examples, augmentation
@@ -37,11 +44,12 @@ def default() -> ConfigDict:
 
     config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes
 
-    config.model = ConfigDict()
-    config.model.name = "unet"
-    config.model.width = 64  # channels of the first stage
-    config.model.depth = 4  # times the resolution is halved
-    config.model.bilinear = False  # bilinear instead of transposed-convolution upsampling
+    # name and arguments of the network; the arguments are described where its class is, in bcss_jax/models
+    config.model = ConfigDict({"name": model, **arguments})
+    config.pretrained = ""  # file of weights (.safetensors, .npz, .pth) for the encoder or the whole network
+    config.freeze_encoder_epochs = 0  # first epochs in which the encoder stays as it is
+    config.image_mean = IMAGENET.mean  # of RGB values from 0 to 1; taken out of the images
+    config.image_std = IMAGENET.std  # what they are then divided by
     config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     config.augment = ConfigDict()  # the fields of augment.Augmentation: probability of each change and its strength
@@ -65,12 +73,17 @@ def default() -> ConfigDict:
     config.loss.dice_batch = True  # Dice over the batch, else per image
     config.loss.smooth = 1e-5
     config.loss.suppress_ignored_logit = False  # leave the ignored class out of the softmax
+    config.deep_supervision = False  # loss at every resolution, nnU-Net's weights; only nnunet and nnunet_resenc
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, sgd
     config.optimizer.learning_rate = 5e-3
+    config.optimizer.encoder_scale = 1.0  # of the learning rate in the encoder, for pretrained ones
     config.optimizer.weight_decay = 1e-4
+    config.optimizer.momentum = 0.99  # sgd: Nesterov's
     config.optimizer.clip_norm = 0.0  # of the gradients together; 0: not clipped
 
+    config.schedule = "plateau"  # of the learning rate: plateau, or poly: (1 - epoch / epochs)^0.9
     config.plateau = ConfigDict()  # reduces the learning rate when the validation loss stalls
     config.plateau.factor = 0.1
     config.plateau.patience = 3  # epochs without improvement that are borne, as in PyTorch
@@ -88,6 +101,43 @@ def default() -> ConfigDict:
     return config
 
 
+def lay_out(config: ConfigDict, system: str, argument: str, *, few_rate: float | None = None) -> str:
+    """Sets the name and the layout from what stands after the colon of `--config=configs/unet.py:kaggle224,few`.
+
+    The built-in sample, and any layout with `,few` (a few hundred tiles), get settings for short runs: batch 8, a
+    learning rate that falls to 0.3 of itself when the validation loss has stalled for two epochs, no early stopping.
+    With `few` images are flipped and turned by quarters, nothing else.
+
+    Args:
+      config: changed in place.
+      system: its name.
+      argument: a layout, and perhaps `,few`.
+      few_rate: learning rate with `few`; None: as without.
+
+    Returns:
+      The layout.
+
+    Raises:
+      ConfigError: what stands behind the comma is not `few`.
+    """
+    layout, comma, recipe = argument.partition(",")
+    if comma and recipe != "few":
+        raise ConfigError(f"{argument}: after the layout there may be ',few' (recipe for few tiles), not ',{recipe}'")
+    config.data.layout = layout
+    config.name = system if layout == "sample" else "_".join([system, layout, *([recipe] if recipe else [])])
+    if layout == "sample" or recipe:
+        config.batch_size = 8
+        config.eval_batch_size = 8 if layout == "sample" else 10
+        # Few steps an epoch: the validation loss is noisy until the rate falls.
+        config.plateau.factor, config.plateau.patience = 0.3, 1
+        config.early_stopping = 0
+    if recipe:
+        config.optimizer.learning_rate = few_rate or config.optimizer.learning_rate
+        for change in ("rotate", "elastic", "color_jitter", "blur"):
+            config.augment[change] = 0.0
+    return layout
+
+
 def validate(config: ConfigDict) -> None:
     """Checks names, ranges and combinations.
 
@@ -100,13 +150,24 @@ def validate(config: ConfigDict) -> None:
     _one_of(config, "data.split", ("published", "institute"))
     _one_of(config, "labels", tuple(SCHEMES))
     _one_of(config, "dtype", ("float32", "bfloat16"))
+    _one_of(config, "optimizer.name", ("adamw", "sgd"))
+    _one_of(config, "schedule", ("plateau", "poly"))
     for field in ("batch_size", "eval_batch_size", "epochs", "micro_batches", "max_bad_steps", "checkpoint_steps"):
         _at_least(config, field, 1)
-    for field in ("data.patch_size", "data.stride", "model.width", "model.depth"):
-        if _has(config, field):
-            _at_least(config, field, 1)
+    for field in ("data.patch_size", "data.stride"):
+        _at_least(config, field, 1)
     for field in ("seed", "data.threads", "early_stopping", "plateau.patience", "plateau.min_scale"):
         _at_least(config, field, 0)
+    for field in ("freeze_encoder_epochs", "optimizer.encoder_scale"):
+        _at_least(config, field, 0)
+    if not 0 <= config.optimizer.momentum < 1:
+        raise ConfigError(f"config.optimizer.momentum={config.optimizer.momentum}: must be from 0 to below 1")
+    for field, low in (("image_mean", 0), ("image_std", 1e-6)):
+        values = _get(config, field)
+        if len(values) != 3 or not all(low <= value <= 1 for value in values):
+            raise ConfigError(
+                f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
+            )
     for field in ("optimizer.weight_decay", "optimizer.clip_norm", "loss.smooth", "log_seconds", "data.max_bad"):
         _at_least(config, field, 0)
     for field in ("optimizer.learning_rate", "data.mpp", "plateau.factor"):
@@ -154,6 +215,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     A setting that `old` does not have, because it is newer than that run, counts as having had its default.
     """
     lines, defaults = [], default().to_dict()
+    if prefix == "model." and new["name"] in models.MODELS:
+        defaults["model"] = models.defaults(new["name"])
     for part in prefix.split(".")[:-1]:
         defaults = defaults.get(part, {})
     for key in sorted(old.keys() | new.keys()):
@@ -169,10 +232,6 @@ def _get(config, field):
     for part in field.split("."):
         config = config[part]
     return config
-
-
-def _has(config, field):
-    return field in field_names(config)
 
 
 def _one_of(config, field, values):

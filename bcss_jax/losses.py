@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LossSums = dict[str, jax.Array]
 
@@ -183,3 +184,40 @@ def _dice_loss(overlap, predicted, truth, smooth):
     # Without smoothing and without pixels it is 0 / 0: nothing to lose. The inner `where` keeps NaN out of the gradient.
     total = predicted + truth + smooth
     return jnp.where(total > 0, 1.0 - (2.0 * overlap + smooth) / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def deep_supervision_weights(heads: int) -> tuple[float, ...]:
+    """nnU-Net's weights of the losses at all resolutions, full resolution first: halved each time, the last 0, sum 1."""
+    weights = [0.0 if heads > 1 and head == heads - 1 else 0.5**head for head in range(heads)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def deep_supervision_sums(
+    all_logits: Sequence[jax.Array], labels: jax.Array, *, weights: Sequence[float], **kwargs
+) -> tuple[LossSums, ...]:
+    """`loss_sums` at every head whose weight is not 0.
+
+    Args:
+      all_logits: [N, H, W, C], then the same at falling resolutions.
+      labels: [N, H, W]; taken at the pixels nearest to the centres of the smaller maps' (PyTorch's "nearest-exact").
+      weights: one per head.
+      **kwargs: as `loss_sums`.
+    """
+    return tuple(
+        loss_sums(logits, _resized(labels, logits.shape[1:3]), **kwargs)
+        for logits, weight in zip(all_logits, weights, strict=True)
+        if weight
+    )
+
+
+def deep_supervision_loss(sums: Sequence[LossSums], *, weights: Sequence[float], smooth: float = 1e-5) -> jax.Array:
+    """Weighted sum of `loss_from_sums` over the heads, as nnU-Net's DeepSupervisionWrapper. Returns a scalar."""
+    counted = [weight for weight in weights if weight]
+    return sum(weight * loss_from_sums(each, smooth=smooth) for weight, each in zip(counted, sums, strict=True))
+
+
+def _resized(labels, shape):
+    rows, columns = (
+        ((np.arange(to) + 0.5) * (size / to)).astype(int) for to, size in zip(shape, labels.shape[1:3], strict=True)
+    )
+    return labels if tuple(shape) == labels.shape[1:3] else labels[:, rows][:, :, columns]

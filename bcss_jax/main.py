@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from bcss_jax import workdir as workdirs
 from bcss_jax.config import default, field_names, unknown_field, validate
@@ -88,7 +89,7 @@ def _parse() -> None:
 
 def _explained(error: Exception) -> str:
     """One line for what absl, ml_collections or the config file, a Python program, raised."""
-    known = default()
+    known = _file_settings()
     settings = [name.removeprefix("config.") for name in _given("config.", prefix=True)]
     unknown = [field for field in settings if field not in field_names(known)]
     message = " ".join(str(error).split())
@@ -100,6 +101,15 @@ def _explained(error: Exception) -> str:
     if isinstance(error, OSError) and files and not Path(files[-1]).exists():
         return f"{files[-1]}: no such config file; try --config=configs/unet.py"
     return f"the config file cannot be used: {type(error).__name__}: {message}"
+
+
+def _file_settings() -> ConfigDict:
+    """The settings that the config file gives, without the command line's; the defaults if that fails."""
+    path, _, argument = (_given("config") or [""])[-1].partition(":")
+    try:
+        return runpy.run_path(path)["get_config"](*[argument] if argument else [])
+    except Exception:  # a program of the user's; the caller says what it raised
+        return default()
 
 
 def _given(name: str, prefix: bool = False) -> list[str]:

@@ -1,24 +1,56 @@
-"""AdamW, gradient clipping, and the learning-rate scale that is reduced when the validation loss stalls.
+"""AdamW and SGD, gradient clipping, and the learning-rate scale that changes from epoch to epoch.
 
-The plateau scale stands outside the optimizer chain: it changes once per epoch, from a value that only the loop knows.
+The scale stands outside the optimizer chain: it changes once per epoch, and on a plateau from a value that only the loop
+knows.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def adamw(learning_rate: float, weight_decay: float, clip_norm: float | None = None) -> optax.GradientTransformation:
+def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
     """AdamW on all parameters, as torch.optim.AdamW(params, lr, weight_decay=...) with its defaults.
 
     Args:
-      learning_rate: before the plateau scale.
+      learning_rate: before the scale.
       weight_decay: decoupled; multiplied by the learning rate.
-      clip_norm: the gradients' global norm is clipped at this; None: not clipped.
     """
-    chain = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    chain.append(optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay))
-    return optax.chain(*chain)
+    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+
+
+def sgd(learning_rate: float, weight_decay: float, momentum: float) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum on all parameters, as torch.optim.SGD(params, lr, momentum, nesterov=True).
+
+    Args:
+      learning_rate: before the scale.
+      weight_decay: added to the gradient, times the parameter, as PyTorch does.
+      momentum: share of the last direction that is kept.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum, nesterov=True)
+    )
+
+
+def encoder_apart(
+    encoder: optax.GradientTransformation, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """One optimizer for params["encoder"] and one for everything else, each with a state and a step count of its own."""
+
+    def groups(params):
+        return {
+            name: jax.tree.map(lambda _, name=name: "encoder" if name == "encoder" else "others", part)
+            for name, part in params.items()
+        }
+
+    return optax.partition({"encoder": encoder, "others": others}, groups)
+
+
+def clipped(tx: optax.GradientTransformation, norm: float | None) -> optax.GradientTransformation:
+    """`tx` behind a clip of all gradients' global norm at `norm`, as clip_grad_norm_; None: `tx`."""
+    return tx if norm is None else optax.chain(optax.clip_by_global_norm(norm), tx)
 
 
 class Plateau:
@@ -43,3 +75,28 @@ class Plateau:
         """State after an epoch that ended with the watched value `value`."""
         _, state = self._tx.update({}, state, value=jnp.asarray(value, jnp.float32))
         return jax.tree.map(jnp.asarray, state)
+
+
+class PolyState(NamedTuple):
+    """State of `Poly`."""
+
+    scale: jax.Array
+    epochs_done: jax.Array
+
+
+class Poly:
+    """Learning-rate scale (1 - epoch / epochs)^power, nnU-Net's and DeepLab's schedule, one value per epoch."""
+
+    def __init__(self, epochs: int, power: float = 0.9):
+        """See the class."""
+        self._epochs, self._power = epochs, power
+
+    def init(self) -> PolyState:
+        """State before the first epoch, `scale` 1."""
+        return PolyState(jnp.float32(1), jnp.int32(0))
+
+    def update(self, state: PolyState, value: float) -> PolyState:
+        """State after an epoch, whatever it ended with."""
+        del value
+        done = int(state.epochs_done) + 1
+        return PolyState(jnp.float32(max(1 - done / self._epochs, 0) ** self._power), jnp.int32(done))

@@ -77,6 +77,7 @@ def summary(*, name: str, about: dict, record, scheme, params: dict, stopped_ear
         "label_scheme": scheme.to_json(),
         "argmax_over": list(scheme.evaluated_names),
         "data": about["data"],
+        "pretrained": about["pretrained"],
         "device": about["device"],
         "versions": about["versions"],
         "config": about["config"],

@@ -12,21 +12,25 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from clu import metric_writers
+from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bcss_jax import dataset, figures, labels, metrics, models
+from bcss_jax import dataset, figures, labels, losses, metrics, models
 from bcss_jax.augment import Augmentation
 from bcss_jax.checkpoint import Checkpoints, load_trained
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
 from bcss_jax.input_pipeline import InputWait, eval_batches, train_batches
 from bcss_jax.interruption import Interruption
-from bcss_jax.optimizer import Plateau, adamw
+from bcss_jax.model_function import ImageStatistics, split_model
+from bcss_jax.optimizer import Plateau, Poly, adamw, clipped, encoder_apart, sgd
+from bcss_jax.pretrained import load_pretrained
 from bcss_jax.progress import ProgressLine, duration
 from bcss_jax.run_record import RunRecord, SplitTotals, epoch_row, history_csv
 from bcss_jax.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
-from bcss_jax.step import TrainState, make_eval_step, make_train_step, split_model
+from bcss_jax.step import TrainState, make_eval_step, make_train_step
 from bcss_jax.summary import device, summary, versions
 from bcss_jax.workdir import write_text
 
@@ -56,16 +60,34 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)
     check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, mesh)
     model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
-    tx = adamw(config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.clip_norm or None)
-    plateau = Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
+    tx, schedule = _optimizer(config, model), _schedule(config)
     objective = {
         "num_classes": scheme.num_classes,
         "ignore_index": scheme.ignore_index,
         "classes": scheme.evaluated,
+        "statistics": ImageStatistics(tuple(config.image_mean), tuple(config.image_std)),
         **config.loss,
     }
-    train_step = make_train_step(model, tx, mesh, micro_batches=config.micro_batches, **objective)
+    new_train_step = functools.partial(
+        make_train_step,
+        model,
+        tx,
+        mesh,
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        deep_supervision=_head_weights(config, model),
+        **objective,
+    )
+    train_steps = {"whole": new_train_step()}
+    if config.freeze_encoder_epochs:
+        train_steps["encoder frozen"] = new_train_step(frozen=("encoder",))
     eval_step = make_eval_step(model, mesh, **objective)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    pretrained = None
+    if config.pretrained and not checkpoints.steps():  # a run that goes on has its weights in the checkpoint
+        pretrained = load_pretrained(model, Path(config.pretrained))
+        left = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
+        say(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{left}")
 
     # --- Data ---
     data = dataset.prepare(
@@ -95,14 +117,14 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     # --- State: new, or where the run was ---
     _, params, rest = split_model(model)
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-    start = TrainState(np.int32(0), params, rest, tx.init(params), plateau.init())
+    start = TrainState(np.int32(0), params, rest, tx.init(params), schedule.init())
     state = place_replicated(start, mesh)
-    del model, params, rest, start
+    del model, new_train_step, params, rest, start
     say(f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)")
 
-    checkpoints = Checkpoints(workdir / "checkpoints")
     about = {
         "config": config.to_dict(),
+        "pretrained": pretrained,
         "label_scheme": scheme.to_json(),
         "data": data.describe(),
         "device": device(),
@@ -119,6 +141,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
                 "put it back, or use --fresh or another --workdir"
             )
         record = RunRecord.from_json(record_json)
+        about["pretrained"] = before["pretrained"]
         if record.epoch >= config.epochs or _stalled(record, config.early_stopping):
             about = before  # nothing will be trained: what it was trained on and with stays true
         say(f"resuming after epoch {record.epoch}, batch {record.step_in_epoch} (step {int(state.step)})")
@@ -200,6 +223,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
                 )
             )
             first_step, epoch_start = record.step_in_epoch, time.perf_counter()
+            train_step = train_steps["encoder frozen" if record.epoch < config.freeze_encoder_epochs else "whole"]
             with contextlib.closing(
                 ProgressLine(f"epoch {record.epoch + 1}", steps_per_epoch, first_step, config.log_seconds, speaks)
             ) as line:
@@ -234,7 +258,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
                 images_per_second = (record.step_in_epoch - first_step) * config.batch_size / train_seconds
 
                 totals, scores, _ = evaluate(state.params, state.rest)
-                learning_rate = config.optimizer.learning_rate * float(state.plateau.scale)
+                learning_rate = config.optimizer.learning_rate * float(state.schedule.scale)
                 row = epoch_row(
                     record,
                     totals,
@@ -248,7 +272,8 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
                     images_per_second=images_per_second,
                     seconds=record.tick(),
                 )
-                state.plateau = place_replicated(plateau.update(jax.device_get(state.plateau), row["val_loss"]), mesh)
+                scale = schedule.update(jax.device_get(state.schedule), row["val_loss"])
+                state.schedule = place_replicated(scale, mesh)
                 improved = record.end_epoch(row)
                 save(improved_at=record.epoch if improved else None)
                 line.print(_table_line(record.history[-1]))
@@ -315,8 +340,37 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
     say(f"next:      {python} -m tensorboard.main --logdir={workdir / 'tensorboard'}")
     if config.data.layout == "sample":
-        layout = f"--config=configs/{config.model.name}.py:kaggle224"
+        layout = f"--config=configs/{config.name}.py:kaggle224"
         say(f"on BCSS:   {python} -m bcss_jax.main {layout} --config.data.dir=FOLDER")
+
+
+def _optimizer(config: ConfigDict, model: nnx.Module) -> optax.GradientTransformation:
+    settings = config.optimizer
+    rule = adamw if settings.name == "adamw" else functools.partial(sgd, momentum=settings.momentum)
+    tx = rule(settings.learning_rate, settings.weight_decay)
+    if settings.encoder_scale != 1 or config.freeze_encoder_epochs:
+        if not hasattr(model, "encoder"):
+            setting = "freeze_encoder_epochs" if config.freeze_encoder_epochs else "optimizer.encoder_scale"
+            raise ConfigError(
+                f"config.{setting}: {config.model.name} has no encoder of its own; leave it at its default"
+            )
+        tx = encoder_apart(rule(settings.encoder_scale * settings.learning_rate, settings.weight_decay), tx)
+    return clipped(tx, settings.clip_norm or None)
+
+
+def _schedule(config: ConfigDict) -> Plateau | Poly:
+    if config.schedule == "poly":
+        return Poly(config.epochs)
+    return Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
+
+
+def _head_weights(config: ConfigDict, model: nnx.Module) -> tuple[float, ...]:
+    """Weights of the losses at the network's heads; none without deep supervision."""
+    if not config.deep_supervision:
+        return ()
+    if not hasattr(model, "all_logits"):
+        raise ConfigError(f"config.deep_supervision: {config.model.name} has one head only; leave it at False")
+    return losses.deep_supervision_weights(model.num_heads)
 
 
 def _stalled(record: RunRecord, patience: int) -> bool:

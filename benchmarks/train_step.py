@@ -25,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from bcss_jax import models, sharding, step  # noqa: E402
 from bcss_jax.errors import UserError  # noqa: E402
+from bcss_jax.model_function import IMAGENET, ModelFunction, split_model  # noqa: E402
 from bcss_jax.optimizer import Plateau, adamw  # noqa: E402
 
 NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
@@ -71,9 +72,9 @@ class Jax:
         sharding.check_batch_size("batch", args.batch, 1, mesh)
         tx = adamw(LEARNING_RATE, WEIGHT_DECAY)
         train = step.make_train_step(model, tx, mesh, num_classes=NUM_CLASSES, ignore_index=IGNORED, classes=EVALUATED)
-        run = step.ModelFunction(model)
+        run = ModelFunction(model)
         forward = jax.jit(lambda params, rest, images: run(params, rest, images, train=False)[0])
-        _, params, rest = step.split_model(model)
+        _, params, rest = split_model(model)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
         state = step.TrainState(jnp.int32(0), params, rest, tx.init(params), Plateau(0.5, 5).init())
         # A copy: the step is given its state to overwrite, and the model keeps its own arrays.
@@ -123,9 +124,7 @@ class Torch:
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        mean, std = (
-            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (step.IMAGENET_MEAN, step.IMAGENET_STD)
-        )
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (IMAGENET.mean, IMAGENET.std))
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
         self.images, self.mean, self.std = x.contiguous(memory_format=torch.channels_last), mean, std
         self.labels = torch.from_numpy(labels).to(self.device, torch.int64)

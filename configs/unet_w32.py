@@ -5,23 +5,12 @@
 On 90 training tiles of one region an epoch takes about a minute on two CPU cores.
 """
 
-from bcss_jax.config import default
+from bcss_jax.config import default, lay_out
 
 
 def get_config(layout: str = "kaggle224"):
     """The same settings on any layout."""
-    config = default()
+    config = default("unet", width=32, depth=4, bilinear=False)
+    lay_out(config, "unet_w32", f"{layout},few", few_rate=1e-3)
     config.name = f"unet_w32_{layout}"
-    config.data.layout = layout
-    config.model.width = 32
-    config.batch_size = 8
-    config.eval_batch_size = 10
-    config.optimizer.learning_rate = 1e-3
-    config.plateau.factor, config.plateau.patience = (
-        0.3,
-        1,
-    )  # few steps an epoch: the validation loss is noisy until the rate falls
-    config.early_stopping = 0
-    for change in ("rotate", "elastic", "color_jitter", "blur"):
-        config.augment[change] = 0.0
     return config

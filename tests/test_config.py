@@ -2,11 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import pytest
 from conftest import ROOT
+from flax import nnx
 
 from bcss_jax import config as configs
+from bcss_jax import models
 from bcss_jax.augment import FULL, Augmentation
 from bcss_jax.errors import ConfigError
 
@@ -16,6 +19,30 @@ def load(name, layout):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(layout)
+
+
+SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_has_a_network_and_settings_that_fit(system):
+    for argument in ("sample", "kaggle224", "kaggle224,few" if system != "unet_w32" else "roi"):
+        config = load(system, argument)
+        config.data.dir = "" if argument == "sample" else "somewhere"
+        configs.validate(config)
+        assert config.name.startswith(system)
+        model = nnx.eval_shape(lambda config=config: models.create(**config.model, num_classes=3, dtype=config.dtype))
+        from_checkpoint = json.loads(config.to_json())["model"]  # where tuples have become lists
+        again = nnx.eval_shape(lambda given=from_checkpoint: models.create(**given, num_classes=3))
+        assert nnx.to_pure_dict(nnx.state(model)).keys() == nnx.to_pure_dict(nnx.state(again)).keys()
+
+
+def test_the_recipe_for_few_tiles():
+    config = load("unet", "kaggle224,few")
+    assert (config.name, config.batch_size, config.optimizer.learning_rate) == ("unet_kaggle224_few", 8, 1e-3)
+    assert config.augment.rotate == 0 and config.augment.horizontal_flip > 0
+    with pytest.raises(ConfigError, match=",few"):
+        load("unet", "kaggle224,small")
 
 
 @pytest.mark.parametrize("layout", configs.LAYOUTS)
@@ -49,6 +76,12 @@ def test_the_recipe_is_the_published_one():
         ("optimizer.weight_decay", float("nan"), "must be 0 or more"),
         ("plateau.factor", 1.0, "must be below 1"),
         ("data.mpp", float("inf"), "must be above 0"),
+        ("optimizer.name", "adam", "did you mean adamw"),
+        ("optimizer.momentum", 1.0, "below 1"),
+        ("optimizer.encoder_scale", -0.1, "must be 0 or more"),
+        ("freeze_encoder_epochs", -1, "must be 0 or more"),
+        ("schedule", "cosine", "must be one of plateau, poly"),
+        ("image_std", (1.0, 0.0, 1.0), "three numbers"),
     ),
 )
 def test_values_out_of_range_are_named(field, value, said):

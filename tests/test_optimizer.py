@@ -46,7 +46,7 @@ def test_adamw_is_pytorchs():
     start, grads = rng.normal(size=(4, 3)).astype(np.float32), rng.normal(size=(10, 4, 3)).astype(np.float32)
     parameter = torch.tensor(start, requires_grad=True)
     optimiser = torch.optim.AdamW([parameter], lr=5e-3, weight_decay=1e-2)
-    tx = optimizer.adamw(5e-3, 1e-2, clip_norm=1.5)
+    tx = optimizer.clipped(optimizer.adamw(5e-3, 1e-2), 1.5)
     params, state = jnp.asarray(start), tx.init(jnp.asarray(start))
     for grad in grads:
         parameter.grad = torch.tensor(grad)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from bcss_jax import losses, metrics, models, optimizer, sharding, step
 from bcss_jax.errors import ConfigError
+from bcss_jax.model_function import normalise, split_model
 
 OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
 TX = optimizer.adamw(1e-3, 1e-4)
@@ -28,7 +29,7 @@ def unet(dtype="float32"):
 
 
 def start(model, mesh, tx=TX):
-    _, params, rest = step.split_model(model)
+    _, params, rest = split_model(model)
     state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
     return sharding.place_replicated(state, mesh)
 
@@ -95,9 +96,7 @@ def test_the_step_is_the_gradient_of_the_loss():
     graphdef, params = nnx.split(model)
 
     def loss(params):
-        return losses.ce_dice(
-            nnx.merge(graphdef, params)(step.normalise(images)), labels, ignore_index=0, classes=(1, 2)
-        )
+        return losses.ce_dice(nnx.merge(graphdef, params)(normalise(images)), labels, ignore_index=0, classes=(1, 2))
 
     value, grads = jax.value_and_grad(loss)(params)
     _, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(start(model, mesh), images, labels)
@@ -152,7 +151,7 @@ def test_the_plateau_scale_scales_the_update():
     for scale in (1.0, 0.25):
         state = start(model, mesh)
         before = np.array(state.params["b"]["kernel"])
-        state.plateau = state.plateau._replace(scale=jnp.float32(scale))
+        state.schedule = state.schedule._replace(scale=jnp.float32(scale))
         state = sharding.place_replicated(jax.device_get(state), mesh)
         after, _ = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, *batch(mesh))
         moved.append(np.asarray(after.params["b"]["kernel"]) - before)
@@ -188,7 +187,7 @@ def test_evaluation_counts_and_ignores_padding():
 def test_normalisation_is_imagenets():
     pixel = np.asarray([[[[0, 128, 255]]]], np.uint8)
     expected = (pixel / 255.0 - np.asarray([0.485, 0.456, 0.406])) / np.asarray([0.229, 0.224, 0.225])
-    np.testing.assert_allclose(step.normalise(pixel), expected, atol=1e-6)
+    np.testing.assert_allclose(normalise(pixel), expected, atol=1e-6)
 
 
 def test_batches_that_do_not_divide_are_refused_with_the_nearest():

@@ -94,7 +94,7 @@ def test_a_checkpoint_is_enough_to_predict_with(finished):
     import jax
 
     from bcss_jax import checkpoint, labels, models, sharding
-    from bcss_jax.step import ModelFunction
+    from bcss_jax.model_function import ModelFunction
 
     workdir, _ = finished
     trained = checkpoint.load_trained(workdir / "checkpoints", sharding.make_mesh(jax.devices()[:1]), "latest")

@@ -1,13 +1,15 @@
 """The networks, built by name."""
 
+import functools
 import inspect
 
 from flax import nnx
 
 from bcss_jax.errors import ConfigError
+from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
 
-MODELS = {"unet": UNet}
+MODELS = {"transunet": TransUNet, "unet": UNet}
 
 
 def create(name: str, **kwargs) -> nnx.Module:
@@ -24,7 +26,7 @@ def create(name: str, **kwargs) -> nnx.Module:
     """
     if name not in MODELS:
         raise ConfigError(f"there is no model {name!r}; the models are {', '.join(sorted(MODELS))}")
-    parameters = inspect.signature(MODELS[name]).parameters
+    parameters = _parameters(name)
     unknown = sorted(set(kwargs) - set(parameters))
     if unknown:
         raise ConfigError(f"model {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(parameters)}")
@@ -34,3 +36,18 @@ def create(name: str, **kwargs) -> nnx.Module:
     model = MODELS[name](**kwargs)
     model.eval()  # training is asked for by whoever trains; a model that was just loaded is there to predict
     return model
+
+
+def defaults(name: str) -> dict:
+    """The arguments of a model that have a default, and these."""
+    return {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments that are left open."""
+    model, given = MODELS[name], {"self": None}
+    if isinstance(model, functools.partial):
+        model, given = model.func, given | model.keywords
+    # Of __init__, because the class itself is called through nnx's metaclass, which takes anything.
+    parameters = inspect.signature(model.__init__ if inspect.isclass(model) else model).parameters
+    return {key: value for key, value in parameters.items() if key not in given}

@@ -1,0 +1,20 @@
+"""U-Net with a DenseNet-121 encoder.
+
+    python -m bcss_jax.main --config=configs/dense_unet_121.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/dense_unet_121.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=densenet121.pth
+
+After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained
+weights of the encoder are optional.
+"""
+
+from bcss_jax.config import default, lay_out
+
+
+def get_config(argument: str = "sample"):
+    """The recipe on a layout; the sample gets a smaller batch and fewer epochs so that a laptop's CPU is enough."""
+    config = default("dense_unet_121")
+    config.optimizer.learning_rate = 1e-3
+    if lay_out(config, "dense_unet_121", argument) == "sample":
+        config.epochs = 8
+        config.optimizer.learning_rate = 1e-3
+    return config

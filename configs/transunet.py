@@ -1,0 +1,45 @@
+"""TransUNet (R50-ViT-B/16).
+
+    python -m bcss_jax.main --config=configs/transunet.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=R50+ViT-B_16.npz
+
+After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Images are centred on 0.5 as the
+weights of Google's ViT expect. The published CT recipe was SGD; here AdamW as for the others, with a lower learning rate:
+5e-3 is far above what transformers bear.
+"""
+
+from bcss_jax.config import default, lay_out
+
+
+def get_config(argument: str = "sample"):
+    """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
+    config = default(
+        "transunet",
+        image_size=224,
+        width_factor=1.0,
+        resnet_layers=(3, 4, 9),
+        hidden_size=768,
+        mlp_size=3072,
+        num_heads=12,
+        num_layers=12,
+        decoder_channels=(256, 128, 64, 16),
+        skip_channels=(512, 256, 64, 0),
+        dropout=0.1,
+        compat="transunet",
+    )
+    config.image_mean = config.image_std = (0.5, 0.5, 0.5)
+    config.optimizer.learning_rate = 1e-4
+    if lay_out(config, "transunet", argument) == "sample":
+        config.model.update(
+            width_factor=0.5,
+            resnet_layers=(2, 2, 2),
+            hidden_size=192,
+            mlp_size=768,
+            num_heads=6,
+            num_layers=4,
+            decoder_channels=(128, 64, 32, 16),
+            skip_channels=(256, 128, 32, 0),
+        )
+        config.epochs = 12
+        config.optimizer.learning_rate = 3e-4
+    return config
