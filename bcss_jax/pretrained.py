@@ -138,7 +138,7 @@ def _renamed(state: Mapping[str, np.ndarray], expected: TorchEntries | Iterable[
         for name, array in state.items()
         if not name.endswith("num_batches_tracked")
     }
-    theirs = {prefix for name in state for prefix in _prefixes(name)}
+    theirs = {""} | {prefix for name in state for prefix in _prefixes(name)}
     ours = {prefix for name in expected for prefix in _prefixes(name)}
 
     def exchanged(old, new):

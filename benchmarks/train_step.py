@@ -2,6 +2,9 @@
 
     python benchmarks/train_step.py --model=unet --width=32 --batch=8 --size=224
     python benchmarks/train_step.py --width=32 --versus=torch --steps=3 --rounds=3
+    python benchmarks/train_step.py --model=transunet --batch=4 --versus=torch
+
+nnU-Net's networks are trained with deep supervision on both sides, all others on their logits.
 
 With `--versus=torch` both run in turn, A B A B, so that a machine whose speed drifts slows both; the ratio is
 PyTorch's time over ours (above 1: ours is faster), one per round, given as median [least, most].
@@ -23,7 +26,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from bcss_jax import models, sharding, step  # noqa: E402
+from bcss_jax import losses, models, sharding, step  # noqa: E402
 from bcss_jax.errors import UserError  # noqa: E402
 from bcss_jax.model_function import IMAGENET, ModelFunction, split_model  # noqa: E402
 from bcss_jax.optimizer import Plateau, adamw  # noqa: E402
@@ -71,7 +74,16 @@ class Jax:
         mesh = sharding.make_mesh()
         sharding.check_batch_size("batch", args.batch, 1, mesh)
         tx = adamw(LEARNING_RATE, WEIGHT_DECAY)
-        train = step.make_train_step(model, tx, mesh, num_classes=NUM_CLASSES, ignore_index=IGNORED, classes=EVALUATED)
+        heads = losses.deep_supervision_weights(model.num_heads) if hasattr(model, "all_logits") else ()
+        train = step.make_train_step(
+            model,
+            tx,
+            mesh,
+            num_classes=NUM_CLASSES,
+            ignore_index=IGNORED,
+            classes=EVALUATED,
+            deep_supervision=heads,
+        )
         run = ModelFunction(model)
         forward = jax.jit(lambda params, rest, images: run(params, rest, images, train=False)[0])
         _, params, rest = split_model(model)
@@ -86,8 +98,11 @@ class Jax:
         self._train = train.lower(self.state, self.images, self.labels).compile()
         self.compile_s = time.perf_counter() - start
         start = time.perf_counter()
-        self._forward = forward.lower(self.state.params, self.state.rest, self.images).compile()
+        lowered = forward.lower(self.state.params, self.state.rest, self.images)
+        self._forward = lowered.compile()
         self.compile_forward_s = time.perf_counter() - start
+        # Forward, gradient of the maps and gradient of the weights take about as many operations each.
+        self.step_flops = 3 * lowered.cost_analysis()["flops"]
 
     def train(self, steps: int) -> float:
         """Seconds a training step."""
@@ -112,7 +127,7 @@ class Torch:
     def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
         """Puts model and batch on the GPU if PyTorch has one."""
         import torch
-        from torch_unet import UNet
+        import torch_twins
 
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -120,7 +135,8 @@ class Torch:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         self.bfloat16 = args.dtype == "bfloat16"
-        model = UNet(NUM_CLASSES, **({} if args.width is None else {"width": args.width}))
+        kwargs = {} if args.width is None else {"width": args.width}
+        model = torch_twins.build(args.model, NUM_CLASSES, **kwargs)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -132,13 +148,24 @@ class Torch:
     def _logits(self):
         x = (self.images.float() - 255 * self.mean) / (255 * self.std)
         with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.bfloat16):
-            return self.model(x).float()
+            return self.model(x)
 
     def _loss(self, logits):
+        if not isinstance(logits, list | tuple):
+            return self._one_loss(logits.float(), self.labels)
+        interpolate, labels = self.torch.nn.functional.interpolate, self.labels.unsqueeze(1).float()
+        return sum(
+            weight
+            * self._one_loss(head.float(), interpolate(labels, head.shape[2:], mode="nearest-exact")[:, 0].long())
+            for weight, head in zip(losses.deep_supervision_weights(len(logits)), logits, strict=True)
+            if weight
+        )
+
+    def _one_loss(self, logits, labels):
         functional = self.torch.nn.functional
-        counts = (self.labels != IGNORED).unsqueeze(1)
-        cross_entropy = functional.cross_entropy(logits, self.labels, ignore_index=IGNORED)
-        truth = functional.one_hot(self.labels, NUM_CLASSES).permute(0, 3, 1, 2) * counts
+        counts = (labels != IGNORED).unsqueeze(1)
+        cross_entropy = functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+        truth = functional.one_hot(labels, NUM_CLASSES).permute(0, 3, 1, 2) * counts
         p = logits.softmax(1) * counts
         both, either = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
         return cross_entropy + (1 - (2 * both + 1e-5) / (either + 1e-5))[list(EVALUATED)].mean()
@@ -186,20 +213,6 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     return 2 * size**3 / min(seconds), f"measured on a {size}x{size} {dtype} matrix product; {kind} is not in the table"
 
 
-def step_flops(args: argparse.Namespace) -> float | None:
-    """Floating-point operations of the U-Net's convolutions in a training step; None for other models."""
-    if args.model != "unet":
-        return None
-    # Three times the forward pass's multiplications and additions (forward, input gradient, weight gradient).
-    width, pixels, total = args.width or 64, args.size**2, 0.0
-    for level in range(5):
-        c, area = width * 2**level, pixels / 4**level
-        total += area * 9 * ((3 if level == 0 else c / 2) * c + c * c)
-        if level < 4:
-            total += area * (2 * c * c + 9 * (2 * c * c + c * c))
-    return 3 * 2 * args.batch * (total + pixels * width * NUM_CLASSES)
-
-
 def in_turn(contestants: list, method: str, steps: int, rounds: int) -> list[list[float]]:
     """Seconds of each contestant in each round, after one round of warming up."""
     for contestant in contestants:
@@ -215,9 +228,6 @@ def main() -> int:
         if importlib.util.find_spec("torch") is None:
             print("--versus=torch needs PyTorch: pip install -e '.[benchmark]'", file=sys.stderr)
             return 2
-        if args.model != "unet":
-            print("--versus=torch has a twin for --model=unet only", file=sys.stderr)
-            return 2
     random = np.random.RandomState(0)
     images = random.randint(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
     labels = random.randint(0, NUM_CLASSES, (args.batch, args.size, args.size), np.uint8)
@@ -228,7 +238,11 @@ def main() -> int:
         return error.exit_code
     contestants = [ours]
     if args.versus == "torch":
-        contestants.append(Torch(args, images, labels))
+        try:
+            contestants.append(Torch(args, images, labels))
+        except ModuleNotFoundError as error:
+            print(f"the PyTorch twin of {args.model} needs {error.name}: pip install it", file=sys.stderr)
+            return 2
         assert contestants[1].parameters == ours.parameters
     print(
         f"{args.model}: {ours.parameters:,} parameters, batch {args.batch}, {args.size}x{args.size}, {args.dtype}, "
@@ -240,13 +254,8 @@ def main() -> int:
         median = statistics.median(seconds[0])
         print(f"{name}: {median:.4f} s, {args.batch / median:.2f} images/s")
         if method == "train":
-            flops, (peak, origin) = step_flops(args), peak_flops(args.dtype)
-            if flops is None:
-                print("share of peak FLOP/s: unknown, no count of this model's operations")
-            else:
-                print(
-                    f"share of peak FLOP/s: {flops / median / peak:.1%} ({flops / median:.3g} of {peak:.3g}, {origin})"
-                )
+            flops, (peak, origin) = ours.step_flops, peak_flops(args.dtype)
+            print(f"share of peak FLOP/s: {flops / median / peak:.1%} ({flops / median:.3g} of {peak:.3g}, {origin})")
         if len(seconds) == 2:
             theirs = statistics.median(seconds[1])
             ratios = [b / a for a, b in zip(*seconds, strict=True)]

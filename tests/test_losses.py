@@ -153,3 +153,33 @@ def test_shapes_and_classes_that_do_not_fit_are_refused():
         losses.ce_dice(logits, labels[:, :-1])
     with pytest.raises(ValueError, match="must name some of the 3 logits"):
         losses.soft_dice(logits, labels, classes=(1, 3))
+
+
+def test_deep_supervision_weights_are_nnunets():
+    six = [0.53333, 0.26667, 0.13333, 0.06667, 0]  # of a network with six stages, five heads
+    np.testing.assert_allclose(losses.deep_supervision_weights(5), six, atol=1e-5)
+    eight = [0.50794, 0.25397, 0.12698, 0.06349, 0.03175, 0.01587, 0]
+    np.testing.assert_allclose(losses.deep_supervision_weights(7), eight, atol=1e-5)
+    assert losses.deep_supervision_weights(1) == (1.0,)
+
+
+def test_deep_supervision_sums_the_weighted_losses_of_all_heads():
+    labels = np.random.RandomState(0).randint(0, 3, (2, 8, 12))
+    heads = [np.random.RandomState(i).standard_normal((2, 8 >> i, 12 >> i, 3)).astype(np.float32) for i in range(3)]
+    weights = losses.deep_supervision_weights(3)
+    sums = losses.deep_supervision_sums(heads, labels, weights=weights, ignore_index=0)
+    smaller = [labels, labels[:, 1::2, 1::2]]  # "nearest-exact": the pixel that holds the centre, rounded up
+    expected = sum(
+        weight * losses.ce_dice(head, truth, ignore_index=0)
+        for weight, head, truth in zip(weights, heads, smaller, strict=False)
+    )
+    assert len(sums) == 2  # the last head has no weight
+    np.testing.assert_allclose(losses.deep_supervision_loss(sums, weights=weights), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", ((8, 12), (7, 9), (5, 5), (3, 2)))
+def test_labels_shrink_as_nearest_exact(size):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    labels = np.random.RandomState(0).randint(0, 9, (2, 12, 21))
+    expected = torch.nn.functional.interpolate(torch.from_numpy(labels)[:, None].float(), size, mode="nearest-exact")
+    np.testing.assert_array_equal(losses._resized(labels, size), expected[:, 0].numpy())

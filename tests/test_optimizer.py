@@ -55,3 +55,51 @@ def test_adamw_is_pytorchs():
         updates, state = tx.update(jnp.asarray(grad), state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def trained(torch_optimizer, tx, steps=20, scales=None):
+    """A parameter after some steps down random gradients, in PyTorch and here."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    start = np.random.RandomState(0).standard_normal(5).astype(np.float32)
+    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    theirs = torch_optimizer(torch, [parameter])
+    ours = {"w": jnp.asarray(start)}
+    state = tx.init(ours)
+    for step in range(steps):
+        gradient = np.random.RandomState(step + 1).standard_normal(5).astype(np.float32)
+        parameter.grad = torch.from_numpy(gradient.copy())
+        for group in theirs.param_groups:
+            group["lr"] = 0.01 * (1 if scales is None else scales[step])
+        theirs.step()
+        updates, state = tx.update({"w": jnp.asarray(gradient)}, state, ours)
+        scale = 1 if scales is None else scales[step]
+        ours = {"w": ours["w"] + scale * updates["w"]}
+    return parameter.detach().numpy(), np.asarray(ours["w"])
+
+
+@pytest.mark.parametrize("scales", (None, np.linspace(1, 0.1, 20)), ids=("constant rate", "falling rate"))
+def test_sgd_is_pytorchs(scales):
+    theirs, ours = trained(
+        lambda torch, p: torch.optim.SGD(p, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5),
+        optimizer.sgd(0.01, 3e-5, momentum=0.99),
+        scales=scales,
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6)
+
+
+def test_poly_is_nnunets():
+    schedule = optimizer.Poly(epochs=10)
+    state, scales = schedule.init(), []
+    for _ in range(10):
+        scales.append(float(state.scale))
+        state = schedule.update(state, value=1.0)
+    np.testing.assert_allclose(scales, [(1 - epoch / 10) ** 0.9 for epoch in range(10)], rtol=1e-6)
+    assert float(state.scale) == 0 and float(schedule.update(state, 1.0).scale) == 0
+
+
+def test_the_encoder_may_have_a_rate_of_its_own():
+    params = {"encoder": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+    tx = optimizer.encoder_apart(optimizer.sgd(0.1, 0.0, 0.0), optimizer.sgd(1.0, 0.0, 0.0))
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["encoder"]["w"], -0.1)
+    np.testing.assert_allclose(updates["head"]["w"], -1.0)

@@ -8,7 +8,8 @@ from flax import nnx
 
 from bcss_jax import losses, metrics, models, optimizer, sharding, step
 from bcss_jax.errors import ConfigError
-from bcss_jax.model_function import normalise, split_model
+from bcss_jax.model_function import ImageStatistics, ModelFunction, normalise, split_model
+from bcss_jax.models import layers
 
 OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
 TX = optimizer.adamw(1e-3, 1e-4)
@@ -199,3 +200,113 @@ def test_batches_that_do_not_divide_are_refused_with_the_nearest():
         sharding.check_batch_size("config.batch_size", 20, 1, mesh)
     with pytest.raises(ConfigError, match="8 devices x 2 micro-batches; the nearest sizes are 16"):
         sharding.check_batch_size("config.batch_size", 8, 2, mesh)
+
+
+class Heads(nnx.Module):
+    """An encoder with batch statistics, dropout, and a second head at half the resolution."""
+
+    num_heads = 2
+
+    def __init__(self, rngs):
+        self.encoder = nnx.Sequential(nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs))
+        self.dropout = layers.Dropout(0.5, number=0)
+        self.a, self.b = nnx.Linear(8, 3, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+
+    def all_logits(self, x, dropout_keys=None):
+        x = self.dropout(nnx.relu(self.encoder(x)), dropout_keys)
+        return self.a(x), self.b(x[:, ::2, ::2])
+
+    def __call__(self, x, dropout_keys=None):
+        return self.all_logits(x, dropout_keys)[0]
+
+
+class DropoutOnly(nnx.Module):
+    """Nothing in it looks at another example."""
+
+    def __init__(self, rngs):
+        self.a, self.dropout, self.b = nnx.Linear(3, 8, rngs=rngs), layers.Dropout(0.5, 0), nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x, dropout_keys=None):
+        return self.b(self.dropout(nnx.relu(self.a(x)), dropout_keys))
+
+
+@pytest.mark.parametrize("devices, parts", ((1, 4), (8, 1), (2, 2)))
+def test_dropout_is_a_function_of_seed_step_and_example(devices, parts):
+    model = DropoutOnly(nnx.Rngs(0))
+    whole, reports = run(model, 1)
+    other, other_reports = run(model, devices, micro_batches=parts)
+    for a, b in zip(reports, other_reports, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole.params, other.params)
+
+
+def test_dropout_changes_with_seed_and_step_and_not_in_evaluation():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = DropoutOnly(nnx.Rngs(0))
+    data = batch(mesh)
+
+    def loss(seed, at):
+        state = start(model, mesh)
+        state.step = sharding.place_replicated(np.int32(at), mesh)
+        return float(step.make_train_step(model, TX, mesh, seed=seed, **OBJECTIVE)(state, *data)[1]["loss"])
+
+    assert loss(0, 0) == loss(0, 0) and len({loss(0, 0), loss(1, 0), loss(0, 1)}) == 3
+    state = start(model, mesh)
+    eval_step = step.make_eval_step(model, mesh, **OBJECTIVE)
+    sums = [eval_step(state.params, state.rest, *data)["sums"]["cross_entropy"] for _ in range(2)]
+    assert float(sums[0]) == float(sums[1])
+    with pytest.raises(ValueError, match="dropout_keys"):
+        model.train()
+        model(jnp.zeros((1, 4, 4, 3)))
+
+
+def test_deep_supervision_teaches_every_head_and_reports_the_first():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = Heads(nnx.Rngs(0))
+    data = batch(mesh)
+    before = start(model, mesh)
+    old = jax.tree.map(np.array, jax.device_get(before.params))
+    deep = step.make_train_step(model, TX, mesh, deep_supervision=(0.75, 0.25), **OBJECTIVE)
+    after, report = deep(before, *data)
+    for head in ("a", "b"):
+        assert (np.asarray(after.params[head]["kernel"]) != old[head]["kernel"]).any()
+    first = losses.loss_from_sums(report["sums"])
+    assert float(report["loss"]) != float(first) and float(report["sums"]["pixels"]) == (np.asarray(data[1]) != 0).sum()
+    plain, plain_report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(start(model, mesh), *data)
+    np.testing.assert_allclose(first, plain_report["loss"], rtol=1e-6)
+    still = np.abs(np.asarray(plain.params["b"]["kernel"]) - old["b"]["kernel"])
+    assert still.max() < 1e-6  # weight decay alone; a step of AdamW is 1e-3
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = Heads(nnx.Rngs(0))
+    tx = optimizer.encoder_apart(optimizer.adamw(1e-2, 1e-2), optimizer.adamw(1e-2, 1e-2))
+    frozen = step.make_train_step(model, tx, mesh, frozen=("encoder",), **OBJECTIVE)
+    free = step.make_train_step(model, tx, mesh, **OBJECTIVE)
+    state = start(model, mesh, tx)
+    first = jax.tree.map(np.array, jax.device_get(state))
+    for i in range(3):
+        state, _ = frozen(state, *batch(mesh, i))
+    held = jax.tree.map(np.array, jax.device_get(state))
+    for tree in ("params", "rest"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(held, tree)["encoder"], getattr(first, tree)["encoder"])
+    assert (held.params["a"]["kernel"] != first.params["a"]["kernel"]).any()
+    apart = held.opt_state.inner_states
+    jax.tree.map(np.testing.assert_array_equal, apart["encoder"], first.opt_state.inner_states["encoder"])
+    state, _ = free(state, *batch(mesh, 3))
+    moved = np.abs(
+        np.asarray(state.params["encoder"]["layers"][0]["kernel"]) - held.params["encoder"]["layers"][0]["kernel"]
+    )
+    assert (
+        0.5e-2 < moved.max() < 1.5e-2
+    )  # AdamW's first step: the learning rate, for its moments are still at their start
+
+
+def test_image_statistics_are_taken_out():
+    model = Pixelwise(nnx.Rngs(0))
+    run = ModelFunction(model, ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    _, params, rest = split_model(model)
+    images = np.random.RandomState(0).randint(0, 256, (1, 4, 4, 3)).astype(np.uint8)
+    logits, _ = run(params, rest, images, train=False)
+    np.testing.assert_allclose(logits, model(images / 127.5 - 1.0), atol=1e-5)

@@ -1,5 +1,7 @@
 """Convolutions in the form that XLA runs well on CPUs; values and gradients are those of the plain ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,6 +12,8 @@ def plain_conv(x: jax.Array, kernel: jax.Array, stride=(1, 1), padding="SAME") -
     return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+# Checkpointed: the patches hold every pixel several times, and making them again takes little.
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding) -> jax.Array:
     """The same as one product of matrices: the gradients of strided convolutions are many times slower on CPUs."""
     kh, kw, inputs, outputs = kernel.shape

@@ -1,0 +1,145 @@
+"""Files of weights: every kind gives the same arrays, damaged and malicious ones are refused without being run."""
+
+import hashlib
+import importlib.util
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.flax import save_file
+
+from bcss_jax import weight_files
+from bcss_jax.errors import ConfigError, DataError
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+ARRAYS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.bias": np.float32([0.5, -1.25]),
+    "n": np.array(3, np.int64),
+}
+
+
+class Canary:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def assert_arrays(arrays, expected=ARRAYS):
+    assert arrays.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(arrays[name], value)
+        assert arrays[name].dtype == value.dtype
+
+
+def test_npz_and_its_digest(tmp_path):
+    np.savez(tmp_path / "w.npz", **ARRAYS)
+    file = weight_files.read(tmp_path / "w.npz")
+    assert_arrays(file.arrays)
+    assert file.sha256 == hashlib.sha256((tmp_path / "w.npz").read_bytes()).hexdigest()
+
+
+def test_safetensors_bfloat16_too(tmp_path):
+    floats = {name: value for name, value in ARRAYS.items() if value.dtype == np.float32}
+    save_file({name: jnp.asarray(value, jnp.bfloat16) for name, value in floats.items()}, tmp_path / "w.safetensors")
+    assert_arrays(weight_files.read(tmp_path / "w.safetensors").arrays, floats)
+
+
+@needs_torch
+@pytest.mark.parametrize("wrapper", (None, "state_dict", "network_weights"))
+def test_pth_bare_and_wrapped(tmp_path, wrapper):
+    import torch
+
+    state = {name: torch.from_numpy(value.copy()) for name, value in ARRAYS.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
+    assert_arrays(weight_files.read(tmp_path / "w.pth").arrays)
+
+
+@needs_torch
+def test_half_precision_pth_becomes_float32(tmp_path):
+    import torch
+
+    torch.save({"w": torch.tensor([1.5, 2.0], dtype=torch.float16)}, tmp_path / "w.pt")
+    assert_arrays(weight_files.read(tmp_path / "w.pt").arrays, {"w": np.float32([1.5, 2.0])})
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ("w.pth", "w.bin", "w.pt", "w.tar"))
+def test_a_malicious_pickle_is_refused_without_being_run(tmp_path, name):
+    import torch
+
+    canary = tmp_path / "canary"
+    for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
+        save({"w": torch.zeros(2), "trap": Canary(canary)}, tmp_path / name)
+        with pytest.raises(DataError, match="weights-only") as error:
+            weight_files.read(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+        assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ("w.npz", "w.safetensors"))
+def test_a_pickle_under_another_name_is_refused_without_being_run(tmp_path, name):
+    canary = tmp_path / "canary"
+    (tmp_path / name).write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(DataError, match="not readable"):
+        weight_files.read(tmp_path / name)
+    assert not canary.exists()
+
+
+def test_an_npz_of_objects_is_refused_without_being_run(tmp_path):
+    canary = tmp_path / "canary"
+    np.savez(tmp_path / "w.npz", trap=np.array([Canary(canary)], object))
+    assert not canary.exists()  # written without being read
+    with pytest.raises(DataError, match="pickled objects are refused"):
+        weight_files.read(tmp_path / "w.npz")
+    assert not canary.exists()
+
+
+def test_the_canary_sings(tmp_path):
+    pickle.loads(pickle.dumps(Canary(tmp_path / "canary"))).close()
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("share", (0.0, 0.3, 0.9))
+def test_truncated_files(tmp_path, share):
+    np.savez(tmp_path / "w.npz", **ARRAYS)
+    save_file({"w": jnp.zeros(100)}, tmp_path / "w.safetensors")
+    for name in ("w.npz", "w.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: int(share * len(content))])
+        with pytest.raises(DataError, match="not readable"):
+            weight_files.read(tmp_path / name)
+
+
+@needs_torch
+def test_what_is_no_dictionary_of_tensors(tmp_path):
+    import torch
+
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(DataError, match="found list"):
+        weight_files.read(tmp_path / "list.pth")
+    torch.save({"w": torch.zeros(2), "lr": 0.1}, tmp_path / "more.pth")
+    with pytest.raises(DataError, match="others under lr"):
+        weight_files.read(tmp_path / "more.pth")
+
+
+def test_missing_and_unknown_files(tmp_path):
+    with pytest.raises(DataError, match="there is no such file"):
+        weight_files.read(tmp_path / "w.npz")
+    (tmp_path / "w.h5").touch()
+    with pytest.raises(ConfigError, match="expected .safetensors, .npz or .pth"):
+        weight_files.read(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("version, said", ((None, "needs PyTorch"), ("2.9.1", "found 2.9.1")))
+def test_pth_without_a_safe_pytorch(tmp_path, monkeypatch, version, said):
+    (tmp_path / "w.pth").touch()
+    monkeypatch.setattr(weight_files.importlib.util, "find_spec", lambda name: version)
+    monkeypatch.setattr(weight_files.importlib.metadata, "version", lambda name: version)
+    with pytest.raises(ConfigError, match=said):
+        weight_files.read(tmp_path / "w.pth")
