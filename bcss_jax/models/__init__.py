@@ -6,10 +6,16 @@ import inspect
 from flax import nnx
 
 from bcss_jax.errors import ConfigError
+from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
 
-MODELS = {"transunet": TransUNet, "unet": UNet}
+MODELS = {
+    "nnunet": PlainConvUNet,
+    "nnunet_resenc": ResidualEncoderUNet,
+    "transunet": TransUNet,
+    "unet": UNet,
+}
 
 
 def create(name: str, **kwargs) -> nnx.Module:

@@ -100,18 +100,20 @@ class ConvTranspose(nnx.Module):
         outputs: int,
         stride: Size = 2,
         *,
+        use_bias: bool = True,
         zero_bias: bool = False,
         init: initial.Initial | None = None,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Channels in and out, factors, whether the bias starts at zero, initial kernel (None: PyTorch's), as `Conv`."""
+        """Channels in and out, factors, bias and whether it starts at zero, initial kernel (None: PyTorch's), as `Conv`."""
         kh, kw = _pair(stride)
         fan_in = outputs * kh * kw  # PyTorch takes the second axis of (I, O, kh, kw) for the inputs
         # Drawn with inputs and outputs exchanged, so that every initial counts the same fans as PyTorch does.
         drawn = (init or initial.torch_default)(rngs, (kh, kw, outputs, inputs))
         self.kernel = nnx.Param(drawn[...].swapaxes(2, 3))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if zero_bias else _torch_bias(rngs, outputs, fan_in)
+        bias = nnx.Param(jnp.zeros(outputs)) if zero_bias else _torch_bias(rngs, outputs, fan_in)
+        self.bias = bias if use_bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,12 +124,15 @@ class ConvTranspose(nnx.Module):
         # Stride and kernel agree, so no two terms meet: one product of matrices gives all (a, b, o), and its gradients
         # are such products too. XLA's transposed convolution takes over ten times as long for its gradients on CPUs.
         y = x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1)
-        y = y.reshape(n * h, w, kh, -1) + jnp.tile(self.bias[...].astype(self.dtype), kw)
+        y = y.reshape(n * h, w, kh, -1)
+        if self.bias is not None:
+            y = y + jnp.tile(self.bias[...].astype(self.dtype), kw)
         return y.swapaxes(1, 2).reshape(n, kh * h, kw * w, -1)
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `torch.nn.ConvTranspose2d`."""
-        return {"weight": (self.kernel, CONV_TRANSPOSE), "bias": (self.bias, SAME)}
+        entries = {"weight": (self.kernel, CONV_TRANSPOSE)}
+        return entries if self.bias is None else entries | {"bias": (self.bias, SAME)}
 
 
 class Linear(nnx.Module):
