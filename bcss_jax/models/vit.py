@@ -1,0 +1,138 @@
+"""Transformer encoder of the vision transformer, over tokens (N, T, D).
+
+Source: Dosovitskiy et al. 2020 (arXiv:2010.11929), in the forms of github.com/Beckschen/TransUNet and
+github.com/google-research/vision_transformer.
+"""
+
+import jax
+from flax import nnx
+from flax.typing import Dtype
+
+from bcss_jax.models import initial, layers, norms
+from bcss_jax.models.torch_layout import TorchEntries, prefixed
+
+
+class Attention(nnx.Module):
+    """Self-attention with several heads; the softmax is float32 whatever the type of the tokens."""
+
+    def __init__(self, features: int, heads: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Features of a token, and heads that they are divided among."""
+        self.query, self.key, self.value, self.out = (
+            layers.Linear(features, features, dtype=dtype, rngs=rngs) for _ in range(4)
+        )
+        self.heads = heads
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, T, features) -> the same shape."""
+        n, t, features = x.shape
+        query, key, value = (
+            part(x).reshape(n, t, self.heads, features // self.heads) for part in (self.query, self.key, self.value)
+        )
+        return self.out(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in TransUNet's `Attention`."""
+        parts = {"query": self.query, "key": self.key, "value": self.value, "out": self.out}
+        return {
+            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
+        }
+
+
+class Block(nnx.Module):
+    """Attention, then two dense layers with a GELU between them, each behind a LayerNorm and beside a residual."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        mlp: int,
+        *,
+        google: bool,
+        dropout: float,
+        dropout_number: int,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Arguments as of `Transformer`; `dropout_number` is the first of three that the block's dropouts take."""
+        self.attention_norm = norms.LayerNorm(features, eps=1e-6)
+        self.attention = Attention(features, heads, dtype=dtype, rngs=rngs)
+        self.attention_dropout = layers.Dropout(dropout if google else 0, dropout_number)
+        self.mlp_norm = norms.LayerNorm(features, eps=1e-6)
+        dense = dict(init=initial.xavier_uniform, bias_std=1e-6, dtype=dtype, rngs=rngs)
+        self.dense1 = layers.Linear(features, mlp, **dense)
+        self.dropout1 = layers.Dropout(dropout, dropout_number + 1)
+        self.dense2 = layers.Linear(mlp, features, **dense)
+        self.dropout2 = layers.Dropout(dropout, dropout_number + 2)
+        self.google = google
+
+    def __call__(self, x: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        """(N, T, features) and a key per example -> the same shape."""
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x)), dropout_keys)
+        y = self.dropout1(jax.nn.gelu(self.dense1(self.mlp_norm(x)), approximate=self.google), dropout_keys)
+        return x + self.dropout2(self.dense2(y), dropout_keys)
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in TransUNet's `Block`."""
+        parts = {
+            "attention_norm": self.attention_norm,
+            "attn": self.attention,
+            "ffn_norm": self.mlp_norm,
+            "ffn.fc1": self.dense1,
+            "ffn.fc2": self.dense2,
+        }
+        return {
+            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
+        }
+
+
+class Transformer(nnx.Module):
+    """Blocks one after the other, and a LayerNorm."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        mlp: int,
+        blocks: int,
+        *,
+        google: bool,
+        dropout: float,
+        dropout_number: int,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the encoder: attention starts as PyTorch's default, the dense layers with Glorot's uniform kernels.
+
+        Args:
+          features: of a token.
+          heads: of the attention; they divide the features.
+          mlp: features between the two dense layers.
+          blocks: their number.
+          google: as Google trained it: the tanh form of the GELU, and dropout after the attention. Else as in
+            TransUNet: the exact GELU, and dropout after the two dense layers alone.
+          dropout: probability.
+          dropout_number: the dropouts have the numbers from this one, three a block.
+          dtype: type of the arithmetic.
+          rngs: random keys.
+        """
+        self.blocks = blocks
+        for i in range(blocks):
+            number = dropout_number + 3 * i
+            block = Block(
+                features, heads, mlp, google=google, dropout=dropout, dropout_number=number, dtype=dtype, rngs=rngs
+            )
+            setattr(self, f"block{i}", block)
+        self.norm = norms.LayerNorm(features, eps=1e-6)
+
+    def __call__(self, x: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """(N, T, features) and, in training with dropout, a key per example (N,) -> the same shape."""
+        for i in range(self.blocks):
+            x = getattr(self, f"block{i}")(x, dropout_keys)
+        return self.norm(x)
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in TransUNet's `Encoder`."""
+        entries = prefixed("encoder_norm", self.norm.torch_entries())
+        for i in range(self.blocks):
+            entries |= prefixed(f"layer.{i}", getattr(self, f"block{i}").torch_entries())
+        return entries

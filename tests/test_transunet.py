@@ -1,0 +1,288 @@
+"""TransUNet: parity with the reference's outputs and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bcss_jax import models
+from bcss_jax.errors import ConfigError
+from bcss_jax.models import resnet_v2, vit
+from bcss_jax.pretrained import load_torch_state, to_torch_state
+
+PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
+QUICK = {"xla_backend_optimization_level": 0}  # compiling takes nearly all of these tests' time
+SMALL = dict(
+    width_factor=0.5,
+    resnet_layers=(1, 1, 1),
+    hidden_size=24,
+    mlp_size=40,
+    num_heads=4,
+    num_layers=1,
+    decoder_channels=(16, 12, 8, 8),
+    skip_channels=(256, 128, 32, 0),
+)
+
+
+def module_at(path, reason):
+    if not path.is_file():
+        pytest.skip(f"{reason}: {path.name} is missing")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def small(**kwargs):
+    return models.create("transunet", **{"num_classes": 3, "image_size": 32} | SMALL | kwargs)
+
+
+def compiled(function):
+    """`function(module, ...)`, compiled quickly."""
+    run = jax.jit(lambda split, *args: function(nnx.merge(*split), *args), compiler_options=QUICK)
+    return lambda module, *args: run(nnx.split(module), *args)
+
+
+def normal(seed, *shape):
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "case, kwargs",
+    [
+        (
+            "transunet_tiny_64",
+            {
+                "image_size": 64, "width_factor": 0.5, "resnet_layers": (1, 2, 1), "hidden_size": 64, "mlp_size": 96,
+                "num_heads": 4, "num_layers": 2, "decoder_channels": (32, 24, 16, 16),
+                "skip_channels": (256, 128, 32, 0),
+            },
+        ),
+        ("transunet_r50_vitb16_224", {}),
+    ],
+    ids=["tiny", "full"],
+)  # fmt: skip
+def test_the_references_outputs(case, kwargs):
+    weights = module_at(PARITY / "weights.py", "no reference outputs")
+    entry = json.loads((PARITY / "index.json").read_text())[case]
+    model = models.create("transunet", num_classes=3, **kwargs)
+    assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
+    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
+    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+
+    @compiled
+    def run(model, image):
+        return model(image), model.encoder(image)[0], model.encoder.hybrid(image)[0]
+
+    with jax.default_matmul_precision("highest"):
+        logits, encoded, hybrid = run(model, image)
+    actual = {"out0": logits.transpose(0, 3, 1, 2), "encoded": encoded, "hybrid": hybrid.transpose(0, 3, 1, 2)}
+    expected = np.load(PARITY / "outputs" / f"{case}.npz")
+    for name, value in expected.items():
+        # Of the full model's tokens every seventh is stored.
+        mine = actual[name][:, :: -(-actual[name].shape[1] // value.shape[1])] if name == "encoded" else actual[name]
+        assert np.abs(mine - value).max() < 3e-4 * value.std(), name
+
+
+def test_only_the_position_table_grows_with_the_images():
+    model = nnx.eval_shape(lambda: models.create("transunet", num_classes=9, image_size=(256, 512), compat="google"))
+    parameters = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert parameters == 105_277_081 + (16 * 32 - 14 * 14) * 768
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"image_size": (48, 80), "resnet_layers": (1, 2, 1), "num_layers": 2},
+        {
+            "image_size": 32, "num_classes": 5, "in_channels": 1, "width_factor": 1, "resnet_layers": (2, 1, 1),
+            "num_heads": 3, "decoder_channels": (8, 9, 10, 3), "skip_channels": (512, 0, 64, 0),
+        },
+        {
+            "image_size": (16, 64), "num_classes": 1, "compat": "google", "num_heads": 1,
+            "skip_channels": (0, 128, 0, 0),
+        },
+    ],
+    ids=["rectangle", "wide", "google"],
+)  # fmt: skip
+def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    path = Path(__file__).parents[1] / "benchmarks" / "torch_transunet.py"
+    kwargs = {"num_classes": 3, "dropout": 0.0} | SMALL | kwargs
+    torch.manual_seed(0)
+    twin = module_at(path, "no twin").TransUNet(**kwargs)
+    with torch.no_grad():  # values under which every parameter matters
+        for name, parameter in twin.named_parameters():
+            if name.endswith("position_embeddings") or parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    state = {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
+    model = load_torch_state(models.create("transunet", **kwargs), state)
+    size = (kwargs["image_size"],) * 2 if isinstance(kwargs["image_size"], int) else kwargs["image_size"]
+    # Seeds with which no ReLU's input is so near zero that rounding puts it on the other side.
+    x, target = normal(1, 2, *size, kwargs.get("in_channels", 3)), normal(2, 2, *size, kwargs["num_classes"])
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def loss_and_gradients(params, stats):
+        def loss(params):
+            model = nnx.merge(graphdef, params, jax.tree.map(lambda x: x, stats))
+            model.train()
+            logits = model(x)
+            return (logits * target).mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    with jax.default_matmul_precision("highest"):
+        (_, (logits, stats)), gradients = loss_and_gradients(params, stats)
+    twin.double().train()
+    expected = twin(torch.from_numpy(x).double().permute(0, 3, 1, 2))
+    (expected.permute(0, 2, 3, 1) * torch.from_numpy(target)).mean().backward()
+    expected = expected.detach().permute(0, 2, 3, 1).numpy()
+    assert np.abs(logits - expected).max() < 3e-4 * expected.std()
+
+    wanted = {name: p.grad for name, p in twin.named_parameters()} | dict(twin.named_buffers())
+    for name, value in to_torch_state(nnx.merge(graphdef, gradients, stats)).items():
+        value_wanted = wanted[name].numpy()
+        assert np.abs(value - value_wanted).max() < 2e-3 * np.abs(value_wanted).max() + 1e-7, name
+        # Every key moves by the bias of the keys, and the softmax does not see a common summand.
+        assert name.endswith("attn.key.bias") or np.abs(value).max() > 1e-7, name
+
+
+def test_the_two_arithmetics_share_parameters_and_differ():
+    one, other = small(), small(compat="google")
+    load_torch_state(other, to_torch_state(one))
+    x = normal(0, 1, 32, 32, 3)
+    run = compiled(lambda m, x: m(x))
+    (a, skips), (b, other_skips) = (run(m.encoder.hybrid, x) for m in (one, other))
+    assert np.abs(a - b).max() > 0.01
+    for unpadded, skip in zip(other_skips, skips, strict=True):
+        assert skip.shape == unpadded.shape
+    quarter = np.asarray(skips[1])
+    assert not quarter[:, -1].any() and not quarter[:, :, -1].any() and quarter[:, :-1, :-1].any()
+    assert np.asarray(other_skips[1])[:, -1].any()
+
+
+def test_standardised_kernels():
+    kernels = {}
+    for google in (False, True):
+        conv = resnet_v2.StdConv(8, 4, 3, google=google, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        values = normal(0, 3, 3, 8, 4)
+        conv.kernel[...] = jnp.asarray(0.5 + 1e-3 * values / values.std((0, 1, 2)))
+        kernels[google] = np.asarray(conv.weights())
+        np.testing.assert_allclose(kernels[google].mean((0, 1, 2)), 0, atol=1e-4)
+    # Where the published code and Google's part: kernels that are small themselves.
+    np.testing.assert_allclose(kernels[False].std((0, 1, 2)), 0.30, atol=0.005)
+    np.testing.assert_allclose(kernels[True].std((0, 1, 2)), 0.99, atol=0.005)
+
+
+@pytest.mark.parametrize("google, sites", [(False, 4), (True, 6)])
+def test_dropout_in_the_transformer_is_each_examples_own(google, sites):
+    model = vit.Transformer(
+        24, 4, 40, 2, google=google, dropout=0.5, dropout_number=1, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    dropouts = [
+        dropout
+        for block in (model.block0, model.block1)
+        for dropout in (block.attention_dropout, block.dropout1, block.dropout2)
+    ]
+    assert sorted(dropout.number for dropout in dropouts) == list(range(1, 7))
+    assert sum(dropout.rate == 0.5 for dropout in dropouts) == sites
+
+    run = compiled(lambda m, x, keys: m(x, keys))
+    x, keys = jnp.asarray(normal(0, 2, 6, 24)), jax.random.split(jax.random.key(0), 2)
+    noisy = run(model, x, keys)
+    # Up to rounding, whose order may change with the place in the batch.
+    np.testing.assert_allclose(run(model, x[::-1], keys[::-1])[::-1], noisy, atol=1e-5)
+    assert float(jnp.abs(run(model, x, keys[::-1]) - noisy).max()) > 0.1
+    model.eval()
+    quiet = run(model, x, keys)
+    np.testing.assert_array_equal(run(model, x, None), quiet)
+    assert float(jnp.abs(noisy - quiet).max()) > 0.1
+
+
+def test_training_with_dropout_takes_keys():
+    model = small(dropout=0.5)
+    model.train()
+    x = jnp.asarray(normal(0, 2, 32, 32, 3))
+    run = compiled(lambda m, x, keys: m.encoder(x, keys)[0])
+    one, other = (run(model, x, jax.random.split(jax.random.key(seed), 2)) for seed in (0, 1))
+    assert one.shape == (2, 4, 24) and float(jnp.abs(one - other).max()) > 0.1
+    with pytest.raises(ValueError, match="dropout_keys"):
+        nnx.eval_shape(lambda m, x: m(x), model, x)
+
+
+def test_initial_values():
+    model = small(hidden_size=48, mlp_size=64)
+    state = to_torch_state(model.encoder)
+    assert not state["embeddings.position_embeddings"].any()
+    bound = (6 / (48 + 64)) ** 0.5
+    for layer in ("fc1", "fc2"):
+        kernel, bias = (state[f"encoder.layer.0.ffn.{layer}.{part}"] for part in ("weight", "bias"))
+        assert 0.99 * bound < np.abs(kernel).max() <= bound
+        assert 0 < np.abs(bias).max() < 1e-5
+    for name, array in {
+        "attn": state["encoder.layer.0.attn.query.weight"],
+        "resnet": state["embeddings.hybrid_model.body.block2.unit1.conv2.weight"],
+        "decoder": to_torch_state(model)["decoder.blocks.0.conv1.0.weight"],
+    }.items():
+        bound = np.prod(array.shape[1:]) ** -0.5
+        assert 0.98 * bound < np.abs(array).max() <= bound, name
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
+    one, other = small(), small(dtype=jnp.bfloat16)
+    x = jnp.asarray(normal(0, 2, 32, 32, 3))
+    run = compiled(lambda m, x: m(x))
+    a, b = run(one, x), run(other, x)
+    assert b.dtype == jnp.float32
+    assert nnx.eval_shape(lambda m, x: m.encoder(x)[0], other, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(other)))
+    assert 0 < float(jnp.abs(a - b).max()) < 0.1 * float(a.std()) + 0.05
+
+
+def test_only_parameters_and_batch_statistics():
+    _, params, stats, others = nnx.split(small(), nnx.Param, nnx.BatchStat, ...)
+    assert len(jax.tree.leaves(stats)) == 2 * 9 and not jax.tree.leaves(others)
+    assert "encoder" in params and {"conv_more", "head"} <= set(params)
+
+
+@pytest.mark.parametrize(
+    "kwargs, parts",
+    [
+        ({"image_size": 100}, ("100x100", "multiple of 16", "96x96")),
+        ({"image_size": (224, 250)}, ("224x250", "224x256")),
+        ({"image_size": (32, 32, 32)}, ("image_size", "(32, 32, 32)")),
+        ({"image_size": 0}, ("image_size", "0")),
+        ({"width_factor": 0.75}, ("width_factor", "0.5", "0.75")),
+        ({"hidden_size": 30}, ("hidden_size 30", "num_heads 4")),
+        ({"num_layers": 0}, ("num_layers", "0")),
+        ({"resnet_layers": (3, 4)}, ("resnet_layers", "3 positive", "(3, 4)")),
+        ({"decoder_channels": (8, 8, 8, 0)}, ("decoder_channels", "4 positive")),
+        ({"skip_channels": (512, 256, 64, 0)}, ("skip_channels", "(256, 128, 32, 0)", "(512, 256, 64, 0)")),
+        ({"compat": "keras"}, ("compat", "transunet", "google", "keras")),
+        ({"dropout": 1}, ("dropout", "1")),
+    ],
+    ids=str,
+)
+def test_errors_name_what_is_wrong_and_what_fits(kwargs, parts):
+    with pytest.raises(ConfigError) as error:
+        small(**kwargs)
+    message = str(error.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    "size, parts",
+    [((48, 32), ("48x32", "32x32", "image_size=(48, 32)")), ((45, 20), ("45x20", "32x32", "(48, 16)", "multiple"))],
+)
+def test_images_of_another_size_are_refused(size, parts):
+    with pytest.raises(ConfigError) as error:
+        small()(jnp.zeros((1, *size, 3)))
+    message = str(error.value)
+    assert "\n" not in message and all(part in message for part in parts), message
