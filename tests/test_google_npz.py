@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
 from bcss_jax.models import google_npz
-from bcss_jax.pretrained import load_torch_state
+from bcss_jax.pretrained import load_pretrained, load_torch_state, to_torch_state
 
 NAMES = Path(__file__).parents[1].parent / "shared" / "parity" / "r50_vit_b16_npz_keys.json"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -62,7 +63,7 @@ def small_shapes(tokens=10):
     return shapes | {"cls": (1, 1, features)}
 
 
-def small_encoder(image_size):
+def small_model(image_size):
     return models.create(
         "transunet",
         num_classes=2,
@@ -75,7 +76,11 @@ def small_encoder(image_size):
         num_layers=1,
         decoder_channels=(2, 2, 2, 2),
         skip_channels=(256, 128, 32, 0),
-    ).encoder
+    )
+
+
+def small_encoder(image_size):
+    return small_model(image_size).encoder
 
 
 def linen_era(arrays):
@@ -134,7 +139,6 @@ def test_both_eras_give_the_same_state_and_every_encoder_parameter():
 
 
 def test_the_loaded_attention_is_flaxs():
-    nnx = pytest.importorskip("flax.nnx")
     arrays = random_arrays(small_shapes())
     encoder = load_torch_state(small_encoder(48), google_npz.torch_state(arrays, (3, 3)))
     theirs = nnx.MultiHeadAttention(3, 12, decode=False, rngs=nnx.Rngs(0))
@@ -165,12 +169,18 @@ def test_positions_of_the_same_grid_are_copied_with_or_without_a_class_token():
     assert google_npz.torch_state({POSITIONS: table[:, :8]}, (3, 3))["embeddings.position_embeddings"].shape[1] == 8
 
 
-@pytest.mark.parametrize("image_size", [32, (16, 64)])
-def test_other_sizes_load(image_size):
-    encoder = small_encoder(image_size)
-    rows, columns = (2, 2) if image_size == 32 else (1, 4)
-    load_torch_state(encoder, google_npz.torch_state(random_arrays(small_shapes()), (rows, columns)))
-    assert np.asarray(encoder.positions[...]).any()
+@pytest.mark.parametrize("image_size, grid", [(32, (2, 2)), ((16, 64), (1, 4))])
+def test_a_file_fills_the_encoder_of_models_for_other_sizes(image_size, grid, tmp_path):
+    arrays = random_arrays(small_shapes())
+    np.savez(tmp_path / "small.npz", **arrays)
+    model = small_model(image_size)
+    head = np.array(model.head.kernel[...])
+    record = load_pretrained(model, tmp_path / "small.npz")
+    expected = google_npz.torch_state(arrays, grid)
+    assert record["part"] == "encoder" and record["tensors"] == len(expected)
+    for name, array in to_torch_state(model.encoder).items():
+        np.testing.assert_array_equal(array, expected[name])
+    np.testing.assert_array_equal(model.head.kernel[...], head)
 
 
 def test_the_loader_lists_what_does_not_fit():

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import resnet_v2, vit
+from bcss_jax.models import resampling, resnet_v2, vit
 from bcss_jax.pretrained import load_torch_state, to_torch_state
 
 PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
@@ -101,8 +101,8 @@ def test_only_the_position_table_grows_with_the_images():
     [
         {"image_size": (48, 80), "resnet_layers": (1, 2, 1), "num_layers": 2},
         {
-            "image_size": 32, "num_classes": 5, "in_channels": 1, "width_factor": 1, "resnet_layers": (2, 1, 1),
-            "num_heads": 3, "decoder_channels": (8, 9, 10, 3), "skip_channels": (512, 0, 64, 0),
+            "image_size": 32, "num_classes": 5, "in_channels": 1, "width_factor": 1, "num_heads": 3,
+            "decoder_channels": (8, 9, 10, 3), "skip_channels": (512, 0, 64, 0),
         },
         {
             "image_size": (16, 64), "num_classes": 1, "compat": "google", "num_heads": 1,
@@ -166,6 +166,16 @@ def test_the_two_arithmetics_share_parameters_and_differ():
     quarter = np.asarray(skips[1])
     assert not quarter[:, -1].any() and not quarter[:, :, -1].any() and quarter[:, :-1, :-1].any()
     assert np.asarray(other_skips[1])[:, -1].any()
+
+
+def test_googles_root_and_pooling_are_flaxs():
+    model, x = small(compat="google").encoder.hybrid, jnp.asarray(normal(0, 1, 48, 32, 3))
+    conv = nnx.Conv(3, 32, (7, 7), (2, 2), padding="SAME", use_bias=False, rngs=nnx.Rngs(0))
+    conv.kernel[...] = model.root.weights()
+    root = jax.nn.relu(nnx.GroupNorm(32, num_groups=32, epsilon=1e-6, rngs=nnx.Rngs(0))(conv(x)))
+    np.testing.assert_allclose(model.root_norm(model.root(x)), root, atol=1e-4)
+    pooled = nnx.max_pool(root, (3, 3), (2, 2), padding="SAME")
+    np.testing.assert_array_equal(resampling.max_pool_3x3(root, (0, 1)), pooled)
 
 
 def test_standardised_kernels():
@@ -259,10 +269,12 @@ def test_only_parameters_and_batch_statistics():
         ({"image_size": (224, 250)}, ("224x250", "224x256")),
         ({"image_size": (32, 32, 32)}, ("image_size", "(32, 32, 32)")),
         ({"image_size": 0}, ("image_size", "0")),
+        ({"image_size": 224.0}, ("image_size", "224.0")),
         ({"width_factor": 0.75}, ("width_factor", "0.5", "0.75")),
         ({"hidden_size": 30}, ("hidden_size 30", "num_heads 4")),
         ({"num_layers": 0}, ("num_layers", "0")),
         ({"resnet_layers": (3, 4)}, ("resnet_layers", "3 positive", "(3, 4)")),
+        ({"resnet_layers": 3}, ("resnet_layers", "3 positive", "not 3")),
         ({"decoder_channels": (8, 8, 8, 0)}, ("decoder_channels", "4 positive")),
         ({"skip_channels": (512, 256, 64, 0)}, ("skip_channels", "(256, 128, 32, 0)", "(512, 256, 64, 0)")),
         ({"compat": "keras"}, ("compat", "transunet", "google", "keras")),

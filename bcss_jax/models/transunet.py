@@ -5,6 +5,7 @@ load through `bcss_jax.pretrained`.
 """
 
 import numbers
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class Encoder(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Rows and columns of tokens, channels after the root (`width`); the others as of `TransUNet`."""
+        """Rows and columns of tokens, kept as `grid`; channels after the root (`width`); the others as of `TransUNet`."""
         self.grid = tuple(grid)
         self.hybrid = ResNetV2(in_channels, width, resnet_layers, google=google, dtype=dtype, rngs=rngs)
         self.patches = layers.Conv(16 * width, hidden_size, 1, use_bias=True, dtype=dtype, rngs=rngs)
@@ -144,14 +145,14 @@ class TransUNet(nnx.Module):
         Raises:
           ConfigError: an argument does not fit.
         """
-        size = (image_size, image_size) if isinstance(image_size, numbers.Integral) else tuple(image_size)
+        size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
         if len(size) != 2 or not all(isinstance(side, numbers.Integral) and side > 0 for side in size):
             raise ConfigError(f"transunet: image_size must be a positive integer or two of them, not {image_size!r}")
         if any(side % PATCH for side in size):
             raise ConfigError(
                 f"transunet: image_size {_times(size)} is no multiple of {PATCH}; the nearest is {_times(_fitting(size))}"
             )
-        given = dict(
+        counts = dict(
             num_classes=num_classes,
             hidden_size=hidden_size,
             mlp_size=mlp_size,
@@ -159,26 +160,28 @@ class TransUNet(nnx.Module):
             num_layers=num_layers,
             in_channels=in_channels,
         )
-        for name, value in given.items():
+        for name, value in counts.items():
             if not isinstance(value, numbers.Integral) or value < 1:
                 raise ConfigError(f"transunet: {name} must be a positive integer, not {value!r}")
         for name, values, length in (("resnet_layers", resnet_layers, 3), ("decoder_channels", decoder_channels, 4)):
-            if len(values) != length or not all(isinstance(v, numbers.Integral) and v > 0 for v in values):
+            given = list(values) if isinstance(values, Sequence) else []
+            if len(given) != length or not all(isinstance(v, numbers.Integral) and v > 0 for v in given):
                 raise ConfigError(f"transunet: {name} must be {length} positive integers, not {values!r}")
-        if width_factor <= 0 or 64 * width_factor % GROUPS:
+        if not isinstance(width_factor, numbers.Real) or width_factor <= 0 or 64 * width_factor % GROUPS:
             raise ConfigError(f"transunet: width_factor must be a multiple of {GROUPS / 64}, not {width_factor!r}")
         if hidden_size % num_heads:
             raise ConfigError(f"transunet: hidden_size {hidden_size} is no multiple of num_heads {num_heads}")
         width = int(64 * width_factor)
         maps = (8 * width, 4 * width, width, 0)
-        if len(skip_channels) != 4 or any(s not in (0, m) for s, m in zip(skip_channels, maps, strict=True)):
+        skips = list(skip_channels) if isinstance(skip_channels, Sequence) else []
+        if len(skips) != 4 or any(s not in (0, m) for s, m in zip(skips, maps, strict=True)):
             raise ConfigError(
                 f"transunet: skip_channels must be {maps} for width_factor {width_factor}, or 0 for a skip to be left "
-                f"out, not {tuple(skip_channels)}"
+                f"out, not {skip_channels!r}"
             )
         if compat not in ("transunet", "google"):
             raise ConfigError(f'transunet: compat must be "transunet" or "google", not {compat!r}')
-        if not 0 <= dropout < 1:
+        if not isinstance(dropout, numbers.Real) or not 0 <= dropout < 1:
             raise ConfigError(f"transunet: dropout must be at least 0 and below 1, not {dropout!r}")
 
         rngs = nnx.Rngs(seed)
