@@ -117,9 +117,8 @@ class ResidualBlock(nnx.Module):
         self.conv1 = ConvNorm(inputs, outputs, size, stride=stride, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(outputs, outputs, size, use_bias=use_bias, activated=False, dtype=dtype, rngs=rngs)
         self.conv2.norm.scale[...] = jnp.zeros(outputs)
-        changed = inputs != outputs
         skip = dict(use_bias=False, activated=False, dtype=dtype, rngs=rngs)
-        self.skip = ConvNorm(inputs, outputs, (1, 1), **skip) if changed else None
+        self.skip = None if inputs == outputs else ConvNorm(inputs, outputs, (1, 1), **skip)
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -284,6 +283,11 @@ class _NnUNet(nnx.Module):
             one pixel, which instance normalisation makes zero.
         """
         return self.decoder.seg_layers[-1](self._decoded(images)[-1]).astype(jnp.float32)
+
+    @property
+    def num_scales(self) -> int:
+        """How many logits `all_logits` gives."""
+        return len(self.decoder.seg_layers)
 
     def all_logits(self, images: jax.Array) -> tuple[jax.Array, ...]:
         """Logits of every resolution but the deepest, for deep supervision.
@@ -460,9 +464,10 @@ def from_plan(
         raise ConfigError(f"nnU-Net plan: network {name!r} is not supported; these are: {', '.join(networks)}")
     network, blocks = networks[name]
     kwargs = part.get("arch_kwargs") or {}
-    taken = ("n_stages", "features_per_stage", "kernel_sizes", "strides", blocks, "n_conv_per_stage_decoder")
-    _check_fixed(kwargs, {*taken, "conv_bias"})
-    kwargs = {key: kwargs[key] for key in (*taken, "conv_bias")}
+    taken = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder", "conv_bias"}
+    taken.add(blocks)
+    _check_fixed(kwargs, taken)
+    kwargs = {key: kwargs[key] for key in taken}
     return network(num_classes, in_channels=in_channels, dtype=dtype, seed=seed, **kwargs)
 
 
