@@ -19,8 +19,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from bcss_jax import models
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.sharding import replicated
+from bcss_jax.sharding import make_mesh, replicated
 from bcss_jax.step import TrainState
 
 FORMAT_VERSION = 2  # in `about`; raised when older code could not read what newer code writes, or newer code older
@@ -206,6 +207,29 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
         raise DataError(f"{folder}/{step}: checkpoint cannot be read ({_first_line(error)})") from error
     return Trained(params, rest, about, step)
+
+
+def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
+    """The trained network itself, in evaluation mode, on this process's first device.
+
+    Args:
+      folder: of the checkpoints (`<workdir>/checkpoints`).
+      which: "best" (lowest validation loss) or "latest".
+
+    Returns:
+      The model, and what its checkpoint says of itself: `config`, `label_scheme`, `pretrained` and more.
+
+    Raises:
+      DataError: as `load_trained`.
+    """
+    trained = load_trained(folder, make_mesh(jax.local_devices()[:1]), which)
+    config, scheme = trained.about["config"], trained.about["label_scheme"]
+    model = models.create(**config["model"], num_classes=len(scheme["class_names"]), dtype=config["dtype"])
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    nnx.replace_by_pure_dict(params, trained.params)
+    nnx.replace_by_pure_dict(rest, trained.rest)
+    nnx.update(model, params, rest)
+    return model, trained.about
 
 
 def _set_damaged_aside(folder: Path) -> None:

@@ -370,7 +370,7 @@ def _head_weights(config: ConfigDict, model: nnx.Module) -> tuple[float, ...]:
         return ()
     if not hasattr(model, "all_logits"):
         raise ConfigError(f"config.deep_supervision: {config.model.name} has one head only; leave it at False")
-    return losses.deep_supervision_weights(model.num_heads)
+    return losses.deep_supervision_weights(model.num_scales)
 
 
 def _stalled(record: RunRecord, patience: int) -> bool:

@@ -74,7 +74,7 @@ class Jax:
         mesh = sharding.make_mesh()
         sharding.check_batch_size("batch", args.batch, 1, mesh)
         tx = adamw(LEARNING_RATE, WEIGHT_DECAY)
-        heads = losses.deep_supervision_weights(model.num_heads) if hasattr(model, "all_logits") else ()
+        heads = losses.deep_supervision_weights(model.num_scales) if hasattr(model, "all_logits") else ()
         train = step.make_train_step(
             model,
             tx,

@@ -28,7 +28,7 @@ def get_config(argument: str = "sample"):
         compat="transunet",
     )
     config.image_mean = config.image_std = (0.5, 0.5, 0.5)
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 3e-4
     if lay_out(config, "transunet", argument) == "sample":
         config.model.update(
             width_factor=0.5,
@@ -41,5 +41,4 @@ def get_config(argument: str = "sample"):
             skip_channels=(256, 128, 32, 0),
         )
         config.epochs = 12
-        config.optimizer.learning_rate = 3e-4
     return config

@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Eight virtual CPU devices in every test process; tests that want fewer take a slice of them.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of the tests' time is compiling; networks this small need no optimised code.
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where there is a GPU: one GPU is not eight devices
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

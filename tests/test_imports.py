@@ -9,7 +9,8 @@ ABSENT = ("tensorflow", "tensorflow_datasets", "albumentations", "clu", "tensorb
 CORE = (
     "bcss_jax.models", "bcss_jax.losses", "bcss_jax.metrics", "bcss_jax.step", "bcss_jax.optimizer",
     "bcss_jax.sharding", "bcss_jax.checkpoint", "bcss_jax.pretrained", "bcss_jax.labels", "bcss_jax.errors",
-    "bcss_jax.config", "bcss_jax.summary", "benchmarks.train_step", "benchmarks.sample_difficulty",
+    "bcss_jax.config", "bcss_jax.summary", "bcss_jax.model_function", "bcss_jax.weight_files",
+    "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip
 
 BLOCKED = f"""

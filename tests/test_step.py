@@ -205,7 +205,7 @@ def test_batches_that_do_not_divide_are_refused_with_the_nearest():
 class Heads(nnx.Module):
     """An encoder with batch statistics, dropout, and a second head at half the resolution."""
 
-    num_heads = 2
+    num_scales = 2
 
     def __init__(self, rngs):
         self.encoder = nnx.Sequential(nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs))

@@ -1,0 +1,109 @@
+"""What every architecture must do in training: learn everywhere, in bfloat16, on many devices, in parts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bcss_jax import models, optimizer, sharding, step
+from bcss_jax.model_function import split_model
+from bcss_jax.models.densenet import DenseNet
+from bcss_jax.models.encoder_unet import EncoderUNet
+from bcss_jax.models.resnet import ResNet
+from bcss_jax.pretrained import load_torch_state, to_torch_state
+
+OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
+PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
+
+# Every architecture, small; the values are functions of the type of the arithmetic.
+SMALL = {
+    "unet": functools.partial(models.create, "unet", width=4, depth=2),
+    "dense_unet": functools.partial(
+        models.create, "dense_unet", growth=4, layers=(2, 2), bottleneck_layers=2, init_width=8
+    ),
+    "dense_unet_121": functools.partial(EncoderUNet, encoder=functools.partial(DenseNet, 4, (1, 2, 1, 1), 8)),
+    "unet_resnet34": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False)),
+    "unet_resnet101": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), True)),
+    "transunet": functools.partial(
+        models.create, "transunet", image_size=32, width_factor=0.5, resnet_layers=(1, 1, 1), hidden_size=16,
+        mlp_size=16, num_heads=2, num_layers=1, decoder_channels=(8, 8, 8, 8), skip_channels=(256, 128, 32, 0),
+    ),
+    "nnunet": functools.partial(models.create, "nnunet", **PLAN, n_conv_per_stage=1, n_conv_per_stage_decoder=1),
+    "nnunet_resenc": functools.partial(
+        models.create, "nnunet_resenc", **PLAN, n_blocks_per_stage=1, n_conv_per_stage_decoder=1
+    ),
+}  # fmt: skip
+NO_BATCH_STATISTICS = ("nnunet", "nnunet_resenc")
+every_architecture = pytest.mark.parametrize("name", SMALL)
+
+
+def build(name, dtype="float32"):
+    return SMALL[name](num_classes=3, dtype=jnp.dtype(dtype))
+
+
+def batch(n=8, size=32):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
+    # Truth that can be seen: bright is class 2.
+    labels = (1 + (images.mean(-1) > 128)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.1] = 0
+    return {"image": images, "label": labels}
+
+
+def start(model, mesh, tx):
+    _, params, rest = split_model(model)
+    state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    return sharding.place_replicated(state, mesh)
+
+
+def run(name, devices=1, steps=2, dtype="float32", **kwargs):
+    """Trained on one batch: the state before, the state after, the losses."""
+    model, mesh = build(name, dtype), sharding.make_mesh(jax.devices()[:devices])
+    # Not nnU-Net's own weights, of which the last is 0.
+    heads = tuple(0.5 ** (i + 1) for i in range(model.num_scales)) if hasattr(model, "all_logits") else ()
+    tx = optimizer.adamw(1e-2, weight_decay=0.0)
+    train_step = step.make_train_step(model, tx, mesh, deep_supervision=heads, **OBJECTIVE, **kwargs)
+    state, data, values = start(model, mesh, tx), sharding.place_batch(batch(), mesh), []
+    before = jax.tree.map(np.array, jax.device_get(state))
+    for _ in range(steps):
+        state, report = train_step(state, data["image"], data["label"])
+        values.append(float(report["loss"]))
+    return before, jax.device_get(state), values
+
+
+def test_every_model_is_here():
+    assert set(SMALL) | {"unet_resnet50"} == set(models.MODELS)
+
+
+@every_architecture
+def test_it_learns_with_every_parameter_in_both_precisions_and_on_many_devices(name):
+    before, after, values = run(name, steps=12)
+    assert values[-1] < 0.9 * values[0]
+    # Without weight decay a parameter that gets no gradient stays where it was.
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
+    assert not [jax.tree_util.keystr(path) for path, m in jax.tree.leaves_with_path(moved) if not m]
+
+    _, _, on_eight = run(name, devices=8)
+    np.testing.assert_allclose(on_eight, values[:2], rtol=2e-4)
+
+    _, state, rounded = run(name, steps=12, dtype="bfloat16")
+    assert rounded[-1] < 0.9 * rounded[0] and abs(rounded[0] - values[0]) < 0.05 * values[0]
+    assert all(p.dtype == np.float32 for p in jax.tree.leaves((state.params, state.rest)))
+
+
+@pytest.mark.parametrize("name", NO_BATCH_STATISTICS)
+def test_micro_batches_equal_the_whole_batch(name):
+    _, _, whole = run(name)
+    _, _, cut = run(name, micro_batches=4)
+    np.testing.assert_allclose(cut, whole, rtol=1e-4)
+
+
+@every_architecture
+def test_weights_survive_the_way_to_pytorchs_names_and_back(name):
+    one, other = build(name), SMALL[name](num_classes=3, seed=5)
+    load_torch_state(other, to_torch_state(one))
+    for a, b in zip(jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(other)), strict=True):
+        np.testing.assert_array_equal(a, b)
