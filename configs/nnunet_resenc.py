@@ -14,6 +14,7 @@ def get_config(argument: str = "sample"):
     """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
     config = default(
         "nnunet_resenc",
+        n_stages=6,
         features_per_stage=(32, 64, 128, 256, 512, 512),
         strides=((1, 1), (2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
         n_blocks_per_stage=(1, 3, 4, 6, 6, 6),

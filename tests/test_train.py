@@ -1,6 +1,7 @@
 """Whole runs of the command, as a user starts them: on tiny tiles, killed, resumed, stopped, on several devices."""
 
 import csv
+import hashlib
 import json
 import os
 import random
@@ -17,10 +18,17 @@ from conftest import ROOT
 from PIL import Image
 from tile_files import kaggle512
 
-SMALL = (
-    "--config.model.width=4", "--config.model.depth=2", "--config.batch_size=4", "--config.eval_batch_size=4",
-    "--config.epochs=3", "--config.optimizer.learning_rate=0.01", "--config.data.threads=1",
+SHORT = (
+    "--config.batch_size=4", "--config.eval_batch_size=4", "--config.epochs=3",
+    "--config.optimizer.learning_rate=0.01", "--config.data.threads=1",
 )  # fmt: skip
+SMALL = ("--config.model.width=4", "--config.model.depth=2", *SHORT)
+# Three resolutions of nnU-Net's network.
+PLAN = {
+    "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "n_conv_per_stage": (1, 1, 1),
+    "n_conv_per_stage_decoder": (1, 1), "n_stages": 3,
+}  # fmt: skip
+SMALL_NNUNET = (*(f"--config.model.{key}={value}" for key, value in PLAN.items()), *SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,15 @@ def command(tiles, tmp_path_factory):
     """Builds the command line and environment of a run in a work folder."""
     prepared, cache = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("compiled")
 
-    def build(workdir, *options, devices=1):
-        argv = [sys.executable, "-m", "bcss_jax.main", "--config=configs/unet.py:kaggle512", f"--workdir={workdir}"]
-        argv += [f"--config.data.dir={tiles}", f"--config.data.prepared_dir={prepared}", *SMALL, *options]
+    def build(workdir, *options, devices=1, system="unet", small=SMALL):
+        argv = [
+            sys.executable,
+            "-m",
+            "bcss_jax.main",
+            f"--config=configs/{system}.py:kaggle512",
+            f"--workdir={workdir}",
+        ]
+        argv += [f"--config.data.dir={tiles}", f"--config.data.prepared_dir={prepared}", *small, *options]
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(cache),  # the same program is started many times
@@ -273,6 +287,10 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(command, tmp_path):
         (["--config.model.name=resnet"], 2, "the models are"),
         (["--config.augment.flip=1"], 2, "config.augment.flip: there is no such setting"),
         (["--config.augment.blur=2"], 2, "blur"),
+        (["--config.pretrained=nowhere.npz"], 3, "nowhere.npz: there is no such file"),
+        (["--config.freeze_encoder_epochs=1"], 2, "unet has no encoder of its own"),
+        (["--config.deep_supervision=True"], 2, "one head only"),
+        (["--config.model.widht=4"], 2, "did you mean config.model.width"),
     ),
 )
 def test_mistakes_on_the_command_line_get_one_line(command, tmp_path, options, code, said):
@@ -340,3 +358,36 @@ def test_two_processes_train_together_and_match_one(command, tmp_path):
     codes, outputs = together(command, tmp_path / "two", *options, "--config.seed=5")
     assert codes == [2, 2]  # refused by all, not only by the process that looks
     assert "config.seed: 0 -> 5" in outputs[0][1] and "Traceback" not in outputs[1][1]
+
+
+def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
+    """nnU-Net's network, loss, optimizer and schedule besides."""
+    from bcss_jax import checkpoint, models
+    from bcss_jax.pretrained import to_torch_state
+
+    weights = to_torch_state(models.create("nnunet", **PLAN, num_classes=3, seed=7).encoder)
+    file = tmp_path / "weights.npz"
+    np.savez(file, **{f"module.{name}": array for name, array in weights.items()})
+    options = (f"--config.pretrained={file}", "--config.freeze_encoder_epochs=1", "--config.epochs=2")
+    nnunet = {"system": "nnunet", "small": SMALL_NNUNET}
+
+    first = run(command, tmp_path / "run", *options, "--config.epochs=1", **nnunet)
+    assert first.returncode == 0, first.stderr
+    assert f"{file}: {len(weights)} tensors into the encoder" in first.stdout
+    model, about = checkpoint.load_model(tmp_path / "run" / "checkpoints", "latest")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert about["pretrained"]["sha256"] == digest and about["pretrained"]["file"] == "weights.npz"
+    for name, array in to_torch_state(model.encoder).items():
+        np.testing.assert_array_equal(array, weights[name])
+
+    second = run(command, tmp_path / "two", *options, **nnunet)
+    assert second.returncode == 0, second.stderr
+    model, _ = checkpoint.load_model(tmp_path / "two" / "checkpoints", "latest")
+    assert any((array != weights[name]).any() for name, array in to_torch_state(model.encoder).items())
+    np.testing.assert_allclose(column(tmp_path / "two", "learning_rate"), [0.01, 0.01 * 0.5**0.9], rtol=1e-6)
+
+    file.unlink()  # what was read stands in the checkpoint
+    (tmp_path / "two" / "samples.png").unlink()
+    again = run(command, tmp_path / "two", *options, **nnunet)
+    assert again.returncode == 0, again.stderr
+    assert summary(tmp_path / "two")["pretrained"]["sha256"] == digest
