@@ -6,15 +6,24 @@ import inspect
 from flax import nnx
 
 from bcss_jax.errors import ConfigError
+from bcss_jax.models.dense_unet import DenseUNet
+from bcss_jax.models.densenet import densenet121
+from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
+from bcss_jax.models.resnet import resnet34, resnet50, resnet101
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
 
 MODELS = {
+    "dense_unet": DenseUNet,
+    "dense_unet_121": functools.partial(EncoderUNet, encoder=densenet121),
     "nnunet": PlainConvUNet,
     "nnunet_resenc": ResidualEncoderUNet,
     "transunet": TransUNet,
     "unet": UNet,
+    "unet_resnet34": functools.partial(EncoderUNet, encoder=resnet34),
+    "unet_resnet50": functools.partial(EncoderUNet, encoder=resnet50),
+    "unet_resnet101": functools.partial(EncoderUNet, encoder=resnet101),
 }
 
 

@@ -1,6 +1,7 @@
 """Normalisation layers. Maps are (N, H, W, C); statistics are float32 whatever the type of the maps."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,26 @@ from flax import nnx
 from jax import lax
 
 from bcss_jax.models.torch_layout import SAME, TorchEntries
+
+
+class Measured(NamedTuple):
+    """A map, and the mean and biased variance of its channels over N, H and W: one measurement for several `BatchNorm`s."""
+
+    values: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+
+def measure(x: jax.Array) -> Measured:
+    """(N, H, W, C) with its statistics (C,), which are float32."""
+    xf = x.astype(jnp.float32)
+    mean = xf.mean((0, 1, 2))
+    return Measured(x, mean, jnp.maximum((xf * xf).mean((0, 1, 2)) - mean * mean, 0))
+
+
+def join(*maps: Measured) -> Measured:
+    """Maps (N, H, W, C1), (N, H, W, C2), ... as one, concatenated over channels."""
+    return Measured(*(jnp.concatenate(values, axis=-1) for values in zip(*maps, strict=True)))
 
 
 class BatchNorm(nnx.Module):
@@ -27,20 +48,29 @@ class BatchNorm(nnx.Module):
         self.relu = relu
         self.use_running_average = False
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, C) -> the same shape and type; in training the running statistics are updated."""
+    def __call__(self, *maps: jax.Array | Measured) -> jax.Array:
+        """Maps (N, H, W, C1), (N, H, W, C2), ..., read as if concatenated over channels -> (N, H, W, C), of their type.
+
+        In training the running statistics are updated.
+        """
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            xf = x.astype(jnp.float32)
-            mean = xf.mean((0, 1, 2))
-            var = jnp.maximum((xf * xf).mean((0, 1, 2)) - mean * mean, 0)
-            count = x.size // x.shape[-1]
+            maps = [m if isinstance(m, Measured) else measure(m) for m in maps]
+            mean, var = jnp.concatenate([m.mean for m in maps]), jnp.concatenate([m.var for m in maps])
+            count = maps[0].values.size // maps[0].values.shape[-1]
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
             self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / max(count - 1, 1))
         a = self.scale[...] * lax.rsqrt(var + 1e-5)
-        y = ((x.astype(jnp.float32) - mean) * a + self.bias[...]).astype(x.dtype)
-        return jax.nn.relu(y) if self.relu else y
+        # Map by map, so that the maps themselves are never joined: that would be one more large array for the gradient.
+        parts, first = [], 0
+        for m in maps:
+            x = m.values if isinstance(m, Measured) else m
+            own = slice(first, first + x.shape[-1])
+            y = ((x.astype(jnp.float32) - mean[own]) * a[own] + self.bias[own]).astype(x.dtype)
+            parts.append(jax.nn.relu(y) if self.relu else y)
+            first = own.stop
+        return jnp.concatenate(parts, axis=-1)
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `torch.nn.BatchNorm2d`."""

@@ -1,0 +1,113 @@
+"""DenseNet as an encoder: five feature maps in place of a classifier.
+
+Source: Huang et al. 2016 (arXiv:1608.06993) in the form of torchvision, whose ImageNet weights load through
+`bcss_jax.pretrained`. Which maps are the features is as in segmentation_models_pytorch.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+from flax.typing import Dtype
+
+from bcss_jax.models import initial, layers, norms, resampling
+from bcss_jax.models.dense_block import DenseBlock
+from bcss_jax.models.torch_layout import TorchEntries, prefixed
+
+BOTTLENECK = 4
+
+
+def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
+    return layers.Conv(inputs, outputs, size, use_bias=False, init=initial.kaiming_normal, **kwargs)
+
+
+class DenseLayer(nnx.Module):
+    """Twice (BatchNorm, ReLU, convolution): 1x1 to four times the growth, then 3x3 to the growth."""
+
+    def __init__(self, inputs: int, growth: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Channels in (all maps together) and out."""
+        self.norm1 = norms.BatchNorm(inputs, relu=True)
+        self.conv1 = _conv(inputs, BOTTLENECK * growth, 1, dtype=dtype, rngs=rngs)
+        self.norm2 = norms.BatchNorm(BOTTLENECK * growth, relu=True)
+        self.conv2 = _conv(BOTTLENECK * growth, growth, 3, dtype=dtype, rngs=rngs)
+
+    def __call__(self, *maps: norms.Measured) -> jax.Array:
+        """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, growth)."""
+        return self.conv2(self.norm2(self.conv1(self.norm1(*maps))))
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in torchvision's `_DenseLayer`."""
+        parts = {"norm1": self.norm1, "conv1": self.conv1, "norm2": self.norm2, "conv2": self.conv2}
+        return {
+            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
+        }
+
+
+class DenseNet(nnx.Module):
+    """DenseNet without its classifier: dense blocks, and between them a 1x1 convolution to half the channels and a mean.
+
+    Convolutions start normal with variance 2 / fan_in, scales of the norms at 1.
+
+    Attributes:
+      channels: of the five feature maps.
+    """
+
+    def __init__(
+        self,
+        growth: int,
+        block_layers: tuple[int, int, int, int],
+        init_width: int,
+        in_channels: int,
+        *,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Channels each layer adds, layers of each dense block, channels before the first, channels of the images."""
+        self.blocks = len(block_layers)
+        self.conv0 = _conv(in_channels, init_width, 7, stride=2, dtype=dtype, rngs=rngs)
+        self.norm0 = norms.BatchNorm(init_width, relu=True)
+        self.channels = (init_width,)
+        inputs = init_width
+        for i, num_layers in enumerate(block_layers, 1):
+            block = DenseBlock(inputs, growth, num_layers, DenseLayer, joined=True, dtype=dtype, rngs=rngs)
+            setattr(self, f"block{i}", block)
+            setattr(self, f"norm{i}", norms.BatchNorm(block.outputs, relu=i < self.blocks))
+            if i < self.blocks:
+                inputs = block.outputs // 2
+                setattr(self, f"conv{i}", _conv(block.outputs, inputs, 1, dtype=dtype, rngs=rngs))
+            self.channels += (block.outputs,)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        """(N, H, W, in_channels) -> features (N, H', W', channels) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size.
+
+        The first two sizes are rounded up, the others down. All features are behind a norm, and all but the last
+        behind its ReLU.
+        """
+        x = self.norm0(self.conv0(images))
+        features = [x]
+        x = resampling.max_pool_3x3(x)
+        for i in range(1, self.blocks + 1):
+            x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.measure(x)))
+            features.append(x)
+            if i < self.blocks:
+                # The reference convolves, then takes the mean. The order does not matter, and this is a quarter of the work.
+                x = getattr(self, f"conv{i}")(resampling.avg_pool(x, (2, 2)))
+        return tuple(features)
+
+    def torch_entries(self) -> TorchEntries:
+        """Names as in torchvision's `DenseNet`, without `classifier`."""
+        parts = {"conv0": self.conv0, "norm0": self.norm0}
+        for i in range(1, self.blocks + 1):
+            parts[f"denseblock{i}"] = getattr(self, f"block{i}")
+            if i < self.blocks:
+                parts[f"transition{i}.norm"] = getattr(self, f"norm{i}")
+                parts[f"transition{i}.conv"] = getattr(self, f"conv{i}")
+        parts["norm5"] = getattr(self, f"norm{self.blocks}")
+        return {
+            name: entry
+            for key, part in parts.items()
+            for name, entry in prefixed(f"features.{key}", part.torch_entries()).items()
+        }
+
+
+densenet121 = functools.partial(DenseNet, 32, (6, 12, 24, 16), 64)
