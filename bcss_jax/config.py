@@ -138,6 +138,18 @@ def lay_out(config: ConfigDict, system: str, argument: str, *, few_rate: float |
     return layout
 
 
+def train_as_nnunet(config: ConfigDict) -> None:
+    """nnU-Net's deep supervision, optimizer and schedule (SGD with Nesterov momentum, (1 - epoch / epochs)^0.9)."""
+    config.deep_supervision = True
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.weight_decay = 3e-5
+    config.optimizer.momentum = 0.99
+    config.optimizer.clip_norm = 12.0
+    config.schedule = "poly"
+    config.early_stopping = 0
+
+
 def validate(config: ConfigDict) -> None:
     """Checks names, ranges and combinations.
 

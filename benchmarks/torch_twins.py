@@ -2,6 +2,8 @@
 
 import torch
 
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # what is defined in it goes when it does
+
 
 def build(model: str, num_classes: int, **kwargs) -> torch.nn.Module:
     """The twin of `bcss_jax.models.create(model, num_classes=num_classes, **kwargs)`, with random weights.
@@ -63,6 +65,5 @@ def _let_torchvision_in() -> None:
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -3,17 +3,20 @@
     python -m bcss_jax.main --config=configs/dense_unet.py                the built-in sample, minutes on two cores
     python -m bcss_jax.main --config=configs/dense_unet.py:kaggle224 --config.data.dir=FOLDER
 
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles.
+After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles, for which
+the network is narrower too.
 """
 
 from bcss_jax.config import default, lay_out
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
+    """The recipe on a layout; the sample and few tiles get a smaller network and batch so that a laptop's CPU is enough."""
     config = default("dense_unet", growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5)
-    if lay_out(config, "dense_unet", argument, few_rate=1e-3) == "sample":
-        config.model.update(growth=12, init_width=16)
+    layout = lay_out(config, "dense_unet", argument, few_rate=1e-3)
+    if layout == "sample":
         config.epochs = 12
         config.optimizer.learning_rate = 1e-3
+    if layout == "sample" or argument.endswith(",few"):
+        config.model.update(growth=12, init_width=24)  # an eighth of the work
     return config

@@ -7,7 +7,7 @@ After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a 
 SGD with Nesterov momentum, learning rate falling as (1 - epoch / epochs)^0.9; augmentation and epochs are the recipe's.
 """
 
-from bcss_jax.config import default, lay_out
+from bcss_jax.config import default, lay_out, train_as_nnunet
 
 
 def get_config(argument: str = "sample"):
@@ -20,16 +20,8 @@ def get_config(argument: str = "sample"):
         n_conv_per_stage=(2, 2, 2, 2, 2, 2),
         n_conv_per_stage_decoder=(2, 2, 2, 2, 2),
     )
-    config.deep_supervision = True
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 1e-2
-    config.optimizer.weight_decay = 3e-5
-    config.optimizer.momentum = 0.99
-    config.optimizer.clip_norm = 12.0
-    config.schedule = "poly"
-    config.early_stopping = 0
+    train_as_nnunet(config)
     if lay_out(config, "nnunet", argument) == "sample":
         config.model.features_per_stage = (16, 32, 64, 128, 128, 128)
         config.epochs = 12
-        config.optimizer.learning_rate = 1e-2
     return config

@@ -29,7 +29,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.models import initial, norms, resampling
 from bcss_jax.models.dense_block import DenseBlock
 from bcss_jax.models.layers import Conv, ConvTranspose
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 
 class NormConv(nnx.Module):
@@ -164,6 +164,4 @@ class DenseUNet(nnx.Module):
             parts[f"up{step}.block"] = getattr(self, f"up{step}")
             parts[f"up{step}.transition"] = getattr(self, f"up{step}_transition")
         parts |= {"norm": self.norm, "head": self.head}
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)

@@ -12,7 +12,7 @@ from flax.typing import Dtype
 
 from bcss_jax.models import initial, layers, norms, resampling
 from bcss_jax.models.dense_block import DenseBlock
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 BOTTLENECK = 4
 
@@ -38,9 +38,7 @@ class DenseLayer(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in torchvision's `_DenseLayer`."""
         parts = {"norm1": self.norm1, "conv1": self.conv1, "norm2": self.norm2, "conv2": self.conv2}
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)
 
 
 class DenseNet(nnx.Module):

@@ -14,7 +14,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import initial, layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 SMALLEST = 32
@@ -39,9 +39,7 @@ class DecoderBlock(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in smp's `UnetDecoderBlock`."""
         parts = {"conv1.0": self.conv1, "conv1.1": self.norm1, "conv2.0": self.conv2, "conv2.1": self.norm2}
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)
 
 
 class EncoderUNet(nnx.Module):

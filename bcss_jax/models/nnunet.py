@@ -19,7 +19,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import initial, layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 Pair = tuple[int, int]
 PerStage = int | Sequence[int]
@@ -65,7 +65,7 @@ class ConvNorm(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in `ConvDropoutNormReLU`, which holds each layer twice."""
         parts = {"conv": self.conv, "norm": self.norm, "all_modules.0": self.conv, "all_modules.1": self.norm}
-        return _entries(parts)
+        return entries_of(parts)
 
 
 class ConvStack(nnx.Module):
@@ -101,7 +101,7 @@ class ConvStack(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `StackedConvBlocks`."""
-        return _entries({f"convs.{i}": conv for i, conv in enumerate(self.convs)})
+        return entries_of({f"convs.{i}": conv for i, conv in enumerate(self.convs)})
 
 
 class ResidualBlock(nnx.Module):
@@ -130,7 +130,7 @@ class ResidualBlock(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `BasicBlockD`, where the pooling counts as the first module of the way around."""
-        entries = _entries({"conv1": self.conv1, "conv2": self.conv2})
+        entries = entries_of({"conv1": self.conv1, "conv2": self.conv2})
         if self.skip is None:
             return entries
         return entries | prefixed(f"skip.{int(self.stride != (1, 1))}", self.skip.torch_entries())
@@ -177,7 +177,7 @@ class PlainEncoder(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `PlainConvEncoder`."""
-        return _entries({f"stages.{s}.0": stage for s, stage in enumerate(self.stages)})
+        return entries_of({f"stages.{s}.0": stage for s, stage in enumerate(self.stages)})
 
 
 class ResidualEncoder(nnx.Module):
@@ -221,7 +221,7 @@ class ResidualEncoder(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in the reference's `ResidualEncoder`."""
         blocks = {f"stages.{s}.blocks.{b}": block for s, row in enumerate(self.stages) for b, block in enumerate(row)}
-        return _entries({"stem": self.stem} | blocks)
+        return entries_of({"stem": self.stem} | blocks)
 
 
 class Decoder(nnx.Module):
@@ -265,7 +265,7 @@ class Decoder(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in `UNetDecoder`, but for the encoder that it holds as well."""
         lists = {"stages": self.stages, "transpconvs": self.transpconvs, "seg_layers": self.seg_layers}
-        return _entries({f"{name}.{s}": part for name, parts in lists.items() for s, part in enumerate(parts)})
+        return entries_of({f"{name}.{s}": part for name, parts in lists.items() for s, part in enumerate(parts)})
 
 
 class _NnUNet(nnx.Module):
@@ -495,11 +495,6 @@ def _check_fixed(kwargs, taken):
 def _class_name(path):
     """`Conv2d` for "torch.nn.modules.conv.Conv2d"."""
     return path.rpartition(".")[2] if isinstance(path, str) else path
-
-
-def _entries(parts: dict[str, nnx.Module]) -> TorchEntries:
-    """Entries of all parts, each under its prefix."""
-    return {name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()}
 
 
 def _total_stride(stages):

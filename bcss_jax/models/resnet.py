@@ -12,7 +12,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models import initial, layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 
 def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
@@ -61,9 +61,7 @@ class Block(nnx.Module):
             parts |= {f"conv{i}": getattr(self, f"conv{i}"), f"bn{i}": getattr(self, f"norm{i}")}
         if self.projects:
             parts |= {"downsample.0": self.projection, "downsample.1": self.projection_norm}
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)
 
 
 class ResNet(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models import layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 GROUPS = 32
 
@@ -72,9 +72,7 @@ class Unit(nnx.Module):
         }
         if self.projects:
             parts |= {"downsample": self.projection, "gn_proj": self.projection_norm}
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)
 
 
 class ResNetV2(nnx.Module):

@@ -44,3 +44,8 @@ TorchEntries = dict[str, tuple[nnx.Variable, TorchLayout]]
 def prefixed(prefix: str, entries: TorchEntries) -> TorchEntries:
     """The entries with `prefix` and a dot before their names."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}
+
+
+def entries_of(parts: dict[str, nnx.Module]) -> TorchEntries:
+    """The entries of several modules, each behind its name and a dot."""
+    return {name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()}

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models import initial, layers, norms
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 
 class Attention(nnx.Module):
@@ -33,9 +33,7 @@ class Attention(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in TransUNet's `Attention`."""
         parts = {"query": self.query, "key": self.key, "value": self.value, "out": self.out}
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)
 
 
 class Block(nnx.Module):
@@ -80,9 +78,7 @@ class Block(nnx.Module):
             "ffn.fc1": self.dense1,
             "ffn.fc2": self.dense2,
         }
-        return {
-            name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()
-        }
+        return entries_of(parts)
 
 
 class Transformer(nnx.Module):
