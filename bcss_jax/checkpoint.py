@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
-from bcss_jax.errors import DataError, StorageError
+from bcss_jax.errors import DataError, StorageError, first_line
 from bcss_jax.sharding import make_mesh, replicated
 from bcss_jax.step import TrainState
 
@@ -107,7 +107,7 @@ class Checkpoints:
             yield
         except Exception as error:  # tensorstore reports a full disk as ValueError, the file system as OSError
             raise StorageError(
-                f"{self.folder}: checkpoint not saved ({_first_line(error)}); the one before it is kept"
+                f"{self.folder}: checkpoint not saved ({first_line(error)}); the one before it is kept"
             ) from error
 
     def steps(self) -> list[int]:
@@ -137,7 +137,7 @@ class Checkpoints:
             except DataError:
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
-                log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), _first_line(error))
+                log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), first_line(error))
                 continue
             newer = steps[steps.index(step) + 1 :]
             if newer:  # out of the way, or the run could not save under that step again
@@ -205,7 +205,7 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
     except DataError:
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
-        raise DataError(f"{folder}/{step}: checkpoint cannot be read ({_first_line(error)})") from error
+        raise DataError(f"{folder}/{step}: checkpoint cannot be read ({first_line(error)})") from error
     return Trained(params, rest, about, step)
 
 
@@ -281,8 +281,3 @@ def _metrics(step_folder: Path) -> dict:
 
 def _improved_at(metrics: dict) -> float:
     return float(metrics.get("improved_at", -1))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

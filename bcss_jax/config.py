@@ -5,7 +5,9 @@ read a config; everything below gets plain arguments.
 """
 
 import difflib
+import json
 import math
+import numbers
 
 from ml_collections import ConfigDict
 
@@ -176,7 +178,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(f"config.optimizer.momentum={config.optimizer.momentum}: must be from 0 to below 1")
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
         values = _get(config, field)
-        if len(values) != 3 or not all(low <= value <= 1 for value in values):
+        if len(values) != 3 or not all(isinstance(value, numbers.Real) and low <= value <= 1 for value in values):
             raise ConfigError(
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
@@ -229,15 +231,22 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     lines, defaults = [], default().to_dict()
     if prefix == "model." and new["name"] in models.MODELS:
         defaults["model"] = models.defaults(new["name"])
+    defaults = _as_json(defaults)
     for part in prefix.split(".")[:-1]:
         defaults = defaults.get(part, {})
     for key in sorted(old.keys() | new.keys()):
-        field, a, b = prefix + key, old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")
+        a, b = (_as_json(value) for value in (old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")))
+        field = prefix + key
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, field + ".")
         elif a != b and field not in RUNTIME_FIELDS:
             lines.append(f"config.{field}: {a} -> {b}")
     return lines
+
+
+def _as_json(value):
+    """With lists where there are tuples: a run's config comes back from a file."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _get(config, field):

@@ -3,6 +3,8 @@
 Entry points print the message without a traceback (`--debug` shows it) and exit with `exit_code`.
 """
 
+import re
+
 
 class UserError(Exception):
     """Base of all errors that are the caller's to mend. The message is one line and says what to do."""
@@ -38,3 +40,9 @@ class Preempted(UserError):
     """The run was asked to stop, has saved, and goes on when the same command is run again."""
 
     exit_code = 75  # os.EX_TEMPFAIL
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, cut to one short line without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -18,7 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bcss_jax import dataset, figures, labels, losses, metrics, models
+from bcss_jax import dataset, figures, labels, losses, metrics, models, sample
 from bcss_jax.augment import Augmentation
 from bcss_jax.checkpoint import Checkpoints, load_trained
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
@@ -60,6 +60,9 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)
     check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, mesh)
     model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
+    side = {"sample": sample.SIZE, "roi": config.data.patch_size}.get(config.data.layout)
+    if side:  # of the other layouts the size shows when they are read
+        jax.eval_shape(model, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
     tx, schedule = _optimizer(config, model), _schedule(config)
     objective = {
         "num_classes": scheme.num_classes,

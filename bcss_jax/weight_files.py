@@ -1,22 +1,24 @@
 """Reads files of weights: safetensors, npz and, where PyTorch is installed, .pth. Nothing is unpickled freely."""
 
+import _codecs
 import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
-import zipfile
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, first_line
 
 # Before 2.10 a crafted file could run code through `weights_only=True` as well (GHSA-63cw-57p8-fm3p).
 _TORCH_AT_LEAST = (2, 10)
 _PTH = (".pth", ".pt", ".bin", ".tar")
 # Where training programs put the weights inside of what they save; nnU-Net uses the last.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights")
+# What stands among the weights and is none: the label values that milesial's U-Net keeps there.
+_NO_WEIGHTS = ("mask_values",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,38 +48,40 @@ def read(path: Path) -> WeightFile:
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"{path}: there is no such file of weights")
-    if path.suffix == ".safetensors":
-        arrays = _read_safetensors(path)
+    if path.suffix in _PTH:
+        read_arrays, what = _read_torch, "PyTorch's weights-only loader, so damaged or more than weights"
+        _check_torch(path)
+    elif path.suffix == ".safetensors":
+        read_arrays, what = _read_safetensors, "the safetensors reader, so damaged"
     elif path.suffix == ".npz":
-        arrays = _read_npz(path)
-    elif path.suffix in _PTH:
-        arrays = _read_torch(path)
+        read_arrays, what = (
+            _read_npz,
+            "NumPy's reader, so damaged or more than plain arrays (objects are never unpickled)",
+        )
     else:
         raise ConfigError(f"{path}: unknown kind of weights; expected .safetensors, .npz or .pth")
+    try:
+        arrays = {name: _as_float32(name, array) for name, array in read_arrays(path).items()}
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged file makes these libraries raise errors of a dozen kinds
+        raise DataError(f"{path}: refused by {what} ({first_line(error)})") from error
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return WeightFile({name: _as_float32(array) for name, array in arrays.items()}, sha256)
+    return WeightFile(arrays, sha256)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="flax") as file:  # through jax, which knows bfloat16
-            return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not readable as safetensors ({error}); download it again") from error
+    with safe_open(path, framework="flax") as file:  # through jax, which knows bfloat16
+        return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not readable as an npz of plain arrays ({_first_line(error)}); pickled objects are refused"
-        ) from error
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _check_torch(path: Path) -> None:
     convert = "or convert the file to safetensors where PyTorch is"
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"{path}: .pth needs PyTorch: pip install 'torch>=2.10', {convert}")
@@ -86,34 +90,43 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise ConfigError(
             f"{path}: .pth needs torch >= 2.10, found {version}, whose loader is not safe; update it, {convert}"
         )
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
     import torch
 
-    try:
+    # Plain numbers of NumPy, which training programs keep beside the weights (nnU-Net its scores); they run no code.
+    scalar = np._core.multiarray.scalar
+    numbers = [
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)),
+        _codecs.encode,
+    ]
+    with torch.serialization.safe_globals([scalar, (scalar, "numpy.core.multiarray.scalar"), *numbers]):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # many kinds: UnpicklingError, RuntimeError, EOFError, OSError
-        raise DataError(
-            f"{path}: refused by PyTorch's weights-only loader, so damaged or more than weights ({_first_line(error)})"
-        ) from error
     for name in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
             break
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+        raise DataError(f"expected a dictionary of tensors, found {type(content).__name__}")
+    content = {str(name): value for name, value in content.items() if name not in _NO_WEIGHTS}
+    others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise DataError(f"{path}: expected tensors only, found others under {', '.join(others[:10])}")
-    return {str(name): _torch_array(tensor) for name, tensor in content.items()}
+        raise DataError(f"expected tensors only, found others under {', '.join(others[:10])}")
+    return {name: _torch_array(tensor.detach()) for name, tensor in content.items()}
 
 
 def _torch_array(tensor) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype.kind in "iub" else np.asarray(array, np.float32)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def _as_float32(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind in "iub":
+        return array
+    if array.dtype.kind not in "fV" or array.dtype.names:  # V: bfloat16 and its like
+        raise DataError(f"{name} holds {array.dtype}, expected numbers")
+    array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} holds values that are not finite; these weights are of no use")
+    return array

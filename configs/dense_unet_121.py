@@ -16,5 +16,4 @@ def get_config(argument: str = "sample"):
     config.optimizer.learning_rate = 1e-3
     if lay_out(config, "dense_unet_121", argument) == "sample":
         config.epochs = 8
-        config.optimizer.learning_rate = 1e-3
     return config

@@ -3,6 +3,7 @@
     python -m bcss_jax.main --config=configs/transunet.py                the built-in sample, minutes on two cores
     python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=R50+ViT-B_16.npz
 
+The network is built for one size of images: 224, with kaggle512 512, for others set --config.model.image_size.
 After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Images are centred on 0.5 as the
 weights of Google's ViT expect. The published CT recipe was SGD; here AdamW as for the others, with a lower learning rate:
 5e-3 is far above what transformers bear.
@@ -29,7 +30,10 @@ def get_config(argument: str = "sample"):
     )
     config.image_mean = config.image_std = (0.5, 0.5, 0.5)
     config.optimizer.learning_rate = 3e-4
-    if lay_out(config, "transunet", argument) == "sample":
+    layout = lay_out(config, "transunet", argument)
+    if layout == "kaggle512":
+        config.model.image_size = 512
+    if layout == "sample":
         config.model.update(
             width_factor=0.5,
             resnet_layers=(2, 2, 2),

@@ -4,18 +4,17 @@
     python -m bcss_jax.main --config=configs/unet_resnet101.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=resnet101.pth
 
 After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained
-weights of the encoder are optional; --config.model.name=unet_resnet50 or unet_resnet34 takes a smaller one.
+weights of the encoder are optional; --config.model.name=unet_resnet50 or unet_resnet34
+takes a smaller one (with a --workdir of its own).
 """
 
 from bcss_jax.config import default, lay_out
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller encoder (ResNet-34) and batch so that a laptop's CPU is enough."""
+    """The recipe on a layout; the sample gets a smaller batch and fewer epochs so that a laptop's CPU is enough."""
     config = default("unet_resnet101")
     config.optimizer.learning_rate = 1e-3
     if lay_out(config, "unet_resnet101", argument) == "sample":
-        config.model.name = "unet_resnet34"
-        config.epochs = 10
-        config.optimizer.learning_rate = 1e-3
+        config.epochs = 6
     return config

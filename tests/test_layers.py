@@ -95,3 +95,11 @@ def test_batch_norm_statistics_are_float32_and_the_running_variance_unbiased():
     layer.eval()
     layer(x)
     np.testing.assert_array_equal(layer.mean[...], before)
+
+
+@pytest.mark.parametrize("mean", (10, 100, 1000))
+def test_batch_norm_of_maps_far_from_zero(mean):
+    x = mean + normal(0, 4, 16, 16, 5)
+    values = np.asarray(x, np.float64)
+    expected = (values - values.mean((0, 1, 2))) / np.sqrt(values.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(norms.BatchNorm(5, relu=False)(x), expected, atol=2e-6 * mean)

@@ -86,7 +86,7 @@ def test_a_malicious_pickle_is_refused_without_being_run(tmp_path, name):
 def test_a_pickle_under_another_name_is_refused_without_being_run(tmp_path, name):
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps(Canary(canary)))
-    with pytest.raises(DataError, match="not readable"):
+    with pytest.raises(DataError, match="refused by"):
         weight_files.read(tmp_path / name)
     assert not canary.exists()
 
@@ -95,7 +95,7 @@ def test_an_npz_of_objects_is_refused_without_being_run(tmp_path):
     canary = tmp_path / "canary"
     np.savez(tmp_path / "w.npz", trap=np.array([Canary(canary)], object))
     assert not canary.exists()  # written without being read
-    with pytest.raises(DataError, match="pickled objects are refused"):
+    with pytest.raises(DataError, match="objects are never unpickled"):
         weight_files.read(tmp_path / "w.npz")
     assert not canary.exists()
 
@@ -112,7 +112,7 @@ def test_truncated_files(tmp_path, share):
     for name in ("w.npz", "w.safetensors"):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: int(share * len(content))])
-        with pytest.raises(DataError, match="not readable"):
+        with pytest.raises(DataError, match="refused by"):
             weight_files.read(tmp_path / name)
 
 
@@ -143,3 +143,64 @@ def test_pth_without_a_safe_pytorch(tmp_path, monkeypatch, version, said):
     monkeypatch.setattr(weight_files.importlib.metadata, "version", lambda name: version)
     with pytest.raises(ConfigError, match=said):
         weight_files.read(tmp_path / "w.pth")
+
+
+def test_pth_without_pytorch_is_not_opened(tmp_path, monkeypatch):
+    canary = tmp_path / "canary"
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Canary(canary)))
+    monkeypatch.setattr(weight_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs PyTorch"):
+        weight_files.read(tmp_path / "w.pth")
+    assert not canary.exists()
+
+
+@needs_torch
+def test_a_checkpoint_of_nnunets_kind_with_numpys_numbers(tmp_path):
+    import torch
+
+    state = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in ARRAYS.items() if value.ndim}
+    scores = {"_best_ema": np.float64(0.5), "logging": {"dice": [np.float32(0.1), np.int64(3), float("nan")]}}
+    torch.save({"network_weights": state, **scores, "trainer_name": "nnUNetTrainer"}, tmp_path / "checkpoint_final.pth")
+    arrays = weight_files.read(tmp_path / "checkpoint_final.pth").arrays
+    assert_arrays(arrays, {name: value for name, value in ARRAYS.items() if value.ndim})
+
+
+@needs_torch
+def test_the_label_values_in_milesials_files_are_no_weights(tmp_path):
+    import torch
+
+    torch.save({"w": torch.ones(2), "mask_values": [0, 1]}, tmp_path / "w.pth")
+    assert_arrays(weight_files.read(tmp_path / "w.pth").arrays, {"w": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "array", (np.array(["a"]), np.array([1j]), np.array(["2020-01-01"], "M8[D]"), np.array([np.nan]))
+)
+def test_what_are_no_finite_numbers(tmp_path, array):
+    np.savez(tmp_path / "w.npz", w=array)
+    with pytest.raises(DataError, match="w.npz: w holds"):
+        weight_files.read(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("kind", ("npz", "compressed npz", "safetensors", "pth"))
+def test_damaged_anywhere_a_file_is_read_or_refused(tmp_path, kind):
+    path = tmp_path / f"w.{kind.split()[-1]}"
+    if kind == "pth":
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        torch.save({"w": torch.arange(50.0)}, path)
+    elif kind == "safetensors":
+        save_file({"w": jnp.arange(50.0)}, path)
+    else:
+        (np.savez if kind == "npz" else np.savez_compressed)(path, w=np.arange(50.0))
+    content, random, refused = path.read_bytes(), np.random.RandomState(0), 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in random.randint(0, len(content), 3):
+            damaged[place] ^= 1 << random.randint(8)
+        path.write_bytes(damaged)
+        try:
+            weight_files.read(path)
+        except DataError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 10

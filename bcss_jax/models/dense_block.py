@@ -10,7 +10,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models import norms
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of
 
 
 class DenseBlock(nnx.Module):
@@ -58,8 +58,4 @@ class DenseBlock(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names as in torchvision's `_DenseBlock`."""
-        return {
-            name: entry
-            for i in range(1, self.num_layers + 1)
-            for name, entry in prefixed(f"denselayer{i}", getattr(self, f"layer{i}").torch_entries()).items()
-        }
+        return entries_of({f"denselayer{i}": getattr(self, f"layer{i}") for i in range(1, self.num_layers + 1)})

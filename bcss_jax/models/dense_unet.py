@@ -18,8 +18,6 @@ No code of the authors was found. What else a network needs is this project's ch
   that would take it out. There is no dropout.
 """
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +25,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import initial, norms, resampling
+from bcss_jax.models.arguments import check_counts, check_counts_in, check_share
 from bcss_jax.models.dense_block import DenseBlock
 from bcss_jax.models.layers import Conv, ConvTranspose
 from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
@@ -87,20 +86,16 @@ class DenseUNet(nnx.Module):
         Raises:
           ConfigError: a number is not positive, or the compression above 1.
         """
-        given = dict(
+        check_counts(
+            "dense_unet",
             num_classes=num_classes,
             growth=growth,
             bottleneck_layers=bottleneck_layers,
             init_width=init_width,
             in_channels=in_channels,
         )
-        for name, value in given.items():
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ConfigError(f"dense_unet: {name} must be a positive integer, not {value!r}")
-        if not layers or not all(isinstance(count, numbers.Integral) and count > 0 for count in layers):
-            raise ConfigError(f"dense_unet: layers must be positive integers, one or more, not {layers!r}")
-        if not 0 < compression <= 1:
-            raise ConfigError(f"dense_unet: compression must be above 0 and at most 1, not {compression!r}")
+        check_counts_in("dense_unet", None, layers=layers)
+        check_share("dense_unet", zero=False, one=True, compression=compression)
 
         common = dict(dtype=dtype, rngs=nnx.Rngs(seed))
         self.depth, self.dtype = len(layers), dtype

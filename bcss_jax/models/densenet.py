@@ -101,11 +101,7 @@ class DenseNet(nnx.Module):
                 parts[f"transition{i}.norm"] = getattr(self, f"norm{i}")
                 parts[f"transition{i}.conv"] = getattr(self, f"conv{i}")
         parts["norm5"] = getattr(self, f"norm{self.blocks}")
-        return {
-            name: entry
-            for key, part in parts.items()
-            for name, entry in prefixed(f"features.{key}", part.torch_entries()).items()
-        }
+        return prefixed("features", entries_of(parts))
 
 
 densenet121 = functools.partial(DenseNet, 32, (6, 12, 24, 16), 64)

@@ -4,7 +4,6 @@ Source: segmentation_models_pytorch 0.6.0 (github.com/qubvel-org/segmentation_mo
 through `bcss_jax.pretrained`: nearest-neighbour upsampling, upsampled map before the skip, no skip at full resolution.
 """
 
-import numbers
 from collections.abc import Callable
 
 import jax
@@ -14,6 +13,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import initial, layers, norms, resampling
+from bcss_jax.models.arguments import check_counts
 from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
@@ -74,9 +74,7 @@ class EncoderUNet(nnx.Module):
         Raises:
           ConfigError: a number is not positive.
         """
-        for name, value in dict(num_classes=num_classes, in_channels=in_channels).items():
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ConfigError(f"encoder_unet: {name} must be a positive integer, not {value!r}")
+        check_counts("encoder_unet", num_classes=num_classes, in_channels=in_channels)
         rngs = nnx.Rngs(seed)
         self.encoder = encoder(in_channels, dtype=dtype, rngs=rngs)
         self.dtype = dtype

@@ -74,6 +74,8 @@ def _in_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
         return array.reshape(-1)  # GroupNorm's are (1, 1, 1, C), the attention's biases (heads, features)
     if array.ndim == 4:
         return CONV.to_torch(array)
+    if array.ndim < 2:
+        return array  # no such kernel: the loader says so
     # A matrix, its inputs or outputs split over the heads in attention.
     inputs_split = name.endswith("/out/kernel")
     matrix = array.reshape(-1, array.shape[-1]) if inputs_split else array.reshape(array.shape[0], -1)
@@ -85,9 +87,9 @@ def _resized(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
     Linear between the places of the old grid, whose corners stay corners, as in TransUNet.
     """
-    tokens = table.shape[1]
+    tokens = table.shape[1] if table.ndim == 3 else 0
     side = math.isqrt(tokens)
-    if side * side not in (tokens, tokens - 1):
+    if side == 0 or side * side not in (tokens, tokens - 1):
         return table
     table = table[:, tokens - side * side :]
     if grid == (side, side):

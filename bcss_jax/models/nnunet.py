@@ -8,7 +8,6 @@ dynamic_network_architectures 0.4.4, which nnU-Net 2.8 builds them from and whos
 
 import itertools
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import initial, layers, norms, resampling
+from bcss_jax.models.arguments import check_counts, is_count
 from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 Pair = tuple[int, int]
@@ -507,14 +507,8 @@ def _multiples_near(size, multiple):
     return lower, lower + multiple
 
 
-def _is_count(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
-
-
 def _check(model, num_classes, in_channels, conv_bias):
-    for name, value in dict(num_classes=num_classes, in_channels=in_channels).items():
-        if not _is_count(value):
-            raise ConfigError(f"{model}: {name} must be a positive integer, not {value!r}")
+    check_counts(model, num_classes=num_classes, in_channels=in_channels)
     if not isinstance(conv_bias, bool):
         raise ConfigError(f"{model}: conv_bias must be True or False, not {conv_bias!r}")
 
@@ -522,7 +516,7 @@ def _check(model, num_classes, in_channels, conv_bias):
 def _per_stage(what, value, length):
     """A list of positive integers, one for each stage."""
     values = value if isinstance(value, list | tuple) else [value] * length
-    if len(values) != length or not all(map(_is_count, values)):
+    if len(values) != length or not all(map(is_count, values)):
         raise ConfigError(f"{what} must be a positive integer or {length} of them, not {value!r}")
     return list(values)
 
@@ -531,14 +525,14 @@ def _pair_per_stage(what, value, length):
     """A list of pairs of positive integers, one for each stage."""
     values = value if isinstance(value, list | tuple) else [value] * length
     pairs = [tuple(v) if isinstance(v, list | tuple) else (v, v) for v in values]
-    if len(pairs) != length or not all(len(pair) == 2 and all(map(_is_count, pair)) for pair in pairs):
+    if len(pairs) != length or not all(len(pair) == 2 and all(map(is_count, pair)) for pair in pairs):
         raise ConfigError(f"{what} must be a positive integer or {length} of them or of pairs of them, not {value!r}")
     return pairs
 
 
 def _stages(model, n_stages, features_per_stage, kernel_sizes, strides):
     """The checked resolutions, full resolution first."""
-    if not _is_count(n_stages) or n_stages < 2:
+    if not is_count(n_stages) or n_stages < 2:
         raise ConfigError(f"{model}: n_stages must be an integer of at least 2, not {n_stages!r}")
     features = _per_stage(f"{model}: features_per_stage", features_per_stage, n_stages)
     kernels = _pair_per_stage(f"{model}: kernel_sizes", kernel_sizes, n_stages)

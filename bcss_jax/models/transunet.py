@@ -14,6 +14,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import layers, norms, resampling
+from bcss_jax.models.arguments import check_counts, check_counts_in, check_share, is_count
 from bcss_jax.models.resnet_v2 import GROUPS, ResNetV2
 from bcss_jax.models.torch_layout import SAME, TorchEntries, prefixed
 from bcss_jax.models.vit import Transformer
@@ -146,13 +147,14 @@ class TransUNet(nnx.Module):
           ConfigError: an argument does not fit.
         """
         size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-        if len(size) != 2 or not all(isinstance(side, numbers.Integral) and side > 0 for side in size):
+        if len(size) != 2 or not all(map(is_count, size)):
             raise ConfigError(f"transunet: image_size must be a positive integer or two of them, not {image_size!r}")
         if any(side % PATCH for side in size):
             raise ConfigError(
                 f"transunet: image_size {_times(size)} is no multiple of {PATCH}; the nearest is {_times(_fitting(size))}"
             )
-        counts = dict(
+        check_counts(
+            "transunet",
             num_classes=num_classes,
             hidden_size=hidden_size,
             mlp_size=mlp_size,
@@ -160,13 +162,8 @@ class TransUNet(nnx.Module):
             num_layers=num_layers,
             in_channels=in_channels,
         )
-        for name, value in counts.items():
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ConfigError(f"transunet: {name} must be a positive integer, not {value!r}")
-        for name, values, length in (("resnet_layers", resnet_layers, 3), ("decoder_channels", decoder_channels, 4)):
-            given = list(values) if isinstance(values, Sequence) else []
-            if len(given) != length or not all(isinstance(v, numbers.Integral) and v > 0 for v in given):
-                raise ConfigError(f"transunet: {name} must be {length} positive integers, not {values!r}")
+        check_counts_in("transunet", 3, resnet_layers=resnet_layers)
+        check_counts_in("transunet", 4, decoder_channels=decoder_channels)
         if not isinstance(width_factor, numbers.Real) or width_factor <= 0 or 64 * width_factor % GROUPS:
             raise ConfigError(f"transunet: width_factor must be a multiple of {GROUPS / 64}, not {width_factor!r}")
         if hidden_size % num_heads:
@@ -181,8 +178,7 @@ class TransUNet(nnx.Module):
             )
         if compat not in ("transunet", "google"):
             raise ConfigError(f'transunet: compat must be "transunet" or "google", not {compat!r}')
-        if not isinstance(dropout, numbers.Real) or not 0 <= dropout < 1:
-            raise ConfigError(f"transunet: dropout must be at least 0 and below 1, not {dropout!r}")
+        check_share("transunet", zero=True, one=False, dropout=dropout)
 
         rngs = nnx.Rngs(seed)
         self.image_size, self.skip_channels, self.dtype = size, tuple(skip_channels), dtype
@@ -222,7 +218,7 @@ class TransUNet(nnx.Module):
         if size != self.image_size:
             raise ConfigError(
                 f"transunet: the images are {_times(size)} and the model was built for {_times(self.image_size)}; "
-                f"take such images, or build it with image_size={_fitting(size)}"
+                f"take such images, or build it with image_size={_argument(_fitting(size))}"
                 + (f", the nearest multiple of {PATCH}" if _fitting(size) != size else "")
             )
         x, skips = self.encoder(images.astype(self.dtype), dropout_keys)
@@ -241,6 +237,10 @@ class TransUNet(nnx.Module):
             for conv in ("conv1", "conv2"):
                 entries |= prefixed(f"decoder.blocks.{i}.{conv}", getattr(self, f"up{i}_{conv}").torch_entries())
         return entries | prefixed("segmentation_head.0", self.head.torch_entries())
+
+
+def _argument(size: tuple[int, int]) -> int | tuple[int, int]:
+    return size[0] if size[0] == size[1] else size
 
 
 def _times(size: tuple[int, int]) -> str:

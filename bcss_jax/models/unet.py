@@ -4,8 +4,6 @@ Source: Ronneberger et al. 2015 (arXiv:1505.04597) in the form of github.com/mil
 through `bcss_jax.pretrained`: 3x3 convolutions padded by one and without bias, BatchNorm, ReLU; skip before upsampled map.
 """
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +11,8 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, prefixed
+from bcss_jax.models.arguments import check_counts
+from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
 
 
 class DoubleConv(nnx.Module):
@@ -33,11 +32,7 @@ class DoubleConv(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Names as in milesial's `DoubleConv`."""
         parts = {0: self.conv1, 1: self.norm1, 3: self.conv2, 4: self.norm2}
-        return {
-            name: entry
-            for index, part in parts.items()
-            for name, entry in prefixed(f"double_conv.{index}", part.torch_entries()).items()
-        }
+        return prefixed("double_conv", entries_of(parts))
 
 
 class UNet(nnx.Module):
@@ -72,9 +67,7 @@ class UNet(nnx.Module):
         Raises:
           ConfigError: a number is not positive.
         """
-        for name, value in dict(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth).items():
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ConfigError(f"unet: {name} must be a positive integer, not {value!r}")
+        check_counts("unet", num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
         rngs = nnx.Rngs(seed)
         self.depth, self.dtype = depth, dtype
         widths = [width * 2**level for level in range(depth + 1)]
