@@ -85,9 +85,8 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     if config.freeze_encoder_epochs:
         train_steps["encoder frozen"] = new_train_step(frozen=("encoder",))
     eval_step = make_eval_step(model, mesh, **objective)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    pretrained = None
-    if config.pretrained and not checkpoints.steps():  # a run that goes on has its weights in the checkpoint
+    pretrained, begun = None, any((workdir / "checkpoints").glob("*[0-9]"))
+    if config.pretrained and not begun:  # a run that goes on has its weights in the checkpoint
         pretrained = load_pretrained(model, Path(config.pretrained))
         left = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
         say(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{left}")
@@ -125,6 +124,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     del model, new_train_step, params, rest, start
     say(f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)")
 
+    checkpoints = Checkpoints(workdir / "checkpoints")
     about = {
         "config": config.to_dict(),
         "pretrained": pretrained,
