@@ -229,14 +229,14 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     A setting that `old` does not have, because it is newer than that run, counts as having had its default.
     """
     lines, defaults = [], default().to_dict()
+    old, new = _as_json(old), _as_json(new)
     if prefix == "model." and new["name"] in models.MODELS:
         defaults["model"] = models.defaults(new["name"])
     defaults = _as_json(defaults)
     for part in prefix.split(".")[:-1]:
         defaults = defaults.get(part, {})
     for key in sorted(old.keys() | new.keys()):
-        a, b = (_as_json(value) for value in (old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")))
-        field = prefix + key
+        field, a, b = prefix + key, old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, field + ".")
         elif a != b and field not in RUNTIME_FIELDS:

@@ -85,8 +85,9 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     if config.freeze_encoder_epochs:
         train_steps["encoder frozen"] = new_train_step(frozen=("encoder",))
     eval_step = make_eval_step(model, mesh, **objective)
-    pretrained, begun = None, any((workdir / "checkpoints").glob("*[0-9]"))
-    if config.pretrained and not begun:  # a run that goes on has its weights in the checkpoint
+    # A run that goes on has its weights in a checkpoint, named by its step; what a killed save left is none.
+    pretrained, begun = None, any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+    if config.pretrained and not begun:
         pretrained = load_pretrained(model, Path(config.pretrained))
         left = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
         say(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{left}")

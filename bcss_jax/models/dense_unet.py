@@ -28,7 +28,7 @@ from bcss_jax.models import initial, norms, resampling
 from bcss_jax.models.arguments import check_counts, check_counts_in, check_share
 from bcss_jax.models.dense_block import DenseBlock
 from bcss_jax.models.layers import Conv, ConvTranspose
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.torch_layout import TorchEntries, entries_of
 
 
 class NormConv(nnx.Module):
@@ -45,7 +45,7 @@ class NormConv(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names `norm` and `conv`."""
-        return prefixed("norm", self.norm.torch_entries()) | prefixed("conv", self.conv.torch_entries())
+        return entries_of({"norm": self.norm, "conv": self.conv})
 
 
 class DenseUNet(nnx.Module):

@@ -16,7 +16,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.models import layers, norms, resampling
 from bcss_jax.models.arguments import check_counts, check_counts_in, check_share, is_count
 from bcss_jax.models.resnet_v2 import GROUPS, ResNetV2
-from bcss_jax.models.torch_layout import SAME, TorchEntries, prefixed
+from bcss_jax.models.torch_layout import SAME, TorchEntries, entries_of, prefixed
 from bcss_jax.models.vit import Transformer
 
 PATCH = 16
@@ -70,12 +70,12 @@ class Encoder(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names as in TransUNet's `Transformer`."""
-        return (
-            {"embeddings.position_embeddings": (self.positions, SAME)}
-            | prefixed("embeddings.hybrid_model", self.hybrid.torch_entries())
-            | prefixed("embeddings.patch_embeddings", self.patches.torch_entries())
-            | prefixed("encoder", self.transformer.torch_entries())
-        )
+        parts = {
+            "embeddings.hybrid_model": self.hybrid,
+            "embeddings.patch_embeddings": self.patches,
+            "encoder": self.transformer,
+        }
+        return {"embeddings.position_embeddings": (self.positions, SAME)} | entries_of(parts)
 
 
 class ConvNorm(nnx.Module):
@@ -92,7 +92,7 @@ class ConvNorm(nnx.Module):
 
     def torch_entries(self) -> TorchEntries:
         """Names as in TransUNet's `Conv2dReLU`."""
-        return prefixed("0", self.conv.torch_entries()) | prefixed("1", self.norm.torch_entries())
+        return entries_of({"0": self.conv, "1": self.norm})
 
 
 class TransUNet(nnx.Module):
