@@ -371,6 +371,8 @@ def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     options = (f"--config.pretrained={file}", "--config.freeze_encoder_epochs=1", "--config.epochs=2")
     nnunet = {"system": "nnunet", "small": SMALL_NNUNET}
 
+    # A run that was killed during its first save has not begun: it needs the weights still.
+    (tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     first = run(command, tmp_path / "run", *options, "--config.epochs=1", **nnunet)
     assert first.returncode == 0, first.stderr
     assert f"{file}: {len(weights)} tensors into the encoder" in first.stdout

@@ -74,7 +74,7 @@ class EncoderUNet(nnx.Module):
         Raises:
           ConfigError: a number is not positive.
         """
-        check_counts("encoder_unet", num_classes=num_classes, in_channels=in_channels)
+        check_counts("U-Net with an encoder", num_classes=num_classes, in_channels=in_channels)
         rngs = nnx.Rngs(seed)
         self.encoder = encoder(in_channels, dtype=dtype, rngs=rngs)
         self.dtype = dtype
@@ -103,7 +103,7 @@ class EncoderUNet(nnx.Module):
         if min(height, width) < SMALLEST:
             nearest = f"{max(height, SMALLEST)}x{max(width, SMALLEST)}"
             raise ConfigError(
-                f"encoder_unet: {height}x{width} pixels are too few for an encoder that halves them five times; take "
+                f"U-Net with an encoder: {height}x{width} pixels are too few for an encoder that halves them five times; take "
                 f"images of at least {SMALLEST} pixels a side, here {nearest}"
             )
         *skips, x = self.encoder(images.astype(self.dtype))
