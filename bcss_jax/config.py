@@ -18,7 +18,9 @@ from bcss_jax.layouts import LAYOUTS
 from bcss_jax.model_function import IMAGENET
 
 # Settings that change how fast or how often, never what: a run may resume with other values of these.
-RUNTIME_FIELDS = ("data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps")
+RUNTIME_FIELDS = (
+    "data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
+)  # fmt: skip
 
 
 def default(model: str = "unet", **arguments) -> ConfigDict:
@@ -158,22 +160,22 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: one line with the field, what it is and what it may be.
     """
-    _one_of(config, "data.layout", LAYOUTS)
+    check_one_of(config, "data.layout", LAYOUTS)
     if config.data.max_bad > 1:
         raise ConfigError(f"config.data.max_bad={config.data.max_bad}: is a share of the files, at most 1")
-    _one_of(config, "data.split", ("published", "institute"))
-    _one_of(config, "labels", tuple(SCHEMES))
-    _one_of(config, "dtype", ("float32", "bfloat16"))
-    _one_of(config, "optimizer.name", ("adamw", "sgd"))
-    _one_of(config, "schedule", ("plateau", "poly"))
+    check_one_of(config, "data.split", ("published", "institute"))
+    check_one_of(config, "labels", tuple(SCHEMES))
+    check_one_of(config, "dtype", ("float32", "bfloat16"))
+    check_one_of(config, "optimizer.name", ("adamw", "sgd"))
+    check_one_of(config, "schedule", ("plateau", "poly"))
     for field in ("batch_size", "eval_batch_size", "epochs", "micro_batches", "max_bad_steps", "checkpoint_steps"):
-        _at_least(config, field, 1)
+        check_at_least(config, field, 1)
     for field in ("data.patch_size", "data.stride"):
-        _at_least(config, field, 1)
+        check_at_least(config, field, 1)
     for field in ("seed", "data.threads", "early_stopping", "plateau.patience", "plateau.min_scale"):
-        _at_least(config, field, 0)
+        check_at_least(config, field, 0)
     for field in ("freeze_encoder_epochs", "optimizer.encoder_scale"):
-        _at_least(config, field, 0)
+        check_at_least(config, field, 0)
     if not 0 <= config.optimizer.momentum < 1:
         raise ConfigError(f"config.optimizer.momentum={config.optimizer.momentum}: must be from 0 to below 1")
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
@@ -183,7 +185,7 @@ def validate(config: ConfigDict) -> None:
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
     for field in ("optimizer.weight_decay", "optimizer.clip_norm", "loss.smooth", "log_seconds", "data.max_bad"):
-        _at_least(config, field, 0)
+        check_at_least(config, field, 0)
     for field in ("optimizer.learning_rate", "data.mpp", "plateau.factor"):
         if not 0 < _get(config, field) < math.inf:
             raise ConfigError(f"config.{field}={_get(config, field)}: must be above 0")
@@ -194,18 +196,7 @@ def validate(config: ConfigDict) -> None:
             "config.labels=five_classes: the kaggle224 masks hold only 0, 1, 2; use kaggle512 or roi, "
             "or config.labels=tumor_stroma"
         )
-    if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
-        given = "dir" if config.data.dir else "split"
-        raise ConfigError(
-            f"config.data.{given}={config.data[given]}: the built-in sample has none; for a data set of yours name its "
-            "layout, as in --config=configs/unet.py:kaggle224"
-        )
-    if config.data.layout != "sample" and not config.data.dir:
-        raise ConfigError(
-            f"config.data.layout={config.data.layout} needs the folder of the data set: add --config.data.dir=FOLDER "
-            "(BCSS: kaggle.com/datasets/whats2000/breast-cancer-semantic-segmentation-bcss; "
-            "to try the built-in sample: --config=configs/unet.py)"
-        )
+    check_data_folder(config, "configs/unet.py")
 
 
 def unknown_field(config: ConfigDict, field: str) -> str:
@@ -255,7 +246,24 @@ def _get(config, field):
     return config
 
 
-def _one_of(config, field, values):
+def check_data_folder(config: ConfigDict, file: str) -> None:
+    """Raises ConfigError unless there is a data folder where one is needed, and only there; `file` is a config to name."""
+    if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
+        given = "dir" if config.data.dir else "split"
+        raise ConfigError(
+            f"config.data.{given}={config.data[given]}: the built-in sample has none; for a data set of yours name its "
+            f"layout, as in --config={file}:kaggle224"
+        )
+    if config.data.layout != "sample" and not config.data.dir:
+        raise ConfigError(
+            f"config.data.layout={config.data.layout} needs the folder of the data set: add --config.data.dir=FOLDER "
+            "(BCSS: kaggle.com/datasets/whats2000/breast-cancer-semantic-segmentation-bcss; "
+            f"to try the built-in sample: --config={file})"
+        )
+
+
+def check_one_of(config: ConfigDict, field: str, values: tuple[str, ...]) -> None:
+    """Raises ConfigError unless the field has one of the values; names the nearest."""
     value = _get(config, field)
     if value not in values:
         near = difflib.get_close_matches(str(value), values, n=1, cutoff=0.5)
@@ -263,7 +271,8 @@ def _one_of(config, field, values):
         raise ConfigError(f"config.{field}={value}: must be one of {', '.join(values)}{hint}")
 
 
-def _at_least(config, field, low):
+def check_at_least(config: ConfigDict, field: str, low: float) -> None:
+    """Raises ConfigError unless the field is a finite number of at least `low`."""
     value = _get(config, field)
     if not value >= low or value == math.inf:
         raise ConfigError(f"config.{field}={value}: must be {low} or more")

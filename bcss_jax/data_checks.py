@@ -121,6 +121,8 @@ def check(
     allow_missing: bool = False,
     max_bad: float = 0.0,
     patients_may_recur: bool = False,
+    sizes_may_differ: bool = False,
+    required: tuple[str, ...] = ("train", "val"),
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Tile], CheckReport]:
     """Reads every tile and judges the data set.
@@ -130,6 +132,8 @@ def check(
       allow_missing: pass over images without a mask and masks without an image.
       max_bad: share of the pairs of files, 0 to 1, that may be unusable and are then passed over.
       patients_may_recur: the same patient in two parts is no error: so it is by design in kaggle224 as published.
+      sizes_may_differ: whole regions: no batch has to hold them as they are.
+      required: the parts that must not be empty.
       progress: called after every pair of files with the number of tiles done.
 
     Returns:
@@ -138,7 +142,7 @@ def check(
     Raises:
       ConfigError: `max_bad` is no share.
       DataError: missing or unusable files beyond what is allowed, tiles of different sizes, a patient or the very same
-        image in two parts, or nothing left in train or val.
+        image in two parts, or nothing left in a required part.
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad must be a share from 0 to 1; found {max_bad}")
@@ -157,7 +161,8 @@ def check(
             contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
             if progress:
                 progress(done)
-    bad += _of_other_size(tiles, contents)
+    if not sizes_may_differ:
+        bad += _of_other_size(tiles, contents)
     if missing and not allow_missing:
         raise DataError(
             _listed(missing, len(pairs))
@@ -169,7 +174,7 @@ def check(
             + "; mend or remove them, or leave out up to a share of them with --config.data.max_bad=0.01"
         )
     usable = [tile for tile in tiles if tile.key in contents]
-    require_parts(usable)
+    require_parts(usable, required)
     rows = [(tile.key, tile.split, tile.patient, contents[tile.key]) for tile in usable]
     report = judge(rows, usable[0].codes, patients_may_recur=patients_may_recur)
     return usable, dataclasses.replace(report, missing=missing, bad=bad, warnings=warnings)

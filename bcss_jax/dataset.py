@@ -11,7 +11,6 @@ The masks keep their codes; `labels.lookup_table` turns them into labels later, 
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -30,6 +29,7 @@ import tensorflow_datasets as tfds
 from bcss_jax import data_checks, labels, layouts, sample
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
 from bcss_jax.host_tensorflow import tf
+from bcss_jax.prepared_folder import digest_of_files, held
 from bcss_jax.progress import ProgressLine
 from bcss_jax.tiles import printable, read_pair
 
@@ -251,13 +251,13 @@ def prepare(
         options |= {"split": split, "mpp": float(mpp), "allow_missing": allow_missing, "max_bad": max_bad}
         if layout == "roi":
             options |= {"patch_size": patch_size, "stride": stride}
-    fingerprint = _fingerprint(options, tiles, data_dir)
+    fingerprint = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
     folder = Path(prepared_dir).expanduser() / f"{layout}-{fingerprint[:16]}"
     data = {"folder": folder, "layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": fingerprint}
 
     with _as_storage_error(prepared_dir):
         if not folder.is_dir():
-            with _locked(folder):
+            with held(folder):
                 if not folder.is_dir():  # nobody else made it while we waited
                     _make(folder, layout, tiles, allow_missing, max_bad, split)
         report = data_checks.CheckReport(**json.loads((folder / "report.json").read_text()))
@@ -374,37 +374,6 @@ def _png(pixels: np.ndarray) -> bytes:
     if not done:
         raise RuntimeError(f"OpenCV cannot encode an array of shape {pixels.shape} and type {pixels.dtype}")
     return encoded.tobytes()
-
-
-def _fingerprint(options: dict, tiles: list[layouts.Tile], data_dir: str | os.PathLike | None) -> str:
-    """SHA-256 over the options and over name, size and modification time of every file."""
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    files = {path for tile in tiles for path in (tile.image, tile.mask)}
-    for path in sorted(files):
-        try:
-            status = path.stat()
-            state = [status.st_size, status.st_mtime_ns]
-        except FileNotFoundError:
-            state = None
-        except OSError as error:
-            raise DataError(
-                f"{printable(path)}: expected a readable file, found: {error.strerror}; check it"
-            ) from error
-        digest.update(json.dumps([os.path.relpath(path, data_dir), state]).encode())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock on a prepared folder; the system frees it when the process ends, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is preparing it; waiting", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

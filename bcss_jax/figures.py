@@ -5,6 +5,7 @@ Drawn with matplotlib's figure objects on the Agg canvas: no display, no global 
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import textwrap
@@ -27,7 +28,9 @@ CLASS_COLOURS = {
     "necrosis": (213, 94, 0),
     "other": (204, 121, 167),
     "ignored": (150, 150, 150),
+    "background": (0, 0, 0),
 }
+FURTHER_COLOURS = ((86, 180, 233), (240, 228, 66), *list(CLASS_COLOURS.values())[:5])  # of classes with other names
 CORRECT = (255, 255, 255)  # in the error map
 TINT = 0.5  # share of the class colour in an overlay
 _STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels; no class is grey
@@ -35,7 +38,9 @@ _STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels
 
 def class_colours(scheme: LabelScheme) -> np.ndarray:
     """RGB colour of each label of the scheme: uint8 [num_classes, 3]."""
-    return np.array([CLASS_COLOURS[name] for name in scheme.class_names], np.uint8)
+    taken = {CLASS_COLOURS[name] for name in scheme.class_names if name in CLASS_COLOURS}
+    free = itertools.cycle([colour for colour in FURTHER_COLOURS if colour not in taken])
+    return np.array([CLASS_COLOURS.get(name) or next(free) for name in scheme.class_names], np.uint8)
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
@@ -137,14 +142,23 @@ def samples(
     _write(figure, path)
 
 
-def curves(history: Sequence[dict], path: str | os.PathLike, title: str) -> None:
-    """Writes a PNG with loss and mean IoU against the epoch; training dashed, validation solid.
+def curves(
+    history: Sequence[dict],
+    path: str | os.PathLike,
+    title: str,
+    *,
+    score: str = "iou",
+    heading: str = "mean IoU (mIoU)",
+) -> None:
+    """Writes a PNG with loss and a score, mean IoU, against the epoch; training dashed, validation solid.
 
     Args:
       history: one row per epoch with `epoch`, `train_loss`, `val_loss`, `train_iou`, `val_iou` and `best` (True where
         the epoch was the best so far). Numbers that are missing, None or NaN leave a gap.
       path: the file; replaced if there.
       title: of the figure.
+      score: another one's name in place of `iou`.
+      heading: of the score.
 
     Raises:
       ValueError: the history is empty.
@@ -159,17 +173,19 @@ def curves(history: Sequence[dict], path: str | os.PathLike, title: str) -> None
     figure.suptitle(title, fontsize=12)
     panels = figure.subplots(1, 2)
     marker = "o" if len(history) <= 30 else None  # dots show where an epoch stands alone; too many would hide the line
-    for axes, key, heading in zip(panels, ("loss", "iou"), ("loss", "mean IoU (mIoU)"), strict=True):
+    for axes, key, label in zip(panels, ("loss", score), ("loss", heading), strict=True):
         for split, name, style, colour in (("train", "training", "--", VERMILION), ("val", "validation", "-", BLUE)):
             values = np.array([row.get(f"{split}_{key}") for row in history], np.float64)  # None becomes NaN
             values = np.where(np.isfinite(values), values, np.nan)
             axes.plot(epochs, values, style, color=colour, marker=marker, markersize=3.5, label=name)
             if split == "val" and best in epochs and np.isfinite(at_best := values[epochs.index(best)]):
                 axes.plot(best, at_best, "*", color="black", markersize=11, label=f"best epoch {best}: {at_best:.3f}")
+        if key == "loss":
+            _without_outliers(axes)
         if best is not None:
             axes.axvline(best, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(heading)
+        axes.set_ylabel(label)
         axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="0.9")
@@ -177,6 +193,18 @@ def curves(history: Sequence[dict], path: str | os.PathLike, title: str) -> None
         axes.legend(fontsize=9, loc="upper right" if key == "loss" else "lower right")
     panels[1].set_ylim(0, 1)
     _write(figure, path)
+
+
+def _without_outliers(axes) -> None:
+    """A first epoch's loss may be a thousand times the others': they get the scale, and a note tells of it."""
+    values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    values = values[np.isfinite(values)]
+    if not values.size or values.max() - values.min() <= 10 * (np.quantile(values, 0.75) - values.min()):
+        return
+    shown = values[values <= values.min() + 10 * (np.quantile(values, 0.75) - values.min())]
+    margin = 0.05 * (shown.max() - shown.min()) or 1.0
+    axes.set_ylim(shown.min() - margin, shown.max() + margin)
+    axes.text(0.02, 0.02, f"not shown: up to {values.max():.3g}", transform=axes.transAxes, fontsize=9)
 
 
 def _hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -199,7 +227,8 @@ def _dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme
 
 def _legend(scheme: LabelScheme) -> list:
     colours = class_colours(scheme) / 255
-    entries = [Patch(facecolor=colours[label], label=scheme.class_names[label]) for label in scheme.evaluated]
+    named = [label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"]
+    entries = [Patch(facecolor=colours[label], label=scheme.class_names[label]) for label in named]
     entries.append(
         Patch(
             facecolor=np.divide(_STRIPE_LIGHT, 255),

@@ -43,9 +43,8 @@ LAYOUTS = ("sample", *FOLDERS)  # the sample is drawn, not found
 SUBFOLDER = {"kaggle224": "BCSS", "kaggle512": "BCSS_512", "roi": "."}  # where the Kaggle archive keeps them
 CODES = {"kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22"}
 
-REGION = (
-    r"(?P<barcode>(?P<patient>TCGA-(?P<institute>[A-Z0-9]{2})-[A-Z0-9]{4})-[A-Z0-9-]+)_xmin\d+_ymin\d+_MPP-\d+(\.\d+)?"
-)
+PATIENT = r"TCGA-(?P<institute>[A-Z0-9]{2})-[A-Z0-9]{4}"
+REGION = rf"(?P<barcode>(?P<patient>{PATIENT})-[A-Z0-9-]+)_xmin\d+_ymin\d+_MPP-\d+(\.\d+)?"
 REGION_NAME = re.compile(REGION, re.ASCII)
 TILE_NAME = re.compile(REGION + r"_(?P<x>\d+)_(?P<y>\d+)_size\d+", re.ASCII)
 
@@ -95,8 +94,9 @@ def find_tiles(
     *,
     split: str = "published",
     mpp: float = 0.25,
-    patch_size: int = 224,
+    patch_size: int | None = 224,
     stride: int = 224,
+    required: tuple[str, ...] = ("train", "val"),
 ) -> list[Tile]:
     """Lists the tiles of a data folder, sorted by key.
 
@@ -110,13 +110,14 @@ def find_tiles(
       split: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, whatever their folder.
         Regions have no published parts, so for them both mean the institutes.
       mpp: micrometres per pixel of the files.
-      patch_size: side of the patches cut from regions, pixels; the other layouts are cut already.
+      patch_size: side of the patches cut from regions, pixels; None: whole regions. The other layouts are cut already.
       stride: step from patch to patch in a region, pixels. What is left at its right and lower edge is not used.
+      required: the parts that must not be empty.
 
     Raises:
       ConfigError: an argument that cannot be.
       DataError: folders missing or empty, a name that does not say its slide, two files of one name, a link that goes
-        in circles or out of the data folder, a region smaller than a patch, or train or val without any tile.
+        in circles or out of the data folder, a region smaller than a patch, or a required part without any tile.
     """
     _check_arguments(layout, split, mpp, patch_size, stride)
     home = _home(layout, data_dir)
@@ -148,7 +149,7 @@ def find_tiles(
                 codes=CODES[layout],
                 window=None,
             )
-            tiles.extend(_patches(whole, patch_size, stride) if layout == "roi" else (whole,))
+            tiles.extend(_patches(whole, patch_size, stride) if layout == "roi" and patch_size else (whole,))
     if split == "institute" or layout == "roi":
         tiles = [
             dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
@@ -158,19 +159,19 @@ def find_tiles(
     for first, second in zip(tiles, tiles[1:], strict=False):
         if first.key == second.key:
             raise _same_name(first.image, second.image)
-    require_parts(tiles)
+    require_parts(tiles, required)
     return tiles
 
 
-def require_parts(tiles: Iterable[Tile]) -> None:
+def require_parts(tiles: Iterable[Tile], required: tuple[str, ...] = ("train", "val")) -> None:
     """Makes sure that there is something to train and something to validate on.
 
     Raises:
-      DataError: no tile in train or in val; says which institutes there are.
+      DataError: no tile in a required part; says which institutes there are.
     """
     tiles = list(tiles)
     present = {tile.split for tile in tiles}
-    for part in ("train", "val"):
+    for part in required:
         if part not in present:
             found = ", ".join(sorted({tile.institute for tile in tiles})) or "none"
             folder = printable(tiles[0].image.parent) if tiles else "the data folder"
@@ -181,14 +182,14 @@ def require_parts(tiles: Iterable[Tile]) -> None:
             )
 
 
-def _check_arguments(layout: str, split: str, mpp: float, patch_size: int, stride: int) -> None:
+def _check_arguments(layout: str, split: str, mpp: float, patch_size: int | None, stride: int) -> None:
     if layout not in FOLDERS:
         raise ConfigError(f"layout {layout!r} is none of {', '.join(FOLDERS)}")
     if split not in ("published", "institute"):
         raise ConfigError(f"split {split!r} is neither published nor institute")
     if not (math.isfinite(mpp) and mpp > 0):
         raise ConfigError(f"mpp must be micrometres per pixel, above 0; found {mpp}")
-    if patch_size < 1 or stride < 1:
+    if (patch_size is not None and patch_size < 1) or stride < 1:
         raise ConfigError(f"patch_size and stride must be 1 pixel or more; found {patch_size} and {stride}")
 
 

@@ -21,10 +21,12 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
+from bcss_jax import prepared_folder
 from bcss_jax import workdir as workdirs
 from bcss_jax.config import default, field_names, unknown_field, validate
 from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError
 from bcss_jax.interruption import Interruption
+from bcss_jax.nnunet import config as nnunet_config
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, such as configs/unet.py or configs/unet.py:kaggle224."
@@ -124,7 +126,8 @@ def _given(name: str, prefix: bool = False) -> list[str]:
 
 def _run(interruption: Interruption) -> int:
     config = _CONFIG.value
-    validate(config)
+    nnunet = config.get("method") == "nnunet"
+    (nnunet_config.validate if nnunet else validate)(config)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -132,27 +135,37 @@ def _run(interruption: Interruption) -> int:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as held:
-        _together(lambda: _take(workdir, json.loads(config.to_json()), held))
+        _together(lambda: _take(workdir, config, held))
         # Here, because importing TensorFlow takes seconds that a typo in the command line should not cost.
-        from bcss_jax.train import train
+        if nnunet:
+            from bcss_jax.nnunet.run import run as train
+        else:
+            from bcss_jax.train import train
 
         try:
             train(config, workdir, interruption)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            parts = 2 * config.micro_batches
+            parts, eval_batch = 2 * config.micro_batches, "" if nnunet else "a smaller --config.eval_batch_size "
             raise StorageError(
-                f"the device's memory does not hold a batch of {config.batch_size} in {config.micro_batches} part(s); try "
-                f"--config.micro_batches={parts}, a smaller --config.eval_batch_size or --config.dtype=bfloat16"
+                f"the device's memory does not hold a batch in {config.micro_batches} part(s); try "
+                f"--config.micro_batches={parts}, {eval_batch}or --config.dtype=bfloat16"
             ) from error
     return 0
 
 
-def _take(workdir: Path, config: dict, held: contextlib.ExitStack) -> None:
-    """Locks the folder of the run and claims it."""
-    held.enter_context(workdirs.locked(workdir))
-    workdirs.claim(workdir, config, _FRESH.value)
+def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
+    """Locks the folder of the run and claims it. nnU-Net's folds may be separate jobs in one folder: each is locked."""
+    if config.get("method") == "nnunet":
+        chosen = nnunet_config.fold_names(config)
+        begun = [path.name.removeprefix("fold_") for path in workdir.glob("fold_*")] if _FRESH.value else []
+        for name in sorted({*chosen, *begun}):
+            held.enter_context(workdirs.locked(workdir / f"fold_{name}"))
+    else:
+        held.enter_context(workdirs.locked(workdir))
+    with prepared_folder.held(workdir / "claim"):
+        workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
 
 
 def _together(action) -> None:

@@ -41,8 +41,8 @@ def split_model(model: nnx.Module) -> tuple[Any, dict, dict]:
 class ModelFunction:
     """A module as a pure function of (params, rest, images)."""
 
-    def __init__(self, model: nnx.Module, statistics: ImageStatistics = IMAGENET):
-        """Keeps the module's structure; its arrays are given at each call."""
+    def __init__(self, model: nnx.Module, statistics: ImageStatistics | None = IMAGENET):
+        """Keeps the module's structure; its arrays are given at each call. No statistics: images come normalised."""
         self._graphdef, self._params, self._rest = nnx.split(model, nnx.Param, ...)
         # Only the structure is needed; shapes in place of arrays, so that no second copy of the model stays alive.
         self._params, self._rest = jax.eval_shape(lambda: (self._params, self._rest))
@@ -65,7 +65,7 @@ class ModelFunction:
         Args:
           params: as from `split_model`.
           rest: as from `split_model`.
-          images: [N, H, W, 3] uint8 RGB; normalised here.
+          images: [N, H, W, 3] uint8 RGB, normalised here; without statistics floats, taken as they are.
           train: batch statistics are used and updated, else the running ones.
           dropout_keys: a random key per example [N]; needed to train a model with dropout, others pass it over.
           frozen: parts of the model (attributes) that run as in evaluation even in training.
@@ -82,5 +82,6 @@ class ModelFunction:
         for part in frozen:
             getattr(model, part).eval()
         keys = {"dropout_keys": dropout_keys} if self._drops_out else {}
-        logits = (model.all_logits if all_logits else model)(normalise(images, self._statistics), **keys)
+        images = images if self._statistics is None else normalise(images, self._statistics)
+        logits = (model.all_logits if all_logits else model)(images, **keys)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

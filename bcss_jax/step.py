@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,10 +48,11 @@ def make_train_step(
     smooth: float = 1e-5,
     suppress_ignored_logit: bool = False,
     micro_batches: int = 1,
-    statistics: ImageStatistics = IMAGENET,
+    statistics: ImageStatistics | None = IMAGENET,
     seed: int = 0,
     deep_supervision: tuple[float, ...] = (),
     frozen: tuple[str, ...] = (),
+    augment: Callable | None = None,
 ):
     """Builds the compiled training step.
 
@@ -69,11 +71,12 @@ def make_train_step(
       smooth: of the Dice.
       suppress_ignored_logit: see `losses`.
       micro_batches: into how many parts the batch is cut; must divide it.
-      statistics: of the images, taken out before the network sees them.
-      seed: of the dropout, which depends on it, on the step and on the example's place in the batch alone.
+      statistics: of the images, taken out before the network sees them; None: the images are floats that it takes.
+      seed: of dropout and `augment`, which depend on it, on the step and on the example's place in the batch alone.
       deep_supervision: weights of the losses at all heads, full resolution first (`losses.deep_supervision_weights`);
         none: the loss is that of the logits.
       frozen: parts of the model (`encoder`) whose parameters, other state and optimizer state stay as they are.
+      augment: `(images, labels, keys) -> (images, labels)` on the device, with one random key per example (N,).
 
     Returns:
       `train_step(state, images, labels) -> (state, report)`; the state is donated. `images` uint8 [N, H, W, 3],
@@ -137,6 +140,8 @@ def make_train_step(
         gradients = whole if micro_batches == 1 else in_parts
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(images)))
+        if augment:
+            images, labels = augment(images, labels, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
         grads, sums, rest, counts = gradients(state.params, state.rest, images, labels, keys)
         loss, grad_norm = loss_of(sums), optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -177,9 +182,12 @@ def make_eval_step(
     dice_batch: bool = True,
     smooth: float = 1e-5,
     suppress_ignored_logit: bool = False,
-    statistics: ImageStatistics = IMAGENET,
+    statistics: ImageStatistics | None = IMAGENET,
+    choose_among: tuple[int, ...] | None = None,
 ):
-    """Builds the compiled evaluation step; arguments as `make_train_step`.
+    """Builds the compiled evaluation step.
+
+    Arguments as `make_train_step`, and `choose_among`: the labels that predictions are chosen from, if not `classes`.
 
     Returns:
       `eval_step(params, rest, images, labels) -> report` with replicated arrays: `sums` (`losses.loss_sums`),
@@ -189,7 +197,7 @@ def make_eval_step(
 
     def eval_step(params, rest, images, labels):
         logits, _ = run(params, rest, images, train=False)
-        predictions = metrics.predict(logits, classes)
+        predictions = metrics.predict(logits, choose_among or classes)
         return {
             "sums": losses.loss_sums(
                 logits,

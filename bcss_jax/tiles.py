@@ -75,7 +75,7 @@ def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndar
     return np.asarray(image)
 
 
-def read_mask(path: Path, codes: str, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.warning) -> np.ndarray:
     """Reads a mask.
 
     A palette is ignored: what counts is the index of a pixel, not its colour. 16 bits are fine as long as the values
@@ -83,7 +83,7 @@ def read_mask(path: Path, codes: str, warn: Callable[[str], None] = log.warning)
 
     Args:
       path: a PNG or TIFF file with one channel.
-      codes: its code book, a key of `labels.CODE_BOOKS`.
+      codes: its code book, a key of `labels.CODE_BOOKS`, or how many codes there are, from 0.
       warn: takes a line about something odd but usable.
 
     Returns:
@@ -111,14 +111,14 @@ def read_mask(path: Path, codes: str, warn: Callable[[str], None] = log.warning)
     mask = np.asarray(image)
     if raw_mode in LOW_BIT_SCALE:
         mask = mask // LOW_BIT_SCALE[raw_mode]
-    book_size = len(labels.CODE_BOOKS[codes])
+    book_size = codes if isinstance(codes, int) else len(labels.CODE_BOOKS[codes])
     if mask.min() < 0 or mask.max() >= book_size:
-        raise _outside_code_book(path, mask, codes)
+        raise _outside_code_book(path, mask, codes, book_size)
     return mask.astype(np.uint8)
 
 
 def read_pair(
-    image_path: Path, mask_path: Path, codes: str, warn: Callable[[str], None] = log.warning
+    image_path: Path, mask_path: Path, codes: str | int, warn: Callable[[str], None] = log.warning
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image and its mask, which must have the same height and width.
 
@@ -184,10 +184,10 @@ def _unusable(path: Path, expected: str, found: str, remedy: str) -> DataError:
     return DataError(f"{printable(path)}: expected {expected}, found {found}; {remedy}")
 
 
-def _outside_code_book(path: Path, mask: np.ndarray, codes: str) -> DataError:
+def _outside_code_book(path: Path, mask: np.ndarray, codes: str | int, book_size: int) -> DataError:
     """The error for values that are no code: with a histogram and a guess at what went wrong."""
     values, counts = np.unique(mask, return_counts=True)
-    highest = len(labels.CODE_BOOKS[codes]) - 1
+    highest = book_size - 1
     outside = (values < 0) | (values > highest)
     by_count = np.argsort(-counts, kind="stable")[:8]
     histogram = ", ".join(f"{values[i]}: {counts[i]}" for i in sorted(by_count))
@@ -203,7 +203,7 @@ def _outside_code_book(path: Path, mask: np.ndarray, codes: str) -> DataError:
         remedy = "correct the mask, or remove it together with its image"
     return _unusable(
         path,
-        f"the codes 0 to {highest} (code book {codes})",
+        f"the codes 0 to {highest}" + ("" if isinstance(codes, int) else f" (code book {codes})"),
         f"{counts[outside].sum()} of {mask.size} pixels with other values (value: pixels = {histogram})",
         remedy,
     )

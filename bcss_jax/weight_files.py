@@ -1,10 +1,12 @@
 """Reads files of weights: safetensors, npz and, where PyTorch is installed, .pth. Nothing is unpickled freely."""
 
 import _codecs
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from bcss_jax.errors import ConfigError, DataError, first_line
 # Before 2.10 a crafted file could run code through `weights_only=True` as well (GHSA-63cw-57p8-fm3p).
 _TORCH_AT_LEAST = (2, 10)
 _PTH = (".pth", ".pt", ".bin", ".tar")
+_TORCH_LOADER = "PyTorch's weights-only loader, so damaged or more than weights"
 # Where training programs put the weights inside of what they save; nnU-Net uses the last.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights")
 # What stands among the weights and is none: the label values that milesial's U-Net keeps there.
@@ -45,11 +48,9 @@ def read(path: Path) -> WeightFile:
       DataError: there is no such file, or it is damaged, or it holds anything but arrays.
       ConfigError: the kind is unknown, or it is PyTorch's and torch >= 2.10 is not installed.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file of weights")
+    path = _existing(path)
     if path.suffix in _PTH:
-        read_arrays, what = _read_torch, "PyTorch's weights-only loader, so damaged or more than weights"
+        read_arrays, what = lambda path: _torch_arrays(_load_torch(path))[0], _TORCH_LOADER
         _check_torch(path)
     elif path.suffix == ".safetensors":
         read_arrays, what = _read_safetensors, "the safetensors reader, so damaged"
@@ -60,15 +61,46 @@ def read(path: Path) -> WeightFile:
         )
     else:
         raise ConfigError(f"{path}: unknown kind of weights; expected .safetensors, .npz or .pth")
-    try:
+    with _refusals(path, what):
         arrays = {name: _as_float32(name, array) for name, array in read_arrays(path).items()}
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged file makes these libraries raise errors of a dozen kinds
-        raise DataError(f"{path}: refused by {what} ({first_line(error)})") from error
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightFile(arrays, sha256)
+
+
+def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Reads what a training program saved with PyTorch: the weights, and what stands beside them.
+
+    Returns:
+      name -> array as of `read`, and the other entries (numbers, texts, lists, dictionaries, tensors).
+
+    Raises:
+      DataError: there is no such file, or it is damaged, or it holds more than plain values.
+      ConfigError: torch >= 2.10 is not installed.
+    """
+    path = _existing(path)
+    _check_torch(path)
+    with _refusals(path, _TORCH_LOADER):
+        arrays, beside = _torch_arrays(_load_torch(path))
+        return {name: _as_float32(name, array) for name, array in arrays.items()}, beside
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file of weights")
+    return path
+
+
+@contextlib.contextmanager
+def _refusals(path: Path, reader: str) -> Iterator[None]:
+    """Turns whatever goes wrong while a file is read into one line."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged file makes these libraries raise errors of a dozen kinds
+        raise DataError(f"{path}: refused by {reader} ({first_line(error)})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -92,7 +124,7 @@ def _check_torch(path: Path) -> None:
         )
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _load_torch(path: Path):
     import torch
 
     # Plain numbers of NumPy, which training programs keep beside the weights (nnU-Net its scores); they run no code.
@@ -103,10 +135,17 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         _codecs.encode,
     ]
     with torch.serialization.safe_globals([scalar, (scalar, "numpy.core.multiarray.scalar"), *numbers]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _torch_arrays(content) -> tuple[dict[str, np.ndarray], dict]:
+    """The weights in what was loaded, and what stands beside them."""
+    import torch
+
+    beside = {}
     for name in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
+            content, beside = content[name], {key: value for key, value in content.items() if key != name}
             break
     if not isinstance(content, dict):
         raise DataError(f"expected a dictionary of tensors, found {type(content).__name__}")
@@ -114,7 +153,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise DataError(f"expected tensors only, found others under {', '.join(others[:10])}")
-    return {name: _torch_array(tensor.detach()) for name, tensor in content.items()}
+    return {name: _torch_array(tensor.detach()) for name, tensor in content.items()}, beside
 
 
 def _torch_array(tensor) -> np.ndarray:

@@ -13,7 +13,11 @@ from bcss_jax.config import differences
 from bcss_jax.errors import ConfigError, StorageError
 
 # All that a run writes into its folder, and so all that `--fresh` takes away.
-OUTPUTS = ("checkpoints", "tensorboard", "config.json", "history.csv", "summary.json", "curves.png", "samples.png")
+OUTPUTS = (
+    "checkpoints", "tensorboard", "config.json", "history.csv", "summary.json", "curves.png", "samples.png",
+    "plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json", "cross_validation.json",
+    "postprocessing.json", "test", "fold_*",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -52,16 +56,16 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
     """
     with storage_errors(workdir):
         if fresh:
-            found = [name for name in OUTPUTS if (workdir / name).exists()]
+            found = sorted(path.name for name in OUTPUTS for path in workdir.glob(name))
             if found and "config.json" not in found:
                 raise ConfigError(
                     f"{workdir} holds {', '.join(found)} but no config.json, so no run; --fresh will not delete that"
                 )
-            for name in OUTPUTS:
-                path = workdir / name
+            for path in (workdir / name for name in found):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path = workdir / "config.json"
-    begun = (workdir / "history.csv").exists() or any((workdir / "checkpoints").glob("*[0-9]"))
+    saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))
+    begun = saved or (workdir / "history.csv").exists()
     if path.exists() and begun:
         try:
             old = json.loads(path.read_text())
@@ -77,6 +81,11 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a file as UTF-8; whole or not at all, and errors, as `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: under a temporary name, to the disk, then renamed.
 
     Raises:
@@ -84,8 +93,8 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,27 +1,26 @@
-"""nnU-Net's PlainConvUNet, the 224x224 plan, with its loss, optimizer and schedule.
+"""nnU-Net, the whole method: fingerprint, plan, preprocessing, training in folds, prediction, ensemble.
 
-    python -m bcss_jax.main --config=configs/nnunet.py                the built-in sample, minutes on two cores
-    python -m bcss_jax.main --config=configs/nnunet.py:kaggle224 --config.data.dir=FOLDER
+    python -m bcss_jax.main --config=configs/nnunet.py                the built-in sample, one fold, minutes on two cores
+    python -m bcss_jax.main --config=configs/nnunet.py:kaggle224 --config.data.dir=FOLDER [--config.fold=2]
+    python -m bcss_jax.main --config=configs/nnunet.py:nnunet,recipe --config.data.dir=RAW_DATA_FOLDER_OF_NNUNET
 
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Deep supervision,
-SGD with Nesterov momentum, learning rate falling as (1 - epoch / epochs)^0.9; augmentation and epochs are the recipe's.
+After the colon: a layout (sample, kaggle224, kaggle512, roi, nnunet), and `,recipe` for 15 epochs instead of 1000.
 """
 
-from bcss_jax.config import default, lay_out, train_as_nnunet
+from bcss_jax.errors import ConfigError
+from bcss_jax.nnunet.config import default
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
-    config = default(
-        "nnunet",
-        n_stages=6,
-        features_per_stage=(32, 64, 128, 256, 512, 512),
-        strides=((1, 1), (2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
-        n_conv_per_stage=(2, 2, 2, 2, 2, 2),
-        n_conv_per_stage_decoder=(2, 2, 2, 2, 2),
-    )
-    train_as_nnunet(config)
-    if lay_out(config, "nnunet", argument) == "sample":
-        config.model.features_per_stage = (16, 32, 64, 128, 128, 128)
-        config.epochs = 12
+    """nnU-Net's own training; the sample gets few iterations of one fold so that a laptop's CPU is enough."""
+    layout, comma, length = argument.partition(",")
+    if comma and length != "recipe":
+        raise ConfigError(f"{argument}: after the layout there may be ',recipe' (15 epochs), not ',{length}'")
+    config = default()
+    config.data.layout = layout
+    config.name = "nnunet" if layout == "sample" else "_".join(["nnunet", layout, *([length] if length else [])])
+    if length:
+        config.epochs = 15
+    if layout == "sample":
+        config.fold, config.epochs, config.iterations, config.val_iterations = "0", 6, 10, 3
     return config

@@ -9,7 +9,7 @@ dynamic_network_architectures 0.4.4, which nnU-Net 2.8 builds them from and whos
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,15 @@ Pair = tuple[int, int]
 PerStage = int | Sequence[int]
 PairPerStage = int | Sequence[int | Sequence[int]]
 
-_SLOPE = 0.01
+SLOPE = 0.01  # of LeakyReLU
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, _SLOPE * x)  # PyTorch's gradient at zero, too, which jax.nn's is not
+    return jnp.where(x > 0, x, SLOPE * x)  # PyTorch's gradient at zero, too, which jax.nn's is not
 
 
 def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
-    return initial.normal(rngs, shape, (2 / (1 + _SLOPE**2) / math.prod(shape[:-1])) ** 0.5)
+    return initial.normal(rngs, shape, (2 / (1 + SLOPE**2) / math.prod(shape[:-1])) ** 0.5)
 
 
 class ConvNorm(nnx.Module):
@@ -427,74 +427,6 @@ class ResidualEncoderUNet(_NnUNet):
         self.encoder = ResidualEncoder(in_channels, stages, counts, **rest)
         self.decoder = Decoder(num_classes, stages, decoder_counts, **rest)
         self.multiple = _total_stride(stages)
-
-
-def from_plan(
-    plan: dict[str, Any],
-    num_classes: int,
-    *,
-    configuration: str = "2d",
-    in_channels: int = 3,
-    dtype: Dtype = jnp.float32,
-    seed: int = 0,
-) -> PlainConvUNet | ResidualEncoderUNet:
-    """The network that an nnU-Net plan describes.
-
-    Args:
-      plan: contents of a file nnUNetPlans.json, as parsed by `json`; nnU-Net 2.4 or newer.
-      num_classes: channels of the logits.
-      configuration: key in the plan's `configurations`.
-      in_channels: channels of the images.
-      dtype: type of the arithmetic.
-      seed: of the initial weights.
-
-    Raises:
-      ConfigError: the plan lacks something, or describes a network that neither class can be.
-    """
-    part, path = plan, []
-    for key in ("configurations", configuration, "architecture"):
-        path.append(key)
-        if not isinstance(part.get(key), dict):
-            raise ConfigError(f"nnU-Net plan: no {' / '.join(path)}; found there: {', '.join(map(str, part))}")
-        part = part[key]
-    networks = {"PlainConvUNet": (PlainConvUNet, "n_conv_per_stage")}
-    networks |= {"ResidualEncoderUNet": (ResidualEncoderUNet, "n_blocks_per_stage")}
-    name = _class_name(part.get("network_class_name"))
-    if name not in networks:
-        raise ConfigError(f"nnU-Net plan: network {name!r} is not supported; these are: {', '.join(networks)}")
-    network, blocks = networks[name]
-    kwargs = part.get("arch_kwargs") or {}
-    taken = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder", "conv_bias"}
-    taken.add(blocks)
-    _check_fixed(kwargs, taken)
-    kwargs = {key: kwargs[key] for key in taken}
-    return network(num_classes, in_channels=in_channels, dtype=dtype, seed=seed, **kwargs)
-
-
-def _check_fixed(kwargs, taken):
-    """Refuses `arch_kwargs` of a plan unless they have the keys `taken`, and those that are fixed here say the same."""
-    missing = sorted({*taken, "conv_op", "norm_op", "norm_op_kwargs", "nonlin"} - set(kwargs))
-    if missing:
-        raise ConfigError(f"nnU-Net plan: arch_kwargs lacks {', '.join(missing)}")
-    norm, slope = kwargs["norm_op_kwargs"] or {}, (kwargs.get("nonlin_kwargs") or {}).get("negative_slope", _SLOPE)
-    found = {
-        "conv_op": (_class_name(kwargs["conv_op"]), "Conv2d"),
-        "norm_op": (_class_name(kwargs["norm_op"]), "InstanceNorm2d"),
-        "norm_op_kwargs": ({"eps": 1e-5} | norm, {"eps": 1e-5, "affine": True}),
-        "dropout_op": (kwargs.get("dropout_op"), None),
-        "nonlin": (_class_name(kwargs["nonlin"]), "LeakyReLU"),
-        "nonlin_kwargs.negative_slope": (slope, _SLOPE),
-    }
-    without_use = {"nonlin_kwargs", "dropout_op_kwargs"}
-    refused = [f"{key} is {value!r}, not {fixed!r}" for key, (value, fixed) in found.items() if value != fixed]
-    refused += [f"unknown {key}" for key in sorted(set(kwargs) - taken - set(found) - without_use)]
-    if refused:
-        raise ConfigError(f"nnU-Net plan: not supported: {'; '.join(refused)}")
-
-
-def _class_name(path):
-    """`Conv2d` for "torch.nn.modules.conv.Conv2d"."""
-    return path.rpartition(".")[2] if isinstance(path, str) else path
 
 
 def _total_stride(stages):

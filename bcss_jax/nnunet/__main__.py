@@ -1,0 +1,185 @@
+"""What nnU-Net's method does besides training, which `python -m bcss_jax.main --config=configs/nnunet.py` does.
+
+    python -m bcss_jax.nnunet predict --model=runs/nnunet --images=FOLDER --out=FOLDER
+    python -m bcss_jax.nnunet export --model=runs/nnunet --out=FOLDER
+    python -m bcss_jax.nnunet plan --raw=FOLDER --out=plans.json [--preset=ResEncM]
+
+A model is the folder of a run, or a result folder of nnU-Net v2 (plans.json, dataset.json, fold_0/checkpoint_final.pth).
+Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from bcss_jax import figures, tiles
+from bcss_jax.errors import ConfigError, DataError, UserError
+from bcss_jax.labels import SCHEMES
+from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, trained
+from bcss_jax.nnunet.plan import PRESETS
+from bcss_jax.nnunet.plan import plan as plan_for
+from bcss_jax.nnunet.predict import labels_of, make_predictor
+from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.nnunet.validate import write_png
+from bcss_jax.pretrained import to_torch_state
+from bcss_jax.progress import ProgressLine
+
+OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay, at most
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and does it. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        args.action(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m bcss_jax.nnunet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    actions = parser.add_subparsers(required=True, metavar="predict | export | plan")
+
+    predict_parser = actions.add_parser("predict", help="segment whole images")
+    predict_parser.set_defaults(action=predict)
+    predict_parser.add_argument(
+        "--model", action="append", required=True, type=Path, help="repeat it for an ensemble of configurations"
+    )
+    predict_parser.add_argument("--images", required=True, type=Path, help="folder of RGB images, or one image")
+    predict_parser.add_argument("--out", required=True, type=Path, help="gets NAME.png (labels) and overlays/NAME.jpg")
+    predict_parser.add_argument("--folds", nargs="+", help="such as 0 1; all there are if not given")
+    predict_parser.add_argument("--no-mirror", action="store_true", help="four times faster, a little less accurate")
+    predict_parser.add_argument("--step", type=float, default=0.5, help="distance of windows as a share of the patch")
+    predict_parser.add_argument("--batch", type=int, default=4, help="windows at a time")
+    predict_parser.add_argument("--overwrite", action="store_true", help="replace predictions that are there")
+
+    export_parser = actions.add_parser("export", help="write a result folder that nnU-Net itself predicts with")
+    export_parser.set_defaults(action=export)
+    export_parser.add_argument("--model", required=True, type=Path)
+    export_parser.add_argument("--out", required=True, type=Path)
+    export_parser.add_argument("--folds", nargs="+", help="such as 0 1; all there are if not given")
+
+    plan_parser = actions.add_parser("plan", help="plan for a raw data folder of nnU-Net, to look at or to edit")
+    plan_parser.set_defaults(action=plan)
+    plan_parser.add_argument("--raw", required=True, type=Path, help="holds dataset.json, imagesTr and labelsTr")
+    plan_parser.add_argument("--out", required=True, type=Path, help="file for --config.plan=FILE")
+    plan_parser.add_argument("--preset", choices=PRESETS, default="nnUNetPlans")
+    plan_parser.add_argument("--rule-before-2.3.1", action="store_true", dest="old_rule")
+    plan_parser.add_argument("--prepared_dir", type=Path, default=Path("~/.cache/bcss_jax"))
+    return parser
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Segments images: folds averaged as logits, models as probabilities."""
+    if not 0 < args.step <= 1:
+        raise ConfigError(f"--step={args.step:g}: must be above 0, at most 1")
+    if args.batch < 1:
+        raise ConfigError(f"--batch={args.batch}: must be 1 or more")
+    images = _images(args.images)
+    targets = [args.out / f"{path.stem}.png" for path in images]
+    there = [path for path in targets if path.exists()]
+    if there and not args.overwrite:
+        raise ConfigError(f"{there[0]}: there is a prediction already; use another --out, or --overwrite")
+    models = [trained.read(folder, args.folds) for folder in args.model]
+    if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
+        raise DataError("the models have different labels; only models of the same labels can be averaged")
+    predictors = [
+        make_predictor(
+            list(model.models.values()),
+            model.patch_size,
+            mirror=() if args.no_mirror else model.mirror_axes,
+            batch=args.batch,
+            step=args.step,
+        )
+        for model in models
+    ]
+    for folder, model in zip(args.model, models, strict=True):
+        print(f"{folder}: fold(s) {', '.join(model.models)}, windows of {model.patch_size[0]}x{model.patch_size[1]}")
+    scheme = cases.scheme_of(models[0].dataset)
+    decisions = [model.postprocessing for model in models if model.postprocessing and len(models) == 1]
+    (args.out / "overlays").mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(ProgressLine("predicting", len(images))) as line:
+        for done, (path, target) in enumerate(zip(images, targets, strict=True), 1):
+            image = tiles.read_image(path)
+            labels = _labels(image, path, models, predictors)
+            for decision in decisions:
+                labels = postprocess.apply(labels, decision)
+            write_png(target, labels)
+            _write_overlay(args.out / "overlays" / f"{path.stem}.jpg", figures.overlay(image, labels, scheme))
+            line.update(done)
+    if decisions:
+        print(f"post-processing of the run: kept the largest component of {decisions[0]['keep_largest'] or 'nothing'}")
+    meaning = ", ".join(f"{label} {name}" for label, name in enumerate(scheme.class_names))
+    print(f"{len(images)} image(s) segmented into {args.out}: {meaning}; to look at: {args.out / 'overlays'}")
+
+
+def _labels(image, path, models, predictors):
+    scores = []
+    for model, predictor in zip(models, predictors, strict=True):
+        try:
+            case = preprocess(image, None, model.plan, model.dataset)
+        except DataError as error:
+            raise DataError(f"{tiles.printable(path)}: {error}") from error
+        scores.append(predictor(case.data))
+    # All plans crop alike, so that what they give is of one size.
+    return labels_of(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
+
+
+def _images(where):
+    if where.is_file():
+        return [where]
+    if not where.is_dir():
+        raise DataError(f"{where}: expected an image or a folder of images, found nothing")
+    found = sorted(path for path in where.iterdir() if path.suffix.lower() in tiles.SUFFIXES)
+    if not found:
+        raise DataError(f"{where}: expected images ({', '.join(tiles.SUFFIXES)}), found none")
+    stems = [path.stem for path in found]
+    twice = [stem for stem in stems if stems.count(stem) > 1]
+    if twice:
+        raise DataError(f"{where}: expected one image of a name, found several called {twice[0]}; rename one of them")
+    return found
+
+
+def _write_overlay(path, picture):
+    small = Image.fromarray(picture)
+    small.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+    unfinished = path.with_name(f".{path.name}.tmp")
+    small.save(unfinished, format="JPEG", quality=90)
+    os.replace(unfinished, path)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the folds of a model as a result folder of nnU-Net."""
+    model = trained.read(args.model, args.folds)
+    folds = {int(name) if name.isdecimal() else name: to_torch_state(each) for name, each in model.models.items()}
+    result_folder.write(args.out, model.plan, model.dataset, folds, mirror_axes=model.mirror_axes)
+    names = " ".join(model.models)
+    print(f"wrote fold(s) {names}; nnU-Net predicts with them: ")
+    print(f"nnUNetv2_predict_from_modelfolder -m {args.out} -f {names} -i IMAGES -o OUT")
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Takes the fingerprint of a raw data folder and plans for it."""
+    found = cases.find(cases.RAW, data_dir=args.raw, prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"])
+    fingerprint = store.fingerprint_of(found)
+    decided = plan_for(
+        fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name
+    )
+    print(plan_file.table(decided, fingerprint, found.dataset))
+    plan_file.write(args.out, decided)
+    print(f"plan: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

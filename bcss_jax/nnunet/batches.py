@@ -1,0 +1,74 @@
+"""Batches of patches for training and validation, cut on the host while the devices compute."""
+
+import concurrent.futures
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bcss_jax.nnunet import patches
+from bcss_jax.nnunet.patches import Pair
+from bcss_jax.sharding import place_batch
+
+
+def padded_size(batch_size: int, mesh: Mesh) -> int:
+    """The next multiple of the number of devices: what is added is masked and changes nothing."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def batches(
+    cases: Sequence[patches.Case],
+    *,
+    seed: int,
+    first: int,
+    last: int,
+    batch_size: int,
+    patch_size: Pair,
+    cut_size: Pair,
+    padding: int,
+    mesh: Mesh,
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields the batches of the steps `first` to `last - 1`.
+
+    Each is a function of the seed and its step alone; each process cuts the examples of its own devices.
+
+    Args:
+      cases: what patches are cut from.
+      seed: of the draws.
+      first: step of the first batch.
+      last: step after that of the last batch.
+      batch_size: examples.
+      patch_size: as in `patches.choose`.
+      cut_size: height and width of the images.
+      padding: label of the examples that fill a batch up to a multiple of the devices.
+      mesh: devices that the batch is split over.
+
+    Yields:
+      `images` float32 [N, H, W, C] and `labels` [N, H, W] on the devices.
+    """
+    size = padded_size(batch_size, mesh)
+    share = size // jax.process_count()
+    own = range(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+    def example(step, index):
+        if index >= batch_size:
+            channels = cases[0].data.shape[-1]
+            return np.zeros((*cut_size, channels), np.float32), np.full(cut_size, padding, np.int16)
+        chosen = patches.choose(
+            cases, seed, step, index, batch_size=batch_size, patch_size=patch_size, cut_size=cut_size
+        )
+        case = cases[chosen.case]
+        image, labels = patches.cut(case.data, case.labels, chosen.corner, cut_size)
+        return image, labels.astype(np.int16)
+
+    def batch(step):
+        images, labels = zip(*(example(step, index) for index in own), strict=True)
+        return {"images": np.stack(images), "labels": np.stack(labels)}
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(batch, first) if first < last else None
+        for step in range(first, last):
+            ready = ahead.result()
+            ahead = pool.submit(batch, step + 1) if step + 1 < last else None
+            yield place_batch(ready, mesh)

@@ -1,0 +1,228 @@
+"""The cases of a data set as nnU-Net sees them: an image and labels, 0 the background, then the classes, `ignore` last.
+
+They come from the layouts that the other systems train on, regions whole instead of in patches, or from a folder in
+nnU-Net's own layout: `dataset.json`, `imagesTr/NAME_0000.png`, `labelsTr/NAME.png` and perhaps `imagesTs`, `labelsTs`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bcss_jax import data_checks, layouts, sample
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.labels import LabelScheme, lookup_table
+from bcss_jax.nnunet import labels
+from bcss_jax.prepared_folder import digest_of_files, held
+from bcss_jax.progress import ProgressLine
+from bcss_jax.tiles import SUFFIXES, printable, read_pair
+from bcss_jax.workdir import storage_errors, write_text
+
+RAW = "nnunet"  # the layout of nnU-Net's raw data folders
+LAYOUTS = (*layouts.LAYOUTS, RAW)
+RAW_PARTS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
+VERSION = 1  # of what is prepared; raise it when that changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An image with its labels.
+
+    Attributes:
+      name: unique in the data set.
+      patient: cases of one patient belong into one fold.
+      part: "train", "val" or "test" as the data set has it; test cases are in no fold.
+      read: gives uint8 RGB [H, W, 3] and uint8 labels [H, W].
+    """
+
+    name: str
+    patient: str
+    part: str
+    read: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """A data set.
+
+    Attributes:
+      train: the cases of its training and validation parts, by name.
+      test: those of its test part, if they have masks.
+      dataset: what stands in nnU-Net's dataset.json.
+      scheme: what its labels mean, for scores and pictures.
+      folder: where what is derived from it may be kept; its name changes when a file does.
+    """
+
+    train: tuple[Case, ...]
+    test: tuple[Case, ...]
+    dataset: dict
+    scheme: LabelScheme
+    folder: Path
+
+
+def find(
+    layout: str,
+    *,
+    data_dir: str | os.PathLike | None,
+    prepared_dir: str | os.PathLike,
+    scheme: LabelScheme,
+    split: str = "published",
+    mpp: float = 0.25,
+    allow_missing: bool = False,
+    max_bad: float = 0.0,
+) -> Cases:
+    """Finds a data set's cases and checks them, unless that has been done.
+
+    Args:
+      layout: "sample", a layout of `layouts.find_tiles`, or "nnunet", a raw data folder of nnU-Net.
+      data_dir: the data folder; the sample has none.
+      prepared_dir: where what is derived from data sets is kept.
+      scheme: which classes; a raw data folder has its own.
+      split: as in `layouts.find_tiles`; which part a case belongs to.
+      mpp: as in `layouts.find_tiles`.
+      allow_missing: as in `data_checks.check`.
+      max_bad: as in `data_checks.check`.
+
+    Raises:
+      ConfigError: an argument that cannot be.
+      DataError: data missing or not usable.
+      StorageError: `prepared_dir` cannot be written.
+    """
+    prepared_dir = Path(prepared_dir).expanduser()
+    if layout == RAW:
+        return _raw(Path(data_dir or "").expanduser(), prepared_dir)
+    codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
+    try:
+        table = lookup_table(scheme, codes)
+    except ValueError as error:
+        raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
+    to_label = labels.remap_table(scheme)[table]
+    options = {"layout": layout, "scheme": scheme.name, "version": VERSION}
+    if layout == "sample":
+        digest = digest_of_files(options, [Path(sample.__file__)], Path(sample.__file__).parent)
+        cases = [_drawn(patch, to_label) for patch in sample.draw()]
+        return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}")
+    data_dir = Path(data_dir).expanduser() if data_dir else None
+    tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=None, required=())
+    options |= {"split": split, "allow_missing": allow_missing, "max_bad": max_bad}
+    digest = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
+    folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
+    with storage_errors(prepared_dir), held(folder):
+        usable = _checked(tiles, folder, allow_missing, max_bad)
+    return _with_parts([_from_tile(tile, to_label) for tile in tiles if tile.key in usable], scheme, folder)
+
+
+def _checked(tiles, folder, allow_missing, max_bad):
+    """Names of the usable tiles; all are read once for it. Held in a file for the next time."""
+    file = folder / "cases.json"
+    if not file.exists():
+        with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
+            usable, report = data_checks.check(
+                tiles,
+                allow_missing=allow_missing,
+                max_bad=max_bad,
+                patients_may_recur=True,  # folds, not parts, keep patients apart
+                sizes_may_differ=True,
+                required=(),
+                progress=line.update,
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()}))
+    return set(json.loads(file.read_text())["usable"])
+
+
+def _with_parts(cases, scheme, folder):
+    cases = sorted(cases, key=lambda case: case.name)
+    train = tuple(case for case in cases if case.part != "test")
+    if not train:
+        raise DataError(f"{printable(folder)}: expected cases to train on, found none; complete the data set")
+    dataset = labels.dataset_of(scheme, len(train))
+    return Cases(train, tuple(case for case in cases if case.part == "test"), dataset, scheme_of(dataset), folder)
+
+
+def scheme_of(dataset: dict) -> LabelScheme:
+    """The label scheme of a checked dataset.json: background first, `ignore` no class; all but the background count."""
+    by_label = {label: name for name, label in dataset["labels"].items() if name != "ignore"}
+    names = tuple(by_label[label] for label in range(len(by_label)))
+    return LabelScheme("nnunet", names, ignore_index=len(names), evaluated=tuple(range(1, len(names))))
+
+
+def _drawn(patch, to_label):
+    return Case(patch.key, patch.patient, patch.split, lambda: (patch.image, to_label[patch.mask]))
+
+
+def _from_tile(tile, to_label):
+    def read():
+        image, mask = read_pair(tile.image, tile.mask, tile.codes, warn=lambda line: None)  # the check has warned
+        return image, to_label[mask]
+
+    return Case(tile.key, tile.patient, tile.split, read)
+
+
+def _raw(root, prepared_dir):
+    """The cases of a folder in nnU-Net's layout."""
+    file = root / "dataset.json"
+    try:
+        dataset = json.loads(file.read_text())
+    except OSError as error:
+        raise DataError(
+            f"{printable(file)}: expected a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr, found: "
+            f"{error.strerror}; name that folder with --config.data.dir"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{printable(file)}: expected JSON, found: {error}; mend the file") from error
+    labels.check_dataset(dataset)
+    ending = dataset.get("file_ending", ".png")
+    if ending not in SUFFIXES:
+        raise DataError(
+            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending!r}; convert the images"
+        )
+    pairs = [pair for part in RAW_PARTS for pair in _raw_pairs(root, part, ending)]
+    digest = digest_of_files(
+        {"layout": RAW, "dataset": dataset, "version": VERSION}, [path for pair in pairs for path in pair[1:3]], root
+    )
+    num_codes = len(dataset["labels"])
+    cases = [
+        Case(name, _patient(name), part, lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None))
+        for name, image, mask, part in pairs
+    ]
+    train = tuple(case for case in cases if case.part == "train")
+    folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
+    return Cases(train, tuple(case for case in cases if case.part == "test"), dataset, scheme_of(dataset), folder)
+
+
+def _raw_pairs(root, part, ending):
+    """Name, image, mask and part of the cases in two folders."""
+    images_in, labels_in, part = root / part[0], root / part[1], part[2]
+    if part == "test" and not labels_in.is_dir():
+        return []
+    for folder in (images_in, labels_in):
+        if not folder.is_dir():
+            raise DataError(f"{printable(folder)}: expected a folder, found none; complete the raw data folder")
+    images = {path.name.removesuffix(f"_0000{ending}"): path for path in sorted(images_in.glob(f"*_0000{ending}"))}
+    masks = {path.name.removesuffix(ending): path for path in sorted(labels_in.glob(f"*{ending}"))}
+    more = sorted(path.name for path in images_in.glob(f"*_0001{ending}"))
+    if more:
+        raise DataError(
+            f"{printable(images_in / more[0])}: expected one RGB file per case (NAME_0000{ending}), found several "
+            "channels in files of their own; join them"
+        )
+    lonely = sorted(images.keys() ^ masks.keys())
+    if lonely or not images:
+        found = f"{len(lonely)} without the other, first {printable(lonely[0])}" if lonely else "none"
+        raise DataError(
+            f"{printable(images_in)}: expected images NAME_0000{ending} and masks {labels_in.name}/NAME{ending}, found "
+            f"{found}; complete the folders"
+        )
+    return [(name, images[name], masks[name], part) for name in sorted(images)]
+
+
+def _patient(name):
+    """The TCGA patient that a name begins with; else every case counts as a patient of its own."""
+    found = re.match(layouts.PATIENT, name)
+    return found[0] if found else name

@@ -1,0 +1,95 @@
+"""Every setting of nnU-Net's method, with its default, and the check that they make sense.
+
+What the plan decides (patch, batch, network, normalisation) is no setting: `plan` takes a file, which may be edited.
+"""
+
+from ml_collections import ConfigDict
+
+from bcss_jax.config import check_at_least, check_data_folder, check_one_of
+from bcss_jax.errors import ConfigError
+from bcss_jax.labels import SCHEMES
+from bcss_jax.nnunet.cases import LAYOUTS, RAW
+from bcss_jax.nnunet.folds import NUM_FOLDS
+from bcss_jax.nnunet.plan import PRESETS
+
+FOLDS = ("patient", "case", "published")
+EACH, ALL = "each", "all"
+
+
+def default() -> ConfigDict:
+    """nnU-Net's own training, 1000 epochs for each of five folds, on no data set in particular."""
+    config = ConfigDict()
+    config.method = "nnunet"  # the configs without it train by the project's recipe
+    config.name = "nnunet"  # runs/<name> is the default workdir
+    config.seed = 0  # initialisation, patches, augmentation
+
+    config.data = ConfigDict()
+    config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi (whole regions), nnunet (a raw data folder)
+    config.data.dir = ""  # where the data set lies; the sample needs none
+    config.data.prepared_dir = "~/.cache/bcss_jax"  # where fingerprints and preprocessed cases go
+    config.data.split = "published"  # parts of the data set: published, or institute: hold out OL, LL, E2, EW, GM, S3
+    config.data.mpp = 0.25  # um per pixel of the images
+    config.data.allow_missing = False  # leave out images without mask (and the reverse) instead of refusing
+    config.data.max_bad = 0.0  # share of unreadable files that is left out instead of refusing
+
+    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes; a raw data folder has its own
+    config.plan = ""  # file of a plan; if not given, the data set is planned for
+    config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
+    config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most
+
+    config.folds = (
+        "patient"  # patient: five, by patient; case: nnU-Net's own, leaks; published: the data set's train and val
+    )
+    config.fold = "each"  # each: one after another; 0 to 4: that one; all: train on all cases
+    config.epochs = 1000
+    config.iterations = 250  # training batches an epoch
+    config.val_iterations = 50  # validation batches an epoch
+    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    config.micro_batches = 1  # parts a batch is computed in; more need less memory
+    config.postprocessing = False  # decide on the folds whether to keep largest components only; not for tissue
+
+    config.max_bad_steps = 3  # iterations with a non-finite loss after which training gives up
+    config.checkpoint_steps = 1000  # iterations between checkpoints; there is always one at an epoch's end
+    config.log_seconds = 10.0  # between progress lines where the output is no terminal
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks names and ranges.
+
+    Raises:
+      ConfigError: one line with the field, what it is and what it may be.
+    """
+    check_one_of(config, "data.layout", LAYOUTS)
+    check_one_of(config, "data.split", ("published", "institute"))
+    check_one_of(config, "labels", tuple(SCHEMES))
+    check_one_of(config, "preset", tuple(PRESETS))
+    check_one_of(config, "dtype", ("float32", "bfloat16"))
+    check_one_of(config, "folds", FOLDS)
+    check_one_of(config, "fold", (EACH, ALL, *_numbered(config)))
+    for field in ("epochs", "iterations", "val_iterations", "micro_batches", "max_bad_steps", "checkpoint_steps"):
+        check_at_least(config, field, 1)
+    for field in ("seed", "data.max_bad", "log_seconds"):
+        check_at_least(config, field, 0)
+    if config.data.max_bad > 1:
+        raise ConfigError(f"config.data.max_bad={config.data.max_bad}: is a share of the files, at most 1")
+    if not config.data.mpp > 0:
+        raise ConfigError(f"config.data.mpp={config.data.mpp}: must be above 0")
+    if config.data.layout == RAW and config.folds == "published":
+        raise ConfigError(
+            "config.folds=published: a raw data folder of nnU-Net has no validation part; use patient or case"
+        )
+    if config.plan and config.rule_before_2_3_1:
+        raise ConfigError(
+            "config.rule_before_2_3_1: is for planning, and config.plan gives a plan; leave one of them out"
+        )
+    check_data_folder(config, "configs/nnunet.py")
+
+
+def fold_names(config: ConfigDict) -> list[str]:
+    """The folds to train: numbers as text, or "all"."""
+    return _numbered(config) if config.fold == EACH else [config.fold]
+
+
+def _numbered(config):
+    return [str(number) for number in range(1 if config.folds == "published" else NUM_FOLDS)]

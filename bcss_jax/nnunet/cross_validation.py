@@ -1,0 +1,95 @@
+"""What the folds say together: one table, and whether to keep largest components only."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bcss_jax import metrics
+from bcss_jax.labels import LabelScheme
+from bcss_jax.nnunet import postprocess
+from bcss_jax.nnunet.cases import Case
+from bcss_jax.workdir import write_text
+
+
+def summarise(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str] | None:
+    """Brings the scores of all folds together, once the last of them is there.
+
+    Args:
+      workdir: of the run; the folds' scores are in `fold_<k>/validation/summary.json`.
+      folds: number of them.
+      scheme: of the labels.
+
+    Returns:
+      The content of cross_validation.json (scores of each fold, their mean and deviation, and the scores of all cases
+      together) and a table for people; None while a fold is missing.
+    """
+    files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
+    if not all(file.exists() for file in files):
+        return None
+    summaries = [json.loads(file.read_text()) for file in files]
+    counts = [np.array(list(each["counts"].values())) for each in summaries]
+    together = metrics.scores(np.concatenate(counts), 1, scheme.class_names, scheme.evaluated)
+    by_fold = [{key: value for key, value in each.items() if key != "counts"} for each in summaries]
+    means = [each["dice_global"]["macro"] for each in by_fold]
+    known = [value for value in means if value is not None]
+    found = {
+        "folds": by_fold,
+        "mean_of_folds": float(np.mean(known)) if known else None,
+        "deviation_of_folds": float(np.std(known)) if known else None,
+        "all_cases": together,
+    }
+    write_text(workdir / "cross_validation.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return found, _table(found, counts, scheme)
+
+
+def _table(found, counts, scheme):
+    """Dice of all pixels of the held-back cases, fold by fold."""
+    names = scheme.evaluated_names
+    rows = [[str(number), str(len(count))] for number, count in enumerate(counts)]
+    rows += [["all", str(sum(map(len, counts)))]]
+    for row, scores in zip(rows, [*found["folds"], found["all_cases"]], strict=True):
+        values = [scores["dice_global"][name] for name in (*names, "macro")] + [scores["dice_image"]["macro"]]
+        row += ["n/a" if value is None else f"{value:.4f}" for value in values]
+    rows.insert(0, ["fold", "cases", *names, "mean", "mean by case"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if found["mean_of_folds"] is not None and len(counts) > 1:
+        lines.append(f"mean of the folds {found['mean_of_folds']:.4f}, deviation {found['deviation_of_folds']:.4f}")
+    return "\n".join(lines)
+
+
+def decide_postprocessing(workdir: Path, cases: dict[str, Case], splits: list[dict], scheme: LabelScheme) -> dict:
+    """Decides by the predictions of all folds, and writes postprocessing.json.
+
+    Args:
+      workdir: of the run; predictions are in `fold_<k>/validation/<case>.png`.
+      cases: by name.
+      splits: which cases each fold held back.
+      scheme: of the labels.
+
+    Returns:
+      As `postprocess.determine`.
+    """
+    where = [(number, name) for number, split in enumerate(splits) for name in split["val"]]
+    predictions = _Read(
+        lambda number, name: Image.open(workdir / f"fold_{number}" / "validation" / f"{name}.png"), where
+    )
+    truths = _Read(lambda number, name: cases[name].read()[1], where)
+    decision = postprocess.determine(predictions, truths, scheme.evaluated, scheme.ignore_index)
+    write_text(workdir / "postprocessing.json", json.dumps(decision, indent=1) + "\n")
+    return decision
+
+
+class _Read:
+    """A sequence of arrays that are read when they are asked for."""
+
+    def __init__(self, read, where):
+        self._read, self._where = read, where
+
+    def __len__(self):
+        return len(self._where)
+
+    def __getitem__(self, index):
+        return np.asarray(self._read(*self._where[index]))

@@ -1,0 +1,244 @@
+"""Plans as files: read, checked, written, and as a table for people.
+
+A plan may come from here, from nnU-Net, or from an editor, so `read` asks of each field whether training can use it.
+"""
+
+import itertools
+import json
+import math
+import numbers
+from pathlib import Path
+
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.nnunet.network import class_and_arguments
+from bcss_jax.nnunet.plan import PRESETS, channel_names, reasons
+from bcss_jax.nnunet.plan import plan as plan_of
+from bcss_jax.nnunet.preprocess import NORMALIZATIONS
+from bcss_jax.nnunet.topology import total_stride
+from bcss_jax.workdir import write_text
+
+_FIELDS = ("plans_name", "transpose_forward", "configurations", "foreground_intensity_properties_per_channel")
+_FIELDS_2D = (
+    "preprocessor_name", "batch_size", "patch_size", "median_image_size_in_voxels", "spacing", "normalization_schemes",
+    "use_mask_for_norm", "architecture", "batch_dice",
+)  # fmt: skip
+_FIELDS_V1 = {"plans_per_stage", "num_stages", "base_num_features"}
+_TOLERANCE = 1e-4  # of statistics, relative to their spread
+
+
+def read(path: Path | str) -> dict:
+    """A plan from its file.
+
+    Args:
+      path: JSON as nnU-Net 2.4 or newer writes it, with a configuration `2d`.
+
+    Raises:
+      DataError: it is no such file, or describes what is not supported; the one line says what.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); expected an nnU-Net plan (JSON)") from error
+    try:
+        plan = json.loads(content)
+    except ValueError as error:
+        if content.startswith(b"\x80"):  # the first byte of a pickle
+            raise DataError(f"{path}: a pickle, so a plan of nnU-Net v1; expected JSON; plan anew") from error
+        raise DataError(f"{path}: not JSON ({error}); expected an nnU-Net plan such as nnUNetPlans.json") from error
+    try:
+        _check_plan(plan)
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{path}: {error}") from error
+    return plan
+
+
+def write(path: Path | str, plan: dict) -> None:
+    """Writes a plan as nnU-Net does, whole or not at all.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    write_text(Path(path), json.dumps(plan, indent=4) + "\n")
+
+
+def check(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
+    """Refuses a plan of another data set.
+
+    Args:
+      plan: of `read` or `bcss_jax.nnunet.plan`.
+      dataset: nnU-Net's dataset.json of the data that are to be used.
+      fingerprint: of these data, to compare sizes and intensities as well.
+
+    Raises:
+      DataError: channels, sizes or intensities differ.
+    """
+    names, schemes = channel_names(dataset), plan["configurations"]["2d"]["normalization_schemes"]
+    if len(names) != len(schemes):
+        raise DataError(
+            f"the plan ({_name(plan)}) is for {len(schemes)} channels, the data have {len(names)} "
+            f"({', '.join(map(str, names))}); plan for these data"
+        )
+    if fingerprint is None:
+        return
+    try:
+        expected = plan_of(fingerprint, dataset, dataset_name="these")
+    except DataError:
+        return  # there is no plan for these data: the one at hand is the user's own decision
+    theirs, ours = (each["configurations"]["2d"]["median_image_size_in_voxels"] for each in (plan, expected))
+    if list(theirs) != ours:
+        raise DataError(
+            f"the plan ({_name(plan)}) is of another data set: its median image has {_size(theirs)} pixels, "
+            f"that of these data {_size(ours)}; plan for these data"
+        )
+    key = "foreground_intensity_properties_per_channel"
+    for channel, ours in expected[key].items():
+        theirs = plan[key].get(channel, {})
+        allowed = _TOLERANCE * max(ours["std"], 1)
+        differing = [name for name in ours if not abs(theirs.get(name, math.inf) - ours[name]) <= allowed]
+        if differing:
+            name = differing[0]
+            raise DataError(
+                f"the plan ({_name(plan)}) is of another data set or other labels: {name} of channel {channel} over "
+                f"the foreground is {theirs.get(name, 'missing')}, in these data {ours[name]:g}; plan for these data"
+            )
+
+
+def table(plan: dict, fingerprint: dict, dataset: dict) -> str:
+    """What was decided and from what, for people.
+
+    Args:
+      plan: of `bcss_jax.nnunet.plan` or `read`. What was edited is marked.
+      fingerprint: what it was decided from.
+      dataset: likewise.
+
+    Returns:
+      Lines of one decision each.
+    """
+    chosen = [preset for preset in PRESETS.values() if preset.planner == plan.get("experiment_planner_used")]
+    preset = (chosen or [PRESETS["nnUNetPlans"]])[0]
+    rows, marked = [], False
+    planned = _decisions(plan_of(fingerprint, dataset, preset.plans_name))
+    why = _explanations(reasons(fingerprint, dataset, preset.plans_name), preset, fingerprint, dataset)
+    for name, decided in _decisions(plan).items():
+        edited = decided != planned[name]
+        marked |= edited
+        rows.append((name, decided + (f" (*, rule: {planned[name]})" if edited else ""), why[name]))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{name:{widths[0]}}  {decided:{widths[1]}} | {reason}" for name, decided, reason in rows]
+    cases = len(fingerprint["shapes_after_crop"])
+    head = f"{_name(plan)}: {cases} cases, channels {', '.join(map(str, channel_names(dataset)))}"
+    return "\n".join([head, *lines, *(["* not what the rules of 2.8.1 give"] if marked else [])])
+
+
+def _decisions(plan):
+    configuration = plan["configurations"]["2d"]
+    network = configuration["architecture"]
+    kwargs = network["arch_kwargs"]
+    schemes = zip(configuration["normalization_schemes"], configuration["use_mask_for_norm"], strict=True)
+    schemes = [scheme.removesuffix("Normalization") + (" in mask" if masked else "") for scheme, masked in schemes]
+    steps = [by[0] if by[0] == by[1] else f"{by[0]}x{by[1]}" for by in kwargs["strides"]]
+    depth = kwargs.get("n_conv_per_stage") or kwargs.get("n_blocks_per_stage")
+    return {
+        "patch size": _size(configuration["patch_size"]),
+        "stages": f"{kwargs['n_stages']} (strides {_brief(steps)})",
+        "network": f"{network['network_class_name'].rpartition('.')[2]} ({_brief(depth)})",
+        "features": _brief(kwargs["features_per_stage"]),
+        "batch size": str(configuration["batch_size"]),
+        "normalization": _brief(schemes),
+        "spacing": _size(configuration["spacing"]),
+    }
+
+
+def _explanations(why, preset, fingerprint, dataset):
+    network, estimate = why.steps[-1]
+    lowest = _size([size // by for size, by in zip(network.patch_size, network.divisor, strict=True)])
+    start, steps = _size(why.steps[0].network.patch_size), len(why.steps) - 1
+    tried = f"; from {start} shrunk {steps} times to fit the memory" if steps else ""
+    share = f"{100 * preset.share:g} % of the pixels are {why.batch_by_share}"
+    kept = 100 * fingerprint["median_relative_size_after_cropping"]
+    unit = "blocks" if preset.residual else "convolutions"
+    return {
+        "patch size": f"median image {_size(why.median)}, in multiples of {_size(network.divisor)}{tried}",
+        "stages": f"halved down to {lowest}",
+        "network": f"preset {preset.plans_name}; {unit} a stage",
+        "features": "doubled at each stage up to 512",
+        "batch size": f"memory allows {why.batch_by_memory} ({why.memory / 1e6:g} M values at 12 images, one has "
+        f"{estimate / 1e6:.3g} M); {share}; at least 2",
+        "normalization": f"channel names; cropping leaves {kept:.3g} % of the images (mask below 75 %)",
+        "spacing": f"median of {len(fingerprint['spacings'])} cases",
+    }
+
+
+def _check_plan(plan):
+    """Refuses a plan that cannot be trained from."""
+    if not isinstance(plan, dict):
+        raise DataError(f"holds {type(plan).__name__}, not an nnU-Net plan (a JSON object)")
+    if _FIELDS_V1 & set(plan):
+        raise DataError("a plan of nnU-Net v1; expected one of nnU-Net 2.4 or newer; plan anew")
+    _need(plan, _FIELDS, "the plan")
+    configurations = plan["configurations"]
+    if not isinstance(configurations, dict) or not isinstance(configurations.get("2d"), dict):
+        found = ", ".join(configurations) if isinstance(configurations, dict) else repr(configurations)
+        raise DataError(f"no configuration 2d; found: {found or 'none'}; plan with 2D images")
+    configuration = configurations["2d"]
+    if "UNet_class_name" in configuration:
+        raise DataError("a plan of nnU-Net before 2.4, which has no `architecture`; plan anew")
+    _need(configuration, _FIELDS_2D, "configuration 2d")
+    class_and_arguments(plan)
+    _check_numbers(configuration)
+    if configuration["preprocessor_name"] != "DefaultPreprocessor":
+        raise DataError(f"preprocessor {configuration['preprocessor_name']!r}; only DefaultPreprocessor is supported")
+    schemes, masked = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
+    for scheme in schemes:
+        if scheme not in NORMALIZATIONS:
+            raise DataError(f"unknown normalization scheme {scheme!r}; known are {', '.join(NORMALIZATIONS)}")
+    if not schemes or len(schemes) != len(masked):
+        raise DataError(
+            f"{len(schemes)} normalization_schemes and {len(masked)} use_mask_for_norm; expected one a channel"
+        )
+
+
+def _check_numbers(configuration):
+    """Refuses patch and batch sizes that the network cannot have."""
+    patch, batch = configuration["patch_size"], configuration["batch_size"]
+    if not _counts(patch) or len(patch) != 2:
+        raise DataError(f"patch_size is {patch!r}; expected height and width, two positive integers")
+    if not _counts([batch]):
+        raise DataError(f"batch_size is {batch!r}; expected a positive integer")
+    strides = configuration["architecture"]["arch_kwargs"]["strides"]
+    if not isinstance(strides, list) or not all(_counts(stride) and len(stride) == 2 for stride in strides):
+        raise DataError(f"strides are {strides!r}; expected pairs of positive integers")
+    multiple = total_stride(strides)
+    if any(size % by for size, by in zip(patch, multiple, strict=True)) or tuple(patch) == multiple:
+        raise DataError(
+            f"patch_size {_size(patch)} does not fit the strides: height and width must be multiples of "
+            f"{multiple[0]} and {multiple[1]}, and not both of them these"
+        )
+
+
+def _counts(values):
+    sound = isinstance(values, list) and values
+    return bool(sound) and all(isinstance(v, numbers.Integral) and not isinstance(v, bool) and v > 0 for v in values)
+
+
+def _need(content, fields, what):
+    missing = [field for field in fields if field not in content]
+    if missing:
+        raise DataError(f"{what} lacks {', '.join(missing)}; expected a plan of nnU-Net 2.4 or newer; plan anew")
+
+
+def _name(plan):
+    return f"{plan['plans_name']} of {plan.get('dataset_name', 'an unnamed data set')}"
+
+
+def _size(sizes):
+    return "x".join(f"{size:g}" for size in sizes)
+
+
+def _brief(values):
+    """`1, 2 (5 times)` for 1, 2, 2, 2, 2, 2."""
+    runs = [(value, len(list(run))) for value, run in itertools.groupby(values)]
+    return ", ".join(
+        f"{value} ({count} times)" if count > 2 else ", ".join([str(value)] * count) for value, count in runs
+    )

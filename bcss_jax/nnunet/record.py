@@ -1,0 +1,89 @@
+"""Where the training of a fold is and what it has measured: JSON in every checkpoint."""
+
+import csv
+import dataclasses
+import io
+import math
+import time
+
+import numpy as np
+
+# Columns of history.csv; a column `dice_<class>` for each class besides.
+COLUMNS = (
+    "epoch", "train_loss", "val_loss", "train_dice", "val_dice", "smoothed_dice", "learning_rate", "grad_norm",
+    "images_per_second", "input_wait", "seconds", "best",
+)  # fmt: skip
+SMOOTHING = 0.9  # share of the old value in the smoothed pseudo-Dice
+
+
+@dataclasses.dataclass
+class FoldRecord:
+    """Position, sums of the running epoch, and one row per finished one.
+
+    Attributes:
+      epoch: finished epochs.
+      iteration: batches done of the running one.
+      loss_sum: of their losses.
+      counted: how many of them counted.
+      counts: confusion counts [C, C] of their full-resolution predictions.
+      history: rows of `COLUMNS`.
+      bad_steps: steps with a non-finite loss or gradient so far.
+      seconds: spent so far, over all sessions.
+    """
+
+    epoch: int = 0
+    iteration: int = 0
+    loss_sum: float = 0.0
+    counted: int = 0
+    counts: list | None = None
+    history: list[dict] = dataclasses.field(default_factory=list)
+    bad_steps: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        """Starts this session's clock."""
+        self._clock = time.perf_counter()
+
+    def tick(self) -> float:
+        """Adds the time since the last tick to `seconds`, and returns `seconds`."""
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+        return self.seconds
+
+    def add(self, loss: float, counts: np.ndarray) -> None:
+        """Takes in a training batch."""
+        self.loss_sum += loss
+        self.counted += 1
+        self.counts = (np.asarray(counts, np.int64) + (0 if self.counts is None else np.asarray(self.counts))).tolist()
+
+    def smoothed(self, dice: float) -> float:
+        """nnU-Net's smoothed pseudo-Dice with that of the epoch that just ended; what has no number is passed over."""
+        known = [row["smoothed_dice"] for row in self.history if row["smoothed_dice"] is not None]
+        if not math.isfinite(dice):
+            return known[-1] if known else math.nan
+        return SMOOTHING * known[-1] + (1 - SMOOTHING) * dice if known else dice
+
+    def end_epoch(self, row: dict) -> bool:
+        """Takes the finished epoch's row and starts the next. Returns whether its smoothed Dice is the best so far."""
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        before = [r["smoothed_dice"] for r in self.history if r["smoothed_dice"] is not None]
+        now = row["smoothed_dice"]
+        row["best"] = now is not None and (not before or now > max(before))
+        self.history.append(row)
+        self.epoch, self.iteration, self.loss_sum, self.counted, self.counts = self.epoch + 1, 0, 0.0, 0, None
+        return row["best"]
+
+    def to_json(self) -> dict:
+        """Everything, as JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def history_csv(history: list[dict], class_names: tuple[str, ...]) -> str:
+    """The text of history.csv."""
+    text = io.StringIO()
+    columns = [*COLUMNS, *(f"dice_{name}" for name in class_names)]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

@@ -1,0 +1,245 @@
+"""Result folders of nnU-Net v2, read and written: what was trained there predicts here, and the other way round.
+
+Such a folder (`nnUNetTrainer__nnUNetPlans__2d`) holds `plans.json`, `dataset.json`, and for every fold `fold_0`, ... a
+file `checkpoint_final.pth`, which is read through PyTorch's weights-only loader: no code in it is run. nnU-Net predicts
+with a folder written here by `nnUNetv2_predict_from_modelfolder -m FOLDER`, or starts another training from one of its
+checkpoints (`-pretrained_weights`); to continue the training that wrote it nnU-Net lacks the state of its optimiser.
+
+Source: nnU-Net 2.8.1, `nnUNetPredictor.initialize_from_trained_model_folder` and `nnUNetTrainer.save_checkpoint`.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype
+
+from bcss_jax import weight_files
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.nnunet import plan_file
+from bcss_jax.nnunet.labels import check_dataset, num_outputs
+from bcss_jax.nnunet.network import from_plan
+from bcss_jax.pretrained import load_torch_state
+from bcss_jax.workdir import storage_errors, write_text
+
+Fold = int | str  # a number, or "all" for a training on all cases
+State = Mapping[str, np.ndarray]  # PyTorch name -> array in PyTorch's layout
+
+_CONFIGURATION = "2d"
+CHECKPOINT = "checkpoint_final.pth"
+TRAINER = "nnUNetTrainer"
+# Trainers of nnU-Net's that put another network in the place of the plan's: BatchNorm, and the Primus transformers.
+_OTHER_NETWORK = re.compile(r"BN(?![a-z])|Primus")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFolder:
+    """What a result folder holds.
+
+    Attributes:
+      path: of the folder.
+      plan: contents of plans.json.
+      dataset: contents of dataset.json.
+      trainer: name of nnU-Net's class that trained it.
+      mirror_axes: what `predict.predict_logits` may mirror: 0 height, 1 width.
+      folds: the weights of each fold, PyTorch name -> array.
+    """
+
+    path: Path
+    plan: dict[str, Any]
+    dataset: dict[str, Any]
+    trainer: str
+    mirror_axes: tuple[int, ...]
+    folds: dict[Fold, State]
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits: the labels with background, without ignore."""
+        return num_outputs(self.dataset)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of the windows."""
+        return tuple(self.plan["configurations"][_CONFIGURATION]["patch_size"])
+
+    def model(self, fold: Fold, *, dtype: Dtype = jnp.float32) -> nnx.Module:
+        """The network with the weights of one fold.
+
+        Raises:
+          DataError: they do not fit the plan's network.
+        """
+        try:
+            return load_torch_state(from_plan(self.plan, self.num_classes, dtype=dtype), self.folds[fold])
+        except (ConfigError, DataError) as error:
+            raise DataError(f"{self.path / f'fold_{fold}'}: trained by {self.trainer}: {error}") from error
+
+
+def read(folder: Path, folds: Sequence[Fold] | None = None, checkpoint: str = CHECKPOINT) -> ResultFolder:
+    """Reads a result folder of nnU-Net v2 or of ours.
+
+    Args:
+      folder: where plans.json is.
+      folds: which of them; None: all that are numbered and have the checkpoint, or if there are none `all`.
+      checkpoint: which file of each fold; nnU-Net predicts with the last epoch's unless told otherwise.
+
+    Raises:
+      DataError: a file is missing, damaged or more than weights, the folds do not belong together, or what was trained
+        is not a 2D network for RGB images and plain labels that `bcss_jax` has.
+      ConfigError: torch >= 2.10 is not installed.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of nnU-Net results")
+    plan, dataset = plan_file.read(folder / "plans.json"), _read_json(folder / "dataset.json")
+    try:
+        check_dataset(dataset)
+        plan_file.check(plan, dataset)
+    except DataError as error:
+        raise DataError(f"{folder / 'dataset.json'}: {error}") from error
+    found = _folds_of(folder, checkpoint) if folds is None else list(folds)
+    if not found:
+        raise DataError(f"{folder}: no folds asked for; expected one or more")
+    contents = {fold: _read_checkpoint(folder / f"fold_{fold}" / checkpoint) for fold in found}
+    (first, (_, about)), *others = contents.items()
+    for fold, (_, other) in others:
+        if other != about:
+            raise DataError(
+                f"{folder}: fold {fold} (trainer, mirrored axes: {other}) does not belong to fold {first} ({about}); "
+                "expected folds of one training"
+            )
+    return ResultFolder(folder, plan, dataset, *about, {fold: state for fold, (state, _) in contents.items()})
+
+
+def write(
+    folder: Path,
+    plan: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    folds: Mapping[Fold, State],
+    *,
+    mirror_axes: Sequence[int] = (0, 1),
+    trainer: str = TRAINER,
+    checkpoint: str = CHECKPOINT,
+) -> None:
+    """Writes a result folder that nnU-Net predicts with; folds may be added to one later.
+
+    Args:
+      folder: made if need be.
+      plan: contents of plans.json.
+      dataset: contents of dataset.json.
+      folds: the weights of each, as `pretrained.to_torch_state` gives them.
+      mirror_axes: axes that were mirrored in training, so may be in prediction.
+      trainer: name of the class that nnU-Net builds the network with.
+      checkpoint: name of the file in each fold.
+
+    Raises:
+      DataError: the folder holds the results of another plan or data set.
+      ConfigError: PyTorch, which writes the checkpoints, is not installed.
+      StorageError: it cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(f"{folder}: checkpoints of nnU-Net are written by PyTorch: pip install 'torch>=2.10'")
+    import torch
+
+    plan, dataset = (json.loads(json.dumps(content)) for content in (plan, dataset))  # plain, and none of the caller's
+    missing = {}
+    for name, content in (("plans.json", plan), ("dataset.json", dataset)):
+        if not (folder / name).exists():
+            missing[name] = content
+        elif _read_json(folder / name) != content:
+            raise DataError(f"{folder / name}: differs from the one to be written; write to another folder")
+    for fold, state in folds.items():
+        init_args = {"plans": plan, "configuration": _CONFIGURATION, "fold": fold, "dataset_json": dataset}
+        about = {
+            "init_args": init_args | {"device": torch.device("cpu")},
+            "trainer_name": trainer,
+            "inference_allowed_mirroring_axes": tuple(mirror_axes) or None,
+            "optimizer_state": None,
+            "grad_scaler_state": None,
+            "logging": {},
+            "_best_ema": None,
+            "current_epoch": 0,
+        }
+        _write_checkpoint(folder / f"fold_{fold}" / checkpoint, state, about)
+    for name, content in missing.items():
+        write_text(folder / name, json.dumps(content, indent=4) + "\n")
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing; a folder of nnU-Net results holds plans.json, dataset.json and fold_0/{CHECKPOINT}, ..."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a dictionary, found {type(content).__name__}")
+    return content
+
+
+def _folds_of(folder: Path, checkpoint: str) -> list[Fold]:
+    complete = [path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")]
+    numbered = sorted(int(name) for name in complete if name.isdecimal())
+    if numbered or "all" in complete:
+        return numbered or ["all"]
+    files = sorted(str(path.relative_to(folder)) for path in folder.glob("fold_*/*.pth"))
+    raise DataError(f"{folder}: no fold has a {checkpoint}; found {', '.join(files) or 'no checkpoint at all'}")
+
+
+def _read_checkpoint(path: Path) -> tuple[State, tuple[str, tuple[int, ...]]]:
+    """Weights, and the trainer's name and the axes to mirror."""
+    if not path.is_file():
+        files = sorted(str(file.relative_to(path.parents[1])) for file in path.parents[1].glob("fold_*/*.pth"))
+        raise DataError(f"{path}: missing; checkpoints of this folder: {', '.join(files) or 'none'}")
+    weights, about = weight_files.read_torch_checkpoint(path)
+    init_args, trainer = about.get("init_args"), about.get("trainer_name")
+    if not isinstance(init_args, dict) or not isinstance(trainer, str):
+        raise DataError(
+            f"{path}: expected a checkpoint of nnU-Net v2 with network_weights, init_args and trainer_name; "
+            f"found beside the weights: {', '.join(map(str, about)) or 'nothing'}"
+        )
+    if not trainer.startswith(TRAINER) or _OTHER_NETWORK.search(trainer):
+        raise DataError(
+            f"{path}: trained by {trainer}, which is not supported; expected {TRAINER} or a variant that trains the "
+            "network of the plan"
+        )
+    configuration, axes = init_args.get("configuration"), about.get("inference_allowed_mirroring_axes")
+    axes = () if axes is None else axes
+    if configuration != _CONFIGURATION or not isinstance(axes, list | tuple) or not set(axes) <= {0, 1}:
+        raise DataError(
+            f"{path}: trained in configuration {configuration!r} with mirrored axes {axes}; expected "
+            f"{_CONFIGURATION!r} and none but 0 and 1"
+        )
+    return weights, (trainer, tuple(axes))
+
+
+def _write_checkpoint(path: Path, state: State, about: dict) -> None:
+    import torch
+
+    tensors, shared = {}, {}
+    for name, array in state.items():
+        array = np.ascontiguousarray(array)
+        # Equal arrays share a place in the file: these networks have up to four names for one tensor.
+        key = (array.shape, array.dtype.str, hashlib.sha256(array).digest())
+        if key not in shared:
+            shared[key] = torch.from_numpy(array.copy())
+        tensors[name] = shared[key]
+    temporary = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save({"network_weights": tensors, **about}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)

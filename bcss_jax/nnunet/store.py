@@ -1,0 +1,153 @@
+"""What is derived from a data set and kept beside it: its fingerprint and the preprocessed cases, which patches are cut from."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bcss_jax.nnunet.cases import Case, Cases
+from bcss_jax.nnunet.fingerprint import fingerprint
+from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.prepared_folder import held
+from bcss_jax.progress import ProgressLine
+from bcss_jax.workdir import storage_errors, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A preprocessed case in files. Arrays are opened when they are asked for: data sets have tens of thousands.
+
+    Attributes:
+      name: of the case.
+      path: of its files, without their endings.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def data(self) -> np.ndarray:
+        """float32 [H, W, C], a memory map."""
+        return self._open("data.npy")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Integers [H, W], a memory map."""
+        return self._open("labels.npy")
+
+    @property
+    def class_locations(self) -> dict[Hashable, np.ndarray]:
+        """As in `preprocess.Case`."""
+        with np.load(self._file("locations.npz"), allow_pickle=False) as arrays:
+            return {_key(name): array for name, array in arrays.items()}
+
+    @property
+    def properties(self) -> dict:
+        """As in `preprocess.Case`, without the class locations."""
+        return json.loads(self._file("json").read_text())
+
+    def _open(self, ending):
+        return np.load(self._file(ending), mmap_mode="r", allow_pickle=False)
+
+    def _file(self, ending):
+        return self.path.with_name(f"{self.path.name}.{ending}")
+
+
+def fingerprint_of(cases: Cases) -> dict:
+    """The fingerprint of the training cases; taken once.
+
+    Raises:
+      DataError: a case cannot be read.
+      StorageError: it cannot be kept.
+    """
+    file = cases.folder / "dataset_fingerprint.json"
+    with storage_errors(file), held(cases.folder):
+        if not file.exists():
+            cases.folder.mkdir(parents=True, exist_ok=True)
+            count = len(cases.train)
+            with contextlib.closing(ProgressLine("fingerprint", count)) as line:
+
+                @functools.lru_cache(1)  # image and mask are asked for one after the other and read together
+                def read(index):
+                    line.update(index)
+                    return cases.train[index].read()
+
+                images, masks = _Column(read, count, 0), _Column(read, count, 1)
+                found = fingerprint(images, masks, names=[case.name for case in cases.train])
+            write_text(file, json.dumps(found, indent=1))
+        return json.loads(file.read_text())
+
+
+def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[Stored]:
+    """Preprocesses what has not been preprocessed yet.
+
+    Args:
+      cases: of one data set.
+      dataset: its dataset.json.
+      plan: its `2d` configuration says how.
+      folder: of what is derived from the data set; other ways of preprocessing get other folders in it.
+
+    Raises:
+      DataError: a case cannot be read or does not fit the plan.
+      StorageError: the files cannot be written.
+    """
+    configuration = plan["configurations"]["2d"]
+    keys = ("normalization_schemes", "use_mask_for_norm", "spacing")
+    how = [configuration[key] for key in keys] + [plan["foreground_intensity_properties_per_channel"]]
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+    home = folder / f"preprocessed-{digest[:12]}"
+    stored = [Stored(case.name, home / hashlib.sha256(case.name.encode()).hexdigest()[:24]) for case in cases]
+    with storage_errors(home), held(home):
+        home.mkdir(parents=True, exist_ok=True)
+        missing = [
+            (case, to) for case, to in zip(cases, stored, strict=True) if not to.path.with_suffix(".json").exists()
+        ]
+        with contextlib.closing(ProgressLine("preprocessing", len(missing))) as line:
+            for done, (case, to) in enumerate(missing, 1):
+                _write(case, to.path, dataset, plan)
+                line.update(done)
+    return stored
+
+
+def _write(case, path, dataset, plan):
+    data, labels, properties = preprocess(*case.read(), plan, dataset)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    np.save(partial / "data.npy", data, allow_pickle=False)
+    np.save(partial / "labels.npy", labels, allow_pickle=False)
+    locations = properties.pop("class_locations")
+    np.savez(partial / "locations.npz", **{_name(key): pixels.astype(np.int32) for key, pixels in locations.items()})
+    (partial / "json").write_text(json.dumps({"name": case.name, **properties}))
+    for ending in ("data.npy", "labels.npy", "locations.npz", "json"):  # the last one says that all are there
+        os.replace(partial / ending, path.with_name(f"{path.name}.{ending}"))
+    partial.rmdir()
+
+
+def _name(key: Hashable) -> str:
+    """Label 2 -> "2", labels (0, 1) -> "0,1,": what `_key` reads back."""
+    return "".join(f"{label}," for label in key) if isinstance(key, tuple) else str(key)
+
+
+def _key(name: str) -> Hashable:
+    return tuple(int(label) for label in name.split(",")[:-1]) if "," in name else int(name)
+
+
+class _Column(Sequence):
+    """The images (0) or the masks (1) of cases, read as they are asked for."""
+
+    def __init__(self, read, count, which):
+        self._read, self._count, self._which = read, count, which
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return self._read(index)[self._which]

@@ -1,0 +1,79 @@
+"""What predicts: the folds of a run of ours or of a result folder of nnU-Net, with their plan and data set."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from flax import nnx
+
+from bcss_jax.checkpoint import load_model
+from bcss_jax.errors import DataError
+from bcss_jax.nnunet import plan_file, result_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Networks of one plan.
+
+    Attributes:
+      plan: contents of plans.json.
+      dataset: contents of dataset.json.
+      models: the network of each fold, by the fold's name, in evaluation mode.
+      mirror_axes: axes that were mirrored in training: 0 height, 1 width.
+      postprocessing: as `postprocess.determine`, where the run decided on it.
+    """
+
+    plan: dict
+    dataset: dict
+    models: dict[str, nnx.Module]
+    mirror_axes: tuple[int, ...]
+    postprocessing: dict | None
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of the windows."""
+        return tuple(self.plan["configurations"]["2d"]["patch_size"])
+
+
+def read(folder: Path, folds: Sequence[str] | None = None) -> Trained:
+    """Reads the last weights of folds.
+
+    Args:
+      folder: the workdir of a run of configs/nnunet.py, or a result folder of nnU-Net v2.
+      folds: names, such as "0"; None: all there are, "all" only where it is alone.
+
+    Raises:
+      DataError: neither is there, or a fold is missing or damaged.
+      ConfigError: a result folder of nnU-Net needs torch >= 2.10, which is not installed.
+    """
+    folder = Path(folder).expanduser()
+    ours = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/checkpoints"))
+    if not ours:
+        numbers = None if folds is None else [int(fold) if fold.isdecimal() else fold for fold in folds]
+        found = result_folder.read(folder, numbers)
+        models = {str(fold): found.model(fold) for fold in found.folds}
+        return Trained(found.plan, found.dataset, models, found.mirror_axes, None)
+    chosen = list(folds) if folds is not None else [name for name in ours if name != "all"] or ours
+    absent = [name for name in chosen if name not in ours]
+    if absent:
+        raise DataError(
+            f"{folder}: expected fold {', '.join(absent)}, found {', '.join(ours)}; train it, or leave it out"
+        )
+    models, plans = {}, []
+    for name in chosen:
+        models[name], about = load_model(folder / f"fold_{name}" / "checkpoints", "latest")
+        if "plan" not in about:
+            raise DataError(
+                f"{folder}: expected a run of configs/nnunet.py, found one without a plan; name another folder"
+            )
+        plans.append((about["plan"], about["dataset"]))
+    if any(each != plans[0] for each in plans):
+        raise DataError(f"{folder}: expected folds of one plan, found several; name the folds that belong together")
+    decision = folder / "postprocessing.json"
+    try:
+        postprocessing = json.loads(decision.read_text()) if decision.exists() else None
+    except ValueError as error:
+        raise DataError(f"{decision}: expected JSON, found: {error}; delete it or decide anew") from error
+    plan_file.check(*plans[0])
+    return Trained(*plans[0], models, (0, 1), postprocessing)

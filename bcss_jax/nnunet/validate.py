@@ -1,0 +1,90 @@
+"""Prediction and scores of a fold's held-back cases, whole images through sliding windows, as nnU-Net validates."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bcss_jax import figures, metrics
+from bcss_jax.labels import LabelScheme
+from bcss_jax.nnunet.cases import Case
+from bcss_jax.nnunet.predict import labels_of
+from bcss_jax.nnunet.store import Stored
+from bcss_jax.progress import ProgressLine
+from bcss_jax.workdir import write_bytes, write_text
+
+PICTURES, PICTURE_SIDE = 6, 512
+
+
+def validate(
+    predict: Callable[[np.ndarray], np.ndarray],
+    cases: Sequence[Case],
+    stored: Sequence[Stored],
+    scheme: LabelScheme,
+    folder: Path,
+    *,
+    title: str,
+    change: Callable[[np.ndarray], np.ndarray] = lambda labels: labels,
+    log_seconds: float = 10.0,
+) -> dict:
+    """Predicts cases, writes their labels as PNG, scores them and draws some.
+
+    Args:
+      predict: from a preprocessed image [H, W, C] to logits [H, W, K].
+      cases: with their truth.
+      stored: the same, preprocessed.
+      scheme: of the labels.
+      folder: gets `<name>.png`, `summary.json` and `samples.png`.
+      title: of progress and picture.
+      change: post-processing of the labels.
+      log_seconds: between progress lines where the output is no terminal.
+
+    Returns:
+      What stands in summary.json: `metrics.scores` and `counts`, the confusion counts [C, C] of each case by name.
+
+    Raises:
+      StorageError: the files cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
+    with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
+        for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):
+            labels = change(labels_of(predict(prepared.data), prepared.properties))
+            image, truth = case.read()
+            counts[case.name] = confusion(labels, truth, scheme)
+            write_png(folder / f"{case.name}.png", labels)
+            if number in chosen:
+                pictures.append((case.name, image, truth, labels))
+            line.update(number + 1)
+    side = [min(PICTURE_SIDE, *(image.shape[axis] for _, image, *_ in pictures)) for axis in (0, 1)]
+    names, *arrays = zip(*([name, *(_middle(array, side) for array in rest)] for name, *rest in pictures), strict=True)
+    figures.samples(*(np.stack(array) for array in arrays), scheme, folder / "samples.png", names=names, title=title)
+    summary = {
+        **metrics.scores(np.stack(list(counts.values())), 1, scheme.class_names, scheme.evaluated),
+        "counts": {name: each.tolist() for name, each in counts.items()},
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return summary
+
+
+def confusion(labels: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> np.ndarray:
+    """int64 [C, C]; rows are truth, columns prediction. As `metrics.confusion`, for images of any size."""
+    counted = truth != scheme.ignore_index
+    pairs = truth[counted].astype(np.int64) * scheme.num_classes + labels[counted]
+    return np.bincount(pairs, minlength=scheme.num_classes**2).reshape(scheme.num_classes, -1)
+
+
+def write_png(path: Path, labels: np.ndarray) -> None:
+    """Writes labels as a PNG with one channel, whole or not at all."""
+    content = io.BytesIO()
+    Image.fromarray(labels).save(content, format="PNG")
+    write_bytes(path, content.getvalue())
+
+
+def _middle(array, side):
+    y, x = ((size - wanted) // 2 for size, wanted in zip(array.shape, side, strict=False))
+    return array[y : y + side[0], x : x + side[1]]

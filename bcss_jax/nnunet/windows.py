@@ -1,0 +1,71 @@
+"""Where nnU-Net's windows lie on an image, and how much each of their pixels counts.
+
+Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z) in the form of nnU-Net 2.8.1: windows of the patch's size
+at steps of half of it, weighted with a Gaussian so that what a window sees at its border, with little around it,
+counts little.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Pair = tuple[int, int]
+Area = tuple[slice, slice]
+
+_SIGMA = 1 / 8  # of the Gaussian, as a share of the patch's edge
+_PEAK = 10.0  # nnU-Net's, for the range of its half precision; cancels in the weighted mean
+
+
+def starts(size: int, window: int, step: float = 0.5) -> list[int]:
+    """First pixels of the windows along one axis: evenly spread, the last one flush with the end.
+
+    Args:
+      size: pixels of the image, no fewer than `window`.
+      window: pixels of a window.
+      step: the largest distance of two windows, as a share of `window`.
+
+    Raises:
+      ValueError: the image is smaller than a window (see `padded`), or the step is not above 0 and at most 1.
+    """
+    if size < window:
+        raise ValueError(f"an image of {size} pixels is smaller than the window of {window}; pad it first")
+    if not 0 < step <= 1:
+        raise ValueError(f"step must be above 0 and at most 1, not {step}")
+    gaps = math.ceil((size - window) / (window * step))
+    distance = (size - window) / max(gaps, 1)
+    return [round(distance * i) for i in range(gaps + 1)]
+
+
+def corners(shape: Sequence[int], patch_size: Sequence[int], step: float = 0.5) -> list[Pair]:
+    """Upper left pixels (y, x) of all windows of an image, row by row; arguments as of `starts`."""
+    rows, columns = (starts(size, window, step) for size, window in zip(shape, patch_size, strict=True))
+    return [(y, x) for y in rows for x in columns]
+
+
+def gaussian(patch_size: Sequence[int]) -> np.ndarray:
+    """Weights of a window's pixels: float32 [height, width], 10 at pixel (height // 2, width // 2), never 0.
+
+    nnU-Net blurs an image with a single bright pixel. The filter reaches beyond the window on every side, so the result
+    is the product of two bell curves, which is what is computed here.
+    """
+    rows, columns = (np.exp(-0.5 * ((np.arange(n) - n // 2) / (n * _SIGMA)) ** 2) for n in patch_size)
+    return (_PEAK * np.outer(rows, columns)).astype(np.float32)
+
+
+def padded(image: np.ndarray, patch_size: Sequence[int]) -> tuple[np.ndarray, Area]:
+    """Surrounds an image with zeros so that a window fits.
+
+    Args:
+      image: [H, W, C].
+      patch_size: height and width to reach; an axis that is long enough stays as it is.
+
+    Returns:
+      The image in the middle, the odd pixel after it, and where it lies: `result[area]` is the image again.
+    """
+    missing = [max(window - size, 0) for size, window in zip(image.shape[:2], patch_size, strict=True)]
+    area = tuple(slice(m // 2, m // 2 + size) for m, size in zip(missing, image.shape[:2], strict=True))
+    if not any(missing):
+        return image, area
+    margins = [(m // 2, m - m // 2) for m in missing]
+    return np.pad(image, [*margins, *[(0, 0)] * (image.ndim - 2)]), area

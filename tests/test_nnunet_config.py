@@ -1,0 +1,68 @@
+import importlib.util
+
+import pytest
+from conftest import ROOT
+
+from bcss_jax.errors import ConfigError
+from bcss_jax.nnunet import config as configs
+
+
+def load(argument="sample"):
+    spec = importlib.util.spec_from_file_location("nnunet", ROOT / "configs" / "nnunet.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+@pytest.mark.parametrize("layout", ["sample", "kaggle224", "kaggle512", "roi", "nnunet", "kaggle224,recipe"])
+def test_every_layout(layout):
+    config = load(layout)
+    config.data.dir = "" if layout == "sample" else "somewhere"
+    configs.validate(config)
+    assert config.epochs == {"sample": 6, "kaggle224,recipe": 15}.get(layout, 1000)
+
+
+def test_folds_that_are_trained():
+    config = load("kaggle224")
+    assert configs.fold_names(config) == ["0", "1", "2", "3", "4"]
+    config.fold = "2"
+    assert configs.fold_names(config) == ["2"]
+    config.fold, config.folds = "each", "published"
+    assert configs.fold_names(config) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("preset", "ResEncS", "config.preset=ResEncS: must be one of nnUNetPlans, .*did you mean ResEnc"),
+        ("fold", "5", "config.fold=5: must be one of each, all, 0, 1, 2, 3, 4"),
+        ("folds", "random", "config.folds=random: must be one of patient, case, published"),
+        ("iterations", 0, "config.iterations=0: must be 1 or more"),
+        ("data.layout", "nnunt", "did you mean nnunet"),
+        ("data.dir", "", "needs the folder of the data set"),
+        ("labels", "two", "config.labels=two"),
+        ("data.mpp", 0, "must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be(field, value, message):
+    config = load("kaggle224")
+    config.data.dir = "somewhere"
+    *path, last = field.split(".")
+    part = config
+    for name in path:
+        part = part[name]
+    part[last] = value
+    with pytest.raises(ConfigError, match=message):
+        configs.validate(config)
+
+
+def test_combinations_that_cannot_be():
+    config = load("nnunet")
+    config.data.dir, config.folds, config.fold = "somewhere", "published", "0"
+    with pytest.raises(ConfigError, match="has no validation part"):
+        configs.validate(config)
+    config.folds, config.plan, config.rule_before_2_3_1 = "patient", "plans.json", True
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        configs.validate(config)
+    with pytest.raises(ConfigError, match="not ',few'"):
+        load("kaggle224,few")

@@ -1,0 +1,85 @@
+"""nnU-Net's labels of each scheme, and what is refused in a dataset.json."""
+
+import numpy as np
+import pytest
+
+from bcss_jax.errors import DataError
+from bcss_jax.labels import SCHEMES, UNMAPPED
+from bcss_jax.nnunet import labels
+
+EXPECTED = {
+    "tumor_stroma": ({"background": 0, "tumor": 1, "stroma": 2, "ignore": 3}, {0: 3, 1: 1, 2: 2}),
+    "tumor_stroma_other": ({"background": 0, "tumor": 1, "stroma": 2, "ignore": 3}, {0: 0, 1: 1, 2: 2, 255: 3}),
+    "five_classes": (
+        {"background": 0, "tumor": 1, "stroma": 2, "inflammatory": 3, "necrosis": 4, "other": 5, "ignore": 6},
+        {0: 6, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5},
+    ),
+}
+SOUND = {
+    "channel_names": {"0": "R", "1": "G", "2": "B"},
+    "labels": {"background": 0, "tumor": 1, "stroma": 2, "ignore": 3},
+    "numTraining": 7,
+    "file_ending": ".png",
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_labels_and_table_of_each_scheme(name):
+    expected, mapping = EXPECTED[name]
+    dataset = labels.dataset_of(SCHEMES[name], 7)
+    assert dataset == SOUND | {"labels": expected}
+    labels.check_dataset(dataset)
+    assert labels.ignore_label(dataset) == len(expected) - 1 == labels.num_outputs(dataset)
+    table = labels.remap_table(SCHEMES[name])
+    assert table.dtype == np.uint8 and table.shape == (256,)
+    assert {code: int(table[code]) for code in mapping} == mapping
+    assert all(table[code] == UNMAPPED for code in set(range(256)) - set(mapping))
+
+
+def test_channel_names_decide():
+    dataset = labels.dataset_of(SCHEMES["tumor_stroma"], 1, ("rgb_to_0_1",) * 3)
+    assert dataset["channel_names"] == {"0": "rgb_to_0_1", "1": "rgb_to_0_1", "2": "rgb_to_0_1"}
+
+
+def test_data_sets_without_an_ignore_label():
+    dataset = SOUND | {"labels": {"background": 0, "road": 1}}
+    labels.check_dataset(dataset)
+    assert labels.ignore_label(dataset) is None and labels.num_outputs(dataset) == 2
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_nnunet_understands_them(name):
+    handling = pytest.importorskip(
+        "nnunetv2.utilities.label_handling.label_handling", reason="nnU-Net is not installed"
+    )
+    dataset = labels.dataset_of(SCHEMES[name], 7)
+    manager = handling.LabelManager(dataset["labels"], None)
+    assert manager.ignore_label == labels.ignore_label(dataset)
+    assert manager.num_segmentation_heads == labels.num_outputs(dataset)
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"labels": None}, "labels are None"),
+        ({"labels": {}}, "labels are {}"),
+        ({"labels": {"tumor": 0, "stroma": 1}}, "background is missing"),
+        ({"labels": {"background": 1, "tumor": 0}}, "background is 1"),
+        ({"labels": {"background": 0, "tumor": 1, "stroma": 3}}, "without gaps"),
+        ({"labels": {"background": 0, "tumor": 1, "stroma": 1}}, "gaps or doubles"),
+        ({"labels": {"background": 0, "ignore": 1, "tumor": 2}}, "ignore is 1, but must be the highest"),
+        ({"labels": {"background": 0, "tumor": 1, "ignore": 255}}, "without gaps"),
+        ({"labels": {"background": 0, "tumor": 2, "ignore": 2}}, "ignore is 2, but must be the highest"),
+        ({"labels": {"background": 0, "tumor": 1, "ignore": 0}}, "ignore is 0"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "label 'whole' is the region [1, 2]"),
+        ({"labels": {"background": 0, "tumor": "1"}}, "label 'tumor' is '1'; expected an integer"),
+        ({"labels": {"0": "background", "1": "tumor"}}, "label '0' is 'background'"),
+        ({"labels": {"background": 0, "ignore": 1}}, "no class beside"),
+        ({"channel_names": {"0": "CT"}}, "channel_names are {'0': 'CT'}; expected three"),
+        ({"channel_names": None}, "channel_names are None"),
+    ],
+)
+def test_what_is_refused(change, part):
+    with pytest.raises(DataError) as error:
+        labels.check_dataset(SOUND | change)
+    assert part in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,151 @@
+"""Sliding windows: the logits are nnU-Net's predictor's, and on functions that are understood what they must be."""
+
+import jax
+import jax.numpy as jnp
+import nnunet_small as small
+import numpy as np
+import pytest
+
+from bcss_jax import sharding
+from bcss_jax.errors import DataError
+from bcss_jax.model_function import split_model
+from bcss_jax.models import nnunet
+from bcss_jax.nnunet import predict, windows
+
+TINY = {"num_classes": 3, "n_stages": 2, "features_per_stage": (4, 6), "strides": (1, 2)}
+
+
+def image_of(height, width, channels=3, seed=0):
+    return np.random.RandomState(seed).standard_normal((height, width, channels)).astype(np.float32)
+
+
+def pixelwise(params, rest, images):
+    """Every pixel by itself: whatever the windows, the result is that of the whole image."""
+    return images @ params["w"] + rest["b"]
+
+
+def by_place(params, rest, images):
+    """The image plus numbers that depend on the place in the window."""
+    return images + params["place"]
+
+
+WEIGHTS = ({"w": image_of(1, 3, 4)[0]}, {"b": np.float32([0, 1, 2, 3])})
+
+
+@pytest.mark.parametrize("mirror", [True, False, (0,), (1,)])
+@pytest.mark.parametrize("shape, batch, devices", [((150, 170), 4, 1), ((9, 100), 1, 8), ((16, 16), 20, 3)])
+def test_a_pixelwise_function_is_not_changed_by_windows(shape, batch, devices, mirror):
+    image, mesh = image_of(*shape), sharding.make_mesh(jax.devices()[:devices])
+    logits = predict.predict_logits(pixelwise, WEIGHTS, image, (16, 24), mirror=mirror, batch=batch, mesh=mesh)
+    assert logits.dtype == np.float32 and logits.shape == (*shape, 4)
+    np.testing.assert_allclose(logits, image @ WEIGHTS[0]["w"] + WEIGHTS[1]["b"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mirror, axes", [(True, [(), (0,), (1,), (0, 1)]), (False, [()]), ((1,), [(), (1,)])])
+def test_weights_and_mirrorings_by_hand(mirror, axes):
+    image, place = image_of(21, 16, 1), image_of(8, 12, 1, seed=1)
+    logits = predict.predict_logits(by_place, ({"place": place}, {}), image, (8, 12), mirror=mirror, batch=3)
+    seen = np.mean([np.flip(place, axis) for axis in axes], axis=0)  # the image is mirrored there and back
+    total, count = np.zeros((21, 16)), np.zeros((21, 16))
+    for y in (0, 3, 6, 10, 13):
+        for x in (0, 4):
+            weight = windows.gaussian((8, 12)).astype(float)
+            total[y : y + 8, x : x + 12] += weight * seen[..., 0]
+            count[y : y + 8, x : x + 12] += weight
+    np.testing.assert_allclose(logits, image + (total / count)[..., None], atol=1e-5)
+
+
+def test_step_sets_the_distance_of_the_windows():
+    calls = []
+
+    def counted(params, rest, images):
+        jax.debug.callback(lambda n: calls.append(n), images.shape[0])
+        return images
+
+    predict.predict_logits(counted, ({}, {}), image_of(16, 64), (16, 16), step=1.0, mirror=False, batch=1,
+                           mesh=sharding.make_mesh(jax.devices()[:1]))  # fmt: skip
+    jax.effects_barrier()
+    assert len(calls) == 4
+
+
+def test_images_of_all_sizes_are_compiled_once():
+    traced = []
+
+    def run(params, rest, images):
+        traced.append(images.shape)
+        return images
+
+    for shape in ((16, 16), (5, 40), (33, 61), (100, 16)):
+        predict.predict_logits(run, ({}, {}), image_of(*shape), (16, 16), batch=2)
+    assert traced == [(8 * 4, 16, 16, 3)]  # two rounded up to the eight devices, four mirrorings of each
+
+
+def test_a_model_on_one_device_and_on_eight():
+    model, image = nnunet.PlainConvUNet(**TINY), image_of(40, 30)
+    run, weights = predict.run_of(model), split_model(model)[1:]
+    one, eight = (
+        predict.predict_logits(run, weights, image, (16, 16), mesh=sharding.make_mesh(jax.devices()[:n]))
+        for n in (1, 8)
+    )
+    np.testing.assert_allclose(one, eight, atol=1e-4)
+    np.testing.assert_array_equal(run(*weights, image[None, :16, :16]), model(image[None, :16, :16]))
+
+
+def test_a_predictor_of_several_models_gives_their_mean():
+    models, image = [nnunet.PlainConvUNet(**TINY, seed=seed) for seed in range(2)], image_of(20, 20)
+    each = [predict.make_predictor([model], (16, 16))(image) for model in models]
+    np.testing.assert_allclose(predict.make_predictor(models, (16, 16))(image), np.mean(each, axis=0), atol=1e-5)
+    with pytest.raises(ValueError, match="at least one"):
+        predict.make_predictor([], (16, 16))
+
+
+@pytest.mark.parametrize("size", [(150, 170), (40, 100)], ids=["larger", "smaller than the patch"])
+def test_logits_are_nnunets(tmp_path, size):
+    pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed")
+    from bcss_jax.nnunet import result_folder
+
+    folder = small.nnunets_folder(tmp_path)
+    image = small.preprocessed(small.case()[0])[: size[0], : size[1]]
+    with jax.default_matmul_precision("highest"):
+        logits = predict.make_predictor([result_folder.read(folder).model(0)], small.PATCH)(image)
+
+    exact = small.reference_logits(folder, image, single=True)
+    assert np.abs(logits - exact).max() < 1e-4 * exact.std()
+
+    half = small.reference_logits(folder, image)
+    assert (logits.argmax(-1) == half.argmax(-1)).mean() >= 0.9999
+    error = np.abs(logits - half) / half.std()
+    assert np.sqrt((error**2).mean()) < 2e-3
+    # At the image's corners the weights are so small that nnU-Net's half precision has four bits left of them.
+    assert error[4:-4, 4:-4].max() < 1e-2
+
+
+def test_labels_are_put_back_where_the_crop_was():
+    scores = np.zeros((2, 3, 4), np.float32)
+    scores[0, 1, 3] = scores[1, :, 2] = 1
+    properties = {"shape_before_cropping": (4, 5), "bbox_used_for_cropping": ((1, 3), (2, 5))}
+    labels = predict.labels_of(scores, properties)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [[0] * 5, [0, 0, 0, 3, 0], [0, 0, 2, 2, 2], [0] * 5])
+    np.testing.assert_array_equal(predict.labels_of(scores), [[0, 3, 0], [2, 2, 2]])
+
+
+@pytest.mark.parametrize(
+    "image, said",
+    [(image_of(4, 4)[0], "height, width, channels"), (image_of(4, 4) * np.float32("nan"), "not finite"),
+     (np.zeros((0, 4, 3)), "height, width, channels")],
+)  # fmt: skip
+def test_what_is_no_image(image, said):
+    with pytest.raises(DataError, match=said):
+        predict.predict_logits(pixelwise, WEIGHTS, image, (16, 16))
+
+
+def test_axes_that_no_image_has():
+    with pytest.raises(ValueError, match="axes out of 0 and 1"):
+        predict.predict_logits(pixelwise, WEIGHTS, image_of(4, 4), (16, 16), mirror=(2,))
+
+
+def test_images_reach_the_model_as_they_are():
+    model = nnunet.PlainConvUNet(**TINY)
+    images = jnp.full((1, 16, 16, 3), 300.5).at[:, ::3].set(-2)
+    np.testing.assert_array_equal(predict.run_of(model)(*split_model(model)[1:], images), model(images))
