@@ -227,7 +227,9 @@ def _dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme
 
 def _legend(scheme: LabelScheme) -> list:
     colours = class_colours(scheme) / 255
-    named = [label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"]
+    named = [
+        label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"
+    ]
     entries = [Patch(facecolor=colours[label], label=scheme.class_names[label]) for label in named]
     entries.append(
         Patch(

@@ -15,7 +15,7 @@ def get_config(argument: str = "sample"):
     config = default("dense_unet", growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5)
     layout = lay_out(config, "dense_unet", argument, few_rate=1e-3)
     if layout == "sample":
-        config.epochs = 12
+        config.epochs = 4
         config.optimizer.learning_rate = 1e-3
     if layout == "sample" or argument.endswith(",few"):
         config.model.update(growth=12, init_width=24)  # an eighth of the work

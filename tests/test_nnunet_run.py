@@ -1,0 +1,131 @@
+"""nnU-Net's whole method as a user starts it, on a few tiny cases."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from nnunet_small import PLAN
+from PIL import Image
+
+SHORT = ("--config.epochs=2", "--config.iterations=2", "--config.val_iterations=1", "--config.fold=0")
+
+
+def write_case(root, part, number, size):
+    random = np.random.RandomState(number)
+    mask = np.zeros(size, np.uint8)
+    mask[10:40, 10:40], mask[45:60, 20:60], mask[:4] = 1, 2, 3
+    image = np.stack([200 - 80 * (mask == 1), 180 - 90 * (mask == 2), np.full(size, 190)], -1)
+    image = (image + random.randint(-20, 20, image.shape)).clip(1, 255).astype(np.uint8)
+    for folder, name, array in (("images", f"case{number}_0000.png", image), ("labels", f"case{number}.png", mask)):
+        (root / f"{folder}{part}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(root / f"{folder}{part}" / name)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A raw data folder of nnU-Net: six cases of different sizes and a test case."""
+    root = tmp_path_factory.mktemp("raw")
+    for number in range(6):
+        write_case(root, "Tr", number, (64 + 2 * number, 80))
+    write_case(root, "Ts", 6, (90, 70))
+    dataset = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "a": 1, "b": 2, "ignore": 3},
+        "numTraining": 6,
+        "file_ending": ".png",
+    }
+    (root / "dataset.json").write_text(json.dumps(dataset))
+    return root
+
+
+def start(raw, workdir, *options):
+    argv = [sys.executable, "-m", "bcss_jax.main", "--config=configs/nnunet.py:nnunet", f"--workdir={workdir}"]
+    argv += [f"--config.data.dir={raw}", f"--config.data.prepared_dir={raw / 'prepared'}", *SHORT, *options]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(raw / "compiled")}
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def planned(raw):
+    """A plan for the raw data folder, edited: a network of three small stages."""
+    from bcss_jax.nnunet import plan_file
+    from bcss_jax.nnunet.__main__ import main
+
+    file = raw / "plans.json"
+    assert main(["plan", f"--raw={raw}", f"--out={file}", f"--prepared_dir={raw / 'prepared'}"]) == 0
+    plan = plan_file.read(file)
+    small = copy.deepcopy(PLAN["configurations"]["2d"])
+    plan["configurations"]["2d"] |= {name: small[name] for name in ("architecture", "patch_size", "batch_size")}
+    plan_file.write(file, plan)
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(raw, planned, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    result = start(raw, workdir, f"--config.plan={planned}")
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_a_fold_is_planned_trained_and_validated(trained, planned):
+    workdir, printed = trained
+    assert "64x64 (*, rule: " in printed  # edited, and said so
+    assert json.loads((workdir / "plans.json").read_text()) == json.loads(planned.read_text())
+    splits = json.loads((workdir / "splits_final.json").read_text())
+    assert len(splits) == 5 and all(len(split["train"]) + len(split["val"]) == 6 for split in splits)
+    summary = json.loads((workdir / "fold_0" / "validation" / "summary.json").read_text())
+    assert sorted(summary["counts"]) == splits[0]["val"]
+    for name in splits[0]["val"]:
+        number = int(name.removeprefix("case"))
+        assert Image.open(workdir / "fold_0" / "validation" / f"{name}.png").size == (80, 64 + 2 * number)
+        pixels = np.sum(summary["counts"][name])
+        assert pixels == 80 * (64 + 2 * number - 4)  # ignored ones are left out
+    assert len((workdir / "fold_0" / "history.csv").read_text().splitlines()) == 3
+    assert "the table comes when all folds are trained" in printed
+
+
+def test_the_same_command_goes_on_and_other_settings_are_refused(raw, planned, trained):
+    workdir, _ = trained
+    before = (workdir / "fold_0" / "validation" / "summary.json").stat().st_mtime_ns
+    again = start(raw, workdir, f"--config.plan={planned}")
+    assert again.returncode == 0 and "resuming after epoch 2" in again.stdout
+    assert (workdir / "fold_0" / "validation" / "summary.json").stat().st_mtime_ns == before
+    other = start(raw, workdir, f"--config.plan={planned}", "--config.iterations=5")
+    assert other.returncode == 2 and "config.iterations: 2 -> 5" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_the_trained_fold_predicts_images(raw, trained, tmp_path):
+    from bcss_jax.nnunet.__main__ import main
+
+    arguments = ["predict", f"--model={trained[0]}", f"--images={raw / 'imagesTs'}", f"--out={tmp_path}"]
+    assert main(arguments) == 0
+    labels = np.asarray(Image.open(tmp_path / "case6_0000.png"))
+    assert labels.shape == (90, 70) and labels.max() <= 2
+    assert Image.open(tmp_path / "overlays" / "case6_0000.jpg").size == (70, 90)
+    assert main(arguments) == 2  # what is there is not overwritten
+
+
+def test_bad_input_is_one_line(raw, tmp_path):
+    def refused(*options, code):
+        result = start(raw, tmp_path / "run", *options)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert (result.returncode, len(lines)) == (code, 1) and "Traceback" not in result.stderr, result.stderr
+        return lines[0]
+
+    bad = tmp_path / "bad"
+    (bad / "imagesTr").mkdir(parents=True)
+    assert "labelsTr" in refused(f"--config.data.dir={bad}", code=3)
+    (bad / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 2}, "channel_names": {"0": "R"}}))
+    assert "without gaps" in refused(f"--config.data.dir={bad}", code=3)
+    for number in range(3):
+        write_case(bad, "Tr", number, (64, 64))
+    (bad / "dataset.json").write_text((raw / "dataset.json").read_text())
+    assert "at least 5 patients, found 3" in refused(f"--config.data.dir={bad}", code=3)
+    missing = refused(f"--config.plan={tmp_path / 'none.json'}", code=3)
+    assert "none.json" in missing
