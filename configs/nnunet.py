@@ -22,5 +22,5 @@ def get_config(argument: str = "sample"):
     if length:
         config.epochs = 15
     if layout == "sample":
-        config.fold, config.epochs, config.iterations, config.val_iterations = "0", 6, 10, 3
+        config.fold, config.epochs, config.iterations, config.val_iterations = "0", 4, 10, 3
     return config

@@ -19,7 +19,7 @@ def test_every_layout(layout):
     config = load(layout)
     config.data.dir = "" if layout == "sample" else "somewhere"
     configs.validate(config)
-    assert config.epochs == {"sample": 6, "kaggle224,recipe": 15}.get(layout, 1000)
+    assert config.epochs == {"sample": 4, "kaggle224,recipe": 15}.get(layout, 1000)
 
 
 def test_folds_that_are_trained():

@@ -176,7 +176,7 @@ def plan(args: argparse.Namespace) -> None:
     decided = plan_for(
         fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name
     )
-    print(plan_file.table(decided, fingerprint, found.dataset))
+    print(plan_file.table(decided, fingerprint, found.dataset, rule_before_2_3_1=args.old_rule))
     plan_file.write(args.out, decided)
     print(f"plan: {args.out}")
 

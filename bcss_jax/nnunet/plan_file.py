@@ -104,13 +104,14 @@ def check(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
             )
 
 
-def table(plan: dict, fingerprint: dict, dataset: dict) -> str:
+def table(plan: dict, fingerprint: dict, dataset: dict, *, rule_before_2_3_1: bool = False) -> str:
     """What was decided and from what, for people.
 
     Args:
       plan: of `bcss_jax.nnunet.plan` or `read`. What was edited is marked.
       fingerprint: what it was decided from.
       dataset: likewise.
+      rule_before_2_3_1: whether that rule was used.
 
     Returns:
       Lines of one decision each.

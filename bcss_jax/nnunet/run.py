@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
-    say(plan_file.table(plan, fingerprint, cases.dataset))
+    say(plan_file.table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
     splits = _splits(config, cases, say)
     if speaks:
         documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "splits_final": splits}
