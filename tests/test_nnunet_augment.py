@@ -53,7 +53,7 @@ def example(seed=0, size=CUT):
 
 
 def to_torch(image):
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     return torch.from_numpy(np.moveaxis(np.array(image), -1, 0).copy())
 
@@ -75,7 +75,7 @@ def batch(count, size=CUT):
 
 def spatially(image, label, angle, scale, patch_size=PATCH):
     """nnU-Net's spatial transform with this angle and scale."""
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     transform = theirs(patch_size)[0]["spatial"]
     transform.p_rotation, transform.rotation = float(angle != 0), (float(angle), float(angle))
@@ -123,7 +123,7 @@ def test_equal_shares_go_to_the_nearest_pixel():
 
 @pytest.mark.parametrize("patch", [PATCH, (37, 64)])
 def test_blur_is_nnunets(patch):
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(3, patch)[0]
     for sigma in ([[0.5, 0.0, 0.6], [0.59, 0.0, 1.0]], [[0.92, 0.75, 0.99], [0.58, 0.5, 0.91]]):
@@ -134,7 +134,7 @@ def test_blur_is_nnunets(patch):
 
 
 def test_brightness_and_contrast_are_nnunets():
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(4)[0] + 2
     factor = np.asarray([0.76, 1.0, 1.24], np.float32)
@@ -148,7 +148,7 @@ def test_brightness_and_contrast_are_nnunets():
 
 @pytest.mark.parametrize("patch", [PATCH, (35, 64), (33, 81)])
 def test_low_resolution_is_nnunets(patch):
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(5, patch)[0]
     ours = jax.jit(intensity.low_resolution)
@@ -161,7 +161,7 @@ def test_low_resolution_is_nnunets(patch):
 
 @pytest.mark.parametrize("inverted", [False, True])
 def test_gamma_is_nnunets(inverted):
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(6)[0]
     image[..., 1] = 0.25  # nothing to stretch
@@ -210,7 +210,7 @@ def test_masked_channels_are_zero_without_a_picture():
 
 def nnunet_chain(image, label, changes, noise):
     """All of nnU-Net's transforms in its order with drawn parameters."""
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     transforms, _ = theirs()
     image, label = spatially(image, label, changes.angle, changes.scale)

@@ -369,7 +369,7 @@ def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     file = tmp_path / "weights.npz"
     np.savez(file, **{f"module.{name}": array for name, array in weights.items()})
     options = (f"--config.pretrained={file}", "--config.freeze_encoder_epochs=1", "--config.epochs=2")
-    nnunet = {"system": "nnunet", "small": SMALL_NNUNET}
+    nnunet = {"system": "nnunet_plain", "small": SMALL_NNUNET}
 
     # A run that was killed during its first save has not begun: it needs the weights still.
     (tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
