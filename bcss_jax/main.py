@@ -157,15 +157,19 @@ def _run(interruption: Interruption) -> int:
 
 def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
     """Locks the folder of the run and claims it. nnU-Net's folds may be separate jobs in one folder: each is locked."""
-    if config.get("method") == "nnunet":
-        chosen = nnunet_config.fold_names(config)
-        begun = [path.name.removeprefix("fold_") for path in workdir.glob("fold_*")] if _FRESH.value else []
-        for name in sorted({*chosen, *begun}):
-            held.enter_context(workdirs.locked(workdir / f"fold_{name}"))
-    else:
+    folds = config.get("method") == "nnunet"
+    if not folds:
         held.enter_context(workdirs.locked(workdir))
-    with prepared_folder.held(workdir / "claim"):
+    elif _FRESH.value:  # what another job is at work on must not be deleted
+        for fold in sorted(workdir.glob("fold_*")):
+            held.enter_context(workdirs.locked(fold))
+    with workdirs.storage_errors(workdir), prepared_folder.held(workdir / "claim"):
         workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
+    if folds:
+        if _FRESH.value:
+            held.close()  # the locks on what was there; they went with it
+        for name in nnunet_config.fold_names(config):
+            held.enter_context(workdirs.locked(workdir / f"fold_{name}"))
 
 
 def _together(action) -> None:

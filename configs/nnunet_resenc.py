@@ -23,5 +23,5 @@ def get_config(argument: str = "sample"):
     train_as_nnunet(config)
     if lay_out(config, "nnunet_resenc", argument) == "sample":
         config.model.features_per_stage = (16, 32, 64, 128, 128, 128)
-        config.epochs = 12
+        config.epochs = 8
     return config

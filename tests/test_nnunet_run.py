@@ -68,7 +68,7 @@ def planned(raw):
 @pytest.fixture(scope="module")
 def trained(raw, planned, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    result = start(raw, workdir, f"--config.plan={planned}")
+    result = start(raw, workdir, f"--config.plan={planned}", "--fresh")
     assert result.returncode == 0, result.stderr
     return workdir, result.stdout
 

@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 settings, 3 data, 5 storage.
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay, at most
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and does it. Returns the exit code."""
     args = _parser().parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         args.action(args)
     except UserError as error:

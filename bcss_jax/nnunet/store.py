@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.errors import DataError
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
@@ -117,7 +118,11 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
 
 
 def _write(case, path, dataset, plan):
-    data, labels, properties = preprocess(*case.read(), plan, dataset)
+    image, mask = case.read()
+    try:
+        data, labels, properties = preprocess(image, mask, plan, dataset)
+    except DataError as error:
+        raise DataError(f"{case.name}: {error}") from error
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
