@@ -32,18 +32,18 @@ TO_LABEL = {"background": {1: 1, 2: 2, 4: 0, 7: 3, 0: 3}, "ignore": {1: 1, 2: 2,
 # nnU-Net's trainer has no option for its length; a subclass in a file of its own package folder would be needed. This one is
 # put in place of it for the process.
 TRAIN_THEIRS = """
-import sys, time, torch
+import sys, torch
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 epochs, iterations, seed, threads = map(int, sys.argv[1:5])
 torch.manual_seed(seed)
 torch.set_num_threads(threads)
-before = nnUNetTrainer.__init__
-def shorter(self, *args, **kwargs):
-    before(self, *args, **kwargs)
+before = nnUNetTrainer.initialize
+def shorter(self):
     self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = epochs, iterations, 1
     self.save_every = 10**9
-nnUNetTrainer.__init__ = shorter
+    before(self)
+nnUNetTrainer.initialize = shorter
 nnUNetTrainer.perform_actual_validation = lambda self, *args, **kwargs: None  # the held-back third is what counts
 run_training.run_training("1", "2d", "all", device=torch.device("cpu"))
 """
