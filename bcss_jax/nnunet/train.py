@@ -19,9 +19,10 @@ from bcss_jax.errors import ConfigError, NumericalError, Preempted
 from bcss_jax.interruption import Interruption
 from bcss_jax.nnunet.batches import batches
 from bcss_jax.nnunet.patches import Case, initial_patch_size
-from bcss_jax.nnunet.record import FoldRecord, history_csv
+from bcss_jax.nnunet.record import COLUMNS, FoldRecord
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.progress import ProgressLine, duration
+from bcss_jax.run_record import history_csv
 from bcss_jax.sharding import place_replicated, replicated
 from bcss_jax.workdir import write_text
 
@@ -191,7 +192,10 @@ def train_fold(
                 save(improved_at=record.epoch if improved else None)
                 line.print(_table_line(record.history[-1]))
             if speaks:
-                write_text(folder / "history.csv", history_csv(record.history, class_names[1:]))
+                write_text(
+                    folder / "history.csv",
+                    history_csv(record.history, (*COLUMNS, *(f"dice_{name}" for name in class_names[1:]))),
+                )
                 figures.curves(
                     record.history, folder / "progress.png", title, score="dice", heading="pseudo-Dice (mean)"
                 )
