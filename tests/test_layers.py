@@ -1,5 +1,7 @@
 """Layers: the forms chosen for speed give the values and gradients of the plain ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +105,47 @@ def test_batch_norm_of_maps_far_from_zero(mean):
     values = np.asarray(x, np.float64)
     expected = (values - values.mean((0, 1, 2))) / np.sqrt(values.var((0, 1, 2)) + 1e-5)
     np.testing.assert_allclose(norms.BatchNorm(5, relu=False)(x), expected, atol=2e-6 * mean)
+
+
+def plainly(x, scale, bias, shape, axes):
+    """Normalisation as it is written in the papers, for automatic differentiation."""
+    parts = x.reshape(shape)
+    parts = (parts - parts.mean(axes, keepdims=True)) / jnp.sqrt(parts.var(axes, keepdims=True) + 1e-5)
+    return parts.reshape(x.shape) * scale + bias
+
+
+@pytest.mark.parametrize("activation", [None, jax.nn.relu, functools.partial(jax.nn.leaky_relu, negative_slope=0.01)])
+@pytest.mark.parametrize("groups", [6, 2, 1])
+def test_the_gradient_of_group_norm_is_that_of_its_definition(groups, activation):
+    x, dy = 3 + normal(0, 2, 5, 4, 6), normal(1, 2, 5, 4, 6)
+    scale, bias = 1 + 0.3 * normal(2, 6), normal(3, 6)
+    shape, axes = (2, 20, groups, 6 // groups), (1, 3)
+
+    def ours(x, scale, bias):
+        layer = norms.GroupNorm(6, groups, activation=activation)
+        layer.scale, layer.bias = nnx.Param(scale), nnx.Param(bias)
+        return layer(x)
+
+    def theirs(x, scale, bias):
+        y = plainly(x, scale, bias, shape, axes)
+        return y if activation is None else activation(y)
+
+    for a, b in zip(jax.vjp(ours, x, scale, bias)[1](dy), jax.vjp(theirs, x, scale, bias)[1](dy), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_gradient_of_batch_norms_that_share_a_measurement_is_that_of_their_definition():
+    x, more = 2 + normal(0, 4, 5, 6, 3), normal(1, 4, 5, 6, 2)
+    cotangents = normal(2, 4, 5, 6, 3), normal(3, 4, 5, 6, 5)
+
+    def ours(x, more):
+        measured = norms.measure(x)
+        return norms.BatchNorm(3, relu=True)(measured), norms.BatchNorm(5, relu=False)(measured, more)
+
+    def theirs(x, more):
+        both = jnp.concatenate([x, more], axis=-1)
+        y, z = (plainly(m, 1.0, 0.0, m.shape, (0, 1, 2)) for m in (x, both))
+        return jax.nn.relu(y), z
+
+    for a, b in zip(jax.vjp(ours, x, more)[1](cotangents), jax.vjp(theirs, x, more)[1](cotangents), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)

@@ -2,7 +2,7 @@
 
 Every window is looked at in up to four mirrorings, whose logits are averaged, and where windows overlap their logits
 are averaged with a Gaussian as the weight. nnU-Net adds up in half precision; here it is float32, so that the two agree
-to its rounding. All windows go through one compiled function in batches of one size, whatever the sizes of the images.
+to its rounding. All windows of an image go through one compiled function in batches of one size.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def predict_logits(
       image: preprocessed, [H, W, C]; smaller ones than the patch are padded with zeros.
       patch_size: height and width of the windows.
       mirror: True: both axes; False: none; or the axes (0: height, 1: width), as a checkpoint of nnU-Net's has them.
-      batch: windows at a time, rounded up to a multiple of the devices; with both axes mirrored each counts as four.
+      batch: windows at a time at most, rounded up to a multiple of the devices; with both axes mirrored each counts as four.
       step: the largest distance of two windows, as a share of the patch.
       mesh: devices to share the windows; None: all of this process.
 
@@ -115,9 +115,9 @@ def predict_logits(
     params, rest = jax.device_put(weights, sharding.replicated(mesh))
     split, axes = sharding.split_over_data(mesh), _mirror_axes(mirror)
     image, area = windows.padded(image, patch_size)
-    size = -(-batch // mesh.size) * mesh.size
-
     places = windows.corners(image.shape[:2], patch_size, step)
+    # An image of few windows gets a smaller batch, of a power of two, so that few sizes are compiled.
+    size = -(-min(batch, 1 << (len(places) - 1).bit_length()) // mesh.size) * mesh.size
 
     def dispatched():
         for first in range(0, len(places), size):
