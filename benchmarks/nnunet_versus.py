@@ -64,22 +64,22 @@ def arguments() -> argparse.Namespace:
 
 
 def cut(args: argparse.Namespace) -> Path:
-    """Writes the raw data folder: tiles of the left two thirds, and the right third as the test image."""
+    """Writes the raw data folder: tiles of the left two thirds, and the right third."""
     (image_file,), (mask_file,) = ((args.data_dir / kind).glob(f"{REGION}*.png") for kind in ("images", "masks"))
     table = np.full(256, 3, np.uint8)
     for code, label in TO_LABEL[args.labels].items():
         table[code] = label
     image, mask = np.asarray(Image.open(image_file).convert("RGB")), table[np.asarray(Image.open(mask_file))]
     root, third = args.work / "raw" / DATASET, image.shape[1] * 2 // 3
-    for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+    for folder in ("imagesTr", "labelsTr", "held_back", "held_back_truth"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     tiles = [(y, x) for y in range(0, image.shape[0] - TILE + 1, TILE) for x in range(0, third - TILE + 1, TILE)]
     for y, x in tiles:
         at, name = np.s_[y : y + TILE, x : x + TILE], f"{REGION}_{y:04d}_{x:04d}"
         Image.fromarray(image[at]).save(root / "imagesTr" / f"{name}_0000.png")
         Image.fromarray(mask[at]).save(root / "labelsTr" / f"{name}.png")
-    Image.fromarray(image[:, third:]).save(root / "imagesTs" / "third_0000.png")
-    Image.fromarray(mask[:, third:]).save(root / "labelsTs" / "third.png")
+    Image.fromarray(image[:, third:]).save(root / "held_back" / "third_0000.png")
+    Image.fromarray(mask[:, third:]).save(root / "held_back_truth" / "third.png")
     dataset = {
         "channel_names": {"0": "R", "1": "G", "2": "B"},
         "labels": {"background": 0, "tumor": 1, "stroma": 2, "ignore": 3},
@@ -106,8 +106,8 @@ def ours(args: argparse.Namespace, root: Path) -> Path:
             f"--config.seed={args.seed}",
         ],
     )  # fmt: skip
-    print(f"ours: trained and validated in {time.perf_counter() - start:.0f} s")
-    predict = [sys.executable, "-m", "bcss_jax.nnunet", "predict", f"--model={run}", f"--images={root / 'imagesTs'}"]
+    print(f"ours: trained in {time.perf_counter() - start:.0f} s")
+    predict = [sys.executable, "-m", "bcss_jax.nnunet", "predict", f"--model={run}", f"--images={root / 'held_back'}"]
     start = time.perf_counter()
     call(args, [*predict, f"--out={out}", "--overwrite"])
     print(f"ours: predicted in {time.perf_counter() - start:.0f} s")
@@ -131,7 +131,7 @@ def theirs(args: argparse.Namespace, root: Path) -> Path:
     predict = [
         bin_folder / "nnUNetv2_predict_from_modelfolder",
         "-i",
-        root / "imagesTs",
+        root / "held_back",
         "-o",
         out,
         "-m",
@@ -157,7 +157,7 @@ def main() -> None:
     args.work, args.data_dir = args.work.resolve(), args.data_dir.resolve()
     root = cut(args)
     truth, scheme = (
-        np.asarray(Image.open(root / "labelsTs" / "third.png")),
+        np.asarray(Image.open(root / "held_back_truth" / "third.png")),
         scheme_of(json.loads((root / "dataset.json").read_text())),
     )
     for name, side in (("ours", ours), ("theirs", theirs)):
