@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from bcss_jax.data.inspection import inspect
+from bcss_jax.data.report import number_of
 from bcss_jax.data.source import Settings, Source
 from bcss_jax.data.verify import verify
 from bcss_jax.errors import ConfigError, DataError, UserError
@@ -28,25 +29,34 @@ NAMED = 10  # defects, and notes, that are printed; all are counted
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and does it. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("bcss_jax").setLevel(logging.INFO)
     try:
+        args = _parser().parse_args(argv)
         args.action(args)
     except UserError as error:
-        if args.debug:
+        if "--debug" in argv:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> None:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message}; see --help")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m bcss_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(required=True, metavar="verify | inspect")
-    data = argparse.ArgumentParser(add_help=False)
+    data = _Parser(add_help=False)
     data.add_argument("--data.dir", dest="dir", type=Path, metavar="FOLDER", help="the data set; the sample needs none")
     data.add_argument("--data.layout", dest="layout", default="kaggle224", help=", ".join(LAYOUTS))
     data.add_argument("--data.split", dest="split", default="published", help="published, or institute")
@@ -112,14 +122,14 @@ def _verify(args: argparse.Namespace) -> None:
     parts = ", ".join(f"{part} {count}" for part, count in verdict.tiles.items()) or "no part"
     rate = f"{verdict.seconds:.1f} s, {len(source.tiles) / max(verdict.seconds, 1e-9):.0f} tiles/s"
     print(
-        f"{usable} usable tiles ({parts}), {verdict.patients} patients, {verdict.institutes} institutes; "
-        f"{verdict.pairs} pairs of files read in {rate}",
+        f"{number_of(usable, 'usable tile')} ({parts}) of {number_of(verdict.patients, 'patient')} from "
+        f"{number_of(verdict.institutes, 'institute')}; {number_of(verdict.pairs, 'pair')} of files read in {rate}",
         flush=True,
     )
     if defects:
         counted = ", ".join(f"{len(lines)} {kind}" for kind, lines in verdict.defects.items())
         where = printable(settings.dir) if settings.dir else "the sample"
-        raise DataError(f"{where}: {len(defects)} defects ({counted}); mend what is named above")
+        raise DataError(f"{where}: {number_of(len(defects), 'defect')} ({counted}); mend what is named above")
     print("no defect")
 
 

@@ -34,7 +34,10 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
     rows = [(part, counts, f"{tiles[part]:,} tiles") for part, counts in pixels["per_part"].items()]
     rows += [(part, None, "") for part in found["without_masks"]]
     rows.append(None)  # a gap
-    rows += [(name, counts, f"{found['institutes'][name]:,} tiles") for name, counts in pixels["per_institute"].items()]
+    rows += [
+        (f"institute {name}", counts, f"{found['institutes'][name]:,} tiles")
+        for name, counts in pixels["per_institute"].items()
+    ]
     figure = Figure(figsize=(9, 2.0 + 0.3 * len(rows)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     colours = dict(zip(scheme.class_names, class_colours(scheme) / 255, strict=True)) | {"ignored": IGNORED}
@@ -60,7 +63,6 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the labelled tiles' pixels, %")
-    axes.set_ylabel("institute  |  part")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     handles = [
@@ -88,7 +90,8 @@ def codes(found: dict, title: str) -> Figure:
     axes = figure.subplots()
     if log:
         axes.set_xscale("log")
-        axes.set_xlim(above.min() / 3, 250)
+        axes.set_xlim(above.min() / 3, 180)  # room for the number at the end of a bar
+        axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(0, 1.12 * above.max())
     for number, (part, values) in enumerate(shares.items()):
@@ -128,7 +131,7 @@ def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, 
     shares = 100 * survey.histograms[chosen] / survey.histograms[chosen].sum(axis=2, keepdims=True)
     # One scale for all, unless a patch of nearly one colour would flatten the others.
     tops = shares.max(axis=(1, 2))
-    same_scale = tops.max() <= 5 * tops.min()
+    same_scale = tops.max() <= 3 * tops.min()
     for column, index in enumerate(chosen):
         picture, axes = panels[:, column]
         _show(picture, source.pixels(survey.tiles[index])[0], _short_name(survey.tiles[index]))
@@ -155,22 +158,17 @@ def choose_examples(survey: Survey, scheme: labels.LabelScheme) -> list[int]:
     share = pixels / area[:, None]
     mixed = -(share * np.log(np.maximum(share, 1e-12))).sum(axis=1)
     order = [int(i) for i in np.argsort(-mixed, kind="stable") if survey.tiles[i].mask]
-    chosen, seen = [], set()
-    for group in (
-        lambda tile: tile.institute,
-        lambda tile: tile.split,
-        lambda tile: tile.patient,
-        lambda tile: tile.key,
-    ):
-        if group(survey.tiles[0]) != survey.tiles[0].institute and len(chosen) >= FEWEST_EXAMPLES:
-            break
-        for index in order:
-            if group(survey.tiles[index]) not in seen and index not in chosen and len(chosen) < EXAMPLES:
-                if seen and len(chosen) >= FEWEST_EXAMPLES and group(survey.tiles[index]) == survey.tiles[index].key:
-                    break
-                chosen.append(index)
-                seen.add(group(survey.tiles[index]))
+    chosen = _first_of_each(survey, order, "institute")[:EXAMPLES]
+    for more in (_first_of_each(survey, order, "split"), order):
+        chosen += [index for index in more if index not in chosen][: max(0, FEWEST_EXAMPLES - len(chosen))]
     return chosen
+
+
+def _first_of_each(survey: Survey, order: list[int], what: str) -> list[int]:
+    first = {}
+    for index in order:
+        first.setdefault(getattr(survey.tiles[index], what), index)
+    return list(first.values())
 
 
 def examples(survey: Survey, chosen: list[int], source: Source, scheme: labels.LabelScheme, title: str) -> Figure:
@@ -178,7 +176,7 @@ def examples(survey: Survey, chosen: list[int], source: Source, scheme: labels.L
     table = labels.lookup_table(scheme, survey.codes)
     across = min(2, len(chosen))
     down = -(-len(chosen) // across)
-    figure = Figure(figsize=(4.9 * across, 1.1 + 2.75 * down), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(4.9 * across, 1.1 + 2.65 * down), dpi=_DPI, layout="constrained")
     panels = figure.subplots(down, 2 * across, squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
@@ -189,7 +187,10 @@ def examples(survey: Survey, chosen: list[int], source: Source, scheme: labels.L
         _show(panels[row, 2 * column + 1], overlay(image, table[mask], scheme), "classes")
     handles = legend(scheme, correct=False)
     figure.legend(handles=handles, loc="outside lower center", ncol=6, frameon=False, fontsize=9)
-    figure.suptitle(f"{title}: examples, {scheme.name}", fontsize=11)
+    institutes = {tile.institute for tile in survey.tiles}
+    shown = {survey.tiles[index].institute for index in chosen}
+    note = f"examples of {len(shown)} of {len(institutes)} institute{'s' * (len(institutes) > 1)}, {scheme.name}"
+    figure.suptitle(f"{title}: {note}", fontsize=11)
     return figure
 
 
@@ -197,27 +198,39 @@ def stains(survey: Survey, found: dict, title: str) -> Figure:
     """Left: haematoxylin against eosin of every tile, outliers numbered. Right: darkness by institute."""
     judged = survey.tissue >= stain.LEAST_TISSUE
     density, haematoxylin, eosin, _ = stain.amounts(survey.densities).T
-    figure = Figure(figsize=(11, 5.2), dpi=_DPI, layout="constrained")
-    axes, spread = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    figure = Figure(
+        figsize=(11, 5.2 + 0.19 * min(NUMBERED, found["stain"]["outliers"]["count"])), dpi=_DPI, layout="constrained"
+    )
+    numbered = found["stain"]["outliers"]["first"][:NUMBERED]
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), height_ratios=(1, 0.001 + 0.04 * len(numbered)))
+    axes, spread, notes = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, :])
+    notes.axis("off")
     size = 16 if len(judged) < 2000 else 4
     for part, (colour, marker, _) in PART_STYLES.items():
         of_part = judged & np.array([tile.split == part for tile in survey.tiles])
         if of_part.any():
             style = {"s": size, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0, "rasterized": True}
             axes.scatter(eosin[of_part], haematoxylin[of_part], label=part, **style)
-    outliers = found["stain"]["outliers"]
     index = {tile.key: i for i, tile in enumerate(survey.tiles)}
-    for number, entry in enumerate(outliers["first"][:NUMBERED], 1):
+    for number, entry in enumerate(numbered, 1):
         i = index[entry["tile"]]
         label = "outliers, strongest numbered" if number == 1 else None
         axes.scatter(eosin[i], haematoxylin[i], s=90, facecolor="none", edgecolor="black", label=label)
         axes.annotate(str(number), (eosin[i], haematoxylin[i]), (6, 6), textcoords="offset points", fontsize=9)
+    told = [
+        f"{number}  {entry['tile']}: {entry['what']} {entry['value']:.3f}, z {entry['z']:.1f}"
+        for number, entry in enumerate(numbered, 1)
+    ]
+    notes.text(0, 1, "\n".join(told), va="top", fontsize=8, transform=notes.transAxes)
     axes.set_xlabel("eosin, mean optical density of the tissue")
     axes.set_ylabel("haematoxylin, likewise")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(fontsize=9)
-    axes.set_title(f"{int(judged.sum()):,} tiles, {outliers['count']:,} outliers", fontsize=10)
+    axes.legend(fontsize=9, loc="upper right", framealpha=0.9)  # not "best": slow with many tiles
+    left_out = f", {int((~judged).sum()):,} with hardly any tissue left out" if not judged.all() else ""
+    axes.set_title(
+        f"{int(judged.sum()):,} tiles, {found['stain']['outliers']['count']:,} outliers{left_out}", fontsize=10
+    )
     _by_group(spread, survey.tiles, density, judged)
     figure.suptitle(f"{title}: stain", fontsize=11)
     return figure
@@ -257,7 +270,7 @@ def copies(survey: Survey, found: dict, source: Source, title: str) -> Figure | 
         other = next(each for each in group if each["part"] != group[0]["part"])
         pairs.append((group[0]["tile"], other["tile"], "same pixels"))
     for near in found["near_copies"]["first"]:
-        pairs.append((near["first"], near["second"], f"{near['second_is_first']}, {near['bits']} bits differ"))
+        pairs.append((near["first"], near["second"], f"{near['second_is_first']}, {near['bits']} of 255 bits differ"))
     if not pairs:
         return None
     total = found["same_pixels"]["between_parts"]["count"] + found["near_copies"]["count"]

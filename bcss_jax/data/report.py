@@ -145,9 +145,9 @@ def _near_copies(survey: Survey, parts: list[str]) -> dict:
 def lines(found: dict, title: str, layout: str) -> list[str]:
     """A report as text."""
     tiles, patients = found["tiles"], found["patients"]
-    parts = ", ".join(f"{part} {count} ({_number(patients[part], 'patient')})" for part, count in tiles.items())
+    parts = ", ".join(f"{part} {count} ({number_of(patients[part], 'patient')})" for part, count in tiles.items())
     text = [
-        f"{title}: {_number(sum(tiles.values()), 'tile')} from {_number(len(found['institutes']), 'institute')}: {parts}"
+        f"{title}: {number_of(sum(tiles.values()), 'tile')} from {number_of(len(found['institutes']), 'institute')}: {parts}"
     ]
     if len(found["sizes"]) > 1:
         sizes = ", ".join(f"{size}: {count}" for size, count in found["sizes"].items())
@@ -156,7 +156,9 @@ def lines(found: dict, title: str, layout: str) -> list[str]:
     for part in found["empty_parts"]:
         text.append(f"{part}: {'no tiles' if part in known else 'this layout has no such part'}")
     for part, count in found["without_masks"].items():
-        text.append(f"{part}: {_number(count, 'image')} without masks, so no classes of theirs; all else includes them")
+        text.append(
+            f"{part}: {number_of(count, 'image')} without masks, so no classes of theirs; all else includes them"
+        )
     classes = found["classes"]
     for part, pixels in classes["labels"]["per_part"].items():
         text.append(f"classes of {part} ({classes['scheme']}): {shares(pixels)}")
@@ -173,19 +175,22 @@ def lines(found: dict, title: str, layout: str) -> list[str]:
         "near copies between parts: "
         + _told(
             near,
-            lambda pair: f"{pair['second']} is {pair['first']} {pair['second_is_first']}, {pair['bits']} bits differ",
+            lambda pair: (
+                f"{pair['second']} is {pair['first']} {pair['second_is_first']}, {pair['bits']} of 255 bits differ"
+            ),
         )
     )
     for part, count in found["neighbours_by_name"]["per_part"].items():
         if count["overlapping"] or count["touching"]:
             text.append(
-                f"by their names {count['overlapping']} of {_number(count['tiles'], 'tile')} of {part} overlap a tile of "
+                f"by their names {count['overlapping']} of {number_of(count['tiles'], 'tile')} of {part} overlap a tile of "
                 f"another part, and {count['touching']} touch one"
             )
     if not any(count["overlapping"] or count["touching"] for count in found["neighbours_by_name"]["per_part"].values()):
         text.append("by their names no tiles of different parts overlap or touch")
+    meaning = {"0": "0, which is cut off,", "not said": "nothing"}
     said = ", ".join(
-        f"{'0 (cut off)' if value == '0' else value} in {_number(count, 'tile')}"
+        f"{meaning.get(value, value)} in {number_of(count, 'tile')}"
         for value, count in found["mpp"]["names_say"].items()
     )
     text.append(
@@ -208,7 +213,8 @@ def shares(pixels: dict[str, int]) -> str:
     return ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in pixels.items())
 
 
-def _number(count: int, what: str) -> str:
+def number_of(count: int, what: str) -> str:
+    """Such as "1 tile" or "1,200 tiles"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 

@@ -18,7 +18,7 @@ _DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)  # of each v
 TISSUE_DENSITY = 0.15  # mean of the channels from which a pixel counts as tissue, not glass
 LEAST_TISSUE = 0.05  # share of a tile's pixels below which its stain is not judged
 FAR = 5.0  # robust z-score from which a tile stands out
-NAMES = ("optical density", "haematoxylin", "eosin", "neither stain")
+NAMES = ("optical density", "haematoxylin", "eosin", "other colour")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ def verify(source: Source, progress: Callable[[int], None] | None = None) -> Ver
     defects["in two parts"] += shared
     recurring = data_checks.recurring_patients(rows)
     if recurring and source.settings.layout == "kaggle224" and source.settings.split == "published":
-        notes.append(f"{len(recurring)} patients have tiles in more than one part, as this data set was published")
+        notes.append(f"patients with tiles in more than one part: {len(recurring)}, as this data set was published")
     elif recurring:
         defects["patients in two parts"].append(data_checks.recurring_line(recurring))
     tiles = collections.Counter(tile.split for tile in usable)
