@@ -176,7 +176,9 @@ def run(capfd, root, output, *arguments):
 def inspected(planted, tmp_path_factory):
     output = tmp_path_factory.mktemp("inspected") / "new"
     options = ["--data.layout=kaggle512", "--labels=five_classes", f"--output={output}"]
-    assert main(["inspect", f"--data.dir={planted}", *options]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_DPI", 40)  # drawn small: faster
+        assert main(["inspect", f"--data.dir={planted}", *options]) == 0
     return output, json.loads((output / "inspect.json").read_text())
 
 
@@ -240,7 +242,7 @@ def test_pictures_are_written_whole(inspected):
     assert {path.stem for path in output.glob("*.pdf")} == set(drawn)
     for stem in drawn:
         with Image.open(output / f"{stem}.png") as picture:
-            assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(10**6)) > 10
+            assert min(picture.size) > 100 and len(picture.convert("RGB").getcolors(10**6)) > 10
         assert (output / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -338,6 +340,7 @@ def test_images_without_masks_are_part_of_it(tmp_path, capfd, tissue, undrawn):
     assert "test: 1 image without masks, so no classes of theirs; all else includes them" in out
     found = json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert set(found["classes"]["codes"]["per_part"]) == {"train", "val"}
+    assert found["institutes"]["OL"] == 2 and found["classes"]["tiles"]["per_institute"]["OL"] == 1
     assert found["near_copies"]["first"][0]["parts"] == ["train", "test"]
     assert found["no_evaluated_class"]["count"] == 0
 

@@ -30,12 +30,12 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
       scheme: the same that was given there.
       title: of the figure.
     """
-    pixels, tiles = found["classes"]["labels"], found["tiles"]
-    rows = [(part, counts, f"{tiles[part]:,} tiles") for part, counts in pixels["per_part"].items()]
+    pixels, tiles = found["classes"]["labels"], found["classes"]["tiles"]
+    rows = [(part, counts, f"{tiles['per_part'][part]:,} tiles") for part, counts in pixels["per_part"].items()]
     rows += [(part, None, "") for part in found["without_masks"]]
     rows.append(None)  # a gap
     rows += [
-        (f"institute {name}", counts, f"{found['institutes'][name]:,} tiles")
+        (f"institute {name}", counts, f"{tiles['per_institute'][name]:,} tiles")
         for name, counts in pixels["per_institute"].items()
     ]
     figure = Figure(figsize=(9, 2.0 + 0.3 * len(rows)), dpi=_DPI, layout="constrained")

@@ -71,9 +71,10 @@ def _classes(survey: Survey, scheme: labels.LabelScheme) -> dict:
     """Pixels per part and institute: of every code, and of every label of the scheme; images without masks left out."""
     table = labels.lookup_table(scheme, survey.codes)
     book, counts = labels.CODE_BOOKS[survey.codes], survey.code_counts
-    result = {"scheme": scheme.name, "codes": {}, "labels": {}}
+    result = {"scheme": scheme.name, "tiles": {}, "codes": {}, "labels": {}}
     for group, of in (("part", lambda tile: tile.split), ("institute", lambda tile: tile.institute)):
         member = [of(tile) if tile.mask else None for tile in survey.tiles]
+        result["tiles"][f"per_{group}"] = dict(collections.Counter(filter(None, member)))
         result["codes"][f"per_{group}"], result["labels"][f"per_{group}"] = {}, {}
         for name in dict.fromkeys(each for each in sorted(filter(None, member), key=_order)):
             total = counts[[each == name for each in member]].sum(axis=0)[: len(book)]
