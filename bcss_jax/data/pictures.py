@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 
 from bcss_jax import labels
 from bcss_jax.data import stain
+from bcss_jax.data.report import number_of
 from bcss_jax.data.source import Source
 from bcss_jax.data.survey import BINS, Survey
 from bcss_jax.figures import BLUE, VERMILION, class_colours, legend, overlay
@@ -31,11 +32,11 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
       title: of the figure.
     """
     pixels, tiles = found["classes"]["labels"], found["classes"]["tiles"]
-    rows = [(part, counts, f"{tiles['per_part'][part]:,} tiles") for part, counts in pixels["per_part"].items()]
+    rows = [(part, counts, number_of(tiles["per_part"][part], "tile")) for part, counts in pixels["per_part"].items()]
     rows += [(part, None, "") for part in found["without_masks"]]
     rows.append(None)  # a gap
     rows += [
-        (f"institute {name}", counts, f"{tiles['per_institute'][name]:,} tiles")
+        (f"institute {name}", counts, number_of(tiles["per_institute"][name], "tile"))
         for name, counts in pixels["per_institute"].items()
     ]
     figure = Figure(figsize=(9, 2.0 + 0.3 * len(rows)), dpi=_DPI, layout="constrained")
