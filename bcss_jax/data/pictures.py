@@ -260,7 +260,7 @@ def _by_group(axes, tiles: list[Tile], density: np.ndarray, judged: np.ndarray) 
     axes.set_ylabel(f"{'part' if what == 'split' else what} (tiles)")
     axes.grid(color="0.9", axis="x")
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False)
 
 
 def copies(survey: Survey, found: dict, source: Source, title: str) -> Figure | None:

@@ -44,7 +44,7 @@ def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
         "same_pixels": _same_pixels(survey),
         "near_copies": _near_copies(survey, parts),
         "neighbours_by_name": {
-            "per_part": by_name,
+            "per_part": {part: by_name[part] for part in parts},
             "overlapping": _listed([[tiles[i].key, tiles[j].key] for i, j in overlapping]),
         },
         "mpp": {
@@ -184,8 +184,8 @@ def lines(found: dict, title: str, layout: str) -> list[str]:
     for part, count in found["neighbours_by_name"]["per_part"].items():
         if count["overlapping"] or count["touching"]:
             text.append(
-                f"by their names {count['overlapping']} of {number_of(count['tiles'], 'tile')} of {part} overlap a tile of "
-                f"another part, and {count['touching']} touch one"
+                f"by their names {count['overlapping']:,} of {number_of(count['tiles'], 'tile')} of {part} overlap a tile of "
+                f"another part, and {count['touching']:,} touch one"
             )
     if not any(count["overlapping"] or count["touching"] for count in found["neighbours_by_name"]["per_part"].values()):
         text.append("by their names no tiles of different parts overlap or touch")
