@@ -7,8 +7,8 @@ orientations follow from one.
 
 Found: copies that were recompressed, made lighter or darker, higher or lower in contrast, scaled, slightly blurred,
 shifted by up to 3 of 224 pixels, mirrored or turned by quarters, whatever their names. Not found: cut-outs of the same
-tissue that are shifted by more, or turned by another angle; `neighbours.py` goes by the names to find those. Pictures with hardly any contrast are not
-compared: what is left of them is noise.
+tissue that are shifted by more, or turned by another angle; `names.py` goes by the names to find those. Pictures with
+hardly any contrast are not compared: what is left of them is noise.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ FREQUENCIES = 16
 WORDS = FREQUENCIES**2 // 64
 LEAST_CONTRAST = 3.0  # grey levels, standard deviation of the scaled picture
 # Bits that copies may differ in. Unrelated tiles of two real regions and of the sample differ in 127.5 with a standard
-# deviation of 8.0, as coins would (1.4 million comparisons, none below 88); JPEG at quality 10 changes at most 23, a shift of 3 pixels
-# both ways 55, and one of 4 pixels 55 in the median.
+# deviation of 8.0, as coins would (1.4 million comparisons, none below 88); JPEG at quality 10 changes at most 23, a
+# shift of 3 pixels both ways 55, and one of 4 pixels 55 in the median.
 NEAR = 64
 _COARSE_NEAR = 16  # of the 63 coarsest bits, which are compared first: one unrelated pair in 20,000 gets past
 _BLOCK = (64, 4096)  # hashes compared at a time: what fits a cache
