@@ -12,14 +12,15 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from bcss_jax import labels
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.layouts import Tile, require_parts
-from bcss_jax.tiles import printable, read_pair
+from bcss_jax.tiles import printable, read_image, read_pair
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +107,17 @@ class Content:
     pair_digest: bytes
 
 
-def content_of(image: np.ndarray, mask: np.ndarray) -> Content:
-    """Sums up a tile: image uint8 [H, W, 3], mask uint8 [H, W]."""
+def content_of(image: np.ndarray, mask: np.ndarray | None) -> Content:
+    """Sums up a tile: image uint8 [H, W, 3], mask uint8 [H, W] or None, which counts as no pixel of any code."""
     image = np.ascontiguousarray(image)
+    if mask is None:
+        mask, counts = np.empty(0, np.uint8), np.zeros(len(labels.BCSS22_NAMES), np.int64)
+    else:
+        counts = np.bincount(mask.ravel(), minlength=len(labels.BCSS22_NAMES))
     of_image = hashlib.sha256(image).digest()
     pair_digest = hashlib.sha256(of_image + hashlib.sha256(np.ascontiguousarray(mask)).digest()).digest()
-    digest = b"" if (image == image[0, 0]).all() else of_image
-    return Content(mask.shape, np.bincount(mask.ravel(), minlength=len(labels.BCSS22_NAMES)), digest, pair_digest)
+    one_colour = (image[0] == image[0, 0]).all() and (image == image[0, 0]).all()  # most are not: the first row says so
+    return Content(image.shape[:2], counts, b"" if one_colour else of_image, pair_digest)
 
 
 def check(
@@ -147,30 +152,23 @@ def check(
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad must be a share from 0 to 1; found {max_bad}")
     tiles = list(tiles)
-    pairs = [list(group) for _, group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask))]
-    missing, bad, warnings, contents = [], [], [], {}
-    pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # regions take memory: not many at once
-    with contextlib.ExitStack() as stack:
-        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for the rest
-        done = 0
-        for pair, finding in zip(pairs, pool.map(_examine, pairs), strict=True):
-            done += len(pair)
-            missing += finding.missing
-            bad += finding.bad
-            warnings += finding.warnings
-            contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
-            if progress:
-                progress(done)
+    pairs, missing, bad, warnings, contents = 0, [], [], [], {}
+    for pair, finding in examine(tiles, progress=progress):
+        pairs += 1
+        missing += finding.missing
+        bad += finding.bad
+        warnings += finding.warnings
+        contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
     if not sizes_may_differ:
-        bad += _of_other_size(tiles, contents)
+        bad += take_out_other_sizes(tiles, contents)
     if missing and not allow_missing:
         raise DataError(
-            _listed(missing, len(pairs))
+            listed(missing, pairs)
             + "; complete or remove them, or leave them out with --config.data.allow_missing=True"
         )
-    if len(bad) > max_bad * len(pairs):
+    if len(bad) > max_bad * pairs:
         raise DataError(
-            _listed(bad, len(pairs))
+            listed(bad, pairs)
             + "; mend or remove them, or leave out up to a share of them with --config.data.max_bad=0.01"
         )
     usable = [tile for tile in tiles if tile.key in contents]
@@ -192,26 +190,13 @@ def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may
       DataError: a patient or the very same image in two parts.
     """
     tiles = collections.Counter(part for _, part, *_ in rows)
-    patients, parts_of = collections.defaultdict(set), collections.defaultdict(set)
-    first_with, repeated = {}, 0
-    for key, part, patient, content in rows:
-        patients[part].add(patient)
-        parts_of[patient].add(part)
-        if content.digest:
-            other_key, other_part = first_with.setdefault(content.digest, (key, part))
-            if other_part != part:
-                raise DataError(
-                    f"{printable(key)}: expected an image of its own in {part}, found the same pixels as in "
-                    f"{printable(other_key)} of {other_part}; remove one of the two"
-                )
-            repeated += other_key != key
-    recurring = sorted(patient for patient, parts in parts_of.items() if len(parts) > 1)
+    patients = {part: {patient for _, p, patient, _ in rows if p == part} for part in tiles}
+    shared, repeated = same_images(rows)
+    if shared:
+        raise DataError(shared[0])
+    recurring = recurring_patients(rows)
     if recurring and not patients_may_recur:
-        named = ", ".join(recurring[:NAMED_FILES]) + (", .." if len(recurring) > NAMED_FILES else "")
-        raise DataError(
-            f"the split: expected every patient in one part only, found {len(recurring)} in several ({named}); "
-            "move their tiles into one part, or use --config.data.split=institute"
-        )
+        raise DataError(recurring_line(recurring))
     counts = {part: sum(content.code_counts for _, p, _, content in rows if p == part) for part in tiles}
     names = labels.CODE_BOOKS[codes]
     return CheckReport(
@@ -241,39 +226,123 @@ def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may
     )
 
 
+def same_images(rows: list[tuple[str, str, str, Content]]) -> tuple[list[str], int]:
+    """A line for every image whose pixels occur in an earlier part, and the number of repeats within the parts."""
+    first_with, lines, repeated = {}, [], 0
+    for key, part, _, content in rows:
+        if not content.digest:
+            continue
+        other_key, other_part = first_with.setdefault(content.digest, (key, part))
+        if other_part != part:
+            lines.append(
+                f"{printable(key)}: expected an image of its own in {part}, found the same pixels as in "
+                f"{printable(other_key)} of {other_part}; remove one of the two"
+            )
+        else:
+            repeated += other_key != key
+    return lines, repeated
+
+
+def recurring_patients(rows: list[tuple[str, str, str, Content]]) -> list[str]:
+    """Patients with tiles in more than one part."""
+    parts_of = collections.defaultdict(set)
+    for _, part, patient, _ in rows:
+        parts_of[patient].add(part)
+    return sorted(patient for patient, parts in parts_of.items() if len(parts) > 1)
+
+
+def recurring_line(recurring: list[str]) -> str:
+    """What is wrong with a split in which these patients occur in several parts."""
+    named = ", ".join(recurring[:NAMED_FILES]) + (", .." if len(recurring) > NAMED_FILES else "")
+    return (
+        f"the split: expected every patient in one part only, found {len(recurring)} in several ({named}); "
+        "move their tiles into one part, or use --config.data.split=institute"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class _Finding:
-    """What came of one pair of files: a line for what is wrong, or the content of each of its tiles."""
+class Finding:
+    """What came of one pair of files: a line for what is wrong, or the content of each of its tiles.
+
+    Attributes:
+      missing: a line, if one of the two files is not there.
+      bad: a line, if they cannot be used.
+      warnings: what is odd but usable.
+      contents: of each tile, unless something is wrong.
+      measures: of each tile, what `examine` was asked to measure.
+    """
 
     missing: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     contents: tuple[Content, ...] = ()
+    measures: tuple = ()
 
 
-def _examine(pair: list[Tile]) -> _Finding:
-    """Reads one pair of files and sums up the tiles cut from it."""
+def examine(
+    tiles: Iterable[Tile],
+    *,
+    measure: Callable[[np.ndarray], Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[list[Tile], Finding]]:
+    """Reads every pair of files once, on several threads, and sums up the tiles that are cut from it.
+
+    Args:
+      tiles: those of one pair of files stand together.
+      measure: called with the image of each tile, uint8 [H, W, 3]; what it returns stands in `Finding.measures`.
+      progress: called after every pair of files with the number of tiles done.
+
+    Yields:
+      The tiles of a pair of files and what came of it, in the order given.
+    """
+    pairs = [list(group) for _, group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask))]
+    # Threads do: decoding, hashing and NumPy let go of the interpreter. Regions take memory: not many at once.
+    pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    with contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for the rest
+        done = 0
+        for pair, finding in zip(pairs, pool.map(lambda pair: _examine(pair, measure), pairs), strict=True):
+            yield pair, finding
+            done += len(pair)
+            if progress:
+                progress(done)
+
+
+def _examine(pair: list[Tile], measure: Callable[[np.ndarray], Any] | None) -> Finding:
     image_path, mask_path = pair[0].image, pair[0].mask
     for here, absent, what in ((image_path, mask_path, "mask"), (mask_path, image_path, "image")):
-        if not absent.exists():
-            return _Finding(missing=(f"{printable(here)}: expected its {what} {printable(absent)}, found none",))
+        if absent and not absent.exists():
+            return Finding(missing=(f"{printable(here)}: expected its {what} {printable(absent)}, found none",))
     warnings = []
     try:
-        image, mask = read_pair(image_path, mask_path, pair[0].codes, warnings.append)
+        image, mask = read_files(pair[0], warnings.append)
     except DataError as error:
-        return _Finding(bad=(str(error),))
-    return _Finding(warnings=tuple(warnings), contents=tuple(content_of(*cut(image, mask, tile)) for tile in pair))
+        return Finding(bad=(str(error),))
+    parts = [cut(image, mask, tile) for tile in pair]
+    return Finding(
+        warnings=tuple(warnings),
+        contents=tuple(content_of(*part) for part in parts),
+        measures=tuple(measure(part[0]) for part in parts) if measure else (),
+    )
 
 
-def cut(image: np.ndarray, mask: np.ndarray, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
-    """The tile's window of its image [H, W, 3] and mask [H, W]."""
+def read_files(tile: Tile, warn: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The whole image and mask, None without one, that a tile is cut from; errors as `tiles.read_pair`."""
+    if tile.mask is None:
+        return read_image(tile.image, warn), None
+    return read_pair(tile.image, tile.mask, tile.codes, warn)
+
+
+def cut(image: np.ndarray, mask: np.ndarray | None, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
+    """The tile's window of its image [H, W, 3] and mask [H, W], if there is one."""
     if tile.window is None:
         return image, mask
     x, y, size = tile.window
-    return image[y : y + size, x : x + size], mask[y : y + size, x : x + size]
+    window = np.s_[y : y + size, x : x + size]
+    return image[window], None if mask is None else mask[window]
 
 
-def _of_other_size(tiles: list[Tile], contents: dict[str, Content]) -> list[str]:
+def take_out_other_sizes(tiles: list[Tile], contents: dict[str, Content]) -> list[str]:
     """Lines for tiles which have not the size of most; takes them out of `contents`, for no batch could hold them."""
     sizes = collections.Counter(content.size for content in contents.values())
     if len(sizes) < 2:
@@ -287,7 +356,7 @@ def _of_other_size(tiles: list[Tile], contents: dict[str, Content]) -> list[str]
     return lines
 
 
-def _listed(lines: list[str], total: int) -> str:
+def listed(lines: list[str], total: int) -> str:
     """The first few lines and the number of all, as one."""
     if len(lines) == 1:
         return lines[0]

@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 DATA_VERSION = "1.0.1"  # raise it when what is written changes: everything is then prepared anew
 SAMPLE_SEED = 0
-SAMPLE_MPP = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +241,7 @@ def prepare(
 
     options = {"layout": layout, "data_version": DATA_VERSION}
     if layout == "sample":
-        split, mpp, tiles = "built-in", SAMPLE_MPP, []
+        split, mpp, tiles = "built-in", sample.MPP, []
         options["drawn_by"] = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()
     else:
         data_dir = Path(data_dir).expanduser() if data_dir else None
@@ -343,7 +342,7 @@ def _sample_examples() -> dict[str, list[Example]]:
                 institute=patch.patient.split("-")[1],
                 x=patch.x,
                 y=patch.y,
-                mpp=SAMPLE_MPP,
+                mpp=sample.MPP,
                 codes="bcss22",
                 image=patch.image,
                 mask=patch.mask,

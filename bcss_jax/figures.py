@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -138,8 +139,8 @@ def samples(
             axes.set_yticks([])
             if i == 0:
                 axes.set_title(heading, fontsize=10)
-    figure.legend(handles=_legend(scheme), loc="lower center", ncol=8, fontsize=8.5, frameon=False)
-    _write(figure, path)
+    figure.legend(handles=legend(scheme), loc="lower center", ncol=8, fontsize=8.5, frameon=False)
+    write(figure, path)
 
 
 def curves(
@@ -192,7 +193,7 @@ def curves(
         axes.set_axisbelow(True)
         axes.legend(fontsize=9, loc="upper right" if key == "loss" else "lower right")
     panels[1].set_ylim(0, 1)
-    _write(figure, path)
+    write(figure, path)
 
 
 def _without_outliers(axes) -> None:
@@ -225,7 +226,8 @@ def _dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme
     return lines
 
 
-def _legend(scheme: LabelScheme) -> list:
+def legend(scheme: LabelScheme, *, correct: bool = True) -> list:
+    """Patches for a legend of `overlay`, and with `correct` of `error_map`."""
     colours = class_colours(scheme) / 255
     named = [
         label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"
@@ -239,16 +241,26 @@ def _legend(scheme: LabelScheme) -> list:
             label="ignored",
         )
     )
-    entries.append(Patch(facecolor=np.divide(CORRECT, 255), edgecolor="0.6", label="correct"))
+    if correct:
+        entries.append(Patch(facecolor=np.divide(CORRECT, 255), edgecolor="0.6", label="correct"))
     return entries
 
 
-def _write(figure: Figure, path: str | os.PathLike) -> None:
-    """PNG, written beside its place and then moved there: readers see the old file or the new one, never a part."""
+def write(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a PNG, or a PDF where the name says so, beside its place and then moves it there.
+
+    Readers see the old file or the new one, never a part.
+
+    Raises:
+      StorageError: the file cannot be written.
+    """
     path = pathlib.Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        FigureCanvasAgg(figure).print_png(unfinished)
+        if path.suffix == ".pdf":
+            FigureCanvasPdf(figure).print_pdf(unfinished, metadata={"CreationDate": None})  # the same bytes every time
+        else:
+            FigureCanvasAgg(figure).print_png(unfinished)
         os.replace(unfinished, path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bcss_jax.errors import ConfigError, DataError
@@ -62,7 +62,7 @@ class Tile:
     Attributes:
       key: unique in the data set and stable: the name of the tile's file, or what it would be.
       image: the image file. It may be missing: `data_checks.check` deals with that.
-      mask: the mask file, likewise.
+      mask: the mask file, likewise; None for images that were published without masks.
       split: "train", "val" or "test".
       barcode: of the slide, such as "TCGA-A2-A0D2-DX1".
       patient: "TCGA-A2-A0D2".
@@ -76,7 +76,7 @@ class Tile:
 
     key: str
     image: Path
-    mask: Path
+    mask: Path | None
     split: str
     barcode: str
     patient: str
@@ -97,12 +97,14 @@ def find_tiles(
     patch_size: int | None = 224,
     stride: int = 224,
     required: tuple[str, ...] = ("train", "val"),
+    with_unlabelled: bool = False,
+    refuse: Callable[[DataError], None] | None = None,
 ) -> list[Tile]:
     """Lists the tiles of a data folder, sorted by key.
 
     No pixel is read (of regions the header is, for their size). An image without a mask and a mask without an image
     are listed too; `data_checks.check` refuses or counts them. The published kaggle224 test images, which have no
-    masks at all, are left out, and their number is logged.
+    masks at all, are left out, and their number is logged, unless they are asked for.
 
     Args:
       layout: "kaggle224", "kaggle512" or "roi".
@@ -113,6 +115,9 @@ def find_tiles(
       patch_size: side of the patches cut from regions, pixels; None: whole regions. The other layouts are cut already.
       stride: step from patch to patch in a region, pixels. What is left at its right and lower edge is not used.
       required: the parts that must not be empty.
+      with_unlabelled: list the test images that have no masks, in the part "test", with the mask None.
+      refuse: takes the error of a single file (its name, a link, a region's size), which is then left out; None: it is
+        raised.
 
     Raises:
       ConfigError: an argument that cannot be.
@@ -121,15 +126,18 @@ def find_tiles(
     """
     _check_arguments(layout, split, mpp, patch_size, stride)
     home = _home(layout, data_dir)
+    refuse = refuse or _raise
     tiles = []
     for image_folder, mask_folder, part in FOLDERS[layout]:
-        if part == "test" and not (home / mask_folder).exists():
+        name = REGION_NAME if layout == "roi" else TILE_NAME
+        unlabelled = part == "test" and not (home / mask_folder).exists()
+        if unlabelled and not (with_unlabelled and (home / image_folder).exists()):
             if (home / image_folder).exists():
-                count = len(_files(home / image_folder, home, TILE_NAME))
+                count = len(_files(home / image_folder, home, name, refuse))
                 log.info("%s: %d test tiles have no masks and are left out", printable(home / image_folder), count)
             continue
-        name = REGION_NAME if layout == "roi" else TILE_NAME
-        images, masks = _files(home / image_folder, home, name), _files(home / mask_folder, home, name)
+        images = _files(home / image_folder, home, name, refuse)
+        masks = {} if unlabelled else _files(home / mask_folder, home, name, refuse)
         if not images:
             raise _not_found(layout, data_dir, f"no image in {printable(home / image_folder)}")
         for stem in sorted(images.keys() | masks.keys()):
@@ -138,7 +146,7 @@ def find_tiles(
             whole = Tile(
                 key=stem,
                 image=image,
-                mask=masks.get(stem, home / mask_folder / f"{stem}.png"),
+                mask=None if unlabelled else masks.get(stem, home / mask_folder / f"{stem}.png"),
                 split=part,
                 barcode=match["barcode"],
                 patient=match["patient"],
@@ -149,16 +157,24 @@ def find_tiles(
                 codes=CODES[layout],
                 window=None,
             )
-            tiles.extend(_patches(whole, patch_size, stride) if layout == "roi" and patch_size else (whole,))
+            try:
+                tiles.extend(_patches(whole, patch_size, stride) if layout == "roi" and patch_size else (whole,))
+            except DataError as error:
+                refuse(error)
     if split == "institute" or layout == "roi":
         tiles = [
             dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
+            if tile.mask
+            else tile
             for tile in tiles
         ]
     tiles.sort(key=lambda tile: tile.key)
-    for first, second in zip(tiles, tiles[1:], strict=False):
-        if first.key == second.key:
-            raise _same_name(first.image, second.image)
+    by_key = {}
+    for tile in tiles:
+        if tile.key in by_key:
+            refuse(_same_name(by_key[tile.key].image, tile.image))
+        by_key.setdefault(tile.key, tile)
+    tiles = list(by_key.values())
     require_parts(tiles, required)
     return tiles
 
@@ -221,7 +237,11 @@ def _not_found(layout: str, data_dir: str | os.PathLike, found: str) -> DataErro
     )
 
 
-def _files(folder: Path, root: Path, name: re.Pattern) -> dict[str, Path]:
+def _raise(error: DataError) -> None:
+    raise error
+
+
+def _files(folder: Path, root: Path, name: re.Pattern, refuse: Callable[[DataError], None]) -> dict[str, Path]:
     """Image files of a folder by stem; refuses names and links that cannot be trusted, counts what is no image."""
     _refuse_link(folder, root)
     if not folder.is_dir():
@@ -240,16 +260,24 @@ def _files(folder: Path, root: Path, name: re.Pattern) -> dict[str, Path]:
             continue
         path = folder / entry.name
         if entry.is_symlink():
-            _refuse_link(path, root)
+            try:
+                _refuse_link(path, root)
+            except DataError as error:
+                refuse(error)
+                continue
         # Names differ by case only: capitals sort first, so the wrongly named one of the two is told as the copy it is.
         if stem.casefold() in seen:
-            raise _same_name(seen[stem.casefold()], path)
+            refuse(_same_name(seen[stem.casefold()], path))
+            continue
         if not name.fullmatch(stem):
-            raise DataError(
-                f"{printable(path)}: expected a name such as TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0"
-                f"{'_448_672_size224.png' if name is TILE_NAME else '.2500.png'}, which says slide and place, "
-                "found another; rename or remove the file"
+            refuse(
+                DataError(
+                    f"{printable(path)}: expected a name such as TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0"
+                    f"{'_448_672_size224.png' if name is TILE_NAME else '.2500.png'}, which says slide and place, "
+                    "found another; rename or remove the file"
+                )
             )
+            continue
         seen[stem.casefold()] = files[stem] = path
     if others:
         log.info(

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SIZE = 224  # pixels, at 0.25 um each
+SIZE = 224  # pixels
+MPP = 0.25  # micrometres per pixel
 TRAIN_PATIENTS, VAL_PATIENTS = 12, 4
 INSTITUTES = ("A1", "B2", "C3", "D4", "E5")  # patients go round; so every institute of "val" is also in "train"
 SPACING = 2 * SIZE  # patches of a patient lie apart in their slide: they do not continue one another

@@ -1,0 +1,149 @@
+"""Looks at a data set before anything is trained on it.
+
+    python -m bcss_jax.data verify --data.dir=FOLDER [--data.layout=kaggle224]
+    python -m bcss_jax.data inspect --data.dir=FOLDER [--data.layout=kaggle224] --output=DIR
+
+`verify` reads every file and says whether training would accept them, `inspect` writes pictures and inspect.json. Both
+take --data.layout=sample without a folder. Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+"""
+
+import argparse
+import contextlib
+import difflib
+import logging
+import sys
+from pathlib import Path
+
+from bcss_jax.data.inspection import inspect
+from bcss_jax.data.report import number_of
+from bcss_jax.data.source import Settings, Source
+from bcss_jax.data.verify import verify
+from bcss_jax.errors import ConfigError, DataError, UserError
+from bcss_jax.labels import SCHEMES
+from bcss_jax.layouts import LAYOUTS
+from bcss_jax.progress import ProgressLine
+from bcss_jax.tiles import printable
+
+NAMED = 10  # defects, and notes, that are printed; all are counted
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and does it. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("bcss_jax").setLevel(logging.INFO)
+    try:
+        args = _parser().parse_args(argv)
+        args.action(args)
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> None:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message}; see --help")
+
+
+def _parser():
+    parser = _Parser(
+        prog="python -m bcss_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = parser.add_subparsers(required=True, metavar="verify | inspect")
+    data = _Parser(add_help=False)
+    data.add_argument("--data.dir", dest="dir", type=Path, metavar="FOLDER", help="the data set; the sample needs none")
+    data.add_argument("--data.layout", dest="layout", default="kaggle224", help=", ".join(LAYOUTS))
+    data.add_argument("--data.split", dest="split", default="published", help="published, or institute")
+    data.add_argument("--data.mpp", dest="mpp", type=float, default=0.25, help="um per pixel of the images")
+    data.add_argument(
+        "--data.patch_size", dest="patch_size", type=int, default=224, help="roi: side of the patches cut"
+    )
+    data.add_argument("--data.stride", dest="stride", type=int, default=224, help="roi: distance between patches")
+    data.add_argument("--debug", action="store_true", help="show the traceback of errors")
+
+    verify_parser = actions.add_parser(
+        "verify", parents=[data], help="is every file readable, with its mask, in one part?"
+    )
+    verify_parser.set_defaults(action=_verify)
+
+    inspect_parser = actions.add_parser(
+        "inspect", parents=[data], help="pictures of classes, colours, stain and copies"
+    )
+    inspect_parser.set_defaults(action=_inspect)
+    inspect_parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="gets pictures and inspect.json"
+    )
+    inspect_parser.add_argument("--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}")
+    inspect_parser.add_argument(
+        "--patches", metavar="KEY,KEY", help="tiles whose colours are drawn; the two that differ most if not given"
+    )
+    inspect_parser.add_argument("--overwrite", action="store_true", help="replace results of other settings")
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    _one_of("--data.layout", args.layout, LAYOUTS)
+    if args.layout == "sample" and args.dir:
+        raise ConfigError(f"--data.dir={args.dir}: the built-in sample has no folder; name the layout of yours")
+    if args.layout != "sample" and not args.dir:
+        raise ConfigError("--data.dir=FOLDER is missing; --data.layout=sample needs none")
+    folder = args.dir.expanduser() if args.dir else None
+    return Settings(args.layout, folder, args.split, args.mpp, args.patch_size, args.stride)
+
+
+def _one_of(option: str, value: str, values) -> None:
+    if value not in values:
+        near = difflib.get_close_matches(value, values, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{option}={value}: must be one of {', '.join(values)}{hint}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    settings = _settings(args)
+    source = Source(settings, collect=True)
+    with contextlib.closing(ProgressLine("verifying", len(source.tiles))) as line:
+        verdict = verify(source, line.update)
+    for note in verdict.notes[:NAMED]:
+        print(f"note: {note}")
+    if len(verdict.notes) > NAMED:
+        print(f"note: and {len(verdict.notes) - NAMED} more")
+    defects = [(kind, line) for kind, lines in verdict.defects.items() for line in lines]
+    for kind, line in defects[:NAMED]:
+        print(f"{kind}: {line}", file=sys.stderr)
+    if len(defects) > NAMED:
+        print(f"and {len(defects) - NAMED} more", file=sys.stderr)
+    usable = sum(verdict.tiles.values())
+    parts = ", ".join(f"{part} {count}" for part, count in verdict.tiles.items()) or "no part"
+    rate = f"{verdict.seconds:.1f} s, {len(source.tiles) / max(verdict.seconds, 1e-9):.0f} tiles/s"
+    print(
+        f"{number_of(usable, 'usable tile')} ({parts}) of {number_of(verdict.patients, 'patient')} from "
+        f"{number_of(verdict.institutes, 'institute')}; {number_of(verdict.pairs, 'pair')} of files read in {rate}",
+        flush=True,
+    )
+    if defects:
+        counted = ", ".join(f"{len(lines)} {kind}" for kind, lines in verdict.defects.items())
+        where = printable(settings.dir) if settings.dir else "the sample"
+        raise DataError(f"{where}: {number_of(len(defects), 'defect')} ({counted}); mend what is named above")
+    print("no defect")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    _one_of("--labels", args.labels, SCHEMES)
+    patches = None
+    if args.patches is not None:
+        patches = [patch.strip().removesuffix(".png") for patch in args.patches.split(",") if patch.strip()]
+        if not patches:
+            raise ConfigError("--patches: expected keys of tiles with commas between them, found none")
+    settings = _settings(args)
+    for line in inspect(settings, SCHEMES[args.labels], args.output, patches=patches, overwrite=args.overwrite):
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

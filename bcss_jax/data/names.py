@@ -1,0 +1,63 @@
+"""What the names of tiles say: which lie beside or over one another in their region, and micrometres per pixel."""
+
+import collections
+import re
+
+import numpy as np
+
+from bcss_jax.layouts import Tile
+
+_PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
+_MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
+MPP_TOLERANCE = 0.02  # share of the declared value
+
+
+def neighbours(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str, dict[str, int]], list[tuple]]:
+    """Tiles that continue, or overlap, a tile of another part: what one part shows is then half known from the other.
+
+    Place and size are those of the names and of the pixels. Whether a name holds x or y first does not matter here.
+
+    Args:
+      tiles: any.
+      sizes: (height, width) of each.
+
+    Returns:
+      Per part the number of its `tiles`, of those `overlapping` and of those `touching` a tile of another part; and
+      (first index, second index) of each overlapping pair.
+    """
+    regions = collections.defaultdict(list)
+    for index, tile in enumerate(tiles):
+        regions[_PLACE.sub("", tile.key)].append(index)
+    overlapping, touching, pairs = set(), set(), []
+    for members in regions.values():
+        members = np.array(members)
+        place = np.array([(tiles[i].x, tiles[i].y) for i in members])
+        side = np.array([max(sizes[i]) for i in members])
+        part = np.array([tiles[i].split for i in members])
+        away = np.abs(place[:, None] - place).max(axis=-1) - np.maximum(side[:, None], side)
+        away[part[:, None] == part] = 1  # of the same part: no matter
+        touching.update(members[(away == 0).any(axis=1)].tolist())
+        overlapping.update(members[(away < 0).any(axis=1)].tolist())
+        pairs += [(int(members[i]), int(members[j])) for i, j in np.argwhere(np.triu(away < 0))]
+    counts = {}
+    for part in dict.fromkeys(tile.split for tile in tiles):
+        own = {index for index, tile in enumerate(tiles) if tile.split == part}
+        counts[part] = {"tiles": len(own), "overlapping": len(own & overlapping), "touching": len(own & touching)}
+    return counts, pairs
+
+
+def mpp(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
+    """Micrometres per pixel as the names say, beside what was declared.
+
+    Returns:
+      Number of tiles per value as written ("0" where it was cut off, "not said" where there is none); and (index, value)
+      of each tile whose value is not the declared one, `Tile.mpp`.
+    """
+    said, others = collections.Counter(), []
+    for index, tile in enumerate(tiles):
+        match = _MPP.search(tile.key)
+        said[match[1] if match else "not said"] += 1
+        value = float(match[1]) if match else 0.0
+        if value and abs(value / tile.mpp - 1) > MPP_TOLERANCE:
+            others.append((index, value))
+    return dict(said), others

@@ -1,0 +1,92 @@
+"""Tiles per second of `python -m bcss_jax.data verify`, on as many copies of a few real tiles as asked for.
+
+    python benchmarks/data_verify.py --data_dir=FOLDER [--copies=30760] [--processes=2]
+
+FOLDER is a data set in the layout kaggle224 with all its masks. Its files are copied once into a temporary folder and
+linked there (hard links) under other places in the region, so every name is valid and every copy stays in its part. The
+copies share their pages in memory: reading from a disk is not measured. Several processes in place of the threads are
+measured too if asked for, each over an equal share of the same files.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
+
+from bcss_jax import data_checks, layouts  # noqa: E402
+from bcss_jax.data.source import Settings, Source  # noqa: E402
+from bcss_jax.data.verify import verify  # noqa: E402
+from bcss_jax.progress import ProgressLine  # noqa: E402
+
+
+def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> None:
+    """Links the tiles of a data set under new names until there are as many as asked for."""
+    tiles = layouts.find_tiles("kaggle224", data_dir)
+    for number, tile in zip(range(copies), itertools.cycle(tiles), strict=False):
+        round_, _ = divmod(number, len(tiles))
+        for original, kind in ((tile.image, tile.split), (tile.mask, f"{tile.split}_mask")):
+            source = folder / "originals" / kind / original.name
+            if not source.exists():
+                source.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(original, source)
+            stem = f"{tile.key.rsplit('_', 3)[0]}_{tile.x + 100_000 * round_}_{tile.y}_size224"
+            (folder / "data" / kind).mkdir(parents=True, exist_ok=True)
+            os.link(source, folder / "data" / kind / f"{stem}.png")
+
+
+def by_processes(folder: pathlib.Path, processes: int) -> float:
+    """Seconds to examine all tiles with that many processes of one thread each, their start included."""
+    tiles = layouts.find_tiles("kaggle224", folder)
+    start = time.perf_counter()
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+        found = list(pool.map(_examine_share, [tiles[i::processes] for i in range(processes)]))
+    assert sum(found) == len(tiles)
+    return time.perf_counter() - start
+
+
+def _examine_share(tiles: list[layouts.Tile]) -> int:
+    os.cpu_count = lambda: 1  # one thread in each process
+    return sum(len(finding.contents) for _, finding in data_checks.examine(tiles))
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, type=pathlib.Path)
+    parser.add_argument("--copies", type=int, default=30_760, help="as many as the published data set has")
+    parser.add_argument("--processes", type=int, default=0, help="measure this many processes too")
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        make_copies(args.data_dir, folder, args.copies)
+        start = time.perf_counter()
+        source = Source(Settings("kaggle224", folder / "data"), collect=True)
+        listed = time.perf_counter() - start
+        with contextlib.closing(ProgressLine("verifying", len(source.tiles))) as line:
+            verdict = verify(source, line.update)
+        whole = time.perf_counter() - start
+        assert sum(verdict.tiles.values()) == args.copies and not verdict.defects, verdict.defects
+        print(
+            f"threads: {args.copies} tiles in {whole:.1f} s ({listed:.1f} s of it to list them), "
+            f"{args.copies / whole:.0f} tiles/s on {cores} core(s)"
+        )
+        if args.processes:
+            seconds = by_processes(folder / "data", args.processes)
+            print(
+                f"{args.processes} processes: {seconds:.1f} s, {args.copies / seconds:.0f} tiles/s on {cores} core(s)"
+            )
+
+
+if __name__ == "__main__":
+    main()
