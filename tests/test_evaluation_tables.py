@@ -1,6 +1,7 @@
 """table.md and table.tex: what stands in them, what is refused, what is escaped."""
 
 import copy
+import json
 import re
 
 import pytest
@@ -17,6 +18,7 @@ def evaluation(name="unet", model="unet", scheme="tumor_stroma", layout="kaggle2
         "name": name,
         "model": model,
         "label_scheme": labels,
+        "trained_on": {"layout": "kaggle224", "split": "published", "tiles": {"train": 30760, "val": 5429}},
         "data": {"layout": layout, "split": split, "tiles": {"train": 30760, "val": images}},
         "part": "val",
         "scores": {
@@ -39,7 +41,7 @@ def test_markdown_has_a_row_for_each_model_beside_the_published_figure():
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells == [
-        "unet", "kaggle224, published split, val, 5429 images", "0.851", "0.861", "0.856",
+        "unet", "kaggle224 published split, val, 5429 images", "0.851", "0.861", "0.856",
         "0.840 to 0.870 (151 patients)", "0.700", "0.750", "0.834",
     ]  # fmt: skip
     assert lines[3].endswith("| – |")  # the recipe has no such network
@@ -51,26 +53,49 @@ def test_markdown_has_a_row_for_each_model_beside_the_published_figure():
 @pytest.mark.parametrize(
     ("change", "reason"),
     (
-        ({"scheme": "tumor_stroma_other"}, "label scheme is tumor_stroma_other"),
-        ({"split": "institute"}, "kaggle224, institute split"),
-        ({"layout": "roi", "split": "institute"}, "roi"),
-        ({"images": 30}, "30 val tiles are not all"),
+        ({"scheme": "tumor_stroma_other"}, "the label scheme is tumor_stroma_other"),
+        ({"split": "institute"}, "evaluated on kaggle224 institute split, val, 5429 images"),
+        ({"layout": "roi"}, "evaluated on roi published split"),
+        ({"images": 30}, "evaluated on 30 of the 5429"),
     ),
 )
 def test_figures_that_are_not_comparable_are_said_to_be(change, reason):
-    assert tables.not_comparable(evaluation()) == []
-    assert "unet is comparable" in tables.markdown([evaluation()])
-    (found,) = tables.not_comparable(evaluation(**change))
+    check_reason(evaluation(**change), reason)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    (
+        ("part", "train", "evaluated on kaggle224 published split, train"),
+        ("trained_on", None, "not known"),
+        (
+            "trained_on",
+            {"layout": "kaggle224", "split": "institute", "tiles": {}},
+            "trained on the kaggle224 institute",
+        ),
+        (
+            "trained_on",
+            {"layout": "kaggle224", "split": "published", "tiles": {"train": 90}},
+            "trained on 90 of the 30760",
+        ),
+    ),
+)
+def test_so_are_models_of_other_training_data_and_other_parts(field, value, reason):
+    check_reason(evaluation() | {field: value}, reason)
+
+
+def check_reason(other, reason):
+    (found,) = tables.not_comparable(other)
     assert reason in found
-    text = tables.markdown([evaluation(**change)])
-    assert f"unet is not comparable with the recipe's Table 1: {found}" in text and "unet is comparable" not in text
+    text = tables.markdown([other])
+    assert f"Not comparable with the recipe's Table 1 ({found}): unet." in text and "- Comparable" not in text
 
 
-def test_fewer_training_tiles_and_another_part_are_not_comparable():
-    few, other = evaluation(), evaluation() | {"part": "train"}
-    few["data"]["tiles"]["train"] = 90
-    assert "90 train" in tables.not_comparable(few)[0]
-    assert "train, 5429 images" in tables.not_comparable(other)[0]
+def test_models_are_said_to_be_comparable_or_not_in_one_line_each_kind():
+    assert tables.not_comparable(evaluation()) == []
+    text = tables.markdown([evaluation("a"), evaluation("b", images=30), evaluation("c"), evaluation("d", images=30)])
+    assert "- Comparable with the recipe's Table 1 by label scheme, split and tiles: a, c.\n" in text
+    assert re.search(r"- Not comparable with the recipe's Table 1 \(.*\): b, d\.\n", text)
 
 
 def test_different_label_schemes_are_refused_in_one_table():
@@ -82,6 +107,10 @@ def test_different_label_schemes_are_refused_in_one_table():
         tables.latex([evaluation("one"), evaluation("two", scheme="five_classes")])
     with pytest.raises(DataError, match="found none"):
         tables.markdown([])
+
+
+def test_evaluations_read_from_files_stand_beside_new_ones():
+    assert tables.markdown([evaluation(), json.loads(json.dumps(evaluation()))]).count("| unet |") == 2
 
 
 def test_what_has_no_score_is_a_dash():

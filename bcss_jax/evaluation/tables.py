@@ -2,10 +2,13 @@
 
 An evaluation is a dict with
   `name`: of the run; `model`: of the network, as in `config.model.name`;
-  `label_scheme`: `LabelScheme.to_json`; `data`: `dataset.PreparedData.describe` of the evaluated data set;
-  `part`: "train", "val" or "test"; `scores`: what `scores.scores` gives.
+  `label_scheme`: `LabelScheme.to_json`;
+  `trained_on`: `dataset.PreparedData.describe` of the training data, as the checkpoint has it; None if not known;
+  `data`: the same of the evaluated data; `part` of them: "train", "val" or "test";
+  `scores`: what `scores.scores` gives.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +18,9 @@ from bcss_jax.workdir import write_text
 
 PUBLISHED = {"unet": ("U-Net", 0.834), "dense_unet": ("Dense U-Net", 0.812),
              "transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip
+PUBLISHED_SPLIT = "kaggle224 published split"
 PUBLISHED_TILES = {"train": 30_760, "val": 5_429}  # of Kaggle's 224 set; its 4,021 test tiles have no masks
+COMPARABLE = "Comparable with the recipe's Table 1 by label scheme, split and tiles"
 
 MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w)")
 TEX_SPECIAL = {
@@ -83,17 +88,21 @@ def not_comparable(evaluation: dict) -> list[str]:
 
     Which of the three averages of Dice the recipe reports is not known, so even then only one of ours may be its.
     """
-    data, scheme, number = evaluation["data"], evaluation["label_scheme"]["name"], evaluation["scores"]["number"]
+    trained_on, images = evaluation["trained_on"], evaluation["scores"]["number"]["images"]
     reasons = []
-    if scheme != "tumor_stroma":
-        reasons.append(f"the label scheme is {scheme}, not tumor_stroma")
-    if (data["layout"], data["split"], evaluation["part"]) != ("kaggle224", "published", "val"):
-        reasons.append(f"the data are {_data(evaluation)}, not the val part of kaggle224's published split")
-    elif data["tiles"].get("train") != PUBLISHED_TILES["train"] or number["images"] != PUBLISHED_TILES["val"]:
-        reasons.append(
-            f"{data['tiles'].get('train', 0)} train and {number['images']} val tiles are not all of the published "
-            f"{PUBLISHED_TILES['train']} and {PUBLISHED_TILES['val']}"
-        )
+    if evaluation["label_scheme"]["name"] != "tumor_stroma":
+        reasons.append(f"the label scheme is {evaluation['label_scheme']['name']}, not tumor_stroma")
+    if (_split(evaluation["data"]), evaluation["part"]) != (PUBLISHED_SPLIT, "val"):
+        reasons.append(f"evaluated on {_data(evaluation)}, not on val of the {PUBLISHED_SPLIT}")
+    elif images != PUBLISHED_TILES["val"]:
+        reasons.append(f"evaluated on {images} of the {PUBLISHED_TILES['val']} published val tiles")
+    if trained_on is None:
+        reasons.append("it is not known what it was trained on")
+    elif _split(trained_on) != PUBLISHED_SPLIT:
+        reasons.append(f"trained on the {_split(trained_on)}, not on the {PUBLISHED_SPLIT}")
+    elif trained_on["tiles"].get("train") != PUBLISHED_TILES["train"]:
+        found = trained_on["tiles"].get("train", 0)
+        reasons.append(f"trained on {found} of the {PUBLISHED_TILES['train']} published train tiles")
     return reasons
 
 
@@ -129,13 +138,12 @@ def _notes(evaluations):
         "narrow, as images of one patient are not independent.",
         "The recipe's Table 1: " + ", ".join(f"{name} {dice:.3f}" for name, dice in PUBLISHED.values()) + ".",
     ]
+    names = {}
     for evaluation in evaluations:
-        reasons = not_comparable(evaluation)
-        notes.append(
-            f"{evaluation['name']} is not comparable with the recipe's Table 1: {'; '.join(reasons)}."
-            if reasons
-            else f"{evaluation['name']} is comparable with the recipe's Table 1 by label scheme, split and tiles."
-        )
+        names.setdefault("; ".join(not_comparable(evaluation)), []).append(evaluation["name"])
+    for reasons, alike in names.items():
+        what = f"Not comparable with the recipe's Table 1 ({reasons})" if reasons else COMPARABLE
+        notes.append(f"{what}: {', '.join(alike)}.")
     notes.append(
         "The recipe does not say which average of Dice it reports: dice_global, dice_image and dice_batch stand here, and "
         "only one of them can be its."
@@ -148,16 +156,20 @@ def _refuse_different_schemes(evaluations):
         raise DataError("table: expected evaluations, found none; evaluate a checkpoint first")
     first = evaluations[0]
     for other in evaluations[1:]:
-        if other["label_scheme"] != first["label_scheme"]:
+        # As text: a scheme that went through a file has lists for tuples.
+        if json.dumps(other["label_scheme"], sort_keys=True) != json.dumps(first["label_scheme"], sort_keys=True):
             raise ConfigError(
                 f"{first['name']} was evaluated under the label scheme {first['label_scheme']['name']}, {other['name']} "
                 f"under {other['label_scheme']['name']}: their figures are not comparable; make a table of each"
             )
 
 
+def _split(data):
+    return f"{data['layout']} {data['split']} split"
+
+
 def _data(evaluation):
-    data = evaluation["data"]
-    return f"{data['layout']}, {data['split']} split, {evaluation['part']}, {evaluation['scores']['number']['images']} images"
+    return f"{_split(evaluation['data'])}, {evaluation['part']}, {evaluation['scores']['number']['images']} images"
 
 
 def _score(value):
