@@ -87,8 +87,8 @@ def test_what_lies_under_pixels_without_truth_changes_nothing():
 
 
 def test_equals_monai():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     monai = pytest.importorskip("monai.metrics", reason="MONAI is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     compared = 0
     for seed in range(60):
         truth, prediction, _, _ = random_case(seed)
