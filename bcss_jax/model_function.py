@@ -39,7 +39,10 @@ def split_model(model: nnx.Module) -> tuple[Any, dict, dict]:
 
 
 class ModelFunction:
-    """A module as a pure function of (params, rest, images)."""
+    """A module as a pure function of (params, rest, images).
+
+    Those of two modules of one structure are equal, so that what is compiled for one serves the other.
+    """
 
     def __init__(self, model: nnx.Module, statistics: ImageStatistics | None = IMAGENET):
         """Keeps the module's structure; its arrays are given at each call. No statistics: images come normalised."""
@@ -48,6 +51,17 @@ class ModelFunction:
         self._params, self._rest = jax.eval_shape(lambda: (self._params, self._rest))
         self._statistics = statistics
         self._drops_out = "dropout_keys" in inspect.signature(type(model).__call__).parameters
+
+    def _structure(self):
+        return self._graphdef, self._statistics, self._params, self._rest
+
+    def __eq__(self, other):
+        """Same structure, shapes and statistics."""
+        return isinstance(other, ModelFunction) and self._structure() == other._structure()
+
+    def __hash__(self):
+        """Of structure and statistics."""
+        return hash((self._graphdef, self._statistics))
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,25 +48,13 @@ class SplitTotals:
 
 
 @dataclasses.dataclass
-class RunRecord:
-    """Position, totals of the running epoch, and one row per finished epoch.
+class Timed:
+    """Counts the time that a run takes over all its sessions.
 
     Attributes:
-      epoch: finished epochs.
-      step_in_epoch: batches done of the running one.
-      totals: of the running epoch's training batches.
-      history: rows of `COLUMNS`, each with `scores` (`metrics.scores` of the validation split) besides.
-      bad_steps: steps with a non-finite loss or gradient so far.
-      empty_steps: steps in which all pixels were ignored.
-      seconds: spent so far, over all sessions.
+      seconds: spent so far.
     """
 
-    epoch: int = 0
-    step_in_epoch: int = 0
-    totals: SplitTotals = dataclasses.field(default_factory=SplitTotals)
-    history: list[dict] = dataclasses.field(default_factory=list)
-    bad_steps: int = 0
-    empty_steps: int = 0
     seconds: float = 0.0
 
     def __post_init__(self):
@@ -78,6 +67,27 @@ class RunRecord:
         self.seconds += now - self._clock
         self._clock = now
         return self.seconds
+
+
+@dataclasses.dataclass
+class RunRecord(Timed):
+    """Position, totals of the running epoch, and one row per finished epoch.
+
+    Attributes:
+      epoch: finished epochs.
+      step_in_epoch: batches done of the running one.
+      totals: of the running epoch's training batches.
+      history: rows of `COLUMNS`, each with `scores` (`metrics.scores` of the validation split) besides.
+      bad_steps: steps with a non-finite loss or gradient so far.
+      empty_steps: steps in which all pixels were ignored.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    totals: SplitTotals = dataclasses.field(default_factory=SplitTotals)
+    history: list[dict] = dataclasses.field(default_factory=list)
+    bad_steps: int = 0
+    empty_steps: int = 0
 
     def best(self) -> dict | None:
         """The row with the lowest validation loss (the first of equals); None before the first finite one."""
@@ -109,10 +119,10 @@ class RunRecord:
         return cls(**values | {"totals": SplitTotals(values["totals"])})
 
 
-def history_csv(history: list[dict]) -> str:
+def history_csv(history: list[dict], columns: Sequence[str] = COLUMNS) -> str:
     """The text of history.csv."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()

@@ -16,5 +16,5 @@ def get_config(argument: str = "sample"):
     config = default("unet_resnet101")
     config.optimizer.learning_rate = 1e-3
     if lay_out(config, "unet_resnet101", argument) == "sample":
-        config.epochs = 6
+        config.epochs = 5
     return config

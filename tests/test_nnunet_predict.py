@@ -55,6 +55,20 @@ def test_weights_and_mirrorings_by_hand(mirror, axes):
     np.testing.assert_allclose(logits, image + (total / count)[..., None], atol=1e-5)
 
 
+def test_folds_share_one_compiled_function():
+    image = image_of(20, 20)
+    one, two, other = (
+        nnunet.PlainConvUNet(**TINY | changes) for changes in ({}, {"seed": 1}, {"features_per_stage": (4, 8)})
+    )
+    assert predict.run_of(one) == predict.run_of(two) != predict.run_of(other)
+    before = predict.make_predictor([one], (16, 16))(image)
+    compiled = predict._mirrored._cache_size()
+    assert not np.array_equal(predict.make_predictor([two], (16, 16))(image), before)
+    assert predict._mirrored._cache_size() == compiled
+    predict.make_predictor([other], (16, 16))(image)
+    assert predict._mirrored._cache_size() == compiled + 1
+
+
 def test_step_sets_the_distance_of_the_windows():
     calls = []
 

@@ -10,7 +10,8 @@ from bcss_jax import checkpoint, losses, models
 from bcss_jax.errors import Preempted
 from bcss_jax.nnunet.patches import Case
 from bcss_jax.nnunet.record import FoldRecord
-from bcss_jax.nnunet.train import Length, train_fold
+from bcss_jax.nnunet.steps import Length, make_steps
+from bcss_jax.nnunet.train import train_fold
 
 NAMES = ("background", "tumor", "stroma")
 SETTINGS = {
@@ -41,35 +42,43 @@ class Stop:
         return self.iteration is not None and step >= self.iteration
 
 
-def train(folder, interruption=None, seed=0):
+@pytest.fixture(scope="module")
+def steps():
+    return make_steps(
+        models.create(**SETTINGS, num_classes=3, seed=0),
+        PLAN["configurations"]["2d"],
+        num_classes=3,
+        length=Length(2, 3, 2),
+        seed=0,
+        batch_size=2,  # eight devices: six examples are there for nothing
+    )
+
+
+def train(steps, folder, interruption=None):
     config = {"model": SETTINGS, "dtype": "float32"}
     return train_fold(
-        models.create(**SETTINGS, num_classes=3, seed=seed),
+        steps,
         [random_case(0), random_case(1)],
         [random_case(2)],
-        plan=PLAN,
         class_names=NAMES,
         folder=folder,
         about={"config": config, "label_scheme": {"class_names": NAMES}, "data_sha256": "x"},
-        length=Length(2, 3, 2),
-        seed=seed,
-        batch_size=2,  # eight devices: six examples are there for nothing
         interruption=interruption or Stop(),
         title="test",
     )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(steps, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fold")
-    return folder, train(folder)
+    return folder, train(steps, folder)
 
 
-def test_a_stopped_fold_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path):
+def test_a_stopped_fold_goes_on_as_if_nothing_had_happened(steps, undisturbed, tmp_path):
     folder, record = undisturbed
     with pytest.raises(Preempted, match="stopped at iteration 2 and saved"):
-        train(tmp_path, Stop(1))
-    again = train(tmp_path)
+        train(steps, tmp_path, Stop(1))
+    again = train(steps, tmp_path)
     for key in ("train_loss", "val_loss", "val_dice", "smoothed_dice", "learning_rate"):
         assert [row[key] for row in again.history] == [row[key] for row in record.history], key
     weights = [

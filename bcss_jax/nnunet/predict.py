@@ -5,6 +5,7 @@ are averaged with a Gaussian as the weight. nnU-Net adds up in half precision; h
 to its rounding. All windows go through one compiled function in batches of one size, whatever the sizes of the images.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -24,17 +25,23 @@ Run = Callable[[dict, dict, jax.Array], jax.Array]  # (params, rest, images [N, 
 Weights = tuple[dict, dict]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Equal for models of one structure."""
+
+    function: ModelFunction
+
+    def __call__(self, params, rest, images):
+        return self.function(params, rest, images, train=False)[0]
+
+
 def run_of(model: nnx.Module) -> Run:
     """A model of `bcss_jax.models` as a pure function of its weights and of preprocessed float images.
 
-    Weights are `model_function.split_model(model)[1:]`, or those of another model of the same structure.
+    Weights are `model_function.split_model(model)[1:]`, or those of another model of the same structure, whose `run_of`
+    is equal and shares what was compiled.
     """
-    function = ModelFunction(model, statistics=None)
-
-    def run(params, rest, images):
-        return function(params, rest, images, train=False)[0]
-
-    return run
+    return _Run(ModelFunction(model, statistics=None))
 
 
 def make_predictor(

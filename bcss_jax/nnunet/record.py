@@ -1,12 +1,11 @@
 """Where the training of a fold is and what it has measured: JSON in every checkpoint."""
 
-import csv
 import dataclasses
-import io
 import math
-import time
 
 import numpy as np
+
+from bcss_jax.run_record import Timed
 
 # Columns of history.csv; a column `dice_<class>` for each class besides.
 COLUMNS = (
@@ -17,7 +16,7 @@ SMOOTHING = 0.9  # share of the old value in the smoothed pseudo-Dice
 
 
 @dataclasses.dataclass
-class FoldRecord:
+class FoldRecord(Timed):
     """Position, sums of the running epoch, and one row per finished one.
 
     Attributes:
@@ -28,7 +27,6 @@ class FoldRecord:
       counts: confusion counts [C, C] of their full-resolution predictions.
       history: rows of `COLUMNS`.
       bad_steps: steps with a non-finite loss or gradient so far.
-      seconds: spent so far, over all sessions.
     """
 
     epoch: int = 0
@@ -38,18 +36,6 @@ class FoldRecord:
     counts: list | None = None
     history: list[dict] = dataclasses.field(default_factory=list)
     bad_steps: int = 0
-    seconds: float = 0.0
-
-    def __post_init__(self):
-        """Starts this session's clock."""
-        self._clock = time.perf_counter()
-
-    def tick(self) -> float:
-        """Adds the time since the last tick to `seconds`, and returns `seconds`."""
-        now = time.perf_counter()
-        self.seconds += now - self._clock
-        self._clock = now
-        return self.seconds
 
     def add(self, loss: float, counts: np.ndarray) -> None:
         """Takes in a training batch."""
@@ -77,13 +63,3 @@ class FoldRecord:
     def to_json(self) -> dict:
         """Everything, as JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-
-def history_csv(history: list[dict], class_names: tuple[str, ...]) -> str:
-    """The text of history.csv."""
-    text = io.StringIO()
-    columns = [*COLUMNS, *(f"dice_{name}" for name in class_names)]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()

@@ -21,7 +21,8 @@ from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarise
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import plan as plan_for
 from bcss_jax.nnunet.predict import make_predictor
-from bcss_jax.nnunet.train import Length, train_fold
+from bcss_jax.nnunet.steps import Length, make_steps
+from bcss_jax.nnunet.train import train_fold
 from bcss_jax.nnunet.validate import validate
 from bcss_jax.summary import device, versions
 from bcss_jax.workdir import write_text
@@ -77,23 +78,28 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
         "device": device(),
         "versions": versions(),
     }
-    settings = settings | {"num_classes": cases.scheme.num_classes, "dtype": config.dtype, "seed": config.seed}
+    configuration = plan["configurations"]["2d"]
+    num_classes = cases.scheme.num_classes
+    steps = make_steps(
+        models.create(**settings, num_classes=num_classes, dtype=config.dtype, seed=config.seed),
+        configuration,
+        num_classes=num_classes,
+        length=Length(config.epochs, config.iterations, config.val_iterations),
+        seed=config.seed,
+        batch_size=configuration["batch_size"],
+        micro_batches=config.micro_batches,
+    )
     for name in fold_names(config):
         everything = sorted(by_name)
         split = {"train": everything, "val": everything} if name == ALL else splits[int(name)]
         folder, title = workdir / f"fold_{name}", f"{config.name}, fold {name}"
         train_fold(
-            models.create(**settings),
+            steps,
             [by_name[case][1] for case in split["train"]],
             [by_name[case][1] for case in split["val"]],
-            plan=plan,
             class_names=cases.scheme.class_names,
             folder=folder,
             about=about | {"fold": name, "data_sha256": _sha256([fingerprint, split, plan])},
-            length=Length(config.epochs, config.iterations, config.val_iterations),
-            seed=config.seed,
-            batch_size=plan["configurations"]["2d"]["batch_size"],
-            micro_batches=config.micro_batches,
             checkpoint_steps=config.checkpoint_steps,
             log_seconds=config.log_seconds,
             max_bad_steps=config.max_bad_steps,

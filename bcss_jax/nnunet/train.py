@@ -1,11 +1,9 @@
-"""Training of one fold as nnU-Net trains: patches, augmentation on the device, deep supervision, SGD, poly schedule.
+"""Training of one fold as nnU-Net trains: its epochs, what is measured and kept of them.
 
 Source: nnUNetTrainer of nnU-Net 2.8.1.
 """
 
 import contextlib
-import dataclasses
-import functools
 import logging
 import math
 import time
@@ -14,60 +12,36 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
 from bcss_jax import figures, losses, metrics
 from bcss_jax.checkpoint import Checkpoints
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
 from bcss_jax.interruption import Interruption
-from bcss_jax.model_function import split_model
-from bcss_jax.nnunet.augment import augment
-from bcss_jax.nnunet.batches import batches, padded_size
+from bcss_jax.nnunet.batches import batches
 from bcss_jax.nnunet.patches import Case, initial_patch_size
-from bcss_jax.nnunet.record import FoldRecord, history_csv
-from bcss_jax.optimizer import Poly, clipped, sgd
+from bcss_jax.nnunet.record import COLUMNS, FoldRecord
+from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.progress import ProgressLine, duration
-from bcss_jax.sharding import make_mesh, place_replicated, replicated
-from bcss_jax.step import TrainState, make_eval_step, make_train_step
+from bcss_jax.run_record import history_csv
+from bcss_jax.sharding import place_replicated, replicated
 from bcss_jax.workdir import write_text
 
 log = logging.getLogger(__name__)
 
-MOMENTUM, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 0.99, 1e-2, 3e-5, 12.0
 VALIDATION = 2**40  # added to the seed: validation patches are drawn apart from the training's
 # The project's Dice loss is 1 - Dice, nnU-Net's -Dice.
 OFFSET = 1.0
 TABLE = "epoch  train loss  val loss  pseudo-Dice  smoothed  learning rate  images/s  input wait    time"
 
 
-@dataclasses.dataclass(frozen=True)
-class Length:
-    """How long a fold is trained; nnU-Net's are 1000 epochs of 250 and 50 iterations.
-
-    Attributes:
-      epochs: number of them.
-      iterations: training batches an epoch.
-      val_iterations: validation batches an epoch.
-    """
-
-    epochs: int = 1000
-    iterations: int = 250
-    val_iterations: int = 50
-
-
 def train_fold(
-    model: nnx.Module,
+    steps: Steps,
     train_cases: Sequence[Case],
     val_cases: Sequence[Case],
     *,
-    plan: dict,
     class_names: tuple[str, ...],
     folder: Path,
     about: dict,
-    length: Length,
-    seed: int,
-    batch_size: int,
-    micro_batches: int = 1,
     checkpoint_steps: int = 1000,
     log_seconds: float = 10.0,
     max_bad_steps: int = 3,
@@ -77,17 +51,12 @@ def train_fold(
     """Trains until the last epoch is done; goes on from the last checkpoint in `folder`.
 
     Args:
-      model: with new weights; with deep supervision heads.
+      steps: the same for all folds.
       train_cases: preprocessed.
       val_cases: preprocessed.
-      plan: of `plan`; its `2d` configuration.
       class_names: background first, without `ignore`.
       folder: of the fold.
       about: JSON that is kept in every checkpoint.
-      length: of the training.
-      seed: of patches and augmentation.
-      batch_size: examples a batch.
-      micro_batches: parts that a batch is computed in.
       checkpoint_steps: iterations between checkpoints; there is always one at an epoch's end.
       log_seconds: between progress lines where the output is no terminal.
       max_bad_steps: iterations with a non-finite loss after which training gives up.
@@ -98,43 +67,14 @@ def train_fold(
       The record of the finished training.
 
     Raises:
-      ConfigError: the batch cannot be computed in so many parts.
+      ConfigError: the fold was begun with other cases.
       NumericalError: losses that are not finite.
       Preempted: stopped on request, and saved.
       StorageError: a checkpoint could not be written.
     """
-    configuration = plan["configurations"]["2d"]
-    patch_size, masked = tuple(configuration["patch_size"]), configuration["use_mask_for_norm"]
-    cut_size, num_classes = initial_patch_size(patch_size), len(class_names)
-    foreground = tuple(range(1, num_classes))
-    mesh, speaks = make_mesh(), jax.process_index() == 0
-    if padded_size(batch_size, mesh) % (mesh.size * micro_batches):
-        raise ConfigError(
-            f"config.micro_batches={micro_batches}: a batch of {batch_size} on {mesh.size} device(s) does not divide into "
-            "so many parts; choose another number"
-        )
-    # Labels above the classes are `ignore`, and those of the examples that fill a batch up.
-    common = dict(num_classes=num_classes, ignore_index=num_classes, classes=foreground, statistics=None)
-    common["dice_batch"] = bool(configuration["batch_dice"])
-    tx, schedule = clipped(sgd(LEARNING_RATE, WEIGHT_DECAY, MOMENTUM), CLIP_NORM), Poly(length.epochs)
-    train_step = make_train_step(
-        model,
-        tx,
-        mesh,
-        seed=seed,
-        micro_batches=micro_batches,
-        deep_supervision=losses.deep_supervision_weights(model.num_scales),
-        augment=functools.partial(
-            augment, patch_size=patch_size, masked_channels=tuple(int(c) for c in np.flatnonzero(masked))
-        ),
-        **common,
-    )
-    eval_step = make_eval_step(model, mesh, choose_among=tuple(range(num_classes)), **common)
-
-    _, params, rest = split_model(model)
-    start = TrainState(np.int32(0), params, rest, tx.init(params), schedule.init())
-    state = place_replicated(start, mesh)
-    del params, rest, start
+    length, mesh, speaks = steps.length, steps.mesh, jax.process_index() == 0
+    cut_size, foreground = initial_patch_size(steps.patch_size), tuple(range(1, steps.num_classes))
+    state = place_replicated(steps.start, mesh)
     checkpoints, record = Checkpoints(folder / "checkpoints"), FoldRecord()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
     restored = checkpoints.restore(abstract)
@@ -146,7 +86,8 @@ def train_fold(
                 f"{folder}: the cases are not those that this fold was trained on; put them back, or use --fresh or "
                 "another --workdir"
             )
-    drawing = dict(seed=seed, batch_size=batch_size, patch_size=patch_size, padding=num_classes, mesh=mesh)
+    drawing = dict(seed=steps.seed, batch_size=steps.batch_size, patch_size=steps.patch_size)
+    drawing |= dict(padding=steps.num_classes, mesh=mesh)
 
     def say(line):
         if speaks:
@@ -173,11 +114,11 @@ def train_fold(
 
     def validate():
         """Mean loss and Dice of each class over this epoch's validation patches."""
-        loss_sum, counts = 0.0, np.zeros((num_classes, num_classes), np.int64)
+        loss_sum, counts = 0.0, np.zeros((steps.num_classes, steps.num_classes), np.int64)
         first = record.epoch * length.val_iterations
-        drawn = drawing | {"seed": seed + VALIDATION, "cut_size": patch_size}
+        drawn = drawing | {"seed": steps.seed + VALIDATION, "cut_size": steps.patch_size}
         for batch in batches(val_cases, first=first, last=first + length.val_iterations, **drawn):
-            report = eval_step(state.params, state.rest, batch["images"], _inside(batch["labels"]))
+            report = steps.evaluate(state.params, state.rest, batch["images"], _inside(batch["labels"]))
             sums = jax.device_get(report["sums"])
             loss_sum += float(losses.loss_from_sums(sums)) - OFFSET if sums["pixels"] else 0.0
             counts += np.asarray(report["confusion"], np.int64).sum(0)
@@ -191,8 +132,8 @@ def train_fold(
             say(TABLE)
         while record.epoch < length.epochs:
             begun, first = time.perf_counter(), record.iteration
-            steps = range(record.epoch * length.iterations + first, (record.epoch + 1) * length.iterations)
-            ready = batches(train_cases, first=steps.start, last=steps.stop, cut_size=cut_size, **drawing)
+            iterations = range(record.epoch * length.iterations + first, (record.epoch + 1) * length.iterations)
+            ready = batches(train_cases, first=iterations.start, last=iterations.stop, cut_size=cut_size, **drawing)
             label = f"{title}, epoch {record.epoch + 1}"
             waited, grad_norm, loss = 0.0, math.nan, None
             pending = None  # the iteration in flight: its numbers are read while the next one runs
@@ -200,11 +141,11 @@ def train_fold(
                 contextlib.closing(ready),
                 contextlib.closing(ProgressLine(label, length.iterations, first, log_seconds, speaks)) as line,
             ):
-                for step in steps:
+                for step in iterations:
                     asked = time.perf_counter()
                     batch = next(ready)
                     waited += time.perf_counter() - asked
-                    state, report = train_step(state, batch["images"], batch["labels"])
+                    state, report = steps.train(state, batch["images"], batch["labels"])
                     record.iteration += 1
                     if pending:
                         loss = absorb(*pending)
@@ -241,17 +182,20 @@ def train_fold(
                     "smoothed_dice": record.smoothed(mean),
                     "learning_rate": LEARNING_RATE * float(state.schedule.scale),
                     "grad_norm": grad_norm,
-                    "images_per_second": len(steps) * batch_size / seconds,
+                    "images_per_second": len(iterations) * steps.batch_size / seconds,
                     "input_wait": waited / seconds,
                     "seconds": record.tick(),
                     **{f"dice_{name}": float(value) for name, value in zip(class_names[1:], dice, strict=True)},
                 }
-                state.schedule = place_replicated(schedule.update(jax.device_get(state.schedule), val_loss), mesh)
+                state.schedule = place_replicated(steps.schedule.update(jax.device_get(state.schedule), val_loss), mesh)
                 improved = record.end_epoch(row)
                 save(improved_at=record.epoch if improved else None)
                 line.print(_table_line(record.history[-1]))
             if speaks:
-                write_text(folder / "history.csv", history_csv(record.history, class_names[1:]))
+                write_text(
+                    folder / "history.csv",
+                    history_csv(record.history, (*COLUMNS, *(f"dice_{name}" for name in class_names[1:]))),
+                )
                 figures.curves(
                     record.history, folder / "progress.png", title, score="dice", heading="pseudo-Dice (mean)"
                 )

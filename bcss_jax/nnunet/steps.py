@@ -1,0 +1,121 @@
+"""The compiled steps of nnU-Net's training: augmentation on the device, deep supervision, SGD, poly schedule.
+
+Source: nnUNetTrainer of nnU-Net 2.8.1.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bcss_jax import losses
+from bcss_jax.errors import ConfigError
+from bcss_jax.model_function import split_model
+from bcss_jax.nnunet.augment import augment
+from bcss_jax.nnunet.batches import padded_size
+from bcss_jax.optimizer import Poly, clipped, sgd
+from bcss_jax.sharding import make_mesh
+from bcss_jax.step import TrainState, make_eval_step, make_train_step
+
+MOMENTUM, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 0.99, 1e-2, 3e-5, 12.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a fold is trained; nnU-Net's are 1000 epochs of 250 and 50 iterations.
+
+    Attributes:
+      epochs: number of them.
+      iterations: training batches an epoch.
+      val_iterations: validation batches an epoch.
+    """
+
+    epochs: int = 1000
+    iterations: int = 250
+    val_iterations: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What is the same in all folds, compiled once.
+
+    Attributes:
+      train: as `step.make_train_step` gives it.
+      evaluate: as `step.make_eval_step` gives it.
+      schedule: of the learning rate.
+      start: the state before the first iteration, on the host.
+      mesh: devices that share a batch.
+      num_classes: background included, without `ignore`.
+      patch_size: height and width in pixels.
+      batch_size: examples of a batch.
+      seed: of patches and augmentation.
+      length: of the training.
+    """
+
+    train: Callable
+    evaluate: Callable
+    schedule: Poly
+    start: TrainState
+    mesh: jax.sharding.Mesh
+    num_classes: int
+    patch_size: tuple[int, int]
+    batch_size: int
+    seed: int
+    length: Length
+
+
+def make_steps(
+    model: nnx.Module,
+    configuration: dict,
+    *,
+    num_classes: int,
+    length: Length,
+    seed: int,
+    batch_size: int,
+    micro_batches: int = 1,
+) -> Steps:
+    """Builds the compiled steps of a plan.
+
+    Args:
+      model: with new weights, from which every fold starts; with deep supervision heads.
+      configuration: the plan's `2d`.
+      num_classes: background included, without `ignore`.
+      length: of the training.
+      seed: of patches and augmentation.
+      batch_size: examples a batch.
+      micro_batches: parts that a batch is computed in.
+
+    Raises:
+      ConfigError: the batch cannot be computed in so many parts.
+    """
+    patch_size, masked = tuple(configuration["patch_size"]), configuration["use_mask_for_norm"]
+    mesh = make_mesh()
+    if padded_size(batch_size, mesh) % (mesh.size * micro_batches):
+        raise ConfigError(
+            f"config.micro_batches={micro_batches}: a batch of {batch_size} on {mesh.size} device(s) does not divide into "
+            "so many parts; choose another number"
+        )
+    # Labels above the classes are `ignore`, and those of the examples that fill a batch up.
+    common = dict(num_classes=num_classes, ignore_index=num_classes, classes=tuple(range(1, num_classes)))
+    common |= dict(statistics=None, dice_batch=bool(configuration["batch_dice"]))
+    tx, schedule = clipped(sgd(LEARNING_RATE, WEIGHT_DECAY, MOMENTUM), CLIP_NORM), Poly(length.epochs)
+    train = make_train_step(
+        model,
+        tx,
+        mesh,
+        seed=seed,
+        micro_batches=micro_batches,
+        deep_supervision=losses.deep_supervision_weights(model.num_scales),
+        augment=functools.partial(
+            augment, patch_size=patch_size, masked_channels=tuple(int(c) for c in np.flatnonzero(masked))
+        ),
+        **common,
+    )
+    evaluate = make_eval_step(model, mesh, choose_among=tuple(range(num_classes)), **common)
+    _, params, rest = split_model(model)
+    # On the host: the training step overwrites the state that it is given.
+    start = jax.device_get(TrainState(np.int32(0), params, rest, tx.init(params), schedule.init()))
+    return Steps(train, evaluate, schedule, start, mesh, num_classes, patch_size, batch_size, seed, length)
