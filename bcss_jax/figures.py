@@ -84,20 +84,35 @@ def samples(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Writes a PNG with one row per image: image, truth, prediction, errors; with the Dice of each class.
+    """Writes `sample_rows` as a PNG; replaces the file if it is there.
+
+    Raises:
+      ValueError: as `sample_rows`.
+      StorageError: the file cannot be written.
+    """
+    _write(sample_rows(images, labels, predictions, scheme, names, title), path)
+
+
+def sample_rows(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    scheme: LabelScheme,
+    names: Sequence[str],
+    title: str,
+) -> Figure:
+    """One row per image: image, truth, prediction, errors; with the Dice of each class.
 
     Args:
       images: uint8 [N, H, W, 3], N up to about 6.
       labels: uint8 [N, H, W], the truth.
       predictions: uint8 [N, H, W].
       scheme: what the labels mean.
-      path: the file; replaced if there.
       names: N names of the images.
       title: of the figure.
 
     Raises:
       ValueError: no images, or shapes that do not belong together.
-      StorageError: the file cannot be written.
     """
     count, height, width = images.shape[:3]
     shapes = (images.shape[3:], labels.shape, predictions.shape, len(names))
@@ -139,7 +154,7 @@ def samples(
             if i == 0:
                 axes.set_title(heading, fontsize=10)
     figure.legend(handles=_legend(scheme), loc="lower center", ncol=8, fontsize=8.5, frameon=False)
-    _write(figure, path)
+    return figure
 
 
 def curves(
@@ -181,7 +196,7 @@ def curves(
             if split == "val" and best in epochs and np.isfinite(at_best := values[epochs.index(best)]):
                 axes.plot(best, at_best, "*", color="black", markersize=11, label=f"best epoch {best}: {at_best:.3f}")
         if key == "loss":
-            _without_outliers(axes)
+            without_outliers(axes)
         if best is not None:
             axes.axvline(best, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axes.set_xlabel("epoch")
@@ -195,7 +210,7 @@ def curves(
     _write(figure, path)
 
 
-def _without_outliers(axes) -> None:
+def without_outliers(axes) -> None:
     """A first epoch's loss may be a thousand times the others': they get the scale, and a note tells of it."""
     values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     values = values[np.isfinite(values)]
