@@ -56,7 +56,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
     """
     known = np.where(labels < scheme.num_classes, labels, 0)
     tinted = (1 - TINT) * image + TINT * class_colours(scheme)[known]
-    return _hatched(np.round(tinted).astype(np.uint8), labels == scheme.ignore_index)
+    return hatched(np.round(tinted).astype(np.uint8), labels == scheme.ignore_index)
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
@@ -72,7 +72,7 @@ def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) 
     """
     known = np.where(predictions < scheme.num_classes, predictions, 0)
     picture = np.where((labels == predictions)[..., None], np.uint8(CORRECT), class_colours(scheme)[known])
-    return _hatched(picture, labels == scheme.ignore_index)
+    return hatched(picture, labels == scheme.ignore_index)
 
 
 def samples(
@@ -138,7 +138,7 @@ def sample_rows(
     for i in range(count):
         note = figure.add_subplot(grid[i, 0])
         note.axis("off")
-        lines = textwrap.wrap(names[i], 24) + ["", "Dice"] + _dice_lines(labels[i], predictions[i], scheme)
+        lines = textwrap.wrap(names[i], 24) + ["", "Dice"] + dice_lines(labels[i], predictions[i], scheme)
         note.text(0.97, 0.5, "\n".join(lines), ha="right", va="center", fontsize=8.5, transform=note.transAxes)
         pictures = (
             ("image", images[i]),
@@ -222,14 +222,14 @@ def without_outliers(axes) -> None:
     axes.text(0.02, 0.02, f"not shown: up to {values.max():.3g}", transform=axes.transAxes, fontsize=9)
 
 
-def _hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
     """The picture with diagonal grey stripes where asked."""
     rows, columns = np.indices(where.shape)
     stripes = np.where(((rows + columns) // 4 % 2 == 0)[..., None], np.uint8(_STRIPE_DARK), np.uint8(_STRIPE_LIGHT))
     return np.where(where[..., None], stripes, picture)
 
 
-def _dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
+def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
     """Each evaluated class's Dice in one image, ignored pixels dropped; a dash where neither side has the class."""
     counted = labels != scheme.ignore_index
     lines = []

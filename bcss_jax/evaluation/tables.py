@@ -49,10 +49,10 @@ def markdown(evaluations: Sequence[dict]) -> str:
       ConfigError: evaluations of different label schemes, whose figures must not stand side by side.
       DataError: no evaluations.
     """
-    header, *rows = ([_markdown(cell) for cell in row] for row in _rows(evaluations))
+    header, *rows = ([markdown_text(cell) for cell in row] for row in _rows(evaluations))
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
     lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
-    notes = [f"- {_markdown(note)}" for note in _notes(evaluations)]
+    notes = [f"- {markdown_text(note)}" for note in _notes(evaluations)]
     return "\n".join([*lines, "", *notes, ""])
 
 
@@ -176,7 +176,8 @@ def _score(value):
     return "–" if value is None else f"{value:.3f}"
 
 
-def _markdown(text):
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is, on one line."""
     return MARKDOWN_SPECIAL.sub(r"\\\g<0>", _one_line(text))
 
 
