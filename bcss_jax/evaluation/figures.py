@@ -24,6 +24,7 @@ RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00", "#56
 RUN_MARKERS = ("o", "s", "^", "D", "v")
 DOTS = 20  # markers on a curve, at most
 DPI = 160
+LONGEST_NAME, LONGEST_CLASS_NAME = 48, 24  # characters
 RANKS = ("worst", "median", "best")
 
 
@@ -77,9 +78,7 @@ def png(figure: Figure) -> bytes:
 def scheme_of(evaluation: dict) -> LabelScheme:
     """The label scheme of an evaluation that went through JSON."""
     values = evaluation["label_scheme"]
-    return LabelScheme(
-        values["name"], tuple(values["class_names"]), values["ignore_index"], tuple(values["evaluated"])
-    )
+    return LabelScheme(values["name"], tuple(values["class_names"]), values["ignore_index"], tuple(values["evaluated"]))
 
 
 def curves(histories: Mapping[str, Sequence[dict]], stacked: bool = False) -> Figure:
@@ -121,7 +120,7 @@ def curves(histories: Mapping[str, Sequence[dict]], stacked: bool = False) -> Fi
         axes.set_axisbelow(True)
     ious.set_ylim(0, 1)
     if without_iou:
-        text = _plain("no IoU recorded: " + ", ".join(without_iou))
+        text = _plain("no IoU recorded: " + ", ".join(without_iou), 300)
         ious.text(0.02, 0.02, text, transform=ious.transAxes, fontsize=9, wrap=True)
     styles = [
         Line2D([], [], color="0.3", linestyle="--", linewidth=1, marker="o", markerfacecolor="white", label="training"),
@@ -146,9 +145,10 @@ def confusion(counts: dict, title: str) -> Figure:
     size = 1.15 * len(pixels)
     figure = Figure(figsize=(size + 1.6, size + 1.2), layout="constrained")
     axes = figure.subplots()
+    names = {side: [_plain(name, LONGEST_CLASS_NAME) for name in counts[side]] for side in ("truth", "prediction")}
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(pixels.shape[1]), [_plain(name) for name in counts["prediction"]])
-    axes.set_yticks(range(pixels.shape[0]), [_plain(name) for name in counts["truth"]])
+    axes.set_xticks(range(pixels.shape[1]), names["prediction"])
+    axes.set_yticks(range(pixels.shape[0]), names["truth"])
     axes.tick_params(length=0)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth (each row: 100 %)")
@@ -209,7 +209,7 @@ def gallery(entries: Sequence[dict], scheme: LabelScheme, title: str) -> Figure:
       title: of the figure.
     """
     images, truth, prediction = (np.stack([e[name] for e in entries]) for name in ("image", "truth", "prediction"))
-    return sample_rows(images, truth, prediction, scheme, [_plain(e["key"]) for e in entries], _plain(title))
+    return sample_rows(images, truth, prediction, scheme, [_plain(e["key"], 200) for e in entries], _plain(title))
 
 
 def _column(rows, name):
@@ -222,6 +222,7 @@ def _number(cell):
     return float(cell) if cell not in (None, "") else np.nan
 
 
-def _plain(text):
-    """matplotlib would set what stands between two dollars as a formula."""
-    return str(text).replace("$", r"\$")
+def _plain(text, longest=LONGEST_NAME):
+    """A name that leaves room for the picture; matplotlib would set what stands between two dollars as a formula."""
+    text = str(text)
+    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")

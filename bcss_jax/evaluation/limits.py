@@ -63,9 +63,9 @@ def _about_the_classes(scheme, scores):
         if not counts["present"]:
             yield f"No image has {name} in its truth: how well it is found is not known."
         elif counts["missed"]:
-            yield f"{name} is missed altogether in {counts['missed']} of the {counts['present']} images that have it."
+            yield f"Images with {name} in which it is missed altogether: {counts['missed']} of {counts['present']}."
         if counts["false"]:
-            yield f"{name} is predicted in {counts['false']} images that have none."
+            yield f"Images without {name} in which it is predicted all the same: {counts['false']}."
     if "other" not in evaluated:
         yield (
             f"Every pixel is called {' or '.join(evaluated)}, whatever it shows: there is no class for other tissue, and "
