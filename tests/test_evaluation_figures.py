@@ -88,9 +88,11 @@ def test_confusion_shows_shares_of_the_row_and_counts():
 def test_long_names_leave_room_for_the_picture():
     name = "c" * 64
     figure = figures.confusion({"truth": [name, "b"], "prediction": [name, "b"], "pixels": [[3, 1], [0, 2]]}, name * 3)
-    figures.png(figure)
+    figure.draw_without_rendering()
     assert min(figure.axes[0].get_window_extent().size) > 100
     assert f"{name[:23]}…" in texts(figure)
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.width
 
 
 def test_reliability_draws_the_curve_before_and_after(small):
@@ -110,7 +112,7 @@ def test_reliability_draws_the_curve_before_and_after(small):
 def test_names_are_no_formulas(small):
     name = "$\\frac{$ and $x$"
     figure = figures.confusion(small[0]["scores"]["confusion"], name)
-    assert figure.axes[0].get_title() == name.replace("$", r"\$")
+    assert figure.get_suptitle() == name.replace("$", r"\$")
     assert figures.png(figure).startswith(b"\x89PNG")  # matplotlib refuses a formula that is none
     entries = [entry | {"key": name} for entry in small[1][:1]]
     assert Image.open(io.BytesIO(figures.png(figures.gallery(entries, SCHEMES["tumor_stroma"], name)))).size[0] > 300

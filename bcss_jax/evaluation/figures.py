@@ -6,6 +6,7 @@ numbers. Each picture is written as PNG and as PDF.
 
 import io
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def confusion(counts: dict, title: str) -> Figure:
     axes.tick_params(length=0)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth (each row: 100 %)")
-    axes.set_title(_plain(title), fontsize=12)
+    figure.suptitle(_title(title), fontsize=12)
     for row, column in np.ndindex(pixels.shape):
         text = f"{shares[row, column]:.1%}\n{pixels[row, column]:,}" if total[row, 0] else "no pixel"
         # Text is light where the cell's own brightness is below a half, as seen without colour.
@@ -185,7 +186,7 @@ def reliability(calibration: dict, title: str, temperature: dict | None) -> Figu
         pixels = np.asarray(curve["pixels"], np.float64)
         edges = np.linspace(0, 1, len(pixels) + 1)
         lower.stairs(pixels / pixels.sum(), edges, color=colour, linestyle=style, linewidth=1.4)
-    upper.set_title(_plain(title), fontsize=12)
+    figure.suptitle(_title(title), fontsize=12)
     upper.set_ylabel("correct pixels in the bin")
     upper.set_ylim(0, 1)
     upper.set_xlim(0, 1)
@@ -220,6 +221,11 @@ def _column(rows, name):
 
 def _number(cell):
     return float(cell) if cell not in (None, "") else np.nan
+
+
+def _title(name):
+    """A name above a small picture, on several lines if need be."""
+    return _plain(textwrap.fill(str(name), 30), 120)
 
 
 def _plain(text, longest=LONGEST_NAME):
