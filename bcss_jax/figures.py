@@ -57,7 +57,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
     """
     known = np.where(labels < scheme.num_classes, labels, 0)
     tinted = (1 - TINT) * image + TINT * class_colours(scheme)[known]
-    return _hatched(np.round(tinted).astype(np.uint8), labels == scheme.ignore_index)
+    return hatched(np.round(tinted).astype(np.uint8), labels == scheme.ignore_index)
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
@@ -73,7 +73,7 @@ def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) 
     """
     known = np.where(predictions < scheme.num_classes, predictions, 0)
     picture = np.where((labels == predictions)[..., None], np.uint8(CORRECT), class_colours(scheme)[known])
-    return _hatched(picture, labels == scheme.ignore_index)
+    return hatched(picture, labels == scheme.ignore_index)
 
 
 def samples(
@@ -85,20 +85,35 @@ def samples(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Writes a PNG with one row per image: image, truth, prediction, errors; with the Dice of each class.
+    """Writes `sample_rows` as a PNG; replaces the file if it is there.
+
+    Raises:
+      ValueError: as `sample_rows`.
+      StorageError: the file cannot be written.
+    """
+    write(sample_rows(images, labels, predictions, scheme, names, title), path)
+
+
+def sample_rows(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    scheme: LabelScheme,
+    names: Sequence[str],
+    title: str,
+) -> Figure:
+    """One row per image: image, truth, prediction, errors; with the Dice of each class.
 
     Args:
       images: uint8 [N, H, W, 3], N up to about 6.
       labels: uint8 [N, H, W], the truth.
       predictions: uint8 [N, H, W].
       scheme: what the labels mean.
-      path: the file; replaced if there.
       names: N names of the images.
       title: of the figure.
 
     Raises:
       ValueError: no images, or shapes that do not belong together.
-      StorageError: the file cannot be written.
     """
     count, height, width = images.shape[:3]
     shapes = (images.shape[3:], labels.shape, predictions.shape, len(names))
@@ -124,7 +139,7 @@ def samples(
     for i in range(count):
         note = figure.add_subplot(grid[i, 0])
         note.axis("off")
-        lines = textwrap.wrap(names[i], 24) + ["", "Dice"] + _dice_lines(labels[i], predictions[i], scheme)
+        lines = textwrap.wrap(names[i], 24) + ["", "Dice"] + dice_lines(labels[i], predictions[i], scheme)
         note.text(0.97, 0.5, "\n".join(lines), ha="right", va="center", fontsize=8.5, transform=note.transAxes)
         pictures = (
             ("image", images[i]),
@@ -140,7 +155,7 @@ def samples(
             if i == 0:
                 axes.set_title(heading, fontsize=10)
     figure.legend(handles=legend(scheme), loc="lower center", ncol=8, fontsize=8.5, frameon=False)
-    write(figure, path)
+    return figure
 
 
 def curves(
@@ -182,7 +197,7 @@ def curves(
             if split == "val" and best in epochs and np.isfinite(at_best := values[epochs.index(best)]):
                 axes.plot(best, at_best, "*", color="black", markersize=11, label=f"best epoch {best}: {at_best:.3f}")
         if key == "loss":
-            _without_outliers(axes)
+            without_outliers(axes)
         if best is not None:
             axes.axvline(best, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axes.set_xlabel("epoch")
@@ -196,7 +211,7 @@ def curves(
     write(figure, path)
 
 
-def _without_outliers(axes) -> None:
+def without_outliers(axes) -> None:
     """A first epoch's loss may be a thousand times the others': they get the scale, and a note tells of it."""
     values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     values = values[np.isfinite(values)]
@@ -208,14 +223,14 @@ def _without_outliers(axes) -> None:
     axes.text(0.02, 0.02, f"not shown: up to {values.max():.3g}", transform=axes.transAxes, fontsize=9)
 
 
-def _hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
     """The picture with diagonal grey stripes where asked."""
     rows, columns = np.indices(where.shape)
     stripes = np.where(((rows + columns) // 4 % 2 == 0)[..., None], np.uint8(_STRIPE_DARK), np.uint8(_STRIPE_LIGHT))
     return np.where(where[..., None], stripes, picture)
 
 
-def _dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
+def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
     """Each evaluated class's Dice in one image, ignored pixels dropped; a dash where neither side has the class."""
     counted = labels != scheme.ignore_index
     lines = []

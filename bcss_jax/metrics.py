@@ -58,14 +58,26 @@ def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignor
 
 def dice(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """2 TP / (2 TP + FP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
-    tp, fp, fn = _tp_fp_fn(counts, classes)
+    tp, fp, fn = tp_fp_fn(counts, classes)
     return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def iou(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """TP / (TP + FP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
-    tp, fp, fn = _tp_fp_fn(counts, classes)
+    tp, fp, fn = tp_fp_fn(counts, classes)
     return _ratio(tp, tp + fp + fn)
+
+
+def precision(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """TP / (TP + FP) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
+    tp, fp, _ = tp_fp_fn(counts, classes)
+    return _ratio(tp, tp + fp)
+
+
+def recall(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """TP / (TP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
+    tp, _, fn = tp_fp_fn(counts, classes)
+    return _ratio(tp, tp + fn)
 
 
 def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], classes: Sequence[int]) -> dict:
@@ -89,13 +101,13 @@ def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], c
     result = {}
     for measure in (dice, iou):
         for group, counts in groups.items():
-            per_class = _nanmean(measure(counts, classes), axis=0)
-            values = [*per_class, _nanmean(per_class, axis=0)]
+            per_class = mean_of_known(measure(counts, classes), axis=0)
+            values = [*per_class, mean_of_known(per_class, axis=0)]
             result[f"{measure.__name__}_{group}"] = {
                 name: None if np.isnan(value) else float(value)
                 for name, value in zip([*names, "macro"], values, strict=True)
             }
-    tp, fp, fn = _tp_fp_fn(per_image, classes)
+    tp, fp, fn = tp_fp_fn(per_image, classes)
     in_truth, predicted = tp + fn > 0, tp + fp > 0
     result["images"] = {
         name: {
@@ -109,7 +121,8 @@ def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], c
     return result
 
 
-def _tp_fp_fn(counts, classes):
+def tp_fp_fn(counts: np.ndarray, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True positives, false positives, false negatives; counts [..., C, C] -> three int64 [..., len(classes)]."""
     counts, classes = np.asarray(counts, np.int64), list(classes)
     tp = np.diagonal(counts, axis1=-2, axis2=-1)[..., classes]
     return tp, counts.sum(-2)[..., classes] - tp, counts.sum(-1)[..., classes] - tp
@@ -119,7 +132,7 @@ def _ratio(numerator, denominator):
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)
 
 
-def _nanmean(values, axis):
-    """Mean of what is not NaN; NaN (without a warning) where nothing is."""
+def mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of what is not NaN along an axis; NaN (without a warning) where nothing is."""
     known = ~np.isnan(values)
     return _ratio(np.where(known, values, 0.0).sum(axis), known.sum(axis))

@@ -86,12 +86,12 @@ def test_error_map_pixel_by_pixel():
     assert len(set(picture[60, 40])) == 1 and picture[60, 40, 0] < 255
 
 
-def test_dice_lines():
+def testdice_lines():
     _, labels, predictions = blocks()
     # tumour: 32 columns of 48 rows right, 16 columns too many; stroma: 16 of 32 columns found
-    assert figures._dice_lines(labels[0], predictions[0], SCHEME) == ["tumor 0.800", "stroma 0.667"]
+    assert figures.dice_lines(labels[0], predictions[0], SCHEME) == ["tumor 0.800", "stroma 0.667"]
     only = np.ones((4, 4), np.uint8)
-    assert figures._dice_lines(only, only, SCHEME) == ["tumor 1.000", "stroma –"]
+    assert figures.dice_lines(only, only, SCHEME) == ["tumor 1.000", "stroma –"]
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -10,6 +10,10 @@ CORE = (
     "bcss_jax.models", "bcss_jax.losses", "bcss_jax.metrics", "bcss_jax.step", "bcss_jax.optimizer",
     "bcss_jax.sharding", "bcss_jax.checkpoint", "bcss_jax.pretrained", "bcss_jax.labels", "bcss_jax.errors",
     "bcss_jax.config", "bcss_jax.summary", "bcss_jax.model_function", "bcss_jax.weight_files",
+    "bcss_jax.evaluation.surface_distance", "bcss_jax.evaluation.calibration", "bcss_jax.evaluation.bootstrap",
+    "bcss_jax.evaluation.scores", "bcss_jax.evaluation.per_image", "bcss_jax.evaluation.tables",
+    "bcss_jax.evaluation.figures", "bcss_jax.evaluation.limits", "bcss_jax.evaluation.report",
+    "bcss_jax.evaluation.model_card",
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip

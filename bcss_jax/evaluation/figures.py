@@ -1,0 +1,234 @@
+"""Pictures of an evaluation: curves of several runs, confusion, calibration, the worst and the best images.
+
+What tells things apart is never colour alone: runs have markers as well, training is dashed, cells and bins have their
+numbers. Each picture is written as PNG and as PDF.
+"""
+
+import io
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from bcss_jax.figures import BLUE, VERMILION, sample_rows, without_outliers
+from bcss_jax.labels import LabelScheme
+from bcss_jax.workdir import storage_errors, write_bytes
+
+# Okabe and Ito's without the yellow, which white paper swallows. Seven colours and five markers: 35 different runs.
+RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+RUN_MARKERS = ("o", "s", "^", "D", "v")
+DOTS = 20  # markers on a curve, at most
+DPI = 160
+LONGEST_NAME, LONGEST_CLASS_NAME = 48, 24  # characters
+RANKS = ("worst", "median", "best")
+
+
+def write(folder: Path, evaluations: Sequence[dict], galleries: Mapping[str, Sequence[dict]]) -> None:
+    """Writes every picture of an evaluation as PNG and PDF.
+
+    `curves` of all runs, and in each evaluation's folder `confusion`, `reliability`, and of its gallery `worst`, `median`
+    and `best`.
+
+    Args:
+      folder: where to; made if need be.
+      evaluations: as in `tables`, with `folder` (its name), `history` and `temperature` besides.
+      galleries: folder of the evaluation -> entries as in `gallery`.
+
+    Raises:
+      StorageError: they cannot be written.
+    """
+    if any(evaluation["history"] for evaluation in evaluations):
+        save(curves({evaluation["name"]: evaluation["history"] for evaluation in evaluations}), folder / "curves")
+    for evaluation in evaluations:
+        name, found, place = evaluation["name"], evaluation["scores"], folder / evaluation["folder"]
+        save(confusion(found["confusion"], name), place / "confusion")
+        save(reliability(found["calibration"], name, evaluation["temperature"]), place / "reliability")
+        for rank in RANKS:
+            entries = [entry for entry in galleries.get(evaluation["folder"], ()) if entry["rank"] == rank]
+            if entries:
+                save(gallery(entries, scheme_of(evaluation), f"{name}, {rank} images"), place / rank)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes path.png and path.pdf.
+
+    Raises:
+      StorageError: they cannot be written.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path.with_name(path.name + ".png"), png(figure))
+    content = io.BytesIO()
+    figure.savefig(content, format="pdf", dpi=DPI, metadata={"CreationDate": None})  # equal figures, equal files
+    write_bytes(path.with_name(path.name + ".pdf"), content.getvalue())
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI)
+    return content.getvalue()
+
+
+def scheme_of(evaluation: dict) -> LabelScheme:
+    """The label scheme of an evaluation that went through JSON."""
+    values = evaluation["label_scheme"]
+    return LabelScheme(values["name"], tuple(values["class_names"]), values["ignore_index"], tuple(values["evaluated"]))
+
+
+def curves(histories: Mapping[str, Sequence[dict]], stacked: bool = False) -> Figure:
+    """Loss and mean IoU of several runs against the epoch; training dashed and hollow, validation solid and filled.
+
+    Args:
+      histories: name of the run -> rows of its history.csv, as numbers or as text. What is missing leaves a gap; a run
+        that recorded no IoU stands in the loss alone, and the figure says so.
+      stacked: one below the other, for narrow screens.
+
+    Raises:
+      ValueError: no run has an epoch.
+    """
+    histories = {name: rows for name, rows in histories.items() if rows}
+    if not histories:
+        raise ValueError("no epoch to draw")
+    columns = 2 if stacked else 5  # of the legend
+    legend = 0.25 * -(-len(histories) // columns)
+    figure = Figure(figsize=(4.8, 7 + legend) if stacked else (10, 3.95 + legend), layout="constrained")
+    losses, ious = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
+    looks = zip(itertools.cycle(RUN_COLOURS), itertools.cycle(RUN_MARKERS), strict=False)
+    handles, without_iou = [], []
+    for (name, rows), (colour, marker) in zip(histories.items(), looks, strict=False):
+        epochs = _column(rows, "epoch")
+        look = {"color": colour, "marker": marker, "markersize": 4.5, "markevery": max(1, len(rows) // DOTS)}
+        for axes, measure in ((losses, "loss"), (ious, "iou")):
+            axes.plot(epochs, _column(rows, f"train_{measure}"), "--", linewidth=1, markerfacecolor="white", **look)
+            axes.plot(epochs, _column(rows, f"val_{measure}"), "-", linewidth=1.6, **look)
+        if np.isnan(_column(rows, "val_iou")).all():
+            without_iou.append(name)
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=_plain(name)))
+    without_outliers(losses)
+    for axes, label in ((losses, "loss"), (ious, "mean IoU (mIoU)")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.margins(x=0.03)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+    ious.set_ylim(0, 1)
+    if without_iou:
+        text = _plain("no IoU recorded: " + ", ".join(without_iou), 300)
+        ious.text(0.02, 0.02, text, transform=ious.transAxes, fontsize=9, wrap=True)
+    styles = [
+        Line2D([], [], color="0.3", linestyle="--", linewidth=1, marker="o", markerfacecolor="white", label="training"),
+        Line2D([], [], color="0.3", linewidth=1.6, marker="o", label="validation"),
+    ]
+    losses.legend(handles=styles, loc="upper right", fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncol=columns, fontsize=9, frameon=False)
+    return figure
+
+
+def confusion(counts: dict, title: str) -> Figure:
+    """Of the pixels of each true class, the share that was predicted as each class, with the number of pixels.
+
+    Args:
+      counts: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`, as `scores.scores`
+        gives it. A row without a pixel stays empty.
+      title: of the figure.
+    """
+    pixels = np.asarray(counts["pixels"], np.int64)
+    total = pixels.sum(1, keepdims=True)
+    shares = np.divide(pixels, total, out=np.zeros(pixels.shape), where=total > 0)
+    size = 1.15 * len(pixels)
+    figure = Figure(figsize=(size + 1.6, size + 1.2), layout="constrained")
+    axes = figure.subplots()
+    names = {side: [_plain(name, LONGEST_CLASS_NAME) for name in counts[side]] for side in ("truth", "prediction")}
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(pixels.shape[1]), names["prediction"])
+    axes.set_yticks(range(pixels.shape[0]), names["truth"])
+    axes.tick_params(length=0)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth (each row: 100 %)")
+    figure.suptitle(_title(title), fontsize=12)
+    for row, column in np.ndindex(pixels.shape):
+        text = f"{shares[row, column]:.1%}\n{pixels[row, column]:,}" if total[row, 0] else "no pixel"
+        # Text is light where the cell's own brightness is below a half, as seen without colour.
+        dark = np.dot(colormaps["Blues"](shares[row, column])[:3], (0.299, 0.587, 0.114)) < 0.5
+        axes.text(column, row, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
+    return figure
+
+
+def reliability(calibration: dict, title: str, temperature: dict | None) -> Figure:
+    """Share of correct pixels against their confidence, and how many pixels there are; as trained and with temperature.
+
+    Args:
+      calibration: `calibration.reliability` of the model as trained.
+      title: of the figure.
+      temperature: None, or `{"value": T, "fitted_on": name of a part, "in_sample": whether of the same images, "pixels",
+        "ece_before", "ece_after"}`, the errors of a sample of pixels; with `"curve_after"`, the curve of these pixels
+        with the temperature, it is drawn as well.
+    """
+    lines = [("as trained", calibration["ece"], calibration["curve"], VERMILION, "o", "--")]
+    if temperature and "curve_after" in temperature:
+        label = f"temperature {temperature['value']:.2f} (sample of {temperature['fitted_on']})"
+        lines.append((label, temperature["ece_after"], temperature["curve_after"], BLUE, "s", "-"))
+    figure = Figure(figsize=(5, 6.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle=":", label="confidence = share of correct pixels")
+    for label, ece, curve, colour, marker, style in lines:
+        label = f"{label}: ECE {ece:.3f}"
+        confidence, accuracy = (np.array(curve[name], np.float64) for name in ("confidence", "accuracy"))
+        upper.plot(confidence, accuracy, style, color=colour, marker=marker, markersize=5, label=label)
+        pixels = np.asarray(curve["pixels"], np.float64)
+        edges = np.linspace(0, 1, len(pixels) + 1)
+        lower.stairs(pixels / pixels.sum(), edges, color=colour, linestyle=style, linewidth=1.4)
+    figure.suptitle(_title(title), fontsize=12)
+    upper.set_ylabel("correct pixels in the bin")
+    upper.set_ylim(0, 1)
+    upper.set_xlim(0, 1)
+    figure.legend(handles=upper.get_lines(), loc="outside lower center", fontsize=9, frameon=False)
+    lower.set_ylabel("share of pixels")
+    lower.set_xlabel("confidence in the predicted class")
+    for axes in (upper, lower):
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+    return figure
+
+
+def gallery(entries: Sequence[dict], scheme: LabelScheme, title: str) -> Figure:
+    """A row for each image: the image, the truth, the prediction, and the errors.
+
+    Args:
+      entries: dicts with `rank` ("worst", "median" or "best"), `key`, `image` (uint8 [H, W, 3]), `truth` and `prediction`
+        (uint8 [H, W], labels of the scheme), all of one size.
+      scheme: the label scheme.
+      title: of the figure.
+    """
+    images, truth, prediction = (np.stack([e[name] for e in entries]) for name in ("image", "truth", "prediction"))
+    return sample_rows(images, truth, prediction, scheme, [_plain(e["key"], 200) for e in entries], _plain(title))
+
+
+def _column(rows, name):
+    """A column of a history as floats; NaN where there is no finite number."""
+    values = np.array([_number(row.get(name)) for row in rows], np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _number(cell):
+    return float(cell) if cell not in (None, "") else np.nan
+
+
+def _title(name):
+    """A name above a small picture, on several lines if need be."""
+    return _plain(textwrap.fill(str(name), 30), 120)
+
+
+def _plain(text, longest=LONGEST_NAME):
+    """A name that leaves room for the picture; matplotlib would set what stands between two dollars as a formula."""
+    text = str(text)
+    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")

@@ -1,0 +1,263 @@
+"""report.html: an evaluation to look at, as one file that needs nothing else and asks nothing of any network.
+
+Pictures stand in it as data URIs. A Content-Security-Policy forbids every request, and every script and style but the two
+of `templates/`, which it knows by their hashes. Names come from files and are escaped by Jinja.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from bcss_jax.errors import DataError
+from bcss_jax.evaluation import bootstrap, figures, tables
+from bcss_jax.evaluation.limits import limits
+from bcss_jax.figures import class_colours, dice_lines, error_map, hatched
+from bcss_jax.labels import LabelScheme
+from bcss_jax.workdir import write_text
+
+TEMPLATES = importlib.resources.files("bcss_jax.evaluation") / "templates"
+TINT = 140  # of 255: opacity of the classes over the image
+JPEG_QUALITY = 92  # a third of a PNG's size; the exact pixels are in the gallery's folder
+
+
+def write(path: Path, results: dict, galleries: Mapping[str, Sequence[dict]]) -> None:
+    """Writes the report.
+
+    Args:
+      path: the file.
+      results: as in `html`.
+      galleries: as in `html`.
+
+    Raises:
+      DataError: as `html`.
+      StorageError: it cannot be written.
+    """
+    write_text(path, html(results, galleries))
+
+
+def read_gallery(folder: Path, evaluation: dict) -> list[dict]:
+    """Entries of a gallery, as in `figures.gallery`, from its files.
+
+    Args:
+      folder: of the evaluation's files.
+      evaluation: with `gallery`: dicts with `rank`, `key` and `files`, `{"image", "truth", "prediction"}`.
+
+    Raises:
+      DataError: a file is missing or damaged.
+    """
+    entries = []
+    for chosen in evaluation["gallery"]:
+        entry = {"rank": chosen["rank"], "key": chosen["key"]}
+        for kind, file in chosen["files"].items():
+            try:
+                with Image.open(folder / file) as picture:
+                    entry[kind] = np.asarray(picture)
+            except OSError as error:
+                raise DataError(f"{folder / file}: expected a picture of the gallery; evaluate again") from error
+        entries.append(entry)
+    return entries
+
+
+def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
+    """The report.
+
+    Args:
+      results: what stands in evaluation.json: `settings`, `evaluations` as in `figures.write` with `config`, `versions`,
+        `pretrained`, `params_sha256` and `checkpoint` besides (None where there is none), and `differences`: dicts with
+        `a`, `b`, `over`, `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
+      galleries: folder of the evaluation -> entries as in `figures.gallery`.
+
+    Raises:
+      DataError: no evaluations.
+    """
+    evaluations = results["evaluations"]
+    if not evaluations:
+        raise DataError("report: expected evaluations, found none; evaluate a checkpoint first")
+    environment = Environment(
+        loader=PackageLoader("bcss_jax.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": _score, "json": _json, "breakable": _breakable}
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return environment.get_template("report.html").render(
+        style=Markup(style),
+        script=Markup(script),
+        policy="; ".join(
+            [
+                "default-src 'none'",
+                "img-src data:",
+                f"style-src {_hash(style)}",
+                f"script-src {_hash(script)}",
+                "base-uri 'none'",
+                "form-action 'none'",
+            ]
+        ),
+        settings=results["settings"],
+        evaluations=evaluations,
+        differences=results["differences"],
+        resamples=bootstrap.RESAMPLES,
+        limits=_grouped((evaluation["name"], limits(evaluation)) for evaluation in evaluations),
+        published=_grouped((evaluation["name"], _published(evaluation)) for evaluation in evaluations),
+        groups=list(_groups(evaluations)),
+        curves=_curves(evaluations),
+        pictures={
+            evaluation["folder"]: {
+                "confusion": _png(figures.confusion(evaluation["scores"]["confusion"], evaluation["name"])),
+                "reliability": _png(
+                    figures.reliability(
+                        evaluation["scores"]["calibration"], evaluation["name"], evaluation["temperature"]
+                    )
+                ),
+            }
+            for evaluation in evaluations
+        },
+        galleries={
+            evaluation["folder"]: {
+                "legend": _legend(figures.scheme_of(evaluation)),
+                "ranks": _ranks(galleries.get(evaluation["folder"], ()), figures.scheme_of(evaluation)),
+            }
+            for evaluation in evaluations
+        },
+        data=_data(evaluations),
+    )
+
+
+def _groups(evaluations):
+    """Only what was measured under one label scheme on the same images stands side by side."""
+    groups = {}
+    for evaluation in evaluations:
+        scheme, data, part = evaluation["label_scheme"], evaluation["data"], evaluation["part"]
+        alike = json.dumps([scheme, data["content_sha256"], data["mpp"], part, evaluation["scores"]["number"]])
+        groups.setdefault(alike, []).append(evaluation)
+    for group in groups.values():
+        scheme, data, number = figures.scheme_of(group[0]), group[0]["data"], group[0]["scores"]["number"]
+        intervals = group[0]["scores"]["intervals"]
+        yield {
+            "title": f"{data['layout']}, {data['split']} split, {group[0]['part']}; label scheme {scheme.name}",
+            "size": ", ".join(_counted(number[what], what) for what in ("images", "patients", "institutes")),
+            "over": f"{intervals['n']:,} {intervals['over']}",
+            "classes": [*scheme.evaluated_names, "macro"],
+            "evaluations": group,
+        }
+
+
+def _counted(number, what):
+    return f"{number:,} {what if number != 1 else what.removesuffix('s')}"
+
+
+def _grouped(found: Iterable[tuple[str, Sequence[str]]]) -> list[dict]:
+    """Sentences, each once, with the names of the models that it is about; None where it is about all."""
+    found = list(found)
+    names = {}
+    for name, sentences in found:
+        for sentence in sentences:
+            names.setdefault(sentence, []).append(name)
+    return [
+        {"text": sentence, "names": None if len(about) == len(found) else about} for sentence, about in names.items()
+    ]
+
+
+def _published(evaluation):
+    reasons = tables.not_comparable(evaluation)
+    if reasons:
+        return [f"Not comparable with the recipe's Table 1: {'; '.join(reasons)}."]
+    return [f"{tables.COMPARABLE}; which average of Dice the recipe reports is not known."]
+
+
+def _curves(evaluations):
+    histories = {evaluation["name"]: evaluation["history"] for evaluation in evaluations if evaluation["history"]}
+    if not histories:
+        return None
+    return {"wide": _png(figures.curves(histories)), "narrow": _png(figures.curves(histories, stacked=True))}
+
+
+def _data(evaluations):
+    """Each data set that something was evaluated or trained on, once."""
+    found = {}
+    for evaluation in evaluations:
+        for what, use in (("data", f"evaluation of {evaluation['part']}"), ("trained_on", "training")):
+            about = evaluation[what]
+            if about is not None:
+                entry = found.setdefault(about["content_sha256"], {"about": about, "uses": {}, "schemes": []})
+                entry["uses"].setdefault(use, []).append(evaluation["name"])
+                if evaluation["label_scheme"]["name"] not in entry["schemes"]:
+                    entry["schemes"].append(evaluation["label_scheme"]["name"])
+    return list(found.values())
+
+
+def _ranks(entries, scheme):
+    """The gallery's cards by rank; a layer for each stop of the slider but the image itself."""
+    for rank in figures.RANKS:
+        cards = [
+            {
+                "key": entry["key"],
+                "dice": dice_lines(entry["truth"], entry["prediction"], scheme),
+                "width": entry["image"].shape[1],
+                "height": entry["image"].shape[0],
+                "image": _uri(entry["image"], "jpeg"),
+                "truth": _uri(_tint(entry["truth"], scheme), "png"),
+                "prediction": _uri(_tint(entry["prediction"], scheme), "png"),
+                "errors": _uri(error_map(entry["truth"], entry["prediction"], scheme), "png"),
+            }
+            for entry in entries
+            if entry["rank"] == rank
+        ]
+        if cards:
+            yield {"rank": rank, "cards": cards}
+
+
+def _tint(labels, scheme: LabelScheme):
+    """Class colours to be laid over the image, RGBA; pixels without truth are hatched."""
+    colours = class_colours(scheme)[np.where(labels < scheme.num_classes, labels, 0)]
+    colours = hatched(colours, labels == scheme.ignore_index)
+    return np.concatenate([colours, np.full((*labels.shape, 1), TINT, np.uint8)], axis=-1)
+
+
+def _legend(scheme):
+    return [
+        (scheme.class_names[label], "#" + bytes(class_colours(scheme)[label].tolist()).hex())
+        for label in scheme.evaluated
+    ]
+
+
+def _uri(pixels, kind):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **({"quality": JPEG_QUALITY} if kind == "jpeg" else {}))
+    return _data_uri(content.getvalue(), kind)
+
+
+def _png(figure):
+    return _data_uri(figures.png(figure), "png")
+
+
+def _data_uri(content, kind):
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _hash(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _score(value, digits=3):
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _breakable(name):
+    """Long names of runs and images may be broken at their underscores."""
+    return escape(name).replace("_", Markup("_<wbr>"))
+
+
+def _json(value):
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)

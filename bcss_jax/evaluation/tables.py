@@ -1,0 +1,190 @@
+"""table.md and table.tex: the Dice of several models, beside the figures of the recipe's Table 1.
+
+An evaluation is a dict with
+  `name`: of the run; `model`: of the network, as in `config.model.name`;
+  `label_scheme`: `LabelScheme.to_json`;
+  `trained_on`: `dataset.PreparedData.describe` of the training data, as the checkpoint has it; None if not known;
+  `data`: the same of the evaluated data; `part` of them: "train", "val" or "test";
+  `scores`: what `scores.scores` gives.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.workdir import write_text
+
+PUBLISHED = {"unet": ("U-Net", 0.834), "dense_unet": ("Dense U-Net", 0.812),
+             "transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip
+PUBLISHED_SPLIT = "kaggle224 published split"
+PUBLISHED_TILES = {"train": 30_760, "val": 5_429}  # of Kaggle's 224 set; its 4,021 test tiles have no masks
+COMPARABLE = "Comparable with the recipe's Table 1 by label scheme, split and tiles"
+
+MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w)")
+TEX_SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "*": "{*}",  # after a line's end they would be its arguments
+    **{character: "\\" + character for character in "&%$#_{}"},
+}  # fmt: skip
+
+
+def write(folder: Path, evaluations: Sequence[dict]) -> None:
+    """Writes table.md and table.tex into a folder.
+
+    Raises:
+      ConfigError, DataError: as `markdown`.
+      StorageError: they cannot be written.
+    """
+    write_text(folder / "table.md", markdown(evaluations))
+    write_text(folder / "table.tex", latex(evaluations))
+
+
+def markdown(evaluations: Sequence[dict]) -> str:
+    """The table and its notes as Markdown.
+
+    Raises:
+      ConfigError: evaluations of different label schemes, whose figures must not stand side by side.
+      DataError: no evaluations.
+    """
+    header, *rows = ([markdown_text(cell) for cell in row] for row in _rows(evaluations))
+    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    lines = [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+    notes = [f"- {markdown_text(note)}" for note in _notes(evaluations)]
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def latex(evaluations: Sequence[dict]) -> str:
+    r"""The same as a LaTeX `table`, which needs no package; the notes are its caption.
+
+    Raises:
+      ConfigError, DataError: as `markdown`.
+    """
+    header, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in _rows(evaluations))
+    columns = "ll" + "r" * (header.count(" & ") - 1)
+    caption = " ".join(map(_tex, _notes(evaluations)))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            header,
+            r"\hline",
+            *rows,
+            r"\hline",
+            r"\end{tabular}",
+            rf"\caption{{{caption}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def not_comparable(evaluation: dict) -> list[str]:
+    """Why an evaluation must not be compared with the recipe's Table 1, one reason each; empty if nothing known forbids it.
+
+    Which of the three averages of Dice the recipe reports is not known, so even then only one of ours may be its.
+    """
+    trained_on, images = evaluation["trained_on"], evaluation["scores"]["number"]["images"]
+    reasons = []
+    if evaluation["label_scheme"]["name"] != "tumor_stroma":
+        reasons.append(f"the label scheme is {evaluation['label_scheme']['name']}, not tumor_stroma")
+    if (_split(evaluation["data"]), evaluation["part"]) != (PUBLISHED_SPLIT, "val"):
+        reasons.append(f"evaluated on {_data(evaluation)}, not on val of the {PUBLISHED_SPLIT}")
+    elif images != PUBLISHED_TILES["val"]:
+        reasons.append(f"evaluated on {images} of the {PUBLISHED_TILES['val']} published val tiles")
+    if trained_on is None:
+        reasons.append("it is not known what it was trained on")
+    elif _split(trained_on) != PUBLISHED_SPLIT:
+        reasons.append(f"trained on the {_split(trained_on)}, not on the {PUBLISHED_SPLIT}")
+    elif trained_on["tiles"].get("train") != PUBLISHED_TILES["train"]:
+        found = trained_on["tiles"].get("train", 0)
+        reasons.append(f"trained on {found} of the {PUBLISHED_TILES['train']} published train tiles")
+    return reasons
+
+
+def _rows(evaluations):
+    """Header and a row for each model, cells as plain text."""
+    _refuse_different_schemes(evaluations)
+    scheme = evaluations[0]["label_scheme"]
+    names = [scheme["class_names"][label] for label in scheme["evaluated"]]
+    yield ["model", "data", *names, "macro", "95 % interval", "dice_image", "dice_batch", "recipe's Table 1"]
+    for evaluation in evaluations:
+        values, intervals = evaluation["scores"]["scores"], evaluation["scores"]["intervals"]
+        low, high = intervals["dice_global"]["macro"]
+        ends = "–" if low is None else f"{low:.3f} to {high:.3f} ({intervals['n']} {intervals['over']})"
+        yield [
+            evaluation["name"],
+            _data(evaluation),
+            *(_score(values["dice_global"][name]) for name in (*names, "macro")),
+            ends,
+            _score(values["dice_image"]["macro"]),
+            _score(values["dice_batch"]["macro"]),
+            _score(PUBLISHED.get(evaluation["model"], ("", None))[1]),
+        ]
+
+
+def _notes(evaluations):
+    scheme = evaluations[0]["label_scheme"]["name"]
+    intervals = evaluations[0]["scores"]["intervals"]
+    notes = [
+        f"Dice under the label scheme {scheme}. The columns of classes, their mean (macro) and its interval are dice_global "
+        "(pixels of all images together); dice_image (mean over images) and dice_batch (mean over batches) are means over "
+        "the classes too.",
+        f"Intervals: bootstrap, {intervals['resamples']} resamples of what stands in brackets; over images they are too "
+        "narrow, as images of one patient are not independent.",
+        "The recipe's Table 1: " + ", ".join(f"{name} {dice:.3f}" for name, dice in PUBLISHED.values()) + ".",
+    ]
+    names = {}
+    for evaluation in evaluations:
+        names.setdefault("; ".join(not_comparable(evaluation)), []).append(evaluation["name"])
+    for reasons, alike in names.items():
+        what = f"Not comparable with the recipe's Table 1 ({reasons})" if reasons else COMPARABLE
+        notes.append(f"{what}: {', '.join(alike)}.")
+    notes.append(
+        "The recipe does not say which average of Dice it reports: dice_global, dice_image and dice_batch stand here, and "
+        "only one of them can be its."
+    )
+    return notes
+
+
+def _refuse_different_schemes(evaluations):
+    if not evaluations:
+        raise DataError("table: expected evaluations, found none; evaluate a checkpoint first")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        # As text: a scheme that went through a file has lists for tuples.
+        if json.dumps(other["label_scheme"], sort_keys=True) != json.dumps(first["label_scheme"], sort_keys=True):
+            raise ConfigError(
+                f"{first['name']} was evaluated under the label scheme {first['label_scheme']['name']}, {other['name']} "
+                f"under {other['label_scheme']['name']}: their figures are not comparable; make a table of each"
+            )
+
+
+def _split(data):
+    return f"{data['layout']} {data['split']} split"
+
+
+def _data(evaluation):
+    return f"{_split(evaluation['data'])}, {evaluation['part']}, {evaluation['scores']['number']['images']} images"
+
+
+def _score(value):
+    return "–" if value is None else f"{value:.3f}"
+
+
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", _one_line(text))
+
+
+def _tex(text):
+    return "".join(TEX_SPECIAL.get(character, character) for character in _one_line(text)).replace("–", "--")
+
+
+def _one_line(text):
+    """Names come from files: a line break or control character would break the table."""
+    return re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()

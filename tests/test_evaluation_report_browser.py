@@ -1,0 +1,168 @@
+"""report.html in a real browser: it works from the disk, alone, by mouse and by keyboard, wide and narrow.
+
+Needs Chromium on the system (Debian: `apt-get install chromium`) and `pip install -e '.[test,browser]'`.
+"""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from evaluation_small import differences, evaluation, results
+from PIL import Image
+
+from bcss_jax.evaluation import report
+from bcss_jax.labels import SCHEMES
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no driver for a browser: pip install -e '.[browser]'")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+EVIL = "run_<script>window.hacked=1</script>_of_a_name_that_is_much_longer_than_any_screen_of_a_phone_is_wide"
+OPACITIES = "card => [...card.querySelectorAll('.layer')].map(layer => Number(getComputedStyle(layer).opacity))"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    evil, gallery = evaluation(EVIL)
+    evil["folder"] = "evil"
+    gallery = [entry | {"key": EVIL.replace("_", "")} for entry in gallery]  # nowhere to break
+    five, of_five = evaluation("five", SCHEMES["five_classes"], seed=2)
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report.write(path, results(evil, five, paired=[differences(EVIL, "five")]), {"evil": gallery, "five": of_five})
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    # In a container the browser is often started by root, for whom it has no sandbox.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield found
+        found.close()
+
+
+class Watched:
+    """A page with the report, and all that it said and asked for."""
+
+    def __init__(self, browser, file, size):
+        self.said, self.asked = [], []
+        self.page = browser.new_page(viewport=size)
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def outside(self):
+        """What was asked for that does not stand in the page."""
+        return [url for url in self.asked if not url.startswith("data:")]
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def watched(browser, file, request):
+    found = Watched(browser, file, request.param)
+    yield found
+    found.page.close()
+
+
+def pixels(locator):
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB"), int)
+
+
+def test_it_is_quiet_alone_and_complete(watched, file):
+    page = watched.page
+    for summary in page.locator("summary").all():
+        summary.click()
+    sizes = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth])")
+    assert len(sizes) > 30 and all(complete and min(natural, shown) > 0 for complete, natural, shown in sizes)
+    assert page.locator("h2").all_inner_texts()[0] == "Summary" and page.locator("h2").count() == 8
+    assert EVIL in page.locator("#summary").inner_text()
+    assert page.evaluate("typeof window.hacked") == "undefined"
+    assert watched.outside() == [file.as_uri()]
+    assert watched.said == []
+
+
+def test_the_policy_is_in_force(browser, file):
+    watched = Watched(browser, file, DESKTOP)
+    watched.page.evaluate("""() => {
+        window.refused = [];
+        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
+        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/x.png"}));
+        document.body.append(Object.assign(document.createElement("script"), {textContent: "window.hacked = 1"}));
+        document.body.append(Object.assign(document.createElement("link"), {rel: "stylesheet", href: "http://127.0.0.1:9/x.css"}));
+        fetch("http://127.0.0.1:9/").catch(() => {});
+    }""")
+    watched.page.wait_for_function("refused.length >= 4")
+    refused = watched.page.evaluate("refused.sort()")
+    assert refused == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
+    assert watched.page.evaluate("typeof window.hacked") == "undefined"
+    watched.page.close()
+
+
+def test_the_slider_goes_through_the_pictures_by_keyboard(watched):
+    page = watched.page
+    card = page.locator(".card").first
+    slider, stack = card.locator("input"), card.locator(".stack")
+    slider.focus()
+    shown, at = [], [0, 1, 2, 3]
+    for stop in at:
+        assert float(slider.input_value()) == stop
+        assert card.evaluate(OPACITIES) == [float(stop == i) for i in (1, 2, 3)]
+        assert slider.get_attribute("aria-valuetext") == ("image", "truth", "prediction", "errors")[stop]
+        assert card.locator(".stops .now").inner_text() == slider.get_attribute("aria-valuetext")
+        shown.append(pixels(stack))
+        for _ in range(4):
+            page.keyboard.press("ArrowRight")
+    for one in at:
+        for other in at[:one]:
+            assert np.abs(shown[one] - shown[other]).max(-1).mean() > 2
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    assert card.evaluate(OPACITIES) == [0, 0.5, 0.5]
+    assert slider.get_attribute("aria-valuetext") == "between prediction and errors"
+    page.keyboard.press("Home")
+    np.testing.assert_array_equal(pixels(stack), shown[0])
+    others = page.locator(".card").nth(1)
+    assert others.evaluate(OPACITIES) == [0, 0, 0]
+    assert watched.said == []
+
+
+def test_the_slider_and_its_stops_by_mouse(watched):
+    card = watched.page.locator(".card").nth(1)
+    slider = card.locator("input")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    watched.page.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    assert slider.input_value() == "3" and card.evaluate(OPACITIES) == [0, 0, 1]
+    card.get_by_text("truth", exact=True).click()
+    assert slider.input_value() == "1" and card.evaluate(OPACITIES) == [1, 0, 0]
+
+
+def test_nothing_leaves_the_screen_sideways(watched):
+    page, width = watched.page, watched.page.viewport_size["width"]
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [width, width]
+    outside = page.evaluate("""() => [...document.querySelectorAll("body *")]
+        .filter(each => !each.closest(".scroll, pre") || each.matches(".scroll, pre"))
+        .filter(each => each.getBoundingClientRect().right > innerWidth + 0.5)
+        .map(each => each.outerHTML.slice(0, 80))""")
+    assert outside == []
+    if width == PHONE["width"]:
+        tables = page.locator("#scores .scroll").first
+        assert tables.evaluate("each => each.scrollWidth > each.clientWidth")
+        tables.evaluate("each => { each.scrollLeft = 1000 }")
+        # The names stay in sight.
+        assert 0 <= tables.locator("tbody th").first.bounding_box()["x"] < 30
+
+
+def test_narrow_screens_get_curves_that_they_can_show(browser, file):
+    shapes = []
+    for size in (DESKTOP, PHONE):
+        watched = Watched(browser, file, size)
+        shapes.append(watched.page.locator(".curves img").evaluate("i => i.clientWidth / i.clientHeight"))
+        watched.page.close()
+    assert shapes[0] > 1.5 and shapes[1] < 1
