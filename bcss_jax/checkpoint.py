@@ -222,7 +222,9 @@ def read_record(folder: Path, step: int | None = None) -> dict:
     for number in reversed(_steps(folder)) if step is None else (step,):
         with contextlib.suppress(Exception):  # Orbax raises many kinds for a damaged file
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-                return reader.restore(folder / str(number) / "progress")
+                record = reader.restore(folder / str(number) / "progress")
+            if isinstance(record, dict):
+                return record
     return {}
 
 

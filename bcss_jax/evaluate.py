@@ -32,7 +32,6 @@ from bcss_jax.sharding import check_batch_size, make_mesh
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and evaluates. Returns the exit code."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("bcss_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
@@ -82,7 +81,6 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths], taken)
     batch_size = args.batch_size if args.batch_size is not None else min(run.config["eval_batch_size"] for run in runs)
     check_batch_size("--batch_size", batch_size, 1, mesh)
-    subjects = _subjects(args, runs, batch_size)
     settings = {
         "part": args.split,
         "which": args.which,
@@ -93,19 +91,21 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     }
     with workdir.locked(args.output):
         results = ResultsFolder(args.output, settings, args.overwrite)
+        subjects = _subjects(args, runs, batch_size)
         for subject in subjects:
             results.check(subject.folder, subject.identity())
         interruption.begin()
+        results.claim()
         evaluations = []
         for subject in subjects:
-            done = results.finished(subject.folder, subject.identity())
-            if done:
+            evaluation = results.finished(subject.folder, subject.identity())
+            if evaluation:
                 print(f"{subject.name}: evaluated before", flush=True)
             elif interruption.requested:
                 raise Preempted(f"stopped before {subject.name}; the same command goes on from there")
             else:
-                done = _evaluate(subject, results, batch_size, args.tta, mesh, interruption)
-            evaluations.append(done)
+                evaluation = _evaluate(subject, results, batch_size, args.tta, mesh, interruption)
+            evaluations.append(evaluation)
         results.write(evaluations, differences(subjects, results))
     _conclude(args.output, evaluations)
 
@@ -213,4 +213,6 @@ def _conclude(output, evaluations) -> None:
 
 
 if __name__ == "__main__":
+    # By force: Orbax has set up logging in its own way when it was imported.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     sys.exit(main())

@@ -32,23 +32,52 @@ class ResultsFolder:
     """The folder, for one process (`workdir.locked`)."""
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool):
-        """Claims the folder for settings, JSON; with `overwrite` results of others make way.
+        """Looks at what the folder holds; changes nothing.
+
+        Args:
+          folder: exists.
+          settings: JSON.
+          overwrite: results of other settings, models or data make way.
 
         Raises:
           ConfigError: it holds results of other settings, or files that are of no evaluation.
-          StorageError: it cannot be written.
         """
         self.folder, self.settings, self._overwrite = folder, _as_json(settings), overwrite
         document = folder / "evaluation.json"
-        if document.exists():
-            self._refuse_others(_read_json(document))
-        else:
-            found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
-            if found:
-                raise ConfigError(
-                    f"{folder} holds {', '.join(found[:5])} but no evaluation.json, so no evaluation; name another --output"
-                )
-            self.write([], [])
+        found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+        if found and not document.exists():
+            raise ConfigError(
+                f"{folder} holds {', '.join(found[:5])} but no evaluation.json, so no evaluation; name another --output"
+            )
+        runs = {path.parent for name in ("scores.json", "progress.npz") for path in folder.glob(f"*/{name}")}
+        content = _read_json(document) if found else None
+        known = isinstance(content, dict) and content.get("format") == FORMAT
+        changed = _differences(content["settings"], self.settings) if known else []
+        self._claimed = known and not changed
+        self._in_the_way = [] if self._claimed else sorted(runs)
+        if self._in_the_way and not overwrite:  # without any, nothing was computed, and settings may be mended
+            what = f"of other settings ({'; '.join(changed)})" if known else "that this program cannot read"
+            raise ConfigError(
+                f"{folder} holds results {what}; name another --output, take the same settings, or replace them with "
+                "--overwrite"
+            )
+
+    def claim(self) -> None:
+        """Ties the folder to the settings; results of others go, if that is allowed.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        if self._claimed:
+            return
+        with storage_errors(self.folder):
+            for run in self._in_the_way:
+                _clear(run)
+                if not any(run.iterdir()):
+                    run.rmdir()
+            for name in TABLES:
+                (self.folder / name).unlink(missing_ok=True)
+        self.write([], [])
 
     def check(self, name: str, identity: dict) -> None:
         """Refuses, unless overwriting is allowed, what this evaluation would replace.
@@ -121,45 +150,14 @@ class ResultsFolder:
         if evaluations:
             tables.write(self.folder, evaluations)
 
-    def _refuse_others(self, content):
-        others = [path.parent for name in ("scores.json", "progress.npz") for path in self.folder.glob(f"*/{name}")]
-        known = isinstance(content, dict) and content.get("format") == FORMAT
-        if known and not others and not content["evaluations"]:  # nothing was computed: settings may be mended
-            self.write([], [])
-            return
-        changed = _differences(content.get("settings", {}), self.settings) if known else []
-        if known and not changed:
-            return
-        if not self._overwrite:
-            what = (
-                f"results of other settings ({'; '.join(changed)})"
-                if known
-                else "results that this program cannot read"
-            )
-            raise ConfigError(
-                f"{self.folder} holds {what}; name another --output, take the same settings, or replace them with --overwrite"
-            )
-        with storage_errors(self.folder):
-            for path in set(others):
-                _clear(path)
-                if not any(path.iterdir()):
-                    path.rmdir()
-            for name in TABLES:
-                (self.folder / name).unlink(missing_ok=True)
-        self.write([], [])
-
     def _whole(self, identity):
         return _as_json({"format": FORMAT, **identity, "settings": self.settings})
 
     def _finished(self, name):
         path = self.folder / name / "scores.json"
-        try:
-            found = _read_json(path) if path.exists() else None
-            return (
-                found if found is None or (found["identity"] and found["evaluation"]["gallery"] is not None) else None
-            )
-        except (KeyError, TypeError):
-            return _damaged(path, "other fields")
+        found = _read_json(path) if path.exists() else None
+        sound = isinstance(found, dict) and isinstance(found.get("identity"), dict) and "evaluation" in found
+        return found if sound or found is None else _damaged(path, "other fields")
 
     def _begun(self, name):
         path = self.folder / name / "progress.npz"

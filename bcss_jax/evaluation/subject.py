@@ -63,8 +63,8 @@ class Subject:
             "data": self.part.data,
             "part": self.part.name,
             "config": first.config,
-            "versions": first.about["versions"],
-            "pretrained": first.about["pretrained"],
+            "versions": first.about.get("versions"),
+            "pretrained": first.about.get("pretrained"),
             "params_sha256": first.sha256["params"],
             "checkpoint": first.position(),
             "history": first.history(),
@@ -121,7 +121,8 @@ def evaluate(
             )
         in_sample = subject.fit_on is part
         sampled = counted if in_sample else sampled_logits(predictor, subject.fit_on, seconds)
-        scale = temperature(sampled, scheme, subject.fit_on.name, in_sample)
+        with seconds.counted("metrics"):
+            scale = temperature(sampled, scheme, subject.fit_on.name, in_sample)
     except NumericalError as error:
         raise NumericalError(f"{subject.name}: {error}") from error
     shown, size = _gallery(subject, results, predictor, counted)

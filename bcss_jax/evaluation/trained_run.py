@@ -7,6 +7,7 @@ Nothing in a run's folder is executed or unpickled; a checkpoint is JSON and arr
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,8 +66,10 @@ class TrainedRun:
 
     def history(self) -> list[dict]:
         """The rows of history.csv that the newest checkpoint knows of."""
-        rows = checkpoint.read_record(self.folder).get("history", [])
-        return [{name: row.get(name) for name in COLUMNS} for row in rows]
+        rows = checkpoint.read_record(self.folder).get("history")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731
+        return [{name: finite(row.get(name)) for name in COLUMNS} for row in rows]
 
     def member(self, mesh: Mesh) -> tuple[ModelFunction, dict, dict]:
         """Function, params and rest, on all devices of the mesh.
@@ -107,6 +110,9 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
     try:
         settings = ConfigDict(config)
         validate(settings)
+        json.dumps(about, allow_nan=False)  # it is written down again
+        if not {"layout", "split", "tiles"} <= about["data"].keys():
+            raise KeyError("data")
         if settings.labels != scheme.name:
             raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
         statistics = ImageStatistics(tuple(settings.image_mean), tuple(settings.image_std))
