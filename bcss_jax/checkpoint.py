@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
-from bcss_jax.errors import ConfigError, DataError, StorageError, first_line
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, first_line
 from bcss_jax.model_function import split_model
 from bcss_jax.sharding import make_mesh, replicated
 from bcss_jax.step import TrainState
@@ -136,7 +136,7 @@ class Checkpoints:
                 _check_version(self.folder / str(step), about)
                 items = ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore())
                 got = self._manager.restore(step, args=items)
-            except DataError:
+            except UserError:  # among them a request to stop
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
                 log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), first_line(error))
@@ -204,7 +204,7 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
         _check_version(folder / str(step), about)
         params = _read_arrays(folder / str(step) / "params", mesh)
         rest = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
-    except DataError:
+    except UserError:  # among them a request to stop
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
         raise DataError(f"{folder}/{step}: checkpoint cannot be read ({first_line(error)})") from error
@@ -241,7 +241,7 @@ def network_of(trained: Trained) -> nnx.Module:
         arguments = {**config["model"], "num_classes": len(scheme["class_names"]), "dtype": config["dtype"]}
         # Shapes alone: a damaged file may ask for a network of any size.
         model = nnx.eval_shape(lambda: models.create(**arguments))
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where}: describes no network of this program ({first_line(error)})") from error
     _, params, rest = split_model(model)
     expected = _shapes({"params": params, "rest": rest})

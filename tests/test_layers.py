@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bcss_jax.models import cpu_convolution, layers, norms, resampling
+from bcss_jax.models import cpu_convolution, initial, layers, norms, resampling
 
 
 def normal(seed, *shape):
@@ -103,3 +103,12 @@ def test_batch_norm_of_maps_far_from_zero(mean):
     values = np.asarray(x, np.float64)
     expected = (values - values.mean((0, 1, 2))) / np.sqrt(values.var((0, 1, 2)) + 1e-5)
     np.testing.assert_allclose(norms.BatchNorm(5, relu=False)(x), expected, atol=2e-6 * mean)
+
+
+def test_initial_values_are_the_same_when_they_are_traced():
+    shape = (3, 3, 90, 100)  # more than one block, the last one not full
+    drawn = initial.uniform(nnx.Rngs(3), shape, 0.5)[...]
+    np.testing.assert_array_equal(nnx.jit(lambda: initial.uniform(nnx.Rngs(3), shape, 0.5))()[...], drawn)
+    assert len(np.unique(drawn)) > 0.99 * drawn.size
+    huge = nnx.eval_shape(lambda: initial.normal(nnx.Rngs(3), (3, 3, 10**7, 10**7), 1.0))
+    assert huge.shape == (3, 3, 10**7, 10**7)  # no time and no memory
