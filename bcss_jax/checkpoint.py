@@ -20,11 +20,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
-from bcss_jax.errors import DataError, StorageError, first_line
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, first_line
+from bcss_jax.model_function import split_model
 from bcss_jax.sharding import make_mesh, replicated
 from bcss_jax.step import TrainState
 
 FORMAT_VERSION = 2  # in `about`; raised when older code could not read what newer code writes, or newer code older
+_LISTED = 20  # arrays that do not fit, in a message
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +136,7 @@ class Checkpoints:
                 _check_version(self.folder / str(step), about)
                 items = ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore())
                 got = self._manager.restore(step, args=items)
-            except DataError:
+            except UserError:  # among them a request to stop
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
                 log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), first_line(error))
@@ -167,6 +169,7 @@ class Checkpoints:
 class Trained:
     """A model's weights as read from a checkpoint: nested dicts of arrays, and what the checkpoint says of itself."""
 
+    folder: Path  # of the checkpoints
     params: dict
     rest: dict
     about: dict
@@ -189,8 +192,7 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the checkpoints of a run")
-    # Not through a manager: it would also read the other checkpoints and fail if one of those is damaged.
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    steps = _steps(folder)
     if not steps:
         raise DataError(f"{folder}: holds no checkpoint; train first, or name the run's checkpoints folder")
     step = steps[-1]
@@ -202,11 +204,60 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
         _check_version(folder / str(step), about)
         params = _read_arrays(folder / str(step) / "params", mesh)
         rest = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
-    except DataError:
+    except UserError:  # among them a request to stop
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
         raise DataError(f"{folder}/{step}: checkpoint cannot be read ({first_line(error)})") from error
-    return Trained(params, rest, about, step)
+    return Trained(folder, params, rest, about, step)
+
+
+def read_record(folder: Path, step: int | None = None) -> dict:
+    """Where the run was when a checkpoint was written, and its epochs so far: JSON, {} where that cannot be read.
+
+    Args:
+      folder: of the checkpoints.
+      step: of the checkpoint; None: the newest whose record can be read.
+    """
+    folder = Path(folder).resolve()
+    for number in reversed(_steps(folder)) if step is None else (step,):
+        with contextlib.suppress(Exception):  # Orbax raises many kinds for a damaged file
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+                record = reader.restore(folder / str(number) / "progress")
+            if isinstance(record, dict):
+                return record
+    return {}
+
+
+def network_of(trained: Trained) -> nnx.Module:
+    """The network that a checkpoint describes, with shapes in place of weights.
+
+    Raises:
+      DataError: there is no such network, or the checkpoint's weights are not its; one line with up to 20 of the
+        differences.
+    """
+    where = trained.folder / str(trained.step)
+    try:
+        config, scheme = trained.about["config"], trained.about["label_scheme"]
+        arguments = {**config["model"], "num_classes": len(scheme["class_names"]), "dtype": config["dtype"]}
+        # Shapes alone: a damaged file may ask for a network of any size.
+        model = nnx.eval_shape(lambda: models.create(**arguments))
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"{where}: describes no network of this program ({first_line(error)})") from error
+    _, params, rest = split_model(model)
+    expected = _shapes({"params": params, "rest": rest})
+    found = _shapes({"params": trained.params, "rest": trained.rest})
+    lines = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
+    lines += [f"unknown {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
+    both = sorted(expected.keys() & found.keys())
+    lines += [f"{name} is {found[name]}, expected {expected[name]}" for name in both if found[name] != expected[name]]
+    if lines:
+        more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+        raise DataError(
+            f"{where}: the weights are not those of the network that the checkpoint describes "
+            f"({config['model']['name']}, {len(scheme['class_names'])} classes); {len(lines)} of the arrays: "
+            f"{'; '.join(lines[:_LISTED])}{more}"
+        )
+    return model
 
 
 def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
@@ -223,13 +274,24 @@ def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
       DataError: as `load_trained`.
     """
     trained = load_trained(folder, make_mesh(jax.local_devices()[:1]), which)
-    config, scheme = trained.about["config"], trained.about["label_scheme"]
-    model = models.create(**config["model"], num_classes=len(scheme["class_names"]), dtype=config["dtype"])
+    model = network_of(trained)
     _, params, rest = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(params, trained.params)
     nnx.replace_by_pure_dict(rest, trained.rest)
     nnx.update(model, params, rest)
     return model, trained.about
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps that have a folder, ascending. Not through a manager: it would also read the checkpoints and fail for one
+    of them that is damaged."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def _shapes(tree: dict) -> dict[str, str]:
+    """Shape and type of each array, by its place in the tree."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
 def _set_damaged_aside(folder: Path) -> None:

@@ -36,7 +36,7 @@ class Interruption:
 
     def _note(self, number, frame):
         if not self._begun:
-            raise Preempted("stopped before training began; the same command starts again")
+            raise Preempted("stopped before anything was computed; the same command starts again")
         if not self.requested:
             print("asked to stop: saving after this step", file=sys.stderr, flush=True)
         self.requested = True

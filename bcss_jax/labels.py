@@ -11,6 +11,7 @@ treated the same. In the Kaggle tiles 0 also covers every other tissue.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -25,6 +26,7 @@ CODE_BOOKS = {"bcss22": BCSS22_NAMES, "kaggle3": KAGGLE3_NAMES}
 
 TUMOR, STROMA, INFLAMMATORY, NECROSIS = (1, 19, 20), (2,), (3, 10, 11), (4,)
 UNKNOWN = (0, 7, 15)  # outside the ROI, excluded, undetermined: no truth to learn from
+CLASS_NAME = re.compile(r"\w[\w +.-]{0,63}")  # names go into tables, file columns and web pages
 UNMAPPED = 254  # what the look-up table gives for a number that is no code; never reaches a model
 
 
@@ -72,6 +74,36 @@ SCHEMES = {
         ),
     )
 }
+
+
+def scheme_from_json(values: dict) -> LabelScheme:
+    """The scheme that `LabelScheme.to_json` gave, if it is one of `SCHEMES`: files may say anything.
+
+    Raises:
+      ValueError: one line on what is wrong.
+    """
+    fields = [field.name for field in dataclasses.fields(LabelScheme)]
+    if not isinstance(values, dict) or sorted(values) != sorted(fields):
+        raise ValueError(f"a label scheme has the fields {', '.join(fields)}")
+    names, evaluated = values["class_names"], values["evaluated"]
+    if not all(isinstance(value, list | tuple) and value for value in (names, evaluated)):
+        raise ValueError("class_names and evaluated must be lists that are not empty")
+    for name in names:
+        if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
+            raise ValueError(f"the class name {ascii(name)[:70]} is not made of letters, digits, spaces, _ + . and -")
+    for what, entries in (("class name", names), ("evaluated label", evaluated)):
+        twice = [entry for number, entry in enumerate(entries) if entry in entries[:number]]
+        if twice:
+            raise ValueError(f"the {what} {twice[0]!r} stands there twice")
+    known = SCHEMES.get(values["name"]) if isinstance(values["name"], str) else None
+    if known is None:
+        raise ValueError(f"the label scheme {ascii(values['name'])[:70]} is none of {', '.join(SCHEMES)}")
+    if LabelScheme(known.name, tuple(names), values["ignore_index"], tuple(evaluated)) != known:
+        raise ValueError(
+            f"its classes are not those of {known.name}: {', '.join(known.class_names)}, evaluated "
+            f"{', '.join(known.evaluated_names)}, ignored label {known.ignore_index}"
+        )
+    return known
 
 
 def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from bcss_jax.config import differences
 from bcss_jax.errors import ConfigError, StorageError
@@ -37,7 +41,7 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise StorageError(f"{workdir}: in use by {holder}; wait for it, or choose another --workdir") from error
+            raise StorageError(f"{workdir}: in use by {holder}; wait for it, or choose another folder") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -98,6 +102,13 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes an image, or labels as one channel, as PNG; whole or not at all, and errors, as `write_bytes`."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    write_bytes(path, content.getvalue())
 
 
 @contextlib.contextmanager

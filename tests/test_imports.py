@@ -13,7 +13,9 @@ CORE = (
     "bcss_jax.evaluation.surface_distance", "bcss_jax.evaluation.calibration", "bcss_jax.evaluation.bootstrap",
     "bcss_jax.evaluation.scores", "bcss_jax.evaluation.per_image", "bcss_jax.evaluation.tables",
     "bcss_jax.evaluation.figures", "bcss_jax.evaluation.limits", "bcss_jax.evaluation.report",
-    "bcss_jax.evaluation.model_card",
+    "bcss_jax.evaluation.model_card", "bcss_jax.evaluation.predict", "bcss_jax.evaluation.run",
+    "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
+    "bcss_jax.evaluation.gallery", "bcss_jax.evaluate",
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip

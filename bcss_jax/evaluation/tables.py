@@ -32,14 +32,53 @@ TEX_SPECIAL = {
 
 
 def write(folder: Path, evaluations: Sequence[dict]) -> None:
-    """Writes table.md and table.tex into a folder.
+    """Writes table.md and table.tex into a folder; if there are several label schemes, a table and heading of each.
+
+    Raises:
+      DataError: no evaluations.
+      StorageError: they cannot be written.
+    """
+    groups = by_scheme(evaluations) or {"": evaluations}
+    sections = [markdown(group) for group in groups.values()]
+    if len(groups) > 1:
+        sections = [f"## {markdown_text(name)}\n\n{text}" for name, text in zip(groups, sections, strict=True)]
+    write_text(folder / "table.md", "\n".join(sections))
+    write_text(folder / "table.tex", "\n".join(map(latex, groups.values())))
+
+
+def by_scheme(evaluations: Sequence[dict]) -> dict[str, list[dict]]:
+    """The evaluations of each label scheme, by its name, in their order."""
+    groups = {}
+    for evaluation in evaluations:
+        groups.setdefault(evaluation["label_scheme"]["name"], []).append(evaluation)
+    return groups
+
+
+def text(evaluations: Sequence[dict]) -> str:
+    """The main figures as aligned columns, for a terminal.
 
     Raises:
       ConfigError, DataError: as `markdown`.
-      StorageError: they cannot be written.
     """
-    write_text(folder / "table.md", markdown(evaluations))
-    write_text(folder / "table.tex", latex(evaluations))
+    _refuse_different_schemes(evaluations)
+    scheme = evaluations[0]["label_scheme"]
+    names = [*(scheme["class_names"][label] for label in scheme["evaluated"]), "macro"]
+    rows = [["model", *names, "95 % interval", "HD95 um", "NSD", "ECE"]]
+    for evaluation in evaluations:
+        found = evaluation["scores"]
+        low, high = found["intervals"]["dice_global"]["macro"]
+        surface = [found["surface"][name]["macro"] for name in ("hd95_um", "nsd")]
+        rows.append(
+            [
+                _one_line(evaluation["name"]),
+                *(_score(found["scores"]["dice_global"][name]) for name in names),
+                "–" if low is None else f"{low:.3f} to {high:.3f}",
+                *map(_score, (*surface, found["calibration"]["ece"])),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([f"{scheme['name']}, Dice over all pixels:", *lines])
 
 
 def markdown(evaluations: Sequence[dict]) -> str:

@@ -29,11 +29,12 @@ def _normal_block(key: jax.Array, index: int) -> jax.Array:
 def _draw(block, rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> nnx.Param:
     # Drawn in blocks of one size: a network has dozens of shapes, and XLA would compile a generator for each of them.
     key, size = rngs.params(), math.prod(shape)
-    blocks = [block(key, index) for index in range(-(-size // _BLOCK))]
-    if not isinstance(key, jax.core.Tracer):
-        blocks = jax.device_get(blocks)  # NumPy joins them without compiling either
-    xp = jnp if isinstance(key, jax.core.Tracer) else np
-    return nnx.Param(jnp.asarray(xp.concatenate(blocks)[:size].reshape(shape) * np.float32(scale)))
+    count = -(-size // _BLOCK)
+    if isinstance(key, jax.core.Tracer):  # mostly for the shapes alone: one operation, whatever the size
+        values = jax.lax.map(lambda index: block(key, index), jnp.arange(count)).reshape(-1)
+    else:
+        values = np.concatenate(jax.device_get([block(key, index) for index in range(count)]))  # not compiled either
+    return nnx.Param(jnp.asarray(values[:size].reshape(shape) * np.float32(scale)))
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:

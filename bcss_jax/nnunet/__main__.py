@@ -25,9 +25,9 @@ from bcss_jax.nnunet.plan import PRESETS
 from bcss_jax.nnunet.plan import plan as plan_for
 from bcss_jax.nnunet.predict import labels_of, make_predictor
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.nnunet.validate import write_png
 from bcss_jax.pretrained import to_torch_state
 from bcss_jax.progress import ProgressLine
+from bcss_jax.workdir import write_png
 
 OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay, at most
 

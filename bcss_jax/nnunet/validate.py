@@ -1,13 +1,11 @@
 """Prediction and scores of a fold's held-back cases, whole images through sliding windows, as nnU-Net validates."""
 
 import contextlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bcss_jax import figures, metrics
 from bcss_jax.labels import LabelScheme
@@ -15,7 +13,7 @@ from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.predict import labels_of
 from bcss_jax.nnunet.store import Stored
 from bcss_jax.progress import ProgressLine
-from bcss_jax.workdir import write_bytes, write_text
+from bcss_jax.workdir import write_png, write_text
 
 PICTURES, PICTURE_SIDE = 6, 512
 
@@ -76,13 +74,6 @@ def confusion(labels: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> np.
     counted = truth != scheme.ignore_index
     pairs = truth[counted].astype(np.int64) * scheme.num_classes + labels[counted]
     return np.bincount(pairs, minlength=scheme.num_classes**2).reshape(scheme.num_classes, -1)
-
-
-def write_png(path: Path, labels: np.ndarray) -> None:
-    """Writes labels as a PNG with one channel, whole or not at all."""
-    content = io.BytesIO()
-    Image.fromarray(labels).save(content, format="PNG")
-    write_bytes(path, content.getvalue())
 
 
 def _middle(array, side):

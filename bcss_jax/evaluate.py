@@ -1,0 +1,218 @@
+"""Scores trained runs on one part of a data set, side by side.
+
+    python -m bcss_jax.evaluate --checkpoints=runs/unet,runs/transunet --output=results
+        [--split=val] [--data.dir=FOLDER --data.layout=kaggle224] [--tta] [--ensemble]
+
+Network, label scheme, image statistics and data come from each checkpoint. The same command goes on where it was
+stopped. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import jax
+
+from bcss_jax import labels, layouts, workdir
+from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
+from bcss_jax.evaluation import tables, trained_run
+from bcss_jax.evaluation.results_folder import ResultsFolder
+from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
+from bcss_jax.evaluation.subject import Subject, differences, evaluate
+from bcss_jax.interruption import Interruption
+from bcss_jax.sharding import check_batch_size, make_mesh
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and evaluates. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.getLogger("bcss_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        with Interruption() as interruption:
+            _run(args, interruption)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m bcss_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoints", required=True, help="folders of runs, or of their checkpoints, separated by commas")
+    add("--output", required=True, type=Path, help="folder of the results")
+    add("--which", choices=("best", "latest"), default="best", help="checkpoint of each run")
+    add("--split", choices=layouts.PARTS, default="val", help="part of the data to score")
+    add("--data.layout", dest="layout", choices=layouts.LAYOUTS, help="the checkpoint's if not given")
+    add("--data.dir", dest="data_dir", help="folder of the data set; the checkpoint's if not given")
+    add(
+        "--data.split", dest="data_split", choices=("published", "institute"), help="how the parts come about; likewise"
+    )
+    add("--data.mpp", dest="mpp", type=float, help="um per pixel; likewise")
+    add("--prepared_dir", default="~/.cache/bcss_jax", help="where prepared data are kept")
+    add("--batch_size", type=int, help="images at a time, over all devices; the smallest of the runs' if not given")
+    add("--tta", action="store_true", help="mean over flips and quarter turns; flips only if images are not square")
+    add("--ensemble", action="store_true", help="besides, the mean of all checkpoints of one label scheme")
+    add("--overwrite", action="store_true", help="replace results of other settings or models")
+    add("--debug", action="store_true", help="show the traceback of errors")
+    return parser
+
+
+def _run(args: argparse.Namespace, interruption: Interruption) -> None:
+    paths = [Path(path) for path in args.checkpoints.split(",") if path]
+    if not paths:
+        raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
+    mesh = make_mesh(jax.local_devices())
+    taken = ("evaluation.json", "table.md", "table.tex")
+    runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths], taken)
+    batch_size = args.batch_size if args.batch_size is not None else min(run.config["eval_batch_size"] for run in runs)
+    check_batch_size("--batch_size", batch_size, 1, mesh)
+    settings = {
+        "part": args.split,
+        "which": args.which,
+        "tta": args.tta,
+        "batch_size": batch_size,
+        "tolerance_um": TOLERANCE_UM,
+        "temperature_pixels": SAMPLED_PIXELS,
+    }
+    with workdir.locked(args.output):
+        results = ResultsFolder(args.output, settings, args.overwrite)
+        subjects = _subjects(args, runs, batch_size)
+        for subject in subjects:
+            results.check(subject.folder, subject.identity())
+        interruption.begin()
+        results.claim()
+        evaluations = []
+        for subject in subjects:
+            evaluation = results.finished(subject.folder, subject.identity())
+            if evaluation:
+                print(f"{subject.name}: evaluated before", flush=True)
+            elif interruption.requested:
+                raise Preempted(f"stopped before {subject.name}; the same command goes on from there")
+            else:
+                evaluation = _evaluate(subject, results, batch_size, args.tta, mesh, interruption)
+            evaluations.append(evaluation)
+        results.write(evaluations, differences(subjects, results))
+    _conclude(args.output, evaluations)
+
+
+def _subjects(args, runs, batch_size) -> list[Subject]:
+    """The runs, and after them the ensembles that were asked for: of one scheme, on the same images."""
+    found, prepared = [], {}
+    for run in runs:
+        settings = _data_settings(args, run)
+        key = json.dumps([settings, run.scheme.name], sort_keys=True)
+        if key not in prepared:
+            prepared[key] = _parts(settings, args, run.scheme, batch_size)
+        found.append(Subject(run.name, run.name, (run,), *prepared[key]))
+    if not args.ensemble:
+        return found
+    groups = {}
+    for subject in found:
+        groups.setdefault((subject.scheme, subject.part.data["content_sha256"]), []).append(subject)
+    groups = [group for group in groups.values() if len(group) > 1]
+    if not groups:
+        raise ConfigError("--ensemble needs two or more checkpoints of one label scheme and one data set")
+    names = [subject.name for subject in found]
+    for number, group in enumerate(groups, 1):
+        name = f"ensemble of {len(group)}" + (f", {number}" if len(groups) > 1 else "")
+        folder = name.replace(", ", "_").replace(" ", "_")
+        if folder in names:
+            raise ConfigError(f"a run is called {folder}, as the ensemble would be; rename its folder")
+        runs_of_group = tuple(subject.runs[0] for subject in group)
+        found.append(Subject(name, folder, runs_of_group, group[0].part, group[0].fit_on))
+    return found
+
+
+def _data_settings(args, run) -> dict:
+    """Arguments of `dataset.prepare`: the checkpoint's, and those of the command line in their place."""
+    saved = run.config["data"]
+    names = ("layout", "split", "mpp", "patch_size", "stride", "allow_missing", "max_bad")
+    settings = {name: saved[name] for name in names} | {"data_dir": saved["dir"] or None}
+    if args.layout and args.layout != saved["layout"]:
+        settings |= {"layout": args.layout, "split": "published", "data_dir": None}
+    given = {"data_dir": args.data_dir, "split": args.data_split, "mpp": args.mpp}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    if settings["layout"] == "sample" and args.data_dir:
+        raise ConfigError(
+            f"--data.dir={args.data_dir}: {run.name} was trained on the built-in sample, which has no folder; "
+            "say how that folder is laid out, as in --data.layout=kaggle224"
+        )
+    return settings
+
+
+def _parts(settings, args, scheme, batch_size) -> tuple[Part, Part]:
+    """The part to score, and the one that the temperature is fitted on: val if there is another one than that."""
+    from bcss_jax import dataset  # here, because TensorFlow takes seconds that a typo should not cost
+
+    data = dataset.prepare(**settings, prepared_dir=args.prepared_dir, scheme=scheme)
+    if not data.splits.get(args.split):
+        there = ", ".join(f"{part} {count}" for part, count in data.splits.items())
+        raise DataError(
+            f"{settings['data_dir'] or 'the built-in sample'}: expected images with masks in the part {args.split}, found "
+            f"none ({there}); choose another --split"
+        )
+    part = _part(data, args.split, scheme, batch_size)
+    return part, _part(data, "val", scheme, batch_size) if args.split == "test" and data.splits.get("val") else part
+
+
+def _part(data, name, scheme, batch_size) -> Part:
+    from bcss_jax.host_tensorflow import tf
+    from bcss_jax.input_pipeline import eval_batches
+
+    table = data.table(name)
+    pipeline = {
+        "table": labels.lookup_table(scheme, data.codes),
+        "ignore_index": scheme.ignore_index,
+        "batch_size": batch_size,
+    }
+
+    def batches(first):
+        left = len(table) - first
+        return eval_batches(data.load(name).skip(first), left, **pipeline) if left else iter(())
+
+    def only(indices):
+        chosen = data.load(name).filter(
+            lambda example: tf.reduce_any(example["index"] == tf.constant(indices, tf.int64))
+        )
+        return eval_batches(chosen, len(indices), **pipeline)
+
+    return Part(name, data.describe(), table, batches, only)
+
+
+def _evaluate(subject, results, batch_size, tta, mesh, interruption) -> dict:
+    try:
+        return evaluate(subject, results, batch_size=batch_size, tta=tta, mesh=mesh, interruption=interruption)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise StorageError(
+            f"{subject.name}: the device's memory does not hold {batch_size} images at a time; try a smaller --batch_size"
+        ) from error
+
+
+def _conclude(output, evaluations) -> None:
+    for group in tables.by_scheme(evaluations).values():
+        print(f"\n{tables.text(group)}")
+    print(f"\nlook at:   {output / 'table.md'}  {output / evaluations[0]['folder'] / 'gallery'}")
+    print(f"figures:   {output / 'evaluation.json'}  {output / evaluations[0]['folder'] / 'per_image.csv'}")
+
+
+if __name__ == "__main__":
+    # By force: Orbax has set up logging in its own way when it was imported.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    sys.exit(main())

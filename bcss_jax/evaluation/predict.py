@@ -1,0 +1,142 @@
+"""What trained models say of a batch of images, and the counts that scores are made of, on the devices.
+
+A pixel's probabilities are those of the evaluated classes alone: the logit of an ignored class was never trained, so it
+must not weigh in a mean. They are kept as logarithms, which do not underflow where a model is sure of itself. Models of
+one structure share what is compiled, because a `ModelFunction` is equal to another of the same structure.
+
+Test-time augmentation is the mean of the probabilities over flips and turns of the image, each undone in the
+prediction: the eight of a square, or the four that leave a rectangle's shape as it is. An ensemble is the mean over
+models, of the same kind.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bcss_jax import metrics, sharding
+from bcss_jax.evaluation.calibration import confidence_counts
+from bcss_jax.labels import LabelScheme
+from bcss_jax.model_function import ModelFunction
+
+Member = tuple[ModelFunction, dict, dict]  # with its params and rest
+
+
+class View(NamedTuple):
+    """One of the flips and turns of an image."""
+
+    quarter_turns: int
+    flipped: bool  # left and right exchanged, before it is turned
+
+
+def views(height: int, width: int, tta: bool) -> tuple[View, ...]:
+    """The views that are averaged for images of a size; the first is the image as it is."""
+    if not tta:
+        return (View(0, False),)
+    turns = (0, 1, 2, 3) if height == width else (0, 2)
+    return tuple(View(quarter_turns, flipped) for flipped in (False, True) for quarter_turns in turns)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def log_probabilities(
+    function: ModelFunction, scheme: LabelScheme, tta: bool, params: dict, rest: dict, images: jax.Array
+) -> jax.Array:
+    """Logarithms of the probabilities that a model gives the classes of each pixel.
+
+    Args:
+      function: the model.
+      scheme: its label scheme.
+      tta: mean over flips and turns.
+      params: of the model.
+      rest: of the model.
+      images: uint8 [N, H, W, 3].
+
+    Returns:
+      float32 [N, H, W, C], minus infinity for the classes that are not evaluated.
+    """
+    evaluated = np.isin(np.arange(scheme.num_classes), scheme.evaluated)
+
+    def seen(images):
+        logits, _ = function(params, rest, images, train=False)
+        return jax.nn.log_softmax(jnp.where(evaluated, logits.astype(jnp.float32), -jnp.inf))
+
+    several = views(*images.shape[1:3], tta)
+    if len(several) == 1:
+        return seen(images)
+    undo = [functools.partial(_undone, view=view) for view in several]
+
+    def add(total, numbered):
+        number, turned = numbered
+        return jnp.logaddexp(total, jax.lax.switch(number, undo, seen(turned))), None
+
+    # One after the other: the network is compiled once, and needs no more memory than for one view.
+    turned = jnp.stack([_turned(images, view) for view in several])
+    nothing = jnp.full((*images.shape[:3], scheme.num_classes), -jnp.inf, jnp.float32)
+    total, _ = jax.lax.scan(add, nothing, (jnp.arange(len(several)), turned))
+    return total - np.float32(np.log(len(several)))
+
+
+@jax.jit
+def mean(each: list[jax.Array]) -> jax.Array:
+    """Logarithms of the mean probabilities, from the logarithms of each model's."""
+    return functools.reduce(jnp.logaddexp, each) - np.float32(np.log(len(each)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def counts(scheme: LabelScheme, log_probabilities: jax.Array, labels: jax.Array, positions: jax.Array) -> dict:
+    """What is kept of each image.
+
+    Args:
+      scheme: the label scheme.
+      log_probabilities: [N, H, W, C].
+      labels: uint8 [N, H, W], the truth.
+      positions: int32 [N, P], pixels by their place in the flattened image, whose logits are wanted.
+
+    Returns:
+      `predictions` uint8 [N, H, W]; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B]
+      (`calibration.ConfidenceCounts`); `logits` float32 [N, P, C], but for a constant per pixel, and `labels` [N, P]
+      of the pixels at `positions`.
+    """
+    predictions = metrics.predict(log_probabilities, scheme.evaluated)
+    confidence = confidence_counts(jnp.exp(log_probabilities), labels, scheme.evaluated, scheme.ignore_index)
+    flat = log_probabilities.reshape(len(labels), -1, scheme.num_classes)
+    return {
+        "predictions": predictions.astype(jnp.uint8),
+        "confusion": metrics.confusion(predictions, labels, scheme.num_classes, scheme.ignore_index),
+        **confidence._asdict(),
+        "logits": jnp.take_along_axis(flat, positions[..., None], axis=1),
+        "labels": jnp.take_along_axis(labels.reshape(len(labels), -1), positions, axis=1),
+    }
+
+
+class Predictor:
+    """One model, or several as an ensemble, of one label scheme."""
+
+    def __init__(self, members: Sequence[Member], scheme: LabelScheme, tta: bool, mesh: Mesh):
+        """Takes models whose arrays lie on all devices of the mesh."""
+        self.scheme, self.tta = scheme, tta
+        self._members, self._mesh = list(members), mesh
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray, positions: np.ndarray) -> dict[str, jax.Array]:
+        """Starts to compute `counts` of a batch, and returns at once."""
+        placed = sharding.place_batch({"images": images, "labels": labels, "positions": positions}, self._mesh)
+        each = [
+            log_probabilities(function, self.scheme, self.tta, params, rest, placed["images"])
+            for function, params, rest in self._members
+        ]
+        joined = each[0] if len(each) == 1 else mean(each)
+        return counts(self.scheme, joined, placed["labels"], placed["positions"])
+
+
+def _turned(images, view):
+    images = jnp.flip(images, axis=2) if view.flipped else images
+    return jnp.rot90(images, view.quarter_turns, axes=(1, 2))
+
+
+def _undone(predicted, view):
+    predicted = jnp.rot90(predicted, -view.quarter_turns, axes=(1, 2))
+    return jnp.flip(predicted, axis=2) if view.flipped else predicted

@@ -1,0 +1,189 @@
+"""A trained run as the evaluation needs it: found by its path, and checked before anything is computed.
+
+Everything that decides what the figures mean comes from the checkpoint: network, label scheme, image statistics, data.
+Nothing in a run's folder is executed or unpickled; a checkpoint is JSON and arrays.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bcss_jax import checkpoint
+from bcss_jax.config import validate
+from bcss_jax.errors import ConfigError, DataError, first_line
+from bcss_jax.labels import LabelScheme, scheme_from_json
+from bcss_jax.model_function import ImageStatistics, ModelFunction
+from bcss_jax.run_record import COLUMNS
+from bcss_jax.summary import params_sha256
+from bcss_jax.tiles import printable
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint that can be evaluated; its arrays stay on the disk until `member` reads them.
+
+    Attributes:
+      name: unique among those of an evaluation; letters, digits, `_`, `.`, `+` and `-`, so that it can be a folder's.
+      folder: of the checkpoints.
+      which: "best" or "latest".
+      step: of the checkpoint.
+      about: what it says of itself.
+      scheme: its label scheme.
+      function: its network, equal to that of another run of the same structure.
+      sha256: of `params`, and of `rest` (batch statistics).
+    """
+
+    name: str
+    folder: Path
+    which: str
+    step: int
+    about: dict
+    scheme: LabelScheme
+    function: ModelFunction
+    sha256: dict[str, str]
+
+    @property
+    def config(self) -> dict:
+        """All settings of the training."""
+        return self.about["config"]
+
+    def identity(self) -> dict:
+        """What decides its predictions, as JSON."""
+        config = {name: self.config[name] for name in ("model", "dtype", "image_mean", "image_std")}
+        return {**self.sha256, **config, "label_scheme": self.about["label_scheme"]}
+
+    def position(self) -> dict:
+        """Where the checkpoint comes from, as JSON."""
+        epoch = checkpoint.read_record(self.folder, self.step).get("epoch")
+        return {"folder": str(self.folder), "which": self.which, "step": self.step, "epoch": epoch}
+
+    def history(self) -> list[dict]:
+        """The rows of history.csv that the newest checkpoint knows of."""
+        rows = checkpoint.read_record(self.folder).get("history")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731
+        return [{name: finite(row.get(name)) for name in COLUMNS} for row in rows]
+
+    def member(self, mesh: Mesh) -> tuple[ModelFunction, dict, dict]:
+        """Function, params and rest, on all devices of the mesh.
+
+        Raises:
+          DataError: the checkpoint cannot be read, or another one has taken its place.
+        """
+        trained = checkpoint.load_trained(self.folder, mesh, self.which)
+        if trained.step != self.step:
+            raise DataError(
+                f"{self.folder}: the run has saved another checkpoint meanwhile; run the same command again"
+            )
+        return self.function, trained.params, trained.rest
+
+
+def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
+    """Finds a run's checkpoint and checks it.
+
+    Args:
+      path: the folder of a run, or of its checkpoints.
+      mesh: devices to read onto.
+      which: "best" or "latest".
+
+    Raises:
+      DataError: there is no checkpoint of this program, or it is damaged, of another format, or contradicts itself.
+      ConfigError: it is one that another command evaluates.
+    """
+    folder = _checkpoints_of(path)
+    trained = checkpoint.load_trained(folder, mesh, which)
+    where, about = folder / str(trained.step), trained.about
+    config = about.get("config")
+    if isinstance(config, dict) and config.get("method") == "nnunet":
+        raise _of_nnunet(path)
+    try:
+        scheme = scheme_from_json(about.get("label_scheme"))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; the checkpoint was changed or is not of this program") from error
+    try:
+        settings = ConfigDict(config)
+        validate(settings)
+        json.dumps(about, allow_nan=False)  # it is written down again
+        if not {"layout", "split", "tiles"} <= about["data"].keys():
+            raise KeyError("data")
+        if settings.labels != scheme.name:
+            raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
+        statistics = ImageStatistics(tuple(settings.image_mean), tuple(settings.image_std))
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
+        ) from error
+    function = ModelFunction(checkpoint.network_of(trained), statistics)
+    sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.rest)}
+    return TrainedRun(_name(folder), folder, which, trained.step, about, scheme, function, sha256)
+
+
+def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> list[TrainedRun]:
+    """The same runs; those of one name get that of the folder above in front, and a number if that is not enough.
+
+    Raises:
+      ConfigError: the same checkpoint twice.
+    """
+    folders = [run.folder for run in runs]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            raise ConfigError(f"--checkpoints names {printable(folder)} twice; name it once")
+    names = [run.name for run in runs]
+    longer = [_clean(f"{run.folder.parent.parent.name}_{name}") if names.count(name) > 1 else name
+              for run, name in zip(runs, names, strict=True)]  # fmt: skip
+    unique = []
+    for name in longer:
+        number, candidate = 1, name
+        while candidate in unique or candidate in taken:
+            number += 1
+            candidate = f"{name}-{number}"
+        unique.append(candidate)
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, unique, strict=True)]
+
+
+def joint_sha256(runs: Sequence[TrainedRun]) -> str:
+    """Of the parameters of several runs, in their order."""
+    return hashlib.sha256(json.dumps([run.sha256["params"] for run in runs]).encode()).hexdigest()
+
+
+def _checkpoints_of(path):
+    path = Path(path).expanduser()
+    if path.is_file():
+        raise DataError(
+            f"{printable(path)}: expected the folder of a run or its checkpoints, found a file; weights of other programs "
+            "are read by --config.pretrained of python -m bcss_jax.main only"
+        )
+    if not path.is_dir():
+        raise DataError(f"{printable(path)}: no such folder; expected the folder of a run, such as runs/unet")
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and any(each.name.isdecimal() for each in folder.iterdir()):
+            return folder.resolve()
+    if any(path.glob("fold_*/checkpoints")):
+        raise _of_nnunet(path)
+    raise DataError(
+        f"{printable(path)}: expected the folder of a run or its checkpoints, found no checkpoint in it; train first, or "
+        "name another folder"
+    )
+
+
+def _of_nnunet(path):
+    return ConfigError(
+        f"{printable(path)}: a run of nnU-Net's method, which crops, normalises and joins folds in its own way; its folds "
+        "are scored in the run's cross_validation.json, and python -m bcss_jax.nnunet predict segments other images with it"
+    )
+
+
+def _name(folder):
+    return _clean(folder.parent.name if folder.name == "checkpoints" else folder.name)
+
+
+def _clean(name):
+    """A name that can be that of a folder, in any file system."""
+    return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
