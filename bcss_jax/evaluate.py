@@ -22,7 +22,7 @@ import jax
 from bcss_jax import labels, layouts, workdir
 from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from bcss_jax.evaluation import tables, trained_run
-from bcss_jax.evaluation.results_folder import ResultsFolder
+from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.subject import Subject, differences, evaluate
 from bcss_jax.interruption import Interruption
@@ -77,8 +77,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     if not paths:
         raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
     mesh = make_mesh(jax.local_devices())
-    taken = ("evaluation.json", "table.md", "table.tex")
-    runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths], taken)
+    runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths], OF_ALL)
     batch_size = args.batch_size if args.batch_size is not None else min(run.config["eval_batch_size"] for run in runs)
     check_batch_size("--batch_size", batch_size, 1, mesh)
     settings = {
@@ -208,7 +207,7 @@ def _evaluate(subject, results, batch_size, tta, mesh, interruption) -> dict:
 def _conclude(output, evaluations) -> None:
     for group in tables.by_scheme(evaluations).values():
         print(f"\n{tables.text(group)}")
-    print(f"\nlook at:   {output / 'table.md'}  {output / evaluations[0]['folder'] / 'gallery'}")
+    print(f"\nlook at:   {output / 'report.html'}  {output / 'figures'}")
     print(f"figures:   {output / 'evaluation.json'}  {output / evaluations[0]['folder'] / 'per_image.csv'}")
 
 

@@ -2,9 +2,10 @@
 
     DIR/evaluation.json        settings, and everything about every model (format: `FORMAT`)
     DIR/table.md, table.tex    the same in short
+    DIR/report.html, figures/  to look at
     DIR/NAME/                  of each model
         scores.json            what evaluation.json says of it; written last, so that it means "finished"
-        per_image.csv, gallery/
+        per_image.csv, gallery/, MODEL_CARD.md
         progress.npz           of an evaluation that was stopped: counts of the images so far
 
 What scores.json and progress.npz hold is used again only for the same parameters, data and settings, their *identity*.
@@ -19,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.errors import ConfigError, DataError, first_line
-from bcss_jax.evaluation import per_image, tables
+from bcss_jax.evaluation import figures, model_card, per_image, report, tables
 from bcss_jax.workdir import storage_errors, write_bytes, write_text
 
 FORMAT = 1  # of evaluation.json and scores.json; raised when what stands in them changes its meaning
-TABLES = ("table.md", "table.tex")
-OF_A_RUN = ("scores.json", "progress.npz", "per_image.csv", "gallery")
+OF_ALL = ("evaluation.json", "table.md", "table.tex", "report.html", "figures")
+OF_A_RUN = ("scores.json", "progress.npz", "per_image.csv", "gallery", "MODEL_CARD.md")
 log = logging.getLogger(__name__)
 
 
@@ -72,11 +73,10 @@ class ResultsFolder:
             return
         with storage_errors(self.folder):
             for run in self._in_the_way:
-                _clear(run)
+                _clear(run, OF_A_RUN)
                 if not any(run.iterdir()):
                     run.rmdir()
-            for name in TABLES:
-                (self.folder / name).unlink(missing_ok=True)
+            _clear(self.folder, OF_ALL)
         self.write([], [])
 
     def check(self, name: str, identity: dict) -> None:
@@ -126,7 +126,7 @@ class ResultsFolder:
         """Makes place for a run: what is left over of another one under that name goes."""
         folder = self.folder / name
         with storage_errors(folder):
-            _clear(folder)
+            _clear(folder, OF_A_RUN)
             folder.mkdir(exist_ok=True)
 
     def keep(self, name: str, identity: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -144,11 +144,17 @@ class ResultsFolder:
             (self.folder / name / "progress.npz").unlink(missing_ok=True)
 
     def write(self, evaluations: list[dict], differences: list[dict]) -> None:
-        """Writes evaluation.json and, if there is anything to show, the tables."""
+        """Writes evaluation.json and, if there is anything to show, tables, pictures, cards and the report."""
         content = {"format": FORMAT, "settings": self.settings, "evaluations": evaluations, "differences": differences}
         write_text(self.folder / "evaluation.json", _json(content))
-        if evaluations:
-            tables.write(self.folder, evaluations)
+        if not evaluations:
+            return
+        tables.write(self.folder, evaluations)
+        galleries = {each["folder"]: report.read_gallery(self.folder / each["folder"], each) for each in evaluations}
+        figures.write(self.folder / "figures", evaluations, galleries)
+        for each in evaluations:
+            model_card.write(self.folder / each["folder"] / "MODEL_CARD.md", each)
+        report.write(self.folder / "report.html", content, galleries)
 
     def _whole(self, identity):
         return _as_json({"format": FORMAT, **identity, "settings": self.settings})
@@ -171,9 +177,9 @@ class ResultsFolder:
             return _damaged(path, first_line(error))
 
 
-def _clear(folder):
+def _clear(folder, names):
     """Deletes what an evaluation wrote, nothing else."""
-    for path in (folder / name for name in OF_A_RUN):
+    for path in (folder / name for name in names):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

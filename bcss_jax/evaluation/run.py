@@ -168,8 +168,8 @@ def temperature(sampled: Arrays, scheme: LabelScheme, fitted_on: str, in_sample:
       in_sample: they are of the images that are scored, so that the error after scaling flatters.
 
     Returns:
-      `{"value", "fitted_on", "in_sample", "pixels", "ece_before", "ece_after"}`, the errors on these same pixels; None
-      if none of them has truth.
+      `{"value", "fitted_on", "in_sample", "pixels", "ece_before", "ece_after", "curve_after"}`, errors and curve
+      (`calibration.reliability`) on these same pixels; None if none of them has truth.
 
     Raises:
       NumericalError: a logit is not finite.
@@ -180,18 +180,20 @@ def temperature(sampled: Arrays, scheme: LabelScheme, fitted_on: str, in_sample:
         return None
     logits, labels = logits[known], labels[known]
     value = calibration.fit_temperature(logits, labels, scheme.evaluated)
-    errors = []
+    before_and_after = []
     for scale in (1.0, value):
         probabilities = jax.nn.softmax(logits / np.float32(scale))[None, None]
         found = calibration.confidence_counts(probabilities, labels[None, None], scheme.evaluated, scheme.ignore_index)
-        errors.append(calibration.reliability(found)["ece"])
+        before_and_after.append(calibration.reliability(found))
+    before, after = before_and_after
     return {
         "value": value,
         "fitted_on": fitted_on,
         "in_sample": in_sample,
         "pixels": len(labels),
-        "ece_before": errors[0],
-        "ece_after": errors[1],
+        "ece_before": before["ece"],
+        "ece_after": after["ece"],
+        "curve_after": after["curve"],
     }
 
 
