@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # Most of the tests' time is compiling; networks this small need no optimised code.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 # Eight devices on a busy core may wait for each other for longer than the 40 s after which XLA ends the process.
-os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=120"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where there is a GPU: one GPU is not eight devices
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
