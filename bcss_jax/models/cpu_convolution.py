@@ -13,7 +13,7 @@ def plain_conv(x: jax.Array, kernel: jax.Array, stride=(1, 1), padding="SAME") -
 
 
 # XLA's strided convolution is quick on CPUs, its gradients are many times slower than products of matrices. In training
-# the forward pass is such a product too: eight devices on two cores, waiting for each other, were seen to block XLA's.
+# the forward pass is such a product too, which takes as long altogether.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding) -> jax.Array:
     """The same; with gradients, where they are asked for, that are quicker."""

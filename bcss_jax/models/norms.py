@@ -1,6 +1,5 @@
 """Normalisation layers. Maps are (N, H, W, C); statistics are float32 whatever the type of the maps."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,64 +10,9 @@ from jax import lax
 
 from bcss_jax.models.torch_layout import SAME, TorchEntries
 
-Activation = Callable[[jax.Array], jax.Array]
-
-
-# XLA on CPUs takes twice as long for what automatic differentiation makes of a normalisation as for this formula.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _normalise(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    average: Callable[[jax.Array], jax.Array],
-    eps: float,
-    activation: Activation | None,
-) -> jax.Array:
-    """Takes the statistics out of a map, scales it, and applies an activation; in the type of the map.
-
-    The gradient of `x` holds what flows through the statistics, which themselves get none.
-
-    Args:
-      x: (N, H, W, C).
-      mean: of `x`, broadcasts over it.
-      var: likewise, biased.
-      scale: (C,).
-      bias: (C,).
-      average: from sums over H and W (N, 1, 1, C) to means over all values that share a statistic; broadcasts over `x`.
-      eps: added to the variance.
-      activation: the last step.
-    """
-    y = ((x.astype(jnp.float32) - mean) * (scale * lax.rsqrt(var + eps)) + bias).astype(x.dtype)
-    return y if activation is None else activation(y)
-
-
-def _normalise_forward(x, mean, var, scale, bias, average, eps, activation):
-    return _normalise(x, mean, var, scale, bias, average, eps, activation), (x, mean, var, scale, bias)
-
-
-def _normalise_backward(average, eps, activation, saved, dy):
-    x, mean, var, scale, bias = saved
-    inverse = lax.rsqrt(var + eps)
-    standard = (x.astype(jnp.float32) - mean) * inverse
-    if activation is not None:
-        (dy,) = jax.vjp(activation, (standard * scale + bias).astype(x.dtype))[1](dy)
-    dy = dy.astype(jnp.float32)
-    dbias = dy.sum((1, 2), keepdims=True)
-    dscale = (dy * standard).sum((1, 2), keepdims=True)
-    dx = inverse * (scale * dy - average(scale * dbias) - standard * average(scale * dscale))
-    return dx.astype(x.dtype), jnp.zeros_like(mean), jnp.zeros_like(var), dscale.sum((0, 1, 2)), dbias.sum((0, 1, 2))
-
-
-_normalise.defvjp(_normalise_forward, _normalise_backward)
-
 
 class Measured(NamedTuple):
-    """A map, and the mean and biased variance of its channels over N, H and W: one measurement for several `BatchNorm`s.
-
-    No gradient flows through the statistics themselves: the norms add their part to that of the map.
-    """
+    """A map, and the mean and biased variance of its channels over N, H and W: one measurement for several `BatchNorm`s."""
 
     values: jax.Array
     mean: jax.Array
@@ -77,10 +21,10 @@ class Measured(NamedTuple):
 
 def measure(x: jax.Array) -> Measured:
     """(N, H, W, C) with its statistics (C,), which are float32."""
-    xf = lax.stop_gradient(x).astype(jnp.float32)
+    xf = x.astype(jnp.float32)
     # Both in one pass. A value of the map is taken off first: where the mean is many times the deviation, E[x^2] - E[x]^2
     # would be a small difference of large numbers.
-    shift = xf[0, 0, 0]
+    shift = lax.stop_gradient(xf[0, 0, 0])
     shifted = xf - shift
     mean = shifted.mean((0, 1, 2))
     var = jnp.maximum((shifted * shifted).mean((0, 1, 2)) - mean * mean, 0)
@@ -122,14 +66,14 @@ class BatchNorm(nnx.Module):
             count = maps[0].values.size // maps[0].values.shape[-1]
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
             self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / max(count - 1, 1))
-        scale, bias, activation = self.scale[...], self.bias[...], jax.nn.relu if self.relu else None
+        a = self.scale[...] * lax.rsqrt(var + 1e-5)
         # Map by map, so that the maps themselves are never joined: that would be one more large array for the gradient.
         parts, first = [], 0
         for m in maps:
             x = m.values if isinstance(m, Measured) else m
             own = slice(first, first + x.shape[-1])
-            average = functools.partial(_share, parts=0 if self.use_running_average else x.size // x.shape[-1])
-            parts.append(_normalise(x, mean[own], var[own], scale[own], bias[own], average, 1e-5, activation))
+            y = ((x.astype(jnp.float32) - mean[own]) * a[own] + self.bias[own]).astype(x.dtype)
+            parts.append(jax.nn.relu(y) if self.relu else y)
             first = own.stop
         return jnp.concatenate(parts, axis=-1)
 
@@ -141,11 +85,6 @@ class BatchNorm(nnx.Module):
             "running_mean": (self.mean, SAME),
             "running_var": (self.var, SAME),
         }
-
-
-def _share(sums: jax.Array, parts: int) -> jax.Array:
-    """(N, 1, 1, C) -> (C,): the mean over a batch of so many pixels; 0 parts: nothing, as the statistics are constants."""
-    return sums.sum((0, 1, 2)) / parts if parts else jnp.zeros(sums.shape[-1], sums.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -160,7 +99,7 @@ class GroupNorm(nnx.Module):
         groups: int,
         *,
         eps: float = 1e-5,
-        activation: Activation | None = None,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
     ):
         """Number of channels and of groups, what is added to the variance, and what follows."""
         self.scale = nnx.Param(jnp.ones(features))
@@ -170,17 +109,14 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) -> the same shape and type."""
         n, h, w, c = x.shape
-        in_groups = (self.groups, c // self.groups)
-
-        def average(sums, values=h * w * in_groups[1]):
-            means = sums.reshape(n, 1, *in_groups).sum(-1, keepdims=True) / values
-            return jnp.broadcast_to(means, (n, 1, *in_groups)).reshape(n, 1, 1, c)
-
-        xf = lax.stop_gradient(x).astype(jnp.float32)
-        mean = average(xf.sum((1, 2), keepdims=True))
+        xf = x.astype(jnp.float32).reshape(n, h * w, self.groups, c // self.groups)
+        mean = xf.mean((1, 3), keepdims=True)
         # Not E[x^2] - E[x]^2: the mean of a map can be many times its deviation.
-        var = average(jnp.square(xf - mean).sum((1, 2), keepdims=True))
-        return _normalise(x, mean, var, self.scale[...], self.bias[...], average, self.eps, self.activation)
+        var = jnp.square(xf - mean).mean((1, 3), keepdims=True)
+        mean, var = (jnp.broadcast_to(v, (n, 1, *xf.shape[2:])).reshape(n, 1, 1, c) for v in (mean, var))
+        y = (x.astype(jnp.float32) - mean) * (self.scale[...] * lax.rsqrt(var + self.eps)) + self.bias[...]
+        y = y.astype(x.dtype)
+        return y if self.activation is None else self.activation(y)
 
     def torch_entries(self) -> TorchEntries:
         """Names as in `torch.nn.GroupNorm`."""
