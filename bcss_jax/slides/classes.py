@@ -1,0 +1,26 @@
+"""What the pixels of a segmented slide mean: one code book for all label schemes, in which 0 is never a tissue class."""
+
+from typing import NamedTuple
+
+from bcss_jax import figures
+from bcss_jax.labels import LabelScheme
+
+BACKGROUND = 0  # no tissue, or not asked for: nothing was computed
+UNREADABLE = 255  # tissue whose pixels the slide does not give
+
+
+class SlideClass(NamedTuple):
+    """A class: `value` in label images, its name, its colour (RGB)."""
+
+    value: int
+    name: str
+    colour: tuple[int, int, int]
+
+
+def classes_of(scheme: LabelScheme) -> tuple[SlideClass, ...]:
+    """The evaluated classes of a scheme, with the values 1, 2, ... in its order."""
+    colours = figures.class_colours(scheme)
+    return tuple(
+        SlideClass(value, scheme.class_names[label], tuple(colours[label].tolist()))
+        for value, label in enumerate(scheme.evaluated, 1)
+    )

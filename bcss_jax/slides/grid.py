@@ -1,0 +1,40 @@
+"""The pixel grid that a slide is segmented on: the whole of level 0 at the model's resolution."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Pixel (x, y) of the grid covers level-0 pixels from (x * scale[0], y * scale[1]) on.
+
+    Attributes:
+      width: pixels.
+      height: pixels.
+      mpp: um per pixel, the model's.
+      scale: level-0 pixels per pixel of the grid, along x and y.
+    """
+
+    width: int
+    height: int
+    mpp: float
+    scale: tuple[float, float]
+
+    @property
+    def pixel_mm2(self) -> float:
+        """Area of a pixel in mm2."""
+        return (self.mpp / 1000) ** 2
+
+
+def grid_of(width: int, height: int, slide_mpp: tuple[float, float], model_mpp: float) -> Grid:
+    """The grid of a slide.
+
+    Args:
+      width: of level 0, pixels.
+      height: likewise.
+      slide_mpp: um per level-0 pixel along x and y.
+      model_mpp: um per pixel that the model was trained at.
+    """
+    columns, rows = (
+        max(1, round(size * mpp / model_mpp)) for size, mpp in zip((width, height), slide_mpp, strict=True)
+    )
+    return Grid(columns, rows, model_mpp, (width / columns, height / rows))
