@@ -1,0 +1,122 @@
+"""Windows on a slide and the blending of what they predict, against whole arrays."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bcss_jax.errors import ConfigError
+from bcss_jax.slides import blend
+from bcss_jax.slides.windows import cut, windows_of
+
+sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(2, 24), st.sampled_from([0, 0.25, 0.5, 0.7]))
+
+
+def blended(windows, weights, predictions, chosen, first_row=0):
+    """(first pixel row, sums, weights) of everything that the blender gives away, joined."""
+    blender = blend.Blender(windows, weights, predictions.shape[2], first_row)
+    shape = windows.height, windows.width
+    sums, total, ends = np.zeros((predictions.shape[2], *shape), np.float32), np.zeros(shape, np.float32), []
+    for row in range(first_row, windows.rows):
+        for column in range(windows.columns):
+            if chosen[row, column]:
+                blender.add(row, column, predictions[row, column])
+        first, end, found = blender.finish(row)
+        ends.append((first, end))
+        for piece in found:
+            sums[:, first:end, piece.left : piece.right] = piece.sums
+            total[first:end, piece.left : piece.right] = piece.weights
+    return ends, sums, total
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes, st.integers(0, 2**32 - 1), st.sampled_from(blend.BLENDS))
+def test_rows_are_the_sums_over_all_windows(size, seed, how):
+    height, width, side, overlap = size
+    windows = windows_of(height, width, side, overlap)
+    weights = blend.weights_of(windows, how)
+    rng = np.random.default_rng(seed)
+    # Small integers: sums are exact whatever their order.
+    predictions = rng.integers(0, 8, (windows.rows, windows.columns, 2, side, side)).astype(np.float32)
+    chosen = rng.random((windows.rows, windows.columns)) < 0.7
+    counting = (weights > 0).astype(np.float32)
+    ends, sums, total = blended(windows, counting, predictions * counting, chosen)
+    margin = side + windows.stride
+    expected = np.zeros((2, height + 2 * margin, width + 2 * margin), np.float32)
+    times = np.zeros(expected.shape[1:], np.float32)
+    for row, column in zip(*chosen.nonzero(), strict=True):
+        y, x = (start + margin for start in windows.corner(row, column))
+        expected[:, y : y + side, x : x + side] += predictions[row, column] * counting
+        times[y : y + side, x : x + side] += counting
+    inside = slice(margin, margin + height), slice(margin, margin + width)
+    np.testing.assert_array_equal(sums, expected[:, *inside])
+    np.testing.assert_array_equal(total, times[inside])
+    assert ends[0][0] == 0 and ends[-1][1] == height
+    assert all(before[1] == after[0] for before, after in zip(ends, ends[1:], strict=False))
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes, st.integers(0, 2**32 - 1), st.data())
+def test_going_on_at_a_pixel_row_gives_the_same_bits(size, seed, data):
+    height, width, side, overlap = size
+    windows = windows_of(height, width, side, overlap)
+    weights = blend.weights_of(windows, "gaussian")
+    rng = np.random.default_rng(seed)
+    predictions = rng.random((windows.rows, windows.columns, 2, side, side), np.float32) * weights
+    chosen = rng.random((windows.rows, windows.columns)) < 0.8
+    _, sums, total = blended(windows, weights, predictions, chosen)
+    y = data.draw(st.integers(0, height - 1))
+    _, again, total_again = blended(windows, weights, predictions, chosen, windows.first_row_that_changes(y))
+    np.testing.assert_array_equal(again[:, y:], sums[:, y:])
+    np.testing.assert_array_equal(total_again[y:], total[y:])
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes)
+def test_all_windows_cover_every_pixel_and_weights_cancel(size):
+    height, width, side, overlap = size
+    windows = windows_of(height, width, side, overlap)
+    for how in blend.BLENDS:
+        weights = blend.weights_of(windows, how)
+        value = np.full((windows.rows, windows.columns, 1, side, side), 0.25, np.float32) * weights
+        _, sums, total = blended(windows, weights, value, np.ones((windows.rows, windows.columns), bool))
+        assert (total > 0).all()
+        np.testing.assert_allclose(sums[0] / total, 0.25, atol=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes)
+def test_windows_over_the_edge_are_reflections(size):
+    height, width, side, overlap = size
+    windows = windows_of(height, width, side, overlap)
+    slide = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+    def reflected(i, length):  # one step at a time, as one would on paper
+        while not 0 <= i < length:
+            i = 0 if length == 1 else -i if i < 0 else 2 * (length - 1) - i
+        return i
+
+    for row in (0, windows.rows - 1):
+        for column in (0, windows.columns - 1):
+            y, x = windows.corner(row, column)
+            low, high = max(y, 0), min(y + side, height)
+            left, right = max(x, 0), min(x + side, width)
+            found = cut(slide[low:high, left:right], (y, x), side, (low, left), slide.shape[:2])
+            ys = [low + reflected(i - low, high - low) for i in range(y, y + side)]
+            xs = [left + reflected(i - left, right - left) for i in range(x, x + side)]
+            np.testing.assert_array_equal(found, slide[np.ix_(ys, xs)])
+
+
+def test_seams_are_where_windows_begin_end_and_hand_over():
+    windows = windows_of(100, 50, 8, 0.25)
+    assert (windows.size, windows.stride, windows.margin, windows.columns) == (8, 6, 1, 9)
+    corners = [windows.corner(0, column)[1] for column in range(windows.columns)]
+    expected = {*corners, *(x + 8 for x in corners), *(x + 1 for x in corners)} & set(range(1, 50))
+    assert set((np.flatnonzero(windows.seams(50)) + 1).tolist()) == expected
+    assert windows.seams(1).size == 0
+
+
+@pytest.mark.parametrize("overlap", (-0.1, 0.8, float("nan")))
+def test_an_overlap_that_cannot_be_is_refused(overlap):
+    with pytest.raises(ConfigError, match="--overlap="):
+        windows_of(10, 10, 8, overlap)
