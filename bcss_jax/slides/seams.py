@@ -1,0 +1,83 @@
+"""How visible the seams between windows are: how much neighbouring pixels disagree across them, and how much elsewhere.
+
+The disagreement of two pixels is the sum of the differences of their probabilities in steps of 1/255: whole numbers, whose
+sums do not depend on their order. Neighbours side by side are compared on every `STEP`-th pixel row, neighbours one above
+the other on every `STEP`-th column.
+"""
+
+import numpy as np
+
+from bcss_jax.slides.blend import Finished
+from bcss_jax.slides.windows import Windows
+
+STEP = 8
+
+
+class Seams:
+    """Counts disagreement on the pixel rows of a slide, which come from top to bottom."""
+
+    def __init__(self, windows: Windows, classes: int):
+        """Starts with nothing; `classes` is K."""
+        self._columns, self._rows = windows.seams(windows.width), windows.seams(windows.height)
+        self._classes = classes - 1  # probabilities sum to 1: the last one says nothing new
+        self._above = self._nothing()  # the pixel row above those that come next
+        self._counts = np.zeros((2, 2), np.int64)
+
+    def _nothing(self):
+        return np.full((self._classes, -(-(len(self._columns) + 1) // STEP)), -1, np.int16)
+
+    def add(self, top: int, pieces: list[Finished]) -> None:
+        """Adds pixel rows from `top` on, of which `pieces` were computed; none may be left out."""
+        below = self._nothing()
+        for piece in pieces:
+            rows = slice(-top % STEP, None, STEP)
+            across = self._steps(piece.sums[:, rows], piece.weights[rows])
+            self._count(np.diff(across, axis=2), across.min(axis=0), 1, self._columns[piece.left : piece.right - 1])
+            columns = slice(-piece.left % STEP, None, STEP)
+            down = self._steps(piece.sums[:, :, columns], piece.weights[:, columns])
+            place = slice(-(-piece.left // STEP), -(-piece.left // STEP) + down.shape[2])
+            down = np.concatenate([self._above[:, None, place], down], axis=1)
+            first = np.zeros(1, bool) if top == 0 else self._rows[top - 1 : top]
+            seams = np.concatenate([first, self._rows[top : top + down.shape[1] - 2]])
+            self._count(np.diff(down, axis=1), down.min(axis=0), 0, seams)
+            below[:, place] = down[:, -1]
+        self._above = below
+
+    def take(self) -> list[list[int]]:
+        """The counts since this was last asked: [[disagreement, pairs] elsewhere, the same at seams]."""
+        counts, self._counts = self._counts, np.zeros((2, 2), np.int64)
+        return counts.tolist()
+
+    def _steps(self, sums, weights):
+        """Probabilities in steps, int16; -1 where nothing was computed."""
+        known = weights > 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            steps = np.rint(sums[: self._classes] * (np.float32(255) / weights))
+        return np.where(known, steps, -1).astype(np.int16)
+
+    def _count(self, differences, lowest, axis, seams):
+        """Adds pairs of which both pixels were computed; `seams` says along the axis which pairs lie across one."""
+        both = np.minimum(*(np.delete(lowest, end, axis) for end in (0, -1))) >= 0
+        disagreement = np.where(both, np.abs(differences).sum(axis=0, dtype=np.int64), 0)
+        for counted, of in ((disagreement, 0), (both, 1)):
+            along = counted.sum(axis=1 - axis)
+            self._counts[1, of] += along[seams].sum()
+            self._counts[0, of] += along[~seams].sum()
+
+
+def seam_score(counts: np.ndarray) -> dict:
+    """What a summary says.
+
+    Args:
+      counts: integers [2, 2], the sum of what `Seams.take` gave.
+
+    Returns:
+      JSON: `score`, the mean disagreement at seams over that elsewhere (1: seams cannot be told; None: no pixels or no
+      disagreement to compare), `at_seams` and `elsewhere`, those means as differences of probability, and `pairs_at_seams`.
+    """
+    (elsewhere, pairs), (at_seams, pairs_at_seams) = np.asarray(counts, np.int64).tolist()
+    means = [
+        total / number / 255 if number else None for total, number in ((elsewhere, pairs), (at_seams, pairs_at_seams))
+    ]
+    score = means[1] / means[0] if means[0] and means[1] is not None else None
+    return {"score": score, "at_seams": means[1], "elsewhere": means[0], "pairs_at_seams": pairs_at_seams}

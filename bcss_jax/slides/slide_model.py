@@ -1,0 +1,120 @@
+"""A trained network as whole slides need it: windows of pixels in, weighted probabilities of the evaluated classes out."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bcss_jax import sharding
+from bcss_jax.evaluation.predict import log_probabilities
+from bcss_jax.evaluation.trained_run import TrainedRun
+from bcss_jax.labels import LabelScheme
+from bcss_jax.sample import SIZE as SAMPLE_SIZE
+
+LAYOUT_WINDOWS = {"sample": SAMPLE_SIZE, "kaggle224": 224, "kaggle512": 512}  # pixels of the training images
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideModel:
+    """A network with its weights.
+
+    Attributes:
+      name: of the run.
+      scheme: its label scheme.
+      mpp: um per pixel that it was trained at.
+      window: side of its training images, pixels.
+      identity: what decides its predictions, as JSON.
+      about: what a summary says of it, as JSON.
+      arrays: its weights, on all devices of a mesh.
+      probabilities: (arrays, images uint8 [N, window, window, 3]) -> float32 [N, window, window, K]; traceable.
+    """
+
+    name: str
+    scheme: LabelScheme
+    mpp: float
+    window: int
+    identity: dict
+    about: dict
+    arrays: Any
+    probabilities: Callable[[Any, jax.Array], jax.Array]
+
+
+def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
+    """The model of a checkpoint.
+
+    Args:
+      run: the checkpoint.
+      mesh: devices to place its weights on.
+      tta: mean over flips and quarter turns of each window.
+
+    Raises:
+      DataError: the checkpoint cannot be read.
+    """
+    function, params, rest = run.member(mesh)
+    evaluated = np.asarray(run.scheme.evaluated)
+
+    def probabilities(arrays, images):
+        return jnp.exp(log_probabilities(function, run.scheme, tta, *arrays, images))[..., evaluated]
+
+    data = run.config["data"]
+    about = {
+        "name": run.name,
+        "network": run.config["model"]["name"],
+        "label_scheme": run.scheme.to_json(),
+        "params_sha256": run.sha256["params"],
+        "checkpoint": run.position(),
+        "tta": tta,
+    }
+    return SlideModel(
+        run.name,
+        run.scheme,
+        float(data["mpp"]),
+        LAYOUT_WINDOWS.get(data["layout"], data["patch_size"]),
+        {**run.identity(), "tta": tta},
+        about,
+        (params, rest),
+        probabilities,
+    )
+
+
+class WindowPredictor:
+    """Runs a model over batches of windows on all devices of a mesh, compiled once.
+
+    On a CPU a device takes one window at a time, because XLA rounds differently in batches of different sizes: so the
+    result is the same bits whatever the batch size and the number of devices. Elsewhere the batch is split evenly.
+    """
+
+    def __init__(self, model: SlideModel, weights: np.ndarray, batch_size: int, mesh: Mesh):
+        """Takes the weights of a window's pixels (float32 [window, window]) and the most windows of a batch."""
+        self.batch_size = batch_size
+        self._model, self._mesh = model, mesh
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._at_once = mesh.size if on_cpu else -(-batch_size // mesh.size) * mesh.size
+        self._weights = jax.device_put(weights, sharding.replicated(mesh))
+
+        def weighted(arrays, weights, images):
+            return jnp.moveaxis(model.probabilities(arrays, images), -1, 1) * weights
+
+        self._run = jax.jit(weighted, out_shardings=sharding.split_over_data(mesh))
+
+    def __call__(self, images: np.ndarray) -> Callable[[], np.ndarray]:
+        """Starts to compute, and returns at once.
+
+        Args:
+          images: uint8 [N, window, window, 3].
+
+        Returns:
+          A function that waits for probabilities times weights, float32 [N, K, window, window].
+        """
+        started = []
+        for first in range(0, len(images), self._at_once):
+            part = images[first : first + self._at_once]
+            missing = self._at_once - len(part)
+            padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else part
+            placed = jax.device_put(padded, sharding.split_over_data(self._mesh))
+            started.append((self._run(self._model.arrays, self._weights, placed), len(part)))
+        return lambda: np.concatenate([np.asarray(result)[:count] for result, count in started])
