@@ -1,0 +1,240 @@
+"""labels.ome.tif: the labels of a slide as a tiled pyramid that slide viewers and Python open.
+
+An OME-TIFF (BigTIFF where 4 GiB may not do) of one channel, deflate, reduced levels in SubIFDs down to one tile, um per
+pixel in the OME-XML and in TIFF's own resolution tags. Names and colours of the classes stand in two OME
+MapAnnotations, value -> name and value -> colour, since OME has no code book of its own; the colours are the TIFF's
+palette as well.
+
+What readers make of it: tifffile, and so napari and scikit-image, gives the values at all levels, likewise tiffslide and
+GDAL; OpenSlide shows level 0 in the classes' colours and knows the um per pixel; Pillow takes it for a palette image
+(the tests open it with these). By their sources, not run here: Bio-Formats gives the values, with the palette as look-up
+table, as Fiji shows them; QuPath reads through Bio-Formats and takes a single channel's values as grey, so what is
+coloured in QuPath is regions.geojson.
+
+Bytes depend on the labels and the arguments alone: no date, no UUID.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
+from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.workdir import storage_errors
+
+BACKGROUND_COLOUR, UNREADABLE_COLOUR = (255, 255, 255), (150, 150, 150)
+NAMES, COLOURS = "bcss_jax/class_names", "bcss_jax/class_colours"  # namespaces of the annotations
+_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideClass], name: str) -> None:
+    """Writes the pyramid; whole or not at all. Level 0 takes the store's tiles as they are.
+
+    Memory does not depend on the slide: the reduced levels stand in a hidden folder beside the file meanwhile.
+
+    Args:
+      path: the file, `*.ome.tif`; replaced if it is there.
+      store: complete.
+      mpp: um per pixel of level 0.
+      classes: what the values mean.
+      name: of the image.
+
+    Raises:
+      DataError: the store was damaged while it was read.
+      StorageError: the file cannot be written.
+    """
+    unfinished, folder = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.levels")
+    with storage_errors(path):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            levels = [store]
+            while max(levels[-1].width, levels[-1].height) > store.tile_size:
+                levels.append(reduced(levels[-1], folder / str(len(levels))))
+            _write_levels(unfinished, levels, mpp, classes, name)
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_level(path: Path, min_side: int) -> np.ndarray:
+    """The smallest level of a pyramid whose longer side has at least so many pixels, or level 0: uint8 [H, W]."""
+    with tifffile.TiffFile(path) as file:
+        levels = file.series[0].levels
+        return next((level for level in reversed(levels) if max(level.shape) >= min_side), levels[0]).asarray()
+
+
+def reduced(store: TileStore, folder: Path) -> TileStore:
+    """The labels at half the size: [ceil(H / 2), ceil(W / 2)], each the majority of its 2 x 2 pixels.
+
+    Of values that are equally frequent the first in reading order (upper left, upper right, lower left) wins. At an odd
+    right or lower edge the last pixels count twice.
+
+    Args:
+      store: complete, its tiles' size even.
+      folder: of the new store.
+
+    Raises:
+      DataError: the store was damaged while it was read.
+      StorageError: the new one cannot be written.
+    """
+    half = TileStore(folder, -(-store.width // 2), -(-store.height // 2), store.tile_size)
+    for row in range(half.rows):
+        half.write_tiles(row, [_reduced_tile(store, row, column, half) for column in range(half.columns)])
+    return half
+
+
+def majority(labels: np.ndarray) -> np.ndarray:
+    """`reduced` of an array: uint8 [H, W] -> [ceil(H / 2), ceil(W / 2)]."""
+    height, width = labels.shape
+    if height % 2 or width % 2:
+        labels = np.pad(labels, ((0, height % 2), (0, width % 2)), mode="edge")
+    a, b, c, d = labels[::2, ::2], labels[::2, 1::2], labels[1::2, ::2], labels[1::2, 1::2]
+    # A value that occurs twice wins unless an earlier one does too; with four different ones the first does.
+    return np.where((a == b) | (a == c) | (a == d), a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
+
+
+def _reduced_tile(store: TileStore, row: int, column: int, half: TileStore) -> np.ndarray | int:
+    places = [(i, j) for i in (0, 1) for j in (0, 1) if 2 * row + i < store.rows and 2 * column + j < store.columns]
+    values = {store.constant(2 * row + i, 2 * column + j) for i, j in places}
+    if values == {BACKGROUND} or (len(values) == 1 and None not in values and len(places) == 4):
+        return values.pop()
+    side = store.tile_size // 2
+    tile = np.zeros((half.row_height(row), half.column_width(column)), np.uint8)
+    for i, j in places:
+        child = (2 * row + i, 2 * column + j)
+        value = store.constant(*child)
+        target = tile[i * side : (i + 1) * side, j * side : (j + 1) * side]
+        target[...] = majority(store.pixels(*child)) if value is None else value
+    return tile
+
+
+def _write_levels(
+    path: Path, levels: Sequence[TileStore], mpp: float, classes: Sequence[SlideClass], name: str
+) -> None:
+    """The TIFF, to the disk."""
+    size = levels[0].tile_size
+    centimetres = 1e4 / mpp
+    options = dict(
+        dtype=np.uint8,
+        tile=(size, size),
+        photometric="palette",
+        colormap=_palette(classes),
+        compression="zlib",
+        resolutionunit="CENTIMETER",
+        software="bcss_jax",
+        metadata=None,
+    )
+    with tifffile.TiffWriter(path, bigtiff=_may_pass_4_gib(levels), byteorder="<", ome=False) as tiff:
+        for number, level in enumerate(levels):
+            tiff.write(
+                _tiles(level),
+                shape=(level.height, level.width),
+                subifds=len(levels) - 1 if number == 0 else None,
+                subfiletype=1 if number else 0,
+                description=_ome_xml(level, mpp, classes, name) if number == 0 else None,
+                resolution=(centimetres / 2**number, centimetres / 2**number),
+                **options,
+            )
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _tiles(level: TileStore) -> Iterator[tuple[bytes, int]]:
+    """Streams of the tiles with their lengths. In a run of tiles with one value, the last one's stream is for all.
+
+    tifffile gives a tile the place where the next stream will be written, so a tile without a stream shares the next
+    tile's. Readers see ordinary tiles, where TIFF's "sparse" ones, without bytes, are an error for some.
+    """
+    previous, length, count = None, 0, 0
+    for row in range(level.rows):
+        for column in range(level.columns):
+            value = level.constant(row, column)
+            if count and value != previous[0]:
+                yield from [(b"", length)] * (count - 1)
+                yield previous[1], length
+                count = 0
+            stream = level.encoded(row, column)
+            if value is None:
+                yield stream, len(stream)
+            else:
+                previous, length, count = (value, stream), len(stream), count + 1
+    if count:
+        yield from [(b"", length)] * (count - 1)
+        yield previous[1], length
+
+
+def _may_pass_4_gib(levels: Sequence[TileStore]) -> bool:
+    size = sum(
+        level.encoded_size(row, column) + 400  # a constant tile's stream, and its entries in the tables
+        for level in levels
+        for row in range(level.rows)
+        for column in range(level.columns)
+    )
+    return size > 2**32 - 2**24
+
+
+def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
+    """TIFF's ColorMap: uint16 [3, 256]; values without meaning are black."""
+    palette = np.zeros((256, 3), np.uint16)
+    palette[BACKGROUND], palette[UNREADABLE] = BACKGROUND_COLOUR, UNREADABLE_COLOUR
+    for entry in classes:
+        palette[entry.value] = entry.colour
+    return palette.T * 257
+
+
+def _ome_xml(store: TileStore, mpp: float, classes: Sequence[SlideClass], name: str) -> bytes:
+    """The ImageDescription, in ASCII."""
+    entries = [
+        SlideClass(BACKGROUND, "background", BACKGROUND_COLOUR),
+        *classes,
+        SlideClass(UNREADABLE, "unreadable", UNREADABLE_COLOUR),
+    ]
+    tables = {
+        NAMES: {entry.value: _NOT_XML.sub("\ufffd", entry.name) for entry in entries},
+        COLOURS: {entry.value: "#{:02X}{:02X}{:02X}".format(*entry.colour) for entry in entries},
+    }
+    root = ElementTree.Element("OME", {"xmlns": _SCHEMA, "Creator": "bcss_jax"})
+    image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", "Name": _NOT_XML.sub("\ufffd", name)})
+    pixels = ElementTree.SubElement(
+        image,
+        "Pixels",
+        {
+            "ID": "Pixels:0",
+            "DimensionOrder": "XYCZT",
+            "Type": "uint8",
+            "SignificantBits": "8",
+            "BigEndian": "false",
+            "SizeX": str(store.width),
+            "SizeY": str(store.height),
+            "SizeC": "1",
+            "SizeZ": "1",
+            "SizeT": "1",
+            "PhysicalSizeX": repr(float(mpp)),
+            "PhysicalSizeXUnit": "\u00b5m",
+            "PhysicalSizeY": repr(float(mpp)),
+            "PhysicalSizeYUnit": "\u00b5m",
+        },
+    )
+    ElementTree.SubElement(pixels, "Channel", {"ID": "Channel:0:0", "Name": "labels", "SamplesPerPixel": "1"})
+    ElementTree.SubElement(pixels, "TiffData", {"IFD": "0", "PlaneCount": "1"})
+    annotations = ElementTree.SubElement(root, "StructuredAnnotations")
+    for number, (namespace, table) in enumerate(tables.items()):
+        identity = f"Annotation:{number}"
+        ElementTree.SubElement(image, "AnnotationRef", {"ID": identity})
+        annotation = ElementTree.SubElement(annotations, "MapAnnotation", {"ID": identity, "Namespace": namespace})
+        value = ElementTree.SubElement(annotation, "Value")
+        for key, text in table.items():
+            ElementTree.SubElement(value, "M", {"K": str(key)}).text = text
+    return b'<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="us-ascii").split(b"?>")[-1]
