@@ -1,0 +1,279 @@
+"""Labels of a slide: windows are read, computed, blended and written at the same time, and forgotten when finished.
+
+Each stage works on bounded queues: reader processes are a few blocks ahead, the devices a batch or two, and one thread
+writes rows of tiles. What has been written is not computed again: a run that was killed goes on at the first row of tiles
+that is missing, and gives the same bytes.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from bcss_jax.errors import DataError, Preempted
+from bcss_jax.interruption import Interruption
+from bcss_jax.progress import ProgressLine
+from bcss_jax.slides.blend import Blender, Finished
+from bcss_jax.slides.blocks import AHEAD, Blocks
+from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
+from bcss_jax.slides.probability_store import ProbabilityStore
+from bcss_jax.slides.reader_pool import ReaderPool
+from bcss_jax.slides.seams import Seams
+from bcss_jax.slides.slide_model import WindowPredictor
+from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.slides.tissue import Tissue
+from bcss_jax.slides.windows import Windows, cut
+from bcss_jax.workdir import write_text
+
+BATCHES_AHEAD = 2  # on the devices while the host blends
+ROWS_BEHIND = 2  # of tiles, waiting to be written
+MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
+
+
+@dataclasses.dataclass
+class Seconds:
+    """What the main thread's time went into, and the writer's beside it.
+
+    Attributes:
+      reading: waiting for pixels, and cutting windows.
+      computing: waiting for the devices, compilation included.
+      blending: adding up, and labels of finished pixels.
+      waiting_for_writer: the writer was behind.
+      writing: of the writing thread, at the same time as the others.
+    """
+
+    reading: float = 0.0
+    computing: float = 0.0
+    blending: float = 0.0
+    waiting_for_writer: float = 0.0
+    writing: float = 0.0
+
+    @contextlib.contextmanager
+    def counted(self, what: str) -> Iterator[None]:
+        """Adds the time within to one of the attributes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) + time.perf_counter() - start)
+
+
+def label_slide(
+    pool: ReaderPool,
+    tissue: Tissue,
+    windows: Windows,
+    predictor: WindowPredictor,
+    weights: np.ndarray,
+    store: TileStore,
+    probabilities: ProbabilityStore | None,
+    *,
+    classes: int,
+    readers: int,
+    interruption: Interruption,
+    label: str,
+) -> Seconds:
+    """Computes all labels that are not in the store yet.
+
+    Args:
+      pool: reads the slide.
+      tissue: what to compute, on the slide's grid.
+      windows: the windows of that grid.
+      predictor: the model.
+      weights: of a window's pixels, those that the predictor applies.
+      store: gets the labels (values of `classes`), and the counts of `Seams` beside each row of tiles.
+      probabilities: gets the probabilities, if they are wanted.
+      classes: K.
+      readers: processes of the pool.
+      interruption: active; tells when to stop.
+      label: of the progress line.
+
+    Raises:
+      DataError: the slide cannot be read, or more than `MAX_UNREADABLE` of its tissue.
+      StorageError: something cannot be written.
+      Preempted: asked to stop; the same call goes on from there.
+    """
+    seconds = Seconds()
+    missing = [row for row in range(store.rows) if not (store.has_row(row) and _seams_file(store, row).exists())]
+    if not missing:
+        return seconds
+    first = missing[0] * store.tile_size
+    start = windows.first_row_that_changes(max(first - 1, 0))
+    chosen = tissue.windows(windows)
+    blocks = Blocks(pool, tissue.grid, windows, chosen, start, AHEAD * readers)
+    blender = Blender(windows, weights, classes, start)
+    with (
+        _Rows(label, store, probabilities, tissue, blocks, Seams(windows, classes), classes, first, seconds) as rows,
+        contextlib.closing(ProgressLine(label, int(chosen.sum()), int(chosen[:start].sum()))) as line,
+    ):
+        done = int(chosen[:start].sum())
+        for events, predicted in _ahead(_batches(blocks, windows, chosen, start, predictor, seconds)):
+            with seconds.counted("computing"):
+                arrays = iter(predicted() if predicted else ())
+            for row, column in events:
+                with seconds.counted("blending"):
+                    if column is not None:
+                        blender.add(row, column, next(arrays))
+                        done += 1
+                        continue
+                    finished = blender.finish(row)
+                rows.add(*finished)
+            line.update(done)
+            if interruption.requested:
+                rows.wait()
+                raise Preempted(f"{label}: stopped after {done} of {chosen.sum()} windows; the same command goes on")
+    return seconds
+
+
+def too_unreadable(name: str) -> DataError:
+    """The error of a slide of whose tissue more than `MAX_UNREADABLE` cannot be decoded."""
+    return DataError(f"{name}: over {MAX_UNREADABLE:.0%} of the tissue cannot be decoded; fetch the slide again")
+
+
+def seam_counts(store: TileStore) -> np.ndarray:
+    """The counts of `Seams` of all rows of tiles, int64 [2, 2]."""
+    return np.sum(
+        [json.loads(_seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64
+    )
+
+
+def _batches(blocks, windows, chosen, start, predictor, seconds):
+    """(events, prediction) of each batch; an event is the (row, column) of a window, or (row, None): the row ends."""
+    events, images = [], []
+    for row in range(start, windows.rows):
+        for column in np.flatnonzero(chosen[row]).tolist():
+            with seconds.counted("reading"):
+                pixels, origin = blocks.window(row, column)
+                corner, shape = windows.corner(row, column), (windows.height, windows.width)
+                images.append(cut(pixels, corner, windows.size, origin, shape))
+            events.append((row, column))
+            if len(images) == predictor.batch_size:
+                yield events, predictor(np.stack(images))
+                events, images = [], []
+        events.append((row, None))
+        if row + 1 < windows.rows:
+            blocks.forget_above(windows.corner(row + 1, 0)[0])
+    yield events, predictor(np.stack(images)) if images else None
+
+
+def _ahead(items):
+    """The same items, each given when `BATCHES_AHEAD` more have been started."""
+    behind = collections.deque()
+    for item in items:
+        behind.append(item)
+        if len(behind) > BATCHES_AHEAD:
+            yield behind.popleft()
+    yield from behind
+
+
+class _Rows:
+    """Turns finished pixels into rows of tiles, and has them written by a thread."""
+
+    def __init__(self, name, store, probabilities, tissue, blocks, seams, classes, first, seconds):
+        self._name, self._store, self._probabilities = name, store, probabilities
+        self._tissue, self._blocks = tissue, blocks
+        self._seams, self._classes, self._first, self._seconds = seams, classes, first, seconds
+        self._unreadable = 0
+        self._bearable = MAX_UNREADABLE * tissue.share * store.width * store.height
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: collections.deque[Future] = collections.deque()
+        self._begin()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.wait()
+        self._writer.shutdown(cancel_futures=True)
+
+    def wait(self) -> None:
+        """Returns when what is complete is written."""
+        self._settle(0)
+
+    def add(self, top: int, bottom: int, pieces: list[Finished]) -> None:
+        """Takes finished pixel rows, in order; those that are in the store already only help to compare neighbours."""
+        size = self._store.tile_size
+        ends = {y for y in (self._first - 1, self._first, bottom) if top < y <= bottom}
+        ends |= set(range((top // size + 1) * size, bottom, size))
+        for end in sorted(ends):
+            if end >= self._first:
+                self._add(top, end, [_rows_of(piece, top, end, bottom) for piece in pieces])
+            top, pieces = end, [_rows_of(piece, end, bottom, bottom) for piece in pieces]
+
+    def _add(self, top, end, pieces):
+        with self._seconds.counted("blending"):
+            self._seams.add(top, pieces)
+            if end <= self._first:
+                self._seams.take()
+                return
+            here = slice(top % self._store.tile_size, top % self._store.tile_size + end - top)
+            for piece in pieces:
+                columns = slice(piece.left, piece.right)
+                labels = self._labels_of(piece, top, end)
+                self._labels[here, columns] = labels
+                if self._probabilities is not None:
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        steps = np.rint(piece.sums * (np.float32(255) / piece.weights))
+                    known = (labels != BACKGROUND) & (labels != UNREADABLE)
+                    self._steps[:, here, columns] = np.where(known, steps, 0).astype(np.uint8)
+        if self._unreadable > self._bearable:
+            raise too_unreadable(self._name)
+        if end % self._store.tile_size == 0 or end == self._store.height:
+            self._flush((end - 1) // self._store.tile_size)
+
+    def _labels_of(self, piece, top, end):
+        labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
+        for value in range(1, self._classes):
+            above = piece.sums[value] > best
+            labels[above] = value + 1
+            if value + 1 < self._classes:
+                np.copyto(best, piece.sums[value], where=above)
+        wanted = (piece.weights > 0) & self._tissue.pixels(top, end, piece.left, piece.right)
+        labels[~wanted] = BACKGROUND
+        unreadable = self._blocks.unreadable_in(top, end, piece.left, piece.right)
+        if unreadable is not None:
+            unreadable &= wanted
+            labels[unreadable] = UNREADABLE
+            self._unreadable += int(unreadable.sum())
+        return labels
+
+    def _begin(self):
+        height = self._store.tile_size
+        self._labels = np.zeros((height, self._store.width), np.uint8)  # memory that stays zero costs none
+        if self._probabilities is not None:
+            self._steps = np.zeros((self._classes, height, self._store.width), np.uint8)
+
+    def _flush(self, row):
+        height = self._store.row_height(row)
+        steps = None if self._probabilities is None else self._steps[:, :height]
+        with self._seconds.counted("waiting_for_writer"):
+            self._settle(ROWS_BEHIND - 1)
+        self._writing.append(self._writer.submit(self._write, row, self._labels[:height], steps, self._seams.take()))
+        self._begin()
+
+    def _write(self, row, labels, steps, seams):
+        with self._seconds.counted("writing"):
+            write_text(_seams_file(self._store, row), json.dumps(seams))
+            if steps is not None:
+                self._probabilities.write_rows(row, steps)
+            self._store.write_row(row, labels)  # last: it says that the row is done
+
+    def _settle(self, most):
+        while len(self._writing) > most:
+            self._writing.popleft().result()
+
+
+def _rows_of(piece: Finished, top: int, end: int, bottom: int) -> Finished:
+    """The pixel rows `top` to `end` of a piece whose last row is `bottom`."""
+    rows = slice(len(piece.weights) - (bottom - top), len(piece.weights) - (bottom - end))
+    return Finished(piece.left, piece.right, piece.sums[:, rows], piece.weights[rows])
+
+
+def _seams_file(store: TileStore, row: int) -> Path:
+    return store.folder / f"seams-{row:06d}.json"

@@ -1,0 +1,148 @@
+"""The slides of a batch: a CSV file with a row each, of which one shard may be taken."""
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.tiles import printable
+
+COLUMNS = ("slide", "mpp", "tissue", "truth")
+
+
+class Entry(NamedTuple):
+    """A slide to segment.
+
+    Attributes:
+      slide: the file.
+      mpp: um per pixel, if the slide's own is not to be taken.
+      tissue: file of a tissue mask or of regions, if it is not to be found by colour.
+      truth: file of a mask to score against, if there is one.
+    """
+
+    slide: Path
+    mpp: float | None = None
+    tissue: str | None = None
+    truth: str | None = None
+
+
+def read_list(path: Path) -> list[Entry]:
+    """Reads a list of slides.
+
+    Args:
+      path: CSV as UTF-8 (with or without byte order mark, any line ends) or UTF-16 as Excel writes it, with a header:
+        `slide`, and perhaps `mpp`, `tissue`, `truth`. Paths are taken relative to the file's folder.
+
+    Raises:
+      DataError: it cannot be read, has no such column, or a line is wrong; the message says which.
+    """
+    where = printable(path)
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{where}: expected a CSV list of slides, found: {error.strerror}; check the path") from error
+    try:
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: expected text as UTF-8, found byte {error.start} to be none; save it as CSV UTF-8"
+        ) from error
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        header, entries, begun = None, [], 1
+        for row in rows:
+            line, begun = begun, rows.line_num + 1
+            if not any(cell.strip() for cell in row):
+                continue
+            if header is None:
+                header = _header(row, where)
+            else:
+                entries.append((line, _entry(row, header, f"{where}, line {line}", Path(path).parent)))
+    except csv.Error as error:
+        raise DataError(f"{where}, line {rows.line_num}: expected CSV, found: {error}; mend that line") from error
+    if not entries:
+        raise DataError(f"{where}: expected a line with a slide below the header, found none; add one")
+    _refuse_twins(entries, where)
+    return [entry for _, entry in entries]
+
+
+def shard_of(entries: list[Entry], shard: str | None) -> list[Entry]:
+    """Every n-th entry.
+
+    Args:
+      entries: all of them.
+      shard: "i/n" with i from 0 to n - 1, or None: all.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    if shard is None:
+        return entries
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ConfigError(f"--shard={shard}: must be i/n with i from 0 to n-1, as in --shard=0/4")
+    return entries[int(number) :: int(count)]
+
+
+def folder_name(slide: Path) -> str:
+    """Name of a slide's folder of results: its own without the ending, and without what no file system bears."""
+    name = slide.name.removesuffix(slide.suffix)
+    name = "".join(
+        c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name.encode(errors="replace").decode()
+    )
+    return name.strip(". ")[:120] or "slide"
+
+
+def _delimiter(text):
+    """Comma, or what Excel writes where the comma is the decimal sign."""
+    header = text.lstrip().partition("\n")[0]
+    return next((sign for sign in (",", ";", "\t") if sign in header), ",")
+
+
+def _header(row, where):
+    names = [cell.strip().lower() for cell in row]
+    if "slide" not in names:
+        raise DataError(
+            f"{where}, line 1: expected a header with the column slide (and perhaps {', '.join(COLUMNS[1:])}), found "
+            f"{', '.join(map(ascii, row))[:200]}; add the header"
+        )
+    unknown = [name for name in names if name not in COLUMNS]
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if unknown or twice:
+        raise DataError(
+            f"{where}, line 1: expected the columns {', '.join(COLUMNS)}, found {ascii((unknown or twice)[0])[:80]}"
+            f"{'' if unknown else ' twice'}; remove it"
+        )
+    return names
+
+
+def _entry(row, header, where, folder):
+    if len(row) != len(header):
+        raise DataError(
+            f"{where}: expected {len(header)} fields as in the header, found {len(row)}; put names with commas in quotes"
+        )
+    cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+    if not cells["slide"]:
+        raise DataError(f"{where}: expected a slide, found an empty field; fill it or remove the line")
+    mpp = None
+    if cells.get("mpp"):
+        try:
+            mpp = float(cells["mpp"].replace(",", "."))
+        except ValueError as error:
+            raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
+    others = [str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth")]
+    return Entry(folder / cells["slide"], mpp, *others)
+
+
+def _refuse_twins(entries, where):
+    """Two slides whose results would go into one folder."""
+    seen = {}
+    for line, entry in entries:
+        name = folder_name(entry.slide)
+        if name.casefold() in seen:
+            raise DataError(
+                f"{where}, line {line}: {ascii(entry.slide.name)} would have the same folder of results, {ascii(name)}, as "
+                f"line {seen[name.casefold()]}; rename one, or run them with another --output"
+            )
+        seen[name.casefold()] = line
