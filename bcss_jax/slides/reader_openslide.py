@@ -1,0 +1,124 @@
+"""Slides through OpenSlide: SVS, NDPI, MRXS, SCN, BIF, CZI, DICOM, Philips and generic tiled TIFF."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from bcss_jax.slides.reader_base import DEFAULT_TILE, Slide, TileError, levels_of, on_white
+from bcss_jax.slides.resolution import mpp_from_density
+
+PIXELS_AT_ONCE = 4096 * 4096  # more is read in strips: OpenSlide gives 4 bytes a pixel, and PIL copies them
+FROM_TAGS = ("generic-tiff",)  # vendors whose mpp OpenSlide takes from the TIFF's resolution tags
+
+
+class OpenSlideSlide(Slide):
+    """A slide that OpenSlide knows."""
+
+    def __init__(self, path: Path):
+        """Opens it.
+
+        Raises:
+          openslide.OpenSlideError: it is damaged.
+          ValueError: it is another format, or has an impossible size.
+        """
+        self.path = path
+        try:
+            self._slide = openslide.OpenSlide(os.fspath(path))
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise ValueError("another format") from error
+        properties = self._slide.properties
+        self.format = properties.get("openslide.vendor", "openslide")
+        self.levels = levels_of(list(self._slide.level_dimensions))
+        self.mpp = _mpp(properties, self.format)
+        self.bounds = _bounds(properties)
+        # Where a level's pixel lies: OpenSlide's own quotient of the sizes, of which ours keeps the whole number.
+        self._downsamples = self._slide.level_downsamples
+        self._tiles = [_tile_size(properties, level) for level in range(len(self.levels))]
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
+        if self._downsamples[level].is_integer():
+            return self._read(level, x, y, width, height)
+        # OpenSlide takes positions in level-0 pixels. Between pixels of this level it interpolates, by an amount that
+        # differs from region to region; read tile by tile, a pixel is the same in all of them.
+        tile_width, tile_height = self._tiles[level]
+        size = self.levels[level]
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(y - y % tile_height, y + height, tile_height):
+            for left in range(x - x % tile_width, x + width, tile_width):
+                tile = self._read(
+                    level, left, top, min(tile_width, size.width - left), min(tile_height, size.height - top)
+                )
+                _paste(pixels, (x, y), tile, (left, top))
+        return pixels
+
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        rows = max(1, PIXELS_AT_ONCE // width)
+        if height > rows:
+            parts = [
+                self._read(level, x, top, width, min(rows, y + height - top)) for top in range(y, y + height, rows)
+            ]
+            return np.concatenate(parts)
+        downsample = self._downsamples[level]
+        try:
+            image = self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
+        except openslide.OpenSlideError as error:
+            raise TileError(str(error)) from error
+        if image.getchannel("A").getextrema() == (255, 255):
+            return np.asarray(image.convert("RGB"))
+        return on_white(np.asarray(image))
+
+    def tile_size(self, level: int) -> tuple[int, int]:  # noqa: D102
+        return self._tiles[level]
+
+    def reopen(self) -> None:
+        """OpenSlide refuses everything after an error; only a new handle reads on."""
+        self._slide.close()
+        try:
+            self._slide = openslide.OpenSlide(os.fspath(self.path))
+        except openslide.OpenSlideError as error:
+            raise OSError(f"does not open any more ({error})") from error
+
+    def close(self) -> None:  # noqa: D102
+        self._slide.close()
+
+
+def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, position: tuple[int, int]) -> None:
+    """Copies the part of a tile that lies in a region."""
+    left, top = position[0] - origin[0], position[1] - origin[1]
+    x0, y0 = max(0, left), max(0, top)
+    part = tile[y0 - top : pixels.shape[0] - top, x0 - left : pixels.shape[1] - left]
+    pixels[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
+
+
+def _mpp(properties, vendor: str) -> tuple[float, float] | None:
+    """What the scanner says; else the resolution tags of the TIFF."""
+    mpp = _numbers(properties, "openslide.mpp-x", "openslide.mpp-y")
+    if mpp is not None and vendor in FROM_TAGS:
+        return mpp_from_density(*(10_000 / value if value else 0.0 for value in mpp), "centimeter")
+    if mpp is None:
+        density = _numbers(properties, "tiff.XResolution", "tiff.YResolution")
+        if density is not None:
+            mpp = mpp_from_density(*density, properties.get("tiff.ResolutionUnit", ""))
+    return mpp
+
+
+def _bounds(properties) -> tuple[int, int, int, int] | None:
+    found = _numbers(properties, *(f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")))
+    return None if found is None else tuple(int(value) for value in found)
+
+
+def _tile_size(properties, level: int) -> tuple[int, int]:
+    found = _numbers(properties, *(f"openslide.level[{level}].tile-{name}" for name in ("width", "height")))
+    if found is None or not all(16 <= value <= 4096 for value in found):
+        return DEFAULT_TILE
+    return int(found[0]), int(found[1])
+
+
+def _numbers(properties, *names: str) -> tuple[float, ...] | None:
+    """The numbers under some names, if all are there."""
+    try:
+        return tuple(float(properties[name]) for name in names)
+    except (KeyError, ValueError):
+        return None
