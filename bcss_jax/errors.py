@@ -36,6 +36,12 @@ class StorageError(UserError):
     exit_code = 5
 
 
+class PartialError(UserError):
+    """Some of several inputs failed, each for its own reason, which is written down; the others are done."""
+
+    exit_code = 6
+
+
 class Preempted(UserError):
     """The run was asked to stop, has saved, and goes on when the same command is run again."""
 

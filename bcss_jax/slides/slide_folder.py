@@ -45,28 +45,25 @@ class SlideFolder:
         names = [name for name in summary["files"].values() if name]
         return summary if all((self.path / name).exists() for name in names) else None
 
+    def check(self) -> None:
+        """Raises ConfigError if the folder holds results of another identity, or files of something else."""
+        self._refuse_foreign()
+        before = self._identity_there()
+        if before is not None and before != self._identity:
+            raise ConfigError(
+                f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
+                "another --output, take the same settings, or replace them with --overwrite"
+            )
+
     def begin(self, overwrite: bool) -> None:
         """Makes the folder ready to work in: goes on with labels of this identity, makes way for them otherwise.
 
         Raises:
-          ConfigError: there are results of another identity, and `overwrite` is not asked for, or files of something else.
+          ConfigError: as `check`; with `overwrite` only for files of something else.
           StorageError: it cannot be written.
         """
-        found = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
-        others = sorted(name for name in found if name not in OUTPUTS and not name.startswith("."))
-        if others or (self.path.exists() and not self.path.is_dir()):
-            raise ConfigError(
-                f"{self.path} holds {', '.join(others[:5]) or 'no folder'}, which is not of a segmented slide; name another "
-                "--output"
-            )
-        before = _read(self.path / "summary.json")
-        before = before.get("identity") if before else _read(self.work / "identity.json")
-        if before is not None and before != self._identity and not overwrite:
-            changed = _changed(before, self._identity)
-            raise ConfigError(
-                f"{self.path} holds results of other settings ({', '.join(changed)} differ); name another --output, take the "
-                "same settings, or replace them with --overwrite"
-            )
+        self._refuse_foreign() if overwrite else self.check()
+        before = self._identity_there()
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if before != self._identity or overwrite:
@@ -74,6 +71,20 @@ class SlideFolder:
             self._clear(("summary.json", "failure.json"))
             self.work.mkdir(exist_ok=True)
         write_text(self.work / "identity.json", json.dumps(self._identity))
+
+    def _refuse_foreign(self):
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is no folder; name another --output")
+        found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
+        if others:
+            raise ConfigError(
+                f"{self.path} holds {', '.join(others[:5])}, which no segmentation of a slide wrote; name another --output"
+            )
+
+    def _identity_there(self):
+        summary = _read(self.path / "summary.json")
+        return summary.get("identity") if summary else _read(self.work / "identity.json")
 
     def finish(self, summary: dict) -> None:
         """Writes the summary, and takes away what was in progress.

@@ -1,0 +1,234 @@
+"""Segments whole slides with trained networks.
+
+    python -m bcss_jax.segment --checkpoint=runs/unet --slide=case.svs --output=out
+    python -m bcss_jax.segment --checkpoint=runs/unet --slides=list.csv [--shard=0/4] --output=out
+
+Each slide gets a folder in `--output` with labels.ome.tif, regions.geojson (QuPath), overlay.png and summary.json. Label
+scheme and um per pixel come from the checkpoint. Several checkpoints (--checkpoint=a,b) get a folder each in that of the
+slide, and a picture that compares them. The same command goes on where it was stopped, and computes no slide twice.
+Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv says why), 75 stopped on
+request.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+from bcss_jax import workdir
+from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, UserError, first_line
+from bcss_jax.evaluation import trained_run
+from bcss_jax.interruption import Interruption
+from bcss_jax.labels import CODE_BOOKS
+from bcss_jax.sharding import make_mesh
+from bcss_jax.slides import batch_summary, comparison
+from bcss_jax.slides.blend import BLENDS
+from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
+from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
+from bcss_jax.slides.slide_model import model_of_run
+from bcss_jax.tiles import printable
+
+WINDOWS_AT_ONCE = {"cpu": 4}  # a device's share of a batch
+OTHERWISE = 32
+MOST_READERS = 8
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and segments. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.getLogger("bcss_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        with Interruption() as interruption:
+            _run(args, interruption)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m bcss_jax.segment",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="folder of a run; several separated by commas are compared")
+    add("--which", choices=("best", "latest"), default="best", help="checkpoint of a run")
+    slides = parser.add_mutually_exclusive_group(required=True)
+    slides.add_argument("--slide", type=Path, help="SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
+    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and perhaps mpp, tissue, truth")
+    add("--shard", help="i/n: of a list every n-th slide, from the i-th (0 to n-1) on, for job arrays")
+    add("--output", required=True, type=Path, help="folder of the results")
+    add("--mpp", type=float, help="um per level-0 pixel, if the slide's own is missing or wrong")
+    add("--window", type=int, help="pixels of a window's side; that of the training images if not given")
+    add("--overlap", type=float, default=0.25, help="of neighbouring windows, as a share of their side (default 0.25)")
+    add("--blend", choices=BLENDS, default="gaussian", help="how overlapping windows are joined (default gaussian)")
+    add("--tta", action="store_true", help="mean over flips and quarter turns of every window")
+    add("--batch_size", type=int, help="windows at a time, over all devices")
+    add("--readers", type=int, help="processes that read a slide; as many as cores, at most 8, if not given")
+    add("--tissue", default="colour", help="colour (default): found by colour; all: everything; or a mask or .geojson")
+    add("--probabilities", action="store_true", help="write probabilities.zarr too")
+    add(
+        "--min_area_um2",
+        type=float,
+        default=100.0,
+        help="smaller regions are left out of regions.geojson (default 100)",
+    )
+    add("--truth", type=Path, help="mask of codes (PNG or TIFF) of the slide to score against")
+    add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of masks (default bcss22)")
+    add("--truth_region", help="x,y,width,height in level-0 pixels: scores of that part alone")
+    add("--overwrite", action="store_true", help="compute again, and replace results of other settings")
+    add("--debug", action="store_true", help="show the traceback of errors")
+    return parser
+
+
+def _run(args: argparse.Namespace, interruption: Interruption) -> None:
+    entries = _entries(args)
+    mesh = make_mesh(jax.local_devices())
+    segmenters = _segmenters(args, mesh)
+    folders = {entry: _folders(args.output, entry, segmenters) for entry in entries}
+    failures = {}
+    with workdir.storage_errors(args.output):
+        args.output.mkdir(parents=True, exist_ok=True)
+    if not args.overwrite:
+        _refuse_other_results(entries, segmenters, folders)
+    interruption.begin()
+    for number, entry in enumerate(entries, 1):
+        if interruption.requested:
+            raise Preempted(f"stopped before {printable(entry.slide.name)}; the same command goes on from there")
+        try:
+            _segment(entry, f"{number}/{len(entries)}", segmenters, folders[entry], args, interruption)
+        except Preempted:
+            raise
+        except UserError as error:
+            if args.slides is None:
+                raise
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+            failures[entry] = error
+        if args.slides is not None:
+            batch_summary.write(args.output, read_list(args.slides), len(segmenters) > 1)
+    if args.slides is not None:
+        print(
+            f"\n{len(entries) - len(failures)} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them"
+        )
+    if failures:
+        names = ", ".join(printable(entry.slide.name) for entry in list(failures)[:5])
+        raise PartialError(
+            f"{len(failures)} of {len(entries)} slides failed ({names}{', ...' if len(failures) > 5 else ''}); "
+            f"{args.output / 'summary.csv'} says why, and the same command tries them again"
+        )
+
+
+def _entries(args) -> list[Entry]:
+    if args.slides is not None:
+        for name in ("mpp", "truth"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name} is of one slide; in a list it is the column {name} of {args.slides}")
+        tissue = None if args.tissue in ("colour", "all") else args.tissue
+        if tissue:
+            raise ConfigError(f"--tissue={tissue}: a file is of one slide; in a list it is the column tissue")
+        return shard_of(read_list(args.slides), args.shard)
+    if args.shard is not None:
+        raise ConfigError("--shard is a part of a list; give the list with --slides=list.csv")
+    tissue = None if args.tissue in ("colour", "all") else args.tissue
+    return [Entry(args.slide, args.mpp, tissue, None if args.truth is None else str(args.truth))]
+
+
+def _segmenters(args, mesh) -> list[SlideSegmenter]:
+    paths = [Path(path) for path in args.checkpoint.split(",") if path]
+    if not paths:
+        raise ConfigError("--checkpoint names no folder; name a run, such as runs/unet")
+    region = _region(args.truth_region)
+    if not args.min_area_um2 >= 0:
+        raise ConfigError(f"--min_area_um2={args.min_area_um2}: must be 0 or more")
+    runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths])
+    share = WINDOWS_AT_ONCE.get(mesh.devices.flat[0].platform, OTHERWISE)
+    batch_size = _at_least_one("batch_size", args.batch_size, share * mesh.size)
+    readers = _at_least_one("readers", args.readers, min(MOST_READERS, os.cpu_count() or 1))
+    found = []
+    for run in runs:
+        model = model_of_run(run, mesh, args.tta)
+        window = _at_least_one("window", args.window, model.window)
+        if window != model.window:
+            logging.getLogger("bcss_jax").warning(
+                "--window=%d: %s was trained on images of %d pixels; others can change what it says",
+                window,
+                run.name,
+                model.window,
+            )
+        settings = Settings(
+            window=window,
+            overlap=args.overlap,
+            blend=args.blend,
+            tissue="all" if args.tissue == "all" else "colour",
+            probabilities=args.probabilities,
+            min_area_um2=args.min_area_um2,
+            truth_codes=args.truth_codes,
+            truth_region=region,
+        )
+        found.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
+    return found
+
+
+def _at_least_one(name, value, default):
+    if value is not None and value < 1:
+        raise ConfigError(f"--{name}={value}: must be 1 or more")
+    return default if value is None else value
+
+
+def _region(text):
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"--truth_region={text}: must be x,y,width,height in level-0 pixels, as in 0,1344,3391,1074")
+    return tuple(map(int, parts))
+
+
+def _folders(output, entry, segmenters) -> list[Path]:
+    folder = output / folder_name(entry.slide)
+    return [folder] if len(segmenters) == 1 else [folder / each.model.name for each in segmenters]
+
+
+def _refuse_other_results(entries, segmenters, folders):
+    """Before a night's batch starts: what it would refuse to replace in the end."""
+    for entry in entries:
+        for segmenter, path in zip(segmenters, folders[entry], strict=True):
+            try:
+                segmenter.folder_of(entry, path).check()
+            except DataError:
+                pass  # the slide is not there; said when its turn comes
+
+
+def _segment(entry, place, segmenters, paths, args, interruption) -> None:
+    name = printable(entry.slide.name)
+    summaries = []
+    for segmenter, path in zip(segmenters, paths, strict=True):
+        try:
+            summary, before = segmenter.segment(entry, path, args.overwrite, interruption)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"{name}: the device's memory does not hold a batch of windows ({first_line(error)}); try a smaller --batch_size"
+            ) from error
+        print(batch_summary.line(summary, f"{place} " if args.slides else "", path, before), flush=True)
+        summaries.append(summary)
+    if len(segmenters) > 1:
+        picture = paths[0].parent / "comparison.png"
+        comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
+        print(f"  compared: {picture}", flush=True)
+
+
+if __name__ == "__main__":
+    # By force: Orbax has set up logging in its own way when it was imported.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What is said of segmented slides in short: a line on the screen, and summary.csv with a row for each slide of a list."""
+
+import csv
+import io
+from pathlib import Path
+
+from bcss_jax.slides.slide_folder import status_of
+from bcss_jax.slides.slide_list import Entry, folder_name
+from bcss_jax.workdir import write_text
+
+COLUMNS = (
+    "slide",
+    "model",
+    "status",
+    "reason",
+    "folder",
+    "tissue_mm2",
+    "tumor_stroma_ratio",
+    "unreadable_mm2",
+    "seconds",
+)
+
+
+def line(summary: dict, place: str, path: Path, before: bool) -> str:
+    """One slide: areas, ratio, seams, scores, time, and where the results are."""
+    classes = ", ".join(f"{each['name']} {each['area_mm2']:.2f}" for each in summary["classes"])
+    parts = [f"{summary['tissue_area_mm2']:.2f} mm2 of tissue ({classes})"]
+    ratio, seam = summary["tumor_stroma_ratio"], summary["seams"]["score"]
+    if ratio is not None:
+        parts.append(f"tumour to stroma {ratio:.2f}")
+    if summary["unreadable_area_mm2"]:
+        parts.append(f"{summary['unreadable_area_mm2']:.3f} mm2 unreadable")
+    if seam is not None:
+        parts.append(f"seams {seam:.3f}")
+    if "scores" in summary:
+        dice = summary["scores"]["dice"]
+        parts.append("Dice " + ", ".join(f"{name} {value:.3f}" for name, value in dice.items() if value is not None))
+    model, slide = summary["model"], summary["slide"]
+    parts.append("done before" if before else f"{summary['seconds']['total']:.1f} s")
+    mpp = f"{slide['mpp'][0]:.4g} um/px, segmented at {model['mpp']:.4g}"
+    return f"{place}{slide['name']} ({mpp}) by {model['name']}: {'; '.join(parts)}\n  look at: {path / 'overlay.png'}"
+
+
+def write(output: Path, entries: list[Entry], several: bool) -> None:
+    """Writes summary.csv from what lies in the slides' folders, those of other shards too.
+
+    Args:
+      output: the folder that holds them.
+      entries: the whole list.
+      several: there is a folder for each model in that of a slide.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    rows, areas = [], {}
+    for entry in entries:
+        folder = output / folder_name(entry.slide)
+        models = sorted(path for path in folder.glob("*/") if not path.name.startswith(".")) if several else [folder]
+        for path in models or [folder]:
+            status, content = status_of(path)
+            row = dict.fromkeys(COLUMNS, "") | {"slide": str(entry.slide), "status": status, "folder": str(path)}
+            row["model"] = path.name if several and models else ""
+            if status == "failed":
+                row["reason"] = content.get("reason", "")
+            if status == "done":
+                row |= {
+                    "model": content["model"]["name"],
+                    "tissue_mm2": _number(content["tissue_area_mm2"]),
+                    "tumor_stroma_ratio": _number(content["tumor_stroma_ratio"]),
+                    "unreadable_mm2": _number(content["unreadable_area_mm2"]),
+                    "seconds": _number(content["seconds"]["total"]),
+                }
+                here = {f"{each['name']}_mm2": _number(each["area_mm2"]) for each in content["classes"]}
+                areas |= dict.fromkeys(here)
+                row |= here
+            rows.append(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*COLUMNS, *areas], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+    write_text(output / "summary.csv", text.getvalue())
+
+
+def _number(value):
+    return "" if value is None else f"{value:.6g}"
+
+
+def _harmless(text):
+    """Spreadsheets run what begins like a formula; and a name may hold bytes that are no text."""
+    text = text.encode("utf-8", "replace").decode()
+    return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not _is_number(text)) else text
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

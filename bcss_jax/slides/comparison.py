@@ -1,0 +1,62 @@
+"""comparison.png: a slide, its truth, what several models say, and where they differ."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bcss_jax.labels import scheme_from_json
+from bcss_jax.slides import label_pyramid, overlay
+from bcss_jax.slides.classes import SlideClass
+from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.reader_pool import ReaderPool
+from bcss_jax.slides.slide_list import Entry
+from bcss_jax.slides.truth import read_truth
+
+SIDE = 1200  # pixels of the longer side of a panel
+
+
+def write(
+    path: Path,
+    entry: Entry,
+    summaries: Sequence[dict],
+    folders: Sequence[Path],
+    classes: Sequence[SlideClass],
+    codes: str,
+) -> None:
+    """Draws the picture.
+
+    Args:
+      path: the file; replaced if it is there.
+      entry: the slide.
+      summaries: of each model, all of one label scheme.
+      folders: of each model's results.
+      classes: of that scheme.
+      codes: code book of the truth, if the entry has one.
+
+    Raises:
+      UserError: the slide, the results or the truth cannot be read any more, or the picture not be written.
+    """
+    with ReaderPool(entry.slide, 1) as pool:
+        thumbnail = pool.thumbnail(SIDE)
+    shape = thumbnail.shape[:2]
+    panels = []
+    if entry.truth is not None:
+        scheme = scheme_from_json(summaries[0]["model"]["label_scheme"])
+        truth = read_truth(Path(entry.truth), scheme, codes, Grid(**summaries[0]["grid"]), None)
+        values = np.zeros(256, np.uint8)
+        values[list(scheme.evaluated)] = range(1, 1 + len(scheme.evaluated))
+        panels.append(("truth", None, _stretched(values[truth.labels], shape)))
+    for summary, folder in zip(summaries, folders, strict=True):
+        labels = label_pyramid.read_level(folder / summary["files"]["labels"], max(shape))
+        dice = summary.get("scores", {}).get("dice", {}).get("macro")
+        panels.append((summary["model"]["name"], dice, _stretched(labels, shape)))
+    overlay.comparison(path, thumbnail, panels, classes, title=entry.slide.name)
+
+
+def _stretched(labels, shape):
+    """Labels at another size, by nearest neighbour."""
+    rows, columns = (
+        ((2 * np.arange(size) + 1) * given) // (2 * size) for size, given in zip(shape, labels.shape, strict=True)
+    )
+    return labels[np.ix_(rows, columns)]

@@ -1,0 +1,274 @@
+"""One slide with one model, from the file to its folder of results."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from bcss_jax.errors import DataError, Preempted, UserError
+from bcss_jax.interruption import Interruption
+from bcss_jax.slides import geojson, label_pyramid, labelling, overlay, polygons
+from bcss_jax.slides.blend import weights_of
+from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
+from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.probability_store import ProbabilityStore
+from bcss_jax.slides.reader_pool import ReaderPool
+from bcss_jax.slides.resolution import resolved_mpp
+from bcss_jax.slides.seams import seam_score
+from bcss_jax.slides.slide_folder import FORMAT, SlideFolder
+from bcss_jax.slides.slide_list import Entry
+from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
+from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.slides.tissue import Tissue, tissue_by_colour
+from bcss_jax.slides.tissue_file import read_tissue
+from bcss_jax.slides.truth import read_truth, score
+from bcss_jax.slides.windows import windows_of
+from bcss_jax.summary import device, versions
+from bcss_jax.tiles import printable
+from bcss_jax.workdir import locked, storage_errors
+
+THUMBNAIL = 4096  # pixels of the longer side, for the tissue mask
+OVERLAY = 2000  # likewise of overlay.png
+HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How slides are segmented, the same for all of a batch.
+
+    Attributes:
+      window: side of the windows, pixels.
+      overlap: of neighbouring windows, a share of their side.
+      blend: one of `blend.BLENDS`.
+      tissue: "colour" (found by colour) or "all" (the whole slide); a file given for a slide goes before.
+      probabilities: write them too.
+      min_area_um2: smaller regions are left out of regions.geojson.
+      truth_codes: code book of masks of truth.
+      truth_region: x, y, width, height in level-0 pixels to which scores are confined, or None.
+    """
+
+    window: int
+    overlap: float
+    blend: str
+    tissue: str
+    probabilities: bool
+    min_area_um2: float
+    truth_codes: str
+    truth_region: tuple[int, int, int, int] | None
+
+
+class SlideSegmenter:
+    """A model with its settings, compiled once for all slides."""
+
+    def __init__(self, model: SlideModel, settings: Settings, batch_size: int, readers: int, mesh: Mesh):
+        """Takes the model, the most windows of a batch, the reader processes of a slide, and the devices."""
+        self.model, self._settings, self._readers = model, settings, readers
+        layout = windows_of(settings.window, settings.window, settings.window, settings.overlap)
+        self._weights = weights_of(layout, settings.blend)
+        self._predictor = WindowPredictor(model, self._weights, batch_size, mesh)
+        self.classes = classes_of(model.scheme)
+
+    def folder_of(self, entry: Entry, path: Path) -> SlideFolder:
+        """The folder of a slide's results.
+
+        Raises:
+          DataError: the slide, or a file that belongs to it, is not there.
+        """
+        files = {"slide": entry.slide, "tissue": entry.tissue, "truth": entry.truth}
+        identity = {
+            "slide": entry.slide.name,
+            "files": {name: _fingerprint(Path(file)) for name, file in files.items() if file is not None},
+            "mpp": entry.mpp,
+            "model": self.model.identity,
+            "settings": dataclasses.asdict(self._settings),
+        }
+        return SlideFolder(path, identity)
+
+    def segment(self, entry: Entry, path: Path, overwrite: bool, interruption: Interruption) -> tuple[dict, bool]:
+        """Segments a slide, going on where that was stopped.
+
+        Args:
+          entry: the slide.
+          path: folder of its results.
+          overwrite: results that are there make way.
+          interruption: active; tells when to stop.
+
+        Returns:
+          Its summary, and whether it was finished before.
+
+        Raises:
+          UserError: with one line for the user; noted in the folder too, but for settings that cannot be.
+        """
+        folder = self.folder_of(entry, path)
+        with locked(path):
+            before = None if overwrite else folder.finished()
+            if before is not None:
+                return before, True
+            folder.begin(overwrite)
+            try:
+                summary = self._segment(entry, folder, interruption)
+            except Preempted:
+                raise
+            except UserError as error:
+                folder.fail(error)
+                raise
+            folder.finish(summary)
+            return summary, False
+
+    def _segment(self, entry, folder, interruption):
+        clock = _Clock()
+        settings, model, name = self._settings, self.model, printable(entry.slide.name)
+        with ReaderPool(entry.slide, self._readers) as pool:
+            info = pool.info
+            mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
+            grid = grid_of(info.width, info.height, mpp, model.mpp)
+            truth = None
+            if entry.truth is not None:
+                truth = read_truth(Path(entry.truth), model.scheme, settings.truth_codes, grid, settings.truth_region)
+            thumbnail = pool.thumbnail(THUMBNAIL)
+            tissue = self._tissue(entry, thumbnail, grid)
+            clock.lap("thumbnail_and_tissue")
+            windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
+            store = TileStore(folder.work / "labels", grid.width, grid.height)
+            probabilities = self._probability_store(folder, grid) if settings.probabilities else None
+            seconds = labelling.label_slide(
+                pool,
+                tissue,
+                windows,
+                self._predictor,
+                self._weights,
+                store,
+                probabilities,
+                classes=len(self.classes),
+                readers=self._readers,
+                interruption=interruption,
+                label=name,
+            )
+            clock.lap("labelling")
+        counts = store.counts()
+        known = counts.sum() - counts[BACKGROUND]
+        if counts[UNREADABLE] > labelling.MAX_UNREADABLE * known:
+            raise labelling.too_unreadable(name)
+        files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock)
+        summary = {
+            "format": FORMAT,
+            "slide": {
+                "path": str(entry.slide.resolve()),
+                "name": entry.slide.name,
+                "format": info.format,
+                "width": info.width,
+                "height": info.height,
+                "mpp": list(mpp),
+                "mpp_from": "slide" if entry.mpp is None else "--mpp",
+                "bounds": info.bounds,
+            },
+            "model": {**model.about, "mpp": model.mpp, "window": settings.window},
+            "grid": dataclasses.asdict(grid),
+            "classes": [
+                {
+                    **each._asdict(),
+                    "pixels": int(counts[each.value]),
+                    "area_mm2": float(counts[each.value] * grid.pixel_mm2),
+                }
+                for each in self.classes
+            ],
+            "tissue_area_mm2": float(known * grid.pixel_mm2),
+            "unreadable_area_mm2": float(counts[UNREADABLE] * grid.pixel_mm2),
+            "tumor_stroma_ratio": _tumour_stroma_ratio(self.classes, counts),
+            "windows": {"computed": int(tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
+            "seams": seam_score(labelling.seam_counts(store)),
+            "files": files,
+        }
+        if truth is not None:
+            summary["scores"] = score(truth, _whole(store), model.scheme, grid)
+            clock.lap("scores")
+        return summary | {
+            "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "versions": versions(),
+            "device": device(),
+        }
+
+    def _tissue(self, entry: Entry, thumbnail: np.ndarray, grid: Grid) -> Tissue:
+        if entry.tissue is not None:
+            return read_tissue(Path(entry.tissue), grid)
+        if self._settings.tissue == "all":
+            return Tissue(np.ones((1, 1), bool), grid)
+        mpp = (grid.mpp * grid.width / thumbnail.shape[1], grid.mpp * grid.height / thumbnail.shape[0])
+        return Tissue(tissue_by_colour(thumbnail, mpp), grid)
+
+    def _probability_store(self, folder, grid):
+        path = folder.work / "probabilities.zarr"
+        return ProbabilityStore(path, grid.width, grid.height, mpp=grid.mpp, classes=self.classes)
+
+    def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock):
+        """Writes the results, each whole or not at all; returns their names."""
+        path = folder.path
+        label_pyramid.write(path / "labels.ome.tif", store, mpp=grid.mpp, classes=self.classes, name=name)
+        clock.lap("pyramid")
+        found = polygons.polygons(store, self.classes, min_area_um2=self._settings.min_area_um2, mpp=grid.mpp)
+        geojson.write(path / "regions.geojson", found, self.classes, grid, bounds=info.bounds)
+        clock.lap("polygons")
+        overlay.write(path / "overlay.png", _shrunk(thumbnail), store, self.classes, counts, grid, title=name)
+        clock.lap("overlay")
+        if probabilities is not None:
+            with storage_errors(path):
+                os.replace(folder.work / "probabilities.zarr", path / "probabilities.zarr")
+        return {
+            "labels": "labels.ome.tif",
+            "regions": "regions.geojson",
+            "overlay": "overlay.png",
+            "probabilities": "probabilities.zarr" if probabilities is not None else None,
+        }
+
+
+class _Clock:
+    """Seconds of the stages that follow one another."""
+
+    def __init__(self):
+        self.seconds, self._start = {}, time.perf_counter()
+        self._last = self._start
+
+    def lap(self, name):
+        """Ends a stage."""
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+    def total(self):
+        """Since the beginning."""
+        return time.perf_counter() - self._start
+
+
+def _fingerprint(path: Path) -> dict:
+    """By which a file is known again without reading all of it: size, and SHA-256 of both ends."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            ends = file.read(HASHED)
+            file.seek(max(0, size - HASHED))
+            ends += file.read(HASHED)
+    except OSError as error:
+        raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
+    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
+
+
+def _tumour_stroma_ratio(classes, counts):
+    pixels = {each.name: int(counts[each.value]) for each in classes}
+    return pixels["tumor"] / pixels["stroma"] if pixels.get("stroma") and "tumor" in pixels else None
+
+
+def _whole(store: TileStore) -> np.ndarray:
+    """All labels, for slides of which there is a mask of truth: those fit into memory."""
+    labels = np.empty((store.height, store.width), np.uint8)
+    size = store.tile_size
+    for row in range(store.rows):
+        for column in range(store.columns):
+            labels[row * size : (row + 1) * size, column * size : (column + 1) * size] = store.pixels(row, column)
+    return labels

@@ -1,0 +1,97 @@
+"""Lists of slides as people save them, shards, and names of folders."""
+
+from pathlib import Path
+
+import pytest
+
+from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
+
+
+def written(tmp_path, content):
+    path = tmp_path / "list.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        "slide,mpp\na.svs,0.25\nb.svs,\n",
+        "\ufeffslide,mpp\r\na.svs,0.25\r\nb.svs,\r\n",
+        "Slide;mpp\r\na.svs;0,25\r\nb.svs;\r\n",
+        '"slide","mpp"\n"a.svs","0.25"\n\n"b.svs",""\n',
+        " slide ,mpp\ra.svs , 0.25\rb.svs,\r",
+        "slide\tmpp\na.svs\t0.25\nb.svs\t\n",
+        "slide,mpp\na.svs,0.25\nb.svs,\n".encode("utf-16"),
+    ),
+)
+def test_a_list_is_read_however_it_was_saved(tmp_path, content):
+    entries = read_list(written(tmp_path, content))
+    assert entries == [Entry(tmp_path / "a.svs", 0.25), Entry(tmp_path / "b.svs")]
+
+
+def test_quotes_line_breaks_and_paths(tmp_path):
+    text = 'slide,tissue,truth\n"with, comma\nand line.svs",mask.png,\n/abs/b.svs,,truth.png\n'
+    assert read_list(written(tmp_path, text)) == [
+        Entry(tmp_path / "with, comma\nand line.svs", None, str(tmp_path / "mask.png")),
+        Entry(Path("/abs/b.svs"), None, None, str(tmp_path / "truth.png")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    (
+        ("", "found none"),
+        ("slide,mpp\n", "found none"),
+        ("name,mpp\na,1\n", "line 1: expected a header with the column slide"),
+        ("slide,colour\na,1\n", "line 1: expected the columns .*'colour'"),
+        ("slide,slide\na,b\n", "line 1: .*'slide' twice"),
+        ("slide,mpp\na.svs,0.25\nb.svs\n", "line 3: expected 2 fields"),
+        ("slide,mpp\na.svs,fast\n", "line 2: expected um per pixel, found 'fast'"),
+        ("slide,mpp\n,0.25\n", "line 2: expected a slide"),
+        ('slide\n"a\nb.svs"\na/x.svs\nb/X.tif\n', "line 5: .*same folder of results.*line 4"),
+        ('slide\n"a.svs\n', "line 2: expected CSV"),
+        (b"slide\n\xff\xfea.svs\n", "expected text as UTF-8"),
+    ),
+)
+def test_what_is_wrong_with_a_list_is_said_with_the_line(tmp_path, content, said):
+    with pytest.raises(DataError, match=said):
+        read_list(written(tmp_path, content))
+
+
+def test_a_list_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="check the path"):
+        read_list(tmp_path / "none.csv")
+
+
+def test_shards_cover_the_list_once():
+    entries = [Entry(Path(str(number))) for number in range(11)]
+    assert shard_of(entries, None) == entries
+    for count in (1, 3, 11, 20):
+        found = [entry for number in range(count) for entry in shard_of(entries, f"{number}/{count}")]
+        assert sorted(found) == sorted(entries)
+
+
+@pytest.mark.parametrize("shard", ("4/4", "-1/4", "1", "1/", "a/b", "1/0", "1.0/2"))
+def test_a_shard_that_cannot_be(shard):
+    with pytest.raises(ConfigError, match=f"--shard={shard}"):
+        shard_of([], shard)
+
+
+@pytest.mark.parametrize(
+    "slide, name",
+    (
+        ("a/TCGA-A2.b.svs", "TCGA-A2.b"),
+        ("plain", "plain"),
+        ("line\nbreak.svs", "line_break"),
+        ("...svs", "slide"),
+        (".svs", "svs"),
+        ("x" * 300 + ".svs", "x" * 120),
+        ("a:b*c.svs", "a_b_c"),
+        ("no\udcff text.svs", "no_ text"),
+    ),
+)
+def test_names_of_folders(slide, name):
+    assert folder_name(Path(slide)) in (name, name.replace("_", "?"))
+    assert "/" not in folder_name(Path(slide)) and "\n" not in folder_name(Path(slide))
