@@ -1,0 +1,66 @@
+"""Small slides, models and readers for the tests of whole slides."""
+
+import concurrent.futures
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bcss_jax.labels import SCHEMES
+from bcss_jax.slides.slide_model import SlideModel
+
+SCHEME = SCHEMES["tumor_stroma"]
+
+
+class Block(NamedTuple):
+    """As `reader_pool.Block`."""
+
+    pixels: np.ndarray
+    unreadable: np.ndarray | None
+
+
+class ArrayPool:
+    """In place of `reader_pool.ReaderPool`: a slide that is an array on the grid itself.
+
+    Counts what it was asked for, and fails from the n-th block on if told so.
+    """
+
+    def __init__(self, pixels, unreadable=None, fails_at=None, error=None):
+        self.pixels, self.unreadable, self.asked = pixels, unreadable, []
+        self._fails_at, self._error = fails_at, error
+
+    def submit(self, grid, x, y, width, height):
+        assert 0 <= x < x + width <= grid.width and 0 <= y < y + height <= grid.height
+        self.asked.append((x, y, width, height))
+        future = concurrent.futures.Future()
+        if self._fails_at is not None and len(self.asked) > self._fails_at:
+            future.set_exception(self._error)
+            return future
+        here = np.s_[y : y + height, x : x + width]
+        mask = None if self.unreadable is None else self.unreadable[here]
+        future.set_result(Block(self.pixels[here], mask if mask is not None and mask.any() else None))
+        return future
+
+
+def colour_model(window=16):
+    """Calls red tumour and blue stroma, pixel by pixel, the surer the stronger the colour."""
+
+    def probabilities(arrays, images):
+        red, blue = (images[..., channel].astype(jnp.float32) for channel in (0, 2))
+        tumour = (red + arrays["bias"]) / (red + blue + 2 * arrays["bias"])
+        return jnp.stack([tumour, 1 - tumour], axis=-1)
+
+    arrays = {"bias": jnp.ones(())}
+    return SlideModel("colour", SCHEME, 0.25, window, {"network": "colour"}, {"name": "colour"}, arrays, probabilities)
+
+
+def tissue_picture(height, width, seed=0):
+    """Red and blue patches on white glass: uint8 [H, W, 3], and the labels that `colour_model` gives the tissue."""
+    rng = np.random.default_rng(seed)
+    patches = rng.random((-(-height // 16), -(-width // 16)))
+    patches = np.kron(patches, np.ones((16, 16)))[:height, :width]
+    pixels = np.full((height, width, 3), 250, np.uint8)
+    noise = rng.integers(0, 60, (height, width, 1))
+    pixels = np.where((patches < 0.6)[..., None], np.concatenate([190 + noise, 60 + noise, 80 + noise], axis=2), pixels)
+    pixels = np.where((patches < 0.3)[..., None], np.concatenate([80 + noise, 60 + noise, 190 + noise], axis=2), pixels)
+    return pixels.astype(np.uint8), np.select([patches < 0.3, patches < 0.6], [2, 1], 0).astype(np.uint8)
