@@ -55,6 +55,7 @@ def _serve(requests: queue.SimpleQueue, answers: BinaryIO) -> None:
         request = json.loads(requests.get())
         try:
             if "open" in request:
+                slide = _closed(slide)
                 slide = open_slide(request["open"])
                 _send(answers, {"slide": _described(slide)})
                 continue
@@ -68,6 +69,11 @@ def _serve(requests: queue.SimpleQueue, answers: BinaryIO) -> None:
             mask = b"" if unreadable is None else np.packbits(unreadable).tobytes()
             header = {"shape": list(pixels.shape[:2]), "unreadable": unreadable is not None}
             _send(answers, header, np.ascontiguousarray(pixels).data, mask)
+
+
+def _closed(slide: Slide | None) -> None:
+    if slide is not None:
+        slide.close()
 
 
 def _described(slide: Slide) -> dict:
