@@ -24,13 +24,15 @@ def all_pairs(windows, sums, weights):
     with np.errstate(invalid="ignore", divide="ignore"):
         steps = np.rint(sums[:-1] * (np.float32(255) / weights))
     total = np.zeros((2, 2), np.int64)
-    across, down = windows.seams(windows.width), windows.seams(windows.height)
+    across, down = [(windows.controls(length), windows.seams(length)) for length in (windows.width, windows.height)]
     for y in range(windows.height):
         for x in range(windows.width):
             for (v, u), seams, step in (((y, x + 1), across, y), ((y + 1, x), down, x)):
                 if step % STEP or v >= windows.height or u >= windows.width or not weights[y, x] * weights[v, u]:
                     continue
-                total[int(seams[x if v == y else y])] += int(np.abs(steps[:, y, x] - steps[:, v, u]).sum()), 1
+                for kind in (0, 1):
+                    if seams[kind][x if v == y else y]:
+                        total[kind] += int(np.abs(steps[:, y, x] - steps[:, v, u]).sum()), 1
     return total
 
 

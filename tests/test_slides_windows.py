@@ -114,6 +114,8 @@ def test_seams_are_where_windows_begin_end_and_hand_over():
     expected = {*corners, *(x + 8 for x in corners), *(x + 1 for x in corners)} & set(range(1, 50))
     assert set((np.flatnonzero(windows.seams(50)) + 1).tolist()) == expected
     assert windows.seams(1).size == 0
+    beside = {x + step for x in expected for step in (-16, 16)} & set(range(1, 50)) - expected
+    assert set((np.flatnonzero(windows.controls(50)) + 1).tolist()) == beside
 
 
 @pytest.mark.parametrize("overlap", (-0.1, 0.8, float("nan")))

@@ -12,6 +12,7 @@ from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reader_pool import ReaderPool
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.truth import read_truth
+from bcss_jax.tiles import printable
 
 SIDE = 1200  # pixels of the longer side of a panel
 
@@ -46,12 +47,15 @@ def write(
         truth = read_truth(Path(entry.truth), scheme, codes, Grid(**summaries[0]["grid"]), None)
         values = np.zeros(256, np.uint8)
         values[list(scheme.evaluated)] = range(1, 1 + len(scheme.evaluated))
-        panels.append(("truth", None, _stretched(values[truth.labels], shape)))
+        panels.append(overlay.Panel("truth", _stretched(values[truth.labels], shape)))
     for summary, folder in zip(summaries, folders, strict=True):
-        labels = label_pyramid.read_level(folder / summary["files"]["labels"], max(shape))
+        labels = label_pyramid.read_resized(folder / summary["files"]["labels"], *shape)
         dice = summary.get("scores", {}).get("dice", {}).get("macro")
-        panels.append((summary["model"]["name"], dice, _stretched(labels, shape)))
-    overlay.comparison(path, thumbnail, panels, classes, title=entry.slide.name)
+        title = summary["model"]["name"] + ("" if dice is None else f", Dice {dice:.3f}")
+        panels.append(overlay.Panel(title, labels))
+    grid = summaries[0]["grid"]
+    mm_per_pixel = grid["mpp"] * grid["width"] / shape[1] / 1000
+    overlay.comparison(thumbnail, panels, classes, path, title=printable(entry.slide.name), mm_per_pixel=mm_per_pixel)
 
 
 def _stretched(labels, shape):

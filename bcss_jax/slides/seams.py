@@ -1,4 +1,4 @@
-"""How visible the seams between windows are: how much neighbouring pixels disagree across them, and how much elsewhere.
+"""How visible the seams between windows are: how much neighbouring pixels disagree across them, and how much beside them.
 
 The disagreement of two pixels is the sum of the differences of their probabilities in steps of 1/255: whole numbers, whose
 sums do not depend on their order. Neighbours side by side are compared on every `STEP`-th pixel row, neighbours one above
@@ -18,13 +18,16 @@ class Seams:
 
     def __init__(self, windows: Windows, classes: int):
         """Starts with nothing; `classes` is K."""
-        self._columns, self._rows = windows.seams(windows.width), windows.seams(windows.height)
+        # [beside seams, at seams], each bool [pairs].
+        self._columns, self._rows = (
+            np.stack([windows.controls(length), windows.seams(length)]) for length in (windows.width, windows.height)
+        )
         self._classes = classes - 1  # probabilities sum to 1: the last one says nothing new
         self._above = self._nothing()  # the pixel row above those that come next
         self._counts = np.zeros((2, 2), np.int64)
 
     def _nothing(self):
-        return np.full((self._classes, -(-(len(self._columns) + 1) // STEP)), -1, np.int16)
+        return np.full((self._classes, -(-(self._columns.shape[1] + 1) // STEP)), -1, np.int16)
 
     def add(self, top: int, pieces: list[Finished]) -> None:
         """Adds pixel rows from `top` on, of which `pieces` were computed; none may be left out."""
@@ -32,19 +35,19 @@ class Seams:
         for piece in pieces:
             rows = slice(-top % STEP, None, STEP)
             across = self._steps(piece.sums[:, rows], piece.weights[rows])
-            self._count(np.diff(across, axis=2), across.min(axis=0), 1, self._columns[piece.left : piece.right - 1])
+            self._count(np.diff(across, axis=2), across.min(axis=0), 1, self._columns[:, piece.left : piece.right - 1])
             columns = slice(-piece.left % STEP, None, STEP)
             down = self._steps(piece.sums[:, :, columns], piece.weights[:, columns])
             place = slice(-(-piece.left // STEP), -(-piece.left // STEP) + down.shape[2])
             down = np.concatenate([self._above[:, None, place], down], axis=1)
-            first = np.zeros(1, bool) if top == 0 else self._rows[top - 1 : top]
-            seams = np.concatenate([first, self._rows[top : top + down.shape[1] - 2]])
-            self._count(np.diff(down, axis=1), down.min(axis=0), 0, seams)
+            first = np.zeros((2, 1), bool) if top == 0 else self._rows[:, top - 1 : top]
+            rows = np.concatenate([first, self._rows[:, top : top + down.shape[1] - 2]], axis=1)
+            self._count(np.diff(down, axis=1), down.min(axis=0), 0, rows)
             below[:, place] = down[:, -1]
         self._above = below
 
     def take(self) -> list[list[int]]:
-        """The counts since this was last asked: [[disagreement, pairs] elsewhere, the same at seams]."""
+        """The counts since this was last asked: [[disagreement, pairs] beside seams, the same at seams]."""
         counts, self._counts = self._counts, np.zeros((2, 2), np.int64)
         return counts.tolist()
 
@@ -55,14 +58,13 @@ class Seams:
             steps = np.rint(sums[: self._classes] * (np.float32(255) / weights))
         return np.where(known, steps, -1).astype(np.int16)
 
-    def _count(self, differences, lowest, axis, seams):
-        """Adds pairs of which both pixels were computed; `seams` says along the axis which pairs lie across one."""
+    def _count(self, differences, lowest, axis, kinds):
+        """Adds pairs of which both pixels were computed; `kinds` [2, pairs] says along the axis of which kind they are."""
         both = np.minimum(*(np.delete(lowest, end, axis) for end in (0, -1))) >= 0
         disagreement = np.where(both, np.abs(differences).sum(axis=0, dtype=np.int64), 0)
         for counted, of in ((disagreement, 0), (both, 1)):
             along = counted.sum(axis=1 - axis)
-            self._counts[1, of] += along[seams].sum()
-            self._counts[0, of] += along[~seams].sum()
+            self._counts[:, of] += kinds @ along
 
 
 def seam_score(counts: np.ndarray) -> dict:
@@ -72,12 +74,12 @@ def seam_score(counts: np.ndarray) -> dict:
       counts: integers [2, 2], the sum of what `Seams.take` gave.
 
     Returns:
-      JSON: `score`, the mean disagreement at seams over that elsewhere (1: seams cannot be told; None: no pixels or no
-      disagreement to compare), `at_seams` and `elsewhere`, those means as differences of probability, and `pairs_at_seams`.
+      JSON: `score`, the mean disagreement at seams over that beside them (1: seams cannot be told; None: no pixels or no
+      disagreement to compare), `at_seams` and `beside`, those means as differences of probability, and `pairs_at_seams`.
     """
-    (elsewhere, pairs), (at_seams, pairs_at_seams) = np.asarray(counts, np.int64).tolist()
+    (beside, pairs), (at_seams, pairs_at_seams) = np.asarray(counts, np.int64).tolist()
     means = [
-        total / number / 255 if number else None for total, number in ((elsewhere, pairs), (at_seams, pairs_at_seams))
+        total / number / 255 if number else None for total, number in ((beside, pairs), (at_seams, pairs_at_seams))
     ]
     score = means[1] / means[0] if means[0] and means[1] is not None else None
-    return {"score": score, "at_seams": means[1], "elsewhere": means[0], "pairs_at_seams": pairs_at_seams}
+    return {"score": score, "at_seams": means[1], "beside": means[0], "pairs_at_seams": pairs_at_seams}

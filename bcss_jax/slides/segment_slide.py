@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 import resource
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from bcss_jax.errors import DataError, Preempted, UserError
 from bcss_jax.interruption import Interruption
-from bcss_jax.slides import geojson, label_pyramid, labelling, overlay, polygons
+from bcss_jax.slides import geojson, label_pyramid, labelling, overlay
 from bcss_jax.slides.blend import weights_of
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
+from bcss_jax.slides.domain import out_of_domain
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import ReaderPool
@@ -33,8 +36,11 @@ from bcss_jax.summary import device, versions
 from bcss_jax.tiles import printable
 from bcss_jax.workdir import locked, storage_errors
 
-THUMBNAIL = 4096  # pixels of the longer side, for the tissue mask
-OVERLAY = 2000  # likewise of overlay.png
+TISSUE_MPP, TISSUE_SIDE = (
+    4.0,
+    4096,
+)  # um per pixel of the thumbnail that tissue is found on, and its longest side at most
+OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
 HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again
 log = logging.getLogger(__name__)
 
@@ -132,12 +138,20 @@ class SlideSegmenter:
             truth = None
             if entry.truth is not None:
                 truth = read_truth(Path(entry.truth), model.scheme, settings.truth_codes, grid, settings.truth_region)
-            thumbnail = pool.thumbnail(THUMBNAIL)
+            longest = max(grid.width, grid.height)
+            thumbnail = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
+            odd = out_of_domain(thumbnail)
+            if odd:
+                log.warning(
+                    "%s: has %s; the model knows H&E in bright field alone, so mistrust what it says", name, odd
+                )
             tissue = self._tissue(entry, thumbnail, grid)
+            if max(thumbnail.shape) != OVERLAY_SIDE:
+                thumbnail = _shrunk(thumbnail) if max(thumbnail.shape) > OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE)
             clock.lap("thumbnail_and_tissue")
             windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
             store = TileStore(folder.work / "labels", grid.width, grid.height)
-            probabilities = self._probability_store(folder, grid) if settings.probabilities else None
+            probabilities = self._probability_store(folder, grid, name) if settings.probabilities else None
             seconds = labelling.label_slide(
                 pool,
                 tissue,
@@ -204,19 +218,33 @@ class SlideSegmenter:
         mpp = (grid.mpp * grid.width / thumbnail.shape[1], grid.mpp * grid.height / thumbnail.shape[0])
         return Tissue(tissue_by_colour(thumbnail, mpp), grid)
 
-    def _probability_store(self, folder, grid):
+    def _probability_store(self, folder, grid, name):
         path = folder.work / "probabilities.zarr"
-        return ProbabilityStore(path, grid.width, grid.height, mpp=grid.mpp, classes=self.classes)
+        return ProbabilityStore(path, grid.width, grid.height, mpp=grid.mpp, classes=self.classes, name=name)
 
     def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock):
         """Writes the results, each whole or not at all; returns their names."""
         path = folder.path
         label_pyramid.write(path / "labels.ome.tif", store, mpp=grid.mpp, classes=self.classes, name=name)
         clock.lap("pyramid")
-        found = polygons.polygons(store, self.classes, min_area_um2=self._settings.min_area_um2, mpp=grid.mpp)
-        geojson.write(path / "regions.geojson", found, self.classes, grid, bounds=info.bounds)
-        clock.lap("polygons")
-        overlay.write(path / "overlay.png", _shrunk(thumbnail), store, self.classes, counts, grid, title=name)
+        geojson.write(
+            path / "regions.geojson",
+            store,
+            grid,
+            self.classes,
+            origin=info.bounds[:2] if info.bounds else (0, 0),
+            min_area_um2=self._settings.min_area_um2,
+        )
+        clock.lap("regions")
+        overlay.overlay(
+            thumbnail,
+            label_pyramid.read_resized(path / "labels.ome.tif", *thumbnail.shape[:2]),
+            self.classes,
+            path / "overlay.png",
+            title=f"{name}, {self.model.name}",
+            mm_per_pixel=grid.mpp * grid.width / thumbnail.shape[1] / 1000,
+            areas_mm2={value: float(counts[value] * grid.pixel_mm2) for value in np.flatnonzero(counts).tolist()},
+        )
         clock.lap("overlay")
         if probabilities is not None:
             with storage_errors(path):
@@ -257,6 +285,12 @@ def _fingerprint(path: Path) -> dict:
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
     return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
+
+
+def _shrunk(thumbnail):
+    image = Image.fromarray(thumbnail)
+    image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE), Image.Resampling.BOX)
+    return np.asarray(image)
 
 
 def _tumour_stroma_ratio(classes, counts):

@@ -13,6 +13,9 @@ import numpy as np
 from bcss_jax.errors import ConfigError
 
 MAX_OVERLAP = 0.75
+# Pixels from a seam to what it is compared with: networks up-sample in steps of 2 to 16 pixels, and neighbours differ more
+# across such steps (every second pair by a tenth, seen with a U-Net), which would pass for seams.
+CONTROL = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +72,19 @@ class Windows:
         """
         cells = np.arange(math.ceil(length / self.stride)) * self.stride
         found = np.concatenate([cells, cells - self.margin, cells - self.margin + self.size])
-        result = np.zeros(max(length - 1, 0), bool)
-        result[found[(found > 0) & (found < length)] - 1] = True
-        return result
+        return _marked(found, length)
+
+    def controls(self, length: int) -> np.ndarray:
+        """Pairs that seams are compared with, as `seams`: those `CONTROL` pixels beside a seam that are none."""
+        at = np.flatnonzero(self.seams(length)) + 1
+        return _marked(np.concatenate([at - CONTROL, at + CONTROL]), length) & ~self.seams(length)
+
+
+def _marked(positions: np.ndarray, length: int) -> np.ndarray:
+    """bool [length - 1], True between pixels i - 1 and i for each position i."""
+    result = np.zeros(max(length - 1, 0), bool)
+    result[positions[(positions > 0) & (positions < length)] - 1] = True
+    return result
 
 
 def windows_of(height: int, width: int, size: int, overlap: float) -> Windows:
