@@ -1,6 +1,6 @@
 """How fast blocks of a slide come out of the reader processes.
 
-python benchmarks/slide_reading.py SLIDE [SLIDE ...] [--mpp=0.25] [--block=512] [--processes=1,2] [--rounds=3]
+    python benchmarks/slide_reading.py SLIDE [SLIDE ...] [--mpp=0.25] [--block=512] [--processes=1,2] [--rounds=3]
 
 Prints, per slide and number of processes, megapixels of the grid per second: the median of the rounds and their range.
 The numbers of processes take turns, so that a busy machine slows all of them.
@@ -9,11 +9,15 @@ The numbers of processes take turns, so that a busy machine slows all of them.
 import argparse
 import collections
 import itertools
+import pathlib
 import statistics
+import sys
 import time
 
-from bcss_jax.slides.grid import grid_of
-from bcss_jax.slides.reader_pool import ReaderPool
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
+
+from bcss_jax.slides.grid import grid_of  # noqa: E402
+from bcss_jax.slides.reader_pool import ReaderPool  # noqa: E402
 
 AHEAD = 4  # blocks asked for ahead, per process
 
