@@ -17,6 +17,8 @@ CORE = (
     "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
     "bcss_jax.evaluation.gallery", "bcss_jax.evaluate",
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
+    "bcss_jax.slides.reader_pool", "bcss_jax.slides.reader_process", "bcss_jax.slides.reader_openslide",
+    "bcss_jax.slides.reader_tiffslide", "bcss_jax.slides.resolution", "bcss_jax.slides.domain",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from PIL import Image
 from slide_files import own_grid, picture, svs, tiled
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides import reader, reader_base
+from bcss_jax.slides import reader, reader_base, reader_openslide
 from bcss_jax.slides.grid import grid_of
 from bcss_jax.slides.reader import Level, best_level, open_slide, read_block
 from bcss_jax.slides.reader_base import levels_of
@@ -196,6 +196,16 @@ def test_the_resolution_of_a_screen_is_none(tmp_path, opened):
         path, picture(99, 99), tile=(64, 64), photometric="rgb", resolution=(72, 72), resolutionunit="INCH"
     )
     assert opened(path).mpp is None
+
+
+def test_the_scanned_area_of_a_slide_that_tells_it():
+    names = {
+        f"openslide.bounds-{name}": str(value)
+        for name, value in zip(("x", "y", "width", "height"), (5, 6, 70, 80), strict=True)
+    }
+    assert reader_openslide._bounds(names) == (5, 6, 70, 80)
+    del names["openslide.bounds-y"]
+    assert reader_openslide._bounds(names) is None
 
 
 # Transparent and missing parts.

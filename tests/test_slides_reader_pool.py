@@ -139,29 +139,29 @@ def test_a_thumbnail_is_made_in_pieces(path, pixels, monkeypatch):
         submit, sizes = pool.submit, []
         monkeypatch.setattr(pool, "submit", lambda grid, *box: sizes.append(box[2:]) or submit(grid, *box))
         in_pieces = pool.thumbnail(120)
-    assert len(sizes) > 10
+    assert len(sizes) == 6  # whole tiles, 64 pixels of the level of half the size
     assert np.abs(in_pieces.astype(int) - whole).max() <= 1
 
 
 def test_the_thumbnail_of_a_large_slide_without_a_pyramid_takes_little_memory(tmp_path):
-    side, tile = 16_384, 2048
+    side, tile = 12_288, 2048
     pixels = picture(tile, tile)
-    corners = {(0, 0), (3, 7), (7, 7)}
+    corners = {(0, 0), (3, 4), (5, 5)}
     tiles = (pixels if divmod(n, side // tile) in corners else None for n in range((side // tile) ** 2))
     path = tmp_path / "flat.tif"
     tifffile.imwrite(
         path, tiles, shape=(side, side, 3), dtype=np.uint8, tile=(tile, tile), photometric="rgb", compression="deflate"
     )
     with ReaderPool(path, 1) as pool:
-        thumbnail = pool.thumbnail(160)
+        thumbnail = pool.thumbnail(120)
         with open(f"/proc/{children(pool)[0]}/status") as file:
             peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
-    expected = np.full((160, 160), 255.0)
+    expected = np.full((120, 120), 255.0)
     for row, column in corners:
         expected[row * 20 : row * 20 + 20, column * 20 : column * 20 + 20] = pixels.mean()
     apart = np.abs(thumbnail.mean(axis=-1) - expected)
-    assert apart.mean() < 1 and (apart[expected == 255] == 0).all()  # missing tiles are white
-    assert peak < 300, "MiB; the slide has 768"
+    assert apart.mean() < 2 and (apart[expected == 255] == 0).all()  # missing tiles are white
+    assert peak < 300, "MiB; the slide has 432"
 
 
 # What a process costs and may.
@@ -257,6 +257,15 @@ def test_the_last_line_on_stderr_is_told():
             child.ask({}, 10.0)
     finally:
         child.kill()
+
+
+def test_an_answer_that_makes_no_sense_reaches_who_waits(path, monkeypatch):
+    with ReaderPool(path, 1) as pool:
+        (pid,) = children(pool)
+        monkeypatch.setattr(ReaderChild, "ask", lambda *_: ({}, memoryview(b"")))
+        with pytest.raises(KeyError):
+            pool.submit(own_grid(pool.info), 0, 0, 9, 9).result(timeout=30)
+        assert gone([pid])
 
 
 # No process is left behind.

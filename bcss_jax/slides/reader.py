@@ -16,7 +16,7 @@ from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reader_base import Level, Slide, TileError
 from bcss_jax.tiles import printable
 
-__all__ = ["Level", "Slide", "TileError", "best_level", "open_slide", "read_block", "source_pixels"]
+__all__ = ["Level", "Slide", "TileError", "best_level", "open_slide", "read_block"]
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
@@ -53,35 +53,30 @@ def best_level(levels: tuple[Level, ...], scale: float) -> int:
     return fitting[-1] if fitting else 0
 
 
-def source_pixels(levels: tuple[Level, ...], scale: tuple[float, float]) -> float:
-    """How many pixels of the level which serves a grid make one pixel of it."""
-    downsample = levels[best_level(levels, min(scale))].downsample
-    return max(1.0, scale[0] / downsample) * max(1.0, scale[1] / downsample)
-
-
 def read_block(
     slide: Slide, grid: Grid, x: int, y: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels of a grid, from the level that suits it, resampled without aliasing (Lanczos).
 
-    A pixel does not depend on the block it is read with: exactly where the level has the grid's resolution, else to one
-    grey level. Parts that cannot be decoded are white; where resampled, they shine into the three pixels around them.
+      A pixel does not depend on the block it is read with: exactly, where the level has the grid's resolution; where it is
+    resampled, to one grey level, and to two in a pixel of a hundred thousand (Pillow rounds after each axis). Parts that
+    cannot be decoded are white; where resampled, they shine into the three pixels around them.
 
-    Args:
-      slide: as `open_slide` gives it.
-      grid: the pixels to give.
-      x: left edge of the block in pixels of the grid.
-      y: top edge, likewise.
-      width: in pixels of the grid; the block lies within it.
-      height: likewise.
+      Args:
+        slide: as `open_slide` gives it.
+        grid: the pixels to give.
+        x: left edge of the block in pixels of the grid.
+        y: top edge, likewise.
+        width: in pixels of the grid; the block lies within it.
+        height: likewise.
 
-    Returns:
-      uint8 [height, width, 3]; and bool [height, width], True where pixels of the slide could not be decoded, or None
-      if all could.
+      Returns:
+        uint8 [height, width, 3]; and bool [height, width], True where pixels of the slide could not be decoded, or None
+        if all could.
 
-    Raises:
-      ValueError: the block is not within the grid.
-      OSError: the slide does not open any more after a failure.
+      Raises:
+        ValueError: the block is not within the grid.
+        OSError: the slide does not open any more after a failure.
     """
     if not (0 <= x and 0 <= y and 0 < width <= grid.width - x and 0 < height <= grid.height - y):
         raise ValueError(
@@ -250,7 +245,8 @@ def _open_image(path: Path) -> Slide:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    return first_line(error).replace(os.fspath(path), "the file").strip() or type(error).__name__
+    text = first_line(error).replace(os.fspath(path), "the file").strip()
+    return text if isinstance(error, ValueError) and text else f"a damaged file ({text or type(error).__name__})"
 
 
 def _unusable(path: Path, found: str) -> DataError:

@@ -1,5 +1,7 @@
 """One reader process seen from its parent: asked one thing at a time, watched by the clock, killed when in doubt."""
 
+import contextlib
+import fcntl
 import json
 import os
 import select
@@ -38,9 +40,10 @@ class ReaderChild:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=environment,
-            pipesize=PIPE_BYTES,
         )
         self._answers = self.process.stdout.fileno()
+        with contextlib.suppress(AttributeError, OSError):  # quicker where the system has it and allows it
+            fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._poll = select.poll()  # select() fails on descriptors above 1023
         self._poll.register(self._answers, select.POLLIN)
 
@@ -74,10 +77,8 @@ class ReaderChild:
         self.process.wait()
         self._stderr.close()
         self.process.stdout.close()
-        try:
+        with contextlib.suppress(OSError):  # what was not sent is of no use to the dead
             self.process.stdin.close()
-        except OSError:  # what was not sent is of no use to the dead
-            pass
 
     def _receive(self, timeout_s: float) -> tuple[dict, memoryview]:
         deadline = time.monotonic() + timeout_s

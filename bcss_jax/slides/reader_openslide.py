@@ -11,6 +11,7 @@ from bcss_jax.slides.reader_base import DEFAULT_TILE, Slide, TileError, levels_o
 from bcss_jax.slides.resolution import mpp_from_density
 
 PIXELS_AT_ONCE = 4096 * 4096  # more is read in strips: OpenSlide gives 4 bytes a pixel, and PIL copies them
+LISTED = ("aperio", "generic-tiff")  # vendors whose files are TIFFs that list the tiles of each level
 FROM_TAGS = ("generic-tiff",)  # vendors whose mpp OpenSlide takes from the TIFF's resolution tags
 
 
@@ -22,7 +23,7 @@ class OpenSlideSlide(Slide):
 
         Raises:
           openslide.OpenSlideError: it is damaged.
-          ValueError: it is another format, or has an impossible size.
+          ValueError: it is another format, or has an impossible size or too few tiles.
         """
         self.path = path
         try:
@@ -32,6 +33,8 @@ class OpenSlideSlide(Slide):
         properties = self._slide.properties
         self.format = properties.get("openslide.vendor", "openslide")
         self.levels = levels_of(list(self._slide.level_dimensions))
+        if self.format in LISTED:
+            _require_listed_tiles(path)
         self.mpp = _mpp(properties, self.format)
         self.bounds = _bounds(properties)
         # Where a level's pixel lies: OpenSlide's own quotient of the sizes, of which ours keeps the whole number.
@@ -89,6 +92,25 @@ class OpenSlideSlide(Slide):
 
     def close(self) -> None:  # noqa: D102
         self._slide.close()
+
+
+def _require_listed_tiles(path: Path) -> None:
+    """OpenSlide takes tiles that a damaged header promises and the file does not list for glass."""
+    import tifffile  # not needed for other formats
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [
+                (page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, len(page.dataoffsets))
+                for page in tiff.pages
+                if page.is_tiled
+            ]
+    except Exception:  # whatever else is odd about it, OpenSlide has opened it
+        return
+    for width, height, tile_width, tile_height, listed in pages:
+        expected = -(-width // tile_width) * -(-height // tile_height)
+        if listed < expected:
+            raise ValueError(f"{listed} tiles for {width}x{height} pixels, which are {expected}")
 
 
 def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, position: tuple[int, int]) -> None:

@@ -6,59 +6,18 @@ the old one crashed or hung. A block is tried twice.
 
 import concurrent.futures
 import os
-import queue
-import threading
 import weakref
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reader import best_level
-from bcss_jax.slides.reader_base import Level
-from bcss_jax.slides.reader_child import ChildFailed, ReaderChild
-from bcss_jax.tiles import printable
+from bcss_jax.slides.reader_crew import Block, Crew, SlideInfo
 
-ATTEMPTS = 2
+__all__ = ["Block", "ReaderPool", "SlideInfo"]
+
 THUMBNAIL_SOURCE = 2048  # a thumbnail is read in pieces of about this side, in pixels of the level it is made from
-
-
-class SlideInfo(NamedTuple):
-    """What a slide says about itself.
-
-    Attributes:
-      path: of its file.
-      format: e.g. "aperio", "generic-tiff", "tiffslide", "png".
-      width: of level 0, pixels.
-      height: likewise.
-      levels: level 0 first.
-      tiles: width and height of the stored tiles of each level.
-      mpp: um per pixel along x and y as the slide says it, unchecked (`resolution.resolved_mpp`), or None.
-      bounds: x, y, width, height of the scanned area in level-0 pixels, or None.
-    """
-
-    path: Path
-    format: str
-    width: int
-    height: int
-    levels: tuple[Level, ...]
-    tiles: tuple[tuple[int, int], ...]
-    mpp: tuple[float, float] | None
-    bounds: tuple[int, int, int, int] | None
-
-
-class Block(NamedTuple):
-    """Pixels uint8 [h, w, 3]; `unreadable`: bool [h, w], True where they could not be decoded (white), None if all were.
-
-    Attributes:
-      pixels: as above.
-      unreadable: as above.
-    """
-
-    pixels: np.ndarray
-    unreadable: np.ndarray | None
 
 
 class ReaderPool:
@@ -83,7 +42,7 @@ class ReaderPool:
         """
         if processes < 1:
             raise ValueError(f"{processes} processes")
-        self._crew = _Crew(Path(path), timeout_s)
+        self._crew = Crew(Path(path), timeout_s)
         self._finalizer = weakref.finalize(self, self._crew.stop)
         try:
             self._crew.hire(1)
@@ -165,151 +124,3 @@ class ReaderPool:
             max(1, int(source / max(1.0, along / downsample)))
             for source, along in zip((source_width, source_height), grid.scale, strict=True)
         )
-
-
-class _Crew:
-    """The threads and processes behind a pool. They know the crew and not the pool, so that the pool can be forgotten."""
-
-    def __init__(self, path: Path, timeout_s: float):
-        self._path = path
-        self._timeout_s = timeout_s
-        self._tasks = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards what follows
-        self._stopped = False
-        self._children: set[ReaderChild] = set()
-        self._threads: list[threading.Thread] = []
-
-    def hire(self, count: int) -> None:
-        """Adds threads, each with a process as soon as there is something to read."""
-        for _ in range(count):
-            thread = threading.Thread(target=self._work, name="slide reader", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def submit(self, request: dict | None) -> concurrent.futures.Future:
-        """Queues a request for a block, or (None) for what opening the slide told."""
-        future = concurrent.futures.Future()
-        with self._lock:
-            if self._stopped:
-                raise RuntimeError("the reader pool is closed")
-            self._tasks.put((future, request))
-        return future
-
-    def stop(self) -> None:
-        """Kills the processes and lets the threads run out."""
-        with self._lock:
-            self._stopped = True
-            for child in self._children:
-                child.process.kill()
-            while not self._tasks.empty():
-                task = self._tasks.get()
-                if task is not None:
-                    task[0].cancel()
-            for _ in self._threads:
-                self._tasks.put(None)
-
-    def join(self) -> None:
-        """Waits for the threads, and so for the processes, to end."""
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self) -> None:
-        child = None
-        while (task := self._tasks.get()) is not None:
-            future, request = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    child, result = self._answer(child, request)
-                except _Failed as failure:
-                    child = failure.child
-                    future.set_exception(failure.error)
-                except BaseException as error:  # a defect of ours: whoever waits has to hear of it
-                    child = self._dismiss(child)
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-            del task, future
-        self._dismiss(child)
-
-    def _answer(self, child: tuple | None, request: dict | None) -> tuple[tuple, object]:
-        """The answer to a request, and the process that gave it with what it said of the slide."""
-        reasons = []
-        for _ in range(ATTEMPTS):
-            try:
-                if child is None:
-                    child = self._start()
-                process, opened = child
-                if request is None:
-                    return child, opened
-                header, body = process.ask(request, self._timeout_s)
-                if "error" in header:
-                    raise _Failed(DataError(header["error"]), child)
-                return child, _block(header, body)
-            except ChildFailed as failure:
-                reasons.append(str(failure))
-                child = self._dismiss(child)
-        raise _Failed(DataError(self._message(request, reasons)), None)
-
-    def _start(self) -> tuple:
-        """A fresh process with the slide open, and what it said of the slide."""
-        with self._lock:
-            if self._stopped:
-                raise _Failed(concurrent.futures.CancelledError(), None)
-            process = ReaderChild()
-            self._children.add(process)
-        try:
-            process.wait_ready()
-            header, _ = process.ask({"open": os.fspath(self._path)}, self._timeout_s)
-            if "error" in header:
-                raise _Failed(DataError(header["error"]), None)
-        except BaseException:
-            self._dismiss((process, None))
-            raise
-        return process, _info(self._path, header["slide"])
-
-    def _dismiss(self, child: tuple | None) -> None:
-        if child is not None:
-            with self._lock:
-                self._children.discard(child[0])
-            child[0].kill()
-
-    def _message(self, request: dict | None, reasons: list[str]) -> str:
-        where = ""
-        if request is not None:
-            (x, y, width, height), scale = request["box"], request["grid"][3:]
-            where = (
-                f" at x={round(x * scale[0])}, y={round(y * scale[1])} "
-                f"({round(width * scale[0])}x{round(height * scale[1])} pixels of level 0)"
-            )
-        found = reasons[0] if len(set(reasons)) == 1 else ", then ".join(reasons)
-        return (
-            f"{printable(self._path)}: expected a slide that can be read{where}, found that {found} (tried "
-            f"{len(reasons)} times); fetch the slide again, or convert it to a tiled TIFF"
-        )
-
-
-class _Failed(Exception):
-    """A request that ends with an error; `child` is the process to go on with, if it is still good."""
-
-    def __init__(self, error: BaseException, child: tuple | None):
-        super().__init__(str(error))
-        self.error = error
-        self.child = child
-
-
-def _info(path: Path, slide: dict) -> tuple[SlideInfo, bool]:
-    levels = tuple(Level(*level) for level in slide["levels"])
-    mpp, bounds = (None if slide[name] is None else tuple(slide[name]) for name in ("mpp", "bounds"))
-    tiles = tuple(tuple(size) for size in slide["tiles"])
-    info = SlideInfo(path, slide["format"], levels[0].width, levels[0].height, levels, tiles, mpp, bounds)
-    return info, slide["in_memory"]
-
-
-def _block(header: dict, body: memoryview) -> Block:
-    height, width = header["shape"]
-    count = height * width
-    pixels = np.frombuffer(body[: count * 3], np.uint8).reshape(height, width, 3)
-    if not header["unreadable"]:
-        return Block(pixels, None)
-    bits = np.frombuffer(body[count * 3 :], np.uint8)
-    return Block(pixels, np.unpackbits(bits, count=count).astype(bool).reshape(height, width))

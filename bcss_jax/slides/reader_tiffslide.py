@@ -30,6 +30,8 @@ class TiffSlideSlide(Slide):
         self._file = open(path, "rb")  # a file rather than its name: names with "::" or "://" are URLs to tiffslide
         try:
             self._slide = tiffslide.TiffSlide(self._file)
+            if not len(self._slide.ts_tifffile.pages):
+                raise ValueError("a TIFF file without an image (cut off?)")
             properties = self._slide.properties
             pages = self._slide.ts_tifffile.series[properties["tiffslide.series-index"]].levels
             _require_rgb(pages[0].keyframe, properties["tiffslide.series-axes"])
@@ -117,6 +119,9 @@ def _require_rgb(page, axes: str) -> None:
 
 
 def _require_pieces(page) -> None:
+    said = page.tags["ImageWidth"].value, page.tags["ImageLength"].value
+    if said != (page.imagewidth, page.imagelength):  # tifffile makes the best of it
+        raise ValueError(f"a size of {said[0]}x{said[1]} pixels")
     if _in_one_piece(page):
         return
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)

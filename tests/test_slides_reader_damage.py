@@ -1,0 +1,379 @@
+"""Damaged and odd slides end as pixels or as one DataError, in a bounded time (rows B35 to B42 of the contract)."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from slide_files import overwrite, own_grid, picture, spoil, svs, tiled
+
+from bcss_jax.errors import DataError
+from bcss_jax.slides.domain import out_of_domain
+from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.reader import open_slide, read_block
+from bcss_jax.slides.reader_child import ChildFailed, ReaderChild
+from bcss_jax.slides.reader_pool import ReaderPool
+from bcss_jax.slides.reader_tiffslide import TiffSlideSlide
+from bcss_jax.tiles import printable
+
+
+@pytest.fixture(scope="module")
+def child():
+    """A reader process that opens one file after the other, which is quicker than a pool for each."""
+    child = ReaderChild()
+    child.wait_ready()
+    yield child
+    child.kill()
+
+
+def refused(child, path):
+    """The one line that opening a slide gives."""
+    header, _ = child.ask({"open": str(path)}, 30.0)
+    assert header["error"].isprintable()
+    return header["error"]
+
+
+def read_all(pool, model_mpp=0.25):
+    grid = own_grid(pool.info, model_mpp=model_mpp)
+    return pool.submit(grid, 0, 0, grid.width, grid.height).result(timeout=60)
+
+
+# B35 and B36: what cannot be decoded.
+
+
+@pytest.mark.parametrize("opened", [open_slide, TiffSlideSlide])
+@pytest.mark.parametrize("compression", ["jpeg", "deflate"])
+def test_tiles_that_cannot_be_decoded_are_white_and_told(tmp_path, opened, compression):
+    pixels = picture(320, 256)
+    path = tiled(tmp_path / "a.tif", pixels, compression=compression)
+    sound = open_slide(path).read(0, 0, 0, 320, 256)
+    slide = opened(spoil(path, [6, 19]))  # 5 x 4 tiles
+    bad = np.zeros((256, 320), bool)
+    bad[64:128, 64:128] = bad[192:256, 256:320] = True
+    grid = own_grid(slide)
+    block, unreadable = read_block(slide, grid, 0, 0, 320, 256)
+    np.testing.assert_array_equal(unreadable, bad)
+    np.testing.assert_array_equal(block, np.where(bad[..., None], 255, sound))
+    block, unreadable = read_block(slide, grid, 70, 30, 100, 50)
+    np.testing.assert_array_equal(unreadable, bad[30:80, 70:170])
+    np.testing.assert_array_equal(block, np.where(bad[..., None], 255, sound)[30:80, 70:170])
+    assert read_block(slide, grid, 128, 0, 100, 192)[1] is None
+
+
+def test_one_bad_tile_where_resampled(tmp_path):
+    path = spoil(tiled(tmp_path / "a.tif", picture(320, 256)), [6])
+    slide = open_slide(path)
+    grid = own_grid(slide, model_mpp=0.5)
+    block, unreadable = read_block(slide, grid, 0, 0, 160, 128)
+    bad = np.zeros((128, 160), bool)
+    bad[32:64, 32:64] = True
+    np.testing.assert_array_equal(unreadable, bad)
+    assert (block[bad] == 255).all()
+    _, part = read_block(slide, grid, 40, 50, 70, 60)
+    np.testing.assert_array_equal(part, bad[50:110, 40:110])
+    grid = own_grid(slide, model_mpp=0.1)
+    _, unreadable = read_block(slide, grid, 0, 0, grid.width, grid.height)
+    assert unreadable[162:318, 162:318].all() and unreadable.sum() <= 162**2
+
+
+def test_two_percent_of_the_tiles(tmp_path):
+    pixels = picture(640, 640)
+    path = spoil(svs(tmp_path / "a.svs", pixels), [17, 93])
+    with ReaderPool(path, 2) as pool:
+        grid = own_grid(pool.info)
+        futures = [pool.submit(grid, x, y, 128, 128) for y in range(0, 640, 128) for x in range(0, 640, 128)]
+        blocks = [future.result(timeout=60) for future in futures]
+        count = sum(int(block.unreadable.sum()) for block in blocks if block.unreadable is not None)
+        assert count / 640**2 == pytest.approx(0.02)
+        thumbnail = pool.thumbnail(80)
+    assert thumbnail.shape == (80, 80, 3) and (thumbnail[10:14, 58:62] > 230).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.7])
+def test_a_truncated_svs_is_one_line_or_as_much_as_is_there(child, shared, tmp_path, share):
+    sound = shared / "data/slides/CMU-1-Small-Region.svs"
+    path = tmp_path / "cut.svs"
+    path.write_bytes(sound.read_bytes()[: int(sound.stat().st_size * share)])
+    if share < 0.6:  # the list of tiles follows the tiles
+        assert "found a TIFF file without an image (cut off?)" in refused(child, path)
+        return
+    with ReaderPool(path, 1) as pool:  # only the label and the macro image are missing
+        block = pool.submit(Grid(2220, 2967, 0.499, (1.0, 1.0)), 0, 0, 2220, 2967).result(timeout=60)
+    assert block.unreadable is None
+    assert np.abs(block.pixels.astype(int) - open_slide(sound).read(0, 0, 0, 2220, 2967)).max() <= 3
+
+
+def test_a_tiff_whose_end_is_missing_is_read_as_far_as_it_goes(tmp_path):
+    pixels = picture(320, 256)
+    path = tiled(tmp_path / "a.tif", pixels, compression=None)
+    os.truncate(path, os.path.getsize(path) // 2)
+    with ReaderPool(path, 1) as pool:
+        block = read_all(pool)
+    assert 0.4 < block.unreadable.mean() < 0.6
+    np.testing.assert_array_equal(block.pixels[:64], pixels[:64])
+    assert (block.pixels[block.unreadable] == 255).all()
+
+
+def test_a_real_slide_with_a_damaged_tile(shared, tmp_path):
+    path = tmp_path / "a.svs"
+    shutil.copyfile(shared / "data/slides/CMU-1-Small-Region.svs", path)
+    spoil(path, [44])  # 10 x 13 tiles of 240
+    with ReaderPool(path, 1) as pool:
+        grid = Grid(2220, 2967, 0.499, (1.0, 1.0))
+        block = pool.submit(grid, 0, 0, 2220, 2967).result(timeout=60)
+        assert block.unreadable.sum() == 240 * 240 and block.unreadable[960:1200, 960:1200].all()
+        grid = grid_of(2220, 2967, pool.info.mpp, 0.25)
+        block = pool.submit(grid, 1900, 1900, 512, 512).result(timeout=60)
+        assert block.unreadable is not None and not block.unreadable.all()
+
+
+def test_a_slide_that_goes_away_is_one_line_a_block(tmp_path):
+    path = spoil(tiled(tmp_path / "a.tif", picture(320, 256)), [6])
+    with ReaderPool(path, 1) as pool:
+        path.unlink()  # the open handle reads on, until a bad tile makes the reader open the file again
+        with pytest.raises(
+            DataError, match=r"a\.tif: expected a slide that can be read, found .*does not open any more"
+        ):
+            read_all(pool)
+
+
+# B37: structures that lead nowhere.
+
+
+def loop(path):
+    """The list of pages ends where it begins."""
+    data = bytearray(path.read_bytes())
+    first = int.from_bytes(data[4:8], "little")
+    entries = int.from_bytes(data[first : first + 2], "little")
+    data[first + 2 + 12 * entries : first + 6 + 12 * entries] = data[4:8]
+    path.write_bytes(data)
+
+
+STRUCTURES = {
+    "zero tile width": lambda path: overwrite(path, TileWidth=0),
+    "zero tile size": lambda path: overwrite(path, TileWidth=0, TileLength=0),
+    "more tiles than the file lists": lambda path: overwrite(path, ImageWidth=60_000, ImageLength=60_000),
+    "tile count overflows 32 bits": lambda path: overwrite(
+        path, ImageWidth=2**32 - 1, ImageLength=2**32 - 1, TileWidth=16, TileLength=16
+    ),
+    "zero size": lambda path: overwrite(path, ImageWidth=0, ImageLength=0),
+}
+
+
+@pytest.mark.parametrize("kind", ["generic", "svs"])
+@pytest.mark.parametrize("damage", STRUCTURES)
+def test_impossible_structures_are_refused(child, tmp_path, kind, damage):
+    path = tmp_path / "a.svs"
+    if kind == "svs":
+        svs(path, picture(320, 256))
+    else:
+        tiled(path, picture(320, 256))
+    STRUCTURES[damage](path)
+    assert refused(child, path).startswith(f"{path}: expected a slide")
+
+
+@pytest.mark.parametrize("opened", [open_slide, TiffSlideSlide])
+def test_a_header_that_promises_more_tiles_than_there_are(tmp_path, opened):
+    path = overwrite(tiled(tmp_path / "a.tif", picture(320, 256)), ImageWidth=3200)
+    with pytest.raises((DataError, ValueError), match="20 .*200"):
+        opened(path)
+
+
+def test_a_library_that_aborts_costs_one_line(tmp_path):
+    """OpenSlide asks GLib for the memory of a tile, and GLib ends the process where there is not as much."""
+    path = overwrite(svs(tmp_path / "a.svs", picture(320, 256)), TileWidth=65_520, TileLength=65_520)
+    with ReaderPool(path, 1) as pool:
+        with pytest.raises(DataError, match=r"died \(SIGABRT\), saying '.*GLib-ERROR.*tried 2 times") as error:
+            read_all(pool)
+    assert str(error.value).startswith(f"{path}: expected a slide that can be read at x=0, y=0 (320x256 pixels")
+
+
+@pytest.mark.parametrize("kind", ["generic", "svs"])
+def test_a_loop_of_pages_ends(tmp_path, kind):
+    pixels = picture(320, 256)
+    path = tmp_path / "a.svs"
+    if kind == "svs":
+        svs(path, pixels)
+    else:
+        tiled(path, pixels)
+    loop(path)
+    begun = time.monotonic()
+    try:
+        with ReaderPool(path, 1) as pool:  # all that is needed may be there
+            assert read_all(pool).pixels.shape == pixels.shape
+    except DataError as error:
+        assert str(error).startswith(f"{path}: expected a slide")
+    assert time.monotonic() - begun < 30
+
+
+# B38 and B41: odd sizes.
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000), (30, 20)])
+@pytest.mark.parametrize("model_mpp", [0.25, 0.4])
+def test_slides_of_odd_sizes_keep_their_size(tmp_path, size, model_mpp):
+    pixels = picture(*size)
+    with ReaderPool(tiled(tmp_path / "a.tif", pixels), 1) as pool:
+        grid = own_grid(pool.info, model_mpp=model_mpp)
+        block = read_all(pool, model_mpp)
+        assert block.pixels.shape == (grid.height, grid.width, 3)
+        if model_mpp == 0.25:
+            np.testing.assert_array_equal(block.pixels, pixels)
+        assert max(pool.thumbnail(100).shape[:2]) == min(100, max(size))
+
+
+def test_a_strip_of_200_000_pixels(tmp_path):
+    pixels = picture(1, 200_000)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with ReaderPool(tmp_path / "a.png", 1) as pool:
+        np.testing.assert_array_equal(read_all(pool).pixels, pixels)
+        assert pool.thumbnail(1000).shape == (1000, 1, 3)
+
+
+def test_a_flat_tiff_of_ten_gigabytes_is_never_read_whole(tmp_path):
+    width, height = 60_000, 60_000
+    path = tmp_path / "flat.tif"
+    tifffile.imwrite(
+        path, shape=(height, width, 3), dtype=np.uint8, photometric="rgb", bigtiff=True
+    )  # holes on the disk
+    assert os.path.getsize(path) > 10 * 10**9
+    rows = np.memmap(path, np.uint8, "r+", offset=os.path.getsize(path) - width * 3 * height, shape=(height, width, 3))
+    rows[33_000:33_050, 41_000:41_070] = picture(70, 50)
+    with ReaderPool(path, 1) as pool:
+        grid = own_grid(pool.info)
+        block = pool.submit(grid, 41_000, 33_000, 70, 50).result(timeout=30)
+        np.testing.assert_array_equal(block.pixels, picture(70, 50))
+        with open(f"/proc/{next(iter(pool._crew._children)).process.pid}/status") as file:
+            peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
+        assert peak < 400, "MiB"
+
+
+# B42: no H&E.
+
+
+def test_a_grey_slide_is_read_and_told(tmp_path):
+    grey = picture(320, 256)[..., 0]
+    path = tiled(tmp_path / "a.tif", grey)
+    with ReaderPool(path, 1) as pool:
+        np.testing.assert_array_equal(read_all(pool).pixels, np.repeat(grey[..., None], 3, -1))
+        assert out_of_domain(pool.thumbnail(100)) == "shades of grey only"
+    np.testing.assert_array_equal(TiffSlideSlide(path).read(0, 0, 0, 320, 256)[..., 1], grey)
+
+
+def test_what_is_out_of_domain(shared):
+    assert out_of_domain(picture(50, 50) // 6) == "a dark background, as in fluorescence"
+    assert out_of_domain(np.full((9, 9, 3), 255, np.uint8)) is None  # glass
+    for name in ("CMU-1-Small-Region.svs", "TCGA-A2-A0D2_pyramid.tif"):
+        with ReaderPool(shared / "data/slides" / name, 1) as pool:
+            assert out_of_domain(pool.thumbnail(300)) is None
+
+
+# No slides at all.
+
+
+def test_what_is_no_slide_is_one_line(child, tmp_path):
+    (tmp_path / "empty.svs").touch()
+    (tmp_path / "text.svs").write_text("not a slide\n" * 100)
+    (tmp_path / "folder.svs").mkdir()
+    os.mkfifo(tmp_path / "pipe.svs")
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    for name, found in (
+        ("empty.svs", "found an empty file"),
+        ("text.svs", "found another format"),
+        ("folder.svs", "found a folder"),
+        ("pipe.svs", "found no regular file"),
+        ("half.png", "expected a readable PNG"),
+        ("missing.svs", "found no such file"),
+    ):
+        line = refused(child, tmp_path / name)
+        assert line.startswith(f"{tmp_path / name}: expected a") and found in line
+
+
+@pytest.mark.parametrize("name", [b"a\nb.svs", b"\xff\xfe.svs", "å ä.svs".encode(), b"a::b:c.svs", b"-x.svs"])
+def test_names_of_any_bytes(child, tmp_path, name):
+    path = os.path.join(tmp_path, os.fsdecode(name))
+    pixels = picture(64, 64)
+    try:
+        tiled(path, pixels)
+    except (OSError, ValueError) as error:
+        pytest.skip(f"the file system does not take the name ({error})")
+    header, _ = child.ask({"open": path}, 30.0)
+    assert header["slide"]["levels"] == [[64, 64, 1.0]]
+    _, body = child.ask({"grid": [64, 64, 0.25, 1.0, 1.0], "box": [0, 0, 64, 64]}, 30.0)
+    assert bytes(body) == pixels.tobytes()
+    with open(path, "wb") as file:
+        file.write(b"II*\0")
+    assert refused(child, path).startswith(printable(path))
+
+
+def test_the_pool_refuses_with_the_same_line(child, tmp_path):
+    (tmp_path / "text\n.svs").write_text("not a slide")
+    with pytest.raises(DataError) as error:
+        ReaderPool(tmp_path / "text\n.svs", 2)
+    assert str(error.value) == refused(child, tmp_path / "text\n.svs")
+
+
+# Anything at all.
+
+
+def mutations(sound, count, seed):
+    """Byte flips, in the header more than elsewhere, and truncations."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        data = bytearray(sound)
+        if rng.random() < 0.2:
+            del data[int(rng.integers(8, len(data))) :]
+        for _ in range(int(rng.integers(1, 12))):
+            end = min(len(data), 700) if rng.random() < 0.7 else len(data)
+            data[int(rng.integers(end))] = int(rng.integers(256))
+        yield bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["generic", "svs"])
+def test_mutated_slides_give_pixels_or_one_line(tmp_path, kind):
+    path = tmp_path / "a.svs"
+    pixels = picture(160, 130)
+    if kind == "svs":
+        svs(path, pixels)
+    else:
+        tiled(path, pixels, levels=2, compression="jpeg")
+    child, outcomes = None, []
+    try:
+        for number, data in enumerate(mutations(path.read_bytes(), 60, seed=kind == "svs")):
+            mutant = tmp_path / f"{number}.svs"
+            mutant.write_bytes(data)
+            if child is None:
+                child = ReaderChild()
+                child.wait_ready()
+            try:
+                outcomes.append(outcome(child, mutant))
+            except ChildFailed as failure:
+                assert "no answer" not in str(failure), number
+                outcomes.append("died")
+                child.kill()
+                child = None
+                with pytest.raises(DataError):  # the pool makes one line of it
+                    with ReaderPool(mutant, 1) as pool:
+                        read_all(pool)
+    finally:
+        if child is not None:
+            child.kill()
+    assert {"pixels", "refused"} <= set(outcomes)
+
+
+def outcome(child, path):
+    header, _ = child.ask({"open": str(path)}, 30.0)
+    if "error" in header:
+        assert header["error"].startswith(f"{path}: expected") and header["error"].isprintable()
+        return "refused"
+    width, height, _ = header["slide"]["levels"][0]
+    box = [0, 0, min(width, 500), min(height, 500)]
+    header, body = child.ask({"grid": [width, height, 0.25, 1.0, 1.0], "box": box}, 30.0)
+    if "error" in header:
+        assert header["error"].startswith(f"{path}: expected") and header["error"].isprintable()
+        return "refused"
+    assert header["shape"] == box[:1:-1] and len(body) >= 3 * box[2] * box[3]
+    return "unreadable" if header["unreadable"] else "pixels"
