@@ -3,10 +3,13 @@
 import concurrent.futures
 from typing import NamedTuple
 
+import evaluation_small
 import jax.numpy as jnp
 import numpy as np
 
+from bcss_jax import checkpoint, config, models, optimizer, step
 from bcss_jax.labels import SCHEMES
+from bcss_jax.model_function import ModelFunction, split_model
 from bcss_jax.slides.slide_model import SlideModel
 
 SCHEME = SCHEMES["tumor_stroma"]
@@ -64,3 +67,27 @@ def tissue_picture(height, width, seed=0):
     pixels = np.where((patches < 0.6)[..., None], np.concatenate([190 + noise, 60 + noise, 80 + noise], axis=2), pixels)
     pixels = np.where((patches < 0.3)[..., None], np.concatenate([80 + noise, 60 + noise, 190 + noise], axis=2), pixels)
     return pixels.astype(np.uint8), np.select([patches < 0.3, patches < 0.6], [2, 1], 0).astype(np.uint8)
+
+
+def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
+    """The folder of a run, as training saves it: a small U-Net with random weights, trained at 0.25 um per pixel."""
+    settings = config.default("unet", width=4, depth=1)
+    settings.update(name=folder.name, labels=scheme)
+    settings.data.update(layout="roi", dir="nowhere", patch_size=window)
+    scheme = SCHEMES[scheme]
+    model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
+    _, params, rest = split_model(model)
+    # Random weights prefer one class nearly everywhere: the bias is set so that the classes share a slide.
+    images, _ = tissue_picture(window, 4 * window)
+    logits, _ = ModelFunction(model)(params, rest, images[None], train=False)
+    tumour, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
+    bias = params["outc"]["bias"]
+    params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumour] - logits[..., stroma]))
+    tx = optimizer.adamw(1e-3, 1e-4)
+    state = step.TrainState(np.int32(7), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
+    about |= {"pretrained": None, "versions": {"jax": "of the training"}}
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints.save(state, {"epoch": 2, "history": []}, about, improved_at=2)
+    checkpoints.close()
+    return folder

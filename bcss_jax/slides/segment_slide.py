@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from bcss_jax.errors import DataError, Preempted, UserError
+from bcss_jax.errors import ConfigError, DataError, Preempted, UserError
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import geojson, label_pyramid, labelling, overlay
 from bcss_jax.slides.blend import weights_of
@@ -24,7 +24,7 @@ from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
 from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import FORMAT, SlideFolder
+from bcss_jax.slides.slide_folder import FORMAT, SlideFolder, note_failure
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.tile_store import TileStore
@@ -112,18 +112,18 @@ class SlideSegmenter:
         Raises:
           UserError: with one line for the user; noted in the folder too, but for settings that cannot be.
         """
-        folder = self.folder_of(entry, path)
         with locked(path):
-            before = None if overwrite else folder.finished()
-            if before is not None:
-                return before, True
-            folder.begin(overwrite)
             try:
+                folder = self.folder_of(entry, path)
+                before = None if overwrite else folder.finished()
+                if before is not None:
+                    return before, True
+                folder.begin(overwrite)
                 summary = self._segment(entry, folder, interruption)
-            except Preempted:
+            except (Preempted, ConfigError):
                 raise
             except UserError as error:
-                folder.fail(error)
+                note_failure(path, error)
                 raise
             folder.finish(summary)
             return summary, False

@@ -96,13 +96,18 @@ class SlideFolder:
         with storage_errors(self.work):
             self._clear((".work",))
 
-    def fail(self, error: UserError) -> None:
-        """Notes why the slide failed; what was computed stays for another try."""
-        write_text(self.path / "failure.json", json.dumps({"reason": str(error), "exit_code": error.exit_code}) + "\n")
-
     def _clear(self, names):
         for path in (self.path / name for name in names):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def note_failure(path: Path, error: UserError) -> None:
+    """Writes into a slide's folder why it failed; what was computed stays for another try.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    write_text(path / "failure.json", json.dumps({"reason": str(error), "exit_code": error.exit_code}) + "\n")
 
 
 def status_of(path: Path) -> tuple[str, dict]:

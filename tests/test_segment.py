@@ -1,0 +1,303 @@
+"""The command that segments slides: from a checkpoint and files to folders of results, and what it says of bad input."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import shapely
+import slide_files
+import tifffile
+from conftest import ROOT
+from PIL import Image
+from slides_small import tissue_picture, write_run
+
+from bcss_jax import segment
+from bcss_jax.slides import segment_slide
+
+OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
+# 0.05 mm on a side: all of it is below the size of dust.
+EVERYTHING = ("--tissue=all", "--min_area_um2=0")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [write_run(folder / "one", seed=1), write_run(folder / "two", seed=2)]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A tiled TIFF of 200 x 150 pixels at 0.25 um."""
+    pixels, _ = tissue_picture(150, 200)
+    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
+
+
+def call(*options):
+    return segment.main([*map(str, options)])
+
+
+def command(run, slide, output, *options):
+    return call(f"--checkpoint={run}", f"--slide={slide}", f"--output={output}", "--readers=1", *EVERYTHING, *options)
+
+
+@pytest.fixture(scope="module")
+def finished(runs, slide, tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished") / "out"
+    assert command(runs[0], slide, output, "--probabilities") == 0
+    return output / "case"
+
+
+def one_line(capsys):
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith(("error:", "note:"))]
+    assert len(lines) == 1 and "Traceback" not in captured.err
+    return lines[0]
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_slide_gets_labels_regions_overlay_and_summary(finished, slide):
+    assert {path.name for path in finished.iterdir()} == OUTPUTS | {"probabilities.zarr", ".lock"}
+    summary = summary_of(finished)
+    labels = tifffile.imread(finished / "labels.ome.tif")
+    assert labels.shape == (150, 200) and set(np.unique(labels)) == {1, 2}
+    assert summary["slide"]["width"] == 200 and summary["slide"]["mpp"] == [0.25, 0.25]
+    assert summary["grid"] == {"width": 200, "height": 150, "mpp": 0.25, "scale": [1.0, 1.0]}
+    for each in summary["classes"]:
+        assert each["pixels"] == (labels == each["value"]).sum()
+        assert each["area_mm2"] == pytest.approx(each["pixels"] * 0.25**2 / 1e6)
+    assert summary["tissue_area_mm2"] == pytest.approx(labels.size * 0.25**2 / 1e6)
+    assert summary["tumor_stroma_ratio"] == pytest.approx((labels == 1).sum() / (labels == 2).sum())
+    assert summary["windows"]["computed"] == summary["windows"]["of"] == 9 * 7
+    regions = json.loads((finished / "regions.geojson").read_text())["features"]
+    area = {}
+    for region in regions:
+        name = region["properties"]["classification"]["name"]
+        area[name] = area.get(name, 0) + shapely.geometry.shape(region["geometry"]).area
+    assert area == {"Tumor": (labels == 1).sum(), "Stroma": (labels == 2).sum()}
+    assert Image.open(finished / "overlay.png").width > 200
+    assert summary["files"]["probabilities"] == "probabilities.zarr"
+
+
+def test_the_same_command_computes_nothing_again(finished, runs, slide, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+    monkeypatch.setattr(segment_slide, "ReaderPool", None)  # it is not even opened
+    assert command(runs[0], slide, finished.parent, "--probabilities") == 0
+    assert "done before" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+
+
+def test_other_settings_are_refused_and_may_replace(runs, slide, tmp_path, capsys):
+    assert command(runs[0], slide, tmp_path) == 0
+    for options, said in (((runs[1],), "model.params"), ((runs[0], "--overlap=0.5"), "settings.overlap")):
+        run, *options = options
+        assert command(run, slide, tmp_path, *options) == 2
+        assert re.search(f"results of other settings .*{said}.*--overwrite", one_line(capsys))
+        assert command(run, slide, tmp_path, *options, "--overwrite") == 0
+        capsys.readouterr()
+    assert summary_of(tmp_path / "case")["identity"]["settings"]["overlap"] == 0.5
+
+
+def test_files_of_something_else_are_never_touched(runs, slide, tmp_path, capsys):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "thesis.docx").write_text("years of work")
+    assert command(runs[0], slide, tmp_path, "--overwrite") == 2
+    assert "thesis.docx" in one_line(capsys)
+    assert [path.name for path in (tmp_path / "case").iterdir() if path.name != ".lock"] == ["thesis.docx"]
+
+
+def test_a_slide_of_another_resolution_is_resampled(runs, tmp_path):
+    pixels, _ = tissue_picture(75, 100)
+    slide = slide_files.tiled(tmp_path / "half.tif", pixels, mpp=0.5)
+    assert command(runs[0], slide, tmp_path / "out") == 0
+    folder = tmp_path / "out" / "half"
+    assert tifffile.imread(folder / "labels.ome.tif").shape == (150, 200)
+    assert summary_of(folder)["grid"]["scale"] == [0.5, 0.5]
+    ends = [
+        shapely.geometry.shape(each["geometry"]).bounds
+        for each in json.loads((folder / "regions.geojson").read_text())["features"]
+    ]
+    assert max(x for _, _, x, _ in ends) == 100 and max(y for *_, y in ends) == 75  # level-0 pixels
+
+
+def test_a_list_goes_on_after_slides_that_fail(runs, slide, tmp_path, capsys):
+    pixels, _ = tissue_picture(60, 60)
+    slide_files.tiled(tmp_path / "good.tif", pixels)
+    slide_files.tiled(tmp_path / "no_mpp.tif", pixels, mpp=None)
+    (tmp_path / "broken.svs").write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
+    (tmp_path / "list.csv").write_text("slide,mpp\nbroken.svs,\ngood.tif,\ngone.tif,\nno_mpp.tif,\n")
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 6
+    assert "3 of 4 slides failed (broken.svs, gone.tif, no_mpp.tif)" in one_line(capsys)
+
+    def rows():
+        with open(tmp_path / "out" / "summary.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+    assert [row["status"] for row in rows()] == ["failed", "done", "failed", "failed"]
+    assert "broken.svs" in rows()[0]["reason"] and "--mpp" in rows()[3]["reason"] and "gone.tif" in rows()[2]["reason"]
+    assert float(rows()[1]["tumor_mm2"]) + float(rows()[1]["stroma_mm2"]) == pytest.approx(
+        float(rows()[1]["tissue_mm2"]), rel=1e-4
+    )
+    # Mended, the same command does what is left, and nothing else.
+    pixels, _ = tissue_picture(60, 60, seed=1)
+    slide_files.tiled(tmp_path / "broken.svs", pixels)
+    slide_files.tiled(tmp_path / "gone.tif", pixels)
+    (tmp_path / "list.csv").write_text("slide,mpp\nbroken.svs,\ngood.tif,\ngone.tif,\nno_mpp.tif,0.25\n")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
+    assert capsys.readouterr().out.count("done before") == 1
+    assert [row["status"] for row in rows()] == ["done"] * 4
+    assert not list((tmp_path / "out").rglob("failure.json"))
+
+
+def test_shards_do_each_slide_once(runs, tmp_path, capsys):
+    for number in range(3):
+        slide_files.tiled(tmp_path / f"{number}.tif", tissue_picture(40, 40, seed=number)[0])
+    (tmp_path / "list.csv").write_text("slide\n0.tif\n1.tif\n2.tif\n")
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    assert call(f"--slides={tmp_path / 'list.csv'}", "--shard=1/2", *options) == 0
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["pending", "done", "pending"]
+    assert call(f"--slides={tmp_path / 'list.csv'}", "--shard=0/2", *options) == 0
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_glass_alone_gives_an_empty_result(runs, tmp_path):
+    slide = slide_files.tiled(tmp_path / "glass.tif", np.full((300, 300, 3), 245, np.uint8))
+    assert call(f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1") == 0
+    folder = tmp_path / "out" / "glass"
+    assert json.loads((folder / "regions.geojson").read_text())["features"] == []
+    summary = summary_of(folder)
+    assert summary["tissue_area_mm2"] == 0 and summary["tumor_stroma_ratio"] is None
+    assert not tifffile.imread(folder / "labels.ome.tif").any()
+
+
+def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_path, capsys):
+    labels = tifffile.imread(finished / "labels.ome.tif")
+    truth = np.where(labels == 1, 1, 2).astype(np.uint8)
+    truth[:, :20] = 0  # unknown
+    truth[100:, 150:] = 3 - truth[100:, 150:]
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path / "out", f"--truth={tmp_path / 'truth.png'}") == 0
+    out = capsys.readouterr().out
+    assert out.count("Dice") == 2 and "comparison.png" in out
+    found = summary_of(tmp_path / "out" / "case" / "one")["scores"]
+    known = truth > 0
+    for value, name in ((1, "tumor"), (2, "stroma")):
+        a, b = (truth == value) & known, (labels == value) & known
+        assert found["dice"][name] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert np.sum(found["confusion"]["pixels"]) == known.sum()
+    assert Image.open(tmp_path / "out" / "case" / "comparison.png").width > 500
+    assert (
+        command(runs[0], slide, tmp_path / "part", f"--truth={tmp_path / 'truth.png'}", "--truth_region=20,0,130,100")
+        == 0
+    )
+    assert summary_of(tmp_path / "part" / "case")["scores"]["dice"]["macro"] == 1
+
+
+def test_tissue_that_is_given(runs, slide, tmp_path):
+    mask = np.zeros((15, 20), np.uint8)
+    mask[3:9, 5:12] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    square = {"type": "Polygon", "coordinates": [[[50, 30], [120, 30], [120, 90], [50, 90], [50, 30]]]}
+    (tmp_path / "tissue.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
+    expected = np.zeros((150, 200), bool)
+    expected[30:90, 50:120] = True
+    for file in ("mask.png", "tissue.geojson"):
+        output = tmp_path / file.partition(".")[0]
+        assert command(runs[0], slide, output, f"--tissue={tmp_path / file}") == 0
+        found = tifffile.imread(output / "case" / "labels.ome.tif") > 0
+        assert (found == expected).all() or (found & ~expected).sum() < 200  # a region's border counts as inside
+        assert found[expected].all()
+
+
+def beside(tmp_path, name):
+    """Files that do not fit the slide."""
+    path = tmp_path / name
+    if name.endswith(".png"):
+        Image.fromarray(np.ones((100, 200), np.uint8)).save(path)
+    elif name == "far.geojson":
+        far = [[1000, 1000], [1100, 1000], [1100, 1100], [1000, 1000]]
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "option, code, said",
+    (
+        ("--tissue={wrong.png}", 3, "wrong.png: expected a tissue mask with the proportions of the slide"),
+        ("--tissue={far.geojson}", 3, "far.geojson: expected regions on the slide .* all beside it"),
+        ("--tissue={none.png}", 3, "none.png"),
+        ("--truth={wrong.png}", 3, "wrong.png: expected 200x150 pixels .* found 200x100"),
+        ("--truth_region=1,2,3", 2, "--truth_region=1,2,3"),
+        ("--overlap=0.9", 2, "--overlap=0.9"),
+        ("--mpp=0", 2, "--mpp=0"),
+        ("--mpp=nan", 2, "--mpp=nan"),
+        ("--mpp=250", 2, "--mpp=250.*nanometres"),
+        ("--window=0", 2, "--window=0"),
+        ("--batch_size=-1", 2, "--batch_size=-1"),
+        ("--readers=0", 2, "--readers=0"),
+        ("--min_area_um2=-5", 2, "--min_area_um2=-5"),
+        ("--shard=0/2", 2, "--shard"),
+    ),
+)
+def test_what_does_not_fit_is_one_line(runs, slide, tmp_path, capsys, option, code, said):
+    option = re.sub(r"\{(.*)\}", lambda name: str(beside(tmp_path, name[1])), option)
+    assert command(runs[0], slide, tmp_path / "out", option) == code
+    assert re.search(said, one_line(capsys))
+
+
+def test_a_folder_that_is_no_run_and_a_slide_that_is_none(runs, slide, tmp_path, capsys):
+    assert command(tmp_path, slide, tmp_path / "out") == 3
+    assert "found no checkpoint" in one_line(capsys)
+    assert command(runs[0], tmp_path / "none.svs", tmp_path / "out") == 3
+    assert "none.svs" in one_line(capsys)
+    (tmp_path / "text.svs").write_text("no slide")
+    assert command(runs[0], tmp_path / "text.svs", tmp_path / "out") == 3
+    assert "text.svs" in one_line(capsys)
+
+
+def contents(folder):
+    """Bytes of all results; of the summary without what a clock and the machine give."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (".lock", "summary.json"):
+            found[path.relative_to(folder)] = path.read_bytes()
+    summary = summary_of(folder)
+    return found, {name: value for name, value in summary.items() if name not in ("seconds", "peak_memory_mb")}
+
+
+def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):
+    """Six kills, or as many as the variable KILLS says."""
+    pixels, _ = tissue_picture(1700, 600, seed=5)
+    slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=256)
+    arguments = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={runs[0]}", f"--slide={slide}", "--readers=2"]
+    arguments += ["--probabilities", *EVERYTHING]
+    begin = time.monotonic()
+    subprocess.run([*arguments, f"--output={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True)
+    length = time.monotonic() - begin
+    expected = contents(tmp_path / "whole" / "case")
+    rng = np.random.default_rng(0)
+    alive = 0
+    for number in range(int(os.environ.get("KILLS", 6))):
+        output = tmp_path / f"out{number // 3}"  # up to three kills of one and the same run
+        with subprocess.Popen([*arguments, f"--output={output}"], cwd=ROOT, stdout=-3, stderr=-3) as process:
+            time.sleep(rng.uniform(0.3, 1.0) * length)
+            alive += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+        if number % 3 == 2 or number + 1 == int(os.environ.get("KILLS", 6)):
+            subprocess.run([*arguments, f"--output={output}"], cwd=ROOT, check=True, capture_output=True)
+            assert contents(output / "case") == expected
+    assert alive
