@@ -49,7 +49,8 @@ class SlideFolder:
         """Raises ConfigError if the folder holds results of another identity, or files of something else."""
         self._refuse_foreign()
         before = self._identity_there()
-        if before is not None and before != self._identity:
+        failed = status_of(self.path)[0] == "failed"  # there is nothing that another try could lose
+        if before is not None and before != self._identity and not failed:
             raise ConfigError(
                 f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
                 "another --output, take the same settings, or replace them with --overwrite"
