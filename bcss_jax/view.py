@@ -9,6 +9,7 @@ another --host is given. Ctrl-C ends it. Exit codes: 0 done, 2 settings, 3 no re
 import argparse
 import ipaddress
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -103,7 +104,9 @@ def _listening(host: str, port: int | None) -> socket.socket:
         except OSError as error:
             failure = error
     tried = f"port {port}" if port is not None else f"ports {PORT} to {PORT + TRIED - 1}"
-    raise StorageError(f"{host}, {tried}: cannot be used ({failure.strerror}); choose another --port") from failure
+    raise StorageError(
+        f"{host}, {tried}: cannot be used ({os.strerror(failure.errno)}); choose another --port"
+    ) from failure
 
 
 def _open_pool(path: Path, processes: int):

@@ -1,13 +1,20 @@
 """Small results of segmented slides, and a reader of slides without processes, for the viewer's tests."""
 
 import dataclasses
+import http.client
+import io
 import json
+import socket
+import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
 import tifffile
+import uvicorn
 from PIL import Image
+
+from bcss_jax.viewer import server
 
 COLOURS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
 TILE = 64
@@ -114,3 +121,46 @@ def means(pixels, step):
     pixels = np.pad(pixels, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge").astype(float)
     rows, columns = pixels.shape[0] // step, pixels.shape[1] // step
     return np.round(pixels.reshape(rows, step, columns, step, 3).mean((1, 3))).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    content: bytes
+
+    @property
+    def text(self):
+        return self.content.decode()
+
+    @property
+    def image(self):
+        return Image.open(io.BytesIO(self.content))
+
+
+class Served:
+    """The viewer of a folder on a port of its own; asks for paths as they stand."""
+
+    def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",)):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        app = server.application(folder, open_pool, allowed_hosts)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._server.should_exit = True
+        self._thread.join()
+        self._listener.close()
+
+    def get(self, path, headers=None, method="GET"):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, headers=headers or {})
+        answer = connection.getresponse()
+        found = Answer(answer.status, answer.headers, answer.read())
+        connection.close()
+        return found

@@ -66,12 +66,26 @@ class LabelTiles:
         deep = sliding_window_view(sliding_window_view(of_class, side, axis=0).all(-1), side, axis=1).all(-1)
         return png(of_class[LINE:-LINE, LINE:-LINE] & ~deep, colour)
 
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
     def _read(self, tile):
         """With a margin of `LINE` pixels, for the outlines."""
-        along_x, along_y = (tile.step / self._finer / scale for scale in self._grid.scale)
-        x = (np.arange(tile.x - LINE, tile.x + tile.width + LINE) + 0.5) * along_x
-        y = (np.arange(tile.y - LINE, tile.y + tile.height + LINE) + 0.5) * along_y
-        return self._file.sample(x, y, min(along_x, along_y))
+        columns, rows = self.geometry.size(self.geometry.max_level - tile.step.bit_length() + 1)
+        step_x, step_y = (tile.step / self._finer / scale for scale in self._grid.scale)
+        x = _middles(tile.x, tile.width, columns, self._grid.width, step_x)
+        y = _middles(tile.y, tile.height, rows, self._grid.height, step_y)
+        return self._file.sample(x, y, min(step_x, step_y))
+
+
+def _middles(first, count, level_size, grid_size, step):
+    """Where the middles of a tile's pixels and of `LINE` more on both sides lie in the grid, along one axis."""
+    pixels = np.arange(first - LINE, first + count + LINE)
+    # A middle on the border of two pixels belongs to the second, whatever floats make of it; more than half of a level's
+    # last pixel may lie outside.
+    middles = np.minimum((pixels + 0.5) * step + 1e-6, grid_size - 0.5)
+    return np.where(pixels < level_size, middles, grid_size + pixels)
 
 
 def png(pixels: np.ndarray, colour: tuple[int, int, int]) -> bytes:

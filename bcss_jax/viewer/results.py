@@ -123,9 +123,8 @@ def inside(path: Path, top: Path) -> bool:
 
 
 def _subfolders(folder: Path, top: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return [each for each in found if inside(each, top)]
+    found = [folder / name for name in os.listdir(folder) if not name.startswith(".")]
+    return [each for each in found if inside(each, top) and each.is_dir()]
 
 
 def _result(folder: Path, top: Path) -> Result:

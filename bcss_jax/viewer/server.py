@@ -167,9 +167,11 @@ class _Viewer:
         def make():
             try:
                 return slide.jpeg(tile)
-            except Exception as error:  # the reading process ended, or took too long
+            except DataError as error:  # this place cannot be read
+                raise HTTPException(503, str(error)) from error
+            except Exception as error:  # the readers hang, or were closed for another slide
                 self._slides.drop(_stamp(result.summary.slide_path))
-                raise HTTPException(503, "the slide cannot be read here") from error
+                raise HTTPException(503, "the slide cannot be read now") from error
 
         return _answer(request, (request.url.path, _stamp(result.summary.slide_path)), "image/jpeg", make)
 

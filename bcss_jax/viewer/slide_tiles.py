@@ -13,7 +13,7 @@ from bcss_jax.viewer.results import Summary
 
 QUALITY = 85
 PROCESSES = 2
-LIMIT_S = 60  # for a tile, waiting for its turn included
+LIMIT_S = 90  # for a tile; the readers give up sooner, and start anew
 CACHED = 256  # tiles, some 40 kB each
 
 

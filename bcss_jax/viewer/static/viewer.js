@@ -48,6 +48,8 @@ const show = () => {
   for (const layer of layers) {
     const image = viewer.world.getItemAt(layer.index);
     if (image) image.setOpacity(layer.kind === now && shown(layer.value) ? opacities[now] / 100 : 0);
+    const small = viewer.navigator && viewer.navigator.world.getItemAt(layer.index);
+    if (small && layer.kind === "outlined") small.setOpacity(0); // nothing but lines at that size
   }
 };
 if (layers.length) {
