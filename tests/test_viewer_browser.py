@@ -22,7 +22,7 @@ EVIL = "<img src=x onerror=window.hacked=1>_of_a_name_that_is_much_longer_than_a
 LOADED = """() => {
     if (typeof viewer === "undefined") return false;
     const items = [...Array(viewer.world.getItemCount()).keys()].map(i => viewer.world.getItemAt(i));
-    return items.length > 1 && items.every(item => item.getOpacity() === 0 || item.getFullyLoaded());
+    return items.length && items.length === images.length && items.every(item => item.getOpacity() === 0 || item.getFullyLoaded());
 }"""
 
 
@@ -95,6 +95,13 @@ def watched(browser, served, request):
     found.page.close()
 
 
+@pytest.fixture
+def wide(browser, served):
+    found = Watched(browser, served, DESKTOP)
+    yield found
+    found.page.close()
+
+
 def opacity(page, value):
     page.locator("#opacity").evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})); }", value
@@ -140,40 +147,67 @@ def test_a_class_is_switched_off_and_on_without_a_request(watched):
     assert len(watched.asked) == asked and watched.quiet()
 
 
-def test_outlines_leave_the_tissue_free(watched):
-    page = watched.slide("/result/out/a/unet")
+def test_outlines_leave_the_tissue_free(wide):
+    page = wide.slide("/result/out/a/unet")
     opacity(page, 0)
-    slide = watched.seen()
+    slide, asked = wide.seen(), len(wide.asked)
     page.get_by_label("Outlines").check()
     assert page.locator("#percent").inner_text() == "100 %"
-    outlined = watched.seen()
+    outlined = wide.seen()
     changed = (np.abs(outlined - slide).max(-1) > 20).mean()
     assert 0.005 < changed < 0.4
+    assert len(wide.asked) == asked
     page.get_by_label("Areas").check()
     assert page.locator("#opacity").input_value() == "0"
-    np.testing.assert_array_equal(watched.seen(), slide)
-    assert watched.quiet()
+    np.testing.assert_array_equal(wide.seen(), slide)
+    assert wide.quiet()
 
 
-def test_keyboard_and_buttons(watched):
-    page = watched.slide("/result/out/a/unet")
+def test_areas_and_outlines_are_painted_pixel_for_pixel(wide):
+    page = wide.slide("/result/out/a/unet")
+    labels = blobs(60 + 4, 80 + 4, cell=25)
+    inner = labels[2:-2, 2:-2]
+    for shown in ([1, 2], [2], []):
+        for kind in ("areas", "outlines"):
+            painted = page.evaluate(
+                f"""([labels, shown]) => {{
+                    const colours = palette(value => shown.includes(Number(value)));
+                    const pixels = {kind}(Uint8Array.from(labels), 80, 60, colours);
+                    return [...new Uint8Array(pixels.buffer)];
+                }}""",
+                [labels.ravel().tolist(), shown],
+            )
+            truth = np.zeros((60, 80, 4), np.uint8)
+            for value, colour in enumerate(COLOURS.values(), 1):
+                if value in shown:
+                    truth[inner == value] = (*colour, 255)
+            if kind == "outlines":
+                for row, column in np.ndindex(inner.shape):
+                    if (labels[row : row + 5, column : column + 5] == inner[row, column]).all():
+                        truth[row, column] = 0
+                assert truth.any(-1).mean() < 0.5
+            np.testing.assert_array_equal(np.reshape(painted, truth.shape), truth)
+
+
+def test_keyboard_and_buttons(wide):
+    page = wide.slide("/result/out/a/unet")
     page.locator("#opacity").focus()
     page.keyboard.press("Home")
     assert page.locator("#percent").inner_text() == "0 %"
-    before, length = watched.seen(), page.locator("#length").inner_text()
+    before, length = wide.seen(), page.locator("#length").inner_text()
     page.get_by_label("Zoom in").click()
     page.wait_for_function("before => document.getElementById('length').textContent !== before", arg=length)
     page.wait_for_timeout(800)  # the animation
-    assert np.abs(watched.seen() - before).mean() > 2
+    assert np.abs(wide.seen() - before).mean() > 2
     page.get_by_label("Whole slide").click()
     page.wait_for_function("before => document.getElementById('length').textContent === before", arg=length)
     page.wait_for_timeout(800)
-    assert np.abs(watched.seen() - before).mean() < 3
-    assert watched.quiet()
+    assert np.abs(wide.seen() - before).mean() < 3
+    assert wide.quiet()
 
 
-def test_the_scale_bar_is_as_long_as_it_says(watched):
-    page = watched.slide("/result/out/a/unet")
+def test_the_scale_bar_is_as_long_as_it_says(wide):
+    page = wide.slide("/result/out/a/unet")
     zoom = page.evaluate("viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x")
     per_pixel = 0.25 * WIDTH / zoom  # um of a screen pixel
     number, unit = page.locator("#length").inner_text().split()
@@ -182,26 +216,26 @@ def test_the_scale_bar_is_as_long_as_it_says(watched):
     assert 40 < float(length.removesuffix("px")) <= 140
 
 
-def test_the_other_model_is_shown_at_the_same_place(watched):
-    page = watched.slide("/result/out/a/unet")
+def test_the_other_model_is_shown_at_the_same_place(wide):
+    page = wide.slide("/result/out/a/unet")
     page.get_by_label("Zoom in").click()
     page.wait_for_function("location.hash.length > 1")
     page.wait_for_timeout(900)
     place = page.evaluate("location.hash")
     opacity(page, 100)
-    first = watched.seen()
+    first = wide.seen()
     page.get_by_label("Model").select_option("other")
     page.wait_for_url("**/out/a/other**")
-    watched.settle()
+    wide.settle()
     assert page.evaluate("location.hash") == place
     opacity(page, 100)
-    assert np.abs(watched.seen() - first).mean() > 20
+    assert np.abs(wide.seen() - first).mean() > 20
     opacity(page, 0)
-    without = watched.seen()
+    without = wide.seen()
     page.go_back()
-    watched.settle()
+    wide.settle()
     opacity(page, 0)
-    assert np.abs(watched.seen() - without).mean() < 2 and watched.quiet()
+    assert np.abs(wide.seen() - without).mean() < 2 and wide.quiet()
 
 
 def test_from_the_list_to_a_slide(watched):
@@ -218,13 +252,13 @@ def test_from_the_list_to_a_slide(watched):
     assert "expected the summary" in page.locator(".note").first.inner_text() and watched.quiet()
 
 
-def test_a_slide_that_is_gone_leaves_the_result_over_white(watched):
-    page = watched.slide("/result/out/gone")
+def test_a_slide_that_is_gone_leaves_the_result_over_white(wide):
+    page = wide.slide("/result/out/gone")
     assert "the slide is not there any more" in page.locator(".note").first.inner_text()
     opacity(page, 100)
-    seen = watched.seen()
+    seen = wide.seen()
     shares = [alike(seen, colour) for colour in (*COLOURS.values(), (255, 255, 255))]
-    assert min(shares) > 0.05 and sum(shares) > 0.9 and watched.quiet()
+    assert min(shares) > 0.05 and sum(shares) > 0.9 and wide.quiet()
 
 
 def test_names_from_files_are_only_text_and_nothing_leaves_the_screen_sideways(watched):

@@ -1,5 +1,6 @@
 """What the viewer answers, to proper questions and to others (B47)."""
 
+import gzip
 import json
 import os
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from viewer_small import Pool, Served, blobs, means, pyramid, write_labels, writ
 
 from bcss_jax.errors import DataError
 from bcss_jax.viewer import server
+from bcss_jax.viewer.label_tiles import MARGIN
 
 WIDTH, HEIGHT = 600, 410
 EVIL = "<script>alert(1)</script> & \"'#?%2e"
@@ -80,6 +82,11 @@ def test_one_result_is_shown_at_once(out):
         assert "All slides" not in client.get("/result/b").text
 
 
+def labels_of(answer, height, width):
+    labels = np.frombuffer(gzip.decompress(answer.content), np.uint8).reshape(height + 2 * MARGIN, width + 2 * MARGIN)
+    return labels[MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
 def data(client, key):
     text = client.get(f"/result/{key}").text
     return json.loads(text.split('id="data">')[1].split("</script>")[0])
@@ -88,7 +95,7 @@ def data(client, key):
 def test_the_page_knows_geometry_classes_and_areas(unchanged):
     page, found = unchanged.get("/result/out/b").text, data(unchanged, "out/b")
     assert found["slide"] == found["labels"] == {"width": WIDTH, "height": HEIGHT, "maxLevel": 10}
-    assert found["values"] == [1, 2, 255] and found["mpp"] == 0.25
+    assert found["colours"] == {"1": [230, 159, 0], "2": [0, 114, 178], "255": [150, 150, 150]} and found["mpp"] == 0.25
     for text in ("b.png", "unet", "0.25 µm/px", "0.750", "1.50", "33.3 %", "0.125", "2.25 mm²", "Research use only"):
         assert text in page
     assert 'fill="#e69f00"' in page and page.count('class="shown"') == 3 and "<select" not in page
@@ -101,15 +108,10 @@ def test_tiles(unchanged):
     assert slide.headers["content-type"] == "image/jpeg"
     assert slide.image.size == (WIDTH - 512, HEIGHT - 256)
     truth = blobs(HEIGHT, WIDTH)[256:, 512:]
-    for value in (1, 2, 255):
-        answer = unchanged.get(f"/result/out/b/filled/{value}/10/2_1.png")
-        assert answer.headers["content-type"] == "image/png"
-        shown = np.asarray(answer.image.convert("RGBA"))
-        np.testing.assert_array_equal(shown[..., 3] == 255, truth == value)
-    assert (
-        unchanged.get("/result/out/b/outlined/1/10/2_1.png").content
-        != unchanged.get("/result/out/b/filled/1/10/2_1.png").content
-    )
+    answer = unchanged.get("/result/out/b/labels/10/2_1.labels")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-encoding"] == "gzip"
+    np.testing.assert_array_equal(labels_of(answer, HEIGHT - 256, WIDTH - 512), truth)
 
 
 def test_a_browser_that_has_a_tile_is_told_so_without_reading(client):
@@ -123,13 +125,13 @@ def test_a_browser_that_has_a_tile_is_told_so_without_reading(client):
 
 
 def test_a_new_result_in_the_same_place_is_shown(client, out):
-    url = "/result/out/b/filled/1/10/0_0.png"
+    url = "/result/out/b/labels/10/0_0.labels"
     before = client.get(url)
     write_labels(out / "b/new.tif", pyramid(np.ones((HEIGHT, WIDTH), np.uint8)))
     os.replace(out / "b/new.tif", out / "b/labels.ome.tif")
     after = client.get(url, headers={"if-none-match": before.headers["etag"]})
     assert after.status == 200
-    assert (np.asarray(after.image.convert("RGBA"))[..., 3] == 255).all()
+    assert (labels_of(after, 256, 256) == 1).all()
 
 
 def test_two_models_of_a_slide_share_its_readers_and_few_slides_are_open(client, out):
@@ -180,9 +182,10 @@ NOT_THERE = [
     f"{TILES}/10/3_0.jpg", f"{TILES}/10/0_2.jpg", f"{TILES}/10/-1_0.jpg", f"{TILES}/10/0_-1.jpg",
     f"{TILES}/10/99999999_0.jpg", f"{TILES}/10/{'9' * 5000}_0.jpg", f"{TILES}/10/0_0", f"{TILES}/10/0_0.png",
     f"{TILES}/10/0.5_0.jpg", f"{TILES}/10/0_0.jpg/", f"{TILES}/10/0_0.jpg%0a", f"{TILES}/10/..%2f0_0.jpg",
-    f"{TILES}/10/a_b.jpg", "/result/out/b/filled/0/10/0_0.png", "/result/out/b/filled/3/10/0_0.png",
-    "/result/out/b/filled/tumor/10/0_0.png", "/result/out/b/filled/1/10/0_0.jpg", "/result/out/b/filled/1/99/0_0.png",
-    "/result/out/b/geometry/1/10/0_0.png", "/result/out/b/__class__/1/10/0_0.png",
+    f"{TILES}/10/a_b.jpg", "/result/out/b/labels/10/0_0.png", "/result/out/b/labels/10/0_0.jpg",
+    f"{TILES}/10/0_0.labels", "/result/out/b/labels/99/0_0.labels", "/result/out/b/labels/10/-1_0.labels",
+    "/result/out/b/labels/1000000000/0_0.labels", "/result/out/b/__class__/10/0_0.labels",
+    "/result/out/b/filled/1/10/0_0.png",
     "/result/out/../../../etc/passwd/slide/10/0_0.jpg", "/result/nothing/thumbnail.jpg", "/favicon.ico", "/docs",
 ]  # fmt: skip
 
@@ -191,7 +194,7 @@ NOT_THERE = [
 def test_what_is_not_there_is_404_and_nothing_is_read(unchanged, path, monkeypatch):
     unchanged.get("/result/out/b/slide/10/0_0.jpg")  # the slide is open
     before, read = [each.reads for each in Watched.opened], []
-    monkeypatch.setattr(server.LabelTiles, "_read", lambda *arguments: read.append(arguments))
+    monkeypatch.setattr(server.LabelTiles, "labels", lambda *arguments: read.append(arguments))
     answer = unchanged.get(path)
     assert answer.status == 404, answer.text
     assert "root:" not in answer.text and read == [] and [each.reads for each in Watched.opened] == before
@@ -251,7 +254,7 @@ def test_without_the_slide_the_labels_are_shown_over_white(client, out):
     found = data(client, "out/b")
     assert found["slide"] is None and found["labels"]["width"] == WIDTH
     assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404
-    assert client.get("/result/out/b/filled/1/10/0_0.png").status == 200
+    assert client.get("/result/out/b/labels/10/0_0.labels").status == 200
     os.rename(out.parent / "moved.png", out.parent / "b.png")
     assert data(client, "out/b")["slide"] is not None
 
@@ -263,7 +266,7 @@ def test_damaged_labels_are_a_line_and_the_slide_is_shown(client, out, content):
     page = client.get("/result/out/b")
     assert page.status == 200 and "expected the labels of" in note(page) and "\n" not in note(page)
     assert data(client, "out/b")["labels"] is None and 'type="range"' not in page.text
-    assert client.get("/result/out/b/filled/1/10/0_0.png").status == 404
+    assert client.get("/result/out/b/labels/10/0_0.labels").status == 404
     assert client.get("/result/out/b/slide/10/0_0.jpg").status == 200
 
 
@@ -287,7 +290,7 @@ def test_files_outside_the_folder_are_not_read(client, out, name):
     (out / "b/summary.json").write_text(json.dumps(values))
     client.get("/")
     assert data(client, "out/b")["labels"] is None
-    for url in ("/result/out/b/filled/1/10/0_0.png", "/result/out/b/thumbnail.jpg"):
+    for url in ("/result/out/b/labels/10/0_0.labels", "/result/out/b/thumbnail.jpg"):
         assert client.get(url).status == 404
 
 

@@ -1,5 +1,6 @@
 """Tiles of labels and slides against the same made with NumPy in the plainest way."""
 
+import gzip
 import io
 import json
 import zlib
@@ -12,10 +13,10 @@ from viewer_small import TILE, Pool, blobs, means, pyramid, summary, tissue, wri
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.viewer import label_tiles, results, slide_tiles
+from bcss_jax.viewer import results, slide_tiles
 from bcss_jax.viewer.deep_zoom import DeepZoom
 from bcss_jax.viewer.label_file import LabelFile
-from bcss_jax.viewer.label_tiles import LabelTiles
+from bcss_jax.viewer.label_tiles import MARGIN, LabelTiles
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
 
@@ -38,6 +39,10 @@ def assembled(geometry, level, tile_of):
     whole = np.concatenate(rows)
     assert whole.shape[:2] == (height, width)
     return whole
+
+
+def inner(tiles, tile):
+    return tiles.labels(tile)[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
 def opened(path, labels, width, height, mpp=0.25):
@@ -65,7 +70,7 @@ def test_labels_on_the_slides_own_grid_are_the_levels_of_the_file(tmp_path):
     geometry = tiles.geometry
     assert (geometry.width, geometry.height, geometry.max_level) == (803, 517, 10) and len(levels) == 5
     for level in range(geometry.max_level + 1):
-        whole = assembled(geometry, level, tiles.labels)
+        whole = assembled(geometry, level, lambda tile: inner(tiles, tile))
         reduced = geometry.max_level - level
         if reduced < len(levels):
             truth = levels[reduced]
@@ -90,7 +95,7 @@ def test_labels_of_another_resolution_lie_where_the_tissue_is(tmp_path, mpp):
     for level in range(geometry.max_level - 4, geometry.max_level + 1):
         step = 2 ** (geometry.max_level - level) / finer  # level-0 pixels
         reduced = max(k for k in range(len(levels)) if k == 0 or 2**k <= 1.1 * step / max(grid.scale))
-        whole = assembled(geometry, level, tiles.labels)
+        whole = assembled(geometry, level, lambda tile: inner(tiles, tile))
         # In whole numbers: the middle of pixel n is (2 n + 1) / 2.
         power, size = 2 ** (geometry.max_level - level), levels[reduced].shape
         y, x = (
@@ -101,26 +106,16 @@ def test_labels_of_another_resolution_lie_where_the_tissue_is(tmp_path, mpp):
         np.testing.assert_array_equal(whole, truth)
 
 
-def test_a_filled_tile_has_the_class_in_its_colour_and_nothing_else(tmp_path):
+def test_labels_come_with_a_margin_of_their_neighbours(tmp_path):
     labels = blobs(300, 420)
     tiles = opened(tmp_path / "labels.ome.tif", labels, 420, 300)
-    for value, colour in ((1, (230, 159, 0)), (2, (0, 114, 178)), (255, (150, 150, 150))):
-        whole = assembled(tiles.geometry, 9, lambda tile, v=value, c=colour: image(tiles.filled(tile, v, c), "RGBA"))
-        np.testing.assert_array_equal(whole[..., 3], np.where(labels == value, 255, 0))
-        assert (whole[labels == value][:, :3] == colour).all()
-
-
-def test_outlines_are_closed_across_tiles_and_at_the_edge(tmp_path):
-    labels = blobs(300, 420, cell=50)
-    tiles = opened(tmp_path / "labels.ome.tif", labels, 420, 300)
-    whole = assembled(tiles.geometry, 9, lambda tile: image(tiles.outlined(tile, 1, (9, 8, 7)), "RGBA"))
-    padded = np.pad(labels, 2)
-    truth = np.zeros(labels.shape, bool)
-    for row, column in np.ndindex(labels.shape):
-        truth[row, column] = labels[row, column] == 1 and (padded[row : row + 5, column : column + 5] != 1).any()
-    assert 0 < truth.mean() < 0.5
-    np.testing.assert_array_equal(whole[..., 3], np.where(truth, 255, 0))
-    assert (whole[truth][:, :3] == (9, 8, 7)).all()
+    padded = np.pad(labels, MARGIN)
+    for column, row in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        tile = tiles.geometry.tile(9, column, row)
+        truth = padded[tile.y : tile.y + tile.height + 2 * MARGIN, tile.x : tile.x + tile.width + 2 * MARGIN]
+        np.testing.assert_array_equal(tiles.labels(tile), truth)
+        assert gzip.decompress(tiles.gzipped(tile)) == truth.tobytes()
+        assert tiles.gzipped(tile) is tiles.gzipped(tile)
 
 
 def test_tiles_that_the_file_leaves_out_are_background(tmp_path):
@@ -140,7 +135,7 @@ def test_tiles_that_the_file_leaves_out_are_background(tmp_path):
     with tifffile.TiffFile(path) as file:
         assert 0 in file.pages[0].databytecounts
     tiles = LabelTiles(LabelFile(path, Grid(320, 256, 0.25, (1, 1))), 320, 256, Grid(320, 256, 0.25, (1, 1)))
-    np.testing.assert_array_equal(assembled(tiles.geometry, 9, tiles.labels), labels)
+    np.testing.assert_array_equal(assembled(tiles.geometry, 9, lambda tile: inner(tiles, tile)), labels)
 
 
 def test_a_label_file_that_is_not_one_is_refused_in_one_line(tmp_path):
@@ -240,12 +235,3 @@ def test_another_slide_under_the_same_name_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected the slide that was segmented, 80 x 60 pixels, found 40 x 30"):
         SlideTiles(results.read(tmp_path / "summary.json"), open_pool)
     assert pools[0].closed
-
-
-def test_png_of_two_entries():
-    pixels = np.eye(9, dtype=bool)
-    content = label_tiles.png(pixels, (1, 2, 3))
-    shown = image(content, "RGBA")
-    assert Image.open(io.BytesIO(content)).mode in "P1" and len(content) < 200
-    np.testing.assert_array_equal(shown[..., 3] == 255, pixels)
-    assert (shown[pixels] == (1, 2, 3, 255)).all()

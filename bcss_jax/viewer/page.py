@@ -10,7 +10,6 @@ from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.results import Result, Summary
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
-KINDS = ("filled", "outlined")
 UNREADABLE_COLOUR = (150, 150, 150)
 
 
@@ -54,8 +53,7 @@ def slide(
         "size": [summary.width, summary.height],
         "slide": _source(slide_tiles.geometry) if slide_tiles else None,
         "labels": _source(label_tiles.geometry) if label_tiles else None,
-        "values": [row["value"] for row in rows],
-        "kinds": KINDS,
+        "colours": {row["value"]: row["rgb"] for row in rows},
     } if summary and (slide_tiles or label_tiles) else None  # fmt: skip
     return (
         _environment()
@@ -71,7 +69,7 @@ def _rows(summary: Summary) -> list[dict]:
         {
             "value": each.value,
             "name": each.name,
-            "colour": _hex(each.colour),
+            "rgb": each.colour,
             "area": each.area_mm2,
             "share": each.area_mm2 / total if total else None,
         }
@@ -82,7 +80,7 @@ def _rows(summary: Summary) -> list[dict]:
             {
                 "value": UNREADABLE,
                 "name": "unreadable",
-                "colour": _hex(UNREADABLE_COLOUR),
+                "rgb": UNREADABLE_COLOUR,
                 "area": summary.unreadable_mm2,
                 "share": None,
             }

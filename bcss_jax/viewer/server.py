@@ -22,7 +22,6 @@ from starlette.routing import Route
 
 import bcss_jax
 from bcss_jax.errors import DataError
-from bcss_jax.slides.classes import UNREADABLE
 from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles
@@ -31,7 +30,7 @@ from bcss_jax.viewer.results import Result
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
 NUMBER = re.compile(r"[0-9]{1,8}")
-TILE_NAME = re.compile(r"([0-9]{1,8})_([0-9]{1,8})\.(jpg|png)")
+TILE_NAME = re.compile(r"([0-9]{1,8})_([0-9]{1,8})\.(jpg|labels)")
 OPEN_SLIDES, OPEN_LABELS = 3, 12  # a slide holds processes, labels a file
 STATIC = {
     "viewer.css": "text/css",
@@ -73,7 +72,7 @@ def application(folder: Path, open_pool, allowed_hosts: Sequence[str] = ("*",)) 
             Route("/static/{name:path}", viewer.static),
             Route("/result/{key:path}/thumbnail.jpg", viewer.thumbnail),
             Route("/result/{key:path}/slide/{level}/{name}", viewer.slide_tile),
-            Route("/result/{key:path}/{kind}/{value}/{level}/{name}", viewer.label_tile),
+            Route("/result/{key:path}/labels/{level}/{name}", viewer.label_tile),
             Route("/result/{key:path}", viewer.page),
         ],
         middleware=[
@@ -177,25 +176,20 @@ class _Viewer:
 
     def label_tile(self, request: Request) -> Response:
         result = self._usable(request)
-        kind, value = request.path_params["kind"], request.path_params["value"]
-        colours = {str(each.value): each.colour for each in result.summary.classes}
-        colours[str(UNREADABLE)] = page.UNREADABLE_COLOUR
-        if kind not in page.KINDS or value not in colours:
-            raise HTTPException(404)
         try:
             labels = self._label_tiles(result)
         except DataError as error:
             raise HTTPException(404, str(error)) from error
-        tile = _tile(request, labels.geometry, "png")
+        tile = _tile(request, labels.geometry, "labels")
 
         def make():
             try:
-                return getattr(labels, kind)(tile, int(value), colours[value])
+                return labels.gzipped(tile)
             except DataError as error:
                 raise HTTPException(503, str(error)) from error
 
         stamp = _stamp(self._inside(result, result.summary.labels))
-        return _answer(request, (request.url.path, stamp, colours[value]), "image/png", make)
+        return _answer(request, (request.url.path, stamp), "application/octet-stream", make, "gzip")
 
     def _result(self, request) -> Result:
         result = self._results.get(request.path_params["key"])
@@ -256,11 +250,13 @@ def _html(text: str) -> Response:
     return Response(text, media_type="text/html", headers={"cache-control": "no-store"})
 
 
-def _answer(request: Request, identity: tuple, media_type: str, make) -> Response:
+def _answer(request: Request, identity: tuple, media_type: str, make, encoding: str | None = None) -> Response:
     """What `make` gives, unless the browser has it: the same identity means the same bytes."""
     digest = hashlib.blake2b(repr((bcss_jax.__version__, identity)).encode("utf-8", "backslashreplace"), digest_size=12)
     headers = {"etag": f'"{digest.hexdigest()}"', "cache-control": "private, no-cache"}
     known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
     if headers["etag"] in known:
         return Response(status_code=304, headers=headers)
-    return Response(make(), media_type=media_type, headers=headers)
+    return Response(
+        make(), media_type=media_type, headers=headers | ({"content-encoding": encoding} if encoding else {})
+    )

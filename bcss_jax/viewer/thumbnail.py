@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax.errors import DataError
+from bcss_jax.viewer.label_tiles import MARGIN
 from bcss_jax.viewer.results import Result
 
 SIDE = 256  # pixels, at most
@@ -48,7 +49,7 @@ def _of_labels(result, tiles):
     tile = tiles.geometry.tile(level, 0, 0)
     if tile is None:
         raise DataError(f"{result.folder}: no labels")
-    labels = tiles.labels(tile)
+    labels = tiles.labels(tile)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     colours = np.full((256, 3), 255, np.uint8)
     for each in result.summary.classes:
         colours[each.value] = each.colour

@@ -1,36 +1,113 @@
 "use strict";
-// The slide, and over it two layers a class: its areas and its outlines. Switches and slider only change opacities.
+// The slide, and the labels over it as one layer. The labels come as numbers and are painted here: switches of classes
+// and outlines paint the tiles anew, the slider changes the layer's opacity, and neither asks the server for anything.
 const data = JSON.parse(document.getElementById("data").textContent);
 const get = (id) => document.getElementById(id);
 
+const TILE = 256;
+const MARGIN = 2; // pixels that come with a tile of labels on each side: how wide outlines are
 const source = (geometry, folder, kind) => ({
   ...geometry,
-  tileSize: 256,
+  tileSize: TILE,
   tileOverlap: 0,
   minLevel: Math.min(8, geometry.maxLevel), // one tile; those below are smaller still
   getTileUrl: (level, x, y) => `${data.url}/${folder}/${level}/${x}_${y}.${kind}`,
 });
-const layers = [];
-const images = data.slide ? [{ tileSource: source(data.slide, "slide", "jpg") }] : [];
-for (const kind of data.labels ? data.kinds : []) {
-  for (const value of data.values) {
-    layers.push({ kind, value, index: images.length });
-    images.push({ tileSource: source(data.labels, `${kind}/${value}`, "png"), opacity: 0 });
-  }
-}
 
-const wide = matchMedia("(min-width: 48rem)").matches;
+// Colour of each label as RGBA in the byte order of ImageData; 0, transparent, for what is not shown.
+const palette = (shown) => {
+  const colours = new Uint32Array(256);
+  const bytes = new Uint8Array(colours.buffer);
+  for (const [value, rgb] of Object.entries(data.colours)) if (shown(value)) bytes.set([...rgb, 255], 4 * value);
+  return colours;
+};
+// Labels [height + 2 MARGIN, width + 2 MARGIN] as colours [height, width].
+const areas = (labels, width, height, colours) => {
+  const pixels = new Uint32Array(width * height);
+  const stride = width + 2 * MARGIN;
+  for (let y = 0; y < height; y++) {
+    const row = (y + MARGIN) * stride + MARGIN;
+    for (let x = 0; x < width; x++) pixels[y * width + x] = colours[labels[row + x]];
+  }
+  return pixels;
+};
+// The same, of those pixels alone that have another label at most MARGIN pixels away along x or y or both.
+const outlines = (labels, width, height, colours) => {
+  const pixels = areas(labels, width, height, colours);
+  const stride = width + 2 * MARGIN;
+  const alike = new Uint8Array(labels.length); // all labels beside, in the same row, are this one
+  for (let i = MARGIN; i < labels.length - MARGIN; i++) {
+    const label = labels[i];
+    alike[i] = 1;
+    for (let j = i - MARGIN; j <= i + MARGIN; j++) if (labels[j] !== label) alike[i] = 0;
+  }
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const i = (y + MARGIN) * stride + x + MARGIN;
+      let inside = true;
+      for (let j = i - MARGIN * stride; j <= i + MARGIN * stride; j += stride) {
+        if (labels[j] !== labels[i] || !alike[j]) inside = false;
+      }
+      if (inside) pixels[y * width + x] = 0;
+    }
+  }
+  return pixels;
+};
+
+// What the form says. Areas hide the tissue and outlines do not, so that each has an opacity of its own.
+const opacities = { areas: 40, outlines: 100 };
+const kind = () => document.querySelector("input[name=kind]:checked").value;
+const checked = (value) => document.querySelector(`.shown[value="${value}"]`).checked;
+
+const canvases = new Set(); // weak references to the contexts of tiles: OpenSeadragon decides when they go
+const paint = (context) => {
+  const { width, height } = context.canvas;
+  const how = kind() === "areas" ? areas : outlines;
+  const pixels = how(context.labels, width, height, palette(checked));
+  context.putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), width, height), 0, 0);
+};
+const canvasOf = (tile, labels) => {
+  const step = 2 ** (data.labels.maxLevel - tile.level);
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.min(TILE, Math.ceil(data.labels.width / step) - TILE * tile.x);
+  canvas.height = Math.min(TILE, Math.ceil(data.labels.height / step) - TILE * tile.y);
+  const context = canvas.getContext("2d");
+  context.labels = labels;
+  canvases.add(new WeakRef(context));
+  paint(context);
+  return context;
+};
+const labelSource = (geometry) => ({
+  ...source(geometry, "labels", "labels"),
+  hasTransparency: () => true,
+  downloadTileStart: async (job) => {
+    const stop = new AbortController();
+    job.userData.stop = stop;
+    try {
+      const answer = await fetch(job.src, { signal: stop.signal });
+      if (!answer.ok) throw new Error(`${answer.status}`);
+      job.finish(canvasOf(job.tile, new Uint8Array(await answer.arrayBuffer())), null, "context2d");
+    } catch (error) {
+      if (!stop.signal.aborted) job.fail(error.message, null);
+    }
+  },
+  downloadTileAbort: (job) => job.userData.stop.abort(),
+});
+
+const images = [];
+if (data.slide) images.push({ tileSource: source(data.slide, "slide", "jpg") });
+if (data.labels) images.push({ tileSource: labelSource(data.labels) });
 const viewer = OpenSeadragon({
   element: get("view"),
   tileSources: images,
   drawer: "canvas",
   showNavigationControl: false,
-  showNavigator: wide,
+  showNavigator: matchMedia("(min-width: 48rem)").matches,
   navigatorPosition: "BOTTOM_RIGHT",
   navigatorBackground: "#fff",
   navigatorOpacity: 1,
   imageLoaderLimit: 6, // more would only wait for the slide's readers, and for tiles that are out of sight by then
-  maxTilesPerFrame: 8, // asked for at once by a layer: one would make the last class appear long after the slide
+  maxTilesPerFrame: 8,
   maxZoomPixelRatio: 4,
   minZoomImageRatio: 0.6,
   visibilityRatio: 0.5,
@@ -38,32 +115,33 @@ const viewer = OpenSeadragon({
   gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
 });
 
-// Areas hide the tissue and outlines do not, so that each has an opacity of its own.
-const opacities = { filled: 40, outlined: 100 };
-const kind = () => document.querySelector("input[name=kind]:checked").value;
-const shown = (value) => document.querySelector(`.shown[value="${value}"]`).checked;
-const show = () => {
-  const now = kind();
-  get("percent").textContent = `${opacities[now]} %`;
-  for (const layer of layers) {
-    const image = viewer.world.getItemAt(layer.index);
-    if (image) image.setOpacity(layer.kind === now && shown(layer.value) ? opacities[now] / 100 : 0);
-    const small = viewer.navigator && viewer.navigator.world.getItemAt(layer.index);
-    if (small && layer.kind === "outlined") small.setOpacity(0); // nothing but lines at that size
-  }
+const fade = () => {
+  get("percent").textContent = `${opacities[kind()]} %`;
+  const image = viewer.world.getItemAt(images.length - 1);
+  if (image) image.setOpacity(opacities[kind()] / 100);
 };
-if (layers.length) {
+const repaint = () => {
+  for (const reference of canvases) {
+    const context = reference.deref();
+    if (context) paint(context);
+    else canvases.delete(reference);
+  }
+  viewer.forceRedraw();
+  if (viewer.navigator) viewer.navigator.forceRedraw();
+};
+if (data.labels) {
   get("opacity").addEventListener("input", (event) => {
     opacities[kind()] = Number(event.target.value);
-    show();
+    fade();
   });
   for (const input of document.querySelectorAll("input[name=kind]")) {
     input.addEventListener("change", () => {
       get("opacity").value = opacities[kind()];
-      show();
+      repaint();
+      fade();
     });
   }
-  for (const input of document.querySelectorAll(".shown")) input.addEventListener("change", show);
+  for (const input of document.querySelectorAll(".shown")) input.addEventListener("change", repaint);
   opacities[kind()] = Number(get("opacity").value); // browsers keep a form's state when a page is loaded again
 }
 
@@ -102,7 +180,7 @@ const scale = () => {
 };
 
 viewer.addOnceHandler("open", () => {
-  show();
+  if (data.labels) fade();
   restore();
   scale();
   viewer.addHandler("viewport-change", scale);
