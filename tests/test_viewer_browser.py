@@ -22,7 +22,8 @@ EVIL = "<img src=x onerror=window.hacked=1>_of_a_name_that_is_much_longer_than_a
 LOADED = """() => {
     if (typeof viewer === "undefined") return false;
     const items = [...Array(viewer.world.getItemCount()).keys()].map(i => viewer.world.getItemAt(i));
-    return items.length && items.length === images.length && items.every(item => item.getOpacity() === 0 || item.getFullyLoaded());
+    return items.length && items.length === images.length
+        && items.every(item => item.getOpacity() === 0 || item.getFullyLoaded());
 }"""
 
 
@@ -116,6 +117,7 @@ def alike(seen, colour):
 def test_the_slide_appears_and_the_slider_lays_the_result_over_it(watched):
     page = watched.slide("/result/out/a/unet")
     at_40 = watched.seen()
+    assert page.locator("#loading").is_hidden()
     assert page.locator("#percent").inner_text() == "40 %"
     opacity(page, 0)
     slide = watched.seen()
@@ -189,6 +191,22 @@ def test_areas_and_outlines_are_painted_pixel_for_pixel(wide):
             np.testing.assert_array_equal(np.reshape(painted, truth.shape), truth)
 
 
+def test_while_tiles_are_on_their_way_the_page_says_so(wide):
+    wide.page.route("**/*.labels", lambda route: None)  # none arrives
+    page = wide.open("/result/out/a/unet")
+    page.wait_for_function("() => typeof viewer !== 'undefined' && viewer.world.getItemCount() === 2")
+    page.wait_for_function("() => viewer.world.getItemAt(0).getFullyLoaded()")
+    assert page.locator("#loading").is_visible() and page.locator("#failed").is_hidden()
+    wide.page.unroute("**/*.labels")
+
+
+def test_tiles_that_cannot_be_read_are_said_so(wide):
+    wide.page.route("**/*.labels", lambda route: route.fulfill(status=503, body="damaged"))
+    page = wide.open("/result/out/a/unet")
+    page.locator("#failed").wait_for(state="visible")
+    assert "cannot be read" in page.locator("#failed").inner_text()
+
+
 def test_keyboard_and_buttons(wide):
     page = wide.slide("/result/out/a/unet")
     page.locator("#opacity").focus()
@@ -219,7 +237,7 @@ def test_the_scale_bar_is_as_long_as_it_says(wide):
 def test_the_other_model_is_shown_at_the_same_place(wide):
     page = wide.slide("/result/out/a/unet")
     page.get_by_label("Zoom in").click()
-    page.wait_for_function("location.hash.length > 1")
+    page.wait_for_function("() => location.hash.length > 1")
     page.wait_for_timeout(900)
     place = page.evaluate("location.hash")
     opacity(page, 100)
@@ -243,7 +261,7 @@ def test_from_the_list_to_a_slide(watched):
     assert page.locator(".card").count() == 4 and "4 segmented slides" in page.locator("h1").inner_text()
     assert "damaged/summary.json: expected the summary" in page.locator(".note").inner_text()
     page.locator("img").first.scroll_into_view_if_needed()
-    page.wait_for_function("document.images[0].complete && document.images[0].naturalWidth > 100")
+    page.wait_for_function("() => document.images[0].complete && document.images[0].naturalWidth > 100")
     page.get_by_role("link", name="a.png").click()
     watched.settle()
     assert page.title() == "a.png"
@@ -283,7 +301,7 @@ def test_the_policy_is_in_force(browser, served):
         document.body.append(Object.assign(document.createElement("link"), {rel: "stylesheet", href: "http://127.0.0.1:9/x.css"}));
         fetch("http://127.0.0.1:9/").catch(() => {});
     }""")
-    page.wait_for_function("refused.length >= 4")
+    page.wait_for_function("() => refused.length >= 4")
     assert page.evaluate("refused.sort()") == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
     assert page.evaluate("typeof window.hacked") == "undefined"
     page.close()

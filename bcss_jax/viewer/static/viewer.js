@@ -106,6 +106,8 @@ const viewer = OpenSeadragon({
   navigatorPosition: "BOTTOM_RIGHT",
   navigatorBackground: "#fff",
   navigatorOpacity: 1,
+  navigatorAutoFade: false,
+  navigatorSizeRatio: 0.16,
   imageLoaderLimit: 6, // more would only wait for the slide's readers, and for tiles that are out of sight by then
   maxTilesPerFrame: 8,
   maxZoomPixelRatio: 4,
@@ -119,6 +121,8 @@ const fade = () => {
   get("percent").textContent = `${opacities[kind()]} %`;
   const image = viewer.world.getItemAt(images.length - 1);
   if (image) image.setOpacity(opacities[kind()] / 100);
+  const small = viewer.navigator && viewer.navigator.world.getItemAt(images.length - 1);
+  if (small && kind() === "outlines") small.setOpacity(0); // nothing but lines at that size
 };
 const repaint = () => {
   for (const reference of canvases) {
@@ -179,7 +183,18 @@ const scale = () => {
   get("length").textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
 };
 
+// While tiles are on their way a class may seem to be missing.
+const loading = () => {
+  const items = images.map((_, index) => viewer.world.getItemAt(index));
+  get("loading").hidden = items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded());
+};
+
 viewer.addOnceHandler("open", () => {
+  for (let index = 0; index < images.length; index++) {
+    viewer.world.getItemAt(index).addHandler("fully-loaded-change", loading);
+    viewer.world.getItemAt(index).addHandler("opacity-change", loading);
+  }
+  loading();
   if (data.labels) fade();
   restore();
   scale();
