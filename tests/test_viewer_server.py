@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from concurrent.futures import Future
 
 import numpy as np
@@ -134,6 +135,19 @@ def test_a_new_result_in_the_same_place_is_shown(client, out):
     assert (labels_of(after, 256, 256) == 1).all()
 
 
+def test_a_page_loaded_again_shows_what_is_there_now(client, out):
+    values = json.loads((out / "b/summary.json").read_text())
+    values["classes"][0]["area_mm2"] = 7.77
+    (out / "b/summary.json").write_text(json.dumps(values))
+    assert "7.77" in client.get("/result/out/b").text
+    (out / "b/summary.json").unlink()
+    assert "expected the summary" in note(client.get("/result/out/b"))
+    assert "b.png" not in client.get("/").text
+    shutil.rmtree(out)
+    answer = client.get("/")
+    assert answer.status == 200 and "There are no results any more" in answer.text
+
+
 def test_two_models_of_a_slide_share_its_readers_and_few_slides_are_open(client, out):
     client.get("/result/out/a/unet"), client.get("/result/out/a/transunet")
     assert len(Watched.opened) == 1
@@ -255,6 +269,9 @@ def test_without_the_slide_the_labels_are_shown_over_white(client, out):
     assert found["slide"] is None and found["labels"]["width"] == WIDTH
     assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404
     assert client.get("/result/out/b/labels/10/0_0.labels").status == 200
+    (out / "b/labels.ome.tif").rename(out / "b/moved.tif")
+    assert "over white" not in client.get("/result/out/b").text and 'id="data"' not in client.get("/result/out/b").text
+    (out / "b/moved.tif").rename(out / "b/labels.ome.tif")
     os.rename(out.parent / "moved.png", out.parent / "b.png")
     assert data(client, "out/b")["slide"] is not None
 

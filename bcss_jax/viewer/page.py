@@ -89,8 +89,8 @@ def _rows(summary: Summary) -> list[dict]:
 
 
 def _legend(found):
-    classes = {(each.name, _hex(each.colour)) for result in found if result.summary for each in result.summary.classes}
-    return sorted(classes)
+    classes = ((each.name, _hex(each.colour)) for result in found if result.summary for each in result.summary.classes)
+    return list(dict.fromkeys(classes))
 
 
 def _source(geometry):

@@ -109,7 +109,7 @@ def find(folder: Path) -> dict[str, Result]:
             folders.extend(_subfolders(slide, top))
         except OSError:
             continue  # a folder of somebody else
-    results = [_result(each, top) for each in folders if inside(each / SUMMARY, top)]
+    results = [result_in(each, top) for each in folders if inside(each / SUMMARY, top)]
     results.sort(key=lambda result: (result.title, result.summary.model if result.summary else "", result.key))
     return {result.key: result for result in results}
 
@@ -127,7 +127,13 @@ def _subfolders(folder: Path, top: Path) -> list[Path]:
     return [each for each in found if inside(each, top) and each.is_dir()]
 
 
-def _result(folder: Path, top: Path) -> Result:
+def result_in(folder: Path, top: Path) -> Result:
+    """The result of one folder.
+
+    Args:
+      folder: of its files.
+      top: the folder that is served, without links.
+    """
     key = printable(folder.relative_to(top.parent)).replace(os.sep, "/")
     try:
         return Result(key, folder, read(folder / SUMMARY), None)

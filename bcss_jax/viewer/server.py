@@ -115,7 +115,10 @@ class _Viewer:
         self._labels.close()
 
     def start(self, request: Request) -> Response:
-        self._results = results.find(self._folder)  # there may be more by now
+        try:
+            self._results = results.find(self._folder)  # there may be more by now
+        except DataError:  # or not even the folder
+            self._results = {}
         if len(self._results) == 1:
             return RedirectResponse(page.url(next(iter(self._results.values()))), headers={"cache-control": "no-store"})
         return _html(page.list_of(list(self._results.values())))
@@ -124,20 +127,23 @@ class _Viewer:
         name = request.path_params["name"]
         if name not in self._static:
             raise HTTPException(404)
-        return _answer(request, (name,), STATIC[name], lambda: self._static[name])
+        content = self._static[name]
+        return _answer(request, (name, hashlib.blake2b(content).hexdigest()), STATIC[name], lambda: content)
 
     def page(self, request: Request) -> Response:
-        result = self._result(request)
+        found = self._result(request)
+        result = results.result_in(found.folder, self._folder)  # it may be another one by now
+        self._results[result.key] = result
         notes, slide, labels = [], None, None
         if result.summary:
-            try:
-                slide = self._slide(result)
-            except DataError as error:
-                notes.append(f"{error}; the result is shown over white")
             try:
                 labels = self._label_tiles(result)
             except DataError as error:
                 notes.append(str(error))
+            try:
+                slide = self._slide(result)
+            except DataError as error:
+                notes.append(f"{error}; the result is shown over white" if labels else str(error))
         else:
             notes.append(result.problem)
         others = [each for each in self._results.values() if result.summary and _same_slide(each, result)]
