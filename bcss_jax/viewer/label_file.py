@@ -1,0 +1,134 @@
+"""Reads parts of a labels.ome.tif: a tiled pyramid whose smaller levels are SubIFDs of the first."""
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from bcss_jax.errors import DataError, first_line
+from bcss_jax.slides.classes import BACKGROUND
+from bcss_jax.slides.grid import Grid
+from bcss_jax.tiles import printable
+
+MAX_TILE = 4096  # pixels; nobody writes larger ones, and one is decoded whole
+MAX_TOP = 8192  # pixels of a side of the smallest level: without a pyramid, the whole slide at once would be read
+COARSER = 1.1  # a level may be coarser than asked for by so much
+
+
+class LabelFile:
+    """The labels of a slide.
+
+    Tiles are decoded one at a time, so that memory does not depend on the slide. Threads may read at the same time.
+    """
+
+    def __init__(self, path: Path, grid: Grid):
+        """Opens the file.
+
+        Args:
+          path: of the file.
+          grid: that its first level has to have.
+
+        Raises:
+          DataError: it is missing, damaged, or not the labels of this grid.
+        """
+        self._path, self._lock = path, threading.Lock()
+        with _as_data_error(path), contextlib.ExitStack() as opened:
+            self._file = opened.enter_context(open(path, "rb"))
+            tiff = opened.enter_context(tifffile.TiffFile(self._file))
+            self._levels = [_level(level.keyframe, grid) for level in tiff.series[0].levels]
+            (width, height), (_, last) = (grid.width, grid.height), self._levels[-1]
+            if self._levels[0][1].shape != (height, width):
+                found = " x ".join(map(str, reversed(self._levels[0][1].shape)))
+                raise ValueError(f"{found} pixels, but the summary says {width} x {height}")
+            if max(last.shape) > MAX_TOP:
+                raise ValueError(f"no level smaller than {last.shape[1]} x {last.shape[0]} pixels")
+            opened.pop_all()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def sample(self, x: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
+        """Nearest labels at points of the grid.
+
+        Args:
+          x: float [w], ascending, in pixels of the grid: pixel 0 reaches from 0 to 1.
+          y: float [h], likewise.
+          step: distance of neighbouring points in pixels of the grid; a level of about that resolution is read.
+
+        Returns:
+          uint8 [h, w]; 0 outside the grid.
+
+        Raises:
+          DataError: the file is damaged there.
+        """
+        factor, page = max(
+            (level for level in self._levels if level[0] <= max(1, step * COARSER)), key=lambda level: level[0]
+        )
+        columns, rows = np.floor(x / factor).astype(int), np.floor(y / factor).astype(int)
+        labels = np.full((len(y), len(x)), BACKGROUND, np.uint8)
+        with _as_data_error(self._path):
+            for of_rows, tile_row in _by_tile(rows, page.imagelength, page.tilelength):
+                for of_columns, tile_column in _by_tile(columns, page.imagewidth, page.tilewidth):
+                    tile = self._tile(page, tile_row, tile_column)
+                    if tile is not None:
+                        labels[of_rows, of_columns] = tile[
+                            np.ix_(rows[of_rows] % page.tilelength, columns[of_columns] % page.tilewidth)
+                        ]
+        return labels
+
+    def _tile(self, page, row, column) -> np.ndarray | None:
+        """uint8 [tilelength, tilewidth]; None if the file leaves it out because it is empty."""
+        index = row * -(-page.imagewidth // page.tilewidth) + column
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        if not count:
+            return None
+        with self._lock:
+            self._file.seek(offset)
+            encoded = self._file.read(count)
+        if len(encoded) != count:
+            raise ValueError("the file ends early")
+        decoded = page.decode(encoded, index)[0]
+        tile = np.zeros((page.tilelength, page.tilewidth), np.uint8)
+        decoded = decoded.reshape(decoded.shape[-3:-1])
+        tile[: decoded.shape[0], : decoded.shape[1]] = decoded  # those at the edges come cut to the image
+        return tile
+
+
+def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
+    """(pixels of the grid along a side of a pixel, page) of a level."""
+    if not page.is_tiled or page.dtype != np.uint8 or page.samplesperpixel != 1:
+        raise ValueError("not tiles of one channel of 8 bits")
+    if max(page.tilewidth, page.tilelength) > MAX_TILE:
+        raise ValueError(f"tiles of {page.tilewidth} x {page.tilelength} pixels")
+    factor = 1 << max(0, round(np.log2(grid.width * grid.height / (page.imagewidth * page.imagelength)) / 2))
+    for full, size in ((grid.width, page.imagewidth), (grid.height, page.imagelength)):
+        if not full // factor <= size <= -(-full // factor) and size != 1:
+            raise ValueError(f"a level of {page.imagewidth} x {page.imagelength} pixels, which no power of two gives")
+    return factor, page
+
+
+def _by_tile(pixels, size, tile):
+    """Slices of the ascending pixels that lie in the same tile, with its number; those outside the image in none."""
+    first, last = np.searchsorted(pixels, [0, size])
+    if first == last:
+        return
+    numbers = pixels[first:last] // tile
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1)) + first
+    for start, end in zip(starts, [*starts[1:], last], strict=True):
+        yield slice(start, end), int(pixels[start] // tile)
+
+
+@contextlib.contextmanager
+def _as_data_error(path: Path):
+    try:
+        yield
+    except Exception as error:  # of a damaged file tifffile and the decoders raise almost anything
+        found = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise DataError(
+            f"{printable(os.fspath(path))}: expected the labels of a slide as a tiled pyramid, found: {found}; "
+            "segment the slide again"
+        ) from error

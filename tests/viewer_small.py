@@ -1,0 +1,166 @@
+"""Small results of segmented slides, and a reader of slides without processes, for the viewer's tests."""
+
+import dataclasses
+import http.client
+import io
+import json
+import socket
+import threading
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import numpy as np
+import tifffile
+import uvicorn
+from PIL import Image
+
+from bcss_jax.viewer import server
+
+COLOURS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
+TILE = 64
+
+
+def blobs(height, width, values=(0, 1, 2, 255), cell=23, seed=0):
+    """Labels in patches of `cell` pixels with rough edges: uint8 [height, width]."""
+    random = np.random.default_rng(seed)
+    coarse = random.choice(values, (height // cell + 2, width // cell + 2)).astype(np.uint8)
+    rows, columns = np.indices((height, width)) + random.integers(0, 6, (2, height, width))
+    return coarse[rows // cell, columns // cell]
+
+
+def pyramid(labels, smallest=TILE):
+    """Levels of half the size, rounded up: each takes the upper left of four pixels."""
+    levels = [labels]
+    while max(levels[-1].shape) > smallest:
+        levels.append(levels[-1][::2, ::2])
+    return levels
+
+
+def write_labels(path, levels):
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for number, level in enumerate(levels):
+            file.write(
+                level,
+                tile=(TILE, TILE),
+                compression="zlib",
+                photometric="minisblack",
+                subifds=len(levels) - 1 if number == 0 else None,
+                subfiletype=1 if number else 0,
+                metadata={"axes": "YX"} if number == 0 else None,
+            )
+
+
+def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLOURS)):
+    """A summary.json as segmenting writes it."""
+    classes = [
+        {"value": value, "name": name, "colour": list(colour), "pixels": 1000 * value, "area_mm2": 0.75 * value}
+        for value, (name, colour) in enumerate(zip(names, COLOURS.values(), strict=True), 1)
+    ]
+    rows, columns = grid_shape
+    return {
+        "format": 1,
+        "slide": {
+            "path": str(slide), "name": slide.name, "format": "png", "width": width, "height": height,
+            "mpp": [mpp * columns / width] * 2, "bounds": None,
+        },
+        "model": {"name": model, "label_scheme": {}, "mpp": mpp, "window": 224, "params_sha256": "0" * 64},
+        "grid": {"width": columns, "height": rows, "mpp": mpp, "scale": [width / columns, height / rows]},
+        "classes": classes,
+        "tissue_area_mm2": 2.25, "tumor_stroma_ratio": 0.5, "unreadable_area_mm2": unreadable,
+        "files": {"labels": "labels.ome.tif", "regions": None, "overlay": None, "probabilities": None},
+        "seconds": {}, "versions": {}, "device": {},
+    }  # fmt: skip
+
+
+def tissue(height, width, seed=0):
+    """Something pink with structure: uint8 [height, width, 3]."""
+    texture = blobs(height, width, np.arange(20, 120), 9, seed)
+    return np.stack([235 - texture // 3, 170 - texture, 205 - texture // 2], -1).astype(np.uint8)
+
+
+def write_result(folder, slide, width, height, labels, **options):
+    """A folder with the result of one slide; the slide is written if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not slide.exists():
+        Image.fromarray(tissue(height, width)).save(slide)
+    write_labels(folder / "labels.ome.tif", pyramid(labels))
+    (folder / "summary.json").write_text(json.dumps(summary(slide, width, height, labels.shape, **options)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    pixels: np.ndarray
+    unreadable: np.ndarray | None
+
+
+class Pool:
+    """Reads an image at once and gives means of squares of its pixels, as `ReaderPool` would."""
+
+    def __init__(self, path, processes):
+        self.pixels = np.asarray(Image.open(path).convert("RGB"))
+        self.info = SimpleNamespace(width=self.pixels.shape[1], height=self.pixels.shape[0])
+        self.closed = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.closed = True
+
+    def submit(self, grid, x, y, width, height):
+        step = int(grid.scale[0])
+        assert grid.scale == (step, step) and grid.width == -(-self.info.width // step)
+        future = Future()
+        future.set_result(Block(means(self.pixels, step)[y : y + height, x : x + width], None))
+        return future
+
+
+def means(pixels, step):
+    """Means over squares of `step` pixels; at the right and lower edge the last pixels are repeated."""
+    height, width = pixels.shape[:2]
+    pixels = np.pad(pixels, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge").astype(float)
+    rows, columns = pixels.shape[0] // step, pixels.shape[1] // step
+    return np.round(pixels.reshape(rows, step, columns, step, 3).mean((1, 3))).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    content: bytes
+
+    @property
+    def text(self):
+        return self.content.decode()
+
+    @property
+    def image(self):
+        return Image.open(io.BytesIO(self.content))
+
+
+class Served:
+    """The viewer of a folder on a port of its own; asks for paths as they stand."""
+
+    def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",)):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        app = server.application(folder, open_pool, allowed_hosts)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._server.should_exit = True
+        self._thread.join()
+        self._listener.close()
+
+    def get(self, path, headers=None, method="GET"):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, headers=headers or {})
+        answer = connection.getresponse()
+        found = Answer(answer.status, answer.headers, answer.read())
+        connection.close()
+        return found
