@@ -16,6 +16,9 @@ CORE = (
     "bcss_jax.evaluation.model_card", "bcss_jax.evaluation.predict", "bcss_jax.evaluation.run",
     "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
     "bcss_jax.evaluation.gallery", "bcss_jax.evaluate",
+    "bcss_jax.slides.tile_store", "bcss_jax.slides.label_pyramid", "bcss_jax.slides.corners", "bcss_jax.slides.polygons",
+    "bcss_jax.slides.geojson", "bcss_jax.slides.probability_store", "bcss_jax.slides.overlay",
+    "bcss_jax.slides.whole_file", "benchmarks.slide_outputs",
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip
