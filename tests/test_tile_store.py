@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcss_jax.errors import StorageError
+from bcss_jax.errors import DataError, StorageError
 from bcss_jax.slides.tile_store import TILE, TileStore
 
 
@@ -111,6 +111,20 @@ def test_a_damaged_row_counts_as_absent(tmp_path):
     assert not TileStore(tmp_path, 600, 600).has_row(0)
     path.write_bytes(content)
     assert TileStore(tmp_path, 600, 600).has_row(0)
+
+
+def test_a_row_that_is_damaged_while_it_is_in_use_is_one_line(tmp_path):
+    store = filled_store(tmp_path, some_labels(600, 600))
+    content = store.path(0).read_bytes()
+    store.path(0).write_bytes(content[:100])
+    with pytest.raises(DataError, match="row-000000: became shorter while it was in use"):
+        store.tile(0, 0)
+    store.path(0).write_bytes(bytes(len(content)))
+    with pytest.raises(DataError, match="row-000000: changed while it was in use"):
+        store.tile(0, 0)
+    store.path(0).unlink()
+    with pytest.raises(DataError, match="row-000000: cannot be read"):
+        store.tile(0, 0)
 
 
 def test_rows_of_another_slide_or_another_place_count_as_absent(tmp_path):

@@ -7,10 +7,8 @@ from the corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, 
 with `--no-crop` (qupath#820, qupath#1278): `origin` takes care of that.
 """
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.polygons import Region, regions
 from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.workdir import storage_errors
+from bcss_jax.slides.whole_file import whole_file
 
 MIN_AREA_UM2 = 100.0  # about one cell
 # The names of QuPath's own classes, where ours have one.
@@ -49,8 +47,8 @@ def write(
 ) -> int:
     """Writes the regions of the classes; whole or not at all, piece by piece.
 
-    Each is a Polygon in pixels of level 0, counted from `origin`, of two decimals (none if a pixel of the grid is a
-    whole number of level 0's), with its area in um2 as the measurement `area_um2`. Outer rings run counter-clockwise in
+    Each is a Polygon in pixels of level 0, counted from `origin`, of two decimals (none where a pixel of the grid is
+    a whole number of level 0's), with its area in um2 as the measurement `area_um2`. Outer rings run counter-clockwise in
     (x, y), as RFC 7946 has it, and the polygons are valid: rounding keeps different coordinates apart.
 
     Args:
@@ -84,25 +82,17 @@ def write(
         }
         for entry in classes
     }
-    unfinished, count = path.with_name(f".{path.name}.tmp"), 0
-    with storage_errors(path):
-        try:
-            with open(unfinished, "w", encoding="ascii") as file:
-                file.write(f'{{"type":"FeatureCollection","bcss_jax":{_json(about)},"features":[')
-                for count, region in enumerate(found, 1):
-                    area = {"measurements": {"area_um2": round(region.pixels * pixel_um2, 4)}}
-                    file.write("\n" if count == 1 else ",\n")
-                    file.write('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[')
-                    file.writelines(_coordinates(region, grid.scale, origin))
-                    file.write(f']}},"properties":{_json(properties[region.value] | area)}}}')
-                file.write("\n]}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            raise
+    texts = tuple(_texts(*along) for along in zip((grid.width, grid.height), grid.scale, origin, strict=True))
+    count = 0
+    with whole_file(path) as unfinished, open(unfinished, "w", encoding="ascii") as file:
+        file.write(f'{{"type":"FeatureCollection","bcss_jax":{_json(about)},"features":[')
+        for count, region in enumerate(found, 1):
+            area = {"measurements": {"area_um2": round(region.pixels * pixel_um2, 4)}}
+            file.write("\n" if count == 1 else ",\n")
+            file.write('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[')
+            file.writelines(_coordinates(region, *texts))
+            file.write(f']}},"properties":{_json(properties[region.value] | area)}}}')
+        file.write("\n]}\n")
     return count
 
 
@@ -154,16 +144,24 @@ def read_regions(path: Path, origin: tuple[float, float] = (0, 0)) -> list[shape
     return found
 
 
-def _coordinates(region: Region, scale: tuple[float, float], origin: tuple[float, float]) -> Iterator[str]:
-    """The rings as JSON, in pieces."""
-    whole = all(float(number).is_integer() for number in (*scale, *origin))
-    decimals = max(2, 1 - math.floor(math.log10(min(scale))))  # so that neighbours stay different
+def _texts(size: int, scale: float, origin: float) -> list[str]:
+    """The level-0 coordinate of each of the grid's lines along an axis, as JSON."""
+    lines = np.arange(size + 1) * scale - origin
+    if float(scale).is_integer() and float(origin).is_integer():
+        return [str(round(line)) for line in lines.tolist()]
+    decimals = max(2, 1 - math.floor(math.log10(scale)))  # so that neighbours stay different
+    return [repr(line) for line in (np.round(lines, decimals) + 0.0).tolist()]
+
+
+def _coordinates(region: Region, across: list[str], down: list[str]) -> Iterator[str]:
+    """The rings as JSON, in pieces; the texts of the coordinates are given for each line of the grid."""
     for number, ring in enumerate((region.polygon.exterior, *region.polygon.interiors)):
-        points = shapely.get_coordinates(ring) * scale - origin
-        points = points.astype(np.int64) if whole else np.round(points, decimals) + 0.0
+        points = shapely.get_coordinates(ring).astype(np.int64)
         yield ",[" if number else "["
         for start in range(0, len(points), _POINTS):
-            yield ("," if start else "") + _json(points[start : start + _POINTS].tolist())[1:-1]
+            x, y = points[start : start + _POINTS].T.tolist()
+            pairs = zip(map(across.__getitem__, x), map(down.__getitem__, y), strict=True)
+            yield (",[" if start else "[") + "],[".join(map(",".join, pairs)) + "]"
         yield "]"
 
 

@@ -14,8 +14,6 @@ coloured in QuPath is regions.geojson.
 Bytes depend on the labels and the arguments alone: no date, no UUID.
 """
 
-import contextlib
-import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -27,7 +25,7 @@ import tifffile
 
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.workdir import storage_errors
+from bcss_jax.slides.whole_file import whole_file
 
 BACKGROUND_COLOUR, UNREADABLE_COLOUR = (255, 255, 255), (150, 150, 150)
 NAMES, COLOURS = "bcss_jax/class_names", "bcss_jax/class_colours"  # namespaces of the annotations
@@ -51,21 +49,16 @@ def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideCl
       DataError: the store was damaged while it was read.
       StorageError: the file cannot be written.
     """
-    unfinished, folder = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.levels")
-    with storage_errors(path):
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
+    folder = path.with_name(f".{path.name}.levels")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with whole_file(path) as unfinished:
             levels = [store]
             while max(levels[-1].width, levels[-1].height) > store.tile_size:
                 levels.append(reduced(levels[-1], folder / str(len(levels))))
             _write_levels(unfinished, levels, mpp, classes, name)
-            os.replace(unfinished, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_resized(path: Path, height: int, width: int) -> np.ndarray:
@@ -131,7 +124,7 @@ def _reduced_tile(store: TileStore, row: int, column: int, half: TileStore) -> n
 def _write_levels(
     path: Path, levels: Sequence[TileStore], mpp: float, classes: Sequence[SlideClass], name: str
 ) -> None:
-    """The TIFF, to the disk."""
+    """Writes the TIFF."""
     size = levels[0].tile_size
     centimetres = 1e4 / mpp
     options = dict(
@@ -155,8 +148,6 @@ def _write_levels(
                 resolution=(centimetres / 2**number, centimetres / 2**number),
                 **options,
             )
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _tiles(level: TileStore) -> Iterator[tuple[bytes, int]]:

@@ -58,8 +58,18 @@ class ProbabilityStore:
         expected = (classes, min(CHUNK, height - row * CHUNK), width)
         if probabilities.dtype != np.uint8 or probabilities.shape != expected:
             raise ValueError(f"band {row}: {probabilities.dtype} {probabilities.shape}, not uint8 {expected}")
+        starts = np.arange(0, width, CHUNK)
+        # zarr takes a millisecond for each chunk, stored or not; most of a sparse slide need not pass through it.
+        filled = np.maximum.reduceat(probabilities.max((0, 1)), starts) > 0
         with storage_errors(self.folder):
-            self._array[:, row * CHUNK : row * CHUNK + expected[1]] = probabilities
+            for column in np.flatnonzero(~filled).tolist():
+                for channel in range(classes):  # of a run before this one
+                    (self.folder / f"0/c/{channel}/{row}/{column}").unlink(missing_ok=True)
+            rows = slice(row * CHUNK, row * CHUNK + expected[1])
+            for run in np.split(starts[filled], np.flatnonzero(np.diff(starts[filled]) > CHUNK) + 1):
+                if len(run):
+                    columns = slice(run[0], run[-1] + CHUNK)
+                    self._array[:, rows, columns] = probabilities[..., columns]
 
 
 def _begin(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array:
