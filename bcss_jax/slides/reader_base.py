@@ -93,25 +93,15 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
         whole = round(ratio)
         if _fits(width, level_width, whole) and _fits(height, level_height, whole):
             ratio = float(whole)
-        if ratio <= levels[-1].downsample:
+        same_picture = all(
+            abs(level_size * ratio - size) <= 2 * ratio + 0.01 * size
+            for level_size, size in ((level_width, width), (level_height, height))
+        )
+        if ratio <= levels[-1].downsample or not same_picture:
             break
         levels.append(Level(level_width, level_height, ratio))
     return tuple(levels)
 
 
 def _fits(size: int, level_size: int, span: int) -> bool:
-    return level_size in (max(1, size // span), -(-size // span))
-
-
-def on_white(pixels: np.ndarray) -> np.ndarray:
-    """Grey, RGB or RGBA uint8 [H, W, 1, 3 or 4] as RGB uint8 [H, W, 3] over white."""
-    channels = pixels.shape[-1]
-    if channels == 1:
-        return np.repeat(pixels, 3, axis=-1)
-    if channels == 3:
-        return np.ascontiguousarray(pixels)
-    colour, alpha = pixels[..., :3], pixels[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(colour)
-    weight = alpha.astype(np.uint16)
-    return ((colour * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    return span > 0 and level_size in (max(1, size // span), -(-size // span))

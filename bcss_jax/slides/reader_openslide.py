@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import Image
 
-from bcss_jax.slides.reader_base import DEFAULT_TILE, Slide, TileError, levels_of, on_white
+from bcss_jax.slides.reader_base import DEFAULT_TILE, Slide, TileError, levels_of
 from bcss_jax.slides.resolution import mpp_from_density
 
 PIXELS_AT_ONCE = 4096 * 4096  # more is read in strips: OpenSlide gives 4 bytes a pixel, and PIL copies them
@@ -65,9 +66,15 @@ class OpenSlideSlide(Slide):
             image = self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
         except openslide.OpenSlideError as error:
             raise TileError(str(error)) from error
-        if image.getchannel("A").getextrema() == (255, 255):
+        alpha = image.getchannel("A")
+        extrema = alpha.getextrema()
+        if extrema == (255, 255):
             return np.asarray(image.convert("RGB"))
-        return on_white(np.asarray(image))
+        if extrema == (0, 0):  # nothing was scanned here: most of a sparse slide
+            return np.full((height, width, 3), 255, np.uint8)
+        on_white = Image.new("RGB", image.size, "white")
+        on_white.paste(image, mask=alpha)
+        return np.asarray(on_white)
 
     def tile_size(self, level: int) -> tuple[int, int]:  # noqa: D102
         return self._tiles[level]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tiffslide
 
-from bcss_jax.slides.reader_base import Slide, TileError, levels_of, on_white
+from bcss_jax.slides.reader_base import Slide, TileError, levels_of
 from bcss_jax.slides.resolution import mpp_from_density
 
 MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which has to be decoded whole
@@ -53,14 +53,14 @@ class TiffSlideSlide(Slide):
         page = self._pages[level]
         try:
             if _in_one_piece(page):
-                return on_white(self._mapped(page, x, y, width, height))
+                return _on_white(self._mapped(page, x, y, width, height))
             location = self._location(level, x), self._location(level, y)
             pixels = self._slide.read_region(location, level, (width, height), as_array=True, padding=False)
         except Exception as error:  # each codec has errors of its own; all mean the pixels
             raise TileError(" ".join(str(error).split())) from error
         if pixels.shape[:2] != (height, width):
             raise TileError(f"{pixels.shape[1]}x{pixels.shape[0]} of {width}x{height} pixels")
-        pixels = on_white(pixels)
+        pixels = _on_white(pixels)
         missing = self._missing[level]
         if missing is not None:
             _whiten(pixels, missing, page, x, y)
@@ -163,3 +163,17 @@ def _mpp(properties) -> tuple[float, float] | None:
     if properties.get("tiffslide.vendor") in (None, "generic-tiff"):
         return mpp_from_density(*(10_000 / value if value else 0.0 for value in mpp), "centimeter")
     return mpp
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """Grey, RGB or RGBA uint8 [H, W, 1, 3 or 4] as RGB uint8 [H, W, 3] over white."""
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if channels == 3:
+        return np.ascontiguousarray(pixels)
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colour)
+    weight = alpha.astype(np.uint16)
+    return ((colour * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
