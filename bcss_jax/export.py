@@ -8,19 +8,34 @@ in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped
 """
 
 import argparse
+import contextlib
+import io
+import json
 import logging
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
 
 from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.evaluation import trained_run
 from bcss_jax.interruption import Interruption
 from bcss_jax.sharding import make_mesh
-from bcss_jax.slides.exported_model import PLATFORMS, artefact_of
-from bcss_jax.slides.slide_model import model_of_run
+from bcss_jax.slides.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
+from bcss_jax.slides.slide_model import SlideModel, model_of_run
+from bcss_jax.summary import versions
 from bcss_jax.workdir import storage_errors, write_bytes
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+USE = (
+    "Research use only: not for diagnosis, nor for any decision about a patient. The licences of the data and of "
+    "pretrained weights that the network was trained with hold for its weights."
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +82,82 @@ def _run(args: argparse.Namespace) -> None:
         f"{args.output}: {len(content) / 1e6:.3g} MB; uint8 RGB [N, {model.window}, {model.window}, 3] at {model.mpp:g} "
         f"um/px -> probabilities of {', '.join(model.scheme.evaluated_names)}; for {', '.join(PLATFORMS)}"
     )
+
+
+def exported(model: SlideModel) -> jax.export.Exported:
+    """The network as a program of its own.
+
+    The layers choose forms for the CPU (`models.layers.Conv`) that differ in their gradients alone, so that one program
+    is right on every platform.
+
+    Args:
+      model: a network with its weights.
+
+    Returns:
+      uint8 [N, window, window, 3] -> float32 [N, window, window, K].
+    """
+    arrays = jax.tree.map(np.asarray, model.arrays)
+
+    def probabilities(images):
+        # Without the barrier XLA computes with the weights while it compiles, which takes longer and rounds otherwise.
+        return model.probabilities(jax.lax.optimization_barrier(arrays), images)
+
+    shape = (*jax.export.symbolic_shape("N"), model.window, model.window, 3)
+    with _no_paths_of_this_machine():
+        return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+
+
+def artefact_of(model: SlideModel) -> bytes:
+    """The content of the file: the same bytes for the same model.
+
+    Args:
+      model: of a checkpoint.
+
+    Raises:
+      ConfigError: the network is larger than such a file may be.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.arrays))
+    if size > MAX_PROGRAM - (1 << 26):
+        raise ConfigError(f"{model.name}: weights of {size / 1e9:.1f} GB, an exported program holds at most 2 GB")
+    about = {
+        "format": FORMAT,
+        "name": model.name,
+        "network": model.about["network"],
+        "label_scheme": model.scheme.to_json(),
+        "classes": list(model.scheme.evaluated_names),
+        "mpp": model.mpp,
+        "window": model.window,
+        "image_shape": image_shape(model.window),
+        "image_dtype": "uint8",
+        "tta": model.about["tta"],
+        "platforms": PLATFORMS,
+        "params_sha256": model.about["params_sha256"],
+        "checkpoint": {name: model.about["checkpoint"][name] for name in ("which", "step", "epoch")},
+        "versions": versions(),
+        "use": USE,
+    }
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
+        for name, entry in ((ABOUT, json.dumps(about, indent=1).encode()), (PROGRAM, exported(model).serialize())):
+            file.writestr(zipfile.ZipInfo(name), entry)  # without a date
+    return content.getvalue()
+
+
+@contextlib.contextmanager
+def _no_paths_of_this_machine() -> Iterator[None]:
+    """Programs name the lines of source that they were made of: within, neither folders nor the lines that called them."""
+    changed = {
+        "jax_hlo_source_file_canonicalization_regex": r"^.*[/\\]",
+        "jax_include_full_tracebacks_in_locations": False,
+    }
+    before = {name: getattr(jax.config, name) for name in changed}
+    try:
+        for name, value in changed.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_the_small_networks_are_all_there_are():
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_is_exported(name):
     model, images = in_memory(SMALL[name](num_classes=3, dtype=jnp.float32)), pictures(2)
-    program = jax.export.deserialize(exported_model.exported(model).serialize())
+    program = jax.export.deserialize(export.exported(model).serialize())
     assert program.platforms == ("cpu", "cuda", "tpu")
     want = np.asarray(jax.jit(model.probabilities)(model.arrays, images))
     np.testing.assert_array_equal(np.asarray(jax.jit(program.call)(images)), want)
@@ -106,11 +106,11 @@ def test_every_network_is_exported(name):
 def test_the_program_does_not_depend_on_where_it_was_written(monkeypatch):
     """The layers look at the platform while they are traced; in a forward pass that makes no difference."""
     model = in_memory(SMALL["unet_resnet34"](num_classes=3, dtype=jnp.float32))
-    on_cpu = exported_model.exported(model).serialize()
+    on_cpu = export.exported(model).serialize()
     jax.clear_caches()
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: asked.append(1) or "gpu")
-    on_gpu = exported_model.exported(model).serialize()
+    on_gpu = export.exported(model).serialize()
     jax.clear_caches()
     assert asked
     assert on_cpu == on_gpu
@@ -211,4 +211,4 @@ def test_a_run_of_nnunet_is_not_exported(tmp_path, capsys):
 def test_a_network_that_is_too_large_is_refused_before_it_is_traced(model):
     huge = np.broadcast_to(np.zeros(1, np.float32), (1 << 29,))  # needs no memory
     with pytest.raises(export.ConfigError, match="at most 2 GB"):
-        exported_model.artefact_of(exported_model.SlideModel("x", SCHEME, 1, 32, {}, {}, huge, None))
+        export.artefact_of(SlideModel("x", SCHEME, 1, 32, {}, {}, huge, None))

@@ -23,101 +23,34 @@ A file of this kind is a program: take it only from those whom you trust. JAX pr
 own releases (docs.jax.dev/en/latest/export); a checkpoint is what to keep.
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import logging
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 from jax.sharding import Mesh, PartitionSpec
+from jaxlib.mlir.dialects import stablehlo
 
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.slides.slide_list import folder_name
 from bcss_jax.slides.slide_model import SlideModel
-from bcss_jax.summary import versions
 from bcss_jax.tiles import printable
 
 FORMAT = 1  # of model.json; raised when older code could not use what newer code writes
 PROGRAM, ABOUT = "model.stablehlo", "model.json"
-PLATFORMS = ("cpu", "cuda", "tpu")
 MAX_ABOUT = 1 << 20  # bytes
 MAX_PROGRAM = (1 << 31) - 1  # bytes, what a flatbuffer can hold
 MAX_WINDOW = 1 << 14  # pixels
-USE = (
-    "Research use only: not for diagnosis, nor for any decision about a patient. The licences of the data and of "
-    "pretrained weights that the network was trained with hold for its weights."
-)
 log = logging.getLogger(__name__)
-
-
-def exported(model: SlideModel) -> export.Exported:
-    """The network as a program of its own.
-
-    The layers choose forms for the CPU (`models.layers.Conv`) that differ in their gradients alone, so that one program
-    is right on every platform.
-
-    Args:
-      model: a network with its weights.
-
-    Returns:
-      uint8 [N, window, window, 3] -> float32 [N, window, window, K].
-    """
-    arrays = jax.tree.map(np.asarray, model.arrays)
-
-    def probabilities(images):
-        # Without the barrier XLA computes with the weights while it compiles, which takes longer and rounds otherwise.
-        return model.probabilities(jax.lax.optimization_barrier(arrays), images)
-
-    shape = (*export.symbolic_shape("N"), model.window, model.window, 3)
-    with _no_paths_of_this_machine():
-        return export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
-
-
-def artefact_of(model: SlideModel) -> bytes:
-    """The content of the file: the same bytes for the same model.
-
-    Args:
-      model: of a checkpoint.
-
-    Raises:
-      ConfigError: the network is larger than such a file may be.
-    """
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.arrays))
-    if size > MAX_PROGRAM - (1 << 26):
-        raise ConfigError(f"{model.name}: weights of {size / 1e9:.1f} GB, an exported program holds at most 2 GB")
-    about = {
-        "format": FORMAT,
-        "name": model.name,
-        "network": model.about["network"],
-        "label_scheme": model.scheme.to_json(),
-        "classes": list(model.scheme.evaluated_names),
-        "mpp": model.mpp,
-        "window": model.window,
-        "image_shape": _image_shape(model.window),
-        "image_dtype": "uint8",
-        "tta": model.about["tta"],
-        "platforms": PLATFORMS,
-        "params_sha256": model.about["params_sha256"],
-        "checkpoint": {name: model.about["checkpoint"][name] for name in ("which", "step", "epoch")},
-        "versions": versions(),
-        "use": USE,
-    }
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
-        for name, entry in ((ABOUT, json.dumps(about, indent=1).encode()), (PROGRAM, exported(model).serialize())):
-            file.writestr(zipfile.ZipInfo(name), entry)  # without a date
-    return content.getvalue()
 
 
 def model_of_artefact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
@@ -136,20 +69,19 @@ def model_of_artefact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
     try:
         about, content = _read(path)
         scheme = _checked(about)
-        program = export.deserialize(bytearray(content))
+        program = _program(content, where)
         _check_interface(program, about["window"], len(scheme.evaluated))
         platform = _platform(mesh)
         if platform not in program.platforms:
             raise ValueError(f"made for {', '.join(program.platforms)}, the devices here are {platform}")
         split = PartitionSpec("data")
         run = jax.shard_map(program.call, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        # Only now is the program itself looked at.
-        jax.jit(run).lower(jax.ShapeDtypeStruct((mesh.size, *_image_shape(about["window"])[1:]), jnp.uint8))
+        _parse(run, (mesh.size, *image_shape(about["window"])[1:]))
     except UserError:  # among them a request to stop
         raise
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror or first_line(error)}); check the path") from error
-    except Exception as error:  # zipfile, flatbuffers and MLIR raise many kinds for what is damaged
+    except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise DataError(
             f"{where}: expected a network written by python -m bcss_jax.export, found: {first_line(error)}; export the "
             "checkpoint again"
@@ -213,7 +145,7 @@ def _refuse_constant(name: str):
 
 
 def _checked(about: Any) -> LabelScheme:
-    """The label scheme of model.json. Raises ValueError unless all that is used of it is as `artefact_of` writes it."""
+    """The label scheme of model.json. Raises ValueError unless all that is used of it is as `bcss_jax.export` writes it."""
     found = about.get("format") if isinstance(about, dict) else None
     if found != FORMAT or isinstance(found, bool):
         remedy = ", which a newer bcss_jax reads" if isinstance(found, int) and found > FORMAT else ""
@@ -240,6 +172,31 @@ def _checked(about: Any) -> LabelScheme:
     return scheme
 
 
+def _program(content: bytes, where: str) -> export.Exported:
+    try:
+        program = export.deserialize(bytearray(content))
+    except UserError:
+        raise
+    except Exception as error:  # flatbuffers and JAX raise many kinds for what is damaged
+        raise ValueError(f"a {PROGRAM} that cannot be read ({type(error).__name__}: {first_line(error)})") from error
+    made_by = re.search(rb"StableHLO_v(\d+)\.(\d+)", program.mlir_module_serialized[:64])
+    known = stablehlo.get_current_version()
+    newer = made_by and [int(number) for number in made_by.groups()] > [int(part) for part in known.split(".")[:2]]
+    if newer or program.calling_convention_version > export.maximum_supported_calling_convention_version:
+        raise DataError(f"{where}: written by a newer jax than the {jax.__version__} here; update jax")
+    return program
+
+
+def _parse(run: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> None:
+    """Has the program itself read, which `deserialize` leaves until it is used."""
+    try:
+        jax.jit(run).lower(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    except UserError:
+        raise
+    except Exception as error:  # MLIR and JAX raise many kinds
+        raise ValueError(f"a {PROGRAM} that cannot be read ({first_line(error)})") from error
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value) <= 200
 
@@ -248,7 +205,7 @@ def _check_interface(program: export.Exported, window: int, classes: int) -> Non
     """Raises ValueError unless the program takes and gives what model.json says."""
     of_symbols = [str(aval.shape[0]) for aval in (*program.in_avals, *program.out_avals) if aval.shape]
     found = [(aval.dtype.name, *aval.shape[1:]) for aval in (*program.in_avals, *program.out_avals)]
-    expected = [("uint8", *_image_shape(window)[1:]), ("float32", window, window, classes)]
+    expected = [("uint8", *image_shape(window)[1:]), ("float32", window, window, classes)]
     if len(program.in_avals) != 1 or found != expected or len(set(of_symbols)) != 1 or of_symbols[0].isdecimal():
         raise ValueError(f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}"
                          f", {ABOUT} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
@@ -256,7 +213,8 @@ def _check_interface(program: export.Exported, window: int, classes: int) -> Non
         raise ValueError("a program that does more than compute")
 
 
-def _image_shape(window: int) -> list[int | None]:
+def image_shape(window: int) -> list[int | None]:
+    """Of the images that a program takes; None: any number of them."""
     return [None, window, window, 3]
 
 
@@ -266,20 +224,3 @@ def _platform(mesh: Mesh) -> str:
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
-
-
-@contextlib.contextmanager
-def _no_paths_of_this_machine() -> Iterator[None]:
-    """Programs name the lines of source that they were made of: within, neither folders nor the lines that called them."""
-    changed = {
-        "jax_hlo_source_file_canonicalization_regex": r"^.*[/\\]",
-        "jax_include_full_tracebacks_in_locations": False,
-    }
-    before = {name: getattr(jax.config, name) for name in changed}
-    try:
-        for name, value in changed.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
