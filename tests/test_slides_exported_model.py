@@ -14,7 +14,7 @@ from trained_small import WINDOW, write_run
 from bcss_jax import export, segment
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation import trained_run
-from bcss_jax.sharding import make_mesh
+from bcss_jax.sharding import make_mesh, split_over_data
 from bcss_jax.slides import exported_model
 from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.slide_model import WindowPredictor, model_of_run
@@ -63,7 +63,7 @@ def test_the_same_bits_as_the_checkpoint_on_any_devices(artefact, of_run, device
 def test_each_device_computes_its_share(artefact):
     mesh = mesh_of(4)
     model = model_of_artefact(artefact, mesh, tta=False)
-    placed = jax.device_put(pictures(8), exported_model.jax.NamedSharding(mesh, jax.P("data")))
+    placed = jax.device_put(pictures(8), split_over_data(mesh))
     compiled = jax.jit(model.probabilities).lower(model.arrays, placed).compile()
     assert f"f32[2,{WINDOW},{WINDOW},2]" in compiled.as_text()  # two of the eight
     assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()

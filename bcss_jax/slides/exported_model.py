@@ -26,7 +26,6 @@ own releases (docs.jax.dev/en/latest/export); a checkpoint is what to keep.
 import hashlib
 import json
 import logging
-import math
 import re
 import zipfile
 from collections.abc import Callable
@@ -157,7 +156,7 @@ def _checked(about: Any) -> LabelScheme:
         "name": _is_text(about.get("name")),
         "network": _is_text(about.get("network")),
         "classes": about.get("classes") == list(scheme.evaluated_names),
-        "mpp": type(about.get("mpp")) in (int, float) and math.isfinite(about["mpp"]) and 0 < about["mpp"] < 1000,
+        "mpp": type(about.get("mpp")) in (int, float) and 0 < about["mpp"] < 1000,
         "window": type(about.get("window")) is int and 0 < about["window"] <= MAX_WINDOW,
         "tta": type(about.get("tta")) is bool,
         "params_sha256": _is_text(about.get("params_sha256")) and re.fullmatch("[0-9a-f]{64}", about["params_sha256"]),
