@@ -17,7 +17,8 @@ CORE = (
     "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
     "bcss_jax.evaluation.gallery", "bcss_jax.evaluate",
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
-    "bcss_jax.export", "bcss_jax.slides.exported_model", "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
+    "bcss_jax.export", "bcss_jax.slides.exported_model",
+    "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip
 
 BLOCKED = f"""
