@@ -160,12 +160,16 @@ def test_tiffslide_gdal_and_pillow_give_the_values(written):
         np.testing.assert_array_equal(np.asarray(image), labels)
 
 
-def test_a_level_by_size(written):
+def test_labels_for_a_thumbnail(written):
     path, labels = written
-    np.testing.assert_array_equal(label_pyramid.read_level(path, 2000), labels)
-    assert label_pyramid.read_level(path, 1717).shape == (1156, 1717)
-    assert label_pyramid.read_level(path, 10).shape == (289, 430)
-    assert label_pyramid.read_level(path, 10**6).shape == labels.shape
+    np.testing.assert_array_equal(label_pyramid.read_resized(path, *labels.shape), labels)
+    half = label_pyramid.majority(labels)
+    np.testing.assert_array_equal(label_pyramid.read_resized(path, *half.shape), half)
+    small = label_pyramid.read_resized(path, 231, 343)
+    assert small.shape == (231, 343)
+    assert (small == labels[5::10, 5::10][:231, :343]).mean() > 0.95
+    large = label_pyramid.read_resized(path, 2 * 2311, 2 * 3433)  # a slide coarser than the model
+    np.testing.assert_array_equal(large[::2, ::2], labels)
 
 
 def test_the_same_labels_give_the_same_bytes(written, tmp_path):

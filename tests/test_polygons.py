@@ -1,6 +1,8 @@
+import os
 from collections import Counter
 
 import numpy as np
+import pytest
 import rasterio.features
 import shapely
 from hypothesis import given, settings
@@ -9,6 +11,14 @@ from scipy import ndimage
 from test_tile_store import filled_store
 
 from bcss_jax.slides.polygons import regions
+from bcss_jax.slides.tile_store import TileStore
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 def drawn(found, shape):
@@ -73,3 +83,103 @@ def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
     assert sum(theirs.values()) == sum(ours.values())
     valid = Counter({key: n for key, n in theirs.items() if shapely.from_wkt(key[1]).is_valid})
     assert not valid - ours
+
+
+def found_in(tmp_path, labels, tile_size=4, values=(1, 2, 3), min_pixels=0):
+    labels = np.asarray(labels, np.uint8)
+    return list(regions(filled_store(tmp_path, labels, tile_size), values, min_pixels))
+
+
+@pytest.mark.parametrize("tile_size", [1, 2, 3, 4, 8])
+def test_a_ring_closed_in_a_diagonal_has_a_hole_that_touches_it(tmp_path, tile_size):
+    labels = [[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 0, 1, 1]]  # the gap is open in a corner, and so is the rest
+    found = found_in(tmp_path, labels, tile_size, [1])
+    assert sorted(region.pixels for region in found) == [3, 7]
+    region = max(found, key=lambda region: region.pixels)
+    sound(region.polygon)
+    assert [len(ring.coords) - 1 for ring in (region.polygon.exterior, *region.polygon.interiors)] == [6, 4]
+    closed = found_in(tmp_path / "b", [[1, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]], tile_size, [1])
+    assert len(closed) == 1 and closed[0].polygon.is_valid and len(closed[0].polygon.interiors) == 1
+
+
+@pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 8])
+def test_diagonal_contact_parts_regions_and_joins_gaps(tmp_path, tile_size):
+    labels = np.kron(np.eye(4, dtype=np.uint8), np.ones((2, 2), np.uint8))
+    found = found_in(tmp_path, labels, tile_size)
+    assert [region.pixels for region in found] == [4, 4, 4, 4]
+    assert all(region.polygon.equals(shapely.box(*region.polygon.bounds)) for region in found)
+    gaps = np.ones((6, 6), np.uint8)
+    gaps[1:3, 1:3] = gaps[3:5, 3:5] = 0
+    (region,) = found_in(tmp_path / "b", gaps, tile_size)
+    assert len(region.polygon.interiors) == 2 and region.polygon.is_valid and region.pixels == 28
+
+
+def test_one_region_over_all_tiles(tmp_path):
+    """A comb: the teeth are one region only by the back, which comes last."""
+    labels = np.zeros((300, 400), np.uint8)
+    labels[:, ::2] = 1
+    labels[-1] = 1
+    (region,) = found_in(tmp_path, labels, 16)
+    assert region.pixels == labels.sum() and len(region.polygon.exterior.coords) == 4 * 199 + 6 + 1
+    sound(region.polygon)
+
+
+@pytest.mark.parametrize("tile_size", [4, 6, 32])
+def test_nested_regions_and_uniform_tiles(tmp_path, tile_size):
+    labels = np.zeros((48, 48), np.uint8)
+    for inset, value in ((0, 1), (8, 2), (16, 0), (20, 1), (23, 3)):
+        labels[inset : 48 - inset, inset : 48 - inset] = value
+    found = found_in(tmp_path, labels, tile_size)
+    assert sorted((region.value, region.pixels) for region in found) == [(1, 60), (1, 1280), (2, 768), (3, 4)]
+    np.testing.assert_array_equal(drawn(found, labels.shape)[0], labels)
+    for region in found:
+        sound(region.polygon)
+        corners = shapely.get_num_coordinates(region.polygon)
+        assert corners == (5 if region.value == 3 else 10)  # no point where tiles meet
+
+
+def test_large_tiles_and_many_regions_as_gdal_finds_them(tmp_path):
+    random = np.random.default_rng(3)
+    noise = ndimage.gaussian_filter(random.normal(size=(1300, 1100)), 3)
+    labels = np.digitize(noise, np.quantile(noise, [0.3, 0.6, 0.8])).astype(np.uint8)
+    labels[:520, :520] = 0
+    labels[600:1200, 500:1090] = 2
+    found = list(regions(filled_store(tmp_path, labels), [1, 2, 3]))
+    assert len(found) > 300
+    assert Counter((region.value, shapely.normalize(region.polygon).wkt) for region in found) == by_rasterio(labels)
+
+
+def test_only_the_wanted_values(tmp_path):
+    labels = np.array([[1, 2, 255], [1, 3, 255]], np.uint8)
+    assert [(region.value, region.pixels) for region in found_in(tmp_path, labels, 2, [1, 3])] == [(1, 2), (3, 1)]
+    assert not found_in(tmp_path / "b", np.zeros((5, 5)), 2)
+
+
+def test_small_regions_are_left_out_and_holes_stay(tmp_path):
+    labels = np.zeros((10, 10), np.uint8)
+    labels[:6, :6] = 1
+    labels[2, 2] = 0
+    labels[8, 8] = labels[9, 0] = 2
+    assert [region.pixels for region in found_in(tmp_path, labels, 3, min_pixels=1)] == [35, 1, 1]
+    (region,) = found_in(tmp_path / "b", labels, 3, min_pixels=1.01)
+    assert len(region.polygon.interiors) == 1
+    assert not found_in(tmp_path / "c", labels, 3, min_pixels=36)  # 36 with its hole
+
+
+def test_one_spot_on_an_empty_slide(tmp_path):
+    store = TileStore(tmp_path, 60_000, 60_000)
+    for row in range(store.rows):
+        store.write_tiles(row, [0] * store.columns)
+    spot = np.zeros((512, 512), np.uint8)
+    spot[510:, 511] = 1
+    store.write_tiles(20, [spot if column == 30 else 0 for column in range(store.columns)])
+    (region,) = regions(store, [1])
+    assert region.polygon.bounds == (30 * 512 + 511, 20 * 512 + 510, 31 * 512, 21 * 512)
+
+
+def test_the_same_labels_give_the_same_polygons_in_the_same_order(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (60, 70))
+    first, second = (found_in(tmp_path / name, labels, 16) for name in "ab")
+    assert [(region.value, region.polygon.wkt) for region in first] == [
+        (region.value, region.polygon.wkt) for region in second
+    ]

@@ -3,16 +3,22 @@
 import cv2
 import numpy as np
 
-CORNER = np.dtype(
-    [
-        ("component", "i8"),
-        ("x", "i4"),  # of the lattice: pixel (x, y) lies between (x, y) and (x + 1, y + 1)
-        ("y", "i4"),
-        ("right", "?"),  # whether its horizontal edge goes to the right, else to the left
-        ("down", "?"),  # likewise the vertical one
-        ("convex", "?"),  # whether one of the four pixels around is the region's, else three
-    ]
-)
+# A corner as one number that sorts along the rows, from the highest bit: y, x (of the lattice: pixel (x, y) lies between
+# (x, y) and (x + 1, y + 1)), and whether its horizontal edge goes to the right, its vertical one down, and whether it is
+# convex: one of the four pixels around is the region's, else three.
+_X, _Y, RIGHT, DOWN, CONVEX = 3, 33, 4, 2, 1
+
+
+def corner(x: np.ndarray, y: np.ndarray, right: np.ndarray, down: np.ndarray, convex: bool) -> np.ndarray:
+    """Corners as numbers: int64 [n]."""
+    return y.astype(np.int64) << _Y | x.astype(np.int64) << _X | right * RIGHT | down * DOWN | convex * CONVEX
+
+
+def place(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of corners: int64 [n] each."""
+    return corners >> _X & (1 << _Y - _X) - 1, corners >> _Y
+
+
 # The pixels around a corner: upper left, upper right, lower left, lower right.
 _ROW, _COLUMN = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
 
@@ -25,7 +31,7 @@ class TileRow:
     Attributes:
       values: labels of the new components, which are numbered from `count` on, in pieces.
       links: pairs of components that hang together, in pieces [n, 2].
-      corners: in pieces.
+      corners: in pieces, of each the components and the corners themselves, int64 [n].
       labels_below: uint8 [1 + W], the lowest pixels of the row; the first stands left of the slide.
       components_below: int64 [1 + W], what they belong to, where a label is not 0.
     """
@@ -38,7 +44,7 @@ class TileRow:
         self._labels_left, self._components_left = np.zeros(size, np.uint8), np.zeros(size, np.int64)
         self.values: list[np.ndarray] = []
         self.links: list[np.ndarray] = []
-        self.corners: list[np.ndarray] = []
+        self.corners: list[tuple[np.ndarray, np.ndarray]] = []
         self.labels_below, self.components_below = np.zeros_like(labels_above), np.zeros_like(components_above)
 
     def add_uniform(self, value: int) -> None:
@@ -113,15 +119,13 @@ class TileRow:
             odd, chosen_x, chosen_y = odd[chosen], x[chosen], y[chosen]
             if not len(odd):
                 continue
-            corners = np.empty(len(odd), CORNER)
-            corners["x"], corners["y"] = chosen_x + self._column * self._size, chosen_y + self._row * self._size
-            corners["right"], corners["down"], corners["convex"] = _COLUMN[odd], _ROW[odd], convex
             pixel = odd if convex else 3 - odd  # one that has the value
             pixel_x, pixel_y = chosen_x + _COLUMN[pixel] - 1, chosen_y + _ROW[pixel] - 1
-            outside = self._components_above[self._column * self._size + 1 + pixel_x]
-            outside = np.where(pixel_y < 0, outside, self._components_left[np.maximum(pixel_y, 0)])
-            corners["component"] = outside
+            component = self._components_above[self._column * self._size + 1 + pixel_x]
+            component = np.where(pixel_y < 0, component, self._components_left[np.maximum(pixel_y, 0)])
             if components is not None:
                 inside = (pixel_x >= 0) & (pixel_y >= 0)
-                corners["component"][inside] = components[pixel_y[inside], pixel_x[inside]] + base
-            self.corners.append(corners)
+                component[inside] = components[pixel_y[inside], pixel_x[inside]] + base
+            x0, y0 = self._column * self._size, self._row * self._size
+            corners = corner(chosen_x + x0, chosen_y + y0, _COLUMN[odd], _ROW[odd], convex)
+            self.corners.append((component, corners))

@@ -68,11 +68,19 @@ def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideCl
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_level(path: Path, min_side: int) -> np.ndarray:
-    """The smallest level of a pyramid whose longer side has at least so many pixels, or level 0: uint8 [H, W]."""
+def read_resized(path: Path, height: int, width: int) -> np.ndarray:
+    """The labels of a pyramid at the size of a thumbnail of the whole slide: uint8 [height, width].
+
+    Of the smallest level that has at least that size, the labels at the pixels' centres.
+    """
     with tifffile.TiffFile(path) as file:
         levels = file.series[0].levels
-        return next((level for level in reversed(levels) if max(level.shape) >= min_side), levels[0]).asarray()
+        enough = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
+        labels = (enough[-1] if enough else levels[0]).asarray()
+    rows, columns = (
+        ((2 * np.arange(new) + 1) * old // (2 * new)) for new, old in zip((height, width), labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
 
 
 def reduced(store: TileStore, folder: Path) -> TileStore:

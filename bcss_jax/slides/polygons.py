@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components, depth_first_order
 
-from bcss_jax.slides.corners import CORNER, TileRow
+from bcss_jax.slides.corners import CONVEX, DOWN, RIGHT, TileRow, place
 from bcss_jax.slides.tile_store import TileStore
 
 
@@ -65,7 +65,7 @@ def regions(store: TileStore, values: Sequence[int], min_pixels: float = 0) -> I
                 tiles.add(wanted[store.tile(row, column)])
             else:
                 tiles.add_uniform(int(wanted[value]))
-        yield from growing.advance(tiles, min_pixels)
+        yield from _polygons(*growing.advance(tiles), min_pixels)
 
 
 class _Growing:
@@ -84,110 +84,132 @@ class _Growing:
         self.labels = np.zeros(1 + width, np.uint8)
         self.components = np.zeros(1 + width, np.int64)
 
-    def advance(self, tiles: TileRow, min_pixels: float) -> Iterator[Region]:
-        """Goes on to below a row of tiles; yields the regions that have ended."""
+    def advance(self, tiles: TileRow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Goes on to below a row of tiles, and lets go of the regions that have ended.
+
+        Returns:
+          int32 [n] and int64 [n], the components of these and their corners, and uint8 [m], the labels of components.
+        """
         values = np.concatenate([self.values, *tiles.values])
-        if not len(values):
-            return
         first, second = np.concatenate([np.zeros((0, 2), np.int64), *tiles.links]).T
-        graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(values), len(values)))
+        graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(values) + 1, len(values) + 1))
         count, united = connected_components(graph, directed=False)
         united_values = np.zeros(count, np.uint8)
-        united_values[united] = values
+        united_values[united[:-1]] = values
 
         present = tiles.labels_below > 0
         goes_on = np.zeros(count, bool)
         goes_on[united[tiles.components_below[present]]] = True
         number = np.cumsum(goes_on) - 1  # of those that go on
 
-        new = np.concatenate([np.zeros(0, CORNER), *tiles.corners])
-        new["component"] = united[new["component"]]
-        stays = goes_on[new["component"]]
-        ended, kept = [new[~stays]], [[] for _ in range(int(goes_on.sum()))]
-        for component, pieces in zip(united[: len(self.corners)].tolist(), self.corners, strict=True):
-            if goes_on[component]:
-                few, many = sorted((kept[number[component]], pieces), key=len)
-                kept[number[component]] = many
+        component = united[np.concatenate([np.zeros(0, np.int64), *(piece for piece, _ in tiles.corners)])]
+        corners = np.concatenate([np.zeros(0, np.int64), *(piece for _, piece in tiles.corners)])
+        stays = goes_on[component]
+        ended, ended_component = [corners[~stays]], [component[~stays]]
+        kept = [[] for _ in range(int(goes_on.sum()))]
+        for new, pieces in zip(united.tolist(), self.corners, strict=False):
+            if goes_on[new]:
+                few, many = sorted((kept[number[new]], pieces), key=len)
+                kept[number[new]] = many
                 many.extend(few)
             else:
-                for piece in pieces:
-                    piece["component"] = component
                 ended.extend(pieces)
-        new = new[stays]
-        new = new[np.argsort(new["component"], kind="stable")]
-        bounds = [*np.flatnonzero(np.diff(new["component"], prepend=-1)).tolist(), len(new)]
+                ended_component.append(np.full(sum(map(len, pieces)), new, component.dtype))
+        component, corners = component[stays], corners[stays]
+        order = np.argsort(component, kind="stable")
+        component, corners = component[order], corners[order]
+        bounds = [*np.flatnonzero(np.diff(component, prepend=-1)).tolist(), len(component)]
         for start, end in zip(bounds, bounds[1:], strict=False):
-            kept[number[new["component"][start]]].append(new[start:end].copy())
+            kept[number[component[start]]].append(corners[start:end].copy())
 
         self.values, self.corners = united_values[goes_on], kept
         self.labels, self.components = tiles.labels_below, tiles.components_below
         self.components[present] = number[united[self.components[present]]]
-        yield from _polygons(np.concatenate(ended), united_values, min_pixels)
+        return np.concatenate(ended_component), np.concatenate(ended), united_values
 
 
-def _polygons(corners: np.ndarray, values: np.ndarray, min_pixels: float) -> Iterator[Region]:
-    """The regions that have these corners; values: uint8 [n], the label of each component."""
+def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, min_pixels: float) -> Iterator[Region]:
+    """The regions that have these corners, as `advance` gives them."""
     if not len(corners):
         return
-    corners = corners[np.lexsort([corners[key] for key in ("right", "x", "y", "component")])]
-    component, x, y = corners["component"], corners["x"].astype(np.int64), corners["y"].astype(np.int64)
-    down, convex = corners["down"].copy(), corners["convex"].copy()
+    order = np.lexsort((corners, component))
+    component, corners = component[order], corners[order]
     # Where two pixels in a diagonal are of one region, rings that turn around the pixels would touch themselves, which
     # polygons may not; rings that turn around the two gaps are two rings.
-    twice = np.flatnonzero((component[1:] == component[:-1]) & (x[1:] == x[:-1]) & (y[1:] == y[:-1]))
-    down[twice], down[twice + 1] = corners["down"][twice + 1], corners["down"][twice]
-    convex[twice] = convex[twice + 1] = False
+    twice = np.flatnonzero((component[1:] == component[:-1]) & (corners[1:] ^ corners[:-1] <= RIGHT | DOWN | CONVEX))
+    for one in (twice, twice + 1):
+        corners[one] ^= DOWN | CONVEX
+    x, y = place(corners)
+    order = np.lexsort((y << 1 | (corners & DOWN > 0), x, component)).astype(np.int32)
+    along_column = np.empty_like(order)
+    along_column[order[::2]], along_column[order[1::2]] = order[1::2], order[::2]
+    points, ends = _rings(along_column)
+    del order, along_column
 
-    points, ends = _rings(_partners(np.arange(len(corners))), _partners(np.lexsort((down, y, x, component))))
     starts = np.concatenate([[0], ends[:-1]])
-    following = np.arange(1, len(points) + 1)
-    following[ends - 1] = starts
-    areas = np.add.reduceat(
-        x[points] * (y[points[following]] - y[points]), starts
-    )  # positive, as rings start rightward
+    steps = np.diff(y[points], append=0)
+    steps[ends - 1] = y[points[starts]] - y[points[ends - 1]]
+    areas = np.add.reduceat(x[points] * steps, starts)  # positive, as all rings start to the right
     # A ring starts at its upper left corner: a pixel of the region if it is the outer one, the only gap if it is a hole.
-    owner, outer = component[points[starts]], convex[points[starts]]
+    first = corners[points[starts]]
+    owner, outer = component[points[starts]], first & CONVEX > 0
     sizes = np.zeros(len(values), np.int64)
     np.add.at(sizes, owner, np.where(outer, areas, -areas))
+    del component, corners, steps
 
     # Each component's outer ring, then its holes; the components in the order of their first corners.
     rank = np.zeros(len(values), np.int64)
-    rank[owner[outer]] = (y * 2**31 + x)[points[starts[outer]]]
+    rank[owner[outer]] = first[outer]
     order = np.lexsort((~outer, rank[owner]))
     order = order[sizes[owner[order]] >= min_pixels]
+    if not len(order):
+        return
     lengths = (ends - starts)[order]
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    forward, backward = np.repeat(starts[order], lengths) + within, np.repeat(ends[order] - 1, lengths) - within
-    index = points[np.where(np.repeat(outer[order], lengths), forward, backward)]
-    rings = shapely.linearrings(
-        np.stack([x[index], y[index]], 1).astype(np.float64), indices=np.repeat(np.arange(len(order)), lengths)
-    )
-    polygons = shapely.polygons(rings, indices=np.cumsum(outer[order]) - 1) if len(order) else []
+    backward = np.repeat(ends[order] - 1, lengths) - within
+    index = points[np.where(np.repeat(outer[order], lengths), np.repeat(starts[order], lengths) + within, backward)]
+    del points, within, backward
+    coordinates = np.empty((len(index), 2))
+    coordinates[:, 0], coordinates[:, 1] = x[index], y[index]
+    del x, y, index
+    rings = shapely.linearrings(coordinates, indices=np.repeat(np.arange(len(order)), lengths))
+    del coordinates
+    polygons = shapely.polygons(rings, indices=np.cumsum(outer[order]) - 1)
+    del rings
     owner = owner[order][outer[order]]
     for polygon, value, size in zip(polygons, values[owner].tolist(), sizes[owner].tolist(), strict=True):
         yield Region(value, polygon, size)
 
 
-def _partners(order: np.ndarray) -> np.ndarray:
-    """The other end of each corner's edge, the corners being sorted along the edges: int64 [n]."""
-    partners = np.empty_like(order)
-    partners[order[::2]], partners[order[1::2]] = order[1::2], order[::2]
-    return partners
+def _rings(along_column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Follows the edges from corner to corner.
 
+    Instead of a loop over the corners, the rings are cut open and strung together, and SciPy goes through the one long
+    path.
 
-def _rings(along_row: np.ndarray, along_column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follows the edges: all rings' corners one after the other, each from its first one along the row; their ends."""
-    horizontal, vertical = along_row.tolist(), along_column.tolist()
-    seen = bytearray(len(horizontal))
-    points, ends = [], []
-    for start in range(len(horizontal)):
-        if seen[start]:
-            continue
-        corner = start
-        while not seen[corner]:
-            other = horizontal[corner]
-            seen[corner] = seen[other] = 1
-            points += (corner, other)
-            corner = vertical[other]
-        ends.append(len(points))
-    return np.array(points, np.int64), np.array(ends, np.int64)
+    Args:
+      along_column: int32 [n], the other end of each corner's vertical edge. Horizontal edges join 0 and 1, 2 and 3, ...
+
+    Returns:
+      int32 [n], all rings' corners one after the other, each from its first one to the right, and int64 [r], where in
+      these the rings end.
+    """
+    count = len(along_column)
+    numbers = np.arange(count, dtype=np.int32)
+    following = along_column[numbers ^ 1]  # two edges further on
+    bounds = np.arange(count + 1, dtype=np.int32)
+    graph = csr_array((np.ones(count, bool), following, bounds), shape=(count, count))
+    # Every ring gives two cycles of every other corner, one in each direction. That with the ring's first corner counts.
+    cycles, cycle = connected_components(graph, connection="strong")
+    starts, others = np.full((2, cycles), count, np.int32)
+    np.minimum.at(starts, cycle, numbers)
+    np.minimum.at(others, cycle, numbers ^ 1)
+    sizes = np.bincount(cycle)
+    del cycle, graph
+    chosen = np.flatnonzero(starts < others)
+    chosen = chosen[np.argsort(starts[chosen])]
+    starts, ends = starts[chosen], np.cumsum(2 * sizes[chosen])
+    following[along_column[starts[:-1]] ^ 1] = starts[1:]
+    graph = csr_array((np.ones(count, bool), following, bounds), shape=(count, count))
+    every_other = depth_first_order(graph, starts[0], return_predecessors=False)
+    return np.stack([every_other, every_other ^ 1], 1).ravel(), ends

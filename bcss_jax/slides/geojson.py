@@ -1,0 +1,209 @@
+"""regions.geojson: the regions of a slide as annotations for QuPath, and regions given as GeoJSON.
+
+QuPath's reader (qupath-core, QuPathTypeAdapters, GsonTools and ROITypeAdapters of 0.5 and 0.6) wants a FeatureCollection
+whose features have a geometry and the properties `objectType`, `classification` with name *and* colour, and, if there
+are any, `measurements`, a flat table of numbers; it writes coordinates with two decimals. It counts pixels of level 0
+from the corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, Leica, ...), unless the slide was added
+with `--no-crop` (qupath#820, qupath#1278): `origin` takes care of that.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import shapely
+
+from bcss_jax.errors import DataError
+from bcss_jax.slides.classes import SlideClass
+from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.polygons import Region, regions
+from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.workdir import storage_errors
+
+MIN_AREA_UM2 = 100.0  # about one cell
+# The names of QuPath's own classes, where ours have one.
+QUPATH_NAMES = {
+    "tumor": "Tumor",
+    "stroma": "Stroma",
+    "inflammatory": "Immune cells",
+    "necrosis": "Necrosis",
+    "other": "Other",
+}
+_POINTS = 50_000  # written at a time
+_MAX_BYTES = 1 << 29  # of a file that is read
+_MAX_COORDINATE = 1e8
+
+
+def write(
+    path: Path,
+    store: TileStore,
+    grid: Grid,
+    classes: Sequence[SlideClass],
+    *,
+    origin: tuple[float, float] = (0, 0),
+    min_area_um2: float = MIN_AREA_UM2,
+) -> int:
+    """Writes the regions of the classes; whole or not at all, piece by piece.
+
+    Each is a Polygon in pixels of level 0, counted from `origin`, of two decimals (none if a pixel of the grid is a
+    whole number of level 0's), with its area in um2 as the measurement `area_um2`. Outer rings run counter-clockwise in
+    (x, y), as RFC 7946 has it, and the polygons are valid: rounding keeps different coordinates apart.
+
+    Args:
+      path: the file; replaced if it is there.
+      store: complete.
+      grid: that of the store.
+      classes: what its values mean; others are no regions.
+      origin: x and y, in level 0, that are 0 in the file. For QuPath those of OpenSlide's bounds, if the slide has any.
+      min_area_um2: smaller regions are left out, which the file states; holes are never filled.
+
+    Returns:
+      How many regions there are; the file with 0 is valid too.
+
+    Raises:
+      DataError: the store was damaged while it was read.
+      StorageError: the file cannot be written.
+    """
+    pixel_um2 = grid.mpp**2
+    found = regions(store, [entry.value for entry in classes], min_area_um2 / pixel_um2)
+    about = {
+        "coordinates": "pixels of level 0",
+        "origin": list(origin),
+        "um_per_pixel_of_labels": grid.mpp,
+        "regions_smaller_than_um2_left_out": min_area_um2,
+    }
+    properties = {
+        entry.value: {
+            "objectType": "annotation",
+            "classification": {"name": QUPATH_NAMES.get(entry.name, entry.name), "color": list(entry.colour)},
+            "isLocked": True,  # nobody drags a region by mistake
+        }
+        for entry in classes
+    }
+    unfinished, count = path.with_name(f".{path.name}.tmp"), 0
+    with storage_errors(path):
+        try:
+            with open(unfinished, "w", encoding="ascii") as file:
+                file.write(f'{{"type":"FeatureCollection","bcss_jax":{_json(about)},"features":[')
+                for count, region in enumerate(found, 1):
+                    area = {"measurements": {"area_um2": round(region.pixels * pixel_um2, 4)}}
+                    file.write("\n" if count == 1 else ",\n")
+                    file.write('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[')
+                    file.writelines(_coordinates(region, grid.scale, origin))
+                    file.write(f']}},"properties":{_json(properties[region.value] | area)}}}')
+                file.write("\n]}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+    return count
+
+
+def read_regions(path: Path, origin: tuple[float, float] = (0, 0)) -> list[shapely.Polygon | shapely.MultiPolygon]:
+    """The polygons of a GeoJSON file, of tissue say, in pixels of level 0.
+
+    Args:
+      path: a FeatureCollection, a Feature, an array of Features (QuPath writes these too) or a geometry, UTF-8.
+      origin: what is 0 in the file, as in `write`.
+
+    Returns:
+      A valid geometry for each Polygon and MultiPolygon; rings that cross themselves are resolved by shapely's
+      `make_valid`.
+
+    Raises:
+      DataError: no such file, too large, not JSON, no polygon in it, something that is not a polygon, or coordinates
+        that are no finite numbers.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise DataError(f"{path}: {size} bytes; GeoJSON of more than {_MAX_BYTES} is not read, give a mask image")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not GeoJSON ({str(error)[:120]})") from error
+    found = []
+    for number, geometry in enumerate(_geometries(content), 1):
+        where = f"{path}: geometry {number}"
+        kind = geometry.get("type") if isinstance(geometry, dict) else geometry
+        if kind not in ("Polygon", "MultiPolygon"):
+            raise DataError(f"{where} is {ascii(kind)[:60]}, expected Polygon or MultiPolygon; take it out of the file")
+        polygons = geometry.get("coordinates")
+        try:
+            parts = [
+                shapely.Polygon(*_rings(rings, origin)) for rings in ([polygons] if kind == "Polygon" else polygons)
+            ]
+        except (TypeError, ValueError, OverflowError, shapely.errors.GEOSException) as error:
+            raise DataError(f"{where}: {str(error)[:120]}") from error
+        whole = shapely.make_valid(parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts))
+        areas = [part for part in shapely.get_parts(whole) if part.geom_type in ("Polygon", "MultiPolygon")]
+        whole = shapely.union_all(areas)
+        if whole.area == 0:
+            raise DataError(f"{where} has no area")
+        found.append(whole)
+    if not found:
+        raise DataError(f"{path}: no polygon; expected a FeatureCollection, a Feature or a geometry with some")
+    return found
+
+
+def _coordinates(region: Region, scale: tuple[float, float], origin: tuple[float, float]) -> Iterator[str]:
+    """The rings as JSON, in pieces."""
+    whole = all(float(number).is_integer() for number in (*scale, *origin))
+    decimals = max(2, 1 - math.floor(math.log10(min(scale))))  # so that neighbours stay different
+    for number, ring in enumerate((region.polygon.exterior, *region.polygon.interiors)):
+        points = shapely.get_coordinates(ring) * scale - origin
+        points = points.astype(np.int64) if whole else np.round(points, decimals) + 0.0
+        yield ",[" if number else "["
+        for start in range(0, len(points), _POINTS):
+            yield ("," if start else "") + _json(points[start : start + _POINTS].tolist())[1:-1]
+        yield "]"
+
+
+def _geometries(content: object) -> Iterator[object]:
+    """The geometries in what a GeoJSON file holds; what is none of it, as it is."""
+    if isinstance(content, list):
+        for entry in content:
+            yield from _geometries(entry)
+        return
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "FeatureCollection" and isinstance(content.get("features"), list):
+        yield from _geometries(content["features"])
+    elif kind == "Feature":
+        yield content.get("geometry")
+    elif kind == "GeometryCollection" and isinstance(content.get("geometries"), list):
+        yield from content["geometries"]
+    else:
+        yield content
+
+
+def _rings(rings: object, origin: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Shell and holes float64 [n, 2] of a Polygon's coordinates; ValueError says what is wrong with them."""
+    if not isinstance(rings, list) or not rings or not all(isinstance(ring, list) and ring for ring in rings):
+        raise ValueError("coordinates are not a list of rings")
+    arrays = []
+    for ring in rings:
+        for point in ring:
+            if not isinstance(point, list) or len(point) < 2:
+                raise ValueError(f"{ascii(point)[:60]} is no point")
+            for number in point[:2]:
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    raise ValueError(f"the coordinate {ascii(number)[:60]} is no number")
+                if not abs(number) <= _MAX_COORDINATE:
+                    raise ValueError(f"the coordinate {ascii(number)[:60]} is no pixel of a slide")
+        array = np.array([point[:2] for point in ring], np.float64)
+        if len(np.unique(array, axis=0)) < 3:
+            raise ValueError(f"a ring of {len(np.unique(array, axis=0))} points")
+        arrays.append(array + origin)
+    return arrays[0], arrays[1:]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,110 @@
+"""probabilities.zarr: the classes' probabilities of a slide, optional, written in bands of rows.
+
+Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0", axes c, y, x, um per pixel
+as scale, names and colours of the channels under "omero". A value is round(255 p); chunks of zeros, where nothing was
+computed, are not stored.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from bcss_jax.slides.classes import SlideClass
+from bcss_jax.workdir import storage_errors
+
+CHUNK = 512  # pixels along a side
+
+
+class ProbabilityStore:
+    """Probabilities of K classes, uint8 [K, height, width]. Bands may come in any order, and again after a kill."""
+
+    def __init__(self, folder: Path, width: int, height: int, *, mpp: float, classes: Sequence[SlideClass], name: str):
+        """Opens the folder, or begins it; what is there of another shape or with other metadata is deleted.
+
+        Args:
+          folder: `*.zarr`, or a name that it has until the caller renames it.
+          width: pixels.
+          height: likewise.
+          mpp: um per pixel.
+          classes: one for each channel, in order.
+          name: of the image.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        self.folder, self.shape = Path(folder), (len(classes), height, width)
+        attributes = _attributes(mpp, classes, name)
+        with storage_errors(self.folder):
+            self._array = _begun(self.folder, self.shape, attributes)
+            if self._array is None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._array = _begin(self.folder, self.shape, attributes)
+
+    def write_rows(self, row: int, probabilities: np.ndarray) -> None:
+        """Writes a band.
+
+        Args:
+          row: number of the band, from 0.
+          probabilities: round(255 p), uint8 [K, CHUNK, width], the last one perhaps lower.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        classes, height, width = self.shape
+        expected = (classes, min(CHUNK, height - row * CHUNK), width)
+        if probabilities.dtype != np.uint8 or probabilities.shape != expected:
+            raise ValueError(f"band {row}: {probabilities.dtype} {probabilities.shape}, not uint8 {expected}")
+        with storage_errors(self.folder):
+            self._array[:, row * CHUNK : row * CHUNK + expected[1]] = probabilities
+
+
+def _begin(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array:
+    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
+    return group.create_array(
+        "0",
+        shape=shape,
+        chunks=(1, CHUNK, CHUNK),
+        dtype=np.uint8,
+        fill_value=0,
+        compressors=ZstdCodec(level=3),
+        dimension_names=("c", "y", "x"),
+        config={"write_empty_chunks": False},
+    )
+
+
+def _begun(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array | None:
+    """The array that is there, if it is the one that `_begin` would make."""
+    try:
+        group = zarr.open_group(folder, mode="r+")
+        array = group["0"]
+        same = (array.shape, array.chunks, array.dtype) == (shape, (1, CHUNK, CHUNK), np.dtype(np.uint8))
+        same = same and dict(group.attrs) == attributes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or half written
+        return None
+    return array.with_config({"write_empty_chunks": False}) if same else None
+
+
+def _attributes(mpp: float, classes: Sequence[SlideClass], name: str) -> dict:
+    space = {"type": "space", "unit": "micrometer"}
+    multiscale = {
+        "name": name,
+        "axes": [{"name": "c", "type": "channel"}, {"name": "y"} | space, {"name": "x"} | space],
+        "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, mpp, mpp]}]}],
+    }
+    channels = [
+        {
+            "label": entry.name,
+            "color": "{:02X}{:02X}{:02X}".format(*entry.colour),
+            "active": True,
+            "window": {"min": 0, "max": 255, "start": 0, "end": 255},
+        }
+        for entry in classes
+    ]
+    return {
+        "ome": {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": channels}},
+        "bcss_jax": {"probability_is_value_over": 255},
+    }
