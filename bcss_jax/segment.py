@@ -26,9 +26,10 @@ from bcss_jax.labels import CODE_BOOKS
 from bcss_jax.sharding import make_mesh
 from bcss_jax.slides import batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
+from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
-from bcss_jax.slides.slide_model import model_of_run
+from bcss_jax.slides.slide_model import SlideModel, model_of_run
 from bcss_jax.tiles import printable
 
 WINDOWS_AT_ONCE = {"cpu": 4}  # a device's share of a batch
@@ -60,7 +61,7 @@ def _parser():
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", required=True, help="folder of a run; several separated by commas are compared")
+    add("--checkpoint", required=True, help="folder of a run, or file of bcss_jax.export; several: a,b")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of a run")
     slides = parser.add_mutually_exclusive_group(required=True)
     slides.add_argument("--slide", type=Path, help="SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
@@ -143,25 +144,24 @@ def _entries(args) -> list[Entry]:
 
 
 def _segmenters(args, mesh) -> list[SlideSegmenter]:
-    paths = [Path(path) for path in args.checkpoint.split(",") if path]
-    if not paths:
-        raise ConfigError("--checkpoint names no folder; name a run, such as runs/unet")
     region = _region(args.truth_region)
     if not args.min_area_um2 >= 0:
         raise ConfigError(f"--min_area_um2={args.min_area_um2}: must be 0 or more")
-    runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths])
     share = WINDOWS_AT_ONCE.get(mesh.devices.flat[0].platform, OTHERWISE)
     batch_size = _at_least_one("batch_size", args.batch_size, share * mesh.size)
     readers = _at_least_one("readers", args.readers, min(MOST_READERS, os.cpu_count() or 1))
     found = []
-    for run in runs:
-        model = model_of_run(run, mesh, args.tta)
+    for model in _models(args, mesh):
         window = _at_least_one("window", args.window, model.window)
+        if window != model.window and not model.any_window:
+            raise ConfigError(
+                f"--window={window}: {model.name} was exported for windows of {model.window}; leave it out"
+            )
         if window != model.window:
             logging.getLogger("bcss_jax").warning(
                 "--window=%d: %s was trained on images of %d pixels; others can change what it says",
                 window,
-                run.name,
+                model.name,
                 model.window,
             )
         settings = Settings(
@@ -176,6 +176,20 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
         )
         found.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
     return found
+
+
+def _models(args, mesh) -> list[SlideModel]:
+    """Of runs and of exported files, in the order in which they are named."""
+    paths = [Path(path) for path in args.checkpoint.split(",") if path]
+    if not paths:
+        raise ConfigError("--checkpoint names no folder; name a run, such as runs/unet")
+    files = {path: model_of_artefact(path, mesh, args.tta) for path in paths if path.is_file()}
+    taken = [files[path].name for path in paths if path in files]
+    if len(set(taken)) < len(taken):
+        raise ConfigError(f"--checkpoint names two files {max(taken, key=taken.count)}; name each once, or rename one")
+    runs = [trained_run.read(path, mesh, args.which) for path in paths if path not in files]
+    runs = iter(trained_run.with_unique_names(runs, taken))
+    return [files[path] if path in files else model_of_run(next(runs), mesh, args.tta) for path in paths]
 
 
 def _at_least_one(name, value, default):

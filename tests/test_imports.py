@@ -22,6 +22,7 @@ CORE = (
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
     "bcss_jax.slides.reader_pool", "bcss_jax.slides.reader_process", "bcss_jax.slides.reader_openslide",
     "bcss_jax.slides.reader_tiffslide", "bcss_jax.slides.resolution", "bcss_jax.slides.domain",
+    "bcss_jax.export", "bcss_jax.slides.exported_model", "bcss_jax.segment", "bcss_jax.view", "bcss_jax.viewer.server",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from PIL import Image
 from viewer_small import Pool, Served, blobs, means, pyramid, write_labels, write_result
 
 from bcss_jax.errors import DataError
+from bcss_jax.slides.reader_pool import ReaderPool
 from bcss_jax.viewer import server
 from bcss_jax.viewer.label_tiles import MARGIN
 
@@ -334,8 +335,7 @@ def test_readers_that_end_are_started_again(client):
 
 
 def test_with_readers_in_processes_of_their_own(out):
-    pools = pytest.importorskip("bcss_jax.slides.reader_pool", reason="the readers are not here yet")
-    with Served(out, pools.ReaderPool) as client:
+    with Served(out, ReaderPool) as client:
         for level in (10, 9, 8):
             shown = np.asarray(client.get(f"/result/out/b/slide/{level}/0_0.jpg").image, int)
             truth = means(np.asarray(Image.open(out.parent / "b.png")), 1 << (10 - level))[:256, :256]

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from bcss_jax import figures
 from bcss_jax.labels import LabelScheme
 
 BACKGROUND = 0  # no tissue, or not asked for: nothing was computed
@@ -19,6 +18,8 @@ class SlideClass(NamedTuple):
 
 def classes_of(scheme: LabelScheme) -> tuple[SlideClass, ...]:
     """The evaluated classes of a scheme, with the values 1, 2, ... in its order."""
+    from bcss_jax import figures  # here, because Matplotlib takes a second that the viewer should not cost
+
     colours = figures.class_colours(scheme)
     return tuple(
         SlideClass(value, scheme.class_names[label], tuple(colours[label].tolist()))

@@ -31,6 +31,7 @@ class SlideModel:
       about: what a summary says of it, as JSON.
       arrays: its weights, on all devices of a mesh.
       probabilities: (arrays, images uint8 [N, window, window, 3]) -> float32 [N, window, window, K]; traceable.
+      any_window: takes windows of other sizes too.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SlideModel:
     about: dict
     arrays: Any
     probabilities: Callable[[Any, jax.Array], jax.Array]
+    any_window: bool = True
 
 
 def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:

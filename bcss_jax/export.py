@@ -1,0 +1,166 @@
+"""Writes a trained network as one file that runs without this package.
+
+    python -m bcss_jax.export --checkpoint=runs/unet --output=unet.jaxexport [--which=best] [--tta]
+
+The file holds a StableHLO program of jax.export with weights and preprocessing inside, and what it means as JSON
+(`bcss_jax.slides.exported_model` says how to run it with jax alone). `python -m bcss_jax.segment --checkpoint` takes it
+in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from bcss_jax.errors import ConfigError, Preempted, UserError
+from bcss_jax.evaluation import trained_run
+from bcss_jax.interruption import Interruption
+from bcss_jax.sharding import make_mesh
+from bcss_jax.slides.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
+from bcss_jax.slides.slide_model import SlideModel, model_of_run
+from bcss_jax.summary import versions
+from bcss_jax.workdir import storage_errors, write_bytes
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+USE = (
+    "Research use only: not for diagnosis, nor for any decision about a patient. The licences of the data and of "
+    "pretrained weights that the network was trained with hold for its weights."
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and exports. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        with Interruption():
+            _run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m bcss_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, help="folder of a run")
+    add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run")
+    add("--output", required=True, type=Path, help="the file to write; one that is there is replaced")
+    add("--tta", action="store_true", help="mean over flips and quarter turns of every image")
+    add("--debug", action="store_true", help="show the traceback of errors")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.output.is_dir():
+        raise ConfigError(f"--output={args.output} is a folder; name a file, such as {args.output / 'unet.jaxexport'}")
+    mesh = make_mesh(jax.local_devices()[:1])
+    model = model_of_run(trained_run.read(args.checkpoint, mesh, args.which), mesh, args.tta)
+    content = artefact_of(model)
+    with storage_errors(args.output):
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(args.output, content)
+    print(
+        f"{args.output}: {len(content) / 1e6:.3g} MB; uint8 RGB [N, {model.window}, {model.window}, 3] at {model.mpp:g} "
+        f"um/px -> probabilities of {', '.join(model.scheme.evaluated_names)}; for {', '.join(PLATFORMS)}"
+    )
+
+
+def exported(model: SlideModel) -> jax.export.Exported:
+    """The network as a program of its own.
+
+    The layers choose forms for the CPU (`models.layers.Conv`) that differ in their gradients alone, so that one program
+    is right on every platform.
+
+    Args:
+      model: a network with its weights.
+
+    Returns:
+      uint8 [N, window, window, 3] -> float32 [N, window, window, K].
+    """
+    arrays = jax.tree.map(np.asarray, model.arrays)
+
+    def probabilities(images):
+        # Without the barrier XLA computes with the weights while it compiles, which takes longer and rounds otherwise.
+        return model.probabilities(jax.lax.optimization_barrier(arrays), images)
+
+    shape = (*jax.export.symbolic_shape("N"), model.window, model.window, 3)
+    with _no_paths_of_this_machine():
+        return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+
+
+def artefact_of(model: SlideModel) -> bytes:
+    """The content of the file: the same bytes for the same model.
+
+    Args:
+      model: of a checkpoint.
+
+    Raises:
+      ConfigError: the network is larger than such a file may be.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.arrays))
+    if size > MAX_PROGRAM - (1 << 26):
+        raise ConfigError(f"{model.name}: weights of {size / 1e9:.1f} GB, an exported program holds at most 2 GB")
+    about = {
+        "format": FORMAT,
+        "name": model.name,
+        "network": model.about["network"],
+        "label_scheme": model.scheme.to_json(),
+        "classes": list(model.scheme.evaluated_names),
+        "mpp": model.mpp,
+        "window": model.window,
+        "image_shape": image_shape(model.window),
+        "image_dtype": "uint8",
+        "tta": model.about["tta"],
+        "platforms": PLATFORMS,
+        "params_sha256": model.about["params_sha256"],
+        "checkpoint": {name: model.about["checkpoint"][name] for name in ("which", "step", "epoch")},
+        "versions": versions(),
+        "use": USE,
+    }
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
+        for name, entry in ((ABOUT, json.dumps(about, indent=1).encode()), (PROGRAM, exported(model).serialize())):
+            file.writestr(zipfile.ZipInfo(name), entry)  # without a date
+    return content.getvalue()
+
+
+@contextlib.contextmanager
+def _no_paths_of_this_machine() -> Iterator[None]:
+    """Programs name the lines of source that they were made of: within, neither folders nor the lines that called them."""
+    changed = {
+        "jax_hlo_source_file_canonicalization_regex": r"^.*[/\\]",
+        "jax_include_full_tracebacks_in_locations": False,
+    }
+    before = {name: getattr(jax.config, name) for name in changed}
+    try:
+        for name, value in changed.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+if __name__ == "__main__":
+    # By force: Orbax has set up logging in its own way when it was imported.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Exported networks in place of runs: the same answers on any devices, and what is said of files that are damaged."""
+
+import dataclasses
+import io
+import json
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from trained_small import WINDOW, write_run
+
+from bcss_jax import export, segment
+from bcss_jax.errors import ConfigError, DataError, Preempted
+from bcss_jax.evaluation import trained_run
+from bcss_jax.sharding import make_mesh, split_over_data
+from bcss_jax.slides import exported_model
+from bcss_jax.slides.exported_model import model_of_artefact
+from bcss_jax.slides.slide_model import WindowPredictor, model_of_run
+
+WEIGHTS = np.linspace(0.5, 1, WINDOW * WINDOW, dtype=np.float32).reshape(WINDOW, WINDOW)
+
+
+def mesh_of(devices):
+    return make_mesh(jax.devices()[:devices])
+
+
+def pictures(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, WINDOW, WINDOW, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "small")
+
+
+@pytest.fixture(scope="module")
+def artefact(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "unet.jaxexport"
+    assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_run(run):
+    """What the checkpoint says of eleven windows, on one device."""
+    mesh = mesh_of(1)
+    model = model_of_run(trained_run.read(run, mesh, "best"), mesh, tta=False)
+    return WindowPredictor(model, WEIGHTS, 4, mesh)(pictures(11))()
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 11), (4, 8), (4, 5)])
+def test_the_same_bits_as_the_checkpoint_on_any_devices(artefact, of_run, devices, batch_size):
+    mesh = mesh_of(devices)
+    predictor = WindowPredictor(model_of_artefact(artefact, mesh, tta=False), WEIGHTS, batch_size, mesh)
+    images = pictures(11)
+    parts = [predictor(images[first : first + batch_size])() for first in range(0, 11, batch_size)]
+    np.testing.assert_array_equal(np.concatenate(parts), of_run)
+    assert of_run.std() > 1e-3
+
+
+def test_each_device_computes_its_share(artefact):
+    mesh = mesh_of(4)
+    model = model_of_artefact(artefact, mesh, tta=False)
+    placed = jax.device_put(pictures(8), split_over_data(mesh))
+    compiled = jax.jit(model.probabilities).lower(model.arrays, placed).compile()
+    assert f"f32[2,{WINDOW},{WINDOW},2]" in compiled.as_text()  # two of the eight
+    assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()
+    result = compiled(model.arrays, placed)
+    assert [shard.data.shape[0] for shard in result.addressable_shards] == [2] * 4
+
+
+def test_what_is_known_of_the_model(artefact, run):
+    mesh = mesh_of(2)
+    model, original = model_of_artefact(artefact, mesh, tta=False), trained_run.read(run, mesh, "best")
+    assert (model.name, model.mpp, model.window, model.any_window) == ("unet", 0.5, WINDOW, False)
+    assert model.scheme == original.scheme
+    assert model.about["params_sha256"] == original.sha256["params"] and model.about["network"] == "unet"
+    assert model.about["checkpoint"] == {
+        "artefact": str(artefact), "exported_from": "small", "which": "best", "step": 7, "epoch": 2,
+    }  # fmt: skip
+    json.dumps([model.about, model.identity], allow_nan=False)
+
+
+def test_the_mean_over_flips_has_to_be_in_the_file(artefact, run, tmp_path, caplog):
+    with pytest.raises(ConfigError, match="exported without it; export the checkpoint again with --tta"):
+        model_of_artefact(artefact, mesh_of(1), tta=True)
+    path = tmp_path / "tta.jaxexport"
+    assert export.main([f"--checkpoint={run}", f"--output={path}", "--tta"]) == 0
+    asked, unasked = (model_of_artefact(path, mesh_of(1), tta=tta) for tta in (True, False))
+    assert asked.about["tta"] and asked.identity == unasked.identity
+    assert asked.identity != model_of_artefact(artefact, mesh_of(1), tta=False).identity
+
+
+# What the command line makes of them.
+
+
+def models(*arguments):
+    args = segment._parser().parse_args(["--slide=a.svs", "--output=out", *arguments])
+    return segment._models(args, mesh_of(1))
+
+
+def test_files_and_runs_in_the_order_of_the_command_line(artefact, run):
+    assert [model.name for model in models(f"--checkpoint={artefact},{run}")] == ["unet", "small"]
+    assert [model.name for model in models(f"--checkpoint={run},{artefact}")] == ["small", "unet"]
+
+
+def test_a_run_and_a_file_of_one_name_get_two_folders(artefact, tmp_path):
+    run = write_run(tmp_path / "unet")
+    assert [model.name for model in models(f"--checkpoint={run},{artefact}")] == ["unet-2", "unet"]
+    with pytest.raises(ConfigError, match="two files unet"):
+        models(f"--checkpoint={artefact},{artefact}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--window=64"], 2, f"--window=64: unet was exported for windows of {WINDOW}"),
+        (["--tta"], 2, "was exported without it"),
+    ],
+)
+def test_what_a_file_cannot_do_is_refused_at_once(artefact, tmp_path, capsys, arguments, code, said):
+    arguments = [f"--checkpoint={artefact}", "--slide=a.svs", f"--output={tmp_path / 'out'}", *arguments]
+    assert segment.main(arguments) == code
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# Damage.
+
+
+def parts(path):
+    with zipfile.ZipFile(path) as file:
+        return json.loads(file.read("model.json")), file.read("model.stablehlo")
+
+
+def archive(about, program, compression=zipfile.ZIP_STORED, **others):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", compression) as file:
+        file.writestr("model.json", about if isinstance(about, str) else json.dumps(about))
+        file.writestr("model.stablehlo", program)
+        for name, text in others.items():
+            file.writestr(name, text)
+    return content.getvalue()
+
+
+def refused(path, content, capsys):
+    """The one line that segment says of a file, which is a DataError."""
+    path.write_bytes(content)
+    assert segment.main([f"--checkpoint={path}", "--slide=a.svs", f"--output={path.parent / 'out'}"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ") and error.count("\n") == 1 and len(error) < 700
+    return error
+
+
+def test_not_such_a_file(artefact, tmp_path, capsys):
+    path, content = tmp_path / "a.jaxexport", artefact.read_bytes()
+    for damaged in (b"", b"weights", content[: len(content) // 2], content[:-30]):
+        assert "no ZIP archive, or a part of one" in refused(path, damaged, capsys)
+    about, program = parts(artefact)
+    assert "an archive of 'model.json', 'model.stablehlo', 'more'" in refused(
+        path, archive(about, program, more=""), capsys
+    )
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as file:
+        file.writestr("../../weights.npy", b"")
+    assert "an archive of '../../weights.npy'" in refused(path, other.getvalue(), capsys)
+
+
+def test_a_changed_byte_is_noticed(artefact, tmp_path, capsys):
+    content = bytearray(artefact.read_bytes())
+    content[len(content) // 2] ^= 1
+    assert "Bad CRC-32 for file 'model.stablehlo'" in refused(tmp_path / "a", bytes(content), capsys)
+
+
+def test_sizes_are_looked_at_before_anything_is_read(artefact, tmp_path, capsys, monkeypatch):
+    about, program = parts(artefact)
+    bomb = archive(about, bytes(50_000_000), zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 100_000
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
+    assert "model.json is compressed" in refused(tmp_path / "a", bomb, capsys)
+    content = archive(about, program)
+    # Both sizes of the last entry of the directory, that of the program, say 2 GB - 1.
+    last = content.rindex(b"PK\x01\x02")
+    claims = content[: last + 20] + struct.pack("<II", (1 << 31) - 1, (1 << 31) - 1) + content[last + 28 :]
+    assert "model.stablehlo claims 2147483647 bytes" in refused(tmp_path / "a", claims, capsys)
+    large = archive(json.dumps(about) + " " * exported_model.MAX_ABOUT, program)
+    assert "model.json claims" in refused(tmp_path / "a", large, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 2}, "format 2 of model.json, which a newer bcss_jax reads; this program reads 1"),
+        ({"format": None}, "format None of model.json; this program reads 1"),
+        ({"format": True}, "format True of model.json"),
+        ({"label_scheme": None}, "a label scheme has the fields"),
+        ({"label_scheme": {"name": "cells"}}, "a label scheme has the fields"),
+        ({"classes": ["stroma", "tumor"]}, "classes in model.json is ['stroma', 'tumor']"),
+        ({"mpp": -1}, "mpp in model.json is -1"),
+        ({"mpp": "0.25"}, "mpp in model.json is '0.25'"),
+        ({"mpp": 1e400}, "Infinity is no number"),
+        ({"mpp": 10**400}, "mpp in model.json is 1000"),
+        ({"window": 0}, "window in model.json is 0"),
+        ({"window": 64}, "model.json says uint8[N,64,64,3] -> float32[N,64,64,2]"),
+        ({"tta": 1}, "tta in model.json is 1"),
+        ({"name": "a\nb"}, r"name in model.json is 'a\nb'"),
+        ({"network": ["unet"]}, "network in model.json is ['unet']"),
+        ({"params_sha256": "../.."}, "params_sha256 in model.json is '../..'"),
+        ({"checkpoint": {"step": 7}}, "checkpoint in model.json is {'step': 7}"),
+        ({"checkpoint": None}, "checkpoint in model.json is None"),
+    ],
+)
+def test_changed_descriptions(artefact, tmp_path, capsys, change, said):
+    about, program = parts(artefact)
+    assert said in refused(tmp_path / "a", archive({**about, **change}, program), capsys)
+
+
+def test_a_scheme_that_is_not_ours(artefact, tmp_path, capsys):
+    about, program = parts(artefact)
+    scheme = {**about["label_scheme"], "class_names": ["ignored", "stroma", "tumor"]}
+    assert "its classes are not those of tumor_stroma" in refused(
+        tmp_path / "a", archive({**about, "label_scheme": scheme}, program), capsys
+    )
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000, "\xff\xfe", '{"format": NaN}'])
+def test_no_description_at_all(artefact, tmp_path, capsys, text):
+    assert "model.json" in refused(tmp_path / "a", archive(text, parts(artefact)[1]), capsys)
+
+
+def test_programs_that_are_none(artefact, tmp_path, capsys):
+    about, program = parts(artefact)
+    for damaged in (b"", b"program" * 50, program[: len(program) // 2]):
+        said = refused(tmp_path / "a", archive(about, damaged), capsys)
+        assert "found: a model.stablehlo that cannot be read (" in said
+
+
+def test_a_program_of_a_newer_jax(artefact, tmp_path, capsys):
+    about, content = parts(artefact)
+    program = jax.export.deserialize(bytearray(content))
+    code = program.mlir_module_serialized
+    start = code.index(b"StableHLO_v")
+    end = code.index(b"\0", start)
+    newer = code[:start] + b"StableHLO_v9.99.0".ljust(end - start, b"0")[: end - start] + code[end:]
+    for changed in ({"mlir_module_serialized": newer}, {"calling_convention_version": 99}):
+        content = dataclasses.replace(program, **changed).serialize()
+        assert "written by a newer jax than the" in refused(tmp_path / "a", archive(about, content), capsys)
+
+
+def test_a_program_for_other_devices_or_of_another_kind(artefact, tmp_path, capsys):
+    about, content = parts(artefact)
+    program = jax.export.deserialize(bytearray(content))
+    elsewhere = dataclasses.replace(program, platforms=("cuda", "tpu")).serialize()
+    said = refused(tmp_path / "a", archive(about, elsewhere), capsys)
+    assert "made for cuda, tpu, the devices here are cpu" in said
+    fixed = jax.ShapeDtypeStruct((3, WINDOW, WINDOW, 3), np.uint8)
+    one_batch_size = jax.export.export(jax.jit(program.call))(fixed).serialize()
+    assert f"a program of uint8[3,{WINDOW},{WINDOW},3]" in refused(
+        tmp_path / "a", archive(about, one_batch_size), capsys
+    )
+
+
+def test_a_request_to_stop_is_no_damage(artefact, monkeypatch):
+    def stop(_):
+        raise Preempted("stopped")
+
+    monkeypatch.setattr(exported_model.export, "deserialize", stop)
+    with pytest.raises(Preempted):
+        model_of_artefact(artefact, mesh_of(1), tta=False)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match="cannot be read|no ZIP"):
+        model_of_artefact(tmp_path / "missing", mesh_of(1), tta=False)
