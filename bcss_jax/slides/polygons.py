@@ -164,7 +164,7 @@ def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, mi
     twice = np.flatnonzero((component[1:] == component[:-1]) & (corners[1:] ^ corners[:-1] <= RIGHT | DOWN | CONVEX))
     for one in (twice, twice + 1):
         corners[one] ^= DOWN | CONVEX
-    x, y = place(corners)
+    x, y = (along.astype(np.int32) for along in place(corners))
     order = np.lexsort((y << 1 | (corners & DOWN > 0), x, component)).astype(np.int32)
     along_column = np.empty_like(order)
     along_column[order[::2]], along_column[order[1::2]] = order[1::2], order[::2]
@@ -174,7 +174,7 @@ def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, mi
     starts = np.concatenate([[0], ends[:-1]])
     steps = np.diff(y[points], append=0)
     steps[ends - 1] = y[points[starts]] - y[points[ends - 1]]
-    areas = np.add.reduceat(x[points] * steps, starts)  # positive, as all rings start to the right
+    areas = np.add.reduceat(x[points] * steps.astype(np.int64), starts)  # positive, as all rings start to the right
     # A ring starts at its upper left corner: a pixel of the region if it is the outer one, the only gap if it is a hole.
     first = corners[points[starts]]
     owner, outer = component[points[starts]], first & CONVEX > 0
@@ -190,10 +190,15 @@ def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, mi
     if not len(order):
         return
     lengths = (ends - starts)[order]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    backward = np.repeat(ends[order] - 1, lengths) - within
-    index = points[np.where(np.repeat(outer[order], lengths), np.repeat(starts[order], lengths) + within, backward)]
-    del points, within, backward
+    # Along the outer rings, and back along the holes, which then have their pixels on the same side.
+    before = np.cumsum(lengths) - lengths
+    step = np.repeat(np.where(outer[order], 1, -1).astype(np.int32), lengths)
+    start = np.where(outer[order], starts[order] - before, ends[order] - 1 + before).astype(np.int32)
+    index = np.arange(len(step), dtype=np.int32)
+    index *= step
+    index += np.repeat(start, lengths)
+    index = points[index]
+    del points, step
     coordinates = np.empty((len(index), 2))
     coordinates[:, 0], coordinates[:, 1] = x[index], y[index]
     del x, y, index
