@@ -112,8 +112,10 @@ class Jax:
         sharding.check_batch_size("--batch", args.batch, 1, self.mesh)
         _, params, rest = split_model(model)
         weights = jax.device_put((params, rest), sharding.replicated(self.mesh))
-        self.member = (ModelFunction(model, IMAGENET), *weights)
-        self.predictor = predict.Predictor([self.member], SCHEME, False, self.mesh)
+        self.member = functools.partial(
+            predict.log_probabilities, ModelFunction(model, IMAGENET), SCHEME, False, *weights
+        )
+        self.predictor = predict.Predictor([self.member], SCHEME, self.mesh)
         self.data, self.batch, self.workers = data, args.batch, args.workers
         positions = np.random.default_rng(1).integers(0, data.labels[0].size, (len(data.labels), SAMPLED))
         self.positions = positions.astype(np.int32)
@@ -166,12 +168,10 @@ class Jax:
 
     def compute(self) -> list[jax.Array]:
         """Logarithms of the probabilities [N, H, W, C] of each batch."""
-        function, params, rest = self.member
         found = []
         for batch in self._in_memory():
             placed = sharding.place_batch({"images": batch["image"]}, self.mesh)
-            found.append(predict.log_probabilities(function, SCHEME, False, params, rest, placed["images"]))
-            found[-1].block_until_ready()
+            found.append(self.member(placed["images"]).block_until_ready())
         return found
 
     def metrics(self) -> None:

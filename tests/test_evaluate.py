@@ -578,19 +578,6 @@ def test_progress_of_a_stopped_evaluation_is_not_unpickled(command, runs, tmp_pa
     assert (output / "one" / "scores.json").exists() and not canary.exists()
 
 
-def test_runs_of_the_nnunet_method_are_left_to_their_own_command(command, runs, tmp_path, capsys):
-    def to_method(about):
-        about["config"] = {"method": "nnunet"}
-
-    folder = changed(runs, tmp_path, to_method)
-    (tmp_path / "nnunet" / "fold_0").mkdir(parents=True)
-    shutil.copytree(folder / "checkpoints", tmp_path / "nnunet" / "fold_0" / "checkpoints")
-    for path in (tmp_path / "nnunet", tmp_path / "nnunet" / "fold_0"):
-        assert command([path], tmp_path / "here") == 2
-        line = one_line(capsys)
-        assert "python -m bcss_jax.nnunet predict" in line and "cross_validation.json" in line
-
-
 def test_weights_that_are_not_numbers_are_told(command, runs, new_run, tmp_path, capsys, monkeypatch):
     create = models.create
 

@@ -12,6 +12,9 @@ from conftest import ROOT
 from nnunet_small import PLAN
 from PIL import Image
 
+from bcss_jax.checkpoint import load_model
+from bcss_jax.nnunet import folds
+
 SHORT = ("--config.epochs=2", "--config.iterations=2", "--config.val_iterations=1", "--config.fold=0")
 
 
@@ -87,6 +90,10 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
         pixels = np.sum(summary["counts"][name])
         assert pixels == 80 * (64 + 2 * number - 4)  # ignored ones are left out
     assert len((workdir / "fold_0" / "history.csv").read_text().splitlines()) == 3
+    # What evaluation tells by which cases a fold was trained on.
+    _, about = load_model(workdir / "fold_0" / "checkpoints", "latest")
+    fingerprint = json.loads((workdir / "dataset_fingerprint.json").read_text())
+    assert about["data_sha256"] == folds.sha256(fingerprint, splits[0], about["plan"])
     assert "the table comes when all folds are trained" in printed
 
 
