@@ -20,13 +20,17 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import jax
 
 from bcss_jax import labels, layouts, workdir
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
+from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError, in_flags_of_command
 from bcss_jax.evaluation import nnunet_run, tables, trained_run
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.subject import Subject, differences, evaluate
 from bcss_jax.interruption import Interruption
 from bcss_jax.sharding import check_batch_size, make_mesh
+
+# Flags of training, as errors name them -> those of this command.
+FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp")}
+FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if args.debug:
             raise
-        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
+        kind = "note" if isinstance(error, Preempted) else "error"
+        print(f"{kind}: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 

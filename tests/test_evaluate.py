@@ -5,13 +5,19 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from subprocess import PIPE
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from tile_files import image, kaggle512, mask, name, save
 
 from bcss_jax import checkpoint, config, dataset, evaluate, labels, models, optimizer, step
+from bcss_jax.errors import in_flags_of_command
 from bcss_jax.evaluation import gallery, per_image, predict, results_folder, run
 from bcss_jax.evaluation.surface_distance import surface_scores
 from bcss_jax.model_function import ModelFunction, split_model
@@ -304,6 +310,62 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
     assert files(output) == files(finished[0])
 
 
+# Imports once, forks before anything runs in threads, kills the command after some seconds and tells its exit code.
+SPAWNER = """
+import json, os, signal, sys, time
+from bcss_jax import dataset, evaluate, input_pipeline
+from bcss_jax.evaluation import run
+
+run.KEEP_EVERY = 0.0  # after every batch
+for line in sys.stdin:
+    log, seconds, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(1, 2)
+        os._exit(evaluate.main(arguments))
+    end, status = time.monotonic() + seconds, (0, 0)
+    while not status[0]:
+        time.sleep(0.01)
+        status = os.waitpid(child, os.WNOHANG)
+        if not status[0] and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status[1]), flush=True)
+"""
+
+
+def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, tmp_path):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment |= {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    log, output = tmp_path / "log", tmp_path / "killed"
+    spawner = subprocess.Popen(
+        [sys.executable, "-c", SPAWNER], stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT, env=environment
+    )
+
+    def ended(output, seconds=300):
+        options = [f"--checkpoints={runs[0]},{runs[1]}", f"--output={output}", f"--prepared_dir={prepared}"]
+        print(json.dumps([str(log), seconds, options]), file=spawner.stdin, flush=True)
+        return int(spawner.stdout.readline())
+
+    with spawner:
+        begun = time.monotonic()
+        assert ended(tmp_path / "whole") == 0, log.read_text()
+        whole, codes = time.monotonic() - begun, []
+        for share in np.random.default_rng(0).uniform(0.05, 0.7, 5):  # the next ones need not compile
+            if 0 in codes[-1:]:
+                shutil.rmtree(output)  # it was faster this time
+            codes.append(ended(output, share * whole))
+        assert ended(output) == 0, log.read_text()
+        spawner.stdin.close()
+    assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
+    assert files(output) == files(tmp_path / "whole")
+    assert "Traceback" not in log.read_text()
+
+
 def test_asked_to_stop_it_saves_and_says_so(command, runs, tmp_path, monkeypatch, capsys):
     output, call = tmp_path / "here", predict.Predictor.__call__
 
@@ -455,6 +517,16 @@ def test_wrong_arguments(command, tmp_path, capsys, options, code, text):
 def test_a_batch_that_does_not_divide_over_the_devices(command, runs, tmp_path, capsys):
     assert command(runs[:1], tmp_path / "here", "--batch_size=12") == 2
     assert "--batch_size=12 does not divide over 8 devices" in one_line(capsys)
+
+
+def test_errors_name_the_flags_of_the_command(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    paths = [f"--checkpoints={runs[0]}", f"--output={tmp_path / 'here'}", f"--prepared_dir={tmp_path / 'file'}"]
+    assert evaluate.main(paths) == 5
+    assert one_line(capsys).endswith("or choose another --prepared_dir")
+    message = "use --config.data.split=institute, or --config.data.allow_missing=True"  # training alone has the second
+    changed = in_flags_of_command(message, evaluate.FLAGS)
+    assert changed == "use --data.split=institute, or --config.data.allow_missing=True"
 
 
 def test_no_checkpoint_there(command, tmp_path, capsys):

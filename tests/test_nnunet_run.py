@@ -118,6 +118,13 @@ def test_the_trained_fold_predicts_images(raw, trained, tmp_path):
     assert main(arguments) == 2  # what is there is not overwritten
 
 
+def test_errors_name_the_flags_of_the_command(tmp_path, capsys):
+    from bcss_jax.nnunet.__main__ import main
+
+    assert main(["plan", f"--raw={tmp_path}", f"--out={tmp_path / 'plans.json'}"]) == 3
+    assert "name that folder with --raw" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line(raw, tmp_path):
     def refused(*options, code):
         result = start(raw, tmp_path / "run", *options)
