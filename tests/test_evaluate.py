@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from subprocess import PIPE
 
 import numpy as np
@@ -626,9 +627,12 @@ def test_nothing_in_a_run_is_unpickled_or_executed(command, runs, tmp_path, caps
     for suffix in ("pth", "pkl", "npz"):
         (tmp_path / f"weights.{suffix}").write_bytes(pickled)
     np.save(tmp_path / "weights.npy", np.array([Canary(canary)], object), allow_pickle=True)
+    with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
+        archive.writestr("../../escaped", "x")
     for path in tmp_path.glob("weights.*"):
         assert command([path], tmp_path / "here") == 3
         assert "found a file" in one_line(capsys)
+    assert not list(tmp_path.parent.parent.glob("**/escaped"))  # no archive is opened
     for item in ("about", "params", "rest", "metrics"):
         folder = tmp_path / item
         shutil.copytree(runs[0], folder)

@@ -15,7 +15,7 @@ CORE = (
     "bcss_jax.evaluation.figures", "bcss_jax.evaluation.limits", "bcss_jax.evaluation.report",
     "bcss_jax.evaluation.model_card", "bcss_jax.evaluation.predict", "bcss_jax.evaluation.run",
     "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
-    "bcss_jax.evaluation.gallery", "bcss_jax.evaluation.nnunet_run", "bcss_jax.evaluate",
+    "bcss_jax.evaluation.gallery", "bcss_jax.evaluation.nnunet_run", "bcss_jax.evaluation.nnunet_folds", "bcss_jax.evaluate",
     "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.inference", "benchmarks.sample_difficulty",
 )  # fmt: skip
