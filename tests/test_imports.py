@@ -24,6 +24,9 @@ CORE = (
     "bcss_jax.slides.reader_tiffslide", "bcss_jax.slides.resolution", "bcss_jax.slides.domain",
     "bcss_jax.export", "bcss_jax.slides.exported_model", "bcss_jax.segment", "bcss_jax.view", "bcss_jax.viewer.server",
     "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.sample_difficulty",
+    "bcss_jax.evaluation.gallery", "bcss_jax.evaluation.nnunet_run", "bcss_jax.evaluation.nnunet_folds", "bcss_jax.evaluate",
+    "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run", "bcss_jax.nnunet.__main__",
+    "bcss_jax.models.__main__", "benchmarks.train_step", "benchmarks.inference", "benchmarks.sample_difficulty",
 )  # fmt: skip
 
 BLOCKED = f"""
