@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_tile_store import filled_store
 
+from bcss_jax.slides import polygons
 from bcss_jax.slides.polygons import regions
 from bcss_jax.slides.tile_store import TileStore
 
@@ -64,14 +66,15 @@ def label_images(draw):
     labels = np.digitize(noise, np.quantile(noise, np.linspace(0, 1, values + 2)[1:-1])).astype(np.uint8)
     if draw(st.booleans()):
         labels = (labels + 1) % (values + 1)
-    return labels, draw(st.integers(1, 9))
+    return labels, draw(st.integers(1, 9)), draw(st.sampled_from([8, 1 << 20]))
 
 
 @settings(max_examples=400, deadline=None)
 @given(label_images())
 def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
-    labels, tile_size = case
-    found = list(regions(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3]))
+    labels, tile_size, large = case
+    with mock.patch.object(polygons, "_LARGE", large):
+        found = list(regions(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3]))
     again, times = drawn(found, labels.shape)
     np.testing.assert_array_equal(again, labels)
     np.testing.assert_array_equal(times, labels > 0)

@@ -25,6 +25,8 @@ from scipy.sparse.csgraph import connected_components, depth_first_order
 from bcss_jax.slides.corners import CONVEX, DOWN, RIGHT, TileRow, place
 from bcss_jax.slides.tile_store import TileStore
 
+_LARGE = 1 << 20  # corners of a region that is finished by itself, for the sake of memory
+
 
 class Region(NamedTuple):
     """A region: its label, its polygon in pixels of the grid, and how many pixels it has."""
@@ -65,7 +67,9 @@ def regions(store: TileStore, values: Sequence[int], min_pixels: float = 0) -> I
                 tiles.add(wanted[store.tile(row, column)])
             else:
                 tiles.add_uniform(int(wanted[value]))
-        yield from _polygons(*growing.advance(tiles), min_pixels)
+        ended, labels = growing.advance(tiles)
+        while ended:
+            yield from _polygons(*ended.pop(), labels, min_pixels)
 
 
 class _Growing:
@@ -84,11 +88,12 @@ class _Growing:
         self.labels = np.zeros(1 + width, np.uint8)
         self.components = np.zeros(1 + width, np.int64)
 
-    def advance(self, tiles: TileRow) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def advance(self, tiles: TileRow) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
         """Goes on to below a row of tiles, and lets go of the regions that have ended.
 
         Returns:
-          int32 [n] and int64 [n], the components of these and their corners, and uint8 [m], the labels of components.
+          Of these in one or more parts: int32 [n] components, and int64 [n] their corners; uint8 [m], the labels of the
+          components.
         """
         values = np.concatenate([self.values, *tiles.values])
         first, second = np.concatenate([np.zeros((0, 2), np.int64), *tiles.links]).T
@@ -105,16 +110,14 @@ class _Growing:
         component = united[np.concatenate([np.zeros(0, np.int64), *(piece for piece, _ in tiles.corners)])]
         corners = np.concatenate([np.zeros(0, np.int64), *(piece for _, piece in tiles.corners)])
         stays = goes_on[component]
-        ended, ended_component = [corners[~stays]], [component[~stays]]
         kept = [[] for _ in range(int(goes_on.sum()))]
+        ended: dict[int, list[np.ndarray]] = {}
         for new, pieces in zip(united.tolist(), self.corners, strict=False):
-            if goes_on[new]:
-                few, many = sorted((kept[number[new]], pieces), key=len)
-                kept[number[new]] = many
-                many.extend(few)
-            else:
-                ended.extend(pieces)
-                ended_component.append(np.full(sum(map(len, pieces)), new, component.dtype))
+            mine = kept[number[new]] if goes_on[new] else ended.setdefault(new, [])
+            if len(mine) < len(pieces):
+                mine[:], pieces = pieces, mine.copy()
+            mine.extend(pieces)
+        parts = self._parts(ended, component[~stays], corners[~stays])
         component, corners = component[stays], corners[stays]
         order = np.argsort(component, kind="stable")
         component, corners = component[order], corners[order]
@@ -125,11 +128,33 @@ class _Growing:
         self.values, self.corners = united_values[goes_on], kept
         self.labels, self.components = tiles.labels_below, tiles.components_below
         self.components[present] = number[united[self.components[present]]]
-        return np.concatenate(ended_component), np.concatenate(ended), united_values
+        return parts, united_values
+
+    @staticmethod
+    def _parts(
+        ended: dict[int, list[np.ndarray]], component: np.ndarray, corners: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Components and corners of the regions that have ended: each large one by itself, then all others.
+
+        Args:
+          ended: of regions from further up, the pieces of their corners by component; emptied.
+          component: int32 [n], of the corners in the row of tiles.
+          corners: int64 [n], these.
+        """
+        large, parts = [new for new, pieces in ended.items() if sum(map(len, pieces)) > _LARGE], []
+        for new in large:
+            part = np.concatenate([*ended.pop(new), corners[component == new]])
+            parts.append((np.full(len(part), new, np.int32), part))
+        rest = ~np.isin(component, large)
+        components = [np.full(sum(map(len, pieces)), new, np.int32) for new, pieces in ended.items()]
+        pieces = [piece for pieces in ended.values() for piece in pieces]
+        ended.clear()
+        parts.append((np.concatenate([component[rest], *components]), np.concatenate([corners[rest], *pieces])))
+        return parts
 
 
 def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, min_pixels: float) -> Iterator[Region]:
-    """The regions that have these corners, as `advance` gives them."""
+    """The regions that have these corners, a part of what `advance` gives."""
     if not len(corners):
         return
     order = np.lexsort((corners, component))
@@ -139,7 +164,7 @@ def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, mi
     twice = np.flatnonzero((component[1:] == component[:-1]) & (corners[1:] ^ corners[:-1] <= RIGHT | DOWN | CONVEX))
     for one in (twice, twice + 1):
         corners[one] ^= DOWN | CONVEX
-    x, y = place(corners)
+    x, y = (along.astype(np.int32) for along in place(corners))
     order = np.lexsort((y << 1 | (corners & DOWN > 0), x, component)).astype(np.int32)
     along_column = np.empty_like(order)
     along_column[order[::2]], along_column[order[1::2]] = order[1::2], order[::2]
@@ -149,7 +174,7 @@ def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, mi
     starts = np.concatenate([[0], ends[:-1]])
     steps = np.diff(y[points], append=0)
     steps[ends - 1] = y[points[starts]] - y[points[ends - 1]]
-    areas = np.add.reduceat(x[points] * steps, starts)  # positive, as all rings start to the right
+    areas = np.add.reduceat(x[points] * steps.astype(np.int64), starts)  # positive, as all rings start to the right
     # A ring starts at its upper left corner: a pixel of the region if it is the outer one, the only gap if it is a hole.
     first = corners[points[starts]]
     owner, outer = component[points[starts]], first & CONVEX > 0
@@ -165,10 +190,15 @@ def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, mi
     if not len(order):
         return
     lengths = (ends - starts)[order]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    backward = np.repeat(ends[order] - 1, lengths) - within
-    index = points[np.where(np.repeat(outer[order], lengths), np.repeat(starts[order], lengths) + within, backward)]
-    del points, within, backward
+    # Along the outer rings, and back along the holes, which then have their pixels on the same side.
+    before = np.cumsum(lengths) - lengths
+    step = np.repeat(np.where(outer[order], 1, -1).astype(np.int32), lengths)
+    start = np.where(outer[order], starts[order] - before, ends[order] - 1 + before).astype(np.int32)
+    index = np.arange(len(step), dtype=np.int32)
+    index *= step
+    index += np.repeat(start, lengths)
+    index = points[index]
+    del points, step
     coordinates = np.empty((len(index), 2))
     coordinates[:, 0], coordinates[:, 1] = x[index], y[index]
     del x, y, index

@@ -36,7 +36,8 @@ PARENT_SECONDS = 1.0  # how often to look whether the parent is still there, sho
 
 def main() -> None:
     """Serves requests until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what follows
+    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(request, signal.SIG_IGN)  # Ctrl-C and schedulers signal the whole group; the parent decides
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get into the answers
     _limit()

@@ -170,6 +170,8 @@ class SlideSegmenter:
         known = counts.sum() - counts[BACKGROUND]
         if counts[UNREADABLE] > labelling.MAX_UNREADABLE * known:
             raise labelling.too_unreadable(name)
+        if interruption.requested:
+            raise Preempted(f"{name}: stopped before its results were written; the same command goes on from there")
         files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock)
         summary = {
             "format": FORMAT,

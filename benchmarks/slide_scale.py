@@ -1,0 +1,147 @@
+"""Whether memory and time stay what they are when slides grow: the same tissue on ever more glass.
+
+    python benchmarks/slide_scale.py --checkpoint=RUN [--sides=10000,50000,200000] [--mm2=6] [--folder=FOLDER]
+
+Draws slides of the same area of tissue, in squares of half a millimetre that are strewn over the whole slide (the first
+one is nearly full), as tiled pyramids at 0.25 um per pixel, and segments each with `python -m bcss_jax.segment`. Memory
+is the sum over the command's process and its readers, seen every 0.2 s; first a slide of one window tells what the model
+needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py
+--config.model.width=4 --config.epochs=1 --workdir=runs/tiny`.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+import numpy as np
+import tifffile
+from scipy.ndimage import gaussian_filter
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MPP, TILE, LEVELS = 0.25, 512, (1, 8, 64)
+SQUARE = 4  # tiles along the side of a square of tissue
+GLASS, STAINS = (243, 241, 244), ((226, 158, 196), (120, 70, 150))
+
+
+def textures(count: int = 8) -> list[np.ndarray]:
+    """Tiles of made-up tissue: nuclei on stroma, uint8 [TILE, TILE, 3]."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        field = gaussian_filter(rng.normal(size=(TILE, TILE)), 5, mode="wrap")
+        nuclei = (field > field.std())[..., None]
+        pixels = np.where(nuclei, STAINS[1], STAINS[0]) + rng.normal(0, 8, (TILE, TILE, 1))
+        found.append(np.clip(pixels, 0, 255).astype(np.uint8))
+    return found
+
+
+def tissue_tiles(side: int, mm2: float) -> np.ndarray:
+    """Which tiles of level 0 are tissue: bool [tiles, tiles]."""
+    tiles = -(-side // TILE)
+    squares = -(-tiles // SQUARE)
+    wanted = round(mm2 / (SQUARE * TILE * MPP / 1000) ** 2)
+    if wanted > (tiles // SQUARE) ** 2:
+        raise SystemExit(f"error: {mm2:g} mm2 of tissue do not fit on a slide of {side} pixels")
+    places = [i for i in range(squares**2) if max(divmod(i, squares)) < tiles // SQUARE]
+    mask = np.zeros((squares, squares), bool)
+    mask.flat[np.random.default_rng(1).permutation(places)[:wanted]] = True
+    return np.kron(mask, np.ones((SQUARE, SQUARE), bool))[:tiles, :tiles]
+
+
+def write_slide(path: pathlib.Path, side: int, mm2: float) -> None:
+    """A pyramid of deflated tiles; memory holds a few of them."""
+    mask = tissue_tiles(side, mm2)
+    drawn = [zlib.compress(texture.tobytes(), 1) for texture in textures()]
+    glass = zlib.compress(np.full((TILE, TILE, 3), GLASS, np.uint8).tobytes(), 1)
+    mean = np.mean([texture.mean(axis=(0, 1)) for texture in textures()], axis=0).astype(np.uint8)
+
+    def tiles(level):
+        size = -(-side // level)
+        for row in range(-(-size // TILE)):
+            for column in range(-(-size // TILE)):
+                if level == 1:
+                    yield drawn[(7 * row + column) % len(drawn)] if mask[row, column] else glass
+                    continue
+                here = mask[row * level : (row + 1) * level, column * level : (column + 1) * level]
+                if not here.any():
+                    yield glass
+                    continue
+                picture = np.kron(here, np.ones((TILE // level, TILE // level), bool))
+                pixels = np.full((TILE, TILE, 3), GLASS, np.uint8)
+                pixels[: picture.shape[0], : picture.shape[1]][picture] = mean
+                yield zlib.compress(pixels.tobytes(), 1)
+
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level in LEVELS:
+            density = 1e4 / (MPP * level)
+            size = -(-side // level)
+            file.write(
+                tiles(level), shape=(size, size, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb",
+                compression="adobe_deflate", resolution=(density, density), resolutionunit="CENTIMETER",
+                subfiletype=int(level > 1), metadata=None,
+            )  # fmt: skip
+
+
+def resident(process: int) -> int:
+    """Bytes that a process and its children hold in memory."""
+    total, waiting = 0, [process]
+    while waiting:
+        number = waiting.pop()
+        try:
+            status = pathlib.Path(f"/proc/{number}/status").read_text()
+            total += int(status.partition("VmRSS:")[2].split()[0]) * 1024
+            for task in pathlib.Path(f"/proc/{number}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except (OSError, IndexError):
+            continue  # it has ended
+    return total
+
+
+def segment(checkpoint: str, slide: pathlib.Path, output: pathlib.Path) -> tuple[dict, float, int]:
+    """Summary, seconds and peak memory of a run of the command."""
+    command = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={checkpoint}", f"--slide={slide}"]
+    begun, peak = time.perf_counter(), 0
+    with subprocess.Popen([*command, f"--output={output}", "--overwrite"], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            peak = max(peak, resident(process.pid))
+            time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"error: the command ended with {process.returncode}")
+    return json.loads((output / slide.stem / "summary.json").read_text()), time.perf_counter() - begun, peak
+
+
+def main() -> None:
+    """Draws, segments and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
+    parser.add_argument("--sides", default="10000,50000,200000")
+    parser.add_argument("--mm2", type=float, default=6.0)
+    parser.add_argument("--folder", type=pathlib.Path, help="for slides and results; a temporary one if not given")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or pathlib.Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_slide(folder / "model.tif", SQUARE * TILE, (SQUARE * TILE * MPP / 1000) ** 2)
+        _, _, alone = segment(args.checkpoint, folder / "model.tif", folder / "out")
+        print(f"the model on a slide of {SQUARE * TILE} pixels: {alone / 2**20:.0f} MiB", flush=True)
+        for side in map(int, args.sides.split(",")):
+            slide = folder / f"{side}.tif"
+            write_slide(slide, side, args.mm2)
+            summary, seconds, peak = segment(args.checkpoint, slide, folder / "out")
+            area, parts = summary["tissue_area_mm2"], summary["seconds"]
+            print(
+                f"{side} x {side}, {slide.stat().st_size / 2**20:.0f} MiB file: {area:.2f} mm2 in {summary['windows']['computed']} "
+                f"windows, {seconds:.1f} s, {parts['total'] / area:.2f} s/mm2 (computing {parts['computing'] / area:.2f}), peak "
+                f"{peak / 2**20:.0f} MiB, {(peak - alone) / 2**20:.0f} over the model's own; "
+                + ", ".join(f"{name} {value:.1f}" for name, value in parts.items()),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
