@@ -44,8 +44,8 @@ from bcss_jax.workdir import storage_errors
 
 RETRIES = 5  # of a slide whose worker died, or was asked to stop
 STORE = 100 << 20  # bytes of Ray's object store; what tasks return is a few lines
-# Ends the process with its parent, however that ends: its successor on another worker needs the slide's lock. 1 is
-# PR_SET_PDEATHSIG, which exec keeps; the parent may have died before.
+# Ends the process with its parent, however that ends: its successor on another worker needs the slide's lock. Ray 2.60
+# does so itself, 2.50 leaves it running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died before.
 WITH_ITS_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) or sys.exit(75); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     own, others = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = _parser().parse_args(own)
     try:
-        with Interruption():
-            _run(args, others)
+        _run(args, others)
     except UserError as error:
         print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -102,9 +101,11 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
-    with _cluster(args):
+    # Within, because Ray takes the signals for itself when it starts; and signals are noted, not raised into Ray's waiting.
+    with _cluster(args), Interruption() as interruption:
+        interruption.begin()
         try:
-            for entry, outcome in _outcomes(entries, args, others):
+            for entry, outcome in _outcomes(entries, args, others, interruption):
                 outcomes[entry] = outcome
                 _report(entry, outcome, f"{len(outcomes)}/{len(entries)}", output, several)
         finally:
@@ -156,8 +157,10 @@ def _cluster(args: argparse.Namespace) -> Iterator[None]:
         ray.shutdown()
 
 
-def _outcomes(entries: list[Entry], args: argparse.Namespace, others: list[str]) -> Iterator[tuple[Entry, Outcome]]:
-    """Each slide with what became of it, as they end."""
+def _outcomes(
+    entries: list[Entry], args: argparse.Namespace, others: list[str], interruption: Interruption
+) -> Iterator[tuple[Entry, Outcome]]:
+    """Each slide with what became of it, as they end. Raises Preempted when asked to stop."""
     task = ray.remote(
         num_cpus=args.cpus,
         num_gpus=args.gpus,
@@ -167,7 +170,8 @@ def _outcomes(entries: list[Entry], args: argparse.Namespace, others: list[str])
     )(_segment)
     running = {task.remote([*others, *_of_slide(entry)], os.getcwd(), args.gpus > 0): entry for entry in entries}
     while running:
-        # Not for ever, so that signals are looked at.
+        if interruption.requested:
+            raise Preempted(f"stopped with {len(running)} slides not done; the same command goes on from there")
         for result in ray.wait(list(running), timeout=1)[0]:
             entry = running.pop(result)
             try:

@@ -178,6 +178,22 @@ def test_what_is_done_is_not_done_again(night, slides, artefact):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@needs_ray
+def test_asked_to_stop_it_ends_with_all_that_it_started(slides, artefact, tmp_path):
+    driver = start(slides, artefact, tmp_path / "out")
+    try:
+        segmenting = wait_for(lambda: process_at_work_on(tmp_path / "out" / "killed"), "the first slide to be at work")
+        driver.send_signal(signal.SIGTERM)
+        _, err = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+    assert driver.returncode == 75, err
+    assert re.search(r"^note: stopped with \d slides not done; the same command goes on from there$", err, re.M)
+    wait_for(lambda: gone(segmenting), "the segmenting process to end", seconds=10)
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        assert "pending" in [row["status"] for row in csv.DictReader(file)]
+
+
 # Without a cluster: one task, and the command line.
 
 
