@@ -1,10 +1,10 @@
 """Lists of slides on clusters: what the SLURM script runs, what the Kubernetes Job says, and shards that end together."""
 
 import csv
-import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -12,9 +12,7 @@ from conftest import ROOT
 
 from bcss_jax import segment
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError
-from bcss_jax.slides import batch_summary
-from bcss_jax.slides.slide_folder import note_failure
-from bcss_jax.slides.slide_list import Entry, folder_name, shard_of
+from bcss_jax.slides.slide_list import Entry, shard_of
 
 SCRIPT, JOB = ROOT / "launch" / "slurm_slides.sh", ROOT / "launch" / "gke_slides.yaml"
 STUB = '#!/bin/bash\nprintf "%s\\n" "$0" "$@" >>"$CALLS/$(basename "$0")"\n'
@@ -168,25 +166,31 @@ def test_the_pods_cover_the_list_once(job):
 # Shards that write one summary.csv.
 
 
-def _fail_and_sum_up(output, slides, mine):
-    for slide in mine:
-        folder = output / folder_name(slide)
-        folder.mkdir()
-        note_failure(folder, DataError(f"{slide.name}: of no use"))
-        batch_summary.write(output, [Entry(each) for each in slides], several=False)
+FAIL_AND_SUM_UP = """
+import sys, time
+from pathlib import Path
+from bcss_jax.errors import DataError
+from bcss_jax.slides.slide_list import Entry, shard_of
+
+output, shard = Path(sys.argv[1]), sys.argv[2]
+entries = [Entry(output / f"slide{number}.svs") for number in range(60)]
+(output / f"ready{shard[0]}").touch()
+while len(list(output.glob("ready*"))) < 4:
+    time.sleep(0.01)
+for entry in shard_of(entries, shard):
+    folder = output / entry.slide.stem
+    folder.mkdir()
+    note_failure(folder, DataError(f"{entry.slide.name}: of no use"))
+    batch_summary.write(output, entries, several=False)
+"""
 
 
 def test_shards_that_end_at_the_same_time_lose_nothing(tmp_path):
-    slides = [tmp_path / f"slide{number}.svs" for number in range(60)]
-    context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_fail_and_sum_up, args=(tmp_path, slides, slides[number::4])) for number in range(4)
+        subprocess.Popen([sys.executable, "-c", FAIL_AND_SUM_UP, tmp_path, f"{number}/4"], cwd=ROOT)
+        for number in range(4)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert [process.wait(60) for process in processes] == [0] * 4
     with open(tmp_path / "summary.csv", newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["failed"] * 60
     assert sorted(path.name for path in tmp_path.glob(".summary*")) == [".summary.lock"]
