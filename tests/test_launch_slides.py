@@ -170,6 +170,8 @@ FAIL_AND_SUM_UP = """
 import sys, time
 from pathlib import Path
 from bcss_jax.errors import DataError
+from bcss_jax.slides import batch_summary
+from bcss_jax.slides.slide_folder import note_failure
 from bcss_jax.slides.slide_list import Entry, shard_of
 
 output, shard = Path(sys.argv[1]), sys.argv[2]
