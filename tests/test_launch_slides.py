@@ -1,10 +1,13 @@
 """Lists of slides on clusters: what the SLURM script runs, what the Kubernetes Job says, and shards that end together."""
 
 import csv
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +15,8 @@ from conftest import ROOT
 
 from bcss_jax import segment
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError
+from bcss_jax.slides import batch_summary
+from bcss_jax.slides.slide_folder import note_failure
 from bcss_jax.slides.slide_list import Entry, shard_of
 
 SCRIPT, JOB = ROOT / "launch" / "slurm_slides.sh", ROOT / "launch" / "gke_slides.yaml"
@@ -175,7 +180,7 @@ from bcss_jax.slides.slide_folder import note_failure
 from bcss_jax.slides.slide_list import Entry, shard_of
 
 output, shard = Path(sys.argv[1]), sys.argv[2]
-entries = [Entry(output / f"slide{number}.svs") for number in range(60)]
+entries = [Entry(output / f"slide{number}.svs") for number in range(20)]
 (output / f"ready{shard[0]}").touch()
 while len(list(output.glob("ready*"))) < 4:
     time.sleep(0.01)
@@ -194,5 +199,19 @@ def test_shards_that_end_at_the_same_time_lose_nothing(tmp_path):
     ]
     assert [process.wait(60) for process in processes] == [0] * 4
     with open(tmp_path / "summary.csv", newline="") as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["failed"] * 60
+        assert [row["status"] for row in csv.DictReader(file)] == ["failed"] * 20
     assert sorted(path.name for path in tmp_path.glob(".summary*")) == [".summary.lock"]
+
+
+def test_a_shard_waits_for_another_that_sums_up(tmp_path):
+    """What the other one has finished meanwhile is in the table too."""
+    with open(tmp_path / ".summary.lock", "a") as lock, ThreadPoolExecutor(1) as thread:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        written = thread.submit(batch_summary.write, tmp_path, [Entry(Path("a.svs"))], several=False)
+        with pytest.raises(TimeoutError):
+            written.result(0.3)
+        (tmp_path / "a").mkdir()
+        note_failure(tmp_path / "a", DataError("of no use"))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        written.result(10)
+    assert "a.svs,,failed,of no use" in (tmp_path / "summary.csv").read_text()
