@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from bcss_jax.errors import ConfigError, DataError, Preempted, UserError
+from bcss_jax.errors import DataError, Preempted, UserError
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import geojson, label_pyramid, labelling, overlay
 from bcss_jax.slides.blend import weights_of
@@ -115,12 +115,16 @@ class SlideSegmenter:
         with locked(path):
             try:
                 folder = self.folder_of(entry, path)
-                before = None if overwrite else folder.finished()
-                if before is not None:
-                    return before, True
-                folder.begin(overwrite)
+            except DataError as error:
+                note_failure(path, error)
+                raise
+            before = None if overwrite else folder.finished()
+            if before is not None:
+                return before, True
+            folder.begin(overwrite)
+            try:
                 summary = self._segment(entry, folder, interruption)
-            except (Preempted, ConfigError):
+            except Preempted:
                 raise
             except UserError as error:
                 note_failure(path, error)
