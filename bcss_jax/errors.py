@@ -37,6 +37,10 @@ class StorageError(UserError):
     exit_code = 5
 
 
+class InUseError(StorageError):
+    """Another process is at work in a folder."""
+
+
 class PartialError(UserError):
     """Some of several inputs failed, each for its own reason, which is written down; the others are done."""
 

@@ -98,12 +98,16 @@ class TrainedRun:
         Raises:
           DataError: the checkpoint cannot be read, or another one has taken its place.
         """
+        return functools.partial(log_probabilities, self.function, self.scheme, tta, *self.weights(mesh))
+
+    def weights(self, mesh: Mesh) -> tuple[dict, dict]:
+        """`params` and `rest` on all devices of the mesh; errors as of `member`."""
         trained = checkpoint.load_trained(self.folder, mesh, self.which)
         if trained.step != self.step:
             raise DataError(
                 f"{self.folder}: the run has saved another checkpoint meanwhile; run the same command again"
             )
-        return functools.partial(log_probabilities, self.function, self.scheme, tta, trained.params, trained.rest)
+        return trained.params, trained.rest
 
 
 def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:

@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from bcss_jax.slides.slide_folder import status_of
+from bcss_jax.slides.slide_folder import is_of_slide, reason_of, status_of
 from bcss_jax.slides.slide_list import Entry, folder_name
 from bcss_jax.workdir import storage_errors, write_text
 
@@ -72,13 +72,12 @@ def _table(output: Path, entries: list[Entry], several: bool) -> str:
     rows, areas = [], {}
     for entry in entries:
         folder = output / folder_name(entry.slide)
-        models = sorted(path for path in folder.glob("*/") if not path.name.startswith(".")) if several else [folder]
+        models = sorted(path for path in folder.glob("*/") if is_of_slide(path)) if several else [folder]
         for path in models or [folder]:
             status, content = status_of(path)
             row = dict.fromkeys(COLUMNS, "") | {"slide": str(entry.slide), "status": status, "folder": str(path)}
             row["model"] = path.name if several and models else ""
-            if status == "failed":
-                row["reason"] = content.get("reason", "")
+            row["reason"] = reason_of(path)
             if status == "done":
                 row |= {
                     "model": content["model"]["name"],

@@ -32,7 +32,7 @@ from bcss_jax.slides.windows import Windows, cut
 from bcss_jax.workdir import write_text
 
 BATCHES_AHEAD = 2  # on the devices while the host blends
-ROWS_BEHIND = 2  # of tiles, waiting to be written
+ROWS_BEHIND = 2  # of tiles, waiting to be written; one with probabilities, which are large
 MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
 
 
@@ -240,6 +240,7 @@ class _Rows:
         """All that a row of windows finishes is there: rows of tiles that are complete are written."""
         top, bottom = self._windows.finished_rows(row)
         self._seams.end_row()
+        self._blocks.forget_unreadable_above(bottom)
         if row < self._again:
             self._seams.take()
             return
@@ -288,7 +289,7 @@ class _Rows:
 
     def _write_soon(self, number, labels, steps, seams):
         with self._seconds.counted("waiting_for_writer"):
-            self._settle(ROWS_BEHIND - 1)
+            self._settle(ROWS_BEHIND - 1 if steps is None else 0)
         self._writing.append(self._writer.submit(self._write, number, labels, steps, seams))
 
     def _write(self, row, labels, steps, seams):
