@@ -23,7 +23,7 @@ import tifffile
 from scipy.ndimage import gaussian_filter
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MPP, TILE, LEVELS = 0.25, 512, (1, 8, 64)
+MPP, TILE, LEVELS = 0.25, 512, (1, 4, 16, 64)
 SQUARE = 4  # tiles along the side of a square of tissue
 GLASS, STAINS = (243, 241, 244), ((226, 158, 196), (120, 70, 150))
 

@@ -126,11 +126,12 @@ def label_slide(
     ):
         done = int(chosen[:start].sum())
         for events, predicted in _ahead(_batches(blocks, windows, chosen, start, predictor, seconds)):
-            with seconds.counted("computing"):
-                arrays = iter(predicted() if predicted else ())
+            weighted = predicted() if predicted else None
             for row, column in events:
+                with seconds.counted("computing"):
+                    window = None if column is None else next(weighted)
                 with seconds.counted("blending"):
-                    finished = blender.finish(row) if column is None else blender.add(row, column, next(arrays))
+                    finished = blender.finish(row) if column is None else blender.add(row, column, window)
                     for piece in finished:
                         rows.add(row, piece)
                 if column is None:
@@ -200,7 +201,8 @@ class _Rows:
         self._writing: collections.deque[Future] = collections.deque()
         self._first_tiles = first_tiles  # the first row of tiles to write
         self._counts: dict[int, np.ndarray] = {}  # of seams, by row of tiles
-        self._tiles: dict[int, tuple] = {}  # by row: labels, and probabilities in steps of 1/255 if they are wanted
+        # By row of tiles: labels, probabilities in steps of 1/255 if they are wanted, and the columns of tiles with labels.
+        self._tiles: dict[int, tuple] = {}
 
     def __enter__(self):
         return self
@@ -228,8 +230,10 @@ class _Rows:
             with np.errstate(invalid="ignore", divide="ignore"):
                 steps = np.rint(piece.sums * (np.float32(255) / piece.weights))
             steps = np.where((labels != BACKGROUND) & (labels != UNREADABLE), steps, 0).astype(np.uint8)
+        size = self._store.tile_size
         for number, here, there in self._parts(top, bottom):
-            whole, whole_steps = self._buffers(number)
+            whole, whole_steps, touched = self._buffers(number)
+            touched.update(range(piece.left // size, (piece.right - 1) // size + 1))
             whole[there, columns] = labels[here]
             if steps is not None:
                 whole_steps[:, there, columns] = steps[:, here]
@@ -280,24 +284,26 @@ class _Rows:
         return labels
 
     def _buffers(self, number):
-        """Labels and probabilities of a row of tiles in the making; memory that stays zero costs none."""
+        """Labels, probabilities and columns with labels of a row of tiles in the making; what stays zero costs no memory."""
         if number not in self._tiles:
             shape = self._store.row_height(number), self._store.width
             steps = None if self._probabilities is None else np.zeros((self._classes, *shape), np.uint8)
-            self._tiles[number] = np.zeros(shape, np.uint8), steps
+            self._tiles[number] = np.zeros(shape, np.uint8), steps, set()
         return self._tiles[number]
 
-    def _write_soon(self, number, labels, steps, seams):
+    def _write_soon(self, number, labels, steps, touched, seams):
         with self._seconds.counted("waiting_for_writer"):
             self._settle(ROWS_BEHIND - 1 if steps is None else 0)
-        self._writing.append(self._writer.submit(self._write, number, labels, steps, seams))
+        self._writing.append(self._writer.submit(self._write, number, labels, steps, touched, seams))
 
-    def _write(self, row, labels, steps, seams):
+    def _write(self, row, labels, steps, touched, seams):
+        size = self._store.tile_size
+        tiles = [labels[:, c * size : (c + 1) * size] if c in touched else 0 for c in range(self._store.columns)]
         with self._seconds.counted("writing"):
             write_text(_seams_file(self._store, row), json.dumps(seams))
             if steps is not None:
                 self._probabilities.write_rows(row, steps)
-            self._store.write_row(row, labels)  # last: it says that the row is done
+            self._store.write_tiles(row, tiles)  # last: it says that the row is done
 
     def _settle(self, most):
         while len(self._writing) > most:
