@@ -85,7 +85,7 @@ def _parser():
     )
     add("--truth", type=Path, help="mask of codes (PNG or TIFF) of the slide to score against")
     add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of masks (default bcss22)")
-    add("--truth_region", help="x,y,width,height in level-0 pixels: scores of that part alone")
+    add("--truth_region", help="x,y,width,height in level-0 pixels: scores of that part besides")
     add("--overwrite", action="store_true", help="compute again, and replace results of other settings")
     add("--debug", action="store_true", help="show the traceback of errors")
     return parser
@@ -145,6 +145,8 @@ def _entries(args) -> list[Entry]:
 
 def _segmenters(args, mesh) -> list[SlideSegmenter]:
     region = _region(args.truth_region)
+    if region is not None and args.truth is None and args.slides is None:
+        raise ConfigError("--truth_region is a part of a mask of truth; give the mask with --truth")
     if not args.min_area_um2 >= 0:
         raise ConfigError(f"--min_area_um2={args.min_area_um2}: must be 0 or more")
     share = WINDOWS_AT_ONCE.get(mesh.devices.flat[0].platform, OTHERWISE)

@@ -204,7 +204,8 @@ def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_
         command(runs[0], slide, tmp_path / "part", f"--truth={tmp_path / 'truth.png'}", "--truth_region=20,0,130,100")
         == 0
     )
-    assert summary_of(tmp_path / "part" / "case")["scores"]["dice"]["macro"] == 1
+    part = summary_of(tmp_path / "part" / "case")
+    assert part["scores_of_region"]["dice"]["macro"] == 1 and part["scores"] == found
 
 
 def test_tissue_that_is_given(runs, slide, tmp_path):
@@ -242,6 +243,7 @@ def beside(tmp_path, name):
         ("--tissue={none.png}", 3, "none.png"),
         ("--truth={wrong.png}", 3, "wrong.png: expected 200x150 pixels .* found 200x100"),
         ("--truth_region=1,2,3", 2, "--truth_region=1,2,3"),
+        ("--truth_region=1,2,3,4", 2, "give the mask with --truth"),
         ("--overlap=0.9", 2, "--overlap=0.9"),
         ("--mpp=0", 2, "--mpp=0"),
         ("--mpp=nan", 2, "--mpp=nan"),

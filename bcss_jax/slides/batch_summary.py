@@ -32,9 +32,11 @@ def line(summary: dict, place: str, path: Path, before: bool) -> str:
         parts.append(f"{summary['unreadable_area_mm2']:.3f} mm2 unreadable")
     if seam is not None:
         parts.append(f"seams {seam:.3f}")
-    if "scores" in summary:
-        dice = summary["scores"]["dice"]
-        parts.append("Dice " + ", ".join(f"{name} {value:.3f}" for name, value in dice.items() if value is not None))
+    for key, where in (("scores", ""), ("scores_of_region", " in the region")):
+        dice = summary.get(key, {}).get("dice", {})
+        known = ", ".join(f"{name} {value:.3f}" for name, value in dice.items() if value is not None)
+        if known:
+            parts.append(f"Dice{where} {known}")
     model, slide = summary["model"], summary["slide"]
     parts.append("done before" if before else f"{summary['seconds']['total']:.1f} s")
     mpp = f"{slide['mpp'][0]:.4g} um/px, segmented at {model['mpp']:.4g}"

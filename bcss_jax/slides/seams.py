@@ -10,7 +10,7 @@ import numpy as np
 from bcss_jax.slides.blend import Finished
 from bcss_jax.slides.windows import Windows
 
-STEP = 8
+STEP = 4
 
 
 class Seams:

@@ -57,7 +57,7 @@ class Settings:
       probabilities: write them too.
       min_area_um2: smaller regions are left out of regions.geojson.
       truth_codes: code book of masks of truth.
-      truth_region: x, y, width, height in level-0 pixels to which scores are confined, or None.
+      truth_region: x, y, width, height in level-0 pixels to be scored besides the whole, or None.
     """
 
     window: int
@@ -203,7 +203,11 @@ class SlideSegmenter:
             "files": files,
         }
         if truth is not None:
-            summary["scores"] = score(truth, _whole(store), model.scheme, grid)
+            labels = _whole(store)
+            summary["scores"] = score(truth, labels, model.scheme, grid)
+            if truth.region is not None:
+                summary["scores_of_region"] = score(truth.in_region(), labels[truth.region], model.scheme, grid)
+                summary["scores_of_region"]["level0_x_y_width_height"] = settings.truth_region
             clock.lap("scores")
         return summary | {
             "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},

@@ -18,9 +18,9 @@ from bcss_jax.slides.windows import Windows
 
 LEAST, MOST = 0.06, 0.12  # optical density
 INK = 8  # grey levels by which red is darker than green
-SMOOTHING_UM = 8.0  # standard deviation of the blur before the threshold: gaps between fibres are tissue
+SMOOTHING_UM = 4.0  # standard deviation of the blur before the threshold: gaps between fibres are tissue
 SMALLEST_UM2 = 20_000.0  # tissue: smaller spots are dust
-LARGEST_HOLE_UM2 = 20_000.0  # in tissue: smaller ones, as of fat cells and vessels, are taken as tissue
+LARGEST_HOLE_UM2 = 4_000.0  # in tissue: smaller ones, as of fat cells and vessels, are taken as tissue
 
 
 def tissue_by_colour(thumbnail: np.ndarray, mpp: tuple[float, float]) -> np.ndarray:

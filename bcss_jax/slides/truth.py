@@ -23,12 +23,16 @@ class Truth:
     """What is known of a slide.
 
     Attributes:
-      labels: uint8 [height, width] on the slide's grid, labels of the scheme; its ignored label where nothing is known.
-      region: x, y, width, height in level-0 pixels to which scores are confined, or None.
+      labels: uint8 [h, w], labels of the scheme; its ignored label where nothing is known.
+      region: rows and columns of a region to score besides, or None.
     """
 
     labels: np.ndarray
-    region: tuple[int, int, int, int] | None
+    region: tuple[slice, slice] | None
+
+    def in_region(self) -> "Truth":
+        """The region's alone."""
+        return self if self.region is None else Truth(self.labels[self.region], None)
 
 
 def read_truth(
@@ -41,7 +45,7 @@ def read_truth(
       scheme: of the model.
       codes: its code book, "bcss22" or "kaggle3".
       grid: the slide's.
-      region: level-0 pixels to which scores are confined: x, y, width, height; None: everywhere.
+      region: x, y, width, height in level-0 pixels to be scored besides the whole, or None.
 
     Raises:
       DataError: it cannot be read, or has another size.
@@ -59,37 +63,42 @@ def read_truth(
             f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this very slide"
         )
     rows, columns = (_nearest(size, given) for size, given in zip((grid.height, grid.width), mask.shape, strict=True))
-    labels = table[mask[np.ix_(rows, columns)]]
-    if region is not None:
-        x, y, w, h = region
-        if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
-            raise ConfigError(f"--truth_region={x},{y},{w},{h}: does not lie on the slide of {width}x{height} pixels")
-        left, right = (math.ceil(end / grid.scale[0]) for end in (x, x + w))
-        top, bottom = (math.ceil(end / grid.scale[1]) for end in (y, y + h))
-        outside = np.ones(labels.shape, bool)
-        outside[top:bottom, left:right] = False
-        labels[outside] = scheme.ignore_index
-    if not np.isin(labels, scheme.evaluated).any():
-        raise DataError(
-            f"{printable(path)}: expected pixels of {', '.join(scheme.evaluated_names)}, found none; check the mask, its "
-            "codes (--truth_codes) and the region"
-        )
-    return Truth(labels, region)
+    truth = Truth(
+        table[mask[np.ix_(rows, columns)]], None if region is None else _rectangle(region, grid, width, height)
+    )
+    for labels, where in ((truth.labels, "it"), (truth.in_region().labels, "that region")):
+        if not np.isin(labels, scheme.evaluated).any():
+            raise DataError(
+                f"{printable(path)}: expected pixels of {', '.join(scheme.evaluated_names)}, found none in {where}; check the "
+                "mask, its codes (--truth_codes) and the region"
+            )
+    return truth
+
+
+def _rectangle(region, grid, width, height):
+    """Rows and columns of the grid whose pixels begin in a region of level 0."""
+    x, y, w, h = region
+    if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
+        raise ConfigError(f"--truth_region={x},{y},{w},{h}: does not lie on the slide of {width}x{height} pixels")
+    return tuple(
+        slice(math.ceil(start / along), math.ceil((start + size) / along))
+        for start, size, along in ((y, h, grid.scale[1]), (x, w, grid.scale[0]))
+    )
 
 
 def score(truth: Truth, predicted: np.ndarray, scheme: LabelScheme, grid: Grid) -> dict:
-    """Scores of the whole slide, or of the region.
+    """Scores of a slide, or of a part of it.
 
     Args:
       truth: what is known.
-      predicted: uint8 [height, width], values of `classes`. Known tissue that was not segmented (taken for glass, or
+      predicted: uint8 [h, w] of the same part, values of `classes`. Known tissue that was not segmented (taken for glass, or
         unreadable) counts as missed.
       scheme: the label scheme.
       grid: the slide's.
 
     Returns:
       JSON: `dice`, `iou`, `precision`, `recall`, `hd95_um`, `nsd`, each by class and "macro", None where there is no score;
-      `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`, `region`.
+      `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`.
     """
     nothing = scheme.num_classes  # a label more, for what was not segmented
     table = np.full(256, nothing, np.uint8)
@@ -124,7 +133,6 @@ def score(truth: Truth, predicted: np.ndarray, scheme: LabelScheme, grid: Grid) 
     order = [*scheme.evaluated, nothing]
     return result | {
         "tolerance_um": TOLERANCE_UM,
-        "region": truth.region,
         "confusion": {
             "truth": list(scheme.evaluated_names),
             "prediction": [*scheme.evaluated_names, "not segmented"],
