@@ -5,15 +5,19 @@
 
 The slide of `--slide` is segmented whole, a synthetic one (that of `slide_scale.py`) where a mask says that tissue is.
 Both sides run as processes of their own in turn: `python -m bcss_jax.segment` with all that it writes, and
-`tiatoolbox_side.py` twice, once for labels alone (output_type zarr) and once for regions alone (qupath). Both get the same
-windows, stride, mask and cores, and the checkpoint's weights (there in the PyTorch twin). `--network=colour` puts a 1x1
-convolution in the network's place on both sides, so that nearly all of the time is spent outside the network.
+`tiatoolbox_side.py`, which asks for labels (zarr) and then for regions (QuPath). Both get the same windows, stride, mask
+and cores, and the checkpoint's weights (there in the PyTorch twin). `--network=colour` puts a 1x1 convolution in the
+network's place on both sides, so that nearly all of the time is spent outside the network.
 
 TIAToolbox merges windows without weights, begins its windows at the slide's edge and pads with white; here the bell of the
-Gaussian weighs and edges are reflected. The labels of both are compared.
+Gaussian weighs and edges are reflected. The labels of both are compared. It writes neither a pyramid nor an overlay.
 
-"slide" is the time from the opened file to the last result, compilation included; "process" is the whole command, with
-imports and weights, and "cpu" what all cores spent on it, which a busy machine changes least. Memory is the sum of what the process and its children hold (shared pages once), seen every 0.2 s.
+slide    from the opened file to the last result, compilation included
+labels   the same, without what is made of finished labels: regions there, regions and overlay here
+process  the whole command, with imports and weights
+cpu      of all cores for the process: what a busy machine changes least
+peak     memory of the process and its children, pages that they share counted once, seen every 0.2 s
+
 Ratios are TIAToolbox's time over ours (above 1: ours is faster), one per round, as median [least, most].
 """
 
@@ -48,8 +52,7 @@ from bcss_jax.sharding import make_mesh  # noqa: E402
 from bcss_jax.slides.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
 from bcss_jax.slides.windows import windows_of  # noqa: E402
 
-WHAT = ("slide", "process", "cpu")
-THEIRS = ("zarr", "qupath")
+WHAT = ("slide", "labels", "process", "cpu")
 WRITING = ("writing", "pyramid", "regions", "overlay")  # seconds of a summary
 # Haematoxylin is blue and dark, eosin is pink: which of the two a colour is nearer to, times 4 so that it is not undecided.
 COLOUR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
@@ -155,17 +158,19 @@ def ours(side: Side, slide: Path, tissue: Path | None, folder: Path, args) -> di
         ],
     )  # fmt: skip
     summary = json.loads((output / slide.stem / "summary.json").read_text())
-    return taken | {"slide": summary["seconds"]["total"], "summary": summary}
+    seconds = summary["seconds"]
+    labels = seconds["total"] - seconds["regions"] - seconds["overlay"]
+    return taken | {"slide": seconds["total"], "labels": labels, "summary": summary}
 
 
-def theirs(side: Side, kind: str, slide: Path, slide_mpp: float, tissue: Path | None, folder: Path, args) -> dict:
+def theirs(side: Side, slide: Path, slide_mpp: float, tissue: Path | None, folder: Path, args) -> dict:
     """A run of `tiatoolbox_side.py`."""
     stride = windows_of(side.window, side.window, side.window, args.overlap).stride
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         job = side.job | {
             "slide": str(slide), "slide_mpp": slide_mpp, "tissue": tissue and str(tissue), "output": f"{inside}/out",
-            "report": f"{inside}/report.json", "labels": str(folder / f"theirs-{side.name}.npy"), "output_type": kind,
-            "stride": stride, "cores": args.cores, "batch_size": 8,
+            "report": f"{inside}/report.json", "labels": str(folder / f"theirs-{side.name}.npy"), "batch_size": 8,
+            "stride": stride, "cores": args.cores,
         }  # fmt: skip
         path = Path(inside) / "job.json"
         path.write_text(json.dumps(job))
@@ -178,46 +183,33 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
-def report(side: Side, slide: Path, rounds: dict[str, list[dict]], folder: Path) -> None:
+def report(side: Side, slide: Path, here: list[dict], there: list[dict], folder: Path) -> None:
     """Prints what the rounds of a slide with a network say."""
-    summary = rounds["ours"][-1]["summary"]
+    summary = here[-1]["summary"]
     area = summary["tissue_area_mm2"]
-    print(
-        f"\n{slide.name}, {side.name} ({side.job['network']}): {area:.3f} mm2 in {summary['windows']['computed']} windows, "
-        f"{len(rounds['ours'])} rounds"
-    )
-    for name, runs in rounds.items():
-        texts = [f"{spread([run[what] / area for run in runs])} s/mm2 {what}" for what in WHAT]
-        title = "here" if name == "ours" else f"{runs[-1]['versions']}, {name}, {runs[-1]['windows']} windows"
-        print(f"  {title}: {', '.join(texts)}, peak {spread([run['peak'] / 2**20 for run in runs], 0)} MiB")
-        if name == "ours":
-            continue
-        print("    speed here against it: " + ", ".join(
-            f"{what} {spread([b[what] / a[what] for a, b in zip(rounds['ours'], runs, strict=True)])}x"
-            for what in WHAT
+    print(f"\n{slide.name}, {side.name} ({side.job['network']}): {area:.3f} mm2, {len(here)} rounds")
+    for runs in filter(None, (here, there)):
+        windows, name = (summary["windows"]["computed"], "here") if runs is here else (there[-1]["windows"], "there")
+        texts = [f"{what} {spread([run[what] / area for run in runs])}" for what in WHAT]
+        peak = spread([run["peak"] / 2**20 for run in runs], 0)
+        print(f"  {name}, {windows} windows: s/mm2 {', '.join(texts)}; peak {peak} MiB")
+    if there:
+        pairs = list(zip(here, there, strict=True))
+        print("  speed against " + there[-1]["versions"] + ": " + ", ".join(
+            f"{what} {spread([b[what] / a[what] for a, b in pairs])}x" for what in WHAT
         ))  # fmt: skip
-        outside = [(run["slide"] - run["network"]) / area for run in runs]
-        here = [(run["slide"] - run["summary"]["seconds"]["computing"]) / area for run in rounds["ours"]]
-        ratios = [b / a for a, b in zip(here, outside, strict=True)]
-        print(
-            f"    outside the network: {spread(outside)} s/mm2, here (less what was waited for it) {spread(here)}: "
-            f"{spread(ratios)}x"
-        )
-    parts = [run["summary"]["seconds"] for run in rounds["ours"]]
+        outside = [run["slide"] - run["network"] for run in there]
+        print(f"  there outside the network: {spread([seconds / area for seconds in outside])} s/mm2 of slide")
+    parts = [run["summary"]["seconds"] for run in here]
     names = [name for name in parts[0] if name not in ("total", "labelling")]
     print("  share of the slide's time here: " + ", ".join(
         f"{name} {statistics.median(each[name] / each['total'] for each in parts):.1%}" for name in names
     ))  # fmt: skip
     shares = [sum(each[name] for name in WRITING) / each["total"] for each in parts]
-    print(
-        f"  {' + '.join(WRITING)}: {spread(shares)} of the time; at most 0.25: {'yes' if max(shares) <= 0.25 else 'NO'}"
-    )
-    labels = folder / f"theirs-{side.name}.npy"
-    if labels.exists():
-        print(
-            "  "
-            + agreement(tifffile.imread(folder / f"ours-{side.name}" / slide.stem / "labels.ome.tif"), np.load(labels))
-        )
+    print(f"  {' + '.join(WRITING)}: {spread(shares)} of it; at most 0.25: {'yes' if max(shares) <= 0.25 else 'NO'}")
+    if there:
+        mine = tifffile.imread(folder / f"ours-{side.name}" / slide.stem / "labels.ome.tif")
+        print("  " + agreement(mine, np.load(folder / f"theirs-{side.name}.npy")))
     sys.stdout.flush()
 
 
@@ -262,22 +254,21 @@ def main() -> None:
             write_slide(slides[-1][0], args.side, args.mm2)
             # A pixel for 64: of full tiles alone, the mask has the slide's proportions if the side is a multiple of 64.
             mask = np.kron(tissue_tiles(args.side, args.mm2), np.full((TILE // 64,) * 2, 255, np.uint8))
-            Image.fromarray(mask[: args.side // 64, : args.side // 64]).convert("RGB").save(slides[-1][1])
+            Image.fromarray(mask[: args.side // 64, : args.side // 64]).save(slides[-1][1])
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # of all that is started here too
         print(f"{args.cores} cores, load of the last minutes {os.getloadavg()}")
         if args.tiatoolbox_python is None:
             print("TIAToolbox is left out: --tiatoolbox_python=PYTHON names the environment that has it")
-        kinds = THEIRS if args.tiatoolbox_python else ()
         for name in args.network.split(","):
             side = Side(name, args.checkpoint, folder)
             for slide, tissue in slides:
-                rounds = {"ours": [], **{kind: [] for kind in kinds}}
+                here, there = [], []
                 for _ in range(args.rounds):
-                    rounds["ours"].append(ours(side, slide, tissue, folder, args))
-                    mpp = rounds["ours"][-1]["summary"]["slide"]["mpp"][0]
-                    for kind in kinds:
-                        rounds[kind].append(theirs(side, kind, slide, mpp, tissue, folder, args))
-                report(side, slide, rounds, folder)
+                    here.append(ours(side, slide, tissue, folder, args))
+                    if args.tiatoolbox_python:
+                        mpp = here[-1]["summary"]["slide"]["mpp"][0]
+                        there.append(theirs(side, slide, mpp, tissue, folder, args))
+                report(side, slide, here, there, folder)
 
 
 if __name__ == "__main__":

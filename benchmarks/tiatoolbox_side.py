@@ -23,6 +23,7 @@ import zarr  # noqa: E402
 from tiatoolbox.models.engine.io_config import IOSegmentorConfig  # noqa: E402
 from tiatoolbox.models.engine.semantic_segmentor import SemanticSegmentor  # noqa: E402
 from tiatoolbox.models.models_abc import ModelABC  # noqa: E402
+from tiatoolbox.utils.misc import dict_to_store_semantic_segmentor  # noqa: E402
 
 
 class Network(ModelABC):
@@ -86,22 +87,26 @@ def main() -> None:
         ioconfig=ioconfig,
         patch_mode=False,
         save_dir=Path(job["output"]),
-        output_type=job["output_type"],
-        class_dict=dict(enumerate(job["classes"])),
+        output_type="zarr",
         wsireader_kwargs={"mpp": (job["slide_mpp"],) * 2, "power": None},
     )
-    ended = time.perf_counter()
+    labelled = time.perf_counter()
     (result,) = found.values()
-    if job["output_type"] == "zarr":  # for the comparison; not part of the time
-        np.save(job["labels"], zarr.open(str(result), mode="r")["predictions"][:].astype(np.uint8) + 1)
+    labels, regions = zarr.open(str(result), mode="r"), Path(job["output"]) / "regions.json"
+    # What output_type="qupath" does with the same labels, and then removes them.
+    dict_to_store_semantic_segmentor(
+        labels, (1.0, 1.0), "qupath", dict(enumerate(job["classes"])), regions, ignore_index=None, verbose=False
+    )
+    ended = time.perf_counter()
+    np.save(job["labels"], labels["predictions"][:].astype(np.uint8) + 1)  # for the comparison; no part of the time
     report = {
         "start": imported - began,
         "build": built - imported,
         "slide": ended - built,
+        "labels": labelled - built,
         "network": model.seconds,
         "windows": model.windows,
         "versions": f"TIAToolbox {tiatoolbox.__version__}, PyTorch {torch.__version__}",
-        "bytes": sum(file.stat().st_size for file in Path(job["output"]).rglob("*") if file.is_file()),
     }
     Path(job["report"]).write_text(json.dumps(report))
 
