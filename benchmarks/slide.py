@@ -13,7 +13,7 @@ TIAToolbox merges windows without weights, begins its windows at the slide's edg
 Gaussian weighs and edges are reflected. The labels of both are compared. It writes neither a pyramid nor an overlay.
 
 slide    from the opened file to the last result, compilation included
-labels   the same, without what is made of finished labels: regions there, regions and overlay here
+labels   the same as far as finished labels: a zarr array there, a tiled pyramid here
 process  the whole command, with imports and weights
 cpu      of all cores for the process: what a busy machine changes least
 peak     memory of the process and its children, pages that they share counted once, seen every 0.2 s
@@ -53,7 +53,8 @@ from bcss_jax.slides.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
 from bcss_jax.slides.windows import windows_of  # noqa: E402
 
 WHAT = ("slide", "labels", "process", "cpu")
-WRITING = ("writing", "pyramid", "regions", "overlay")  # seconds of a summary
+# Seconds of a summary, each stage's own: the regions are traced beside pyramid and overlay, the writer writes beside all.
+WRITING = ("writing", "pyramid", "regions", "overlay")
 # Haematoxylin is blue and dark, eosin is pink: which of the two a colour is nearer to, times 4 so that it is not undecided.
 COLOUR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
 
@@ -159,7 +160,7 @@ def ours(side: Side, slide: Path, tissue: Path | None, folder: Path, args) -> di
     )  # fmt: skip
     summary = json.loads((output / slide.stem / "summary.json").read_text())
     seconds = summary["seconds"]
-    labels = seconds["total"] - seconds["regions"] - seconds["overlay"]
+    labels = seconds["thumbnail_and_tissue"] + seconds["labelling"] + seconds["pyramid"]
     return taken | {"slide": seconds["total"], "labels": labels, "summary": summary}
 
 
@@ -201,7 +202,7 @@ def report(side: Side, slide: Path, here: list[dict], there: list[dict], folder:
         outside = [run["slide"] - run["network"] for run in there]
         print(f"  there outside the network: {spread([seconds / area for seconds in outside])} s/mm2 of slide")
     parts = [run["summary"]["seconds"] for run in here]
-    names = [name for name in parts[0] if name not in ("total", "labelling")]
+    names = [name for name in parts[0] if name not in ("total", "labelling", "outputs")]
     print("  share of the slide's time here: " + ", ".join(
         f"{name} {statistics.median(each[name] / each['total'] for each in parts):.1%}" for name in names
     ))  # fmt: skip

@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from bcss_jax.errors import ConfigError, DataError, Preempted, UserError
 from bcss_jax.interruption import Interruption
-from bcss_jax.slides import geojson, label_pyramid, labelling, overlay
+from bcss_jax.slides import labelling, results
 from bcss_jax.slides.blend import weights_of
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.domain import out_of_domain
@@ -131,7 +132,8 @@ class SlideSegmenter:
     def _segment(self, entry, folder, interruption):
         clock = _Clock()
         settings, model, name = self._settings, self.model, printable(entry.slide.name)
-        with ReaderPool(entry.slide, self._readers) as pool:
+        # The pool ends first: what is still read for the overlay ends with it.
+        with ThreadPoolExecutor(1) as beside, ReaderPool(entry.slide, self._readers) as pool:
             info = pool.info
             mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
             grid = grid_of(info.width, info.height, mpp, model.mpp)
@@ -146,8 +148,7 @@ class SlideSegmenter:
                     "%s: has %s; the model knows H&E in bright field alone, so mistrust what it says", name, odd
                 )
             tissue = self._tissue(entry, thumbnail, grid)
-            if max(thumbnail.shape) != OVERLAY_SIDE:
-                thumbnail = _shrunk(thumbnail) if max(thumbnail.shape) > OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE)
+            shown = beside.submit(_for_overlay, thumbnail, pool)
             clock.lap("thumbnail_and_tissue")
             windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
             store = TileStore(folder.work / "labels", grid.width, grid.height)
@@ -165,6 +166,7 @@ class SlideSegmenter:
                 interruption=interruption,
                 label=name,
             )
+            thumbnail = shown.result()
             clock.lap("labelling")
         counts = store.counts()
         known = counts.sum() - counts[BACKGROUND]
@@ -172,7 +174,8 @@ class SlideSegmenter:
             raise labelling.too_unreadable(name)
         if interruption.requested:
             raise Preempted(f"{name}: stopped before its results were written; the same command goes on from there")
-        files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock)
+        files, writing = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts)
+        clock.lap("outputs")
         summary = {
             "format": FORMAT,
             "slide": {
@@ -210,7 +213,7 @@ class SlideSegmenter:
                 summary["scores_of_region"]["level0_x_y_width_height"] = settings.truth_region
             clock.lap("scores")
         return summary | {
-            "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
+            "seconds": {**clock.seconds, **writing, **dataclasses.asdict(seconds), "total": clock.total()},
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "versions": versions(),
             "device": device(),
@@ -228,39 +231,24 @@ class SlideSegmenter:
         path = folder.work / "probabilities.zarr"
         return ProbabilityStore(path, grid.width, grid.height, mpp=grid.mpp, classes=self.classes, name=name)
 
-    def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock):
-        """Writes the results, each whole or not at all; returns their names."""
-        path = folder.path
-        label_pyramid.write(path / "labels.ome.tif", store, mpp=grid.mpp, classes=self.classes, name=name)
-        clock.lap("pyramid")
-        geojson.write(
-            path / "regions.geojson",
+    def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts):
+        """Writes the results, each whole or not at all; returns their names, and seconds."""
+        seconds = results.write(
+            folder.path,
             store,
             grid,
             self.classes,
+            thumbnail,
+            name=name,
+            title=f"{name}, {self.model.name}",
             origin=info.bounds[:2] if info.bounds else (0, 0),
             min_area_um2=self._settings.min_area_um2,
-        )
-        clock.lap("regions")
-        overlay.overlay(
-            thumbnail,
-            label_pyramid.read_resized(path / "labels.ome.tif", *thumbnail.shape[:2]),
-            self.classes,
-            path / "overlay.png",
-            title=f"{name}, {self.model.name}",
-            mm_per_pixel=grid.mpp * grid.width / thumbnail.shape[1] / 1000,
             areas_mm2={value: float(counts[value] * grid.pixel_mm2) for value in np.flatnonzero(counts).tolist()},
         )
-        clock.lap("overlay")
         if probabilities is not None:
-            with storage_errors(path):
-                os.replace(folder.work / "probabilities.zarr", path / "probabilities.zarr")
-        return {
-            "labels": "labels.ome.tif",
-            "regions": "regions.geojson",
-            "overlay": "overlay.png",
-            "probabilities": "probabilities.zarr" if probabilities is not None else None,
-        }
+            with storage_errors(folder.path):
+                os.replace(folder.work / "probabilities.zarr", folder.path / "probabilities.zarr")
+        return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}, seconds
 
 
 class _Clock:
@@ -293,7 +281,10 @@ def _fingerprint(path: Path) -> dict:
     return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
 
 
-def _shrunk(thumbnail):
+def _for_overlay(thumbnail, pool):
+    """The thumbnail at `OVERLAY_SIDE`, from the one for tissue or, where that is smaller, from the slide."""
+    if max(thumbnail.shape) <= OVERLAY_SIDE:
+        return thumbnail if max(thumbnail.shape) == OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE)
     image = Image.fromarray(thumbnail)
     image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE), Image.Resampling.BOX)
     return np.asarray(image)
