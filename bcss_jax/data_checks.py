@@ -62,6 +62,11 @@ class CheckReport:
         """Plain dict."""
         return dataclasses.asdict(self)
 
+    def counted(self) -> dict:
+        """The same, with the number of files and patients in place of their lists."""
+        lists = ("patients_in_two_parts", "missing", "bad", "warnings")
+        return {name: len(value) if name in lists else value for name, value in self.to_json().items()}
+
     def log(self, scheme: labels.LabelScheme) -> None:
         """Logs the counts, and as warnings what the user should know before training with this scheme."""
         for part, count in self.tiles.items():

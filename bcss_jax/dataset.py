@@ -150,8 +150,6 @@ class PreparedData:
 
         Lists of files and patients are given by their length; `report` has them in full.
         """
-        lists = ("patients_in_two_parts", "missing", "bad", "warnings")
-        report = {name: len(value) if name in lists else value for name, value in self.report.to_json().items()}
         return {
             "layout": self.layout,
             "split": self.split,
@@ -159,7 +157,7 @@ class PreparedData:
             "mpp": self.mpp,
             "fingerprint": self.fingerprint,
             "data_version": DATA_VERSION,
-            **report,
+            **self.report.counted(),
         }
 
     def table(self, part: str) -> list[dict]:

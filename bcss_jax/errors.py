@@ -4,6 +4,7 @@ Entry points print the message without a traceback (`--debug` shows it) and exit
 """
 
 import re
+from collections.abc import Mapping
 
 
 class UserError(Exception):
@@ -36,6 +37,10 @@ class StorageError(UserError):
     exit_code = 5
 
 
+class InUseError(StorageError):
+    """Another process is at work in a folder."""
+
+
 class PartialError(UserError):
     """Some of several inputs failed, each for its own reason, which is written down; the others are done."""
 
@@ -46,6 +51,16 @@ class Preempted(UserError):
     """The run was asked to stop, has saved, and goes on when the same command is run again."""
 
     exit_code = 75  # os.EX_TEMPFAIL
+
+
+def in_flags_of_command(message: str, flags: Mapping[str, str]) -> str:
+    """A message of the layers below, which name the flags of training, for another command.
+
+    Args:
+      message: such as "...; choose another --config.data.prepared_dir".
+      flags: of training -> of the command; others stay.
+    """
+    return re.sub(r"--config\.[a-z_.]*[a-z_]", lambda found: flags.get(found[0], found[0]), message)
 
 
 def first_line(error: BaseException) -> str:

@@ -20,13 +20,17 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import jax
 
 from bcss_jax import labels, layouts, workdir
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
-from bcss_jax.evaluation import tables, trained_run
+from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError, in_flags_of_command
+from bcss_jax.evaluation import nnunet_run, tables, trained_run
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.subject import Subject, differences, evaluate
 from bcss_jax.interruption import Interruption
 from bcss_jax.sharding import check_batch_size, make_mesh
+
+# Flags of training, as errors name them -> those of this command.
+FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp")}
+FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if args.debug:
             raise
-        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
+        kind = "note" if isinstance(error, Preempted) else "error"
+        print(f"{kind}: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 
@@ -77,8 +82,12 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     if not paths:
         raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
     mesh = make_mesh(jax.local_devices())
-    runs = trained_run.with_unique_names([trained_run.read(path, mesh, args.which) for path in paths], OF_ALL)
-    batch_size = args.batch_size if args.batch_size is not None else min(run.config["eval_batch_size"] for run in runs)
+    runs = [
+        nnunet_run.read(path, mesh) if nnunet_run.is_one(path) else trained_run.read(path, mesh, args.which)
+        for path in paths
+    ]
+    runs = trained_run.with_unique_names(runs, OF_ALL)
+    batch_size = args.batch_size if args.batch_size is not None else min(run.batch_size for run in runs)
     check_batch_size("--batch_size", batch_size, 1, mesh)
     settings = {
         "part": args.split,
@@ -117,7 +126,10 @@ def _subjects(args, runs, batch_size) -> list[Subject]:
         key = json.dumps([settings, run.scheme.name], sort_keys=True)
         if key not in prepared:
             prepared[key] = _parts(settings, args, run.scheme, batch_size)
-        found.append(Subject(run.name, run.name, (run,), *prepared[key]))
+        part, fit_on = prepared[key]
+        if isinstance(run, nnunet_run.NnunetRun):
+            part, fit_on = _unseen(run, part, fit_on)
+        found.append(Subject(run.name, run.name, (run,), part, fit_on))
     if not args.ensemble:
         return found
     groups = {}
@@ -133,14 +145,23 @@ def _subjects(args, runs, batch_size) -> list[Subject]:
         if folder in names:
             raise ConfigError(f"a run is called {folder}, as the ensemble would be; rename its folder")
         runs_of_group = tuple(subject.runs[0] for subject in group)
-        found.append(Subject(name, folder, runs_of_group, group[0].part, group[0].fit_on))
+        by_fit = sorted(group, key=lambda subject: subject.fit_on is not subject.part)  # first what is its own part's
+        found.append(Subject(name, folder, runs_of_group, by_fit[0].part, by_fit[0].fit_on))
     return found
+
+
+def _unseen(run, part, fit_on) -> tuple[Part, Part]:
+    """The parts again, if no fold was trained on the first; the temperature is fitted on it if one was on the other."""
+    keys = {each.name: [row["key"] for row in each.table] for each in (part, fit_on)}
+    run.check_unseen(part.name, keys[part.name], part.data["layout"])
+    return part, part if run.seen(fit_on.name, keys[fit_on.name], fit_on.data["layout"]) else fit_on
 
 
 def _data_settings(args, run) -> dict:
     """Arguments of `dataset.prepare`: the checkpoint's, and those of the command line in their place."""
-    saved = run.config["data"]
     names = ("layout", "split", "mpp", "patch_size", "stride", "allow_missing", "max_bad")
+    # nnU-Net's method cuts no patches: those of the other runs' default.
+    saved = {"patch_size": 224, "stride": 224, **run.config["data"]}
     settings = {name: saved[name] for name in names} | {"data_dir": saved["dir"] or None}
     if args.layout and args.layout != saved["layout"]:
         settings |= {"layout": args.layout, "split": "published", "data_dir": None}

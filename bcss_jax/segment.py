@@ -11,6 +11,7 @@ request.
 """
 
 import argparse
+import collections
 import logging
 import os
 import sys
@@ -19,7 +20,16 @@ from pathlib import Path
 import jax
 
 from bcss_jax import workdir
-from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, UserError, first_line
+from bcss_jax.errors import (
+    ConfigError,
+    DataError,
+    InUseError,
+    PartialError,
+    Preempted,
+    StorageError,
+    UserError,
+    first_line,
+)
 from bcss_jax.evaluation import trained_run
 from bcss_jax.interruption import Interruption
 from bcss_jax.labels import CODE_BOOKS
@@ -28,12 +38,12 @@ from bcss_jax.slides import batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
+from bcss_jax.slides.slide_folder import note_failure
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, model_of_run
 from bcss_jax.tiles import printable
 
-WINDOWS_AT_ONCE = {"cpu": 4}  # a device's share of a batch
-OTHERWISE = 32
+ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
 MOST_READERS = 8
 
 
@@ -92,55 +102,81 @@ def _parser():
 
 
 def _run(args: argparse.Namespace, interruption: Interruption) -> None:
-    entries = _entries(args)
-    mesh = make_mesh(jax.local_devices())
-    segmenters = _segmenters(args, mesh)
+    whole = None if args.slides is None else _list(args)
+    entries = [_single(args)] if whole is None else shard_of(whole, args.shard)
+    segmenters = _segmenters(args, make_mesh(jax.local_devices()))
     folders = {entry: _folders(args.output, entry, segmenters) for entry in entries}
-    failures = {}
     with workdir.storage_errors(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
     if not args.overwrite:
         _refuse_other_results(entries, segmenters, folders)
     interruption.begin()
-    for number, entry in enumerate(entries, 1):
+    failures, busy = {}, {}
+    waiting = collections.deque(enumerate(entries, 1))
+    while waiting:
+        number, entry = waiting.popleft()
+        name = printable(entry.slide.name)
         if interruption.requested:
-            raise Preempted(f"stopped before {printable(entry.slide.name)}; the same command goes on from there")
+            raise Preempted(f"stopped before {name}; the same command goes on from there")
         try:
-            _segment(entry, f"{number}/{len(entries)}", segmenters, folders[entry], args, interruption)
-        except Preempted:
-            raise
-        except UserError as error:
-            if args.slides is None:
+            _segment(entry, f"{number}/{len(entries)} ", segmenters, folders[entry], args, interruption)
+        except (Preempted, StorageError) as error:
+            if not isinstance(error, InUseError) or whole is None:
+                raise  # the next slide would fail too
+            if entry not in busy:
+                waiting.append((number, entry))  # once more when the others are done
+            busy[entry] = error
+        except Exception as error:
+            if whole is None or (args.debug and not isinstance(error, UserError)):
                 raise
+            if not isinstance(error, UserError):  # one slide shall not cost the others
+                error = DataError(f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where")
+                note_failure(folders[entry][0], error)
             print(f"failed: {error}", file=sys.stderr, flush=True)
             failures[entry] = error
-        if args.slides is not None:
-            batch_summary.write(args.output, read_list(args.slides), len(segmenters) > 1)
-    if args.slides is not None:
-        print(
-            f"\n{len(entries) - len(failures)} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them"
-        )
+        else:
+            busy.pop(entry, None)
+        if whole is not None:
+            batch_summary.write(args.output, whole, len(segmenters) > 1)
+    if whole is not None:
+        done = len(entries) - len(failures) - len(busy)
+        print(f"\n{done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
+    _conclude(args, entries, failures, busy)
+
+
+def _conclude(args, entries, failures, busy):
+    """The error that a list ends with, if any."""
+    names = ", ".join(printable(entry.slide.name) for entry in list(failures or busy)[:5])
+    names += ", ..." if len(failures or busy) > 5 else ""
     if failures:
-        names = ", ".join(printable(entry.slide.name) for entry in list(failures)[:5])
         raise PartialError(
-            f"{len(failures)} of {len(entries)} slides failed ({names}{', ...' if len(failures) > 5 else ''}); "
-            f"{args.output / 'summary.csv'} says why, and the same command tries them again"
+            f"{len(failures)} of {len(entries)} slides failed ({names}); {args.output / 'summary.csv'} says why, and the same "
+            "command tries them again"
+        )
+    if busy:
+        raise Preempted(
+            f"other processes are at work on {len(busy)} of {len(entries)} slides ({names}); run the same command again "
+            "to see them done"
         )
 
 
-def _entries(args) -> list[Entry]:
-    if args.slides is not None:
-        for name in ("mpp", "truth"):
-            if getattr(args, name) is not None:
-                raise ConfigError(f"--{name} is of one slide; in a list it is the column {name} of {args.slides}")
-        tissue = None if args.tissue in ("colour", "all") else args.tissue
-        if tissue:
-            raise ConfigError(f"--tissue={tissue}: a file is of one slide; in a list it is the column tissue")
-        return shard_of(read_list(args.slides), args.shard)
+def _list(args) -> list[Entry]:
+    """All slides of the list, those of other shards too."""
+    given = {"mpp": args.mpp, "truth": args.truth, "tissue": _tissue_file(args)}
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"--{name}={value}: is of one slide; in a list it is the column {name} of {args.slides}")
+    return read_list(args.slides)
+
+
+def _single(args) -> Entry:
     if args.shard is not None:
         raise ConfigError("--shard is a part of a list; give the list with --slides=list.csv")
-    tissue = None if args.tissue in ("colour", "all") else args.tissue
-    return [Entry(args.slide, args.mpp, tissue, None if args.truth is None else str(args.truth))]
+    return Entry(args.slide, args.mpp, _tissue_file(args), None if args.truth is None else str(args.truth))
+
+
+def _tissue_file(args) -> str | None:
+    return None if args.tissue in ("colour", "all") else args.tissue
 
 
 def _segmenters(args, mesh) -> list[SlideSegmenter]:
@@ -149,8 +185,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
         raise ConfigError("--truth_region is a part of a mask of truth; give the mask with --truth")
     if not args.min_area_um2 >= 0:
         raise ConfigError(f"--min_area_um2={args.min_area_um2}: must be 0 or more")
-    share = WINDOWS_AT_ONCE.get(mesh.devices.flat[0].platform, OTHERWISE)
-    batch_size = _at_least_one("batch_size", args.batch_size, share * mesh.size)
+    share = ON_CPU if mesh.devices.flat[0].platform == "cpu" else OTHERWISE
     readers = _at_least_one("readers", args.readers, min(MOST_READERS, os.cpu_count() or 1))
     found = []
     for model in _models(args, mesh):
@@ -176,7 +211,15 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             truth_codes=args.truth_codes,
             truth_region=region,
         )
+        default = max(1, share * 224**2 // window**2) * mesh.size
+        batch_size = _at_least_one("batch_size", args.batch_size, default)
         found.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
+    schemes = [each.model.scheme.name for each in found]
+    if len(set(schemes)) > 1:
+        raise ConfigError(
+            f"--checkpoint: {found[0].model.name} knows the classes {schemes[0]}, others {', '.join(sorted(set(schemes[1:])))}; only "
+            "models of one label scheme can be compared"
+        )
     return found
 
 
@@ -225,22 +268,17 @@ def _refuse_other_results(entries, segmenters, folders):
 
 
 def _segment(entry, place, segmenters, paths, args, interruption) -> None:
-    name = printable(entry.slide.name)
-    summaries = []
+    summaries, new = [], False
     for segmenter, path in zip(segmenters, paths, strict=True):
-        try:
-            summary, before = segmenter.segment(entry, path, args.overwrite, interruption)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ConfigError(
-                f"{name}: the device's memory does not hold a batch of windows ({first_line(error)}); try a smaller --batch_size"
-            ) from error
-        print(batch_summary.line(summary, f"{place} " if args.slides else "", path, before), flush=True)
+        summary, before = segmenter.segment(entry, path, args.overwrite, interruption)
+        print(batch_summary.line(summary, place if args.slides else "", path, before), flush=True)
         summaries.append(summary)
+        new |= not before
+    picture = paths[0].parent / "comparison.png"
+    if len(segmenters) > 1 and (new or not picture.exists()):
+        with workdir.locked(picture.parent):
+            comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
     if len(segmenters) > 1:
-        picture = paths[0].parent / "comparison.png"
-        comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
         print(f"  compared: {picture}", flush=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax.config import differences
-from bcss_jax.errors import ConfigError, StorageError
+from bcss_jax.errors import ConfigError, InUseError, StorageError
 
 # All that a run writes into its folder, and so all that `--fresh` takes away.
 OUTPUTS = (
@@ -41,7 +41,7 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise StorageError(f"{workdir}: in use by {holder}; wait for it, or choose another folder") from error
+            raise InUseError(f"{workdir}: in use by {holder}; wait for it, or choose another folder") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -97,11 +97,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -54,7 +54,7 @@ from bcss_jax.slides.windows import windows_of  # noqa: E402
 
 WHAT = ("slide", "labels", "process", "cpu")
 # Seconds of a summary, each stage's own: the regions are traced beside pyramid and overlay, the writer writes beside all.
-WRITING = ("writing", "pyramid", "regions", "overlay")
+WRITING = ("writing", "pyramid", "tracing", "overlay")
 # Haematoxylin is blue and dark, eosin is pink: which of the two a colour is nearer to, times 4 so that it is not undecided.
 COLOUR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
 
@@ -202,7 +202,7 @@ def report(side: Side, slide: Path, here: list[dict], there: list[dict], folder:
         outside = [run["slide"] - run["network"] for run in there]
         print(f"  there outside the network: {spread([seconds / area for seconds in outside])} s/mm2 of slide")
     parts = [run["summary"]["seconds"] for run in here]
-    names = [name for name in parts[0] if name not in ("total", "labelling", "outputs")]
+    names = [name for name in parts[0] if name not in ("total", "labelling")]
     print("  share of the slide's time here: " + ", ".join(
         f"{name} {statistics.median(each[name] / each['total'] for each in parts):.1%}" for name in names
     ))  # fmt: skip

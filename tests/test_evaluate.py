@@ -5,13 +5,20 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
+import time
+import zipfile
+from subprocess import PIPE
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from tile_files import image, kaggle512, mask, name, save
 
 from bcss_jax import checkpoint, config, dataset, evaluate, labels, models, optimizer, step
+from bcss_jax.errors import in_flags_of_command
 from bcss_jax.evaluation import gallery, per_image, predict, results_folder, run
 from bcss_jax.evaluation.surface_distance import surface_scores
 from bcss_jax.model_function import ModelFunction, split_model
@@ -304,6 +311,62 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
     assert files(output) == files(finished[0])
 
 
+# Imports once, forks before anything runs in threads, kills the command after some seconds and tells its exit code.
+SPAWNER = """
+import json, os, signal, sys, time
+from bcss_jax import dataset, evaluate, input_pipeline
+from bcss_jax.evaluation import run
+
+run.KEEP_EVERY = 0.0  # after every batch
+for line in sys.stdin:
+    log, seconds, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(1, 2)
+        os._exit(evaluate.main(arguments))
+    end, status = time.monotonic() + seconds, (0, 0)
+    while not status[0]:
+        time.sleep(0.01)
+        status = os.waitpid(child, os.WNOHANG)
+        if not status[0] and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status[1]), flush=True)
+"""
+
+
+def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, tmp_path):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment |= {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    log, output = tmp_path / "log", tmp_path / "killed"
+    spawner = subprocess.Popen(
+        [sys.executable, "-c", SPAWNER], stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT, env=environment
+    )
+
+    def ended(output, seconds=300):
+        options = [f"--checkpoints={runs[0]},{runs[1]}", f"--output={output}", f"--prepared_dir={prepared}"]
+        print(json.dumps([str(log), seconds, options]), file=spawner.stdin, flush=True)
+        return int(spawner.stdout.readline())
+
+    with spawner:
+        begun = time.monotonic()
+        assert ended(tmp_path / "whole") == 0, log.read_text()
+        whole, codes = time.monotonic() - begun, []
+        for share in np.random.default_rng(0).uniform(0.05, 0.7, 5):  # the next ones need not compile
+            if 0 in codes[-1:]:
+                shutil.rmtree(output)  # it was faster this time
+            codes.append(ended(output, share * whole))
+        assert ended(output) == 0, log.read_text()
+        spawner.stdin.close()
+    assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
+    assert files(output) == files(tmp_path / "whole")
+    assert "Traceback" not in log.read_text()
+
+
 def test_asked_to_stop_it_saves_and_says_so(command, runs, tmp_path, monkeypatch, capsys):
     output, call = tmp_path / "here", predict.Predictor.__call__
 
@@ -457,6 +520,16 @@ def test_a_batch_that_does_not_divide_over_the_devices(command, runs, tmp_path, 
     assert "--batch_size=12 does not divide over 8 devices" in one_line(capsys)
 
 
+def test_errors_name_the_flags_of_the_command(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    paths = [f"--checkpoints={runs[0]}", f"--output={tmp_path / 'here'}", f"--prepared_dir={tmp_path / 'file'}"]
+    assert evaluate.main(paths) == 5
+    assert one_line(capsys).endswith("or choose another --prepared_dir")
+    message = "use --config.data.split=institute, or --config.data.allow_missing=True"  # training alone has the second
+    changed = in_flags_of_command(message, evaluate.FLAGS)
+    assert changed == "use --data.split=institute, or --config.data.allow_missing=True"
+
+
 def test_no_checkpoint_there(command, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
@@ -554,9 +627,12 @@ def test_nothing_in_a_run_is_unpickled_or_executed(command, runs, tmp_path, caps
     for suffix in ("pth", "pkl", "npz"):
         (tmp_path / f"weights.{suffix}").write_bytes(pickled)
     np.save(tmp_path / "weights.npy", np.array([Canary(canary)], object), allow_pickle=True)
+    with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
+        archive.writestr("../../escaped", "x")
     for path in tmp_path.glob("weights.*"):
         assert command([path], tmp_path / "here") == 3
         assert "found a file" in one_line(capsys)
+    assert not list(tmp_path.parent.parent.glob("**/escaped"))  # no archive is opened
     for item in ("about", "params", "rest", "metrics"):
         folder = tmp_path / item
         shutil.copytree(runs[0], folder)
@@ -576,19 +652,6 @@ def test_progress_of_a_stopped_evaluation_is_not_unpickled(command, runs, tmp_pa
     np.savez(output / "one" / "progress.npz", identity=np.array([Canary(canary)], object))
     assert command(runs[:1], output) == 0
     assert (output / "one" / "scores.json").exists() and not canary.exists()
-
-
-def test_runs_of_the_nnunet_method_are_left_to_their_own_command(command, runs, tmp_path, capsys):
-    def to_method(about):
-        about["config"] = {"method": "nnunet"}
-
-    folder = changed(runs, tmp_path, to_method)
-    (tmp_path / "nnunet" / "fold_0").mkdir(parents=True)
-    shutil.copytree(folder / "checkpoints", tmp_path / "nnunet" / "fold_0" / "checkpoints")
-    for path in (tmp_path / "nnunet", tmp_path / "nnunet" / "fold_0"):
-        assert command([path], tmp_path / "here") == 2
-        line = one_line(capsys)
-        assert "python -m bcss_jax.nnunet predict" in line and "cross_validation.json" in line
 
 
 def test_weights_that_are_not_numbers_are_told(command, runs, new_run, tmp_path, capsys, monkeypatch):

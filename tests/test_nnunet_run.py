@@ -12,6 +12,9 @@ from conftest import ROOT
 from nnunet_small import PLAN
 from PIL import Image
 
+from bcss_jax.checkpoint import load_model
+from bcss_jax.nnunet import folds
+
 SHORT = ("--config.epochs=2", "--config.iterations=2", "--config.val_iterations=1", "--config.fold=0")
 
 
@@ -87,6 +90,10 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
         pixels = np.sum(summary["counts"][name])
         assert pixels == 80 * (64 + 2 * number - 4)  # ignored ones are left out
     assert len((workdir / "fold_0" / "history.csv").read_text().splitlines()) == 3
+    # What evaluation tells by which cases a fold was trained on.
+    _, about = load_model(workdir / "fold_0" / "checkpoints", "latest")
+    fingerprint = json.loads((workdir / "dataset_fingerprint.json").read_text())
+    assert about["data_sha256"] == folds.sha256(fingerprint, splits[0], about["plan"])
     assert "the table comes when all folds are trained" in printed
 
 
@@ -109,6 +116,13 @@ def test_the_trained_fold_predicts_images(raw, trained, tmp_path):
     assert labels.shape == (90, 70) and labels.max() <= 2
     assert Image.open(tmp_path / "overlays" / "case6_0000.jpg").size == (70, 90)
     assert main(arguments) == 2  # what is there is not overwritten
+
+
+def test_errors_name_the_flags_of_the_command(tmp_path, capsys):
+    from bcss_jax.nnunet.__main__ import main
+
+    assert main(["plan", f"--raw={tmp_path}", f"--out={tmp_path / 'plans.json'}"]) == 3
+    assert "name that folder with --raw" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(raw, tmp_path):

@@ -18,8 +18,10 @@ from conftest import ROOT
 from PIL import Image
 from slides_small import tissue_picture, write_run
 
-from bcss_jax import segment
+from bcss_jax import segment, workdir
 from bcss_jax.slides import segment_slide
+from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.tissue_file import read_tissue
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
 # 0.05 mm on a side: all of it is below the size of dust.
@@ -271,6 +273,94 @@ def test_a_folder_that_is_no_run_and_a_slide_that_is_none(runs, slide, tmp_path,
     assert "text.svs" in one_line(capsys)
 
 
+def test_models_of_different_label_schemes_are_not_compared(runs, slide, tmp_path, capsys):
+    other = write_run(tmp_path / "other", scheme="tumor_stroma_other")
+    assert command(f"{runs[0]},{other}", slide, tmp_path / "out") == 2
+    assert "tumor_stroma_other" in one_line(capsys) and not (tmp_path / "out").exists()
+
+
+def test_files_added_to_a_finished_folder_stay_and_do_no_harm(runs, slide, tmp_path, capsys):
+    assert command(runs[0], slide, tmp_path) == 0
+    (tmp_path / "case" / "notes.txt").write_text("mine")
+    assert command(runs[0], slide, tmp_path) == 0
+    assert "done before" in capsys.readouterr().out
+    assert command(runs[0], slide, tmp_path, "--overwrite") == 0
+    assert (tmp_path / "case" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("share, code", ((0.005, 0), (0.2, 3)))
+def test_tiles_that_cannot_be_decoded_are_tissue_also_without_a_pyramid(runs, tmp_path, capsys, share, code):
+    pixels = np.full((1024, 1024, 3), (200, 120, 170), np.uint8)
+    pixels += np.random.default_rng(0).integers(0, 40, pixels.shape, np.uint8)
+    slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=64)
+    whole = slide.read_bytes()
+    slide_files.spoil(slide, np.random.default_rng(0).permutation(256)[: round(256 * share)])
+    options = (f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1")
+    for _ in range(2):  # a second try does not get past what the first one met
+        assert call(*options, "--overwrite") == code
+        assert call(*options) == code
+    if code:
+        assert "over 1% of the tissue cannot be decoded" in capsys.readouterr().err
+        slide.write_bytes(whole)  # fetched again: the same command, and nothing of before is left
+        assert call(*options) == 0
+    summary = summary_of(tmp_path / "out" / "case")
+    assert summary["tissue_area_mm2"] == pytest.approx(1024**2 * 0.25**2 / 1e6)
+    assert summary["unreadable_area_mm2"] == pytest.approx(0 if code else 64**2 * 0.25**2 / 1e6)
+
+
+def test_a_slide_in_use_is_tried_again_at_the_end(runs, tmp_path, capsys):
+    for name in ("a", "b"):
+        slide_files.tiled(tmp_path / f"{name}.tif", tissue_picture(40, 40)[0])
+    (tmp_path / "list.csv").write_text("slide\na.tif\nb.tif\n")
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    with workdir.locked(tmp_path / "out" / "a"):
+        assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 75
+        assert "other processes are at work on 1 of 2 slides (a.tif)" in one_line(capsys)
+        assert (tmp_path / "out" / "b" / "summary.json").exists()
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
+
+
+def test_regions_given_back_on_a_slide_with_bounds_are_where_they_were(tmp_path):
+    grid = Grid(100, 80, 0.25, (1.0, 1.0))
+    square = [[10, 20], [40, 20], [40, 50], [10, 50], [10, 20]]
+    (tmp_path / "tissue.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [square]}))
+    at_zero = read_tissue(tmp_path / "tissue.geojson", grid).mask
+    shifted = read_tissue(tmp_path / "tissue.geojson", grid, (30, 5)).mask
+    assert shifted[30:50, 45:65].all() and (shifted[5:, 30:] == at_zero[:-5, :-30]).all()
+
+
+class Killed(BaseException):
+    """Nothing in the product catches it."""
+
+
+@pytest.mark.parametrize("place", ("finish", "forget_work", "pyramid", "regions", "overlay", "labelling"))
+def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
+    runs, slide, finished, tmp_path, monkeypatch, place
+):
+    def killed(*_):
+        raise Killed
+
+    class Clock(segment_slide._Clock):
+        def lap(self, name):
+            super().lap(name)
+            if name == place:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        if place in ("finish", "forget_work"):
+            patch.setattr(segment_slide.SlideFolder, place, killed)
+        else:
+            patch.setattr(segment_slide, "_Clock", Clock)
+        with pytest.raises(Killed):
+            command(runs[0], slide, tmp_path, "--probabilities")
+    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
+    assert contents(tmp_path / "case") == contents(finished)
+    assert not (tmp_path / "case" / ".work").exists()
+    (tmp_path / "case" / "overlay.png").unlink()  # what is missing is made again
+    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
+    assert contents(tmp_path / "case") == contents(finished)
+
+
 def contents(folder):
     """Bytes of all results; of the summary without what a clock and the machine give."""
     found = {}
@@ -282,7 +372,7 @@ def contents(folder):
 
 
 def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):
-    """Six kills, or as many as the variable KILLS says."""
+    """Four kills, or as many as the variable KILLS says."""
     pixels, _ = tissue_picture(1700, 600, seed=5)
     slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=256)
     arguments = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={runs[0]}", f"--slide={slide}", "--readers=2"]
@@ -293,13 +383,13 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs
     expected = contents(tmp_path / "whole" / "case")
     rng = np.random.default_rng(0)
     alive = 0
-    for number in range(int(os.environ.get("KILLS", 6))):
-        output = tmp_path / f"out{number // 3}"  # up to three kills of one and the same run
+    for number in range(int(os.environ.get("KILLS", 4))):
+        output = tmp_path / f"out{number // 2}"  # up to two kills of one and the same run
         with subprocess.Popen([*arguments, f"--output={output}"], cwd=ROOT, stdout=-3, stderr=-3) as process:
             time.sleep(rng.uniform(0.3, 1.0) * length)
             alive += process.poll() is None
             process.send_signal(signal.SIGKILL)
-        if number % 3 == 2 or number + 1 == int(os.environ.get("KILLS", 6)):
+        if number % 2 == 1 or number + 1 == int(os.environ.get("KILLS", 4)):
             subprocess.run([*arguments, f"--output={output}"], cwd=ROOT, check=True, capture_output=True)
             assert contents(output / "case") == expected
     assert alive

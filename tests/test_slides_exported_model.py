@@ -9,6 +9,8 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from slides_small import tissue_picture
 from trained_small import WINDOW, write_run
 
 from bcss_jax import export, segment
@@ -126,6 +128,24 @@ def test_what_a_file_cannot_do_is_refused_at_once(artefact, tmp_path, capsys, ar
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_slide_segmented_with_either_has_the_same_labels(artefact, run, tmp_path, capsys):
+    Image.fromarray(tissue_picture(120, 150)[0]).save(tmp_path / "slide.png")
+    arguments = [f"--slide={tmp_path / 'slide.png'}", "--mpp=0.5", "--tissue=all", "--readers=1"]
+    assert segment.main([f"--checkpoint={run},{artefact}", f"--output={tmp_path / 'both'}", *arguments]) == 0
+    labels = [(tmp_path / "both" / "slide" / name / "labels.ome.tif").read_bytes() for name in ("small", "unet")]
+    assert labels[0] == labels[1]
+    assert (tmp_path / "both" / "slide" / "comparison.png").exists()
+    alone = [f"--checkpoint={artefact}", f"--output={tmp_path / 'one'}", *arguments]
+    assert segment.main(alone) == 0
+    summary = json.loads((tmp_path / "one" / "slide" / "summary.json").read_text())
+    assert summary["model"]["name"] == "unet" and summary["model"]["checkpoint"]["artefact"] == str(artefact)
+    capsys.readouterr()
+    assert segment.main(alone) == 0 and "done before" in capsys.readouterr().out
+    # Another network is another identity.
+    assert segment.main([f"--checkpoint={run}", *alone[1:]]) == 2
+    assert "holds results of other settings" in capsys.readouterr().err
 
 
 # Damage.

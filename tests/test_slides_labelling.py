@@ -163,6 +163,7 @@ def bytes_of(folder):
 def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overlap):
     monkeypatch.setattr("bcss_jax.slides.blocks.ROWS", 32)
     monkeypatch.setattr("bcss_jax.slides.blocks.COLUMNS", 64)
+    monkeypatch.setattr("bcss_jax.slides.blend.LANE", 50)
     pixels, expected = tissue_picture(300, 200, seed=1)
     run = dict(model=colour_model(), mask=expected > 0, overlap=overlap)
     whole = ArrayPool(pixels)

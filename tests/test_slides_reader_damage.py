@@ -88,7 +88,7 @@ def test_two_percent_of_the_tiles(tmp_path):
         blocks = [future.result(timeout=60) for future in futures]
         count = sum(int(block.unreadable.sum()) for block in blocks if block.unreadable is not None)
         assert count / 640**2 == pytest.approx(0.02)
-        thumbnail = pool.thumbnail(80)
+        thumbnail = pool.thumbnail(80).pixels
     assert thumbnail.shape == (80, 80, 3) and (thumbnail[10:14, 58:62] > 230).all()
 
 
@@ -222,7 +222,7 @@ def test_slides_of_odd_sizes_keep_their_size(tmp_path, size, model_mpp):
         assert block.pixels.shape == (grid.height, grid.width, 3)
         if model_mpp == 0.25:
             np.testing.assert_array_equal(block.pixels, pixels)
-        assert max(pool.thumbnail(100).shape[:2]) == min(100, max(size))
+        assert max(pool.thumbnail(100).pixels.shape[:2]) == min(100, max(size))
 
 
 def test_a_strip_of_200_000_pixels(tmp_path):
@@ -230,7 +230,7 @@ def test_a_strip_of_200_000_pixels(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with ReaderPool(tmp_path / "a.png", 1) as pool:
         np.testing.assert_array_equal(read_all(pool).pixels, pixels)
-        assert pool.thumbnail(1000).shape == (1000, 1, 3)
+        assert pool.thumbnail(1000).pixels.shape == (1000, 1, 3)
 
 
 def test_a_flat_tiff_of_ten_gigabytes_is_never_read_whole(tmp_path):
@@ -259,7 +259,7 @@ def test_a_grey_slide_is_read_and_told(tmp_path):
     path = tiled(tmp_path / "a.tif", grey)
     with ReaderPool(path, 1) as pool:
         np.testing.assert_array_equal(read_all(pool).pixels, np.repeat(grey[..., None], 3, -1))
-        assert out_of_domain(pool.thumbnail(100)) == "shades of grey only"
+        assert out_of_domain(pool.thumbnail(100).pixels) == "shades of grey only"
     np.testing.assert_array_equal(TiffSlideSlide(path).read(0, 0, 0, 320, 256)[..., 1], grey)
 
 
@@ -268,7 +268,7 @@ def test_what_is_out_of_domain(shared):
     assert out_of_domain(np.full((9, 9, 3), 255, np.uint8)) is None  # glass
     for name in ("CMU-1-Small-Region.svs", "TCGA-A2-A0D2_pyramid.tif"):
         with ReaderPool(shared / "data/slides" / name, 1) as pool:
-            assert out_of_domain(pool.thumbnail(300)) is None
+            assert out_of_domain(pool.thumbnail(300).pixels) is None
 
 
 # No slides at all.

@@ -125,7 +125,7 @@ def test_an_image_is_decoded_by_one_process_only(tmp_path, pixels):
 @pytest.mark.parametrize("max_side", [1, 10, 77, 150, 301, 1000])
 def test_a_thumbnail_has_the_slides_shape(path, pixels, max_side):
     with ReaderPool(path, 1) as pool:
-        thumbnail = pool.thumbnail(max_side)
+        thumbnail = pool.thumbnail(max_side).pixels
     shrink = max(1, 301 / max_side)
     assert thumbnail.shape == (max(1, round(203 / shrink)), max(1, round(301 / shrink)), 3)
     expected = Image.fromarray(pixels).resize(thumbnail.shape[1::-1], Image.Resampling.BOX)
@@ -134,11 +134,11 @@ def test_a_thumbnail_has_the_slides_shape(path, pixels, max_side):
 
 def test_a_thumbnail_is_made_in_pieces(path, pixels, monkeypatch):
     with ReaderPool(path, 2) as pool:
-        whole = pool.thumbnail(120)
+        whole = pool.thumbnail(120).pixels
         monkeypatch.setattr(reader_pool, "THUMBNAIL_SOURCE", 20)
         submit, sizes = pool.submit, []
         monkeypatch.setattr(pool, "submit", lambda grid, *box: sizes.append(box[2:]) or submit(grid, *box))
-        in_pieces = pool.thumbnail(120)
+        in_pieces = pool.thumbnail(120).pixels
     assert len(sizes) == 6  # whole tiles, 64 pixels of the level of half the size
     assert np.abs(in_pieces.astype(int) - whole).max() <= 1
 
@@ -153,7 +153,7 @@ def test_the_thumbnail_of_a_large_slide_without_a_pyramid_takes_little_memory(tm
         path, tiles, shape=(side, side, 3), dtype=np.uint8, tile=(tile, tile), photometric="rgb", compression="deflate"
     )
     with ReaderPool(path, 1) as pool:
-        thumbnail = pool.thumbnail(120)
+        thumbnail = pool.thumbnail(120).pixels
         with open(f"/proc/{children(pool)[0]}/status") as file:
             peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
     expected = np.full((120, 120), 255.0)

@@ -15,7 +15,9 @@ def counted(windows, sums, weights, cuts):
     for top, end in zip([0, *cuts], [*cuts, windows.height], strict=True):
         columns = (weights[top:end] > 0).any(0)
         ends = np.flatnonzero(np.diff(columns, prepend=False, append=False)).reshape(-1, 2)
-        seams.add(top, [Finished(x0, x1, sums[:, top:end, x0:x1], weights[top:end, x0:x1]) for x0, x1 in ends.tolist()])
+        for x0, x1 in ends.tolist():
+            seams.add(top, Finished(x0, x1, sums[:, top:end, x0:x1], weights[top:end, x0:x1]))
+        seams.end_row()
         total += seams.take()
     return total
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bcss_jax.errors import ConfigError
@@ -13,23 +13,33 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(2, 24), st
 
 
 def blended(windows, weights, predictions, chosen, first_row=0):
-    """(first pixel row, sums, weights) of everything that the blender gives away, joined."""
+    """(first and last + 1 pixel row of each row, sums, weights) of everything that the blender gives away, joined."""
     blender = blend.Blender(windows, weights, predictions.shape[2], first_row)
     shape = windows.height, windows.width
     sums, total, ends = np.zeros((predictions.shape[2], *shape), np.float32), np.zeros(shape, np.float32), []
     for row in range(first_row, windows.rows):
+        found = []
         for column in range(windows.columns):
             if chosen[row, column]:
-                blender.add(row, column, predictions[row, column])
-        first, end, found = blender.finish(row)
+                found += blender.add(row, column, predictions[row, column])
+        found += blender.finish(row)
+        first, end = windows.finished_rows(row)
         ends.append((first, end))
         for piece in found:
+            assert piece.weights.shape == (end - first, piece.right - piece.left)
+            assert not total[first:end, piece.left : piece.right].any()
             sums[:, first:end, piece.left : piece.right] = piece.sums
             total[first:end, piece.left : piece.right] = piece.weights
     return ends, sums, total
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.fixture(autouse=True, params=(8, 8192))
+def lane(request, monkeypatch):
+    """Narrow lanes make small slides go through all that large ones do."""
+    monkeypatch.setattr(blend, "LANE", request.param)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes, st.integers(0, 2**32 - 1), st.sampled_from(blend.BLENDS))
 def test_rows_are_the_sums_over_all_windows(size, seed, how):
     height, width, side, overlap = size
@@ -55,7 +65,7 @@ def test_rows_are_the_sums_over_all_windows(size, seed, how):
     assert all(before[1] == after[0] for before, after in zip(ends, ends[1:], strict=False))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes, st.integers(0, 2**32 - 1), st.data())
 def test_going_on_at_a_pixel_row_gives_the_same_bits(size, seed, data):
     height, width, side, overlap = size
@@ -66,12 +76,14 @@ def test_going_on_at_a_pixel_row_gives_the_same_bits(size, seed, data):
     chosen = rng.random((windows.rows, windows.columns)) < 0.8
     _, sums, total = blended(windows, weights, predictions, chosen)
     y = data.draw(st.integers(0, height - 1))
+    first, end = windows.finished_rows(windows.row_that_finishes(y))
+    assert first <= y < end
     _, again, total_again = blended(windows, weights, predictions, chosen, windows.first_row_that_changes(y))
     np.testing.assert_array_equal(again[:, y:], sums[:, y:])
     np.testing.assert_array_equal(total_again[y:], total[y:])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes)
 def test_all_windows_cover_every_pixel_and_weights_cancel(size):
     height, width, side, overlap = size
@@ -84,7 +96,7 @@ def test_all_windows_cover_every_pixel_and_weights_cancel(size):
         np.testing.assert_allclose(sums[0] / total, 0.25, atol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes)
 def test_windows_over_the_edge_are_reflections(size):
     height, width, side, overlap = size

@@ -18,13 +18,17 @@ from bcss_jax.data.inspection import inspect
 from bcss_jax.data.report import number_of
 from bcss_jax.data.source import Settings, Source
 from bcss_jax.data.verify import verify
-from bcss_jax.errors import ConfigError, DataError, UserError
+from bcss_jax.errors import ConfigError, DataError, UserError, in_flags_of_command
 from bcss_jax.labels import SCHEMES
 from bcss_jax.layouts import LAYOUTS
 from bcss_jax.progress import ProgressLine
 from bcss_jax.tiles import printable
 
 NAMED = 10  # defects, and notes, that are printed; all are counted
+# Flags of training, as errors name them -> those of this command.
+FLAGS = {
+    f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp", "patch_size", "stride")
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if "--debug" in argv:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 
@@ -115,7 +119,7 @@ def _verify(args: argparse.Namespace) -> None:
         print(f"note: and {len(verdict.notes) - NAMED} more")
     defects = [(kind, line) for kind, lines in verdict.defects.items() for line in lines]
     for kind, line in defects[:NAMED]:
-        print(f"{kind}: {line}", file=sys.stderr)
+        print(f"{kind}: {in_flags_of_command(line, FLAGS)}", file=sys.stderr)
     if len(defects) > NAMED:
         print(f"and {len(defects) - NAMED} more", file=sys.stderr)
     usable = sum(verdict.tiles.values())

@@ -4,6 +4,7 @@ Everything in it comes from the checkpoint and from its evaluation; what they do
 """
 
 import json
+import shlex
 from pathlib import Path
 
 from bcss_jax.evaluation import tables
@@ -157,14 +158,30 @@ def _pretrained(evaluation):
 def _loading(evaluation):
     checkpoint = evaluation["checkpoint"]
     yield ""
+    for one in (one for one in checkpoint.get("members", [checkpoint]) if "folds" in one):
+        yield "```bash"
+        yield f"python -m bcss_jax.nnunet predict --model={shlex.quote(one['folder'])} --images=FOLDER --out=FOLDER"
+        yield "```"
+        yield ""
+        yield (
+            f"nnU-Net's method, fold(s) {markdown_text(', '.join(one['folds']))}: each image is cropped and normalised by "
+            "itself, seen in overlapping windows and mirrorings; the mean of the folds' logits counts."
+        )
+        yield ""
+    members = [one for one in checkpoint.get("members", [checkpoint]) if "folds" not in one]
+    if members:
+        yield from _loading_networks(evaluation, members)
+
+
+def _loading_networks(evaluation, members):
     yield "```python"
     yield "from bcss_jax import checkpoint, pretrained"
     yield ""
-    for one in checkpoint.get("members", [checkpoint]):
+    for one in members:
         yield f"model, about = checkpoint.load_model({json.dumps(one['folder'])}, {json.dumps(one['which'])})"
     yield "state = pretrained.to_torch_state(model)  # PyTorch's names -> NumPy arrays"
     yield "```"
-    if "members" in checkpoint:
+    if "members" in evaluation["checkpoint"]:
         yield ""
         yield "An ensemble: its prediction is the mean of its members' probabilities."
     elif evaluation["config"]:

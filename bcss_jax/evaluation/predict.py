@@ -10,7 +10,7 @@ models, of the same kind.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,7 +23,8 @@ from bcss_jax.evaluation.calibration import confidence_counts
 from bcss_jax.labels import LabelScheme
 from bcss_jax.model_function import ModelFunction
 
-Member = tuple[ModelFunction, dict, dict]  # with its params and rest
+# What a trained run says of images: uint8 [N, H, W, 3] on the devices -> `log_probabilities` of them.
+Member = Callable[[jax.Array], jax.Array]
 
 
 class View(NamedTuple):
@@ -58,11 +59,9 @@ def log_probabilities(
     Returns:
       float32 [N, H, W, C], minus infinity for the classes that are not evaluated.
     """
-    evaluated = np.isin(np.arange(scheme.num_classes), scheme.evaluated)
 
     def seen(images):
-        logits, _ = function(params, rest, images, train=False)
-        return jax.nn.log_softmax(jnp.where(evaluated, logits.astype(jnp.float32), -jnp.inf))
+        return of_logits(scheme, function(params, rest, images, train=False)[0])
 
     several = views(*images.shape[1:3], tta)
     if len(several) == 1:
@@ -78,6 +77,12 @@ def log_probabilities(
     nothing = jnp.full((*images.shape[:3], scheme.num_classes), -jnp.inf, jnp.float32)
     total, _ = jax.lax.scan(add, nothing, (jnp.arange(len(several)), turned))
     return total - np.float32(np.log(len(several)))
+
+
+def of_logits(scheme: LabelScheme, logits: jax.Array) -> jax.Array:
+    """Logits [N, H, W, C] as `log_probabilities`."""
+    evaluated = np.isin(np.arange(scheme.num_classes), scheme.evaluated)
+    return jax.nn.log_softmax(jnp.where(evaluated, logits.astype(jnp.float32), -jnp.inf))
 
 
 @jax.jit
@@ -116,18 +121,15 @@ def counts(scheme: LabelScheme, log_probabilities: jax.Array, labels: jax.Array,
 class Predictor:
     """One model, or several as an ensemble, of one label scheme."""
 
-    def __init__(self, members: Sequence[Member], scheme: LabelScheme, tta: bool, mesh: Mesh):
+    def __init__(self, members: Sequence[Member], scheme: LabelScheme, mesh: Mesh):
         """Takes models whose arrays lie on all devices of the mesh."""
-        self.scheme, self.tta = scheme, tta
+        self.scheme = scheme
         self._members, self._mesh = list(members), mesh
 
     def __call__(self, images: np.ndarray, labels: np.ndarray, positions: np.ndarray) -> dict[str, jax.Array]:
         """Starts to compute `counts` of a batch, and returns at once."""
         placed = sharding.place_batch({"images": images, "labels": labels, "positions": positions}, self._mesh)
-        each = [
-            log_probabilities(function, self.scheme, self.tta, params, rest, placed["images"])
-            for function, params, rest in self._members
-        ]
+        each = [member(placed["images"]) for member in self._members]
         joined = each[0] if len(each) == 1 else mean(each)
         return counts(self.scheme, joined, placed["labels"], placed["positions"])
 

@@ -11,7 +11,8 @@ from bcss_jax import metrics
 from bcss_jax.errors import NumericalError
 from bcss_jax.evaluation import bootstrap, gallery, per_image
 from bcss_jax.evaluation.calibration import ConfidenceCounts
-from bcss_jax.evaluation.predict import Predictor, views
+from bcss_jax.evaluation.nnunet_run import NnunetRun
+from bcss_jax.evaluation.predict import Predictor, View
 from bcss_jax.evaluation.results_folder import ResultsFolder
 from bcss_jax.evaluation.run import TOLERANCE_UM, Part, Seconds, count, pictures, sampled_logits, temperature
 from bcss_jax.evaluation.scores import scores
@@ -37,7 +38,7 @@ class Subject:
 
     name: str
     folder: str
-    runs: tuple[TrainedRun, ...]
+    runs: tuple[TrainedRun | NnunetRun, ...]
     part: Part
     fit_on: Part
 
@@ -45,6 +46,11 @@ class Subject:
     def scheme(self) -> LabelScheme:
         """The label scheme."""
         return self.runs[0].scheme
+
+    def views(self, height: int, width: int, tta: bool) -> list[View]:
+        """The flips and turns of an image that any of the runs looks at."""
+        each = [view for run in self.runs for view in run.views(height, width, tta)]
+        return list(dict.fromkeys(each))
 
     def identity(self) -> dict:
         """What decides its results, the settings apart, as JSON."""
@@ -59,7 +65,7 @@ class Subject:
             "folder": self.folder,
             "model": first.config["model"]["name"],
             "label_scheme": self.scheme.to_json(),
-            "trained_on": first.about["data"],
+            "trained_on": first.trained_on,
             "data": self.part.data,
             "part": self.part.name,
             "config": first.config,
@@ -71,11 +77,11 @@ class Subject:
         }
         if len(self.runs) == 1:
             return about
-        alike = all(run.about["data"] == first.about["data"] for run in self.runs)
+        alike = all(run.trained_on == first.trained_on for run in self.runs)
         return about | {
             "model": "ensemble",
-            "trained_on": first.about["data"] if alike else None,
-            "params_sha256": joint_sha256(self.runs),
+            "trained_on": first.trained_on if alike else None,
+            "params_sha256": joint_sha256([run.sha256["params"] for run in self.runs]),
             "checkpoint": {"members": [{"name": run.name, **run.position()} for run in self.runs]},
             **{name: None for name in ("config", "versions", "pretrained")},
             "history": [],
@@ -100,7 +106,7 @@ def evaluate(
     else:
         results.begin(subject.folder)
     seconds = Seconds(*begun.pop("seconds").tolist()) if begun else Seconds()
-    predictor = Predictor([run.member(mesh) for run in subject.runs], scheme, tta, mesh)
+    predictor = Predictor([run.member(mesh, tta) for run in subject.runs], scheme, mesh)
 
     def keep(arrays):
         results.keep(subject.folder, identity, arrays | {"seconds": np.array(dataclasses.astuple(seconds))})
@@ -129,7 +135,7 @@ def evaluate(
     rows = per_image.per_image(images, counted["confusion"], counted["hd95_um"], counted["nsd"], scheme)
     per_image.write(results.folder / subject.folder / "per_image.csv", rows)
     evaluation = subject.describe() | {
-        "augmentation": [view._asdict() for view in views(*size, tta)],
+        "augmentation": [view._asdict() for view in subject.views(*size, tta)],
         "scores": found,
         "temperature": scale,
         "gallery": shown,

@@ -5,6 +5,7 @@ Nothing in a run's folder is executed or unpickled; a checkpoint is JSON and arr
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from bcss_jax import checkpoint
 from bcss_jax.config import validate
 from bcss_jax.errors import ConfigError, DataError, first_line
+from bcss_jax.evaluation.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.model_function import ImageStatistics, ModelFunction
 from bcss_jax.run_record import COLUMNS
@@ -54,6 +56,21 @@ class TrainedRun:
         """All settings of the training."""
         return self.about["config"]
 
+    @property
+    def home(self) -> Path:
+        """The folder of the run."""
+        return self.folder.parent if self.folder.name == "checkpoints" else self.folder
+
+    @property
+    def trained_on(self) -> dict:
+        """`dataset.PreparedData.describe` of the training."""
+        return self.about["data"]
+
+    @property
+    def batch_size(self) -> int:
+        """Images at a time in the validation of its training."""
+        return self.config["eval_batch_size"]
+
     def identity(self) -> dict:
         """What decides its predictions, as JSON."""
         config = {name: self.config[name] for name in ("model", "dtype", "image_mean", "image_std")}
@@ -71,18 +88,26 @@ class TrainedRun:
         finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731
         return [{name: finite(row.get(name)) for name in COLUMNS} for row in rows]
 
-    def member(self, mesh: Mesh) -> tuple[ModelFunction, dict, dict]:
-        """Function, params and rest, on all devices of the mesh.
+    def views(self, height: int, width: int, tta: bool) -> tuple[View, ...]:
+        """The flips and turns of an image that `member` looks at."""
+        return views(height, width, tta)
+
+    def member(self, mesh: Mesh, tta: bool) -> Member:
+        """The model on all devices of the mesh, with test-time augmentation or without.
 
         Raises:
           DataError: the checkpoint cannot be read, or another one has taken its place.
         """
+        return functools.partial(log_probabilities, self.function, self.scheme, tta, *self.weights(mesh))
+
+    def weights(self, mesh: Mesh) -> tuple[dict, dict]:
+        """`params` and `rest` on all devices of the mesh; errors as of `member`."""
         trained = checkpoint.load_trained(self.folder, mesh, self.which)
         if trained.step != self.step:
             raise DataError(
                 f"{self.folder}: the run has saved another checkpoint meanwhile; run the same command again"
             )
-        return self.function, trained.params, trained.rest
+        return trained.params, trained.rest
 
 
 def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
@@ -102,7 +127,7 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
     where, about = folder / str(trained.step), trained.about
     config = about.get("config")
     if isinstance(config, dict) and config.get("method") == "nnunet":
-        raise _of_nnunet(path)
+        raise _fold_of_nnunet(path)
     try:
         scheme = scheme_from_json(about.get("label_scheme"))
     except ValueError as error:
@@ -122,7 +147,7 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         ) from error
     function = ModelFunction(checkpoint.network_of(trained), statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.rest)}
-    return TrainedRun(_name(folder), folder, which, trained.step, about, scheme, function, sha256)
+    return TrainedRun(folder_name(_name(folder)), folder, which, trained.step, about, scheme, function, sha256)
 
 
 def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> list[TrainedRun]:
@@ -131,12 +156,12 @@ def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> 
     Raises:
       ConfigError: the same checkpoint twice.
     """
-    folders = [run.folder for run in runs]
+    folders = [run.home for run in runs]
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
             raise ConfigError(f"--checkpoints names {printable(folder)} twice; name it once")
     names = [run.name for run in runs]
-    longer = [_clean(f"{run.folder.parent.parent.name}_{name}") if names.count(name) > 1 else name
+    longer = [folder_name(f"{run.home.parent.name}_{name}") if names.count(name) > 1 else name
               for run, name in zip(runs, names, strict=True)]  # fmt: skip
     unique = []
     for name in longer:
@@ -148,9 +173,14 @@ def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> 
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, unique, strict=True)]
 
 
-def joint_sha256(runs: Sequence[TrainedRun]) -> str:
-    """Of the parameters of several runs, in their order."""
-    return hashlib.sha256(json.dumps([run.sha256["params"] for run in runs]).encode()).hexdigest()
+def joint_sha256(each: Sequence[str]) -> str:
+    """Of several hashes, in their order."""
+    return hashlib.sha256(json.dumps(list(each)).encode()).hexdigest()
+
+
+def folder_name(name: str) -> str:
+    """A name that can be that of a folder, in any file system."""
+    return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
 
 
 def _checkpoints_of(path):
@@ -165,25 +195,17 @@ def _checkpoints_of(path):
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and any(each.name.isdecimal() for each in folder.iterdir()):
             return folder.resolve()
-    if any(path.glob("fold_*/checkpoints")):
-        raise _of_nnunet(path)
     raise DataError(
         f"{printable(path)}: expected the folder of a run or its checkpoints, found no checkpoint in it; train first, or "
         "name another folder"
     )
 
 
-def _of_nnunet(path):
+def _fold_of_nnunet(path):
     return ConfigError(
-        f"{printable(path)}: a run of nnU-Net's method, which crops, normalises and joins folds in its own way; its folds "
-        "are scored in the run's cross_validation.json, and python -m bcss_jax.nnunet predict segments other images with it"
+        f"{printable(path)}: one fold of nnU-Net's method; name the folder of its run, whose folds are evaluated together"
     )
 
 
 def _name(folder):
-    return _clean(folder.parent.name if folder.name == "checkpoints" else folder.name)
-
-
-def _clean(name):
-    """A name that can be that of a folder, in any file system."""
-    return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
+    return folder.parent.name if folder.name == "checkpoints" else folder.name

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from bcss_jax import figures, tiles
-from bcss_jax.errors import ConfigError, DataError, UserError
+from bcss_jax.errors import ConfigError, DataError, UserError, in_flags_of_command
 from bcss_jax.labels import SCHEMES
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, trained
 from bcss_jax.nnunet.plan import PRESETS
@@ -29,6 +29,8 @@ from bcss_jax.pretrained import to_torch_state
 from bcss_jax.progress import ProgressLine
 from bcss_jax.workdir import write_png
 
+# Flags of training, as errors name them -> those of this command.
+FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
 OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay, at most
 
 
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 

@@ -56,6 +56,7 @@ class Cases:
       dataset: what stands in nnU-Net's dataset.json.
       scheme: what its labels mean, for scores and pictures.
       folder: where what is derived from it may be kept; its name changes when a file does.
+      description: as `dataset.PreparedData.describe` gives it for checkpoints; None of a raw data folder.
     """
 
     train: tuple[Case, ...]
@@ -63,6 +64,7 @@ class Cases:
     dataset: dict
     scheme: LabelScheme
     folder: Path
+    description: dict | None
 
 
 def find(
@@ -105,20 +107,26 @@ def find(
     options = {"layout": layout, "scheme": scheme.name, "version": VERSION}
     if layout == "sample":
         digest = digest_of_files(options, [Path(sample.__file__)], Path(sample.__file__).parent)
-        cases = [_drawn(patch, to_label) for patch in sample.draw()]
-        return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}")
+        patches = list(sample.draw())
+        contents = [data_checks.content_of(patch.image, patch.mask) for patch in patches]
+        rows = [(p.key, p.split, p.patient, content) for p, content in zip(patches, contents, strict=True)]
+        description = _description(layout, "built-in", sample.MPP, digest, data_checks.judge(rows, codes))
+        cases = [_drawn(patch, to_label) for patch in patches]
+        return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
     data_dir = Path(data_dir).expanduser() if data_dir else None
     tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=None, required=())
     options |= {"split": split, "allow_missing": allow_missing, "max_bad": max_bad}
     digest = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
     folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
     with storage_errors(prepared_dir), held(folder):
-        usable = _checked(tiles, folder, allow_missing, max_bad)
-    return _with_parts([_from_tile(tile, to_label) for tile in tiles if tile.key in usable], scheme, folder)
+        usable, report = _checked(tiles, folder, allow_missing, max_bad)
+    description = _description(layout, "institute" if layout == "roi" else split, mpp, digest, report)
+    cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
+    return _with_parts(cases, scheme, folder, description)
 
 
 def _checked(tiles, folder, allow_missing, max_bad):
-    """Names of the usable tiles; all are read once for it. Held in a file for the next time."""
+    """Names of the usable tiles, and the report; all are read once for it. Held in a file for the next time."""
     file = folder / "cases.json"
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
@@ -133,16 +141,24 @@ def _checked(tiles, folder, allow_missing, max_bad):
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()}))
-    return set(json.loads(file.read_text())["usable"])
+    found = json.loads(file.read_text())
+    return set(found["usable"]), data_checks.CheckReport(**found["report"])
 
 
-def _with_parts(cases, scheme, folder):
+def _description(layout, split, mpp, digest, report):
+    codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
+    about = {"layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": digest}
+    return about | {"data_version": f"nnunet {VERSION}", **report.counted()}
+
+
+def _with_parts(cases, scheme, folder, description):
     cases = sorted(cases, key=lambda case: case.name)
     train = tuple(case for case in cases if case.part != "test")
     if not train:
         raise DataError(f"{printable(folder)}: expected cases to train on, found none; complete the data set")
     dataset = labels.dataset_of(scheme, len(train))
-    return Cases(train, tuple(case for case in cases if case.part == "test"), dataset, scheme_of(dataset), folder)
+    test = tuple(case for case in cases if case.part == "test")
+    return Cases(train, test, dataset, scheme_of(dataset), folder, description)
 
 
 def scheme_of(dataset: dict) -> LabelScheme:
@@ -193,7 +209,8 @@ def _raw(root, prepared_dir):
     ]
     train = tuple(case for case in cases if case.part == "train")
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
-    return Cases(train, tuple(case for case in cases if case.part == "test"), dataset, scheme_of(dataset), folder)
+    test = tuple(case for case in cases if case.part == "test")
+    return Cases(train, test, dataset, scheme_of(dataset), folder, None)
 
 
 def _raw_pairs(root, part, ending):

@@ -5,6 +5,8 @@ therefore made of whole patients unless told otherwise.
 """
 
 import collections
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,6 +70,11 @@ def by_case(names: Sequence[str], count: int = NUM_FOLDS, seed: int = SEED) -> l
 def patients_on_both_sides(split: Split, patient_of: dict[str, str]) -> list[str]:
     """The patients whose cases a fold both trains on and validates with: what its figures leak through."""
     return sorted({patient_of[name] for name in split["train"]} & {patient_of[name] for name in split["val"]})
+
+
+def sha256(fingerprint: dict, split: Split, plan: dict) -> str:
+    """What a fold is trained on, and how, as a hash: in its checkpoints."""
+    return hashlib.sha256(json.dumps([fingerprint, split, plan], sort_keys=True).encode()).hexdigest()
 
 
 def _split(names, held_out) -> Split:

@@ -1,7 +1,6 @@
 """nnU-Net's method from data set to ensemble: fingerprint, plan, preprocessing, folds, cross-validation, test."""
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
@@ -75,6 +74,7 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
         "label_scheme": cases.scheme.to_json(),
         "plan": plan,
         "dataset": cases.dataset,
+        "data": cases.description,
         "device": device(),
         "versions": versions(),
     }
@@ -99,7 +99,7 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
             [by_name[case][1] for case in split["val"]],
             class_names=cases.scheme.class_names,
             folder=folder,
-            about=about | {"fold": name, "data_sha256": _sha256([fingerprint, split, plan])},
+            about=about | {"fold": name, "data_sha256": folds.sha256(fingerprint, split, plan)},
             checkpoint_steps=config.checkpoint_steps,
             log_seconds=config.log_seconds,
             max_bad_steps=config.max_bad_steps,
@@ -199,7 +199,3 @@ def _conclude(config, workdir, cases, plan, splits, by_name, say):
 
 def _line(scores):
     return ", ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in scores.items())
-
-
-def _sha256(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,12 +1,16 @@
 """What is said of segmented slides in short: a line on the screen, and summary.csv with a row for each slide of a list."""
 
+import contextlib
 import csv
+import fcntl
 import io
+import os
+import socket
 from pathlib import Path
 
-from bcss_jax.slides.slide_folder import status_of
+from bcss_jax.slides.slide_folder import is_of_slide, reason_of, status_of
 from bcss_jax.slides.slide_list import Entry, folder_name
-from bcss_jax.workdir import write_text
+from bcss_jax.workdir import storage_errors, write_text
 
 COLUMNS = (
     "slide",
@@ -44,7 +48,7 @@ def line(summary: dict, place: str, path: Path, before: bool) -> str:
 
 
 def write(output: Path, entries: list[Entry], several: bool) -> None:
-    """Writes summary.csv from what lies in the slides' folders, those of other shards too.
+    """Writes summary.csv from what lies in the slides' folders, those of other shards too, which may do so at the same time.
 
     Args:
       output: the folder that holds them.
@@ -54,16 +58,26 @@ def write(output: Path, entries: list[Entry], several: bool) -> None:
     Raises:
       StorageError: it cannot be written.
     """
+    own = output / f".summary-{socket.gethostname()}-{os.getpid()}.csv"
+    with storage_errors(output), open(output / ".summary.lock", "a") as lock:
+        # So that what another process has just finished is not missing. Where a shared file system knows no locks, the
+        # table may be a slide behind until the next one is finished.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        write_text(own, _table(output, entries, several))
+        os.replace(own, output / "summary.csv")
+
+
+def _table(output: Path, entries: list[Entry], several: bool) -> str:
     rows, areas = [], {}
     for entry in entries:
         folder = output / folder_name(entry.slide)
-        models = sorted(path for path in folder.glob("*/") if not path.name.startswith(".")) if several else [folder]
+        models = sorted(path for path in folder.glob("*/") if is_of_slide(path)) if several else [folder]
         for path in models or [folder]:
             status, content = status_of(path)
             row = dict.fromkeys(COLUMNS, "") | {"slide": str(entry.slide), "status": status, "folder": str(path)}
             row["model"] = path.name if several and models else ""
-            if status == "failed":
-                row["reason"] = content.get("reason", "")
+            row["reason"] = reason_of(path)
             if status == "done":
                 row |= {
                     "model": content["model"]["name"],
@@ -80,7 +94,7 @@ def write(output: Path, entries: list[Entry], several: bool) -> None:
     writer = csv.DictWriter(text, [*COLUMNS, *areas], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
-    write_text(output / "summary.csv", text.getvalue())
+    return text.getvalue()
 
 
 def _number(value):

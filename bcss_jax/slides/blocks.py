@@ -60,6 +60,11 @@ class Blocks:
         for key in [key for key in self._held if (key[0] + 1) * ROWS <= y]:
             del self._held[key]
 
+    def forget_unreadable_above(self, y: int) -> None:
+        """`unreadable_in` is not asked about pixel rows above `y` any more."""
+        for key in [key for key in self.unreadable if (key[0] + 1) * ROWS <= y]:
+            del self.unreadable[key]
+
     def unreadable_in(self, top: int, bottom: int, left: int, right: int) -> np.ndarray | None:
         """Which pixels of a rectangle could not be read, bool [bottom - top, right - left]; None if all could."""
         found = None

@@ -39,7 +39,7 @@ def write(
       UserError: the slide, the results or the truth cannot be read any more, or the picture not be written.
     """
     with ReaderPool(entry.slide, 1) as pool:
-        thumbnail = pool.thumbnail(SIDE)
+        thumbnail = pool.thumbnail(SIDE).pixels
     shape = thumbnail.shape[:2]
     panels = []
     if entry.truth is not None:

@@ -32,7 +32,7 @@ from bcss_jax.slides.windows import Windows, cut
 from bcss_jax.workdir import write_text
 
 BATCHES_AHEAD = 2  # on the devices while the host blends
-ROWS_BEHIND = 2  # of tiles, waiting to be written
+ROWS_BEHIND = 2  # of tiles, waiting to be written; one with probabilities, which are large
 MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
 
 
@@ -102,13 +102,26 @@ def label_slide(
     missing = [row for row in range(store.rows) if not (store.has_row(row) and _seams_file(store, row).exists())]
     if not missing:
         return seconds
-    first = missing[0] * store.tile_size
-    start = windows.first_row_that_changes(max(first - 1, 0))
+    # All pixel rows that are finished together with the first one that is missing, and the row above them.
+    again = windows.row_that_finishes(missing[0] * store.tile_size)
+    start = windows.first_row_that_changes(max(windows.finished_rows(again)[0] - 1, 0))
     chosen = tissue.windows(windows)
     blocks = Blocks(pool, tissue.grid, windows, chosen, start, AHEAD * readers)
     blender = Blender(windows, weights, classes, start)
     with (
-        _Rows(label, store, probabilities, tissue, blocks, Seams(windows, classes), classes, first, seconds) as rows,
+        _Rows(
+            label,
+            store,
+            probabilities,
+            tissue,
+            blocks,
+            Seams(windows, classes),
+            windows,
+            classes,
+            again,
+            missing[0],
+            seconds,
+        ) as rows,
         contextlib.closing(ProgressLine(label, int(chosen.sum()), int(chosen[:start].sum()))) as line,
     ):
         done = int(chosen[:start].sum())
@@ -117,12 +130,13 @@ def label_slide(
                 arrays = iter(predicted() if predicted else ())
             for row, column in events:
                 with seconds.counted("blending"):
-                    if column is not None:
-                        blender.add(row, column, next(arrays))
-                        done += 1
-                        continue
-                    finished = blender.finish(row)
-                rows.add(*finished)
+                    finished = blender.finish(row) if column is None else blender.add(row, column, next(arrays))
+                    for piece in finished:
+                        rows.add(row, piece)
+                if column is None:
+                    rows.end(row)
+                else:
+                    done += 1
             line.update(done)
             if interruption.requested:
                 rows.wait()
@@ -174,15 +188,19 @@ def _ahead(items):
 class _Rows:
     """Turns finished pixels into rows of tiles, and has them written by a thread."""
 
-    def __init__(self, name, store, probabilities, tissue, blocks, seams, classes, first, seconds):
+    def __init__(
+        self, name, store, probabilities, tissue, blocks, seams, windows, classes, again, first_tiles, seconds
+    ):
         self._name, self._store, self._probabilities = name, store, probabilities
-        self._tissue, self._blocks = tissue, blocks
-        self._seams, self._classes, self._first, self._seconds = seams, classes, first, seconds
+        self._tissue, self._blocks, self._seams, self._windows = tissue, blocks, seams, windows
+        self._classes, self._again, self._seconds = classes, again, seconds
         self._unreadable = 0
         self._bearable = MAX_UNREADABLE * tissue.share * store.width * store.height
         self._writer = ThreadPoolExecutor(1)
         self._writing: collections.deque[Future] = collections.deque()
-        self._begin()
+        self._first_tiles = first_tiles  # the first row of tiles to write
+        self._counts: dict[int, np.ndarray] = {}  # of seams, by row of tiles
+        self._tiles: dict[int, tuple] = {}  # by row: labels, and probabilities in steps of 1/255 if they are wanted
 
     def __enter__(self):
         return self
@@ -196,36 +214,54 @@ class _Rows:
         """Returns when what is complete is written."""
         self._settle(0)
 
-    def add(self, top: int, bottom: int, pieces: list[Finished]) -> None:
-        """Takes finished pixel rows, in order; those that are in the store already only help to compare neighbours."""
-        size = self._store.tile_size
-        ends = {y for y in (self._first - 1, self._first, bottom) if top < y <= bottom}
-        ends |= set(range((top // size + 1) * size, bottom, size))
-        for end in sorted(ends):
-            if end >= self._first:
-                self._add(top, end, [_rows_of(piece, top, end, bottom) for piece in pieces])
-            top, pieces = end, [_rows_of(piece, end, bottom, bottom) for piece in pieces]
-
-    def _add(self, top, end, pieces):
-        with self._seconds.counted("blending"):
-            self._seams.add(top, pieces)
-            if end <= self._first:
-                self._seams.take()
-                return
-            here = slice(top % self._store.tile_size, top % self._store.tile_size + end - top)
-            for piece in pieces:
-                columns = slice(piece.left, piece.right)
-                labels = self._labels_of(piece, top, end)
-                self._labels[here, columns] = labels
-                if self._probabilities is not None:
-                    with np.errstate(invalid="ignore", divide="ignore"):
-                        steps = np.rint(piece.sums * (np.float32(255) / piece.weights))
-                    known = (labels != BACKGROUND) & (labels != UNREADABLE)
-                    self._steps[:, here, columns] = np.where(known, steps, 0).astype(np.uint8)
+    def add(self, row: int, piece: Finished) -> None:
+        """Takes some columns of what a row of windows finishes. Of the row above the first one only its end is right."""
+        top, bottom = self._windows.finished_rows(row)
+        if row < self._again - 1:
+            return
+        self._seams.add(top, piece)
+        if row < self._again:
+            return
+        labels, columns = self._labels_of(piece, top, bottom), slice(piece.left, piece.right)
+        steps = None
+        if self._probabilities is not None:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                steps = np.rint(piece.sums * (np.float32(255) / piece.weights))
+            steps = np.where((labels != BACKGROUND) & (labels != UNREADABLE), steps, 0).astype(np.uint8)
+        for number, here, there in self._parts(top, bottom):
+            whole, whole_steps = self._buffers(number)
+            whole[there, columns] = labels[here]
+            if steps is not None:
+                whole_steps[:, there, columns] = steps[:, here]
         if self._unreadable > self._bearable:
             raise too_unreadable(self._name)
-        if end % self._store.tile_size == 0 or end == self._store.height:
-            self._flush((end - 1) // self._store.tile_size)
+
+    def end(self, row: int) -> None:
+        """All that a row of windows finishes is there: rows of tiles that are complete are written."""
+        top, bottom = self._windows.finished_rows(row)
+        self._seams.end_row()
+        self._blocks.forget_unreadable_above(bottom)
+        if row < self._again:
+            self._seams.take()
+            return
+        if bottom == top:
+            return
+        # The row of tiles that these pixel rows end in is given the counts of all of them.
+        last = (bottom - 1) // self._store.tile_size
+        self._counts[last] = self._counts.get(last, 0) + np.asarray(self._seams.take())
+        for number, _, _ in self._parts(top, bottom):
+            buffers = self._buffers(number)
+            if (number + 1) * self._store.tile_size <= bottom or bottom == self._store.height:
+                del self._tiles[number]
+                if number >= self._first_tiles:
+                    self._write_soon(number, *buffers, self._counts.pop(number, np.zeros((2, 2), np.int64)).tolist())
+
+    def _parts(self, top, bottom):
+        """(row of tiles, pixel rows of those from `top` on, pixel rows of the row of tiles) of each that they lie in."""
+        size = self._store.tile_size
+        for number in range(top // size, (bottom - 1) // size + 1):
+            first, end = max(top, number * size), min(bottom, (number + 1) * size)
+            yield number, slice(first - top, end - top), slice(first - number * size, end - number * size)
 
     def _labels_of(self, piece, top, end):
         labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
@@ -243,19 +279,18 @@ class _Rows:
             self._unreadable += int(unreadable.sum())
         return labels
 
-    def _begin(self):
-        height = self._store.tile_size
-        self._labels = np.zeros((height, self._store.width), np.uint8)  # memory that stays zero costs none
-        if self._probabilities is not None:
-            self._steps = np.zeros((self._classes, height, self._store.width), np.uint8)
+    def _buffers(self, number):
+        """Labels and probabilities of a row of tiles in the making; memory that stays zero costs none."""
+        if number not in self._tiles:
+            shape = self._store.row_height(number), self._store.width
+            steps = None if self._probabilities is None else np.zeros((self._classes, *shape), np.uint8)
+            self._tiles[number] = np.zeros(shape, np.uint8), steps
+        return self._tiles[number]
 
-    def _flush(self, row):
-        height = self._store.row_height(row)
-        steps = None if self._probabilities is None else self._steps[:, :height]
+    def _write_soon(self, number, labels, steps, seams):
         with self._seconds.counted("waiting_for_writer"):
-            self._settle(ROWS_BEHIND - 1)
-        self._writing.append(self._writer.submit(self._write, row, self._labels[:height], steps, self._seams.take()))
-        self._begin()
+            self._settle(ROWS_BEHIND - 1 if steps is None else 0)
+        self._writing.append(self._writer.submit(self._write, number, labels, steps, seams))
 
     def _write(self, row, labels, steps, seams):
         with self._seconds.counted("writing"):
@@ -267,12 +302,6 @@ class _Rows:
     def _settle(self, most):
         while len(self._writing) > most:
             self._writing.popleft().result()
-
-
-def _rows_of(piece: Finished, top: int, end: int, bottom: int) -> Finished:
-    """The pixel rows `top` to `end` of a piece whose last row is `bottom`."""
-    rows = slice(len(piece.weights) - (bottom - top), len(piece.weights) - (bottom - end))
-    return Finished(piece.left, piece.right, piece.sums[:, rows], piece.weights[rows])
 
 
 def _seams_file(store: TileStore, row: int) -> Path:

@@ -20,13 +20,19 @@ CHUNK = 512  # pixels along a side
 
 
 class ProbabilityStore:
-    """Probabilities of K classes, uint8 [K, height, width]. Bands may come in any order, and again after a kill."""
+    """Probabilities of K classes, uint8 [K, height, width]. Bands may come in any order, and again after a kill.
+
+    Attributes:
+      folder: where it is.
+      shape: (K, height, width).
+      kept: the array was there before, with whatever bands had been written.
+    """
 
     def __init__(self, folder: Path, width: int, height: int, *, mpp: float, classes: Sequence[SlideClass], name: str):
         """Opens the folder, or begins it; what is there of another shape or with other metadata is deleted.
 
         Args:
-          folder: `*.zarr`, or a name that it has until the caller renames it.
+          folder: `*.zarr`.
           width: pixels.
           height: likewise.
           mpp: um per pixel.
@@ -37,10 +43,12 @@ class ProbabilityStore:
           StorageError: it cannot be written.
         """
         self.folder, self.shape = Path(folder), (len(classes), height, width)
+        self.kept = True  # bands that were written before are there
         attributes = _attributes(mpp, classes, name)
         with storage_errors(self.folder):
             self._array = _begun(self.folder, self.shape, attributes)
             if self._array is None:
+                self.kept = False
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._array = _begin(self.folder, self.shape, attributes)
 

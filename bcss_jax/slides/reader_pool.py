@@ -71,8 +71,8 @@ class ReaderPool:
         grid_numbers = [int(grid.width), int(grid.height), float(grid.mpp), *(float(along) for along in grid.scale)]
         return self._crew.submit({"grid": grid_numbers, "box": [int(x), int(y), int(width), int(height)]})
 
-    def thumbnail(self, max_side: int) -> np.ndarray:
-        """The whole slide, no side longer than `max_side`, uint8 [h, w, 3]; unreadable parts are white.
+    def thumbnail(self, max_side: int) -> Block:
+        """The whole slide, no side longer than `max_side`.
 
         Made from the best level in pieces: without a pyramid that takes time, but no memory.
 
@@ -89,16 +89,19 @@ class ReaderPool:
             for x in range(0, columns, piece_width):
                 size = min(piece_width, columns - x), min(piece_height, rows - y)
                 blocks[self.submit(grid, x, y, *size)] = (x, y)
-        pixels = np.empty((rows, columns, 3), np.uint8)
+        pixels, unreadable = np.empty((rows, columns, 3), np.uint8), np.zeros((rows, columns), bool)
         try:
             for future in concurrent.futures.as_completed(blocks):
                 x, y = blocks[future]
-                part = future.result().pixels
-                pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+                part = future.result()
+                here = np.s_[y : y + part.pixels.shape[0], x : x + part.pixels.shape[1]]
+                pixels[here] = part.pixels
+                if part.unreadable is not None:
+                    unreadable[here] = part.unreadable
         finally:
             for future in blocks:
                 future.cancel()
-        return pixels
+        return Block(pixels, unreadable if unreadable.any() else None)
 
     def close(self) -> None:
         """Ends the processes at once; blocks asked for and not yet there are cancelled."""

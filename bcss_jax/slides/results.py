@@ -1,7 +1,7 @@
 """The files that are made of a slide's finished labels: the pyramid, the regions for QuPath, and the overlay."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,8 +27,10 @@ def write(
     origin: tuple[int, int],
     min_area_um2: float,
     areas_mm2: dict[int, float],
-) -> dict[str, float]:
-    """Writes each file whole or not at all; the regions at the same time as the others.
+    lap: Callable[[str], None],
+    stop: Callable[[], None],
+) -> float:
+    """Writes each file whole or not at all; the regions are traced at the same time as the others are made.
 
     Args:
       folder: where to.
@@ -41,24 +43,27 @@ def write(
       origin: level-0 pixel that QuPath counts from.
       min_area_um2: smaller regions are left out.
       areas_mm2: area by label.
+      lap: called when a stage ends: `pyramid`, `overlay`, and `regions`, for which it was only waited then.
+      stop: raises if the user asks to stop; called between the stages.
 
     Returns:
-      Seconds of each: `pyramid`, `overlay`, `regions` (beside them), and how long these were waited for at the end.
+      Seconds that the regions took.
 
     Raises:
       StorageError: one cannot be written.
     """
-    begun = time.perf_counter()
 
-    def regions():
-        path = folder / FILES["regions"]
-        geojson.write(path, store, grid, classes, origin=origin, min_area_um2=min_area_um2)
+    def trace():
+        begun = time.perf_counter()
+        geojson.write(folder / FILES["regions"], store, grid, classes, origin=origin, min_area_um2=min_area_um2)
         return time.perf_counter() - begun
 
+    stop()
     with ThreadPoolExecutor(1) as beside:
-        tracing = beside.submit(regions)
+        tracing = beside.submit(trace)
         label_pyramid.write(folder / FILES["labels"], store, mpp=grid.mpp, classes=classes, name=name)
-        written = time.perf_counter()
+        lap("pyramid")
+        stop()
         overlay.overlay(
             thumbnail,
             label_pyramid.read_resized(folder / FILES["labels"], *thumbnail.shape[:2]),
@@ -68,11 +73,7 @@ def write(
             mm_per_pixel=grid.mpp * grid.width / thumbnail.shape[1] / 1000,
             areas_mm2=areas_mm2,
         )
-        drawn = time.perf_counter()
+        lap("overlay")
         traced = tracing.result()
-    return {
-        "pyramid": written - begun,
-        "overlay": drawn - written,
-        "regions": traced,
-        "waiting_for_regions": time.perf_counter() - drawn,
-    }
+        lap("regions")
+    return traced

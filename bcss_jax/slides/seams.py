@@ -23,28 +23,29 @@ class Seams:
             np.stack([windows.controls(length), windows.seams(length)]) for length in (windows.width, windows.height)
         )
         self._classes = classes - 1  # probabilities sum to 1: the last one says nothing new
-        self._above = self._nothing()  # the pixel row above those that come next
+        self._above, self._below = self._nothing(), self._nothing()  # the last pixel row before, and of those now
         self._counts = np.zeros((2, 2), np.int64)
 
     def _nothing(self):
         return np.full((self._classes, -(-(self._columns.shape[1] + 1) // STEP)), -1, np.int16)
 
-    def add(self, top: int, pieces: list[Finished]) -> None:
-        """Adds pixel rows from `top` on, of which `pieces` were computed; none may be left out."""
-        below = self._nothing()
-        for piece in pieces:
-            rows = slice(-top % STEP, None, STEP)
-            across = self._steps(piece.sums[:, rows], piece.weights[rows])
-            self._count(np.diff(across, axis=2), across.min(axis=0), 1, self._columns[:, piece.left : piece.right - 1])
-            columns = slice(-piece.left % STEP, None, STEP)
-            down = self._steps(piece.sums[:, :, columns], piece.weights[:, columns])
-            place = slice(-(-piece.left // STEP), -(-piece.left // STEP) + down.shape[2])
-            down = np.concatenate([self._above[:, None, place], down], axis=1)
-            first = np.zeros((2, 1), bool) if top == 0 else self._rows[:, top - 1 : top]
-            rows = np.concatenate([first, self._rows[:, top : top + down.shape[1] - 2]], axis=1)
-            self._count(np.diff(down, axis=1), down.min(axis=0), 0, rows)
-            below[:, place] = down[:, -1]
-        self._above = below
+    def add(self, top: int, piece: Finished) -> None:
+        """Adds some columns of the pixel rows from `top` on; `end_row` when all that were computed are there."""
+        rows = slice(-top % STEP, None, STEP)
+        across = self._steps(piece.sums[:, rows], piece.weights[rows])
+        self._count(np.diff(across, axis=2), across.min(axis=0), 1, self._columns[:, piece.left : piece.right - 1])
+        columns = slice(-piece.left % STEP, None, STEP)
+        down = self._steps(piece.sums[:, :, columns], piece.weights[:, columns])
+        place = slice(-(-piece.left // STEP), -(-piece.left // STEP) + down.shape[2])
+        down = np.concatenate([self._above[:, None, place], down], axis=1)
+        first = np.zeros((2, 1), bool) if top == 0 else self._rows[:, top - 1 : top]
+        kinds = np.concatenate([first, self._rows[:, top : top + down.shape[1] - 2]], axis=1)
+        self._count(np.diff(down, axis=1), down.min(axis=0), 0, kinds)
+        self._below[:, place] = down[:, -1]
+
+    def end_row(self) -> None:
+        """The next pixel rows lie below those that were added last."""
+        self._above, self._below = self._below, self._nothing()
 
     def take(self) -> list[list[int]]:
         """The counts since this was last asked: [[disagreement, pairs] beside seams, the same at seams]."""

@@ -1,20 +1,21 @@
 """One slide with one model, from the file to its folder of results."""
 
+import contextlib
 import dataclasses
-import hashlib
+import functools
 import logging
 import math
-import os
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from bcss_jax.errors import ConfigError, DataError, Preempted, UserError
+from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import labelling, results
 from bcss_jax.slides.blend import weights_of
@@ -22,10 +23,10 @@ from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.domain import out_of_domain
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.probability_store import ProbabilityStore
-from bcss_jax.slides.reader_pool import ReaderPool
+from bcss_jax.slides.reader_pool import Block, ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
 from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import FORMAT, SlideFolder, note_failure
+from bcss_jax.slides.slide_folder import FORMAT, SlideFolder, fingerprint, forget_failure, note_failure
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.tile_store import TileStore
@@ -35,14 +36,13 @@ from bcss_jax.slides.truth import read_truth, score
 from bcss_jax.slides.windows import windows_of
 from bcss_jax.summary import device, versions
 from bcss_jax.tiles import printable
-from bcss_jax.workdir import locked, storage_errors
+from bcss_jax.workdir import locked
 
 TISSUE_MPP, TISSUE_SIDE = (
     4.0,
     4096,
 )  # um per pixel of the thumbnail that tissue is found on, and its longest side at most
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
-HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +91,7 @@ class SlideSegmenter:
         files = {"slide": entry.slide, "tissue": entry.tissue, "truth": entry.truth}
         identity = {
             "slide": entry.slide.name,
-            "files": {name: _fingerprint(Path(file)) for name, file in files.items() if file is not None},
+            "files": {name: fingerprint(Path(file)) for name, file in files.items() if file is not None},
             "mpp": entry.mpp,
             "model": self.model.identity,
             "settings": dataclasses.asdict(self._settings),
@@ -116,14 +116,22 @@ class SlideSegmenter:
         with locked(path):
             try:
                 folder = self.folder_of(entry, path)
-                before = None if overwrite else folder.finished()
-                if before is not None:
-                    return before, True
-                folder.begin(overwrite)
-                summary = self._segment(entry, folder, interruption)
-            except (Preempted, ConfigError):
+            except DataError as error:
+                note_failure(path, error)
+                raise
+            before = None if overwrite else folder.finished()
+            if before is not None:
+                forget_failure(path)
+                return before, True
+            folder.begin(overwrite)
+            try:
+                with _memory_errors(printable(entry.slide.name)):
+                    summary = self._segment(entry, folder, interruption)
+            except Preempted:
                 raise
             except UserError as error:
+                if isinstance(error, DataError):
+                    folder.forget_work()  # what was read of a damaged slide is of no use to a mended one
                 note_failure(path, error)
                 raise
             folder.finish(summary)
@@ -141,18 +149,25 @@ class SlideSegmenter:
             if entry.truth is not None:
                 truth = read_truth(Path(entry.truth), model.scheme, settings.truth_codes, grid, settings.truth_region)
             longest = max(grid.width, grid.height)
-            thumbnail = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
+            small = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
+            thumbnail = small.pixels
             odd = out_of_domain(thumbnail)
             if odd:
                 log.warning(
                     "%s: has %s; the model knows H&E in bright field alone, so mistrust what it says", name, odd
                 )
-            tissue = self._tissue(entry, thumbnail, grid)
+            tissue = self._tissue(entry, small, grid, info.bounds)
             shown = beside.submit(_for_overlay, thumbnail, pool)
             clock.lap("thumbnail_and_tissue")
             windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
-            store = TileStore(folder.work / "labels", grid.width, grid.height)
-            probabilities = self._probability_store(folder, grid, name) if settings.probabilities else None
+            probabilities = None
+            if settings.probabilities:
+                path = folder.path / "probabilities.zarr"
+                size = dict(width=grid.width, height=grid.height, mpp=grid.mpp)
+                probabilities = ProbabilityStore(path, **size, classes=self.classes, name=name)
+                if not probabilities.kept:
+                    folder.forget_labels()
+            store = TileStore(folder.labels, grid.width, grid.height)
             seconds = labelling.label_slide(
                 pool,
                 tissue,
@@ -172,10 +187,9 @@ class SlideSegmenter:
         known = counts.sum() - counts[BACKGROUND]
         if counts[UNREADABLE] > labelling.MAX_UNREADABLE * known:
             raise labelling.too_unreadable(name)
-        if interruption.requested:
-            raise Preempted(f"{name}: stopped before its results were written; the same command goes on from there")
-        files, writing = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts)
-        clock.lap("outputs")
+        stop = functools.partial(_stop_if_asked, interruption, name)
+        files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop)
+        stop()
         summary = {
             "format": FORMAT,
             "slide": {
@@ -213,27 +227,24 @@ class SlideSegmenter:
                 summary["scores_of_region"]["level0_x_y_width_height"] = settings.truth_region
             clock.lap("scores")
         return summary | {
-            "seconds": {**clock.seconds, **writing, **dataclasses.asdict(seconds), "total": clock.total()},
+            "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "versions": versions(),
             "device": device(),
         }
 
-    def _tissue(self, entry: Entry, thumbnail: np.ndarray, grid: Grid) -> Tissue:
+    def _tissue(self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None) -> Tissue:
         if entry.tissue is not None:
-            return read_tissue(Path(entry.tissue), grid)
+            return read_tissue(Path(entry.tissue), grid, _origin(bounds))
         if self._settings.tissue == "all":
             return Tissue(np.ones((1, 1), bool), grid)
-        mpp = (grid.mpp * grid.width / thumbnail.shape[1], grid.mpp * grid.height / thumbnail.shape[0])
-        return Tissue(tissue_by_colour(thumbnail, mpp), grid)
+        height, width = thumbnail.pixels.shape[:2]
+        mpp = (grid.mpp * grid.width / width, grid.mpp * grid.height / height)
+        return Tissue(tissue_by_colour(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
 
-    def _probability_store(self, folder, grid, name):
-        path = folder.work / "probabilities.zarr"
-        return ProbabilityStore(path, grid.width, grid.height, mpp=grid.mpp, classes=self.classes, name=name)
-
-    def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts):
-        """Writes the results, each whole or not at all; returns their names, and seconds."""
-        seconds = results.write(
+    def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop):
+        """Writes the results, each whole or not at all; returns their names."""
+        clock.seconds["tracing"] = results.write(
             folder.path,
             store,
             grid,
@@ -241,18 +252,17 @@ class SlideSegmenter:
             thumbnail,
             name=name,
             title=f"{name}, {self.model.name}",
-            origin=info.bounds[:2] if info.bounds else (0, 0),
+            origin=_origin(info.bounds),
             min_area_um2=self._settings.min_area_um2,
             areas_mm2={value: float(counts[value] * grid.pixel_mm2) for value in np.flatnonzero(counts).tolist()},
+            lap=clock.lap,
+            stop=stop,
         )
-        if probabilities is not None:
-            with storage_errors(folder.path):
-                os.replace(folder.work / "probabilities.zarr", folder.path / "probabilities.zarr")
-        return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}, seconds
+        return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
 
 
 class _Clock:
-    """Seconds of the stages that follow one another."""
+    """Seconds of the stages that follow one another, and of `tracing` the regions, at the same time as pyramid and overlay."""
 
     def __init__(self):
         self.seconds, self._start = {}, time.perf_counter()
@@ -268,23 +278,33 @@ class _Clock:
         return time.perf_counter() - self._start
 
 
-def _fingerprint(path: Path) -> dict:
-    """By which a file is known again without reading all of it: size, and SHA-256 of both ends."""
+@contextlib.contextmanager
+def _memory_errors(name):
+    """A device that is too small is told in one line."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            ends = file.read(HASHED)
-            file.seek(max(0, size - HASHED))
-            ends += file.read(HASHED)
-    except OSError as error:
-        raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
-    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise StorageError(
+            f"{name}: the device's memory does not hold a batch of windows ({first_line(error)}); try a smaller --batch_size"
+        ) from error
+
+
+def _stop_if_asked(interruption, name):
+    if interruption.requested:
+        raise Preempted(f"{name}: stopped before all its results were written; the same command goes on from there")
+
+
+def _origin(bounds):
+    """Where QuPath counts from: the corner of the scanned area, where the slide has one."""
+    return bounds[:2] if bounds else (0, 0)
 
 
 def _for_overlay(thumbnail, pool):
     """The thumbnail at `OVERLAY_SIDE`, from the one for tissue or, where that is smaller, from the slide."""
     if max(thumbnail.shape) <= OVERLAY_SIDE:
-        return thumbnail if max(thumbnail.shape) == OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE)
+        return thumbnail if max(thumbnail.shape) == OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE).pixels
     image = Image.fromarray(thumbnail)
     image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE), Image.Resampling.BOX)
     return np.asarray(image)

@@ -6,14 +6,17 @@ failure.json     instead, why it failed
 .work/           of a slide that is not finished: labels so far, and what they are of
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
-from bcss_jax.errors import ConfigError, UserError
+from bcss_jax.errors import ConfigError, DataError, UserError
+from bcss_jax.tiles import printable
 from bcss_jax.workdir import storage_errors, write_text
 
 FORMAT = 1  # of summary.json
+HASHED = 1 << 16  # bytes at both ends of a file by which it is known again
 OUTPUTS = (
     "labels.ome.tif",
     "regions.geojson",
@@ -37,19 +40,47 @@ class SlideFolder:
         """Folder of what is not finished."""
         return self.path / ".work"
 
+    @property
+    def labels(self) -> Path:
+        """Folder of the labels so far."""
+        return self.work / "labels"
+
+    def forget_labels(self) -> None:
+        """Takes away the labels so far.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        with storage_errors(self.labels):
+            self._clear((".work/labels",))
+
     def finished(self) -> dict | None:
         """The summary, if the slide was finished before with this identity."""
         summary = _read(self.path / "summary.json")
         if summary is None or summary.get("identity") != self._identity:
             return None
         names = [name for name in summary["files"].values() if name]
-        return summary if all((self.path / name).exists() for name in names) else None
+        if not all((self.path / name).exists() for name in names):
+            return None
+        self.forget_work()
+        return summary
+
+    def forget_work(self) -> None:
+        """Takes away labels in progress.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        with storage_errors(self.work):
+            self._clear((".work",))
 
     def check(self) -> None:
         """Raises ConfigError if the folder holds results of another identity, or files of something else."""
         self._refuse_foreign()
         before = self._identity_there()
-        failed = status_of(self.path)[0] == "failed"  # there is nothing that another try could lose
+        status, content = status_of(self.path)
+        # What failed for its input or its settings has nothing that another try could lose.
+        failed = status == "failed" and content.get("exit_code") in (ConfigError.exit_code, DataError.exit_code)
         if before is not None and before != self._identity and not failed:
             raise ConfigError(
                 f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
@@ -64,10 +95,10 @@ class SlideFolder:
           StorageError: it cannot be written.
         """
         self._refuse_foreign() if overwrite else self.check()
-        before = self._identity_there()
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if before != self._identity or overwrite:
+            # Without the labels they were made from, other results are of no use.
+            if overwrite or _read(self.work / "identity.json") != self._identity:
                 self._clear(OUTPUTS)
             self._clear(("summary.json", "failure.json"))
             self.work.mkdir(exist_ok=True)
@@ -76,7 +107,10 @@ class SlideFolder:
     def _refuse_foreign(self):
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is no folder; name another --output")
-        found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        if self._identity_there() is not None:
+            return  # a folder of ours, to which somebody may have added files
+        with storage_errors(self.path):
+            found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
         others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
         if others:
             raise ConfigError(
@@ -94,12 +128,28 @@ class SlideFolder:
           StorageError: it cannot be written.
         """
         write_text(self.path / "summary.json", json.dumps({**summary, "identity": self._identity}, indent=1) + "\n")
-        with storage_errors(self.work):
-            self._clear((".work",))
+        self.forget_work()
 
     def _clear(self, names):
         for path in (self.path / name for name in names):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> dict:
+    """By which a file is known again without reading all of it: size, and SHA-256 of both ends.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            ends = file.read(HASHED)
+            file.seek(max(0, size - HASHED))
+            ends += file.read(HASHED)
+    except OSError as error:
+        raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
+    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
 
 
 def note_failure(path: Path, error: UserError) -> None:
@@ -111,12 +161,28 @@ def note_failure(path: Path, error: UserError) -> None:
     write_text(path / "failure.json", json.dumps({"reason": str(error), "exit_code": error.exit_code}) + "\n")
 
 
+def forget_failure(path: Path) -> None:
+    """Takes away what `note_failure` wrote."""
+    with storage_errors(path):
+        (path / "failure.json").unlink(missing_ok=True)
+
+
 def status_of(path: Path) -> tuple[str, dict]:
     """("done", its summary), ("failed", its failure) or ("pending", {}) of a slide's folder."""
     summary, failure = _read(path / "summary.json"), _read(path / "failure.json")
     if summary is not None:
         return "done", summary
     return ("pending", {}) if failure is None else ("failed", failure)
+
+
+def reason_of(path: Path) -> str:
+    """Why the last try of a slide failed, also if it was done before; "" if it did not."""
+    return (_read(path / "failure.json") or {}).get("reason", "")
+
+
+def is_of_slide(path: Path) -> bool:
+    """Whether a folder is one of results, finished, begun or failed."""
+    return any((path / name).exists() for name in ("summary.json", "failure.json", ".work"))
 
 
 def _read(path):

@@ -1,7 +1,7 @@
 """A trained network as whole slides need it: windows of pixels in, weighted probabilities of the evaluated classes out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -56,11 +56,11 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
     Raises:
       DataError: the checkpoint cannot be read.
     """
-    function, params, rest = run.member(mesh)
+    params, rest = run.weights(mesh)
     evaluated = np.asarray(run.scheme.evaluated)
 
     def probabilities(arrays, images):
-        return jnp.exp(log_probabilities(function, run.scheme, tta, *arrays, images))[..., evaluated]
+        return jnp.exp(log_probabilities(run.function, run.scheme, tta, *arrays, images))[..., evaluated]
 
     data = run.config["data"]
     about = {
@@ -103,14 +103,14 @@ class WindowPredictor:
 
         self._run = jax.jit(weighted, out_shardings=sharding.split_over_data(mesh))
 
-    def __call__(self, images: np.ndarray) -> Callable[[], np.ndarray]:
+    def __call__(self, images: np.ndarray) -> Callable[[], Iterator[np.ndarray]]:
         """Starts to compute, and returns at once.
 
         Args:
           images: uint8 [N, window, window, 3].
 
         Returns:
-          A function that waits for probabilities times weights, float32 [N, K, window, window].
+          A function that waits for probabilities times weights, float32 [K, window, window] of each window.
         """
         started = []
         for first in range(0, len(images), self._at_once):
@@ -119,4 +119,4 @@ class WindowPredictor:
             padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else part
             placed = jax.device_put(padded, sharding.split_over_data(self._mesh))
             started.append((self._run(self._model.arrays, self._weights, placed), len(part)))
-        return lambda: np.concatenate([np.asarray(result)[:count] for result, count in started])
+        return lambda: (window for result, count in started for window in np.asarray(result)[:count])

@@ -23,12 +23,15 @@ SMALLEST_UM2 = 20_000.0  # tissue: smaller spots are dust
 LARGEST_HOLE_UM2 = 4_000.0  # in tissue: smaller ones, as of fat cells and vessels, are taken as tissue
 
 
-def tissue_by_colour(thumbnail: np.ndarray, mpp: tuple[float, float]) -> np.ndarray:
+def tissue_by_colour(
+    thumbnail: np.ndarray, mpp: tuple[float, float], unreadable: np.ndarray | None = None
+) -> np.ndarray:
     """Finds tissue.
 
     Args:
       thumbnail: uint8 RGB [h, w, 3].
       mpp: um per pixel of the thumbnail, along x and y.
+      unreadable: bool [h, w], pixels that the slide does not give: taken as tissue, so that they are asked for and counted.
 
     Returns:
       bool [h, w].
@@ -36,9 +39,12 @@ def tissue_by_colour(thumbnail: np.ndarray, mpp: tuple[float, float]) -> np.ndar
     density = -np.log10((thumbnail.min(axis=2).astype(np.float32) + 1) / 256)
     density[thumbnail[..., 0].astype(np.int16) + INK < thumbnail[..., 1]] = 0
     density = ndimage.gaussian_filter(density, [SMOOTHING_UM / mpp[1], SMOOTHING_UM / mpp[0]], mode="nearest")
-    flat = density.min() == density.max()
-    threshold = LEAST if flat else float(np.clip(threshold_otsu(density), LEAST, MOST))
+    seen = density if unreadable is None else density[~unreadable]
+    flat = not seen.size or seen.min() == seen.max()
+    threshold = LEAST if flat else float(np.clip(threshold_otsu(seen), LEAST, MOST))
     tissue = density > threshold
+    if unreadable is not None:
+        tissue |= unreadable
     area = mpp[0] * mpp[1]
     tissue = ~_without_small(~_without_small(tissue, SMALLEST_UM2 / area), LARGEST_HOLE_UM2 / area)
     return tissue

@@ -17,15 +17,25 @@ ASPECT = 0.02  # by which a mask's width to height may differ from the slide's
 SIDE = 4096  # pixels of the mask that regions are drawn into, at most
 
 
-def read_tissue(path: Path, grid: Grid) -> Tissue:
+def read_tissue(path: Path, grid: Grid, origin: tuple[float, float] = (0, 0)) -> Tissue:
     """Reads a PNG or TIFF whose pixels above 0 are tissue, or a .json or .geojson of regions.
+
+    Args:
+      path: the file.
+      grid: the slide's.
+      origin: level-0 pixels x and y that are 0 in a file of regions.
 
     Raises:
       DataError: it cannot be read, or is not of this slide: other proportions, or regions that lie beside it.
     """
     path = Path(path)
+    if not path.exists():
+        raise DataError(
+            f"{printable(path)}: expected a tissue mask or regions, found no such file; --tissue takes a file, or the words "
+            "colour and all"
+        )
     regions = path.suffix.lower() in (".json", ".geojson")
-    return Tissue(_drawn(path, grid) if regions else _mask(path, grid), grid)
+    return Tissue(_drawn(path, grid, origin) if regions else _mask(path, grid), grid)
 
 
 def _mask(path, grid):
@@ -44,8 +54,8 @@ def _mask(path, grid):
     return mask
 
 
-def _drawn(path, grid):
-    shapes = read_regions(path)
+def _drawn(path, grid, origin):
+    shapes = read_regions(path, origin)
     scale = max(1.0, grid.width / SIDE, grid.height / SIDE)
     shape = (int(np.ceil(grid.height / scale)), int(np.ceil(grid.width / scale)))
     x_scale, y_scale = (grid.scale[0] * grid.width / shape[1], grid.scale[1] * grid.height / shape[0])

@@ -53,9 +53,18 @@ class Windows:
         """Upper left pixel (y, x) of a window; may lie beyond the slide."""
         return row * self.stride - self.margin, column * self.stride - self.margin
 
-    def finished_below(self, row: int) -> int:
-        """The first pixel row that windows after this row of windows still change, or the grid's height."""
+    def finished_rows(self, row: int) -> tuple[int, int]:
+        """The pixel rows, first and last + 1, that windows after this row of windows do not change, but it does."""
+        return self._finished_below(row - 1), self._finished_below(row)
+
+    def _finished_below(self, row):
+        if row < 0:
+            return 0
         return self.height if row >= self.rows - 1 else max(0, (row + 1) * self.stride - self.margin)
+
+    def row_that_finishes(self, y: int) -> int:
+        """The row of windows after which pixel row `y` is finished."""
+        return min((y + self.margin) // self.stride, self.rows - 1)
 
     def first_row_that_changes(self, y: int) -> int:
         """The first row of windows that covers pixel row `y` or one below it."""

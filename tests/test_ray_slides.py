@@ -1,0 +1,305 @@
+"""Slides on a local Ray cluster of two workers, one of which is killed while it is at work. Skipped where Ray is not installed."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+from slides_small import tissue_picture
+from trained_small import write_run
+
+from bcss_jax import export, segment
+from bcss_jax.slides.slide_folder import status_of
+from bcss_jax.slides.slide_list import Entry
+
+SCRIPT = ROOT / "launch" / "ray_slides.py"
+WITHOUT_RAY = """
+import runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ray":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+PIXELS = {"killed": 1400, "stopped": 1400, "small": 100}  # of the slides' sides
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
+def test_without_ray_it_says_what_to_install():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: needs Ray; install it with pip install -e '.[ray]'\n"
+
+
+# A night on the cluster.
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    path = folder / "small.jaxexport"
+    assert export.main([f"--checkpoint={write_run(folder / 'small')}", f"--output={path}"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """The list: three slides and one that is missing."""
+    folder = tmp_path_factory.mktemp("slides")
+    for seed, (name, size) in enumerate(PIXELS.items()):
+        Image.fromarray(tissue_picture(size, size, seed)[0]).save(folder / f"{name}.png")
+    (folder / "list.csv").write_text("slide,mpp\n" + "".join(f"{name}.png,0.5\n" for name in [*PIXELS, "missing"]))
+    return folder / "list.csv"
+
+
+def start(slides, artefact, output):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, SCRIPT, f"--slides={slides}", "--workers=2", "--"]
+    command += [f"--checkpoint={artefact}", f"--output={output}", "--tissue=all", "--readers=1"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(found, what, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"waited {seconds} s for {what}")
+
+
+def process_at_work_on(folder):
+    """Process that segments a slide, once it has computed something of it and not yet all."""
+    rows = list((folder / ".work" / "labels").glob("*"))
+    holder = re.match(r"process (\d+) on ", (folder / ".lock").read_text()) if rows else None
+    return int(holder.group(1)) if holder and not (folder / "summary.json").exists() else None
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def gone(pid):
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def listening(driver):
+    """Addresses at which the driver and all that it has started wait for connections."""
+    psutil = pytest.importorskip("psutil")
+    found = set()
+    for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            found |= {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+    return found
+
+
+@pytest.fixture(scope="module")
+def night(slides, artefact, tmp_path_factory):
+    """What is there after one worker was killed, and another's slide asked to stop."""
+    output = tmp_path_factory.mktemp("results") / "out"
+    driver = start(slides, artefact, output)
+    try:
+        segmenting = wait_for(lambda: process_at_work_on(output / "killed"), "the first slide to be at work")
+        addresses = listening(driver)
+        worker = parent_of(segmenting)
+        name = Path(f"/proc/{worker}/cmdline").read_text()
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: gone(segmenting), "the segmenting process to end with its worker", seconds=10)
+        stopped = wait_for(lambda: process_at_work_on(output / "stopped"), "the second slide to be at work")
+        os.kill(stopped, signal.SIGTERM)
+        out, err = driver.communicate(timeout=240)
+    finally:
+        driver.kill()
+    return {"output": output, "code": driver.returncode, "out": out, "err": err, "worker": name, "addresses": addresses}
+
+
+@needs_ray
+def test_a_killed_worker_costs_no_slide(night):
+    assert night["worker"].startswith("ray::")  # it was one that was killed
+    assert night["code"] == 6, night["err"]  # for the slide that is missing
+    for name in PIXELS:
+        assert status_of(night["output"] / name)[0] == "done"
+        assert len(re.findall(rf"^\d/4 {name}\.png \(", night["out"], re.M)) == 1  # each is done once
+    assert "3 of 4 slides done" in night["out"]
+
+
+@needs_ray
+def test_a_slide_that_is_missing_is_tried_once_and_named(night):
+    assert night["err"].count("missing.png: expected a file") == 1 and "1 of 4 slides failed" in night["err"]
+    with open(night["output"] / "summary.csv", newline="") as file:
+        rows = {Path(row["slide"]).stem: row for row in csv.DictReader(file)}
+    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(PIXELS, "done") | {"missing": "failed"}
+    assert "No such file" in rows["missing"]["reason"]
+
+
+@needs_ray
+def test_the_result_is_that_of_one_process_alone(night, slides, artefact, tmp_path):
+    alone = [f"--checkpoint={artefact}", f"--output={tmp_path}", "--tissue=all", "--readers=1", "--mpp=0.5"]
+    assert segment.main([*alone, f"--slide={slides.parent / 'killed.png'}"]) == 0
+    for name in ("labels.ome.tif", "regions.geojson"):
+        assert (night["output"] / "killed" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+@needs_ray
+def test_nobody_else_can_reach_the_cluster(night):
+    assert night["addresses"] and night["addresses"] <= set(LOOPBACK)
+
+
+@needs_ray
+def test_what_is_done_is_not_done_again(night, slides, artefact):
+    before = {path: path.stat().st_mtime_ns for path in night["output"].glob("*/labels.ome.tif")}
+    assert len(before) == 3
+    driver = start(slides, artefact, night["output"])
+    out, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 6 and out.count("done before") == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@needs_ray
+def test_asked_to_stop_it_ends_with_all_that_it_started(slides, artefact, tmp_path):
+    driver = start(slides, artefact, tmp_path / "out")
+    try:
+        segmenting = wait_for(lambda: process_at_work_on(tmp_path / "out" / "killed"), "the first slide to be at work")
+        driver.send_signal(signal.SIGTERM)
+        _, err = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+    assert driver.returncode == 75, err
+    assert re.search(r"^note: stopped with \d slides not done; the same command goes on from there$", err, re.M)
+    wait_for(lambda: gone(segmenting), "the segmenting process to end", seconds=10)
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        assert "pending" in [row["status"] for row in csv.DictReader(file)]
+
+
+# Without a cluster: one task, and the command line.
+
+
+@pytest.fixture
+def ray_slides():
+    """The script as a module."""
+    pytest.importorskip("ray")
+    spec = importlib.util.spec_from_file_location("ray_slides", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ends_with(ray_slides, tmp_path, monkeypatch):
+    """Runs a task whose process is a stand-in that ends in a given way."""
+
+    def run(how, said=""):
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/bash\necho 'a line'\necho '{said}' >&2\n{how}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(ray_slides.sys, "executable", str(program))
+        return ray_slides._segment(["--slide=a.svs"], str(tmp_path), False)
+
+    return run
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 5, 6])
+def test_a_slide_that_fails_is_not_tried_again(ends_with, code):
+    assert ends_with(f"exit {code}", "error: a.svs: damaged") == (code, "error: a.svs: damaged")
+
+
+def test_a_slide_that_is_done_or_crashes(ends_with):
+    assert ends_with("exit 0") == (0, "a line")
+    assert ends_with("kill -SEGV $$") == (-signal.SIGSEGV, "ended by SIGSEGV")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("exit 75", "note: stopped"),
+        ("kill -TERM $$", ""),
+        ("exit 5", "error: out/a: in use by process 7 on host; wait"),
+    ],
+)
+def test_a_slide_that_was_stopped_or_is_in_use_is_tried_again(ray_slides, ends_with, monkeypatch, how, said):
+    monkeypatch.setattr(ray_slides.time, "sleep", lambda _: None)
+    with pytest.raises(InterruptedError):
+        ends_with(how, said)
+
+
+def test_a_crash_is_noted_for_the_summary(ray_slides, tmp_path, capsys):
+    crashed = ray_slides.Outcome(-11, "ended by SIGSEGV")
+    ray_slides._report(Entry(Path("a.svs")), crashed, "1/1", tmp_path, False)
+    assert status_of(tmp_path / "a") == ("failed", {"reason": "ended by SIGSEGV", "exit_code": 3})
+    assert capsys.readouterr().err == "1/1 a.svs: ended by SIGSEGV\n"
+    # What segment has written down itself stays.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "failure.json").write_text(json.dumps({"reason": "no mpp", "exit_code": 3}))
+    ray_slides._report(Entry(Path("b.svs")), ray_slides.Outcome(3, "error: other"), "1/1", tmp_path, False)
+    assert status_of(tmp_path / "b")[1]["reason"] == "no mpp"
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "code", "said"),
+    [
+        (["--workers=2"], ["--checkpoint=a"], 2, "behind -- there must be --output"),
+        (["--workers=2"], ["--output={tmp}/out"], 2, "behind -- there must be --checkpoint"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--slide=b"], 2, "--slide is of one slide"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"], 2, "--shard is of one slide"),
+        (["--workers=2"], ["--checkpoint=a", "--output"], 2, "behind --: "),
+        (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
+        (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
+        ([], ["--checkpoint=a", "--output={tmp}/out"], 2, "which cluster?"),
+        (["--workers=2", "--slides={tmp}/none.csv"], ["--checkpoint=a", "--output={tmp}/out"], 3, "none.csv: expected"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/file/out"], 5, "cannot be written"),
+    ],
+)
+def test_bad_input(ray_slides, tmp_path, capsys, monkeypatch, own, others, code, said):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_slides.ray, "init", lambda **_: pytest.fail("started a cluster"))
+    (tmp_path / "file").touch()
+    (tmp_path / "list.csv").write_text("slide\na.svs\n")
+    arguments = [f"--slides={tmp_path / 'list.csv'}", *own, "--", *others]
+    assert ray_slides.main([each.replace("{tmp}", str(tmp_path)) for each in arguments]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_settings_that_fit_no_slide_end_as_such(ray_slides, tmp_path, monkeypatch, capsys):
+    """In place of a cluster: every task ends at once."""
+    (tmp_path / "list.csv").write_text("slide\na.svs\nb.svs\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())
+    arguments = [
+        f"--slides={tmp_path / 'list.csv'}",
+        "--workers=2",
+        "--",
+        "--checkpoint=x",
+        f"--output={tmp_path / 'o'}",
+    ]
+    for codes, expected in (((2, 2), 2), ((2, 0), 6), ((3, 3), 6), ((75, 0), 75), ((75, 1), 6), ((0, 0), 0)):
+        ended = lambda entries, *_, codes=codes: iter(  # noqa: E731
+            zip(entries, [ray_slides.Outcome(code, "said") for code in codes], strict=True)
+        )
+        monkeypatch.setattr(ray_slides, "_outcomes", ended)
+        assert ray_slides.main(arguments) == expected
+        assert (tmp_path / "o" / "summary.csv").exists()
+    assert capsys.readouterr().out.count("slides done") == 6
