@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 
 from bcss_jax.slides.windows import Windows
 
 LANE = 8192  # columns that are blended before what is finished of them is given away
 BLENDS = ("gaussian", "centre")
-SIGMA = 1 / 8  # of the bell curve, as a share of the window
+SIGMA = 1 / 5  # standard deviation of the Gaussian, as a share of the overlap
 
 
 def weights_of(windows: Windows, blend: str) -> np.ndarray:
@@ -22,21 +23,30 @@ def weights_of(windows: Windows, blend: str) -> np.ndarray:
 
     Args:
       windows: the windows.
-      blend: "gaussian": a bell curve with a standard deviation of an eighth of the window, as nnU-Net's, lowered so that it
-        ends at 0 on the window's border (nnU-Net's ends at 1/3000 of its height, a step that the seam score shows: 1.07
-        on CMU-1 instead of 1.04). "centre": a window's cell counts, nothing else.
+      blend: "gaussian": a window's cell counts, blurred with a Gaussian, so that neighbours hand over to each other over the
+        whole of their overlap. nnU-Net's bell curve, made for an overlap of a half, hands over within a few pixels at a
+        quarter, and does not end at 0: seam scores of 1.10 (TransUNet) and 1.07 (U-Net on CMU-1), in place of 1.02 and
+        1.04. "centre": a window's cell counts, nothing else.
 
     Returns:
       float32 [size, size].
     """
     if blend == "gaussian":
-        distance = (np.arange(windows.size) - (windows.size - 1) / 2) / windows.size
-        bell = np.exp(-0.5 * (distance / SIGMA) ** 2) - np.exp(-0.5 * (0.5 / SIGMA) ** 2)
-        return np.outer(bell, bell).astype(np.float32)
+        if not windows.margin:
+            return np.ones((windows.size, windows.size), np.float32)
+        distance = np.abs(np.arange(windows.size) - (windows.size - 1) / 2)
+        profile = _blurred_cell(distance, windows) - _blurred_cell(windows.size / 2, windows)
+        return np.outer(profile, profile).astype(np.float32)
     weights = np.zeros((windows.size, windows.size), np.float32)
     cell = slice(windows.margin, windows.margin + windows.stride)
     weights[cell, cell] = 1
     return weights
+
+
+def _blurred_cell(distance, windows: Windows):
+    """The cell's indicator, blurred, at a distance from its centre along an axis."""
+    sigma = SIGMA * 2 * windows.margin
+    return norm.cdf((windows.stride / 2 + distance) / sigma) - norm.cdf((distance - windows.stride / 2) / sigma)
 
 
 class Finished(NamedTuple):
