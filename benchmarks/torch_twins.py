@@ -53,14 +53,14 @@ def _nnunet(model: str, num_classes: int) -> torch.nn.Module:
 
 
 def _smp(model: str, num_classes: int) -> torch.nn.Module:
-    _let_torchvision_in()
+    let_torchvision_in()
     import segmentation_models_pytorch as smp
 
     encoder = "densenet121" if model == "dense_unet_121" else model.removeprefix("unet_")
     return smp.Unet(encoder, encoder_weights=None, classes=num_classes)
 
 
-def _let_torchvision_in() -> None:
+def let_torchvision_in() -> None:
     """torchvision as built for GPUs looks for operators that it does not find beside a CPU build of PyTorch."""
     try:
         import torchvision  # noqa: F401

@@ -124,7 +124,7 @@ def overlay(
         handles=_patches(classes, texts), loc="lower center", ncol=columns, fontsize=points, frameon=False, columnspacing=1.2, handlelength=1.6,
         bbox_to_anchor=(0.5, 0.2 * size / tall),
     )  # fmt: skip
-    figures.write(figure, path)
+    figures.write(figure, path, compress_level=1)
 
 
 def comparison(

@@ -7,6 +7,7 @@ import logging
 import math
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line
 from bcss_jax.interruption import Interruption
-from bcss_jax.slides import geojson, label_pyramid, labelling, overlay
+from bcss_jax.slides import labelling, results
 from bcss_jax.slides.blend import weights_of
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.domain import out_of_domain
@@ -139,7 +140,8 @@ class SlideSegmenter:
     def _segment(self, entry, folder, interruption):
         clock = _Clock()
         settings, model, name = self._settings, self.model, printable(entry.slide.name)
-        with ReaderPool(entry.slide, self._readers) as pool:
+        # The pool ends first: what is still read for the overlay ends with it.
+        with ThreadPoolExecutor(1) as beside, ReaderPool(entry.slide, self._readers) as pool:
             info = pool.info
             mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
             grid = grid_of(info.width, info.height, mpp, model.mpp)
@@ -155,9 +157,7 @@ class SlideSegmenter:
                     "%s: has %s; the model knows H&E in bright field alone, so mistrust what it says", name, odd
                 )
             tissue = self._tissue(entry, small, grid, info.bounds)
-            if max(thumbnail.shape) != OVERLAY_SIDE:
-                too_large = max(thumbnail.shape) > OVERLAY_SIDE
-                thumbnail = _shrunk(thumbnail) if too_large else pool.thumbnail(OVERLAY_SIDE).pixels
+            shown = beside.submit(_for_overlay, thumbnail, pool)
             clock.lap("thumbnail_and_tissue")
             windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
             probabilities = None
@@ -181,6 +181,7 @@ class SlideSegmenter:
                 interruption=interruption,
                 label=name,
             )
+            thumbnail = shown.result()
             clock.lap("labelling")
         counts = store.counts()
         known = counts.sum() - counts[BACKGROUND]
@@ -243,41 +244,25 @@ class SlideSegmenter:
 
     def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop):
         """Writes the results, each whole or not at all; returns their names."""
-        path = folder.path
-        stop()
-        label_pyramid.write(path / "labels.ome.tif", store, mpp=grid.mpp, classes=self.classes, name=name)
-        clock.lap("pyramid")
-        stop()
-        geojson.write(
-            path / "regions.geojson",
+        clock.seconds["tracing"] = results.write(
+            folder.path,
             store,
             grid,
             self.classes,
+            thumbnail,
+            name=name,
+            title=f"{name}, {self.model.name}",
             origin=_origin(info.bounds),
             min_area_um2=self._settings.min_area_um2,
-        )
-        clock.lap("regions")
-        stop()
-        overlay.overlay(
-            thumbnail,
-            label_pyramid.read_resized(path / "labels.ome.tif", *thumbnail.shape[:2]),
-            self.classes,
-            path / "overlay.png",
-            title=f"{name}, {self.model.name}",
-            mm_per_pixel=grid.mpp * grid.width / thumbnail.shape[1] / 1000,
             areas_mm2={value: float(counts[value] * grid.pixel_mm2) for value in np.flatnonzero(counts).tolist()},
+            lap=clock.lap,
+            stop=stop,
         )
-        clock.lap("overlay")
-        return {
-            "labels": "labels.ome.tif",
-            "regions": "regions.geojson",
-            "overlay": "overlay.png",
-            "probabilities": "probabilities.zarr" if probabilities is not None else None,
-        }
+        return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
 
 
 class _Clock:
-    """Seconds of the stages that follow one another."""
+    """Seconds of the stages that follow one another, and of `tracing` the regions, at the same time as pyramid and overlay."""
 
     def __init__(self):
         self.seconds, self._start = {}, time.perf_counter()
@@ -316,7 +301,10 @@ def _origin(bounds):
     return bounds[:2] if bounds else (0, 0)
 
 
-def _shrunk(thumbnail):
+def _for_overlay(thumbnail, pool):
+    """The thumbnail at `OVERLAY_SIDE`, from the one for tissue or, where that is smaller, from the slide."""
+    if max(thumbnail.shape) <= OVERLAY_SIDE:
+        return thumbnail if max(thumbnail.shape) == OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE).pixels
     image = Image.fromarray(thumbnail)
     image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE), Image.Resampling.BOX)
     return np.asarray(image)
