@@ -168,12 +168,17 @@ def _batches(blocks, windows, chosen, start, predictor, seconds):
                 images.append(cut(pixels, corner, windows.size, origin, shape))
             events.append((row, column))
             if len(images) == predictor.batch_size:
-                yield events, predictor(np.stack(images))
+                yield events, _started(predictor, images, seconds)
                 events, images = [], []
         events.append((row, None))
         if row + 1 < windows.rows:
             blocks.forget_above(windows.corner(row + 1, 0)[0])
-    yield events, predictor(np.stack(images)) if images else None
+    yield events, _started(predictor, images, seconds) if images else None
+
+
+def _started(predictor, images, seconds):
+    with seconds.counted("computing"):  # the first time it is compiled
+        return predictor(np.stack(images))
 
 
 def _ahead(items):
