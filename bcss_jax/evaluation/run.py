@@ -19,6 +19,7 @@ from bcss_jax.evaluation.surface_distance import surface_scores
 from bcss_jax.interruption import Interruption
 from bcss_jax.labels import LabelScheme
 from bcss_jax.progress import ProgressLine
+from bcss_jax.stopwatch import Stopwatch
 
 TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and as closely as a tissue's outline can be drawn
 KEEP_EVERY = 60.0  # seconds between writing down what there is
@@ -50,7 +51,7 @@ class Part:
 
 
 @dataclasses.dataclass
-class Seconds:
+class Seconds(Stopwatch):
     """What the time went into; outlines that were computed meanwhile cost none.
 
     Attributes:
@@ -62,15 +63,6 @@ class Seconds:
     input: float = 0.0
     compute: float = 0.0
     metrics: float = 0.0
-
-    @contextlib.contextmanager
-    def counted(self, what: str) -> Iterator[None]:
-        """Adds the time within to one of the attributes."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, what, getattr(self, what) + time.perf_counter() - start)
 
 
 def count(

@@ -8,7 +8,7 @@ import numpy as np
 from bcss_jax.labels import scheme_from_json
 from bcss_jax.slides import label_pyramid, overlay
 from bcss_jax.slides.classes import SlideClass
-from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.grid import Grid, nearest
 from bcss_jax.slides.reader_pool import ReaderPool
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.truth import read_truth
@@ -60,7 +60,4 @@ def write(
 
 def _stretched(labels, shape):
     """Labels at another size, by nearest neighbour."""
-    rows, columns = (
-        ((2 * np.arange(size) + 1) * given) // (2 * size) for size, given in zip(shape, labels.shape, strict=True)
-    )
-    return labels[np.ix_(rows, columns)]
+    return labels[np.ix_(*(nearest(size, given) for size, given in zip(shape, labels.shape, strict=True)))]

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
@@ -23,6 +25,11 @@ class Grid:
     def pixel_mm2(self) -> float:
         """Area of a pixel in mm2."""
         return (self.mpp / 1000) ** 2
+
+
+def nearest(size: int, given: int) -> np.ndarray:
+    """Of an axis with `given` pixels, the one that lies under each of `size` pixels over the same length: integers [size]."""
+    return ((2 * np.arange(size) + 1) * given) // (2 * size)
 
 
 def grid_of(width: int, height: int, slide_mpp: tuple[float, float], model_mpp: float) -> Grid:

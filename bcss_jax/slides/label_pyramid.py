@@ -24,6 +24,7 @@ import numpy as np
 import tifffile
 
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
+from bcss_jax.slides.grid import nearest
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.slides.whole_file import whole_file
 
@@ -70,9 +71,7 @@ def read_resized(path: Path, height: int, width: int) -> np.ndarray:
         levels = file.series[0].levels
         enough = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
         labels = (enough[-1] if enough else levels[0]).asarray()
-    rows, columns = (
-        ((2 * np.arange(new) + 1) * old // (2 * new)) for new, old in zip((height, width), labels.shape, strict=True)
-    )
+    rows, columns = (nearest(new, old) for new, old in zip((height, width), labels.shape, strict=True))
     return labels[rows[:, None], columns]
 
 

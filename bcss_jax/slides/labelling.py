@@ -9,8 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from bcss_jax.slides.slide_model import WindowPredictor
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.slides.tissue import Tissue
 from bcss_jax.slides.windows import Windows, cut
+from bcss_jax.stopwatch import Stopwatch
 from bcss_jax.workdir import write_text
 
 BATCHES_AHEAD = 2  # on the devices while the host blends
@@ -37,7 +36,7 @@ MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
 
 
 @dataclasses.dataclass
-class Seconds:
+class Seconds(Stopwatch):
     """What the main thread's time went into, and the writer's beside it.
 
     Attributes:
@@ -53,15 +52,6 @@ class Seconds:
     blending: float = 0.0
     waiting_for_writer: float = 0.0
     writing: float = 0.0
-
-    @contextlib.contextmanager
-    def counted(self, what: str) -> Iterator[None]:
-        """Adds the time within to one of the attributes."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, what, getattr(self, what) + time.perf_counter() - start)
 
 
 def label_slide(

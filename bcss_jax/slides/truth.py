@@ -11,7 +11,7 @@ from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation.surface_distance import surface_scores
 from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
-from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.grid import Grid, nearest
 from bcss_jax.tiles import printable, read_mask
 
 TOLERANCE_UM = 2.0  # of NSD, as in evaluations
@@ -62,7 +62,7 @@ def read_truth(
             f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} at "
             f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this very slide"
         )
-    rows, columns = (_nearest(size, given) for size, given in zip((grid.height, grid.width), mask.shape, strict=True))
+    rows, columns = (nearest(size, given) for size, given in zip((grid.height, grid.width), mask.shape, strict=True))
     truth = Truth(
         table[mask[np.ix_(rows, columns)]], None if region is None else _rectangle(region, grid, width, height)
     )
@@ -139,8 +139,3 @@ def score(truth: Truth, predicted: np.ndarray, scheme: LabelScheme, grid: Grid) 
             "pixels": counts[np.ix_(scheme.evaluated, order)].tolist(),
         },
     }
-
-
-def _nearest(size, given):
-    """Pixel of a mask's axis with `given` pixels that lies under each of `size` pixels of the grid."""
-    return ((2 * np.arange(size) + 1) * given) // (2 * size)
