@@ -195,6 +195,11 @@ def _checkpoints_of(path):
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and any(each.name.isdecimal() for each in folder.iterdir()):
             return folder.resolve()
+    if any(path.glob("fold_*/checkpoints")):
+        raise ConfigError(
+            f"{printable(path)}: a run of nnU-Net's method, which crops, normalises and joins folds in its own way; python -m "
+            "bcss_jax.nnunet predict segments images with it"
+        )
     raise DataError(
         f"{printable(path)}: expected the folder of a run or its checkpoints, found no checkpoint in it; train first, or "
         "name another folder"
