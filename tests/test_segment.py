@@ -353,6 +353,8 @@ def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
             patch.setattr(segment_slide, "_Clock", Clock)
         with pytest.raises(Killed):
             command(runs[0], slide, tmp_path, "--probabilities")
+    if place != "forget_work":
+        (tmp_path / "case" / ".overlay.png.123.tmp").write_bytes(b"half a picture")
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(tmp_path / "case") == contents(finished)
     assert not (tmp_path / "case" / ".work").exists()

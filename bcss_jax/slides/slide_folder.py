@@ -101,6 +101,7 @@ class SlideFolder:
             if overwrite or _read(self.work / "identity.json") != self._identity:
                 self._clear(OUTPUTS)
             self._clear(("summary.json", "failure.json"))
+            self._clear([left.name for name in OUTPUTS for left in self.path.glob(f".{name}.*")])  # of a killed process
             self.work.mkdir(exist_ok=True)
         write_text(self.work / "identity.json", json.dumps(self._identity))
 
