@@ -1,12 +1,15 @@
 """Whether memory and time stay what they are when slides grow: the same tissue on ever more glass.
 
     python benchmarks/slide_scale.py --checkpoint=RUN [--sides=10000,50000,200000] [--mm2=6] [--folder=FOLDER]
+    python benchmarks/slide_scale.py --checkpoint=RUN --dense=200000x6000 [--window=512]
 
 Draws slides of the same area of tissue, in squares of half a millimetre that are strewn over the whole slide (the first
 one is nearly full), as tiled pyramids at 0.25 um per pixel, and segments each with `python -m bcss_jax.segment`. Memory
 is the sum over the command's process and its readers, seen every 0.2 s; first a slide of one window tells what the model
 needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py
---config.model.width=4 --config.epochs=1 --workdir=runs/tiny`.
+--config.model.width=4 --config.epochs=1 --workdir=runs/tiny`. What is held depends on the width of a slide, not on its
+height, so that a strip full of tissue (--dense) shows the most that a slide of that width can need; it is segmented with
+probabilities, and costs the more the more classes there are (--config.labels=five_classes).
 """
 
 import argparse
@@ -41,7 +44,7 @@ def textures(count: int = 8) -> list[np.ndarray]:
 
 
 def tissue_tiles(side: int, mm2: float) -> np.ndarray:
-    """Which tiles of level 0 are tissue: bool [tiles, tiles]."""
+    """Which tiles of level 0 of a square slide are tissue: bool [tiles, tiles]."""
     tiles = -(-side // TILE)
     squares = -(-tiles // SQUARE)
     wanted = round(mm2 / (SQUARE * TILE * MPP / 1000) ** 2)
@@ -53,17 +56,15 @@ def tissue_tiles(side: int, mm2: float) -> np.ndarray:
     return np.kron(mask, np.ones((SQUARE, SQUARE), bool))[:tiles, :tiles]
 
 
-def write_slide(path: pathlib.Path, side: int, mm2: float) -> None:
-    """A pyramid of deflated tiles; memory holds a few of them."""
-    mask = tissue_tiles(side, mm2)
+def write_slide(path: pathlib.Path, width: int, height: int, mask: np.ndarray) -> None:
+    """A pyramid of deflated tiles with tissue in those of level 0 that the mask names; memory holds a few of them."""
     drawn = [zlib.compress(texture.tobytes(), 1) for texture in textures()]
     glass = zlib.compress(np.full((TILE, TILE, 3), GLASS, np.uint8).tobytes(), 1)
     mean = np.mean([texture.mean(axis=(0, 1)) for texture in textures()], axis=0).astype(np.uint8)
 
     def tiles(level):
-        size = -(-side // level)
-        for row in range(-(-size // TILE)):
-            for column in range(-(-size // TILE)):
+        for row in range(-(-height // (level * TILE))):
+            for column in range(-(-width // (level * TILE))):
                 if level == 1:
                     yield drawn[(7 * row + column) % len(drawn)] if mask[row, column] else glass
                     continue
@@ -79,9 +80,8 @@ def write_slide(path: pathlib.Path, side: int, mm2: float) -> None:
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level in LEVELS:
             density = 1e4 / (MPP * level)
-            size = -(-side // level)
             file.write(
-                tiles(level), shape=(size, size, 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb",
+                tiles(level), shape=(-(-height // level), -(-width // level), 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb",
                 compression="adobe_deflate", resolution=(density, density), resolutionunit="CENTIMETER",
                 subfiletype=int(level > 1), metadata=None,
             )  # fmt: skip
@@ -102,9 +102,9 @@ def resident(process: int) -> int:
     return total
 
 
-def segment(checkpoint: str, slide: pathlib.Path, output: pathlib.Path) -> tuple[dict, float, int]:
-    """Summary, seconds and peak memory of a run of the command."""
-    command = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={checkpoint}", f"--slide={slide}"]
+def segment(command: list[str], slide: pathlib.Path, output: pathlib.Path) -> tuple[dict, float, int]:
+    """Summary, seconds and peak memory of a run of the command on a slide."""
+    command = [*command, f"--slide={slide}"]
     begun, peak = time.perf_counter(), 0
     with subprocess.Popen([*command, f"--output={output}", "--overwrite"], cwd=ROOT, stdout=subprocess.PIPE) as process:
         while process.poll() is None:
@@ -121,21 +121,32 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
     parser.add_argument("--sides", default="10000,50000,200000")
     parser.add_argument("--mm2", type=float, default=6.0)
+    parser.add_argument("--dense", help="WIDTHxHEIGHT: a slide full of tissue in place of the others")
+    parser.add_argument("--window", type=int, help="as that of the command")
     parser.add_argument("--folder", type=pathlib.Path, help="for slides and results; a temporary one if not given")
     args = parser.parse_args()
+    command = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={args.checkpoint}"]
+    command += [f"--window={args.window}"] if args.window else []
+    command += ["--probabilities"] if args.dense else []
+    if args.dense:
+        sizes = [tuple(map(int, args.dense.split("x")))]
+        masks = [np.ones((-(-sizes[0][1] // TILE), -(-sizes[0][0] // TILE)), bool)]
+    else:
+        sides = list(map(int, args.sides.split(",")))
+        sizes, masks = [(side, side) for side in sides], [tissue_tiles(side, args.mm2) for side in sides]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or pathlib.Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        write_slide(folder / "model.tif", SQUARE * TILE, (SQUARE * TILE * MPP / 1000) ** 2)
-        _, _, alone = segment(args.checkpoint, folder / "model.tif", folder / "out")
+        write_slide(folder / "model.tif", SQUARE * TILE, SQUARE * TILE, np.ones((SQUARE, SQUARE), bool))
+        _, _, alone = segment(command, folder / "model.tif", folder / "out")
         print(f"the model on a slide of {SQUARE * TILE} pixels: {alone / 2**20:.0f} MiB", flush=True)
-        for side in map(int, args.sides.split(",")):
-            slide = folder / f"{side}.tif"
-            write_slide(slide, side, args.mm2)
-            summary, seconds, peak = segment(args.checkpoint, slide, folder / "out")
+        for (width, height), mask in zip(sizes, masks, strict=True):
+            slide = folder / f"{width}x{height}.tif"
+            write_slide(slide, width, height, mask)
+            summary, seconds, peak = segment(command, slide, folder / "out")
             area, parts = summary["tissue_area_mm2"], summary["seconds"]
             print(
-                f"{side} x {side}, {slide.stat().st_size / 2**20:.0f} MiB file: {area:.2f} mm2 in {summary['windows']['computed']} "
+                f"{width} x {height}, {slide.stat().st_size / 2**20:.0f} MiB file: {area:.2f} mm2 in {summary['windows']['computed']} "
                 f"windows, {seconds:.1f} s, {parts['total'] / area:.2f} s/mm2 (computing {parts['computing'] / area:.2f}), peak "
                 f"{peak / 2**20:.0f} MiB, {(peak - alone) / 2**20:.0f} over the model's own; "
                 + ", ".join(f"{name} {value:.1f}" for name, value in parts.items()),

@@ -26,7 +26,9 @@ def opened(folder, values, mpp=0.25):
 
 def write(store, values, rows):
     for row in rows:
-        store.write_rows(row, values[:, row * CHUNK : (row + 1) * CHUNK])
+        for column in range(-(-values.shape[2] // CHUNK)):
+            rows, columns = (slice(at * CHUNK, (at + 1) * CHUNK) for at in (row, column))
+            store.write_tile(row, column, values[:, rows, columns])
 
 
 def files(folder):
@@ -72,7 +74,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path):
     write(opened(tmp_path / "a.zarr", values), values, range(3))
     store = opened(tmp_path / "b.zarr", values)
     write(store, values, [2])
-    store.write_rows(0, np.full((2, CHUNK, 1300), 9, np.uint8))  # also where chunks of zeros come later
+    store.write_tile(0, 1, np.full((2, CHUNK, CHUNK), 9, np.uint8))  # where chunks of zeros come later
     damaged = tmp_path / "b.zarr" / "0" / "c" / "0" / "2" / "0"
     damaged.write_bytes(damaged.read_bytes()[:10])
     again = opened(tmp_path / "b.zarr", values)
@@ -95,15 +97,15 @@ def test_what_belongs_to_another_slide_or_is_damaged_is_begun_anew(tmp_path, cha
     np.testing.assert_array_equal(zarr.open_group(tmp_path / "p.zarr", mode="r")["0"][:, :CHUNK], other[:, :CHUNK])
 
 
-def test_wrong_bands_are_refused(tmp_path):
+def test_wrong_tiles_are_refused(tmp_path):
     store = opened(tmp_path / "p.zarr", probabilities())
-    for band in (
-        np.zeros((2, 100, 1300), np.uint8),
-        np.zeros((2, CHUNK, 1300), np.float32),
-        np.zeros((CHUNK, 1300), np.uint8),
+    for tile in (
+        np.zeros((2, 100, CHUNK), np.uint8),
+        np.zeros((2, CHUNK, CHUNK), np.float32),
+        np.zeros((CHUNK, CHUNK), np.uint8),
     ):
-        with pytest.raises(ValueError, match="band 0"):
-            store.write_rows(0, band)
+        with pytest.raises(ValueError, match="tile 0, 1"):
+            store.write_tile(0, 1, tile)
 
 
 def test_a_place_that_cannot_be_a_folder_is_one_line(tmp_path):

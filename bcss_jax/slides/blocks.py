@@ -55,10 +55,11 @@ class Blocks:
             pixels[y0 - top : y1 - top, x0 - left : x1 - left] = block[y0 - y : y1 - y, x0 - x : x1 - x]
         return pixels, (top, left)
 
-    def forget_above(self, y: int) -> None:
-        """No window needs pixel rows above `y` any more."""
-        for key in [key for key in self._held if (key[0] + 1) * ROWS <= y]:
-            del self._held[key]
+    def forget(self, above: int, left_of: int) -> None:
+        """No window needs pixels any more that lie both above and left of those."""
+        for row, column in list(self._held):
+            if (row + 1) * ROWS <= above and (column + 1) * COLUMNS <= left_of:
+                del self._held[row, column]
 
     def forget_unreadable_above(self, y: int) -> None:
         """`unreadable_in` is not asked about pixel rows above `y` any more."""

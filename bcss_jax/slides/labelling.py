@@ -9,8 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -24,14 +22,13 @@ from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import ReaderPool
 from bcss_jax.slides.seams import Seams
 from bcss_jax.slides.slide_model import WindowPredictor
+from bcss_jax.slides.tile_rows import TileRows, seams_file
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.slides.tissue import Tissue
 from bcss_jax.slides.windows import Windows, cut
 from bcss_jax.stopwatch import Stopwatch
-from bcss_jax.workdir import write_text
 
 BATCHES_AHEAD = 2  # on the devices while the host blends
-ROWS_BEHIND = 2  # of tiles, waiting to be written; one with probabilities, which are large
 MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
 
 
@@ -89,7 +86,7 @@ def label_slide(
       Preempted: asked to stop; the same call goes on from there.
     """
     seconds = Seconds()
-    missing = [row for row in range(store.rows) if not (store.has_row(row) and _seams_file(store, row).exists())]
+    missing = [row for row in range(store.rows) if not (store.has_row(row) and seams_file(store, row).exists())]
     if not missing:
         return seconds
     # All pixel rows that are finished together with the first one that is missing, and the row above them.
@@ -98,20 +95,11 @@ def label_slide(
     chosen = tissue.windows(windows)
     blocks = Blocks(pool, tissue.grid, windows, chosen, start, AHEAD * readers)
     blender = Blender(windows, weights, classes, start)
+    tiles = TileRows(store, probabilities, missing[0], classes, seconds)
+    seams, wants_steps = Seams(windows, classes), probabilities is not None
+    rows = _Rows(label, tissue, blocks, seams, windows, again, tiles, wants_steps, seconds)
     with (
-        _Rows(
-            label,
-            store,
-            probabilities,
-            tissue,
-            blocks,
-            Seams(windows, classes),
-            windows,
-            classes,
-            again,
-            missing[0],
-            seconds,
-        ) as rows,
+        contextlib.closing(tiles),
         contextlib.closing(ProgressLine(label, int(chosen.sum()), int(chosen[:start].sum()))) as line,
     ):
         done = int(chosen[:start].sum())
@@ -122,16 +110,17 @@ def label_slide(
                     window = None if column is None else next(weighted)
                 with seconds.counted("blending"):
                     finished = blender.finish(row) if column is None else blender.add(row, column, window)
-                    for piece in finished:
-                        rows.add(row, piece)
+                for piece in finished:
+                    rows.add(row, piece)
                 if column is None:
                     rows.end(row)
                 else:
                     done += 1
             line.update(done)
             if interruption.requested:
-                rows.wait()
+                tiles.wait()
                 raise Preempted(f"{label}: stopped after {done} of {chosen.sum()} windows; the same command goes on")
+        tiles.wait()
     return seconds
 
 
@@ -142,9 +131,7 @@ def too_unreadable(name: str) -> DataError:
 
 def seam_counts(store: TileStore) -> np.ndarray:
     """The counts of `Seams` of all rows of tiles, int64 [2, 2]."""
-    return np.sum(
-        [json.loads(_seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64
-    )
+    return np.sum([json.loads(seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64)
 
 
 def _batches(blocks, windows, chosen, start, predictor, seconds):
@@ -157,12 +144,12 @@ def _batches(blocks, windows, chosen, start, predictor, seconds):
                 corner, shape = windows.corner(row, column), (windows.height, windows.width)
                 images.append(cut(pixels, corner, windows.size, origin, shape))
             events.append((row, column))
+            blocks.forget(above=windows.corner(row + 1, 0)[0], left_of=corner[1])
             if len(images) == predictor.batch_size:
                 yield events, _started(predictor, images, seconds)
                 events, images = [], []
         events.append((row, None))
-        if row + 1 < windows.rows:
-            blocks.forget_above(windows.corner(row + 1, 0)[0])
+        blocks.forget(above=windows.corner(row + 1, 0)[0], left_of=windows.width)
     yield events, _started(predictor, images, seconds) if images else None
 
 
@@ -182,92 +169,45 @@ def _ahead(items):
 
 
 class _Rows:
-    """Turns finished pixels into rows of tiles, and has them written by a thread."""
+    """Turns finished pixels into labels."""
 
-    def __init__(
-        self, name, store, probabilities, tissue, blocks, seams, windows, classes, again, first_tiles, seconds
-    ):
-        self._name, self._store, self._probabilities = name, store, probabilities
-        self._tissue, self._blocks, self._seams, self._windows = tissue, blocks, seams, windows
-        self._classes, self._again, self._seconds = classes, again, seconds
+    def __init__(self, name, tissue, blocks, seams, windows, again, tiles, wants_steps, seconds):
+        self._name, self._tissue, self._blocks, self._seams, self._seconds = name, tissue, blocks, seams, seconds
+        self._windows, self._again, self._tiles, self._wants_steps = windows, again, tiles, wants_steps
         self._unreadable = 0
-        self._bearable = MAX_UNREADABLE * tissue.share * store.width * store.height
-        self._writer = ThreadPoolExecutor(1)
-        self._writing: collections.deque[Future] = collections.deque()
-        self._first_tiles = first_tiles  # the first row of tiles to write
-        self._counts: dict[int, np.ndarray] = {}  # of seams, by row of tiles
-        # By row of tiles: labels, probabilities in steps of 1/255 if they are wanted, and the columns of tiles with labels.
-        self._tiles: dict[int, tuple] = {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is None:
-            self.wait()
-        self._writer.shutdown(cancel_futures=True)
-
-    def wait(self) -> None:
-        """Returns when what is complete is written."""
-        self._settle(0)
+        self._bearable = MAX_UNREADABLE * tissue.share * windows.width * windows.height
 
     def add(self, row: int, piece: Finished) -> None:
         """Takes some columns of what a row of windows finishes. Of the row above the first one only its end is right."""
         top, bottom = self._windows.finished_rows(row)
         if row < self._again - 1:
             return
-        self._seams.add(top, piece)
-        if row < self._again:
-            return
-        labels, columns = self._labels_of(piece, top, bottom), slice(piece.left, piece.right)
-        steps = None
-        if self._probabilities is not None:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                steps = np.rint(piece.sums * (np.float32(255) / piece.weights))
-            steps = np.where((labels != BACKGROUND) & (labels != UNREADABLE), steps, 0).astype(np.uint8)
-        size = self._store.tile_size
-        for number, here, there in self._parts(top, bottom):
-            whole, whole_steps, touched = self._buffers(number)
-            touched.update(range(piece.left // size, (piece.right - 1) // size + 1))
-            whole[there, columns] = labels[here]
-            if steps is not None:
-                whole_steps[:, there, columns] = steps[:, here]
+        with self._seconds.counted("blending"):
+            self._seams.add(top, piece)
+            if row < self._again:
+                return
+            labels = self._labels_of(piece, top, bottom)
+            steps = _steps_of(piece, labels) if self._wants_steps else None
+        self._tiles.add(top, piece.left, labels, steps)
         if self._unreadable > self._bearable:
             raise too_unreadable(self._name)
 
     def end(self, row: int) -> None:
-        """All that a row of windows finishes is there: rows of tiles that are complete are written."""
+        """All that a row of windows finishes is there."""
         top, bottom = self._windows.finished_rows(row)
         self._seams.end_row()
         self._blocks.forget_unreadable_above(bottom)
         if row < self._again:
             self._seams.take()
-            return
-        if bottom == top:
-            return
-        # The row of tiles that these pixel rows end in is given the counts of all of them.
-        last = (bottom - 1) // self._store.tile_size
-        self._counts[last] = self._counts.get(last, 0) + np.asarray(self._seams.take())
-        for number, _, _ in self._parts(top, bottom):
-            buffers = self._buffers(number)
-            if (number + 1) * self._store.tile_size <= bottom or bottom == self._store.height:
-                del self._tiles[number]
-                if number >= self._first_tiles:
-                    self._write_soon(number, *buffers, self._counts.pop(number, np.zeros((2, 2), np.int64)).tolist())
-
-    def _parts(self, top, bottom):
-        """(row of tiles, pixel rows of those from `top` on, pixel rows of the row of tiles) of each that they lie in."""
-        size = self._store.tile_size
-        for number in range(top // size, (bottom - 1) // size + 1):
-            first, end = max(top, number * size), min(bottom, (number + 1) * size)
-            yield number, slice(first - top, end - top), slice(first - number * size, end - number * size)
+        elif bottom > top:
+            self._tiles.end(bottom, np.asarray(self._seams.take()))
 
     def _labels_of(self, piece, top, end):
         labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
-        for value in range(1, self._classes):
+        for value in range(1, len(piece.sums)):
             above = piece.sums[value] > best
             labels[above] = value + 1
-            if value + 1 < self._classes:
+            if value + 1 < len(piece.sums):
                 np.copyto(best, piece.sums[value], where=above)
         wanted = (piece.weights > 0) & self._tissue.pixels(top, end, piece.left, piece.right)
         labels[~wanted] = BACKGROUND
@@ -278,32 +218,15 @@ class _Rows:
             self._unreadable += int(unreadable.sum())
         return labels
 
-    def _buffers(self, number):
-        """Labels, probabilities and columns with labels of a row of tiles in the making; what stays zero costs no memory."""
-        if number not in self._tiles:
-            shape = self._store.row_height(number), self._store.width
-            steps = None if self._probabilities is None else np.zeros((self._classes, *shape), np.uint8)
-            self._tiles[number] = np.zeros(shape, np.uint8), steps, set()
-        return self._tiles[number]
 
-    def _write_soon(self, number, labels, steps, touched, seams):
-        with self._seconds.counted("waiting_for_writer"):
-            self._settle(ROWS_BEHIND - 1 if steps is None else 0)
-        self._writing.append(self._writer.submit(self._write, number, labels, steps, touched, seams))
-
-    def _write(self, row, labels, steps, touched, seams):
-        size = self._store.tile_size
-        tiles = [labels[:, c * size : (c + 1) * size] if c in touched else 0 for c in range(self._store.columns)]
-        with self._seconds.counted("writing"):
-            write_text(_seams_file(self._store, row), json.dumps(seams))
-            if steps is not None:
-                self._probabilities.write_rows(row, steps)
-            self._store.write_tiles(row, tiles)  # last: it says that the row is done
-
-    def _settle(self, most):
-        while len(self._writing) > most:
-            self._writing.popleft().result()
-
-
-def _seams_file(store: TileStore, row: int) -> Path:
-    return store.folder / f"seams-{row:06d}.json"
+def _steps_of(piece, labels):
+    """Probabilities in steps of 1/255, uint8 [K, h, w], 0 where no label is."""
+    labelled = (labels != BACKGROUND) & (labels != UNREADABLE)
+    steps = np.empty(piece.sums.shape, np.uint8)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.float32(255) / piece.weights
+        for sums, step in zip(
+            piece.sums, steps, strict=True
+        ):  # one by one: what lies between takes four times the memory
+            step[...] = np.where(labelled, np.rint(sums * scale), 0)
+    return steps

@@ -1,4 +1,4 @@
-"""probabilities.zarr: the classes' probabilities of a slide, optional, written in bands of rows.
+"""probabilities.zarr: the classes' probabilities of a slide, optional, written tile by tile.
 
 Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0", axes c, y, x, um per pixel
 as scale, names and colours of the channels under "omero". A value is round(255 p); chunks of zeros, where nothing was
@@ -20,12 +20,12 @@ CHUNK = 512  # pixels along a side
 
 
 class ProbabilityStore:
-    """Probabilities of K classes, uint8 [K, height, width]. Bands may come in any order, and again after a kill.
+    """Probabilities of K classes, uint8 [K, height, width]. Tiles may come in any order, and again after a kill.
 
     Attributes:
       folder: where it is.
       shape: (K, height, width).
-      kept: the array was there before, with whatever bands had been written.
+      kept: the array was there before, with whatever tiles had been written.
     """
 
     def __init__(self, folder: Path, width: int, height: int, *, mpp: float, classes: Sequence[SlideClass], name: str):
@@ -43,7 +43,7 @@ class ProbabilityStore:
           StorageError: it cannot be written.
         """
         self.folder, self.shape = Path(folder), (len(classes), height, width)
-        self.kept = True  # bands that were written before are there
+        self.kept = True  # tiles that were written before are there
         attributes = _attributes(mpp, classes, name)
         with storage_errors(self.folder):
             self._array = _begun(self.folder, self.shape, attributes)
@@ -52,32 +52,24 @@ class ProbabilityStore:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._array = _begin(self.folder, self.shape, attributes)
 
-    def write_rows(self, row: int, probabilities: np.ndarray) -> None:
-        """Writes a band.
+    def write_tile(self, row: int, column: int, probabilities: np.ndarray) -> None:
+        """Writes the chunks of a tile, one a class; those of zeros are not stored.
 
         Args:
-          row: number of the band, from 0.
-          probabilities: round(255 p), uint8 [K, CHUNK, width], the last one perhaps lower.
+          row: of tiles, from 0.
+          column: likewise.
+          probabilities: round(255 p), uint8 [K, CHUNK, CHUNK], at the right and lower edge perhaps smaller.
 
         Raises:
           StorageError: it cannot be written.
         """
         classes, height, width = self.shape
-        expected = (classes, min(CHUNK, height - row * CHUNK), width)
+        y, x = row * CHUNK, column * CHUNK
+        expected = (classes, min(CHUNK, height - y), min(CHUNK, width - x))
         if probabilities.dtype != np.uint8 or probabilities.shape != expected:
-            raise ValueError(f"band {row}: {probabilities.dtype} {probabilities.shape}, not uint8 {expected}")
-        starts = np.arange(0, width, CHUNK)
-        # zarr takes a millisecond for each chunk, stored or not; most of a sparse slide need not pass through it.
-        filled = np.maximum.reduceat(probabilities.max((0, 1)), starts) > 0
+            raise ValueError(f"tile {row}, {column}: {probabilities.dtype} {probabilities.shape}, not uint8 {expected}")
         with storage_errors(self.folder):
-            for column in np.flatnonzero(~filled).tolist():
-                for channel in range(classes):  # of a run before this one
-                    (self.folder / f"0/c/{channel}/{row}/{column}").unlink(missing_ok=True)
-            rows = slice(row * CHUNK, row * CHUNK + expected[1])
-            for run in np.split(starts[filled], np.flatnonzero(np.diff(starts[filled]) > CHUNK) + 1):
-                if len(run):
-                    columns = slice(run[0], run[-1] + CHUNK)
-                    self._array[:, rows, columns] = probabilities[..., columns]
+            self._array[:, y : y + expected[1], x : x + expected[2]] = probabilities
 
 
 def _begin(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array:

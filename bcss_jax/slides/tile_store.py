@@ -78,12 +78,12 @@ class TileStore:
         size = self.tile_size
         self.write_tiles(row, [labels[:, start : start + size] for start in range(0, self.width, size)])
 
-    def write_tiles(self, row: int, tiles: Sequence[np.ndarray | int]) -> None:
+    def write_tiles(self, row: int, tiles: Sequence[np.ndarray | int | bytes]) -> None:
         """Writes a row given as its tiles, for callers who know that most of them have one value.
 
         Args:
           row: of tiles, from 0.
-          tiles: for each column uint8 [<= tile_size, <= tile_size], or the one value of a tile (its filling too).
+          tiles: for each column uint8 [<= tile_size, <= tile_size], or what `encode` gave for it.
 
         Raises:
           StorageError: it cannot be written; what was there stays.
@@ -92,19 +92,24 @@ class TileStore:
             raise ValueError(f"row {row} with {len(tiles)} tiles, not one of {self.rows} with {self.columns}")
         table, streams = np.zeros(self.columns, _ENTRY), []
         for column, tile in enumerate(tiles):
-            if isinstance(tile, np.ndarray):
-                tile = self._filled(tile)
-                first = tile[0, 0]
-                if (tile[0] != first).any() or (tile != first).any():
-                    streams.append(zlib.compress(tile, COMPRESSION))
-                    table[column]["length"] = len(streams[-1])
-                    continue
-                tile = int(first)
-            table[column]["value"] = tile
+            tile = self.encode(tile) if isinstance(tile, np.ndarray) else tile
+            if isinstance(tile, bytes):
+                streams.append(tile)
+                table[column]["length"] = len(tile)
+            else:
+                table[column]["value"] = tile
         head = _HEADER.pack(_MAGIC, row, self.width, self.height, self.tile_size)
         content = b"".join((head, table.tobytes(), *streams))
         write_bytes(self.path(row), content + _digest(content))
         self._tables[row] = table, _offsets(table)
+
+    def encode(self, tile: np.ndarray) -> int | bytes:
+        """A tile as it is written: the one value of all its pixels, its filling too, or a zlib stream."""
+        tile = self._filled(tile)
+        first = tile[0, 0]
+        if (tile[0] != first).any() or (tile != first).any():
+            return zlib.compress(tile, COMPRESSION)
+        return int(first)
 
     def has_row(self, row: int) -> bool:
         """Whether the row is there, whole and undamaged."""
