@@ -132,6 +132,13 @@ def test_a_thumbnail_has_the_slides_shape(path, pixels, max_side):
     assert np.abs(thumbnail.astype(int) - np.asarray(expected)).mean() < 25
 
 
+def test_a_level_a_bit_too_small_for_a_thumbnail_is_taken_as_it_is(path, pixels):
+    with ReaderPool(path, 1) as pool:
+        largest, half = (max(level[:2]) for level in pool.info.levels[:2])
+        sides = {asked: max(pool.thumbnail(asked).pixels.shape) for asked in (half + 20, half, half - 1, largest - 1)}
+    assert sides == {half + 20: half, half: half, half - 1: half - 1, largest - 1: largest - 1}
+
+
 def test_a_thumbnail_is_made_in_pieces(path, pixels, monkeypatch):
     with ReaderPool(path, 2) as pool:
         whole = pool.thumbnail(120).pixels

@@ -18,6 +18,7 @@ from bcss_jax.slides.reader_crew import Block, Crew, SlideInfo
 __all__ = ["Block", "ReaderPool", "SlideInfo"]
 
 THUMBNAIL_SOURCE = 2048  # a thumbnail is read in pieces of about this side, in pixels of the level it is made from
+NEAR = 0.7  # a level of that share of a thumbnail's side will do; the next one may be sixteen times as large
 
 
 class ReaderPool:
@@ -72,7 +73,7 @@ class ReaderPool:
         return self._crew.submit({"grid": grid_numbers, "box": [int(x), int(y), int(width), int(height)]})
 
     def thumbnail(self, max_side: int) -> Block:
-        """The whole slide, no side longer than `max_side`.
+        """The whole slide, no side longer than `max_side`; a bit smaller where that spares reading a far larger level.
 
         Made from the best level in pieces: without a pyramid that takes time, but no memory.
 
@@ -80,7 +81,8 @@ class ReaderPool:
           DataError: as `submit`.
         """
         width, height = self.info.width, self.info.height
-        shrink = max(1.0, max(width, height) / max_side)
+        near = [side for side in (max(level[:2]) for level in self.info.levels) if NEAR * max_side <= side <= max_side]
+        shrink = max(1.0, max(width, height) / max(near, default=max_side))
         columns, rows = max(1, round(width / shrink)), max(1, round(height / shrink))
         grid = Grid(columns, rows, 0.0, (width / columns, height / rows))
         piece_width, piece_height = self._piece(grid)
