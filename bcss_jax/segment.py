@@ -38,7 +38,7 @@ from bcss_jax.slides import batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.slide_folder import note_failure
+from bcss_jax.slides.slide_folder import Done, note_failure
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, model_of_run
 from bcss_jax.tiles import printable
@@ -270,10 +270,10 @@ def _refuse_other_results(entries, segmenters, folders):
 def _segment(entry, place, segmenters, paths, args, interruption) -> None:
     summaries, new = [], False
     for segmenter, path in zip(segmenters, paths, strict=True):
-        summary, before = segmenter.segment(entry, path, args.overwrite, interruption)
-        print(batch_summary.line(summary, place if args.slides else "", path, before), flush=True)
+        summary, done = segmenter.segment(entry, path, args.overwrite, interruption)
+        print(batch_summary.line(summary, place if args.slides else "", path, done), flush=True)
         summaries.append(summary)
-        new |= not before
+        new |= done is not Done.BEFORE
     picture = paths[0].parent / "comparison.png"
     if len(segmenters) > 1 and (new or not picture.exists()):
         with workdir.locked(picture.parent):
