@@ -233,10 +233,9 @@ def _of_labels(identity):
     """An identity without the truth; of what is no identity, itself."""
     if not isinstance(identity, dict):
         return identity
-    parts = {name: identity.get(name) for name in ("files", "settings")}
-    known = {name: part for name, part in parts.items() if isinstance(part, dict)}
+    parts = {name: part for name in ("files", "settings") if isinstance(part := identity.get(name), dict)}
     return identity | {
-        name: {key: value for key, value in part.items() if key not in OF_TRUTH} for name, part in known.items()
+        name: {key: value for key, value in part.items() if key not in OF_TRUTH} for name, part in parts.items()
     }
 
 
