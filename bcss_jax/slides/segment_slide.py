@@ -38,10 +38,8 @@ from bcss_jax.summary import device, versions
 from bcss_jax.tiles import printable
 from bcss_jax.workdir import locked
 
-TISSUE_MPP, TISSUE_SIDE = (
-    4.0,
-    4096,
-)  # um per pixel of the thumbnail that tissue is found on, and its longest side at most
+TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
+TISSUE_SIDE = 4096  # its longest side at most, pixels
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
 log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ class Settings:
       tissue: "colour" (found by colour) or "all" (the whole slide); a file given for a slide goes before.
       probabilities: write them too.
       min_area_um2: smaller regions are left out of regions.geojson.
-      truth_codes: code book of masks of truth.
+      truth_codes: code book of masks of truth; it and the region decide about scores alone, not about labels.
       truth_region: x, y, width, height in level-0 pixels to be scored besides the whole, or None.
     """
 
