@@ -38,7 +38,7 @@ from bcss_jax.slides import batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.slide_folder import note_failure
+from bcss_jax.slides.slide_folder import Done, note_failure
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, model_of_run
 from bcss_jax.tiles import printable
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.getLogger("bcss_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a mask is one line
     try:
         with Interruption() as interruption:
             _run(args, interruption)
@@ -270,10 +271,10 @@ def _refuse_other_results(entries, segmenters, folders):
 def _segment(entry, place, segmenters, paths, args, interruption) -> None:
     summaries, new = [], False
     for segmenter, path in zip(segmenters, paths, strict=True):
-        summary, before = segmenter.segment(entry, path, args.overwrite, interruption)
-        print(batch_summary.line(summary, place if args.slides else "", path, before), flush=True)
+        summary, done = segmenter.segment(entry, path, args.overwrite, interruption)
+        print(batch_summary.line(summary, place if args.slides else "", path, done), flush=True)
         summaries.append(summary)
-        new |= not before
+        new |= done is not Done.BEFORE
     picture = paths[0].parent / "comparison.png"
     if len(segmenters) > 1 and (new or not picture.exists()):
         with workdir.locked(picture.parent):

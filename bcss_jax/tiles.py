@@ -19,6 +19,11 @@ from bcss_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 
+
+class TooManyPixelsError(DataError):
+    """An image above `MAX_PIXELS`, by its header."""
+
+
 FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff")}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MAX_PIXELS = 178_956_970  # Pillow's own bound; the largest ROI of the data set has 126 million
@@ -111,10 +116,24 @@ def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.wa
     mask = np.asarray(image)
     if raw_mode in LOW_BIT_SCALE:
         mask = mask // LOW_BIT_SCALE[raw_mode]
+    return checked_codes(path, mask, codes)
+
+
+def checked_codes(path: Path, mask: np.ndarray, codes: str | int) -> np.ndarray:
+    """The pixels of a mask, or of a part of it, as uint8.
+
+    Args:
+      path: of the mask.
+      mask: integers [H, W].
+      codes: as of `read_mask`.
+
+    Raises:
+      DataError: a value is no code (the message gives the histogram).
+    """
     book_size = codes if isinstance(codes, int) else len(labels.CODE_BOOKS[codes])
     if mask.min() < 0 or mask.max() >= book_size:
         raise _outside_code_book(path, mask, codes, book_size)
-    return mask.astype(np.uint8)
+    return mask.astype(np.uint8, copy=False)
 
 
 def read_pair(
@@ -147,9 +166,14 @@ def _load(path: Path, warn: Callable[[str], None]) -> tuple[Image.Image, str]:
         arguments = image.tile[0].args if image.tile else ""
         raw_mode = arguments if isinstance(arguments, str) else str(arguments and arguments[0])
         image.load()
-    if Path(path).suffix.lower() not in FORMATS[image.format]:
-        warn(f"{printable(path)}: the content is {image.format}, which the name does not say; decoded by content")
+    warn_of_name(path, image.format, warn)
     return image, raw_mode
+
+
+def warn_of_name(path: Path, format: str, warn: Callable[[str], None]) -> None:
+    """Warns if the name says another format than the content, which is a key of `FORMATS`."""
+    if Path(path).suffix.lower() not in FORMATS[format]:
+        warn(f"{printable(path)}: the content is {format}, which the name does not say; decoded by content")
 
 
 def _refuse_huge(path: Path, image: Image.Image) -> None:
@@ -176,8 +200,10 @@ def _as_data_error(path: Path) -> Iterator[None]:
         raise _unusable(path, "a readable PNG, JPEG or TIFF file", found, "fetch or export the file again") from error
 
 
-def _too_large(path: Path, found: str) -> DataError:
-    return _unusable(path, f"at most {MAX_PIXELS} pixels", f"{found} by its header", "cut it into smaller images")
+def _too_large(path: Path, found: str) -> TooManyPixelsError:
+    return TooManyPixelsError(
+        f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {found} by its header; cut it into smaller images"
+    )
 
 
 def _unusable(path: Path, expected: str, found: str, remedy: str) -> DataError:

@@ -210,6 +210,163 @@ def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_
     assert part["scores_of_region"]["dice"]["macro"] == 1 and part["scores"] == found
 
 
+@pytest.fixture
+def masks(finished, tmp_path):
+    """Two masks of truth, a PNG and a TIFF, that differ."""
+    labels = tifffile.imread(finished / "labels.ome.tif")
+    truth = np.where(labels == 1, 1, 2).astype(np.uint8)
+    truth[:, :20] = 0
+    Image.fromarray(truth).save(tmp_path / "right.png")
+    truth[100:, 20:] = 3 - truth[100:, 20:]
+    tifffile.imwrite(tmp_path / "wrong.tif", truth, tile=(64, 64), compression="deflate", photometric="minisblack")
+    return tmp_path / "right.png", tmp_path / "wrong.tif"
+
+
+def without_time(folder):
+    found = summary_of(folder)
+    return {name: value for name, value in found.items() if name not in ("seconds", "peak_memory_mb")}
+
+
+def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, masks, tmp_path, capsys, monkeypatch):
+    right, wrong = (f"--truth={path}" for path in masks)
+    assert command(runs[0], slide, tmp_path / "once", wrong) == 0
+    assert "Dice" in capsys.readouterr().out
+    assert command(runs[0], slide, tmp_path / "later") == 0
+    folder = tmp_path / "later" / "case"
+    others = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name in OUTPUTS - {"summary.json"}}
+    monkeypatch.setattr(segment_slide, "ReaderPool", None)  # the slide is not even opened
+    plain = without_time(folder)
+    assert "scores" not in plain
+    assert command(runs[0], slide, tmp_path / "later", right, "--truth_region=20,0,130,100") == 0
+    out = capsys.readouterr().out
+    assert "scored now" in out and "not computed again" in out and "Dice in the region" in out
+    assert without_time(folder)["scores"]["dice"]["macro"] == 1
+    assert command(runs[0], slide, tmp_path / "later", wrong) == 0
+    assert "scored now" in capsys.readouterr().out
+    assert without_time(folder) == without_time(tmp_path / "once" / "case")  # nor is there a region any more
+    written = (folder / "summary.json").read_bytes()
+    for options in ((wrong,), (), ("--truth_codes=kaggle3",)):
+        assert command(runs[0], slide, tmp_path / "later", *options) == 0
+        assert "done before" in capsys.readouterr().out and (folder / "summary.json").read_bytes() == written
+    assert others == {path: path.stat().st_mtime_ns for path in others}
+    assert command(runs[0], slide, tmp_path / "later", wrong, "--truth_codes=kaggle3") == 0  # may mean something else
+    assert "scored now" in capsys.readouterr().out
+    assert command(runs[0], slide, tmp_path / "later", wrong, "--overlap=0.5") == 2
+    assert re.search(r"results of other settings \(settings.overlap differ\)", one_line(capsys))
+
+
+def test_results_that_were_written_with_the_truth_among_their_settings(runs, slide, masks, tmp_path, capsys):
+    """As the versions before this one did, with a truth and without one."""
+    options = (f"--truth={masks[1]}",)
+    assert command(runs[0], slide, tmp_path, *options) == 0
+    assert summary_of(tmp_path / "case")["identity"]["settings"]["truth_codes"] == "bcss22"
+    for again in (options, ()):
+        assert command(runs[0], slide, tmp_path, *again) == 0
+        assert "done before" in capsys.readouterr().out
+    summary = summary_of(tmp_path / "case")
+    del summary["identity"]["files"]["truth"], summary["scores"]
+    (tmp_path / "case" / "summary.json").write_text(json.dumps(summary))
+    assert command(runs[0], slide, tmp_path) == 0
+    assert "done before" in capsys.readouterr().out
+    assert command(runs[0], slide, tmp_path, *options) == 0
+    assert "scored now" in capsys.readouterr().out
+
+
+def test_a_truth_given_later_is_in_the_picture_that_compares(runs, slide, masks, tmp_path, capsys):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path / "out") == 0
+    picture = tmp_path / "out" / "case" / "comparison.png"
+    narrow = Image.open(picture).width
+    assert command(both, slide, tmp_path / "out", f"--truth={masks[1]}") == 0
+    assert capsys.readouterr().out.count("scored now") == 2
+    assert Image.open(picture).width > narrow  # by the panel of the truth
+    drawn = picture.stat().st_mtime_ns
+    assert command(both, slide, tmp_path / "out", f"--truth={masks[1]}") == 0
+    assert picture.stat().st_mtime_ns == drawn
+
+
+def test_labels_that_were_damaged_or_replaced_are_not_scored(runs, slide, masks, tmp_path, capsys):
+    truth, folder = f"--truth={masks[0]}", tmp_path / "case"
+    assert command(runs[0], slide, tmp_path) == 0
+    summary, labels = (folder / "summary.json").read_bytes(), (folder / "labels.ome.tif").read_bytes()
+    with tifffile.TiffFile(folder / "labels.ome.tif") as tiff:
+        offset = tiff.pages[0].dataoffsets[0]
+    (folder / "labels.ome.tif").write_bytes(labels[: offset + 20] + bytes(20) + labels[offset + 40 :])
+    assert command(runs[0], slide, tmp_path, truth) == 3
+    assert re.search("labels.ome.tif: expected the labels .* found .*--overwrite", one_line(capsys))
+    other = np.full((150, 200), 2, np.uint8)
+    tifffile.imwrite(folder / "labels.ome.tif", other, compression="deflate")
+    assert command(runs[0], slide, tmp_path, truth) == 3
+    assert re.search("labels.ome.tif: .* 30000 pixels of the value 2 in place of", one_line(capsys))
+    assert (folder / "summary.json").read_bytes() == summary  # it is still done, just not scored
+    assert command(runs[0], slide, tmp_path, truth, "--overwrite") == 0
+    assert (folder / "labels.ome.tif").read_bytes() == labels and "scores" in summary_of(folder)
+    assert not (folder / "failure.json").exists()
+
+
+def test_a_slide_in_progress_goes_on_whatever_the_truth(runs, slide, masks, finished, tmp_path, capsys, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "finish", killed)
+        with pytest.raises(Killed):
+            command(runs[0], slide, tmp_path, f"--truth={masks[0]}")
+    rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "case" / ".work" / "labels").iterdir()}
+    assert rows
+    (tmp_path / "bad.tif").write_bytes(masks[1].read_bytes()[:500])
+    for options, code in (
+        ((f"--truth={tmp_path / 'bad.tif'}",), 3),  # a mask that cannot be read costs no labels
+        ((f"--truth={masks[0]}", "--truth_region=0,0,900,900"), 2),
+        (("--overlap=0.5",), 2),  # nor may other settings now take their place
+    ):
+        assert command(runs[0], slide, tmp_path, *options) == code
+        one_line(capsys)
+        assert rows == {path: path.stat().st_mtime_ns for path in rows}
+    monkeypatch.setattr("bcss_jax.slides.slide_model.WindowPredictor.__call__", None)  # all labels are there
+    assert command(runs[0], slide, tmp_path, f"--truth={masks[1]}") == 0
+    assert "scored now" not in capsys.readouterr().out
+    assert (tmp_path / "case" / "labels.ome.tif").read_bytes() == (finished / "labels.ome.tif").read_bytes()
+    assert summary_of(tmp_path / "case")["scores"]["dice"]["macro"] < 1
+
+
+@pytest.mark.parametrize("place", ("_score", "keep_scores"))
+def test_killed_around_the_scores_the_same_command_ends_with_the_same(
+    runs, slide, masks, tmp_path, monkeypatch, capsys, place
+):
+    def killed(*_):
+        raise Killed
+
+    truth = f"--truth={masks[1]}"
+    with monkeypatch.context() as patch:
+        owner = segment_slide.SlideSegmenter if place == "_score" else segment_slide.SlideFolder
+        patch.setattr(owner, place, killed)
+        with pytest.raises(Killed):
+            command(runs[0], slide, tmp_path, truth)
+    assert "scores" not in summary_of(tmp_path / "case")
+    assert command(runs[0], slide, tmp_path, truth) == 0
+    assert "scored now" in capsys.readouterr().out
+    assert command(runs[0], slide, tmp_path / "whole", truth) == 0
+    assert contents(tmp_path / "case") == contents(tmp_path / "whole" / "case")
+
+
+def test_a_list_scores_what_is_done_and_says_which_mask_fails(runs, masks, tmp_path, capsys):
+    for name in ("a", "b"):
+        slide_files.tiled(tmp_path / f"{name}.tif", tissue_picture(150, 200)[0])
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    (tmp_path / "list.csv").write_text("slide\na.tif\nb.tif\n")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
+    Image.fromarray(np.full((150, 200), 77, np.uint8)).save(tmp_path / "bad.png")
+    (tmp_path / "list.csv").write_text(f"slide,truth\na.tif,bad.png\nb.tif,{masks[0].name}\n")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 6
+    captured = capsys.readouterr()
+    assert captured.out.count("scored now") == 1 and "bad.png: expected the codes" in captured.err
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert "bad.png" in rows[0]["reason"] and not rows[1]["reason"]
+
+
 def test_tissue_that_is_given(runs, slide, tmp_path):
     mask = np.zeros((15, 20), np.uint8)
     mask[3:9, 5:12] = 255

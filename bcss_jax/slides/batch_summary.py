@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from bcss_jax.slides.slide_folder import is_of_slide, reason_of, status_of
+from bcss_jax.slides.slide_folder import Done, is_of_slide, reason_of, status_of
 from bcss_jax.slides.slide_list import Entry, folder_name
 from bcss_jax.workdir import storage_errors, write_text
 
@@ -25,7 +25,7 @@ COLUMNS = (
 )
 
 
-def line(summary: dict, place: str, path: Path, before: bool) -> str:
+def line(summary: dict, place: str, path: Path, done: Done) -> str:
     """One slide: areas, ratio, seams, scores, time, and where the results are."""
     classes = ", ".join(f"{each['name']} {each['area_mm2']:.2f}" for each in summary["classes"])
     parts = [f"{summary['tissue_area_mm2']:.2f} mm2 of tissue ({classes})"]
@@ -42,7 +42,10 @@ def line(summary: dict, place: str, path: Path, before: bool) -> str:
         if known:
             parts.append(f"Dice{where} {known}")
     model, slide = summary["model"], summary["slide"]
-    parts.append("done before" if before else f"{summary['seconds']['total']:.1f} s")
+    if done is Done.SCORED:
+        parts.append(f"scored now in {summary['seconds']['scores']:.1f} s, not computed again")
+    else:
+        parts.append("done before" if done is Done.BEFORE else f"{summary['seconds']['total']:.1f} s")
     mpp = f"{slide['mpp'][0]:.4g} um/px, segmented at {model['mpp']:.4g}"
     return f"{place}{slide['name']} ({mpp}) by {model['name']}: {'; '.join(parts)}\n  look at: {path / 'overlay.png'}"
 

@@ -8,10 +8,10 @@ import numpy as np
 from bcss_jax.labels import scheme_from_json
 from bcss_jax.slides import label_pyramid, overlay
 from bcss_jax.slides.classes import SlideClass
-from bcss_jax.slides.grid import Grid, nearest
+from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reader_pool import ReaderPool
 from bcss_jax.slides.slide_list import Entry
-from bcss_jax.slides.truth import read_truth
+from bcss_jax.slides.truth import open_truth
 from bcss_jax.tiles import printable
 
 SIDE = 1200  # pixels of the longer side of a panel
@@ -44,10 +44,10 @@ def write(
     panels = []
     if entry.truth is not None:
         scheme = scheme_from_json(summaries[0]["model"]["label_scheme"])
-        truth = read_truth(Path(entry.truth), scheme, codes, Grid(**summaries[0]["grid"]), None)
         values = np.zeros(256, np.uint8)
         values[list(scheme.evaluated)] = range(1, 1 + len(scheme.evaluated))
-        panels.append(overlay.Panel("truth", _stretched(values[truth.labels], shape)))
+        with open_truth(Path(entry.truth), scheme, codes, Grid(**summaries[0]["grid"]), None) as truth:
+            panels.append(overlay.Panel("truth", values[truth.resized(*shape)]))
     for summary, folder in zip(summaries, folders, strict=True):
         labels = label_pyramid.read_resized(folder / summary["files"]["labels"], *shape)
         dice = summary.get("scores", {}).get("dice", {}).get("macro")
@@ -56,8 +56,3 @@ def write(
     grid = summaries[0]["grid"]
     mm_per_pixel = grid["mpp"] * grid["width"] / shape[1] / 1000
     overlay.comparison(thumbnail, panels, classes, path, title=printable(entry.slide.name), mm_per_pixel=mm_per_pixel)
-
-
-def _stretched(labels, shape):
-    """Labels at another size, by nearest neighbour."""
-    return labels[np.ix_(*(nearest(size, given) for size, given in zip(shape, labels.shape, strict=True)))]

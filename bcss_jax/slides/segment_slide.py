@@ -17,7 +17,7 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line
 from bcss_jax.interruption import Interruption
-from bcss_jax.slides import labelling, results
+from bcss_jax.slides import labelling, results, slide_scores
 from bcss_jax.slides.blend import weights_of
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.domain import out_of_domain
@@ -26,22 +26,20 @@ from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import Block, ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
 from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import FORMAT, SlideFolder, fingerprint, forget_failure, note_failure
+from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprint, forget_failure, note_failure
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.slides.tissue import Tissue, tissue_by_colour
 from bcss_jax.slides.tissue_file import read_tissue
-from bcss_jax.slides.truth import read_truth, score
+from bcss_jax.slides.truth import TruthError, check_truth
 from bcss_jax.slides.windows import windows_of
 from bcss_jax.summary import device, versions
 from bcss_jax.tiles import printable
 from bcss_jax.workdir import locked
 
-TISSUE_MPP, TISSUE_SIDE = (
-    4.0,
-    4096,
-)  # um per pixel of the thumbnail that tissue is found on, and its longest side at most
+TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
+TISSUE_SIDE = 4096  # its longest side at most, pixels
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
 log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ class Settings:
       tissue: "colour" (found by colour) or "all" (the whole slide); a file given for a slide goes before.
       probabilities: write them too.
       min_area_um2: smaller regions are left out of regions.geojson.
-      truth_codes: code book of masks of truth.
+      truth_codes: code book of masks of truth; it and the region decide about scores alone, not about labels.
       truth_region: x, y, width, height in level-0 pixels to be scored besides the whole, or None.
     """
 
@@ -98,8 +96,8 @@ class SlideSegmenter:
         }
         return SlideFolder(path, identity)
 
-    def segment(self, entry: Entry, path: Path, overwrite: bool, interruption: Interruption) -> tuple[dict, bool]:
-        """Segments a slide, going on where that was stopped.
+    def segment(self, entry: Entry, path: Path, overwrite: bool, interruption: Interruption) -> tuple[dict, Done]:
+        """Segments a slide, going on where that was stopped, and scores it if there is a truth.
 
         Args:
           entry: the slide.
@@ -108,7 +106,7 @@ class SlideSegmenter:
           interruption: active; tells when to stop.
 
         Returns:
-          Its summary, and whether it was finished before.
+          Its summary, and what was left to do.
 
         Raises:
           UserError: with one line for the user; noted in the folder too, but for settings that cannot be.
@@ -119,23 +117,37 @@ class SlideSegmenter:
             except DataError as error:
                 note_failure(path, error)
                 raise
-            before = None if overwrite else folder.finished()
-            if before is not None:
-                forget_failure(path)
-                return before, True
-            folder.begin(overwrite)
+            summary, done = None if overwrite else folder.finished(), Done.BEFORE
+            if summary is None:
+                folder.begin(overwrite)
             try:
-                with _memory_errors(printable(entry.slide.name)):
-                    summary = self._segment(entry, folder, interruption)
+                if summary is None:
+                    with _memory_errors(printable(entry.slide.name)):
+                        summary, done = self._segment(entry, folder, interruption), Done.COMPUTED
+                    folder.finish(summary)
+                if not folder.is_scored(summary):
+                    summary = self._score(entry, path, summary, interruption)
+                    done = Done.SCORED if done is Done.BEFORE else done
             except Preempted:
                 raise
             except UserError as error:
-                if isinstance(error, DataError):
-                    folder.forget_work()  # what was read of a damaged slide is of no use to a mended one
+                # What was read of a damaged slide is of no use to a mended one.
+                if summary is None and isinstance(error, DataError) and not isinstance(error, TruthError):
+                    folder.forget_work()
                 note_failure(path, error)
                 raise
-            folder.finish(summary)
-            return summary, False
+            forget_failure(path)
+            return summary, done
+
+    def _score(self, entry, path, summary, interruption):
+        """Scores a finished slide, and keeps its summary with the scores."""
+        settings = self._settings
+        folder = self.folder_of(entry, path)  # anew: the truth as it is now, perhaps hours after the beginning
+        stop = functools.partial(_stop_if_asked, interruption, printable(entry.slide.name))
+        truth, codes, region = Path(entry.truth), settings.truth_codes, settings.truth_region
+        summary = slide_scores.with_scores(summary, path, truth, self.model.scheme, codes, region, stop)
+        folder.keep_scores(summary)
+        return summary
 
     def _segment(self, entry, folder, interruption):
         clock = _Clock()
@@ -145,9 +157,8 @@ class SlideSegmenter:
             info = pool.info
             mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
             grid = grid_of(info.width, info.height, mpp, model.mpp)
-            truth = None
             if entry.truth is not None:
-                truth = read_truth(Path(entry.truth), model.scheme, settings.truth_codes, grid, settings.truth_region)
+                check_truth(Path(entry.truth), model.scheme, settings.truth_codes, grid, settings.truth_region)
             longest = max(grid.width, grid.height)
             small = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
             thumbnail = small.pixels
@@ -190,7 +201,7 @@ class SlideSegmenter:
         stop = functools.partial(_stop_if_asked, interruption, name)
         files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop)
         stop()
-        summary = {
+        return {
             "format": FORMAT,
             "slide": {
                 "path": str(entry.slide.resolve()),
@@ -218,15 +229,6 @@ class SlideSegmenter:
             "windows": {"computed": int(tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
             "seams": seam_score(labelling.seam_counts(store)),
             "files": files,
-        }
-        if truth is not None:
-            labels = _whole(store)
-            summary["scores"] = score(truth, labels, model.scheme, grid)
-            if truth.region is not None:
-                summary["scores_of_region"] = score(truth.in_region(), labels[truth.region], model.scheme, grid)
-                summary["scores_of_region"]["level0_x_y_width_height"] = settings.truth_region
-            clock.lap("scores")
-        return summary | {
             "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "versions": versions(),
@@ -313,13 +315,3 @@ def _for_overlay(thumbnail, pool):
 def _tumour_stroma_ratio(classes, counts):
     pixels = {each.name: int(counts[each.value]) for each in classes}
     return pixels["tumor"] / pixels["stroma"] if pixels.get("stroma") and "tumor" in pixels else None
-
-
-def _whole(store: TileStore) -> np.ndarray:
-    """All labels, for slides of which there is a mask of truth: those fit into memory."""
-    labels = np.empty((store.height, store.width), np.uint8)
-    size = store.tile_size
-    for row in range(store.rows):
-        for column in range(store.columns):
-            labels[row * size : (row + 1) * size, column * size : (column + 1) * size] = store.pixels(row, column)
-    return labels

@@ -1,11 +1,15 @@
 """The folder with the results of one slide: finished, to be gone on with, or failed.
 
 labels.ome.tif, regions.geojson, overlay.png, probabilities.zarr
-summary.json     written last: the slide is finished
+summary.json     written last: the slide is finished; anew when it is scored
 failure.json     instead, why it failed
 .work/           of a slide that is not finished: labels so far, and what they are of
+
+What the labels depend on is their identity. The truth that they are scored against is no part of it: another truth makes
+new scores, not new labels.
 """
 
+import enum
 import hashlib
 import json
 import shutil
@@ -26,14 +30,27 @@ OUTPUTS = (
     "failure.json",
     ".work",
 )
+OF_TRUTH = ("truth", "truth_codes", "truth_region")  # of an identity's files and settings, those of the scores
+
+
+class Done(enum.Enum):
+    """How a slide came to be done."""
+
+    COMPUTED = "computed"
+    SCORED = "computed before, scored now"
+    BEFORE = "computed before, and scored if there is a truth"
 
 
 class SlideFolder:
     """The results of one slide with one model and one set of settings, which are its identity."""
 
     def __init__(self, path: Path, identity: dict):
-        """Looks at nothing yet."""
-        self.path, self._identity = path, json.loads(json.dumps({"format": FORMAT, **identity}))
+        """Takes the identity with the truth, if there is one: `files.truth` and the settings `OF_TRUTH`.
+
+        Looks at nothing yet.
+        """
+        self.path, self._with_truth = path, json.loads(json.dumps({"format": FORMAT, **identity}))
+        self._identity = _of_labels(self._with_truth)
 
     @property
     def work(self) -> Path:
@@ -55,15 +72,19 @@ class SlideFolder:
             self._clear((".work/labels",))
 
     def finished(self) -> dict | None:
-        """The summary, if the slide was finished before with this identity."""
+        """The summary, if the slide was finished before with this identity; whatever it was scored against."""
         summary = _read(self.path / "summary.json")
-        if summary is None or summary.get("identity") != self._identity:
+        if summary is None or _of_labels(summary.get("identity")) != self._identity:
             return None
         names = [name for name in summary["files"].values() if name]
         if not all((self.path / name).exists() for name in names):
             return None
         self.forget_work()
         return summary
+
+    def is_scored(self, summary: dict) -> bool:
+        """Whether a summary has the scores against the truth of this identity, or there is none to score against."""
+        return "truth" not in self._with_truth["files"] or summary.get("identity") == self._with_truth
 
     def forget_work(self) -> None:
         """Takes away labels in progress.
@@ -79,8 +100,9 @@ class SlideFolder:
         self._refuse_foreign()
         before = self._identity_there()
         status, content = status_of(self.path)
-        # What failed for its input or its settings has nothing that another try could lose.
+        # What failed for its input or its settings without labels has nothing that another try could lose.
         failed = status == "failed" and content.get("exit_code") in (ConfigError.exit_code, DataError.exit_code)
+        failed &= not self.labels.exists()
         if before is not None and before != self._identity and not failed:
             raise ConfigError(
                 f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
@@ -98,7 +120,7 @@ class SlideFolder:
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             # Without the labels they were made from, other results are of no use.
-            if overwrite or _read(self.work / "identity.json") != self._identity:
+            if overwrite or _of_labels(_read(self.work / "identity.json")) != self._identity:
                 self._clear(OUTPUTS)
             self._clear(("summary.json", "failure.json"))
             self._clear([left.name for name in OUTPUTS for left in self.path.glob(f".{name}.*")])  # of a killed process
@@ -120,16 +142,28 @@ class SlideFolder:
 
     def _identity_there(self):
         summary = _read(self.path / "summary.json")
-        return summary.get("identity") if summary else _read(self.work / "identity.json")
+        return _of_labels(summary.get("identity") if summary else _read(self.work / "identity.json"))
 
     def finish(self, summary: dict) -> None:
-        """Writes the summary, and takes away what was in progress.
+        """Writes the summary, without scores yet, and takes away what was in progress.
 
         Raises:
           StorageError: it cannot be written.
         """
-        write_text(self.path / "summary.json", json.dumps({**summary, "identity": self._identity}, indent=1) + "\n")
+        self._write(summary, self._identity)
         self.forget_work()
+
+    def keep_scores(self, summary: dict) -> None:
+        """Writes the summary of a finished slide with the scores against the truth of this identity.
+
+        Raises:
+          StorageError: it cannot be written; the one without them stays.
+        """
+        self._write(summary, self._with_truth)
+
+    def _write(self, summary, identity):
+        rest = {name: value for name, value in summary.items() if name != "identity"}
+        write_text(self.path / "summary.json", json.dumps({**rest, "identity": identity}, indent=1) + "\n")
 
     def _clear(self, names):
         for path in (self.path / name for name in names):
@@ -193,6 +227,16 @@ def _read(path):
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _of_labels(identity):
+    """An identity without the truth; of what is no identity, itself."""
+    if not isinstance(identity, dict):
+        return identity
+    parts = {name: part for name in ("files", "settings") if isinstance(part := identity.get(name), dict)}
+    return identity | {
+        name: {key: value for key, value in part.items() if key not in OF_TRUTH} for name, part in parts.items()
+    }
 
 
 def _changed(old, new, prefix=""):

@@ -1,44 +1,107 @@
-"""Scores of a segmented slide against a mask of codes."""
+"""The truth of a slide: a mask of codes on the slide's grid, read in bands of rows, so that it may have any size."""
 
-import dataclasses
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from bcss_jax import metrics
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.evaluation.surface_distance import surface_scores
 from bcss_jax.labels import LabelScheme, lookup_table
-from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
 from bcss_jax.slides.grid import Grid, nearest
-from bcss_jax.tiles import printable, read_mask
+from bcss_jax.slides.mask_file import Mask, open_mask
+from bcss_jax.tiles import printable
 
-TOLERANCE_UM = 2.0  # of NSD, as in evaluations
-LARGEST_OUTLINES = 100_000_000  # pixels; above, distances between outlines would take tens of gigabytes
+BAND = 1 << 22  # pixels that are read at a time, of the mask and of the grid
 
 
-@dataclasses.dataclass(frozen=True)
+class TruthError(DataError):
+    """A mask that cannot be the truth of a slide, with which nothing is wrong."""
+
+
 class Truth:
     """What is known of a slide.
 
     Attributes:
-      labels: uint8 [h, w], labels of the scheme; its ignored label where nothing is known.
+      shape: height and width of the grid.
       region: rows and columns of a region to score besides, or None.
     """
 
-    labels: np.ndarray
-    region: tuple[slice, slice] | None
+    def __init__(
+        self, path: Path, mask: Mask, table: np.ndarray, scheme: LabelScheme, grid: Grid, region: tuple | None
+    ):
+        """As `open_truth` makes it; `table` gives the label of a code, `region` rows and columns."""
+        self.shape, self.region = (grid.height, grid.width), region
+        self._path, self._mask, self._table, self._scheme = path, mask, table, scheme
+        self._rows, self._columns = (nearest(size, given) for size, given in zip(self.shape, mask.shape, strict=True))
 
-    def in_region(self) -> "Truth":
-        """The region's alone."""
-        return self if self.region is None else Truth(self.labels[self.region], None)
+    def bands(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """First and last (exclusive) rows of the bands to read the grid in, or a part of it."""
+        stop = self.shape[0] if stop is None else stop
+        # A row of the grid comes from so many pixels of the mask.
+        pixels = max(self.shape[1], math.ceil(self._mask.shape[0] / self.shape[0]) * self._mask.shape[1])
+        step = max(1, BAND // pixels)
+        for first in range(start, stop, step):
+            yield first, min(stop, first + step)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The labels of some rows of the grid: uint8 [stop - start, width], the scheme's ignored label where nothing is known.
+
+        Raises:
+          DataError: the mask is damaged there, or holds a value that is no code.
+        """
+        # To where the next row begins, so that no row of the mask is passed over unchecked.
+        first = self._rows[start] if start else 0
+        last = self._rows[stop] if stop < self.shape[0] else self._mask.shape[0]
+        last = max(last, self._rows[stop - 1] + 1)
+        codes = self._mask.rows(int(first), int(last))
+        if self._mask.shape != self.shape:
+            codes = codes[np.ix_(self._rows[start:stop] - first, self._columns)]
+        return self._table[codes]
+
+    def resized(self, height: int, width: int) -> np.ndarray:
+        """The labels at the size of a thumbnail, by nearest neighbour: uint8 [height, width]; errors as `rows`."""
+        rows, columns = (nearest(new, old) for new, old in zip((height, width), self.shape, strict=True))
+        return np.stack([self.rows(row, row + 1)[0, columns] for row in rows.tolist()])
+
+    def check(self) -> None:
+        """Reads all of it once.
+
+        Raises:
+          DataError: as `rows`, or there is nothing to score.
+        """
+        parts = [None] if self.region is None else [None, self.region]
+        found = np.zeros((len(parts), 256), bool)
+        for start, stop in self.bands():
+            labels = self.rows(start, stop)
+            for seen, part in zip(found, parts, strict=True):
+                seen |= np.bincount(part_of(labels, start, part).ravel(), minlength=256) > 0
+        for seen, part in zip(found, parts, strict=True):
+            if not seen[list(self._scheme.evaluated)].any():
+                raise self.nothing_to_score(part)
+
+    def nothing_to_score(self, region: tuple | None) -> DataError:
+        """The error for a mask, or a region of it, without a pixel of the classes."""
+        return DataError(
+            f"{printable(self._path)}: expected pixels of {', '.join(self._scheme.evaluated_names)}, found none in "
+            f"{'it' if region is None else 'that region'}; check the mask, its codes (--truth_codes) and the region"
+        )
 
 
-def read_truth(
+def part_of(band: np.ndarray, start: int, part: tuple[slice, slice] | None) -> np.ndarray:
+    """The pixels of a band, which begins at row `start`, that lie in a part of the grid (None: all of it)."""
+    if part is None:
+        return band
+    rows, columns = part
+    return band[max(0, rows.start - start) : max(0, rows.stop - start), columns]
+
+
+@contextlib.contextmanager
+def open_truth(
     path: Path, scheme: LabelScheme, codes: str, grid: Grid, region: tuple[int, int, int, int] | None
-) -> Truth:
-    """Reads a mask, and brings it onto the grid by nearest neighbour.
+) -> Iterator[Truth]:
+    """Opens a mask, to be brought onto the grid by nearest neighbour.
 
     Args:
       path: PNG or TIFF of codes, of the size of the slide's level 0 or of the grid.
@@ -56,23 +119,37 @@ def read_truth(
     except ValueError as error:
         raise ConfigError(f"--truth_codes={codes}: {error}") from error
     width, height = (round(size * along) for size, along in zip((grid.width, grid.height), grid.scale, strict=True))
-    mask = read_mask(path, codes)
-    if mask.shape not in ((height, width), (grid.height, grid.width)):
-        raise DataError(
-            f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} at "
-            f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this very slide"
-        )
-    rows, columns = (nearest(size, given) for size, given in zip((grid.height, grid.width), mask.shape, strict=True))
-    truth = Truth(
-        table[mask[np.ix_(rows, columns)]], None if region is None else _rectangle(region, grid, width, height)
-    )
-    for labels, where in ((truth.labels, "it"), (truth.in_region().labels, "that region")):
-        if not np.isin(labels, scheme.evaluated).any():
+    with open_mask(path, codes) as mask:
+        if mask.shape not in ((height, width), (grid.height, grid.width)):
             raise DataError(
-                f"{printable(path)}: expected pixels of {', '.join(scheme.evaluated_names)}, found none in {where}; check the "
-                "mask, its codes (--truth_codes) and the region"
+                f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} at "
+                f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this very slide"
             )
-    return truth
+        rectangle = None if region is None else _rectangle(region, grid, width, height)
+        yield Truth(path, mask, table, scheme, grid, rectangle)
+
+
+def check_truth(
+    path: Path, scheme: LabelScheme, codes: str, grid: Grid, region: tuple[int, int, int, int] | None
+) -> None:
+    """Reads a mask once, before hours of labelling begin.
+
+    Args:
+      path: as the others, of `open_truth`.
+      scheme: of the model.
+      codes: the code book.
+      grid: the slide's.
+      region: to be scored besides.
+
+    Raises:
+      TruthError: it cannot be read, is not of this slide, or there is nothing to score.
+      ConfigError: as `open_truth`.
+    """
+    try:
+        with open_truth(path, scheme, codes, grid, region) as truth:
+            truth.check()
+    except DataError as error:
+        raise TruthError(str(error)) from error
 
 
 def _rectangle(region, grid, width, height):
@@ -81,61 +158,6 @@ def _rectangle(region, grid, width, height):
     if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
         raise ConfigError(f"--truth_region={x},{y},{w},{h}: does not lie on the slide of {width}x{height} pixels")
     return tuple(
-        slice(math.ceil(start / along), math.ceil((start + size) / along))
-        for start, size, along in ((y, h, grid.scale[1]), (x, w, grid.scale[0]))
+        slice(math.ceil(start / along), min(whole, math.ceil((start + size) / along)))
+        for start, size, along, whole in ((y, h, grid.scale[1], grid.height), (x, w, grid.scale[0], grid.width))
     )
-
-
-def score(truth: Truth, predicted: np.ndarray, scheme: LabelScheme, grid: Grid) -> dict:
-    """Scores of a slide, or of a part of it.
-
-    Args:
-      truth: what is known.
-      predicted: uint8 [h, w] of the same part, values of `classes`. Known tissue that was not segmented (taken for glass, or
-        unreadable) counts as missed.
-      scheme: the label scheme.
-      grid: the slide's.
-
-    Returns:
-      JSON: `dice`, `iou`, `precision`, `recall`, `hd95_um`, `nsd`, each by class and "macro", None where there is no score;
-      `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`.
-    """
-    nothing = scheme.num_classes  # a label more, for what was not segmented
-    table = np.full(256, nothing, np.uint8)
-    table[1 : 1 + len(scheme.evaluated)] = scheme.evaluated
-    table[[BACKGROUND, UNREADABLE]] = nothing
-    labels = table[predicted]
-    known = np.isin(truth.labels, scheme.evaluated)
-    size = nothing + 1
-    pairs = truth.labels[known].astype(np.int64) * size + labels[known]
-    counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
-    names = [*scheme.evaluated_names, "macro"]
-
-    def by_class(values):
-        values = [*values, metrics.mean_of_known(np.asarray(values), axis=0)]
-        return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values, strict=True)}
-
-    measures = {"dice": metrics.dice, "iou": metrics.iou, "precision": metrics.precision, "recall": metrics.recall}
-    result = {name: by_class(measure(counts, scheme.evaluated)) for name, measure in measures.items()}
-    rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    result |= {"hd95_um": None, "nsd": None}
-    if known[box].size <= LARGEST_OUTLINES:
-        outlines = surface_scores(
-            np.where(known, truth.labels, 255)[box],
-            labels[box],
-            scheme.evaluated,
-            255,
-            mpp=grid.mpp,
-            tolerance_um=TOLERANCE_UM,
-        )
-        result |= {"hd95_um": by_class(outlines[0]), "nsd": by_class(outlines[1])}
-    order = [*scheme.evaluated, nothing]
-    return result | {
-        "tolerance_um": TOLERANCE_UM,
-        "confusion": {
-            "truth": list(scheme.evaluated_names),
-            "prediction": [*scheme.evaluated_names, "not segmented"],
-            "pixels": counts[np.ix_(scheme.evaluated, order)].tolist(),
-        },
-    }
