@@ -17,8 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from bcss_jax import figures, tiles
-from bcss_jax.errors import ConfigError, DataError, UserError, in_flags_of_command
+from bcss_jax import command, figures, tiles
+from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, trained
 from bcss_jax.nnunet.plan import PRESETS
@@ -38,21 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and does it. Returns the exit code."""
     args = _parser().parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        args.action(args)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"error: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return command.run(lambda: args.action(args), debug=args.debug, flags=FLAGS)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m bcss_jax.nnunet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    parser = command.parser("python -m bcss_jax.nnunet", __doc__)
+    command.add_debug(parser)
     actions = parser.add_subparsers(required=True, metavar="predict | export | plan")
 
     predict_parser = actions.add_parser("predict", help="segment whole images")
