@@ -331,21 +331,8 @@ def _sample_examples() -> dict[str, list[Example]]:
     """The drawn patches by part, sorted by key."""
     patches = collections.defaultdict(list)
     for patch in sorted(sample.draw(SAMPLE_SEED), key=lambda patch: patch.key):
-        patches[patch.split].append(
-            Example(
-                index=len(patches[patch.split]),
-                key=patch.key,
-                barcode=patch.patient,
-                patient=patch.patient,
-                institute=patch.patient.split("-")[1],
-                x=patch.x,
-                y=patch.y,
-                mpp=sample.MPP,
-                codes="bcss22",
-                image=patch.image,
-                mask=patch.mask,
-            )
-        )
+        examples = patches[patch.split]
+        examples.append(Example(len(examples), **patch.origin(), image=patch.image, mask=patch.mask))
     return dict(patches)
 
 

@@ -9,9 +9,7 @@ stopped. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stoppe
 
 import argparse
 import json
-import logging
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,8 +17,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 
-from bcss_jax import labels, layouts, workdir
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError, in_flags_of_command
+from bcss_jax import command, labels, layouts, workdir
+from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError
 from bcss_jax.evaluation import nnunet_run, tables, trained_run
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
@@ -36,27 +34,12 @@ FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and evaluates. Returns the exit code."""
     args = _parser().parse_args(argv)
-    logging.getLogger("bcss_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        with Interruption() as interruption:
-            _run(args, interruption)
-    except UserError as error:
-        if args.debug:
-            raise
-        kind = "note" if isinstance(error, Preempted) else "error"
-        print(f"{kind}: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    command.log_progress()
+    return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug, flags=FLAGS)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m bcss_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("python -m bcss_jax.evaluate", __doc__)
     add = parser.add_argument
     add("--checkpoints", required=True, help="folders of runs, or of their checkpoints, separated by commas")
     add("--output", required=True, type=Path, help="folder of the results")
@@ -73,7 +56,7 @@ def _parser():
     add("--tta", action="store_true", help="mean over flips and quarter turns; flips only if images are not square")
     add("--ensemble", action="store_true", help="besides, the mean of all checkpoints of one label scheme")
     add("--overwrite", action="store_true", help="replace results of other settings or models")
-    add("--debug", action="store_true", help="show the traceback of errors")
+    command.add_debug(parser)
     return parser
 
 
@@ -233,6 +216,4 @@ def _conclude(output, evaluations) -> None:
 
 
 if __name__ == "__main__":
-    # By force: Orbax has set up logging in its own way when it was imported.
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
-    sys.exit(main())
+    command.start(main)

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import logging
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +21,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from bcss_jax.errors import ConfigError, Preempted, UserError
+from bcss_jax import command
+from bcss_jax.errors import ConfigError
 from bcss_jax.evaluation import trained_run
-from bcss_jax.interruption import Interruption
 from bcss_jax.sharding import make_mesh
 from bcss_jax.slides.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
 from bcss_jax.slides.slide_model import SlideModel, model_of_run
@@ -42,30 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and exports. Returns the exit code."""
     args = _parser().parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        with Interruption():
-            _run(args)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return command.run_interruptible(lambda interruption: _run(args), debug=args.debug)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m bcss_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("python -m bcss_jax.export", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="folder of a run")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run")
     add("--output", required=True, type=Path, help="the file to write; one that is there is replaced")
     add("--tta", action="store_true", help="mean over flips and quarter turns of every image")
-    add("--debug", action="store_true", help="show the traceback of errors")
+    command.add_debug(parser)
     return parser
 
 
@@ -161,6 +147,4 @@ def _no_paths_of_this_machine() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    # By force: Orbax has set up logging in its own way when it was imported.
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
-    sys.exit(main())
+    command.start(main)

@@ -4,7 +4,6 @@ Drawn with matplotlib's figure objects on the Agg canvas: no display, no global 
 (jfly.uni-koeln.de/color), which people with any common colour blindness can tell apart.
 """
 
-import contextlib
 import itertools
 import os
 import pathlib
@@ -18,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bcss_jax.errors import StorageError
 from bcss_jax.labels import LabelScheme
+from bcss_jax.workdir import whole_file
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
 CLASS_COLOURS = {
@@ -277,14 +276,8 @@ def write(figure: Figure, path: str | os.PathLike, compress_level: int = 6) -> N
       StorageError: the file cannot be written.
     """
     path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as unfinished:
         if path.suffix == ".pdf":
             FigureCanvasPdf(figure).print_pdf(unfinished, metadata={"CreationDate": None})  # the same bytes every time
         else:
             FigureCanvasAgg(figure).print_png(unfinished, pil_kwargs={"compress_level": compress_level})
-        os.replace(unfinished, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -6,7 +6,6 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 
 import contextlib
 import json
-import logging
 import os
 import runpy
 import sys
@@ -21,10 +20,10 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from bcss_jax import prepared_folder
+from bcss_jax import command, prepared_folder
 from bcss_jax import workdir as workdirs
 from bcss_jax.config import default, field_names, unknown_field, validate
-from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError
+from bcss_jax.errors import ConfigError, StorageError, UserError
 from bcss_jax.interruption import Interruption
 from bcss_jax.nnunet import config as nnunet_config
 
@@ -44,9 +43,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0
 
 def main() -> int:
     """Parses the command line and trains. Returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("bcss_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    command.log_progress()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(f"{__doc__}\n{flags.FLAGS.main_module_help()}\nSettings (--config.NAME=VALUE): bcss_jax/config.py")
         return 0
@@ -57,8 +54,7 @@ def main() -> int:
     except UserError as error:
         if _DEBUG.value:
             raise
-        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return command.report(error)
 
 
 def _parse() -> None:
@@ -190,4 +186,4 @@ def _together(action) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -63,6 +63,19 @@ class Patch:
     image: np.ndarray
     mask: np.ndarray
 
+    def origin(self) -> dict:
+        """Where it comes from, in the fields of `layouts.Tile`: key, barcode, patient, institute, x, y, mpp, codes."""
+        return {
+            "key": self.key,
+            "barcode": self.patient,
+            "patient": self.patient,
+            "institute": self.patient.split("-")[1],
+            "x": self.x,
+            "y": self.y,
+            "mpp": MPP,
+            "codes": "bcss22",
+        }
+
 
 def draw(seed: int = 0) -> Iterator[Patch]:
     """Draws the whole data set, patient by patient: 96 training and 32 validation patches.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from bcss_jax import workdir
+from bcss_jax import command, workdir
 from bcss_jax.errors import (
     ConfigError,
     DataError,
@@ -50,27 +50,13 @@ MOST_READERS = 8
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and segments. Returns the exit code."""
     args = _parser().parse_args(argv)
-    logging.getLogger("bcss_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    command.log_progress()
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a mask is one line
-    try:
-        with Interruption() as interruption:
-            _run(args, interruption)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m bcss_jax.segment",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("python -m bcss_jax.segment", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="folder of a run, or file of bcss_jax.export; several: a,b")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of a run")
@@ -98,7 +84,7 @@ def _parser():
     add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of masks (default bcss22)")
     add("--truth_region", help="x,y,width,height in level-0 pixels: scores of that part besides")
     add("--overwrite", action="store_true", help="compute again, and replace results of other settings")
-    add("--debug", action="store_true", help="show the traceback of errors")
+    command.add_debug(parser)
     return parser
 
 
@@ -284,6 +270,4 @@ def _segment(entry, place, segmenters, paths, args, interruption) -> None:
 
 
 if __name__ == "__main__":
-    # By force: Orbax has set up logging in its own way when it was imported.
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
-    sys.exit(main())
+    command.start(main)

@@ -61,14 +61,7 @@ def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndar
     Raises:
       DataError: not readable, truncated, too large, not RGB, not 8-bit, or transparent somewhere.
     """
-    image, raw_mode = _load(path, warn)
-    if image.mode == "F":
-        finite = np.isfinite(np.asarray(image)).all()
-        raise _unusable(
-            path, "8-bit RGB", f"32-bit floats{'' if finite else ' with NaN or infinity'}", "save as 8-bit RGB"
-        )
-    if ";16" in raw_mode or image.mode.startswith("I"):
-        raise _unusable(path, "8 bits per channel", "16 bits or more", "save as 8-bit RGB")
+    image = load_8_bit(path, warn)
     if "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "RGBA":
@@ -78,6 +71,27 @@ def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndar
     if image.mode != "RGB":
         raise _unusable(path, "RGB", f"the colour mode {image.mode}", "save the stained image as 8-bit RGB")
     return np.asarray(image)
+
+
+def load_8_bit(path: Path, warn: Callable[[str], None] = log.warning) -> Image.Image:
+    """Decodes an image of any colour mode with at most 8 bits per channel.
+
+    Args:
+      path: a PNG, JPEG or TIFF file.
+      warn: as of `read_image`.
+
+    Raises:
+      DataError: not readable, truncated, too large, or more than 8 bits.
+    """
+    image, raw_mode = _load(path, warn)
+    if image.mode == "F":
+        finite = np.isfinite(np.asarray(image)).all()
+        raise _unusable(
+            path, "8-bit RGB", f"32-bit floats{'' if finite else ' with NaN or infinity'}", "save as 8-bit RGB"
+        )
+    if ";16" in raw_mode or image.mode.startswith("I"):
+        raise _unusable(path, "8 bits per channel", "16 bits or more", "save as 8-bit RGB")
+    return image
 
 
 def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.warning) -> np.ndarray:

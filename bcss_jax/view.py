@@ -7,6 +7,7 @@ another --host is given. Ctrl-C ends it. Exit codes: 0 done, 2 settings, 3 no re
 """
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import os
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import uvicorn
 
-from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
+from bcss_jax import command
+from bcss_jax.errors import ConfigError, DataError, StorageError
 from bcss_jax.tiles import printable
 from bcss_jax.viewer import results
 from bcss_jax.viewer.server import application
@@ -29,37 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and serves until it is asked to stop. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file stands on its page
-    try:
-        _serve(_parser().parse_args(argv))
-    except KeyboardInterrupt:
-        pass
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+    with contextlib.suppress(KeyboardInterrupt):
+        return command.run(lambda: _serve(_parser().parse_args(argv)), debug="--debug" in argv)
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> None:
-        """Raises ConfigError."""
-        raise ConfigError(f"{message}; see --help")
-
-
 def _parser():
-    parser = _Parser(
-        prog="python -m bcss_jax.view",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("python -m bcss_jax.view", __doc__, command.OneLineParser)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder that bcss_jax.segment wrote")
     parser.add_argument("--port", type=int, help=f"the first free one from {PORT} on if not given")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this machine alone if not given")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    command.add_debug(parser)
     return parser
 
 

@@ -90,22 +90,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: under a temporary name, to the disk, then renamed.
+    """Writes a file whole or not at all, and errors, as `whole_file`."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside the file to write to; what is there at the end gets to the disk and is renamed.
+
+    If the block raises, the temporary file is deleted and the file stays as it was.
 
     Raises:
-      StorageError: it cannot be written.
+      StorageError: for an OSError in the block, or in what comes after it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
         try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
+            yield unfinished
+            with open(unfinished, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
+            os.replace(unfinished, path)
+        except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                unfinished.unlink()
             raise
 
 

@@ -34,7 +34,8 @@ except ModuleNotFoundError:
     print("error: needs Ray; install it with pip install -e '.[ray]'", file=sys.stderr)
     sys.exit(2)
 
-from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, UserError, first_line
+from bcss_jax import command
+from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import batch_summary
 from bcss_jax.slides.slide_folder import note_failure, status_of
@@ -64,21 +65,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     own, others = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = _parser().parse_args(own)
-    try:
-        _run(args, others)
-    except UserError as error:
-        print(f"{'note' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return command.run(lambda: _run(args, others))
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python launch/ray_slides.py",
+    parser = command.parser(
+        "python launch/ray_slides.py",
+        __doc__,
         usage="%(prog)s --slides=list.csv [--workers=N] [--gpus=N] [--cpus=N] -- [options of bcss_jax.segment]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--slides", required=True, type=Path, help="CSV with a column slide, as of bcss_jax.segment")
@@ -193,10 +187,10 @@ def _segment(arguments: list[str], folder: str, on_gpu: bool) -> tuple[int, str]
     Raises:
       InterruptedError: it was stopped, or another process is not yet through with the slide; to be tried again.
     """
-    command = [sys.executable, "-c", WITH_ITS_PARENT, str(os.getpid()), "-m", "bcss_jax.segment", *arguments]
+    segment = [sys.executable, "-c", WITH_ITS_PARENT, str(os.getpid()), "-m", "bcss_jax.segment", *arguments]
     environment = os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # else all share all of them
     result = subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        segment, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     errors = result.stderr.strip().splitlines() or [""]
     if result.returncode in (75, -signal.SIGTERM):

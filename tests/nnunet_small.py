@@ -8,6 +8,8 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
+from PIL import Image
 
 DATASET = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},
@@ -162,6 +164,16 @@ def reference_logits(folder, image, single=False, **kwargs):
         with mock.patch.object(torch, "half", torch.float32), mock.patch.object(module, "compute_gaussian", weights):
             logits = used.predict_logits_from_preprocessed_data(data)
     return logits.float().numpy()[:, 0].transpose(1, 2, 0)
+
+
+def real_region(shared):
+    """Image, uint8 [H, W, 3], and mask, uint8 [H, W], of a region of real tissue; skips the test if there is none."""
+    folder = shared / "data" / "bcss_roi"
+    files = sorted((folder / "images").glob("*")) if folder.is_dir() else []
+    if not files:
+        pytest.skip(f"no regions: {folder.name} is missing")
+    mask = next((folder / "masks").glob(f"{files[0].stem}*"))
+    return tuple(np.asarray(Image.open(path)) for path in (files[0], mask))
 
 
 def reference_labels(folder, image):

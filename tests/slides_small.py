@@ -6,8 +6,9 @@ from typing import NamedTuple
 import evaluation_small
 import jax.numpy as jnp
 import numpy as np
+from trained_small import save_checkpoint
 
-from bcss_jax import checkpoint, config, models, optimizer, step
+from bcss_jax import config, models
 from bcss_jax.labels import SCHEMES
 from bcss_jax.model_function import ModelFunction, split_model
 from bcss_jax.slides.slide_model import SlideModel
@@ -83,11 +84,6 @@ def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
     tumour, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
     bias = params["outc"]["bias"]
     params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumour] - logits[..., stroma]))
-    tx = optimizer.adamw(1e-3, 1e-4)
-    state = step.TrainState(np.int32(7), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
-    about |= {"pretrained": None, "versions": {"jax": "of the training"}}
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    checkpoints.save(state, {"epoch": 2, "history": []}, about, improved_at=2)
-    checkpoints.close()
+    save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None})
     return folder

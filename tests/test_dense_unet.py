@@ -1,33 +1,21 @@
 """Dense U-Net: parameter counts, equality with a PyTorch twin, sizes, errors."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import assert_trains_like_its_twin, normal, torch_twin, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
-from bcss_jax.pretrained import load_torch_state, to_torch_state
+from bcss_jax.pretrained import load_torch_state
 
 SMALL = dict(growth=3, layers=(2, 1), bottleneck_layers=2, init_width=6)
 
 
-def normal(seed, *shape):
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-
-
-def torch_twin(**kwargs):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    path = Path(__file__).parents[1] / "benchmarks" / "torch_dense_unet.py"
-    spec = importlib.util.spec_from_file_location("torch_dense_unet", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    torch.manual_seed(0)
-    return torch, module.DenseUNet(**kwargs)
+def dense_twin(**kwargs):
+    return torch_twin("torch_dense_unet.py", "DenseUNet", **kwargs)
 
 
 @pytest.mark.parametrize("growth, parameters", [(16, 1_061_891), (32, 3_771_743), (48, 8_151_432), (64, 14_198_217)])
@@ -49,40 +37,16 @@ def test_parameter_counts(growth, parameters):
 )
 def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs, size):
     kwargs = SMALL | kwargs
-    torch, twin = torch_twin(**kwargs)
-    model = models.create("dense_unet", **kwargs)
-    load_torch_state(model, {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()})
+    torch, twin = dense_twin(**kwargs)
+    model = load_torch_state(models.create("dense_unet", **kwargs), weights_of(twin))
     x, target = normal(1, 3, *size, kwargs.get("in_channels", 3)), normal(2, 3, *size, kwargs["num_classes"])
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
-
-    @jax.jit
-    def gradients_and_logits(params, stats):
-        def loss(params):
-            model = nnx.merge(graphdef, params, jax.tree.map(lambda x: x, stats))
-            model.train()
-            logits = model(x)
-            return (logits * target).mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    with jax.default_matmul_precision("highest"):
-        gradients, (logits, stats) = gradients_and_logits(params, stats)
-    twin.double().train()
-    expected = twin(torch.from_numpy(x).double().permute(0, 3, 1, 2))
-    (expected.permute(0, 2, 3, 1) * torch.from_numpy(target)).mean().backward()
-    expected = expected.detach().permute(0, 2, 3, 1).numpy()
-    assert np.abs(logits - expected).max() < 3e-4 * expected.std()
-
-    wanted = {name: p.grad for name, p in twin.named_parameters()} | dict(twin.named_buffers())
-    for name, value in to_torch_state(nnx.merge(graphdef, gradients, stats)).items():
-        value_wanted = wanted[name].numpy()
-        assert np.abs(value - value_wanted).max() < 2e-3 * np.abs(value_wanted).max() + 1e-7, name
+    for name, value in assert_trains_like_its_twin(model, torch, twin, x, target).items():
         assert np.abs(value).max() > 1e-7, name
 
 
 def test_evaluation_agrees_with_the_twin_and_bfloat16_is_near():
-    torch, twin = torch_twin(num_classes=4, **SMALL)
-    state = {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
+    torch, twin = dense_twin(num_classes=4, **SMALL)
+    state = weights_of(twin)
     one, other = (
         load_torch_state(models.create("dense_unet", num_classes=4, dtype=dtype, **SMALL), state)
         for dtype in (jnp.float32, jnp.bfloat16)

@@ -3,13 +3,13 @@
 import functools
 import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import PARITY, normal, reference_weights, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -18,7 +18,6 @@ from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.resnet import ResNet
 from bcss_jax.pretrained import load_torch_state, to_torch_state
 
-PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
 # The encoders in small, and what smp builds them with.
 SMALL = {
     "basic": (
@@ -42,21 +41,13 @@ SMALL = {
 }
 
 
-def normal(seed, *shape):
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-
-
 def count(model):
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def reference(case, prefix=""):
     """The case's entry in the index, its weights and image (NHWC), and the outputs by name."""
-    if not PARITY.is_dir():
-        pytest.skip(f"no reference outputs: {PARITY} is missing")
-    spec = importlib.util.spec_from_file_location("reference_weights", PARITY / "weights.py")
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
+    weights = reference_weights()
     entry = json.loads((PARITY / "index.json").read_text())[case]
     state = {prefix + name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
     image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
@@ -134,7 +125,7 @@ def test_parameter_counts_of_the_reference(name, parameters):
 def test_smp_gives_the_same_outputs_gradients_and_statistics(kind, in_channels, size):
     torch, twin = smp_unet(kind, 2, in_channels)
     model = EncoderUNet(2, encoder=SMALL[kind][0], in_channels=in_channels)
-    load_torch_state(model, {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()})
+    load_torch_state(model, weights_of(twin))
     if kind != "basic":  # compiling the decoder once is enough
         model, twin = model.encoder, twin.encoder
     x = normal(1, 4, *size, in_channels)

@@ -16,8 +16,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from tile_files import image, kaggle512, mask, name, save
+from trained_small import save_checkpoint
 
-from bcss_jax import checkpoint, config, dataset, evaluate, labels, models, optimizer, step
+from bcss_jax import checkpoint, config, dataset, evaluate, labels, models
 from bcss_jax.errors import in_flags_of_command
 from bcss_jax.evaluation import gallery, per_image, predict, results_folder, run
 from bcss_jax.evaluation.surface_distance import surface_scores
@@ -51,14 +52,9 @@ def new_run(tiles, prepared):
         data = dataset.prepare(layout, data_dir=data_dir, prepared_dir=prepared, scheme=scheme)
         model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
         _, params, rest = split_model(model)
-        tx = optimizer.adamw(1e-3, 1e-4)
-        state = step.TrainState(np.int32(7), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
         about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data.describe()}
-        about |= {"pretrained": None, "versions": {"jax": "of the training"}}
         progress = {"epoch": 2, "history": [{"epoch": 1, "train_loss": 0.5, "scores": {}}, {"epoch": 2}]}
-        checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-        checkpoints.save(state, progress, about, improved_at=2)
-        checkpoints.close()
+        save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None}, progress=progress)
         return folder
 
     return write

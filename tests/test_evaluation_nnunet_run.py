@@ -10,8 +10,9 @@ import pytest
 from nnunet_small import PLAN
 from PIL import Image
 from tile_files import image, mask, name, save
+from trained_small import save_checkpoint
 
-from bcss_jax import checkpoint, config, dataset, evaluate, models, optimizer, sharding, step
+from bcss_jax import checkpoint, config, dataset, evaluate, models, sharding
 from bcss_jax.evaluation import nnunet_run
 from bcss_jax.labels import SCHEMES
 from bcss_jax.model_function import split_model
@@ -71,7 +72,7 @@ def new_run(tiles, prepared):
         class_, arguments = class_and_arguments(the_plan)
         saved = saved.to_dict() | {"model": {"name": "nnunet", **arguments}}
         about = {"config": saved, "label_scheme": found.scheme.to_json(), "plan": the_plan, "dataset": found.dataset}
-        about |= {"data": found.description, "versions": {"jax": "of the training"}}
+        about |= {"data": found.description}
         fingerprint = {"shapes_after_crop": [[1, SIDE, SIDE]], "spacings": [[999.0, 1.0, 1.0]]}
         folder.mkdir()
         (folder / "splits_final.json").write_text(json.dumps(splits))
@@ -80,12 +81,9 @@ def new_run(tiles, prepared):
             fold = str(number) if splits else "all"
             model = models.create(**saved["model"], num_classes=found.scheme.num_classes, seed=number)
             _, params, rest = split_model(model)
-            tx = optimizer.adamw(1e-3, 1e-4)
-            state = step.TrainState(np.int32(4), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
-            checkpoints = checkpoint.Checkpoints(folder / f"fold_{fold}" / "checkpoints")
-            sha256 = folds.sha256(fingerprint, split, the_plan)
-            checkpoints.save(state, {"epoch": 2}, about | {"fold": fold, "data_sha256": sha256}, improved_at=2)
-            checkpoints.close()
+            of_fold = about | {"fold": fold, "data_sha256": folds.sha256(fingerprint, split, the_plan)}
+            where = folder / f"fold_{fold}" / "checkpoints"
+            save_checkpoint(where, params, rest, of_fold, step_number=4, progress={"epoch": 2})
         return folder
 
     return write
@@ -178,11 +176,8 @@ def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, 
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "pretrained": None}
     about["data"] = dataset.prepare("kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=scheme).describe()
     _, params, rest = split_model(models.create(**settings.model, num_classes=3, seed=1))
-    tx = optimizer.adamw(1e-3, 1e-4)
-    state = step.TrainState(np.int32(1), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
-    checkpoints = checkpoint.Checkpoints(tmp_path / "unet" / "checkpoints")
-    checkpoints.save(state, {"epoch": 1, "history": []}, about, improved_at=1)
-    checkpoints.close()
+    progress = {"epoch": 1, "history": []}
+    save_checkpoint(tmp_path / "unet" / "checkpoints", params, rest, about, step_number=1, progress=progress)
     both = f"{tmp_path / 'unet'},{runs['case']}"
     assert command(both, tmp_path / "here", "--split=test", "--ensemble") == 0
     content = document(tmp_path / "here")

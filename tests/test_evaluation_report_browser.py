@@ -1,25 +1,13 @@
-"""report.html in a real browser: it works from the disk, alone, by mouse and by keyboard, wide and narrow.
-
-Needs Chromium on the system (Debian: `apt-get install chromium`) and `pip install -e '.[test,browser]'`.
-"""
-
-import io
-import os
-import shutil
+"""report.html in a real browser: it works from the disk, alone, by mouse and by keyboard, wide and narrow."""
 
 import numpy as np
 import pytest
+from chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
 from evaluation_small import differences, evaluation, results
-from PIL import Image
 
 from bcss_jax.evaluation import report
 from bcss_jax.labels import SCHEMES
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no driver for a browser: pip install -e '.[browser]'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
-
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 EVIL = "run_<script>window.hacked=1</script>_of_a_name_that_is_much_longer_than_any_screen_of_a_phone_is_wide"
 OPACITIES = "card => [...card.querySelectorAll('.layer')].map(layer => Number(getComputedStyle(layer).opacity))"
 
@@ -37,23 +25,15 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    # In a container the browser is often started by root, for whom it has no sandbox.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with chromium() as found:
         yield found
-        found.close()
 
 
-class Watched:
-    """A page with the report, and all that it said and asked for."""
+class Report(Watched):
+    """A page with the report."""
 
     def __init__(self, browser, file, size):
-        self.said, self.asked = [], []
-        self.page = browser.new_page(viewport=size)
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        super().__init__(browser, size)
         self.page.goto(file.as_uri())
 
     def outside(self):
@@ -63,13 +43,9 @@ class Watched:
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def watched(browser, file, request):
-    found = Watched(browser, file, request.param)
+    found = Report(browser, file, request.param)
     yield found
     found.page.close()
-
-
-def pixels(locator):
-    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB"), int)
 
 
 def test_it_is_quiet_alone_and_complete(watched, file):
@@ -86,19 +62,8 @@ def test_it_is_quiet_alone_and_complete(watched, file):
 
 
 def test_the_policy_is_in_force(browser, file):
-    watched = Watched(browser, file, DESKTOP)
-    watched.page.evaluate("""() => {
-        window.refused = [];
-        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
-        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/x.png"}));
-        document.body.append(Object.assign(document.createElement("script"), {textContent: "window.hacked = 1"}));
-        document.body.append(Object.assign(document.createElement("link"), {rel: "stylesheet", href: "http://127.0.0.1:9/x.css"}));
-        fetch("http://127.0.0.1:9/").catch(() => {});
-    }""")
-    watched.page.wait_for_function("refused.length >= 4")
-    refused = watched.page.evaluate("refused.sort()")
-    assert refused == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
-    assert watched.page.evaluate("typeof window.hacked") == "undefined"
+    watched = Report(browser, file, DESKTOP)
+    assert refused(watched.page) == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
     watched.page.close()
 
 
@@ -113,7 +78,7 @@ def test_the_slider_goes_through_the_pictures_by_keyboard(watched):
         assert card.evaluate(OPACITIES) == [float(stop == i) for i in (1, 2, 3)]
         assert slider.get_attribute("aria-valuetext") == ("image", "truth", "prediction", "errors")[stop]
         assert card.locator(".stops .now").inner_text() == slider.get_attribute("aria-valuetext")
-        shown.append(pixels(stack))
+        shown.append(screenshot(stack))
         for _ in range(4):
             page.keyboard.press("ArrowRight")
     for one in at:
@@ -124,7 +89,7 @@ def test_the_slider_goes_through_the_pictures_by_keyboard(watched):
     assert card.evaluate(OPACITIES) == [0, 0.5, 0.5]
     assert slider.get_attribute("aria-valuetext") == "between prediction and errors"
     page.keyboard.press("Home")
-    np.testing.assert_array_equal(pixels(stack), shown[0])
+    np.testing.assert_array_equal(screenshot(stack), shown[0])
     others = page.locator(".card").nth(1)
     assert others.evaluate(OPACITIES) == [0, 0, 0]
     assert watched.said == []
@@ -162,7 +127,7 @@ def test_nothing_leaves_the_screen_sideways(watched):
 def test_narrow_screens_get_curves_that_they_can_show(browser, file):
     shapes = []
     for size in (DESKTOP, PHONE):
-        watched = Watched(browser, file, size)
+        watched = Report(browser, file, size)
         shapes.append(watched.page.locator(".curves img").evaluate("i => i.clientWidth / i.clientHeight"))
         watched.page.close()
     assert shapes[0] > 1.5 and shapes[1] < 1

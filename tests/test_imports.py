@@ -17,7 +17,7 @@ CORE = (
     "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
     "bcss_jax.evaluation.gallery", "bcss_jax.evaluate", "bcss_jax.slides.tile_store", "bcss_jax.slides.label_pyramid",
     "bcss_jax.slides.corners", "bcss_jax.slides.polygons", "bcss_jax.slides.geojson",
-    "bcss_jax.slides.probability_store", "bcss_jax.slides.overlay", "bcss_jax.slides.whole_file",
+    "bcss_jax.slides.probability_store", "bcss_jax.slides.overlay",
     "benchmarks.slide_outputs", "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run",
     "bcss_jax.nnunet.__main__", "bcss_jax.slides.reader_pool", "bcss_jax.slides.reader_process",
     "bcss_jax.slides.reader_openslide", "bcss_jax.slides.reader_tiffslide", "bcss_jax.slides.resolution",
@@ -25,7 +25,7 @@ CORE = (
     "bcss_jax.view", "bcss_jax.viewer.server", "bcss_jax.models.__main__", "benchmarks.train_step",
     "benchmarks.sample_difficulty", "bcss_jax.evaluation.nnunet_run", "bcss_jax.evaluation.nnunet_folds",
     "benchmarks.inference", "bcss_jax.slides.labelling", "bcss_jax.slides.segment_slide", "benchmarks.slide_scale",
-    "benchmarks.slide_reading",
+    "benchmarks.slide_reading", "bcss_jax.command",
 )  # fmt: skip
 
 BLOCKED = f"""

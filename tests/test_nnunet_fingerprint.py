@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from nnunet_small import real_region
 
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import fingerprint, plan
@@ -106,14 +107,7 @@ def test_equals_nnunets_when_more_is_drawn_than_at_once(monkeypatch, tmp_path):
 
 
 def test_equals_nnunets_on_real_tissue(shared, monkeypatch, tmp_path):
-    from PIL import Image
-
-    folder = shared / "data" / "bcss_roi"
-    files = sorted((folder / "images").glob("*")) if folder.is_dir() else []
-    if not files:
-        pytest.skip(f"no regions: {folder.name} is missing")
-    mask = next((folder / "masks").glob(f"{files[0].stem}*"))
-    image, mask = (np.asarray(Image.open(path)) for path in (files[0], mask))
+    image, mask = real_region(shared)
     images, masks = [image[:300, :200], image[300:500, 100:400]], [mask[:300, :200], mask[300:500, 100:400]]
     expected = nnunets(images, masks, SAMPLES, monkeypatch, tmp_path)
     assert_equal(fingerprint(images, masks, samples=SAMPLES), expected)

@@ -1,23 +1,22 @@
 """nnU-Net's networks: parity with the reference's outputs, a PyTorch twin at other settings, plans, sizes, errors."""
 
 import copy
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import SHARED
 from flax import nnx
+from references import PARITY, reference_weights
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
 from bcss_jax.nnunet import network
 from bcss_jax.pretrained import load_torch_state, to_torch_state
 
-SHARED = Path(__file__).parents[1].parent / "shared"
-PARITY, PLANS = SHARED / "parity", SHARED / "nnunet_plans"
+PLANS = SHARED / "nnunet_plans"
 PLAIN = {"n_stages": 2, "features_per_stage": (4, 6), "strides": (1, 2)}
 SMALL = {"nnunet": PLAIN, "nnunet_resenc": PLAIN | {"n_blocks_per_stage": (1, 2)}}
 
@@ -48,15 +47,6 @@ SETTINGS = [
         (8, 20),
     ),
 ]  # fmt: skip
-
-
-def reference_weights():
-    if not PARITY.is_dir():
-        pytest.skip(f"no reference outputs: {PARITY} is missing")
-    spec = importlib.util.spec_from_file_location("reference_weights", PARITY / "weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def count(model):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from nnunet_small import real_region
 
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import plan
@@ -94,14 +95,7 @@ def test_equals_nnunets(names, border, labels, kept):
 
 
 def test_equals_nnunets_on_real_tissue(shared):
-    from PIL import Image
-
-    folder = shared / "data" / "bcss_roi"
-    files = sorted((folder / "images").glob("*")) if folder.is_dir() else []
-    if not files:
-        pytest.skip(f"no regions: {folder.name} is missing")
-    mask = next((folder / "masks").glob(f"{files[0].stem}*"))
-    image, mask = (np.asarray(Image.open(path)) for path in (files[0], mask))
+    image, mask = real_region(shared)
     image, mask = image[200:900, 300:1100], mask[200:900, 300:1100]
     for names, labels in ((("R", "G", "B"), IGNORING), (("rgb_to_0_1",) * 3, PLAIN)):
         nnunet_mask = np.where(mask == 0, 4, np.minimum(mask, 3)).astype(np.uint8) if "ignore" in labels else mask % 4

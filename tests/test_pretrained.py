@@ -2,16 +2,15 @@
 
 import functools
 import hashlib
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import PARITY, reference_weights
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
@@ -20,17 +19,6 @@ from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.resnet import ResNet
 from bcss_jax.models.torch_layout import SAME
 from bcss_jax.pretrained import load_pretrained, load_torch_state, to_torch_state
-
-PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
-
-
-def reference_weights():
-    if not PARITY.is_dir():
-        pytest.skip(f"no reference outputs: {PARITY} is missing")
-    spec = importlib.util.spec_from_file_location("reference_weights", PARITY / "weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,14 @@ def test_glass_alone_gives_an_empty_result(runs, tmp_path):
     assert not tifffile.imread(folder / "labels.ome.tif").any()
 
 
+def test_a_grey_image_is_segmented_and_told_to_be_no_h_and_e(runs, tmp_path, caplog):
+    Image.fromarray(tissue_picture(150, 200)[0]).convert("L").save(tmp_path / "grey.png")
+    assert command(runs[0], tmp_path / "grey.png", tmp_path / "out", "--mpp=0.25") == 0
+    assert {path.name for path in (tmp_path / "out" / "grey").iterdir()} >= OUTPUTS
+    (said,) = [record.getMessage() for record in caplog.records if "H&E" in record.getMessage()]
+    assert said.startswith("grey.png: has shades of grey only; the model knows H&E in bright field alone")
+
+
 def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_path, capsys):
     labels = tifffile.imread(finished / "labels.ome.tif")
     truth = np.where(labels == 1, 1, 2).astype(np.uint8)

@@ -122,11 +122,12 @@ def test_untiled_tiffs_are_read_whole_when_small_and_in_pieces_when_large(tmp_pa
     np.testing.assert_array_equal(slide.read(0, 17, 31, 200, 150), pixels[31:181, 17:217])
 
 
-def test_a_large_tiff_in_one_compressed_piece_is_refused(tmp_path):
+def test_a_large_tiff_in_one_compressed_piece_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "flat.tif"
     tifffile.imwrite(
         path, np.zeros((4100, 4100, 3), np.uint8), photometric="rgb", compression="deflate", rowsperstrip=4100
     )
+    monkeypatch.setattr(reader, "IN_MEMORY_PIXELS", 1000)
     with pytest.raises(DataError, match="found tiles or strips of 4100x4100 pixels, which cannot be read in parts"):
         open_slide(path)
 
@@ -144,14 +145,76 @@ def test_plain_images_are_slides_of_one_level(tmp_path, name):
     assert open_slide(tmp_path / name).mpp == pytest.approx((0.5, 0.5), rel=1e-3)
 
 
+def shown(image):
+    """What a viewer with a white background shows: uint8 [H, W, 3]."""
+    white = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+
+
 @pytest.mark.parametrize(
-    "pixels, found",
-    [(np.zeros((8, 8), np.uint8), "mode L"), (np.zeros((8, 8, 4), np.uint8), "transparent pixels")],
+    "suffix, mode",
+    [*(("png", mode) for mode in ("L", "1", "LA", "P", "RGBA")), *(("tif", mode) for mode in ("L", "1", "P", "RGBA"))],
 )
-def test_plain_images_keep_the_rules_of_tiles(tmp_path, pixels, found):
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=found):
+def test_plain_images_of_other_modes_are_what_a_viewer_shows(tmp_path, suffix, mode):
+    image = Image.fromarray(picture(120, 90)).convert(mode)
+    if mode in ("LA", "RGBA"):  # transparent at the left, half of it in the middle
+        image.putalpha(Image.fromarray(np.repeat(np.uint8([0, 128, 255]), 40)[None].repeat(90, 0)))
+    image.save(tmp_path / f"a.{suffix}")
+    slide = open_slide(tmp_path / f"a.{suffix}")
+    assert (slide.format, slide.in_memory) == ({"png": "png", "tif": "tiff"}[suffix], True)
+    assert difference(whole(slide), shown(image)).max() <= 1  # of rounding where half transparent
+    if mode in ("LA", "RGBA"):
+        assert (whole(slide)[:, :40] == 255).all()
+
+
+def test_a_colour_of_a_palette_that_is_transparent_is_white(tmp_path):
+    indices = np.uint8([[0, 1], [2, 1]])
+    image = Image.fromarray(indices, "P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "a.png", transparency=1)
+    expected = np.uint8([[[10, 20, 30], [255] * 3], [[70, 80, 90], [255] * 3]])
+    np.testing.assert_array_equal(whole(open_slide(tmp_path / "a.png")), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}, {"tile": (64, 64), "compression": "deflate"}])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+@pytest.mark.parametrize("dtype, found", [("u2", "16|uint16"), ("f4", "32|float32")])
+def test_more_than_8_bits_are_refused_however_they_are_stored(tmp_path, options, photometric, dtype, found):
+    pixels = picture(99, 99) if photometric == "rgb" else picture(99, 99)[..., 0]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels.astype(dtype) * 16, photometric=photometric, **options)  # 12 bits of 16 are used
+    with pytest.raises(
+        DataError, match=f"a.tif: expected .*8-bit RGB or grey, found .*({found}).*; save it as 8-bit RGB"
+    ):
+        open_slide(path)
+
+
+def test_a_png_of_16_bits_is_refused(tmp_path):
+    Image.fromarray(picture(99, 99)[..., 0].astype(np.uint16) * 257).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="a.png: expected 8 bits per channel, found 16 bits or more; save as 8-bit RGB"):
         open_slide(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}])
+def test_channels_that_are_no_colours_are_refused(tmp_path, options):
+    pixels = np.dstack([picture(99, 99), picture(99, 99)])
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig", **options)
+    with pytest.raises(DataError, match="found 6 channels; save it as 8-bit RGB"):
+        open_slide(path)
+
+
+def test_colours_of_print_are_refused(tmp_path):
+    Image.fromarray(picture(99, 99)).convert("CMYK").save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="found the colour mode CMYK; save it as 8-bit RGB"):
+        open_slide(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}])
+def test_tiffs_of_inverted_grey(tmp_path, options):
+    grey = picture(99, 99)[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite", **options)
+    np.testing.assert_array_equal(whole(open_slide(tmp_path / "a.tif")), np.repeat(255 - grey[..., None], 3, -1))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +231,7 @@ def test_plain_images_keep_the_rules_of_tiles(tmp_path, pixels, found):
 def test_tiffslide_refuses_what_is_no_8_bit_rgb(tmp_path, found, options):
     pixels = options.pop("pixels")
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), **{"photometric": "rgb", **options})
-    with pytest.raises(ValueError, match=found):
+    with pytest.raises(DataError, match=f"8-bit RGB or grey, found .*{found}; save it as 8-bit RGB"):
         TiffSlideSlide(tmp_path / "a.tif")
 
 

@@ -263,6 +263,16 @@ def test_a_grey_slide_is_read_and_told(tmp_path):
     np.testing.assert_array_equal(TiffSlideSlide(path).read(0, 0, 0, 320, 256)[..., 1], grey)
 
 
+@pytest.mark.parametrize("name, off", [("a.png", 0), ("a.jpg", 3), ("a.tif", 0)])
+def test_a_plain_grey_image_likewise(tmp_path, name, off):
+    grey = picture(320, 256)[..., 0]
+    Image.fromarray(grey).save(tmp_path / name, quality=98)
+    with ReaderPool(tmp_path / name, 1) as pool:
+        pixels = read_all(pool).pixels
+        assert (pixels == pixels[..., :1]).all() and np.abs(pixels[..., 0].astype(int) - grey).mean() <= off
+        assert out_of_domain(pool.thumbnail(100).pixels) == "shades of grey only"
+
+
 def test_what_is_out_of_domain(shared):
     assert out_of_domain(picture(50, 50) // 6) == "a dark background, as in fluorescence"
     assert out_of_domain(np.full((9, 9, 3), 255, np.uint8)) is None  # glass

@@ -1,22 +1,20 @@
 """TransUNet: parity with the reference's outputs and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
 
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import PARITY, assert_trains_like_its_twin, normal, reference_weights, torch_twin, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
 from bcss_jax.models import resampling, resnet_v2, vit
 from bcss_jax.pretrained import load_torch_state, to_torch_state
 
-PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
 QUICK = {"xla_backend_optimization_level": 0}  # compiling takes nearly all of these tests' time
 SMALL = dict(
     width_factor=0.5,
@@ -30,15 +28,6 @@ SMALL = dict(
 )
 
 
-def module_at(path, reason):
-    if not path.is_file():
-        pytest.skip(f"{reason}: {path.name} is missing")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def small(**kwargs):
     return models.create("transunet", **{"num_classes": 3, "image_size": 32} | SMALL | kwargs)
 
@@ -47,10 +36,6 @@ def compiled(function):
     """`function(module, ...)`, compiled quickly."""
     run = jax.jit(lambda split, *args: function(nnx.merge(*split), *args), compiler_options=QUICK)
     return lambda module, *args: run(nnx.split(module), *args)
-
-
-def normal(seed, *shape):
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +54,7 @@ def normal(seed, *shape):
     ids=["tiny", "full"],
 )  # fmt: skip
 def test_the_references_outputs(case, kwargs):
-    weights = module_at(PARITY / "weights.py", "no reference outputs")
+    weights = reference_weights()
     entry = json.loads((PARITY / "index.json").read_text())[case]
     model = models.create("transunet", num_classes=3, **kwargs)
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
@@ -112,44 +97,18 @@ def test_only_the_position_table_grows_with_the_images():
     ids=["rectangle", "wide", "google"],
 )  # fmt: skip
 def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    path = Path(__file__).parents[1] / "benchmarks" / "torch_transunet.py"
     kwargs = {"num_classes": 3, "dropout": 0.0} | SMALL | kwargs
-    torch.manual_seed(0)
-    twin = module_at(path, "no twin").TransUNet(**kwargs)
+    torch, twin = torch_twin("torch_transunet.py", "TransUNet", **kwargs)
     with torch.no_grad():  # values under which every parameter matters
         for name, parameter in twin.named_parameters():
             if name.endswith("position_embeddings") or parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    state = {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
-    model = load_torch_state(models.create("transunet", **kwargs), state)
+    model = load_torch_state(models.create("transunet", **kwargs), weights_of(twin))
     size = (kwargs["image_size"],) * 2 if isinstance(kwargs["image_size"], int) else kwargs["image_size"]
     # Seeds with which no ReLU's input is so near zero that rounding puts it on the other side.
     x, target = normal(1, 2, *size, kwargs.get("in_channels", 3)), normal(2, 2, *size, kwargs["num_classes"])
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
-
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def loss_and_gradients(params, stats):
-        def loss(params):
-            model = nnx.merge(graphdef, params, jax.tree.map(lambda x: x, stats))
-            model.train()
-            logits = model(x)
-            return (logits * target).mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    with jax.default_matmul_precision("highest"):
-        (_, (logits, stats)), gradients = loss_and_gradients(params, stats)
-    twin.double().train()
-    expected = twin(torch.from_numpy(x).double().permute(0, 3, 1, 2))
-    (expected.permute(0, 2, 3, 1) * torch.from_numpy(target)).mean().backward()
-    expected = expected.detach().permute(0, 2, 3, 1).numpy()
-    assert np.abs(logits - expected).max() < 3e-4 * expected.std()
-
-    wanted = {name: p.grad for name, p in twin.named_parameters()} | dict(twin.named_buffers())
-    for name, value in to_torch_state(nnx.merge(graphdef, gradients, stats)).items():
-        value_wanted = wanted[name].numpy()
-        assert np.abs(value - value_wanted).max() < 2e-3 * np.abs(value_wanted).max() + 1e-7, name
+    quick = functools.partial(jax.jit, compiler_options=QUICK)
+    for name, value in assert_trains_like_its_twin(model, torch, twin, x, target, jit=quick).items():
         # Every key moves by the bias of the keys, and the softmax does not see a common summand.
         assert name.endswith("attn.key.bias") or np.abs(value).max() > 1e-7, name
 

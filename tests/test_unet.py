@@ -1,33 +1,24 @@
 """U-Net: parameter counts, errors, and equality with a PyTorch twin in values, gradients and running statistics."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from references import assert_trains_like_its_twin, torch_twin, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
-from bcss_jax.pretrained import load_torch_state, to_torch_state
+from bcss_jax.pretrained import load_torch_state
 
 
 def count(model):
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def torch_twin(**kwargs):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    path = Path(__file__).parents[1] / "benchmarks" / "torch_unet.py"
-    spec = importlib.util.spec_from_file_location("torch_unet", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    torch.manual_seed(0)
-    twin = module.UNet(**kwargs)
-    state = {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
-    return torch, twin, load_torch_state(models.create("unet", **kwargs), state)
+def with_twin(**kwargs):
+    torch, twin = torch_twin("torch_unet.py", "UNet", **kwargs)
+    return torch, twin, load_torch_state(models.create("unet", **kwargs), weights_of(twin))
 
 
 def test_parameter_counts_of_the_reference():
@@ -50,37 +41,11 @@ def test_parameter_counts_of_the_reference():
     ids=str,
 )
 def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs, size):
-    torch, twin, model = torch_twin(**kwargs)
+    torch, twin, model = with_twin(**kwargs)
     random = np.random.RandomState(1)
     x = random.standard_normal((3, *size, kwargs.get("in_channels", 3))).astype(np.float32)
     target = random.standard_normal((3, *size, kwargs["num_classes"])).astype(np.float32)
-
-    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
-
-    @jax.jit
-    def loss_and_gradients(params, stats):
-        def loss(params):
-            copy = jax.tree.map(lambda x: x, stats)  # variables of this trace, which the model may change
-            model = nnx.merge(graphdef, params, copy)
-            model.train()
-            logits = model(x)
-            return (logits * target).mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    with jax.default_matmul_precision("highest"):
-        (_, (logits, stats)), gradients = loss_and_gradients(params, stats)
-    twin.double().train()
-    expected = twin(torch.from_numpy(x).double().permute(0, 3, 1, 2))
-    (expected.permute(0, 2, 3, 1) * torch.from_numpy(target)).mean().backward()
-    expected = expected.detach().permute(0, 2, 3, 1).numpy()
-    assert np.abs(logits - expected).max() < 3e-4 * expected.std()
-
-    actual = to_torch_state(nnx.merge(graphdef, gradients, stats))
-    wanted = {name: p.grad for name, p in twin.named_parameters()} | dict(twin.named_buffers())
-    for name, value in actual.items():
-        value_wanted = wanted[name].numpy()
-        assert np.abs(value - value_wanted).max() < 2e-3 * np.abs(value_wanted).max() + 1e-7, name
+    assert_trains_like_its_twin(model, torch, twin, x, target)
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():

@@ -1,22 +1,10 @@
-"""The viewer in a real browser: tiles appear, the slider and the switches change what is seen, nothing else is asked for.
-
-Needs Chromium on the system (Debian: `apt-get install chromium`) and `pip install -e '.[test,browser]'`.
-"""
-
-import io
-import os
-import shutil
+"""The viewer in a real browser: tiles appear, the slider and the switches change what is seen, nothing else is asked for."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
 from viewer_small import COLOURS, Served, blobs, write_result
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no driver for a browser: pip install -e '.[browser]'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
-
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 WIDTH, HEIGHT = 900, 640
 EVIL = "<img src=x onerror=window.hacked=1>_of_a_name_that_is_much_longer_than_any_screen_of_a_phone_is_wide"
 LOADED = """() => {
@@ -44,24 +32,16 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    # In a container the browser is often started by root, for whom it has no sandbox.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with chromium() as found:
         yield found
-        found.close()
 
 
-class Watched:
-    """A page of the viewer, and all that it said and asked for."""
+class Viewer(Watched):
+    """A page of the viewer."""
 
     def __init__(self, browser, served, size):
-        self.said, self.asked = [], []
+        super().__init__(browser, size)
         self.address = f"http://127.0.0.1:{served.port}"
-        self.page = browser.new_page(viewport=size)
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
 
     def open(self, path):
         self.page.goto(self.address + path)
@@ -82,7 +62,7 @@ class Watched:
         box = self.page.locator("#view").bounding_box()
         clip = {"x": box["x"] + box["width"] * 0.3, "y": box["y"] + box["height"] * 0.35,
                 "width": box["width"] * 0.4, "height": box["height"] * 0.3}  # fmt: skip
-        return np.asarray(Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB"), int)
+        return screenshot(self.page, clip=clip)
 
     def quiet(self):
         outside = [url for url in self.asked if not url.startswith(self.address)]
@@ -91,14 +71,14 @@ class Watched:
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def watched(browser, served, request):
-    found = Watched(browser, served, request.param)
+    found = Viewer(browser, served, request.param)
     yield found
     found.page.close()
 
 
 @pytest.fixture
 def wide(browser, served):
-    found = Watched(browser, served, DESKTOP)
+    found = Viewer(browser, served, DESKTOP)
     yield found
     found.page.close()
 
@@ -290,18 +270,6 @@ def test_names_from_files_are_only_text_and_nothing_leaves_the_screen_sideways(w
     assert page.evaluate("typeof window.hacked") == "undefined" and watched.quiet()
 
 
-def test_the_policy_is_in_force(browser, served):
-    watched = Watched(browser, served, DESKTOP)
-    page = watched.slide("/result/out/a/unet")
-    page.evaluate("""() => {
-        window.refused = [];
-        document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
-        document.body.append(Object.assign(new Image(), {src: "http://127.0.0.1:9/x.png"}));
-        document.body.append(Object.assign(document.createElement("script"), {textContent: "window.hacked = 1"}));
-        document.body.append(Object.assign(document.createElement("link"), {rel: "stylesheet", href: "http://127.0.0.1:9/x.css"}));
-        fetch("http://127.0.0.1:9/").catch(() => {});
-    }""")
-    page.wait_for_function("() => refused.length >= 4")
-    assert page.evaluate("refused.sort()") == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
-    assert page.evaluate("typeof window.hacked") == "undefined"
-    page.close()
+def test_the_policy_is_in_force(wide):
+    page = wide.slide("/result/out/a/unet")
+    assert refused(page) == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]

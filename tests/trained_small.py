@@ -10,6 +10,26 @@ from bcss_jax.model_function import split_model
 WINDOW = 32
 
 
+def save_checkpoint(checkpoints, params, rest, about, *, step_number=7, progress=None):
+    """A checkpoint as training saves it.
+
+    Args:
+      checkpoints: its folder.
+      params: as of `split_model`.
+      rest: likewise.
+      about: as training writes it; "versions" is added.
+      step_number: of the checkpoint.
+      progress: epoch 2 of two if not given; its epoch is the best.
+    """
+    tx = optimizer.adamw(1e-3, 1e-4)
+    plateau = optimizer.Plateau(0.5, 2).init()
+    state = step.TrainState(np.int32(step_number), params, rest, tx.init(params), plateau)
+    progress = progress or {"epoch": 2, "history": [{"epoch": 1}, {"epoch": 2}]}
+    opened = checkpoint.Checkpoints(checkpoints)
+    opened.save(state, progress, {**about, "versions": {"jax": "of the training"}}, improved_at=progress["epoch"])
+    opened.close()
+
+
 def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
     """Returns the folder. Layout roi, patches of `WINDOW` pixels at 0.5 um/px, epoch 2 the best at step 7."""
     arguments = arguments or {"width": 4, "depth": 1}
@@ -19,12 +39,6 @@ def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
     scheme = SCHEMES[scheme]
     model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
     _, params, rest = split_model(model)
-    tx = optimizer.adamw(1e-3, 1e-4)
-    state = step.TrainState(np.int32(7), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data(mpp=0.5)}
-    about |= {"pretrained": None, "versions": {"jax": "of the training"}}
-    progress = {"epoch": 2, "history": [{"epoch": 1}, {"epoch": 2}]}
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    checkpoints.save(state, progress, about, improved_at=2)
-    checkpoints.close()
+    save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None})
     return folder

@@ -10,15 +10,15 @@ take --data.layout=sample without a folder. Exit codes: 0 done, 2 settings, 3 da
 import argparse
 import contextlib
 import difflib
-import logging
 import sys
 from pathlib import Path
 
+from bcss_jax import command
 from bcss_jax.data.inspection import inspect
 from bcss_jax.data.report import number_of
 from bcss_jax.data.source import Settings, Source
 from bcss_jax.data.verify import verify
-from bcss_jax.errors import ConfigError, DataError, UserError, in_flags_of_command
+from bcss_jax.errors import ConfigError, DataError, in_flags_of_command
 from bcss_jax.labels import SCHEMES
 from bcss_jax.layouts import LAYOUTS
 from bcss_jax.progress import ProgressLine
@@ -34,33 +34,19 @@ FLAGS = {
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and does it. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("bcss_jax").setLevel(logging.INFO)
-    try:
+    command.log_progress()
+
+    def parse_and_do():
         args = _parser().parse_args(argv)
         args.action(args)
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
 
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> None:
-        """Raises ConfigError."""
-        raise ConfigError(f"{message}; see --help")
+    return command.run(parse_and_do, debug="--debug" in argv, flags=FLAGS)
 
 
 def _parser():
-    parser = _Parser(
-        prog="python -m bcss_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("python -m bcss_jax.data", __doc__, command.OneLineParser)
     actions = parser.add_subparsers(required=True, metavar="verify | inspect")
-    data = _Parser(add_help=False)
+    data = command.OneLineParser(add_help=False)
     data.add_argument("--data.dir", dest="dir", type=Path, metavar="FOLDER", help="the data set; the sample needs none")
     data.add_argument("--data.layout", dest="layout", default="kaggle224", help=", ".join(LAYOUTS))
     data.add_argument("--data.split", dest="split", default="published", help="published, or institute")
@@ -69,7 +55,7 @@ def _parser():
         "--data.patch_size", dest="patch_size", type=int, default=224, help="roi: side of the patches cut"
     )
     data.add_argument("--data.stride", dest="stride", type=int, default=224, help="roi: distance between patches")
-    data.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    command.add_debug(data)
 
     verify_parser = actions.add_parser(
         "verify", parents=[data], help="is every file readable, with its mask, in one part?"
@@ -150,4 +136,4 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

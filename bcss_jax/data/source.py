@@ -104,17 +104,4 @@ class Source:
 
 
 def _tile_of(patch: sample.Patch) -> Tile:
-    return Tile(
-        key=patch.key,
-        image=Path(patch.key),
-        mask=Path(patch.key),
-        split=patch.split,
-        barcode=patch.patient,
-        patient=patch.patient,
-        institute=patch.patient.split("-")[1],
-        x=patch.x,
-        y=patch.y,
-        mpp=sample.MPP,
-        codes="bcss22",
-        window=None,
-    )
+    return Tile(**patch.origin(), image=Path(patch.key), mask=Path(patch.key), split=patch.split, window=None)

@@ -72,7 +72,7 @@ def read(home: Path, mesh: Mesh) -> Folds:
         not theirs.
       ConfigError: its labels are those of none of the project's schemes, or it changes its labels afterwards.
     """
-    names = sorted(folder.parent.name.removeprefix("fold_") for folder in home.glob("fold_*/checkpoints"))
+    names = folds.trained_folds(home)
     found = {name: checkpoint.load_trained(home / f"fold_{name}" / "checkpoints", mesh, WHICH)
              for name in [name for name in names if name != ALL] or names}  # fmt: skip
     schemes, networks = [], []

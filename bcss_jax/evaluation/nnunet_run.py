@@ -29,6 +29,7 @@ from bcss_jax.evaluation.predict import Member, View, of_logits
 from bcss_jax.evaluation.trained_run import folder_name, joint_sha256
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
+from bcss_jax.nnunet.folds import trained_folds
 from bcss_jax.nnunet.predict import predict_logits, run_of
 from bcss_jax.nnunet.preprocess import preprocess
 
@@ -192,7 +193,7 @@ _of_logits = functools.partial(jax.jit, static_argnums=0)(of_logits)
 
 def is_one(path: Path) -> bool:
     """Whether a path is the folder of a run of nnU-Net's method."""
-    return any(Path(path).expanduser().glob("fold_*/checkpoints"))
+    return bool(trained_folds(Path(path).expanduser()))
 
 
 def read(path: Path, mesh: Mesh) -> NnunetRun:

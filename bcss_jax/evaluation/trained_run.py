@@ -22,6 +22,7 @@ from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.model_function import ImageStatistics, ModelFunction
+from bcss_jax.nnunet.folds import trained_folds
 from bcss_jax.run_record import COLUMNS
 from bcss_jax.summary import params_sha256
 from bcss_jax.tiles import printable
@@ -195,7 +196,7 @@ def _checkpoints_of(path):
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and any(each.name.isdecimal() for each in folder.iterdir()):
             return folder.resolve()
-    if any(path.glob("fold_*/checkpoints")):
+    if trained_folds(path):
         raise ConfigError(
             f"{printable(path)}: a run of nnU-Net's method, which crops, normalises and joins folds in its own way; python -m "
             "bcss_jax.nnunet predict segments images with it"

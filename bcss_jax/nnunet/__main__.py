@@ -11,14 +11,13 @@ Exit codes: 0 done, 2 settings, 3 data, 5 storage.
 import argparse
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 
 from PIL import Image
 
-from bcss_jax import figures, tiles
-from bcss_jax.errors import ConfigError, DataError, UserError, in_flags_of_command
+from bcss_jax import command, figures, tiles
+from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, trained
 from bcss_jax.nnunet.plan import PRESETS
@@ -27,7 +26,7 @@ from bcss_jax.nnunet.predict import labels_of, make_predictor
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.pretrained import to_torch_state
 from bcss_jax.progress import ProgressLine
-from bcss_jax.workdir import write_png
+from bcss_jax.workdir import whole_file, write_png
 
 # Flags of training, as errors name them -> those of this command.
 FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
@@ -38,21 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and does it. Returns the exit code."""
     args = _parser().parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        args.action(args)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"error: {in_flags_of_command(str(error), FLAGS)}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+    return command.run(lambda: args.action(args), debug=args.debug, flags=FLAGS)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m bcss_jax.nnunet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    parser = command.parser("python -m bcss_jax.nnunet", __doc__)
+    command.add_debug(parser)
     actions = parser.add_subparsers(required=True, metavar="predict | export | plan")
 
     predict_parser = actions.add_parser("predict", help="segment whole images")
@@ -158,9 +148,8 @@ def _images(where):
 def _write_overlay(path, picture):
     small = Image.fromarray(picture)
     small.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-    unfinished = path.with_name(f".{path.name}.tmp")
-    small.save(unfinished, format="JPEG", quality=90)
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        small.save(unfinished, format="JPEG", quality=90)
 
 
 def export(args: argparse.Namespace) -> None:

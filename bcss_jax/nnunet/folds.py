@@ -1,4 +1,4 @@
-"""Cross-validation folds: which cases train and which validate.
+"""Cross-validation folds: which cases train and which validate, and which folds of a run are trained.
 
 Tiles of one patient look alike, so a fold that has some of them on both sides measures memory, not skill. Folds are
 therefore made of whole patients unless told otherwise.
@@ -8,6 +8,7 @@ import collections
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -75,6 +76,11 @@ def patients_on_both_sides(split: Split, patient_of: dict[str, str]) -> list[str
 def sha256(fingerprint: dict, split: Split, plan: dict) -> str:
     """What a fold is trained on, and how, as a hash: in its checkpoints."""
     return hashlib.sha256(json.dumps([fingerprint, split, plan], sort_keys=True).encode()).hexdigest()
+
+
+def trained_folds(run: Path) -> list[str]:
+    """Names of the folds, sorted, that have checkpoints in the folder of a run; none if it is no run of nnU-Net's method."""
+    return sorted(folder.parent.name.removeprefix("fold_") for folder in run.glob("fold_*/checkpoints"))
 
 
 def _split(names, held_out) -> Split:

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from bcss_jax.nnunet import plan_file
 from bcss_jax.nnunet.labels import check_dataset, num_outputs
 from bcss_jax.nnunet.network import from_plan
 from bcss_jax.pretrained import load_torch_state
-from bcss_jax.workdir import storage_errors, write_text
+from bcss_jax.workdir import storage_errors, whole_file, write_text
 
 Fold = int | str  # a number, or "all" for a training on all cases
 State = Mapping[str, np.ndarray]  # PyTorch name -> array in PyTorch's layout
@@ -235,11 +234,7 @@ def _write_checkpoint(path: Path, state: State, about: dict) -> None:
         if key not in shared:
             shared[key] = torch.from_numpy(array.copy())
         tensors[name] = shared[key]
-    temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save({"network_weights": tensors, **about}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+        torch.save({"network_weights": tensors, **about}, file)

@@ -10,6 +10,7 @@ from flax import nnx
 from bcss_jax.checkpoint import load_model
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import plan_file, result_folder
+from bcss_jax.nnunet.folds import trained_folds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read(folder: Path, folds: Sequence[str] | None = None) -> Trained:
       ConfigError: a result folder of nnU-Net needs torch >= 2.10, which is not installed.
     """
     folder = Path(folder).expanduser()
-    ours = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob("fold_*/checkpoints"))
+    ours = trained_folds(folder)
     if not ours:
         numbers = None if folds is None else [int(fold) if fold.isdecimal() else fold for fold in folds]
         found = result_folder.read(folder, numbers)

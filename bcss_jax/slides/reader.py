@@ -230,12 +230,28 @@ def _backends(magic: bytes, reasons: list[str]) -> Iterator:
 def _open_tiff(path: Path) -> Slide:
     from bcss_jax.slides.reader_tiffslide import TiffSlideSlide
 
+    if _is_small_picture(path):
+        return _open_image(path)
     slide = TiffSlideSlide(path)
     level = slide.levels[0]
     if slide.tiled or level.width * level.height > IN_MEMORY_PIXELS:
         return slide
     slide.close()
     return _open_image(path)
+
+
+def _is_small_picture(path: Path) -> bool:
+    """Whether a TIFF holds nothing but an untiled picture that fits into memory, with colours of any kind."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            (page,) = tiff.pages
+            small = 0 < page.imagewidth * page.imagelength <= IN_MEMORY_PIXELS
+            tiled = page.is_tiled or "TileWidth" in page.tags
+            return small and not tiled and page.bitspersample <= 8 and page.samplesperpixel in (1, 3, 4)
+    except Exception:  # whatever is odd about it, tiffslide says
+        return False
 
 
 def _open_image(path: Path) -> Slide:

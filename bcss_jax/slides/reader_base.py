@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+
+from bcss_jax.errors import DataError
+from bcss_jax.tiles import printable
 
 MAX_SIDE = 8_000_000  # pixels; a metre at 0.125 um. What says more is a damaged header
 DEFAULT_TILE = (256, 256)  # pieces in which a damaged region is tried where the format has no tiles
@@ -70,6 +74,24 @@ class Slide(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Gives the file back; the slide cannot be read any more."""
+
+
+def other_pixels(path: Path, found: str) -> DataError:
+    """The error for a slide whose pixels are no colours of 8 bits."""
+    return DataError(f"{printable(path)}: expected a slide with 8-bit RGB or grey, found {found}; save it as 8-bit RGB")
+
+
+def on_white(image: Image.Image) -> np.ndarray:
+    """An RGBA image as uint8 [H, W, 3] over white."""
+    alpha = image.getchannel("A")
+    extrema = alpha.getextrema()
+    if extrema == (255, 255):
+        return np.asarray(image.convert("RGB"))
+    if extrema == (0, 0):  # nothing was scanned here: most of a sparse slide
+        return np.full((image.height, image.width, 3), 255, np.uint8)
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=alpha)
+    return np.asarray(white)
 
 
 def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:

@@ -1,4 +1,8 @@
-"""Plain PNG, JPEG and untiled TIFF files as slides of one level, decoded whole by the rules of `tiles.read_image`."""
+"""Plain PNG, JPEG and untiled TIFF files as slides of one level, decoded whole.
+
+What a viewer shows is what is read: grey as three equal channels, a palette as its colours, transparent parts as white,
+as from the formats of scanners. More than 8 bits are refused, for how to scale them is a choice.
+"""
 
 from pathlib import Path
 
@@ -6,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax import tiles
-from bcss_jax.slides.reader_base import Slide, levels_of
+from bcss_jax.slides.reader_base import Slide, levels_of, on_white, other_pixels
 from bcss_jax.slides.resolution import mpp_from_density
 
 
@@ -19,10 +23,10 @@ class ImageSlide(Slide):
         """Decodes it.
 
         Raises:
-          DataError: as `tiles.read_image`.
+          DataError: as `tiles.load_8_bit`, or colours other than RGB.
         """
         self.path = path
-        self._pixels = tiles.read_image(path)
+        self._pixels = _rgb(path, tiles.load_8_bit(path))
         height, width = self._pixels.shape[:2]
         self.levels = levels_of([(width, height)])
         with Image.open(path, formats=list(tiles.FORMATS)) as image:
@@ -35,3 +39,11 @@ class ImageSlide(Slide):
 
     def close(self) -> None:  # noqa: D102
         self._pixels = np.empty((0, 0, 3), np.uint8)
+
+
+def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        return on_white(image.convert("RGBA"))
+    if image.mode not in ("RGB", "L", "P", "1"):
+        raise other_pixels(path, f"the colour mode {image.mode}")
+    return np.asarray(image.convert("RGB"))

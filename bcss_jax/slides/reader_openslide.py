@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import openslide
-from PIL import Image
 
-from bcss_jax.slides.reader_base import DEFAULT_TILE, Slide, TileError, levels_of
+from bcss_jax.slides.reader_base import DEFAULT_TILE, Level, Slide, TileError, levels_of, on_white, other_pixels
 from bcss_jax.slides.resolution import mpp_from_density
 
 PIXELS_AT_ONCE = 4096 * 4096  # more is read in strips: OpenSlide gives 4 bytes a pixel, and PIL copies them
@@ -24,6 +23,7 @@ class OpenSlideSlide(Slide):
         Raises:
           openslide.OpenSlideError: it is damaged.
           ValueError: it is another format, or has an impossible size or too few tiles.
+          DataError: its pixels are no colours of 8 bits.
         """
         self.path = path
         try:
@@ -34,7 +34,7 @@ class OpenSlideSlide(Slide):
         self.format = properties.get("openslide.vendor", "openslide")
         self.levels = levels_of(list(self._slide.level_dimensions))
         if self.format in LISTED:
-            _require_listed_tiles(path)
+            _check_tiles(path, self.levels[0])
         self.mpp = _mpp(properties, self.format)
         self.bounds = _bounds(properties)
         # Where a level's pixel lies: OpenSlide's own quotient of the sizes, of which ours keeps the whole number.
@@ -69,15 +69,7 @@ class OpenSlideSlide(Slide):
             image = self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
         except openslide.OpenSlideError as error:
             raise TileError(str(error)) from error
-        alpha = image.getchannel("A")
-        extrema = alpha.getextrema()
-        if extrema == (255, 255):
-            return np.asarray(image.convert("RGB"))
-        if extrema == (0, 0):  # nothing was scanned here: most of a sparse slide
-            return np.full((height, width, 3), 255, np.uint8)
-        on_white = Image.new("RGB", image.size, "white")
-        on_white.paste(image, mask=alpha)
-        return np.asarray(on_white)
+        return on_white(image)
 
     def tile_size(self, level: int) -> tuple[int, int]:  # noqa: D102
         return self._tiles[level]
@@ -94,8 +86,12 @@ class OpenSlideSlide(Slide):
         self._slide.close()
 
 
-def _require_listed_tiles(path: Path) -> None:
-    """OpenSlide takes tiles that a damaged header promises and the file does not list for glass."""
+def _check_tiles(path: Path, level_0: Level) -> None:
+    """What OpenSlide does not say.
+
+    Tiles that a damaged header promises and the file does not list pass for glass; of 16 bits only the upper 8 are given,
+    which is black if just 12 of them are used; of channels that are no colours the first one is given as grey.
+    """
     import tifffile  # not needed for other formats
 
     try:
@@ -105,12 +101,22 @@ def _require_listed_tiles(path: Path) -> None:
                 for page in tiff.pages
                 if page.is_tiled
             ]
+            depths = [
+                (int(page.bitspersample), int(page.samplesperpixel))
+                for page in tiff.pages
+                if (page.imagewidth, page.imagelength) == level_0[:2]
+            ]
     except Exception:  # whatever else is odd about it, OpenSlide has opened it
         return
     for width, height, tile_width, tile_height, listed in pages:
         expected = -(-width // tile_width) * -(-height // tile_height)
         if listed < expected:
             raise ValueError(f"{listed} tiles for {width}x{height} pixels, which are {expected}")
+    for bits, channels in depths:
+        if bits > 8:
+            raise other_pixels(path, f"{bits} bits per channel")
+        if channels > 4:
+            raise other_pixels(path, f"{channels} channels")
 
 
 def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, position: tuple[int, int]) -> None:

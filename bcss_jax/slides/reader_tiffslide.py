@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tiffslide
 
-from bcss_jax.slides.reader_base import Slide, TileError, levels_of
+from bcss_jax.slides.reader_base import Slide, TileError, levels_of, other_pixels
 from bcss_jax.slides.resolution import mpp_from_density
 
 MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which has to be decoded whole
@@ -23,7 +23,8 @@ class TiffSlideSlide(Slide):
         """Opens it.
 
         Raises:
-          ValueError: it is no such TIFF; the message says what was found.
+          ValueError: it is no TIFF that can be read in parts; the message says what was found.
+          DataError: its pixels are no colours of 8 bits.
           Exception: whatever tifffile raises at a damaged file.
         """
         self.path = path
@@ -34,7 +35,7 @@ class TiffSlideSlide(Slide):
                 raise ValueError("a TIFF file without an image (cut off?)")
             properties = self._slide.properties
             pages = self._slide.ts_tifffile.series[properties["tiffslide.series-index"]].levels
-            _require_rgb(pages[0].keyframe, properties["tiffslide.series-axes"])
+            _require_rgb(path, pages[0].keyframe, properties["tiffslide.series-axes"])
             self.levels = levels_of(list(self._slide.level_dimensions))
             self._pages = [level.keyframe for level in pages[: len(self.levels)]]
             for page in self._pages:
@@ -102,7 +103,7 @@ class TiffSlideSlide(Slide):
         return np.array(rows[:, x : x + width])
 
 
-def _require_rgb(page, axes: str) -> None:
+def _require_rgb(path: Path, page, axes: str) -> None:
     found = None
     if axes not in AXES:
         found = f"the axes {axes}"
@@ -115,7 +116,7 @@ def _require_rgb(page, axes: str) -> None:
     elif page.photometric.name == "YCBCR" and page.compression.name == "NONE":
         found = "YCbCr without compression"
     if found is not None:
-        raise ValueError(f"{found} rather than 8-bit RGB")
+        raise other_pixels(path, found)
 
 
 def _require_pieces(page) -> None:

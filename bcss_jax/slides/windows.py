@@ -85,8 +85,9 @@ class Windows:
 
     def controls(self, length: int) -> np.ndarray:
         """Pairs that seams are compared with, as `seams`: those `CONTROL` pixels beside a seam that are none."""
-        at = np.flatnonzero(self.seams(length)) + 1
-        return _marked(np.concatenate([at - CONTROL, at + CONTROL]), length) & ~self.seams(length)
+        seams = self.seams(length)
+        at = np.flatnonzero(seams) + 1
+        return _marked(np.concatenate([at - CONTROL, at + CONTROL]), length) & ~seams
 
 
 def _marked(positions: np.ndarray, length: int) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""Reference outputs and PyTorch twins that networks are compared with; tests skip where they are missing."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+from flax import nnx
+
+from bcss_jax.pretrained import to_torch_state
+
+PARITY = SHARED / "parity"
+
+
+def module_at(path, reason):
+    """A module outside of packages."""
+    if not path.is_file():
+        pytest.skip(f"{reason}: {path.name} is missing")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference_weights():
+    """The module that makes the weights and images of the reference's outputs."""
+    return module_at(PARITY / "weights.py", "no reference outputs")
+
+
+def torch_twin(file, network, **kwargs):
+    """PyTorch, and a network of benchmarks/ with random weights."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    twin = getattr(module_at(ROOT / "benchmarks" / file, "no twin"), network)
+    torch.manual_seed(0)
+    return torch, twin(**kwargs)
+
+
+def weights_of(twin):
+    """Copies, for `load_torch_state`."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
+
+
+def normal(seed, *shape):
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def assert_trains_like_its_twin(model, torch, twin, x, target, *, jit=jax.jit):
+    """Logits, running statistics and gradients of mean(logits * target); the twin computes in float64.
+
+    Args:
+      model: with the twin's weights.
+      torch: the module.
+      twin: takes NCHW.
+      x: float32 [N, H, W, C].
+      target: float32 [N, H, W, K].
+      jit: compiles.
+
+    Returns:
+      Gradients and statistics in the twin's names and layout.
+    """
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+
+    @jit
+    def gradients_and_logits(params, stats):
+        def loss(params):
+            copy = jax.tree.map(lambda x: x, stats)  # variables of this trace, which the model may change
+            model = nnx.merge(graphdef, params, copy)
+            model.train()
+            logits = model(x)
+            return (logits * target).mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    with jax.default_matmul_precision("highest"):
+        gradients, (logits, stats) = gradients_and_logits(params, stats)
+    twin.double().train()
+    expected = twin(torch.from_numpy(x).double().permute(0, 3, 1, 2))
+    (expected.permute(0, 2, 3, 1) * torch.from_numpy(target)).mean().backward()
+    expected = expected.detach().permute(0, 2, 3, 1).numpy()
+    assert np.abs(logits - expected).max() < 3e-4 * expected.std()
+
+    actual = to_torch_state(nnx.merge(graphdef, gradients, stats))
+    wanted = {name: p.grad for name, p in twin.named_parameters()} | dict(twin.named_buffers())
+    for name, value in actual.items():
+        value_wanted = wanted[name].numpy()
+        assert np.abs(value - value_wanted).max() < 2e-3 * np.abs(value_wanted).max() + 1e-7, name
+    return actual

@@ -1,0 +1,68 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from bcss_jax import command
+from bcss_jax.errors import ConfigError, DataError, Preempted
+
+
+def raises(error):
+    def action(*_):
+        raise error
+
+    return action
+
+
+def test_what_goes_well_is_0_and_silent(capsys):
+    assert command.run(lambda: None) == command.run_interruptible(lambda interruption: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("run", [command.run, command.run_interruptible])
+def test_errors_are_one_line_in_the_flags_of_the_command(run, capsys):
+    assert run(raises(DataError("a.png: not there; see --config.data.dir")), flags={"--config.data.dir": "--raw"}) == 3
+    assert run(raises(Preempted("stopped"))) == 75
+    assert capsys.readouterr().err == "error: a.png: not there; see --raw\nnote: stopped\n"
+
+
+def test_debug_and_what_is_no_users_error_get_through(capsys):
+    with pytest.raises(DataError):
+        command.run(raises(DataError("a")), debug=True)
+    with pytest.raises(ZeroDivisionError):
+        command.run(raises(ZeroDivisionError()))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_signal_before_anything_is_computed_is_a_note(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert command.run_interruptible(lambda interruption: os.kill(os.getpid(), signal.SIGTERM)) == 75
+    assert capsys.readouterr().err.startswith("note: stopped before anything was computed")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_parsers(capsys):
+    own = command.parser("python -m a", "Does it.")
+    one_line = command.parser("python -m a", "Does it.", command.OneLineParser)
+    for parser in (own, one_line):
+        command.add_debug(parser)
+        assert parser.parse_args(["--debug"]).debug and not parser.parse_args([]).debug
+        assert parser.format_help().startswith("usage: python -m a [-h] [--debug]\n\nDoes it.\n")
+    with pytest.raises(SystemExit):
+        own.parse_args(["--deb"])  # not even an abbreviation
+    assert capsys.readouterr().err.endswith("python -m a: error: unrecognized arguments: --deb\n")
+    with pytest.raises(ConfigError, match="^unrecognized arguments: --deb; see --help$"):
+        one_line.parse_args(["--deb"])
+
+
+def test_a_command_as_a_process_logs_to_stderr():
+    code = (
+        "import logging; from bcss_jax import command; log = logging.getLogger('bcss_jax.x')\n"
+        "def main():\n    command.log_progress(); log.info('a'); logging.getLogger('other').info('b'); return 6\n"
+        "command.start(main)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (6, "", "INFO: a\n")
