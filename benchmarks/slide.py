@@ -252,9 +252,10 @@ def main() -> None:
         slides = [] if args.slide is None else [(args.slide, None)]
         if args.side:
             slides.append((folder / f"synthetic-{args.side}.tif", folder / f"synthetic-{args.side}.png"))
-            write_slide(slides[-1][0], args.side, args.mm2)
+            tissue = tissue_tiles(args.side, args.mm2)
+            write_slide(slides[-1][0], args.side, args.side, tissue)
             # A pixel for 64: of full tiles alone, the mask has the slide's proportions if the side is a multiple of 64.
-            mask = np.kron(tissue_tiles(args.side, args.mm2), np.full((TILE // 64,) * 2, 255, np.uint8))
+            mask = np.kron(tissue, np.full((TILE // 64,) * 2, 255, np.uint8))
             Image.fromarray(mask[: args.side // 64, : args.side // 64]).save(slides[-1][1])
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # of all that is started here too
         print(f"{args.cores} cores, load of the last minutes {os.getloadavg()}")

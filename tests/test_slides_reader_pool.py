@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -54,26 +53,17 @@ def gone(pids, seconds=10.0):
 
 
 @contextlib.contextmanager
-def every_child_gets(pool, number):
-    """Sends a signal to each process of a pool as soon as it exists."""
-    done = threading.Event()
+def every_child_gets(number):
+    """Sends a signal to each process just before it is asked something."""
+    ask = ReaderChild.ask
 
-    def send():
-        seen = set()
-        while not done.is_set():
-            for child in list(pool._crew._children):
-                if child.process.pid not in seen:
-                    seen.add(child.process.pid)
-                    child.process.send_signal(number)
-            time.sleep(0.001)
+    def after_signal(child, *arguments):
+        child.process.send_signal(number)
+        return ask(child, *arguments)
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReaderChild, "ask", after_signal)
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_blocks_come_from_several_processes(path, pixels):
@@ -211,7 +201,7 @@ def test_a_crash_is_tried_again_in_a_fresh_process(path, pixels, number):
 
 def test_two_crashes_are_one_line_and_the_next_block_is_read(path, pixels):
     with ReaderPool(path, 1) as pool:
-        with every_child_gets(pool, signal.SIGSEGV):
+        with every_child_gets(signal.SIGSEGV):
             with pytest.raises(DataError) as error:
                 pool.submit(grid_of(301, 203, (0.25, 0.25), 0.5), 10, 20, 30, 40).result(timeout=60)
         assert str(error.value).startswith(
@@ -235,7 +225,7 @@ def test_hanging_twice_is_one_line(path, monkeypatch):
     monkeypatch.setattr(reader_child, "START_SECONDS", 0.5)
     with ReaderPool(path, 1, timeout_s=30) as pool:
         pool._crew._timeout_s = 0.5
-        with every_child_gets(pool, signal.SIGSTOP):
+        with every_child_gets(signal.SIGSTOP):
             with pytest.raises(DataError, match=r"no answer within 0\.5 s \(tried 2 times\)"):
                 pool.submit(own_grid(pool.info), 0, 0, 9, 9).result(timeout=30)
         assert not children(pool)
