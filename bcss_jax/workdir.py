@@ -1,6 +1,7 @@
 """The folder of one run: one process at a time, one config for its whole life, no half-written files."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bcss_jax.config import differences
 from bcss_jax.errors import ConfigError, InUseError, StorageError
 
 # All that a run writes into its folder, and so all that `--fresh` takes away.
@@ -23,28 +23,37 @@ OUTPUTS = (
     "postprocessing.json", "test", "fold_*",
 )  # fmt: skip
 
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN)  # what flock says of a lock that another process has; all else is no such news
+
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the folder (made if need be) for this process; the lock goes with the process, however it ends.
 
     Raises:
-      StorageError: the folder cannot be made or written, or another process is at work in it.
+      InUseError: another process is at work in it.
+      StorageError: the folder cannot be made or written, or its file system knows no locks.
     """
     path = workdir / ".lock"
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        file = open(path, "a+b", buffering=0)  # nothing may be left to be written when a full disk closes it
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in HELD:
+                raise StorageError(
+                    f"{workdir}: cannot be locked ({error.strerror}): its file system offers no locks, which keep two "
+                    "processes out of one folder; choose a folder on another one, or have it mounted with them (Lustre: "
+                    "-o flock, NFS: with its lock service)"
+                ) from error
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode(errors="replace").strip() or "another process"
             raise InUseError(f"{workdir}: in use by {holder}; wait for it, or choose another folder") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with storage_errors(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
@@ -67,6 +76,8 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
                 )
             for path in (workdir / name for name in found):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    from bcss_jax.config import differences  # here, because it imports JAX, which the viewer does without
+
     path = workdir / "config.json"
     saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))
     begun = saved or (workdir / "history.csv").exists()
