@@ -16,10 +16,10 @@ from PIL import Image
 from slide_files import own_grid, picture, tiled
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides import reader_child, reader_pool
+from bcss_jax.slides import reader_child, reader_crew, reader_pool
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.reader_base import Level
-from bcss_jax.slides.reader_child import ChildFailed, ReaderChild
+from bcss_jax.slides.reader_child import ChildFailed, ChildHung, ReaderChild
 from bcss_jax.slides.reader_pool import ReaderPool
 
 
@@ -229,6 +229,53 @@ def test_hanging_twice_is_one_line(path, monkeypatch):
             with pytest.raises(DataError, match=r"no answer within 0\.5 s \(tried 2 times\)"):
                 pool.submit(own_grid(pool.info), 0, 0, 9, 9).result(timeout=30)
         assert not children(pool)
+
+
+@contextlib.contextmanager
+def opened_by():
+    """The processes that were started, and the seconds that each had to open the slide."""
+    ask, seen = ReaderChild.ask, []
+
+    def noted(child, request, timeout_s):
+        if "open" in request:
+            seen.append((child.process.pid, timeout_s))
+        return ask(child, request, timeout_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReaderChild, "ask", noted)
+        yield seen
+
+
+def test_opening_that_hangs_is_not_tried_again(path, monkeypatch):
+    monkeypatch.setattr(reader_crew, "OPENING_SECONDS", 0.5)
+    with opened_by() as seen, every_child_gets(signal.SIGSTOP):
+        with pytest.raises(DataError) as error:
+            ReaderPool(path, 2)
+    assert str(error.value).startswith(
+        f"{path}: expected a slide that can be read, found that no answer within 0.5 s (tried once); fetch"
+    )
+    assert [seconds for _, seconds in seen] == [0.5] and gone([pid for pid, _ in seen])
+
+
+def test_opening_has_less_than_the_half_minute_that_a_damaged_slide_may_cost(path, monkeypatch):
+    with opened_by() as seen:
+        with ReaderPool(path, 1), ReaderPool(path, 1, timeout_s=3.0):
+            pass
+    assert [seconds for _, seconds in seen] == [25.0, 3.0]
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_slide_and_tried_again(path, monkeypatch):
+    start, starts = ReaderChild.wait_ready, []
+
+    def once_late(child):
+        starts.append(child)
+        if len(starts) == 1:
+            raise ChildHung("no answer within 120 s")
+        start(child)
+
+    monkeypatch.setattr(ReaderChild, "wait_ready", once_late)
+    with ReaderPool(path, 1) as pool:
+        assert pool.info.width == 301 and len(starts) == 2
 
 
 def test_a_crash_while_opening_is_one_line(path, monkeypatch):

@@ -25,6 +25,10 @@ class ChildFailed(Exception):
     """The process crashed, ended, said nonsense or did not answer in time, and is dead. The message says which."""
 
 
+class ChildHung(ChildFailed):
+    """It did not answer in time."""
+
+
 class ReaderChild:
     """A running `reader_process`."""
 
@@ -59,7 +63,7 @@ class ReaderChild:
         """Sends a request and waits for the answer: its header and its bytes.
 
         Raises:
-          ChildFailed: there is none.
+          ChildFailed: there is none; `ChildHung` if there was none in time.
         """
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -114,7 +118,7 @@ class ReaderChild:
     def _wait(self, deadline: float, timeout_s: float) -> None:
         remaining = max(0.0, deadline - time.monotonic())
         if not self._poll.poll(remaining * 1000):
-            raise ChildFailed(f"no answer within {timeout_s:g} s")
+            raise ChildHung(f"no answer within {timeout_s:g} s")
 
     def _failed(self) -> ChildFailed:
         """Why it closed its pipes."""

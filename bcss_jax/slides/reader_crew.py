@@ -12,10 +12,11 @@ import numpy as np
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.reader_base import Level
-from bcss_jax.slides.reader_child import ChildFailed, ReaderChild
+from bcss_jax.slides.reader_child import ChildFailed, ChildHung, ReaderChild
 from bcss_jax.tiles import printable
 
 ATTEMPTS = 2
+OPENING_SECONDS = 25.0  # a slide that takes longer, only to be opened, leads in circles; it is not tried again
 
 
 class SlideInfo(NamedTuple):
@@ -58,7 +59,7 @@ class Crew:
     """The threads and processes behind a pool. They know the crew and not the pool, so that the pool can be forgotten."""
 
     def __init__(self, path: Path, timeout_s: float):
-        """Of the slide at a path; starts nothing yet. An answer may take `timeout_s`."""
+        """Of the slide at a path; starts nothing yet. An answer may take `timeout_s`, opening `OPENING_SECONDS` at most."""
         self._path = path
         self._timeout_s = timeout_s
         self._tasks = queue.SimpleQueue()
@@ -133,6 +134,8 @@ class Crew:
             except ChildFailed as failure:
                 reasons.append(str(failure))
                 child = self._dismiss(child)
+                if isinstance(failure, _OpeningHung):
+                    break
             except _Failed:
                 raise
             except BaseException as error:  # a defect of ours: whoever waits has to hear of it
@@ -149,13 +152,19 @@ class Crew:
             self._children.add(process)
         try:
             process.wait_ready()
-            header, _ = process.ask({"open": os.fspath(self._path)}, self._timeout_s)
+            header, _ = self._opened(process)
             if "error" in header:
                 raise _Failed(DataError(header["error"]), None)
             return process, _info(self._path, header["slide"])
         except BaseException:
             self._dismiss((process, None))
             raise
+
+    def _opened(self, process: ReaderChild) -> tuple[dict, memoryview]:
+        try:
+            return process.ask({"open": os.fspath(self._path)}, min(self._timeout_s, OPENING_SECONDS))
+        except ChildHung as failure:
+            raise _OpeningHung(str(failure)) from failure
 
     def _dismiss(self, child: tuple | None) -> None:
         if child is not None:
@@ -172,10 +181,15 @@ class Crew:
                 f"({round(width * scale[0])}x{round(height * scale[1])} pixels of level 0)"
             )
         found = reasons[0] if len(set(reasons)) == 1 else ", then ".join(reasons)
+        tried = "once" if len(reasons) == 1 else f"{len(reasons)} times"
         return (
-            f"{printable(self._path)}: expected a slide that can be read{where}, found that {found} (tried "
-            f"{len(reasons)} times); fetch the slide again, or convert it to a tiled TIFF"
+            f"{printable(self._path)}: expected a slide that can be read{where}, found that {found} (tried {tried}); "
+            "fetch the slide again, or convert it to a tiled TIFF"
         )
+
+
+class _OpeningHung(ChildFailed):
+    """A process did not open the slide in time; another one would not either."""
 
 
 class _Failed(Exception):

@@ -1,7 +1,7 @@
 """Reads blocks of one slide in processes of their own, so that a damaged file costs one line, not the night's batch.
 
 Each process is served by a thread: it asks for one block, waits at most `timeout_s`, and starts a fresh process when
-the old one crashed or hung. A block is tried twice.
+the old one crashed or hung. A block is tried twice; so is opening the slide, unless it hangs.
 """
 
 import concurrent.futures
@@ -36,7 +36,7 @@ class ReaderPool:
         Args:
           path: of the slide.
           processes: how many read at once. An image that has to be decoded whole is held by one process only.
-          timeout_s: how long one block, or opening the slide, may take.
+          timeout_s: how long one block may take, and opening the slide where this is below `OPENING_SECONDS`.
 
         Raises:
           DataError: it does not open, or the reader crashed or hung over it.
