@@ -72,6 +72,7 @@ def results_of(folder, predicted, grid):
     tifffile.imwrite(folder / "labels.ome.tif", predicted, tile=(32, 32), compression="zlib", metadata=None)
     pixels = {value: int((predicted == value).sum()) for value in (1, 2)}
     return {
+        "slide": {"name": "a.svs"},
         "files": {"labels": "labels.ome.tif"},
         "grid": {"width": grid.width, "height": grid.height, "mpp": grid.mpp, "scale": grid.scale},
         "classes": [{"value": value, "pixels": count} for value, count in pixels.items()],
@@ -333,6 +334,29 @@ def test_labels_that_are_not_those_of_the_summary(tmp_path):
     refused("No such file")
 
 
+def test_distances_that_are_left_out_are_told_why(tmp_path, monkeypatch, caplog):
+    grid, codes = Grid(50, 80, 0.25, (1.0, 1.0)), np.ones((80, 50), np.uint8)
+    codes[10:20] = 2
+    path = write_tiff(tmp_path / "mask.tif", codes)
+    summary = results_of(tmp_path, np.where(codes == 2, 2, 1).astype(np.uint8), grid)
+    region = (0, 0, 50, 40)
+    complete = score(tmp_path, summary, path, region)
+    assert caplog.text == "" and complete["scores"]["nsd"]["macro"] == 1
+    assert not any("distances_left_out" in complete[name] for name in ("scores", "scores_of_region"))
+    monkeypatch.setattr(slide_scores, "LARGEST_OUTLINES", 2000)  # the region's, to the pixel
+    found = score(tmp_path, summary, path, region)
+    assert found["scores"]["hd95_um"] is None and found["scores"]["dice"] == complete["scores"]["dice"]
+    reason = (
+        "what is known spans 50 x 80 pixels, and HD95 and NSD need at most 2,000 at once; --truth_region scores a part"
+    )
+    assert found["scores"]["distances_left_out"] == reason
+    assert found["scores_of_region"] == complete["scores_of_region"]
+    assert [record.getMessage() for record in caplog.records] == [f"a.svs: scores without HD95 and NSD: {reason}"]
+    monkeypatch.setattr(slide_scores, "LARGEST_OUTLINES", 1999)
+    found = score(tmp_path, summary, path, region)
+    assert "50 x 40" in found["scores_of_region"]["distances_left_out"] and "of the region without HD95" in caplog.text
+
+
 def constant(path, side, value, top):
     """A TIFF of side x side pixels of one value with another one in its first row of tiles, made of two streams."""
     streams = [zlib.compress(bytes([each]) * 512**2) for each in (top, value)]
@@ -351,6 +375,7 @@ def test_memory_does_not_grow_with_the_mask(tmp_path):
     constant(tmp_path / "mask.tif", side, 2, 1)
     constant(tmp_path / "labels.ome.tif", side, 2, 2)
     summary = {
+        "slide": {"name": "a.svs"},
         "files": {"labels": "labels.ome.tif"},
         "grid": {"width": side, "height": side, "mpp": 0.25, "scale": (1.0, 1.0)},
         "classes": [{"value": 1, "pixels": 0}, {"value": 2, "pixels": side**2}],
@@ -366,7 +391,8 @@ def test_memory_does_not_grow_with_the_mask(tmp_path):
     finally:
         tracemalloc.stop()
     assert found["confusion"]["pixels"] == [[0, 512 * side, 0], [0, (side - 512) * side, 0]]
-    assert found["hd95_um"] is None  # known all over: too large for outlines
+    assert found["hd95_um"] is found["nsd"] is None  # known all over: too large for outlines
+    assert found["distances_left_out"].startswith("what is known spans 20000 x 20000 pixels")
     assert picture[:3].tolist() == [[1] * 100] * 3 and (picture[4:] == 2).all()
     assert peak < side**2 / 5
     with pytest.raises(DataError, match="expected at most 178956970 pixels"):

@@ -1,9 +1,11 @@
 """Scores of a slide's labels.ome.tif against its truth, both read in bands of rows.
 
 Counts of (truth, prediction) pairs are integers added up over the bands, so how these are cut changes nothing. The
-distances between outlines need all of the known area at once, and are left out where that is too large.
+distances between outlines need all of the known area at once; where that is too large they are left out, and the scores
+say so.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from bcss_jax.tiles import printable
 
 TOLERANCE_UM = 2.0  # of NSD, as in evaluations
 LARGEST_OUTLINES = 100_000_000  # pixels; above, distances between outlines would take tens of gigabytes
+log = logging.getLogger(__name__)
 
 
 def with_scores(
@@ -55,6 +58,10 @@ def with_scores(
     grid = Grid(**summary["grid"])
     with open_truth(truth, scheme, codes, grid, region) as opened, Labels(folder, summary) as labels:
         whole, *part = scores(opened, labels, scheme, grid, stop)
+    for each, where in zip([whole, *part], ("", " of the region"), strict=False):
+        if "distances_left_out" in each:
+            name = printable(summary["slide"]["name"])
+            log.warning("%s: scores%s without HD95 and NSD: %s", name, where, each["distances_left_out"])
     new = {name: value for name, value in summary.items() if name not in ("scores", "scores_of_region")}
     new["scores"] = whole
     if part:
@@ -144,7 +151,8 @@ def scores(truth: Truth, labels: Labels, scheme: LabelScheme, grid: Grid, stop: 
 
     Returns:
       JSON each: `dice`, `iou`, `precision`, `recall`, `hd95_um`, `nsd`, each by class and "macro", None where there is no
-      score; `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`.
+      score; `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`. Where the
+      area is too large for `hd95_um` and `nsd` they are None, and `distances_left_out` says why.
 
     Raises:
       DataError: a file is damaged, nothing is known, or the labels are not those of the summary.
@@ -203,9 +211,16 @@ class _Part:
 
         measures = {"dice": metrics.dice, "iou": metrics.iou, "precision": metrics.precision, "recall": metrics.recall}
         result = {name: by_class(measure(counts, scheme.evaluated)) for name, measure in measures.items()}
-        result |= {"hd95_um": None, "nsd": None}
-        outlines = self._outlines(truth, labels, mpp)
-        if outlines is not None:
+        box = self._box()
+        height, width = (along.stop - along.start for along in box)
+        if height * width > LARGEST_OUTLINES:
+            reason = (
+                f"what is known spans {width} x {height} pixels, and HD95 and NSD need at most {LARGEST_OUTLINES:,} at once; "
+                "--truth_region scores a part"
+            )
+            result |= {"hd95_um": None, "nsd": None, "distances_left_out": reason}
+        else:
+            outlines = self._outlines(truth, labels, mpp, box)
             result |= {"hd95_um": by_class(outlines.hd95_um), "nsd": by_class(outlines.nsd)}
         return result | {
             "tolerance_um": TOLERANCE_UM,
@@ -216,15 +231,17 @@ class _Part:
             },
         }
 
-    def _outlines(self, truth, labels, mpp):
-        """HD95 and NSD in the smallest box that holds all that is known; None if that is too large."""
+    def _box(self):
+        """The smallest one that holds all that is known."""
         box = []
         for along, known in zip(self.place, (self.rows, self.columns), strict=True):
             first, last = np.flatnonzero(known)[[0, -1]].tolist()
             box.append(slice(along.start + first, along.start + last + 1))
+        return box
+
+    def _outlines(self, truth, labels, mpp, box):
+        """HD95 and NSD in a box."""
         shape = tuple(along.stop - along.start for along in box)
-        if shape[0] * shape[1] > LARGEST_OUTLINES:
-            return None
         known, predicted = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
         for start, end in truth.bands(box[0].start, box[0].stop):
             here = slice(start - box[0].start, end - box[0].start)
