@@ -1,9 +1,11 @@
 """Shows segmented slides in a browser: the slide, its result over it, and the areas.
 
-    python -m bcss_jax.view out/ [--port=8000] [--host=127.0.0.1]
+    python -m bcss_jax.view out/ [--slides=FOLDER] [--port=8000] [--host=127.0.0.1]
 
-The folder is what `python -m bcss_jax.segment` wrote: of one slide, or of many. Only this machine can see the page unless
-another --host is given. Ctrl-C ends it. Exit codes: 0 done, 2 settings, 3 no results, 5 the port is taken.
+The folder is what `python -m bcss_jax.segment` wrote: of one slide, or of many. Slides that are not where they were
+segmented, on a cluster for instance, are looked for in --slides and below. Only this machine can see the page unless
+another --host is given. Ctrl-C ends it. Exit codes: 0 done, 2 settings, 3 no results or no such folder, 5 the port is
+taken.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from bcss_jax.errors import ConfigError, DataError, StorageError
 from bcss_jax.tiles import printable
 from bcss_jax.viewer import results
 from bcss_jax.viewer.server import application
+from bcss_jax.viewer.slide_files import SlideFiles
 
 PORT, TRIED = 8000, 20  # without --port the first free one of so many
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # as requests name it; other names may be another site's (DNS rebinding)
@@ -39,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser():
     parser = command.parser("python -m bcss_jax.view", __doc__, command.OneLineParser)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder that bcss_jax.segment wrote")
+    parser.add_argument(
+        "--slides", type=Path, help="folder with slides that are not where they were segmented any more"
+    )
     parser.add_argument("--port", type=int, help=f"the first free one from {PORT} on if not given")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this machine alone if not given")
     command.add_debug(parser)
@@ -54,6 +60,7 @@ def _serve(args: argparse.Namespace) -> None:
             f"{printable(args.output)}: expected results of slides ({results.SUMMARY}), found none; "
             "segment a slide first: python -m bcss_jax.segment"
         )
+    slide_files = SlideFiles(None if args.slides is None else args.slides.expanduser())
     with _listening(args.host, args.port) as listener:
         host, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(host).is_loopback
@@ -63,7 +70,8 @@ def _serve(args: argparse.Namespace) -> None:
         print(
             f"{len(found)} result{'s' if len(found) != 1 else ''}: open http://{name}:{port}/ (Ctrl-C ends)", flush=True
         )
-        app = application(args.output.expanduser(), _open_pool, (*LOOPBACK, host) if local else ("*",))
+        hosts = (*LOOPBACK, host) if local else ("*",)
+        app = application(args.output.expanduser(), _open_pool, slide_files, hosts)
         # A page that is open keeps its connection; nobody should wait for that.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])

@@ -110,6 +110,26 @@ def test_a_folder_without_results(tmp_path, capsys):
     assert code == 3 and "expected a folder" in said
 
 
+def test_slides_are_looked_for_in_another_folder(out, tmp_path):
+    (tmp_path / "cluster/case").mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "cluster/case/a.png")
+    with running(out, "--port=0", f"--slides={tmp_path / 'cluster'}") as (_, said):
+        connection = http.client.HTTPConnection("127.0.0.1", int(re.search(r":(\d+)/", said)[1]), timeout=60)
+        connection.request("GET", "/result/out/a")
+        page = connection.getresponse().read().decode()
+        assert f"Shown from {tmp_path}/cluster/case/a.png" in page and "over white" not in page
+        connection.request("GET", "/result/out/a/slide/7/0_0.jpg")
+        assert connection.getresponse().read().startswith(b"\xff\xd8\xff")
+        connection.close()
+
+
+def test_slides_in_a_folder_that_is_none(out, capsys):
+    code, said = failure(capsys, out, f"--slides={out / 'nothing'}")
+    assert code == 3 and "nothing: expected a folder with slides (No such file or directory); check the path" in said
+    code, said = failure(capsys, out, f"--slides={out / 'a/summary.json'}")
+    assert code == 3 and "summary.json: expected a folder with slides (Not a directory)" in said
+
+
 def test_settings_that_are_none(capsys):
     assert failure(capsys)[0] == 2
     assert failure(capsys, "out", "--prot=1")[0] == 2

@@ -24,9 +24,13 @@ def served(tmp_path_factory):
     write_result(folder / "out/evil", folder / f"{EVIL}.png", WIDTH, HEIGHT, labels, model=EVIL, names=(EVIL, "stroma"))
     write_result(folder / "out/gone", folder / "gone.png", WIDTH, HEIGHT, labels)
     (folder / "gone.png").unlink()
+    moved = dict(zip(("tumor", "stroma", "macro"), (0.9123, 0.8, 0.8562), strict=True))
+    write_result(folder / "out/moved", folder / "moved.png", WIDTH, HEIGHT, labels, scores={"dice": moved})
+    (folder / "slides/somewhere").mkdir(parents=True)
+    (folder / "moved.png").rename(folder / "slides/somewhere/moved.png")
     (folder / "out/damaged").mkdir()
     (folder / "out/damaged/summary.json").write_text("{")
-    with Served(folder / "out") as found:
+    with Served(folder / "out", slides=folder / "slides") as found:
         yield found
 
 
@@ -238,7 +242,7 @@ def test_the_other_model_is_shown_at_the_same_place(wide):
 
 def test_from_the_list_to_a_slide(watched):
     page = watched.open("/")
-    assert page.locator(".card").count() == 4 and "4 segmented slides" in page.locator("h1").inner_text()
+    assert page.locator(".card").count() == 5 and "5 segmented slides" in page.locator("h1").inner_text()
     assert "damaged/summary.json: expected the summary" in page.locator(".note").inner_text()
     page.locator("img").first.scroll_into_view_if_needed()
     page.wait_for_function("() => document.images[0].complete && document.images[0].naturalWidth > 100")
@@ -259,9 +263,20 @@ def test_a_slide_that_is_gone_leaves_the_result_over_white(wide):
     assert min(shares) > 0.05 and sum(shares) > 0.9 and wide.quiet()
 
 
+def test_a_slide_that_was_moved_is_shown_with_its_scores(wide):
+    page = wide.slide("/result/out/moved")
+    opacity(page, 0)
+    slide = wide.seen()
+    assert slide.std((0, 1)).min() > 5 and abs(slide.mean() - 160) < 40  # tissue, not blank
+    assert page.locator(".note:visible").count() == 0
+    assert "slides/somewhere/moved.png" in page.locator("#moved").inner_text()
+    assert [text.split()[-1] for text in page.locator("tbody tr").all_inner_texts()] == ["0.912", "0.800"]
+    assert "0.856" in page.locator("dl").inner_text() and wide.quiet()
+
+
 def test_names_from_files_are_only_text_and_nothing_leaves_the_screen_sideways(watched):
     width = watched.page.viewport_size["width"]
-    for path in ("/", "/result/out/evil", "/result/out/gone", "/result/out/damaged"):
+    for path in ("/", "/result/out/evil", "/result/out/gone", "/result/out/moved", "/result/out/damaged"):
         page = watched.open(path)
         page.wait_for_load_state("networkidle")
         assert page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [width, width]

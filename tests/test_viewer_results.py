@@ -7,6 +7,7 @@ import pytest
 from viewer_small import blobs, summary, write_result
 
 from bcss_jax.errors import DataError
+from bcss_jax.slides.slide_folder import fingerprint
 from bcss_jax.viewer import results
 
 
@@ -38,6 +39,11 @@ def test_what_is_read(out):
     assert found.grid.scale == (1, 1) and found.grid.mpp == 0.25 and found.model == "unet"
     assert [(each.value, each.name) for each in found.classes] == [(1, "tumor"), (2, "stroma")]
     assert found.tumor_stroma_ratio == 0.5 and found.labels == "labels.ome.tif" and found.overlay is None
+    assert found.fingerprint == fingerprint(out.parent / "b.png") and found.dice is found.dice_of_region is None
+    dice = {"tumor": 0.875, "stroma": None, "macro": 0.875}
+    values = json.loads((out / "b/summary.json").read_text())
+    (out / "b/summary.json").write_text(json.dumps(values | {"scores": {"dice": dice}}))
+    assert results.read(out / "b/summary.json").dice == dice
 
 
 def test_no_folder_is_one_line(tmp_path):
@@ -68,6 +74,11 @@ DAMAGES = [
     lambda values: values["classes"][0].update(value=2),
     lambda values: values["classes"][0].update(value=255),
     lambda values: values["files"].update(labels=None),
+    lambda values: values.pop("identity"),
+    lambda values: values["identity"]["files"]["slide"].update(bytes=-1),
+    lambda values: values.update(scores={}),
+    lambda values: values.update(scores={"dice": {"tumor": "<script>"}}),
+    lambda values: values.update(scores_of_region={"dice": [0.5]}),
 ]
 
 

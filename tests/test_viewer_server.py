@@ -265,7 +265,11 @@ def note(page):
 def test_without_the_slide_the_labels_are_shown_over_white(client, out):
     os.rename(out.parent / "b.png", out.parent / "moved.png")
     page = client.get("/result/out/b")
-    assert page.status == 200 and "b.png: the slide is not there any more; the result is shown over" in note(page)
+    assert (
+        page.status == 200
+        and "b.png: the slide is not there any more (start the viewer with --slides=FOLDER" in note(page)
+    )
+    assert note(page).endswith("the result is shown over white")
     found = data(client, "out/b")
     assert found["slide"] is None and found["labels"]["width"] == WIDTH
     assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404
@@ -275,6 +279,57 @@ def test_without_the_slide_the_labels_are_shown_over_white(client, out):
     (out / "b/moved.tif").rename(out / "b/labels.ome.tif")
     os.rename(out.parent / "moved.png", out.parent / "b.png")
     assert data(client, "out/b")["slide"] is not None
+
+
+def test_a_slide_that_was_moved_is_found_and_the_page_says_where(out):
+    elsewhere = out.parent / "elsewhere"
+    (elsewhere / "case").mkdir(parents=True)
+    with Served(out, Watched, slides=elsewhere) as client:
+        assert "Shown from" not in client.get("/result/out/b").text
+        before = client.get("/result/out/b/slide/10/0_0.jpg")
+        os.rename(out.parent / "b.png", elsewhere / "case/b.png")
+        assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404  # a tile is worth no search
+        page = client.get("/result/out/b")
+        shown = page.text.split('id="moved">')[1].split("</p>")[0]
+        assert shown.startswith(f"Shown from {elsewhere}/case/b.png, which has the name and size of the slide")
+        assert 'class="note">' not in page.text and data(client, "out/b")["slide"] is not None
+        tile = client.get("/result/out/b/slide/10/0_0.jpg")
+        assert tile.status == 200 and tile.content == before.content and tile.headers["etag"] != before.headers["etag"]
+        (elsewhere / "case/b.png").write_bytes((elsewhere / "case/b.png").read_bytes() + b"more")
+        assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404
+        page = client.get("/result/out/b")
+        assert "b.png is another file (size or content differ); the result is shown over white" in note(page)
+
+
+def test_no_request_reaches_a_file_of_the_folder_with_slides(out):
+    elsewhere = out.parent / "elsewhere"
+    elsewhere.mkdir()
+    os.rename(out.parent / "b.png", elsewhere / "b.png")
+    (elsewhere / "secret.txt").write_text("secret")
+    with Served(out, Watched, slides=elsewhere) as client:
+        assert data(client, "out/b")["slide"] is not None
+        for path in (
+            "/elsewhere/secret.txt", "/result/elsewhere", "/result/elsewhere/b.png", "/result/out/../elsewhere/secret.txt",
+            f"/result/{elsewhere}/secret.txt", f"/result/out/b/slide/{elsewhere}/b.png", "/result/out/b/slide/10/../b.png",
+            "/result/out/b?slides=/etc", "/slides/b.png", "/?slides=/etc",
+        ):  # fmt: skip
+            answer = client.get(path)
+            assert "secret" not in answer.text and "/etc" not in answer.text
+            assert answer.status == (200 if "?" in path else 404)
+
+
+def test_scores_are_shown_where_there_are_some(client, out):
+    assert "Dice" not in client.get("/result/out/b").text
+    values = json.loads((out / "b/summary.json").read_text())
+    values["scores"] = {"dice": {"tumor": 0.91234, "stroma": None, "macro": 0.91234}}
+    (out / "b/summary.json").write_text(json.dumps(values))
+    page = client.get("/result/out/b").text
+    rows = page.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")
+    assert [row.split("<td>")[-1].removesuffix("</td>") for row in rows[:3]] == ["0.912", "–", "–"]  # one is unreadable
+    assert "<dt>Mean Dice</dt><dd>0.912</dd>" in page and "of the region" not in page
+    values["scores_of_region"] = {"dice": {"tumor": 0.5, "stroma": 0.25, "macro": 0.375}}
+    (out / "b/summary.json").write_text(json.dumps(values))
+    assert "<dt>Mean Dice of the region</dt><dd>0.375</dd>" in client.get("/result/out/b").text
 
 
 @pytest.mark.parametrize("content", [b"", b"II*\0damaged", None])

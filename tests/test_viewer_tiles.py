@@ -199,7 +199,7 @@ def test_tiles_of_the_slide(tmp_path):
     path = tmp_path / "slide.png"
     Image.fromarray(pixels).save(path)
     (tmp_path / "summary.json").write_text(json.dumps(summary(path, 530, 301, (301, 530))))
-    tiles = SlideTiles(results.read(tmp_path / "summary.json"), Pool)
+    tiles = SlideTiles(path, results.read(tmp_path / "summary.json"), Pool)
     assert tiles.geometry == DeepZoom(530, 301)
     for level in range(tiles.geometry.max_level + 1):
         truth = means(pixels, 1 << (tiles.geometry.max_level - level))
@@ -233,5 +233,5 @@ def test_another_slide_under_the_same_name_is_refused(tmp_path):
         return pools[-1]
 
     with pytest.raises(DataError, match="expected the slide that was segmented, 80 x 60 pixels, found 40 x 30"):
-        SlideTiles(results.read(tmp_path / "summary.json"), open_pool)
+        SlideTiles(path, results.read(tmp_path / "summary.json"), open_pool)
     assert pools[0].closed

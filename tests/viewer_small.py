@@ -14,7 +14,9 @@ import tifffile
 import uvicorn
 from PIL import Image
 
+from bcss_jax.slides.slide_folder import fingerprint
 from bcss_jax.viewer import server
+from bcss_jax.viewer.slide_files import SlideFiles
 
 COLOURS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
 TILE = 64
@@ -50,8 +52,8 @@ def write_labels(path, levels):
             )
 
 
-def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLOURS)):
-    """A summary.json as segmenting writes it."""
+def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLOURS), **more):
+    """A summary.json as segmenting writes it; `more` goes before, or beside, such as `scores`."""
     classes = [
         {"value": value, "name": name, "colour": list(colour), "pixels": 1000 * value, "area_mm2": 0.75 * value}
         for value, (name, colour) in enumerate(zip(names, COLOURS.values(), strict=True), 1)
@@ -69,7 +71,8 @@ def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable
         "tissue_area_mm2": 2.25, "tumor_stroma_ratio": 0.5, "unreadable_area_mm2": unreadable,
         "files": {"labels": "labels.ome.tif", "regions": None, "overlay": None, "probabilities": None},
         "seconds": {}, "versions": {}, "device": {},
-    }  # fmt: skip
+        "identity": {"files": {"slide": {"bytes": 1, "sha256_of_ends": "0" * 64}}},
+    } | more  # fmt: skip
 
 
 def tissue(height, width, seed=0):
@@ -84,6 +87,7 @@ def write_result(folder, slide, width, height, labels, **options):
     if not slide.exists():
         Image.fromarray(tissue(height, width)).save(slide)
     write_labels(folder / "labels.ome.tif", pyramid(labels))
+    options["identity"] = {"files": {"slide": fingerprint(slide)}}
     (folder / "summary.json").write_text(json.dumps(summary(slide, width, height, labels.shape, **options)))
 
 
@@ -141,10 +145,10 @@ class Answer:
 class Served:
     """The viewer of a folder on a port of its own; asks for paths as they stand."""
 
-    def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",)):
+    def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",), slides=None):
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        app = server.application(folder, open_pool, allowed_hosts)
+        app = server.application(folder, open_pool, SlideFiles(slides), allowed_hosts)
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 

@@ -32,6 +32,7 @@ def slide(
     slide_tiles: SlideTiles | None,
     label_tiles: LabelTiles | None,
     notes: Sequence[str],
+    moved_to: str | None,
     alone: bool,
 ) -> str:
     """The page of a slide.
@@ -42,6 +43,7 @@ def slide(
       slide_tiles: None if the slide cannot be read.
       label_tiles: None if the labels cannot be read.
       notes: what is wrong, a line each.
+      moved_to: the file that is shown, if it is not where it was segmented.
       alone: whether there is no other result to go to.
     """
     summary = result.summary
@@ -58,7 +60,16 @@ def slide(
     return (
         _environment()
         .get_template("slide.html")
-        .render(result=result, summary=summary, models=models, rows=rows, notes=notes, alone=alone, view=view)
+        .render(
+            result=result,
+            summary=summary,
+            models=models,
+            rows=rows,
+            notes=notes,
+            moved_to=moved_to,
+            alone=alone,
+            view=view,
+        )
     )
 
 
@@ -72,6 +83,7 @@ def _rows(summary: Summary) -> list[dict]:
             "rgb": each.colour,
             "area": each.area_mm2,
             "share": each.area_mm2 / total if total else None,
+            "dice": (summary.dice or {}).get(each.name),
         }
         for each in summary.classes
     ]
@@ -83,6 +95,7 @@ def _rows(summary: Summary) -> list[dict]:
                 "rgb": UNREADABLE_COLOUR,
                 "area": summary.unreadable_mm2,
                 "share": None,
+                "dice": None,
             }
         )
     return rows
@@ -108,6 +121,10 @@ def _area(mm2):
     return f"{mm2:,.0f}" if mm2 >= 100 else f"{mm2:.1f}" if mm2 >= 10 else f"{mm2:.2f}" if mm2 >= 1 else f"{mm2:.3f}"
 
 
+def _score(value):
+    return "–" if value is None else f"{value:.3f}"
+
+
 def _environment():
     environment = Environment(
         loader=PackageLoader("bcss_jax.viewer"),
@@ -116,5 +133,5 @@ def _environment():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"area": _area, "url": url, "hex": _hex}
+    environment.filters |= {"area": _area, "score": _score, "url": url, "hex": _hex}
     return environment

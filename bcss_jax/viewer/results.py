@@ -34,6 +34,7 @@ class Summary:
     Attributes:
       slide_path: where the slide was when it was segmented.
       slide_name: its file's name.
+      fingerprint: by which the file is known again, as of `slide_folder.fingerprint`.
       width: of level 0, pixels.
       height: likewise.
       bounds: x, y, width, height of the scanned area at level 0, if the slide says so.
@@ -43,12 +44,15 @@ class Summary:
       tissue_mm2: area of the tissue.
       unreadable_mm2: tissue whose pixels the slide did not give.
       tumor_stroma_ratio: None where there is no such.
+      dice: by class and "macro", None where there is no score; None if there is no truth.
+      dice_of_region: likewise, of the region that was scored besides.
       labels: name of the file of labels.
       overlay: name of the picture of slide and labels, if there is one.
     """
 
     slide_path: Path
     slide_name: str
+    fingerprint: dict
     width: int
     height: int
     bounds: tuple[int, int, int, int] | None
@@ -58,6 +62,8 @@ class Summary:
     tissue_mm2: float
     unreadable_mm2: float
     tumor_stroma_ratio: float | None
+    dice: dict[str, float | None] | None
+    dice_of_region: dict[str, float | None] | None
     labels: str
     overlay: str | None
 
@@ -167,6 +173,7 @@ def _summary(values: dict) -> Summary:
     return Summary(
         slide_path=Path(_text(slide["path"], "path")),
         slide_name=_text(slide["name"], "name"),
+        fingerprint=_fingerprint(values["identity"]["files"]["slide"]),
         width=_integer(slide["width"], "width", 1, MAX_SIDE),
         height=_integer(slide["height"], "height", 1, MAX_SIDE),
         bounds=_bounds(slide["bounds"]),
@@ -181,6 +188,8 @@ def _summary(values: dict) -> Summary:
         tissue_mm2=_number(values["tissue_area_mm2"], "tissue_area_mm2"),
         unreadable_mm2=_number(values["unreadable_area_mm2"], "unreadable_area_mm2"),
         tumor_stroma_ratio=_optional(values["tumor_stroma_ratio"], "tumor_stroma_ratio"),
+        dice=_dice(values.get("scores")),
+        dice_of_region=_dice(values.get("scores_of_region")),
         labels=_text(files["labels"], "labels"),
         overlay=None if files["overlay"] is None else _text(files["overlay"], "overlay"),
     )
@@ -200,6 +209,19 @@ def _classes(values) -> tuple[AreaOfClass, ...]:
     if not classes or len(numbers) != len(classes) or any(len(each.colour) != 3 for each in classes):
         raise ValueError("classes without values or colours of their own")
     return tuple(sorted(classes, key=lambda each: each.value))
+
+
+def _fingerprint(values):
+    return {
+        "bytes": _integer(values["bytes"], "bytes", 0, 1 << 62),
+        "sha256_of_ends": _text(values["sha256_of_ends"], "sha256_of_ends"),
+    }
+
+
+def _dice(scores):
+    if scores is None:
+        return None
+    return {_text(name, "dice"): _optional(value, "dice") for name, value in scores["dice"].items()}
 
 
 def _bounds(values):

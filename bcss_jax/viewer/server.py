@@ -1,7 +1,8 @@
 """What the viewer answers: pages, tiles and the files of the package, to GET and HEAD alone.
 
-No part of a URL ever becomes a path: results and static files are looked up by their whole name among those found, and
-numbers of tiles are checked against the geometry before a file is touched.
+No part of a URL ever becomes a path: results and static files are looked up by their whole name among those found, the
+slide is the one that the result's summary tells of, and numbers of tiles are checked against the geometry before a file is
+touched.
 """
 
 import contextlib
@@ -22,11 +23,13 @@ from starlette.routing import Route
 
 import bcss_jax
 from bcss_jax.errors import DataError
+from bcss_jax.tiles import printable
 from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.open_files import OpenFiles
 from bcss_jax.viewer.results import Result
+from bcss_jax.viewer.slide_files import SlideFiles
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
 NUMBER = re.compile(r"[0-9]{1,8}")
@@ -51,15 +54,16 @@ HEADERS = (
 )
 
 
-def application(folder: Path, open_pool, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
+def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
     """The viewer of a folder.
 
     Args:
       folder: with results, as in `results.find`.
       open_pool: (path, processes) -> a `bcss_jax.slides.reader_pool.ReaderPool`.
+      slide_files: where the slides are.
       allowed_hosts: names that requests may call the server by.
     """
-    viewer = _Viewer(folder.resolve(), open_pool)
+    viewer = _Viewer(folder.resolve(), open_pool, slide_files)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
@@ -103,8 +107,8 @@ class _Headers:
 class _Viewer:
     """The routes. Starlette runs them in threads, several at a time."""
 
-    def __init__(self, folder, open_pool):
-        self._folder, self._open_pool = folder, open_pool
+    def __init__(self, folder, open_pool, slide_files):
+        self._folder, self._open_pool, self._slide_files = folder, open_pool, slide_files
         self._results = results.find(folder)
         self._slides, self._labels = OpenFiles(OPEN_SLIDES), OpenFiles(OPEN_LABELS)
         files = importlib.resources.files("bcss_jax.viewer") / "static"
@@ -134,20 +138,23 @@ class _Viewer:
         found = self._result(request)
         result = results.result_in(found.folder, self._folder)  # it may be another one by now
         self._results[result.key] = result
-        notes, slide, labels = [], None, None
+        notes, slide, labels, moved_to = [], None, None, None
         if result.summary:
             try:
                 labels = self._label_tiles(result)
             except DataError as error:
                 notes.append(str(error))
             try:
-                slide = self._slide(result)
+                path = self._path_now(result)
+                slide = self._slide(result, path)
+                moved_to = None if path == result.summary.slide_path else printable(path)
             except DataError as error:
                 notes.append(f"{error}; the result is shown over white" if labels else str(error))
         else:
             notes.append(result.problem)
         others = [each for each in self._results.values() if result.summary and _same_slide(each, result)]
-        return _html(page.slide(result, others, slide, labels, notes, alone=len(self._results) == 1))
+        alone = len(self._results) == 1
+        return _html(page.slide(result, others, slide, labels, notes, moved_to, alone))
 
     def thumbnail(self, request: Request) -> Response:
         result = self._usable(request)
@@ -164,7 +171,8 @@ class _Viewer:
     def slide_tile(self, request: Request) -> Response:
         result = self._usable(request)
         try:
-            slide = self._slide(result)
+            path = self._slide_files.path_of(result.summary)
+            slide = self._slide(result, path)
         except DataError as error:
             raise HTTPException(404, str(error)) from error
         tile = _tile(request, slide.geometry, "jpg")
@@ -175,10 +183,10 @@ class _Viewer:
             except DataError as error:  # this place cannot be read
                 raise HTTPException(503, str(error)) from error
             except Exception as error:  # the readers hang, or were closed for another slide
-                self._slides.drop(_stamp(result.summary.slide_path))
+                self._slides.drop(_stamp(path))
                 raise HTTPException(503, "the slide cannot be read now") from error
 
-        return _answer(request, (request.url.path, _stamp(result.summary.slide_path)), "image/jpeg", make)
+        return _answer(request, (request.url.path, _stamp(path)), "image/jpeg", make)
 
     def label_tile(self, request: Request) -> Response:
         result = self._usable(request)
@@ -209,8 +217,16 @@ class _Viewer:
             raise HTTPException(404)
         return result
 
-    def _slide(self, result) -> SlideTiles:
-        return self._slides.get(_stamp(result.summary.slide_path), lambda: SlideTiles(result.summary, self._open_pool))
+    def _path_now(self, result) -> Path:
+        """Where the slide is; if need be after a fresh look for it, which no tile is worth."""
+        try:
+            return self._slide_files.path_of(result.summary)
+        except DataError:
+            self._slide_files.look_again()
+            return self._slide_files.path_of(result.summary)
+
+    def _slide(self, result, path) -> SlideTiles:
+        return self._slides.get(_stamp(path), lambda: SlideTiles(path, result.summary, self._open_pool))
 
     def _label_tiles(self, result) -> LabelTiles:
         summary, path = result.summary, self._inside(result, result.summary.labels)

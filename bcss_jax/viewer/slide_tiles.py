@@ -2,12 +2,14 @@
 
 import functools
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid
+from bcss_jax.tiles import printable
 from bcss_jax.viewer.deep_zoom import DeepZoom, Tile
 from bcss_jax.viewer.results import Summary
 
@@ -20,19 +22,17 @@ CACHED = 256  # tiles, some 40 kB each
 class SlideTiles:
     """Makes the tiles of one slide."""
 
-    def __init__(self, summary: Summary, open_pool):
+    def __init__(self, path: Path, summary: Summary, open_pool):
         """Opens the slide.
 
         Args:
-          summary: of the slide's segmentation: where the slide is and how large.
+          path: of its file.
+          summary: of its segmentation: how large it is.
           open_pool: (path, processes) -> a `bcss_jax.slides.reader_pool.ReaderPool`.
 
         Raises:
-          DataError: the slide is missing, cannot be read, or is not the one that was segmented.
+          DataError: the slide cannot be read, or is not the one that was segmented.
         """
-        path = summary.slide_path
-        if not path.is_file():
-            raise DataError(f"{path}: the slide is not there any more")
         self.geometry = DeepZoom(summary.width, summary.height)
         self._mpp = summary.grid.mpp / summary.grid.scale[0]
         self.jpeg = functools.lru_cache(CACHED)(self._jpeg)
@@ -42,7 +42,7 @@ class SlideTiles:
         if (found.width, found.height) != (summary.width, summary.height):
             self.close()
             raise DataError(
-                f"{path}: expected the slide that was segmented, {summary.width} x {summary.height} pixels, found "
+                f"{printable(path)}: expected the slide that was segmented, {summary.width} x {summary.height} pixels, found "
                 f"{found.width} x {found.height}"
             )
 
