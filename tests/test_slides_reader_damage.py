@@ -1,5 +1,6 @@
 """Damaged and odd slides end as pixels or as one DataError, in a bounded time (rows B35 to B42 of the contract)."""
 
+import errno
 import os
 import shutil
 import time
@@ -128,6 +129,50 @@ def test_a_real_slide_with_a_damaged_tile(shared, tmp_path):
         grid = grid_of(2220, 2967, pool.info.mpp, 0.25)
         block = pool.submit(grid, 1900, 1900, 512, 512).result(timeout=60)
         assert block.unreadable is not None and not block.unreadable.all()
+
+
+def flat(path, pixels, **options):
+    """A TIFF without tiles or compression, and the offset of its pixels."""
+    tifffile.imwrite(path, pixels, photometric="rgb", metadata=None, **options)
+    with tifffile.TiffFile(path) as tiff:
+        return tiff.pages[0].dataoffsets[0]
+
+
+def test_where_the_disk_fails_under_an_uncompressed_tiff_its_rows_are_white(tmp_path, monkeypatch):
+    """A mapped file would end the process there (SIGBUS), and twice that the slide."""
+    pixels = picture(320, 256)
+    begin = flat(tmp_path / "a.tif", pixels)
+    bad = range(begin + (70 * 320 + 100) * 3, begin + (70 * 320 + 103) * 3)
+    read = os.preadv
+
+    def failing(descriptor, buffers, offset):
+        if offset < bad.stop and bad.start < offset + sum(len(each) for each in buffers):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    slide = TiffSlideSlide(tmp_path / "a.tif")
+    block, unreadable = read_block(slide, own_grid(slide), 0, 0, 320, 256)
+    expected = np.zeros((256, 320), bool)
+    expected[64:80] = True  # pieces of 16 rows
+    np.testing.assert_array_equal(unreadable, expected)
+    np.testing.assert_array_equal(block, np.where(expected[..., None], 255, pixels))
+    block, unreadable = read_block(slide, own_grid(slide), 110, 50, 100, 50)
+    assert unreadable is None  # beside the bad sector
+    np.testing.assert_array_equal(block, pixels[50:100, 110:210])
+
+
+def test_an_uncompressed_tiff_that_is_read_in_small_pieces_or_cut_off_while_open(tmp_path, monkeypatch):
+    pixels, read = picture(320, 256), os.preadv
+    begin = flat(tmp_path / "a.tif", pixels)
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: read(descriptor, [buffers[0][:1000]], offset))
+    slide = TiffSlideSlide(tmp_path / "a.tif")
+    np.testing.assert_array_equal(slide.read(0, 0, 3, 320, 200), pixels[3:203])
+    np.testing.assert_array_equal(slide.read(0, 7, 3, 310, 200), pixels[3:203, 7:317])
+    os.truncate(tmp_path / "a.tif", begin + 100 * 320 * 3)
+    block, unreadable = read_block(slide, own_grid(slide), 0, 0, 320, 256)
+    assert unreadable[96:].all() and not unreadable[:96].any()
+    np.testing.assert_array_equal(block[:96], pixels[:96])
 
 
 def test_a_slide_that_goes_away_is_one_line_a_block(tmp_path):

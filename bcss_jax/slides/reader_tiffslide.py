@@ -1,6 +1,7 @@
 """TIFFs that OpenSlide does not open (JPEG 2000 tiles, strips, a damaged end) through tiffslide, piece by piece."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ class TiffSlideSlide(Slide):
         page = self._pages[level]
         try:
             if _in_one_piece(page):
-                return _on_white(self._mapped(page, x, y, width, height))
+                return _on_white(self._uncompressed(page, x, y, width, height))
             location = self._location(level, x), self._location(level, y)
             pixels = self._slide.read_region(location, level, (width, height), as_array=True, padding=False)
         except Exception as error:  # each codec has errors of its own; all mean the pixels
@@ -89,18 +90,22 @@ class TiffSlideSlide(Slide):
             location += 1
         return location
 
-    def _mapped(self, page, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Rows straight from the file; only the pages of the file that are needed are read."""
+    def _uncompressed(self, page, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """The region straight from the file, which is not mapped: where a disk fails, that would end the process."""
         channels = page.samplesperpixel
-        row_bytes = page.imagewidth * channels
-        rows = np.memmap(
-            self.path,
-            np.uint8,
-            "r",
-            offset=page.dataoffsets[0] + y * row_bytes,
-            shape=(height, page.imagewidth, channels),
-        )
-        return np.array(rows[:, x : x + width])
+        pixels = np.empty((height, width, channels), np.uint8)
+        whole = x == 0 and width == page.imagewidth
+        for part, row in [(pixels, y)] if whole else zip(pixels, range(y, y + height), strict=True):
+            self._fill(part, page.dataoffsets[0] + (row * page.imagewidth + x) * channels)
+        return pixels
+
+    def _fill(self, array: np.ndarray, offset: int) -> None:
+        left = memoryview(array).cast("B")
+        while left:
+            count = os.preadv(self._file.fileno(), [left], offset)
+            if not count:
+                raise EOFError("the file ends before its pixels")
+            left, offset = left[count:], offset + count
 
 
 def _require_rgb(path: Path, page, axes: str) -> None:
