@@ -84,7 +84,7 @@ class Side:
             self.checkpoint = checkpoint
             arguments = {key: value for key, value in config["model"].items() if key != "name"}
             model = models.create(config["model"]["name"], num_classes=scheme.num_classes, **arguments)
-            _, params, rest = run.member(mesh)
+            params, rest = run.weights(mesh)
             nnx.update(
                 model, nnx.merge_state(_state(model, nnx.Param, params), _state(model, nnx.Not(nnx.Param), rest))
             )

@@ -1,10 +1,10 @@
 """Whether memory and time stay what they are when slides grow: the same tissue on ever more glass.
 
-    python benchmarks/slide_scale.py --checkpoint=RUN [--sides=10000,50000,200000] [--mm2=6] [--folder=FOLDER]
+    python benchmarks/slide_scale.py --checkpoint=RUN [--sides=10000,50000,200000] [--mm2=2.3] [--folder=FOLDER]
     python benchmarks/slide_scale.py --checkpoint=RUN --dense=200000x6000 [--window=512]
 
-Draws slides of the same area of tissue, in squares of half a millimetre that are strewn over the whole slide (the first
-one is nearly full), as tiled pyramids at 0.25 um per pixel, and segments each with `python -m bcss_jax.segment`. Memory
+Draws slides of the same area of tissue, in squares of half a millimetre that are strewn over the whole slide and never
+touch (so that all need the same windows), as tiled pyramids at 0.25 um per pixel, and segments each with `python -m bcss_jax.segment`. Memory
 is the sum over the command's process and its readers, seen every 0.2 s; first a slide of one window tells what the model
 needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py
 --config.model.width=4 --config.epochs=1 --workdir=runs/tiny`. What is held depends on the width of a slide, not on its
@@ -43,14 +43,18 @@ def textures(count: int = 8) -> list[np.ndarray]:
     return found
 
 
-def tissue_tiles(side: int, mm2: float) -> np.ndarray:
-    """Which tiles of level 0 of a square slide are tissue: bool [tiles, tiles]."""
+def tissue_tiles(side: int, mm2: float, every: int = 1) -> np.ndarray:
+    """Which tiles of level 0 of a square slide are tissue: bool [tiles, tiles]; squares at every so manieth place."""
     tiles = -(-side // TILE)
     squares = -(-tiles // SQUARE)
     wanted = round(mm2 / (SQUARE * TILE * MPP / 1000) ** 2)
-    if wanted > (tiles // SQUARE) ** 2:
+    places = [
+        row * squares + column
+        for row in range(0, tiles // SQUARE, every)
+        for column in range(0, tiles // SQUARE, every)
+    ]
+    if wanted > len(places):
         raise SystemExit(f"error: {mm2:g} mm2 of tissue do not fit on a slide of {side} pixels")
-    places = [i for i in range(squares**2) if max(divmod(i, squares)) < tiles // SQUARE]
     mask = np.zeros((squares, squares), bool)
     mask.flat[np.random.default_rng(1).permutation(places)[:wanted]] = True
     return np.kron(mask, np.ones((SQUARE, SQUARE), bool))[:tiles, :tiles]
@@ -120,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
     parser.add_argument("--sides", default="10000,50000,200000")
-    parser.add_argument("--mm2", type=float, default=6.0)
+    parser.add_argument("--mm2", type=float, default=2.3)
     parser.add_argument("--dense", help="WIDTHxHEIGHT: a slide full of tissue in place of the others")
     parser.add_argument("--window", type=int, help="as that of the command")
     parser.add_argument("--folder", type=pathlib.Path, help="for slides and results; a temporary one if not given")
@@ -133,7 +137,7 @@ def main() -> None:
         masks = [np.ones((-(-sizes[0][1] // TILE), -(-sizes[0][0] // TILE)), bool)]
     else:
         sides = list(map(int, args.sides.split(",")))
-        sizes, masks = [(side, side) for side in sides], [tissue_tiles(side, args.mm2) for side in sides]
+        sizes, masks = [(side, side) for side in sides], [tissue_tiles(side, args.mm2, every=2) for side in sides]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or pathlib.Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
