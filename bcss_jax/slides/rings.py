@@ -228,10 +228,18 @@ def joined(pieces: np.ndarray, links: np.ndarray) -> list[np.ndarray]:
     pieces = pieces[np.argsort(pieces[:, 2], kind="stable")]
     order = np.argsort(pieces[:, 1])
     source, target = order[np.searchsorted(pieces[:, 1], links[:, 1:], sorter=order)].T
-    following = np.empty(len(pieces), np.int32)
+    following = np.empty(len(pieces), np.int64)
     following[source] = target
-    path, bounds, _ = _strung(following, np.zeros(0, np.int64), np.ones(len(pieces), bool))
-    return np.split(pieces[path], bounds[1:])
+    following, seen, paths = following.tolist(), bytearray(len(pieces)), []
+    for start in range(len(pieces)):  # mostly a handful, for which SciPy takes longer
+        path, piece = [], start
+        while not seen[piece]:
+            seen[piece] = 1
+            path.append(piece)
+            piece = following[piece]
+        if path:
+            paths.append(pieces[path])
+    return paths
 
 
 def _by_component(rows):
