@@ -102,7 +102,10 @@ def step(name: str, folder: pathlib.Path, side: int) -> dict:
         label_pyramid.write(folder / "labels.ome.tif", store, mpp=MPP, classes=CLASSES, name="made up")
         found["bytes"] = (folder / "labels.ome.tif").stat().st_size
     elif name == "polygons":
-        found["regions"] = sum(1 for _ in regions(store, [1, 2, 3]))
+        found["regions"] = found["points"] = 0
+        for region in regions(store, [1, 2, 3], folder):
+            found["regions"] += 1
+            found["points"] += sum(len(points) for ring in region.rings for points in ring)
     elif name == "geojson":
         found["regions"] = geojson.write(folder / "regions.geojson", store, grid, CLASSES)
         found["bytes"] = (folder / "regions.geojson").stat().st_size

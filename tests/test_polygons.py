@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_tile_store import filled_store
 
-from bcss_jax.slides import polygons
+from bcss_jax.errors import StorageError
+from bcss_jax.slides import open_region, polygons, spill
 from bcss_jax.slides.polygons import regions
 from bcss_jax.slides.tile_store import TileStore
 
@@ -21,6 +23,24 @@ def no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+class Traced(NamedTuple):
+    """A region as shapely takes it."""
+
+    value: int
+    polygon: shapely.Polygon
+    pixels: int
+
+
+def traced(store, values, min_pixels=0):
+    """All regions of a store; the folder of the temporary file is as it was."""
+    before, found = sorted(os.listdir(store.folder)), []
+    for region in regions(store, values, store.folder, min_pixels):
+        rings = [np.concatenate(list(ring)) for ring in region.rings]
+        found.append(Traced(region.value, shapely.Polygon(rings[0], rings[1:]), region.pixels))
+    assert sorted(os.listdir(store.folder)) == before
+    return found
 
 
 def drawn(found, shape):
@@ -66,15 +86,19 @@ def label_images(draw):
     labels = np.digitize(noise, np.quantile(noise, np.linspace(0, 1, values + 2)[1:-1])).astype(np.uint8)
     if draw(st.booleans()):
         labels = (labels + 1) % (values + 1)
-    return labels, draw(st.integers(1, 9)), draw(st.sampled_from([8, 1 << 20]))
+    return labels, draw(st.integers(1, 9)), draw(st.sampled_from([1, 8, 60, 1 << 20]))
 
 
 @settings(max_examples=400, deadline=None)
 @given(label_images())
 def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
-    labels, tile_size, large = case
-    with mock.patch.object(polygons, "_LARGE", large):
-        found = list(regions(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3]))
+    labels, tile_size, few = case
+    with (
+        mock.patch.object(polygons, "_LARGE", few),
+        mock.patch.object(polygons, "_AT_A_TIME", few),
+        mock.patch.object(open_region, "_TOGETHER", few),
+    ):
+        found = traced(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3])
     again, times = drawn(found, labels.shape)
     np.testing.assert_array_equal(again, labels)
     np.testing.assert_array_equal(times, labels > 0)
@@ -90,7 +114,7 @@ def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
 
 def found_in(tmp_path, labels, tile_size=4, values=(1, 2, 3), min_pixels=0):
     labels = np.asarray(labels, np.uint8)
-    return list(regions(filled_store(tmp_path, labels, tile_size), values, min_pixels))
+    return traced(filled_store(tmp_path, labels, tile_size), values, min_pixels)
 
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 4, 8])
@@ -147,7 +171,7 @@ def test_large_tiles_and_many_regions_as_gdal_finds_them(tmp_path):
     labels = np.digitize(noise, np.quantile(noise, [0.3, 0.6, 0.8])).astype(np.uint8)
     labels[:520, :520] = 0
     labels[600:1200, 500:1090] = 2
-    found = list(regions(filled_store(tmp_path, labels), [1, 2, 3]))
+    found = traced(filled_store(tmp_path, labels), [1, 2, 3])
     assert len(found) > 300
     assert Counter((region.value, shapely.normalize(region.polygon).wkt) for region in found) == by_rasterio(labels)
 
@@ -176,7 +200,7 @@ def test_one_spot_on_an_empty_slide(tmp_path):
     spot = np.zeros((512, 512), np.uint8)
     spot[510:, 511] = 1
     store.write_tiles(20, [spot if column == 30 else 0 for column in range(store.columns)])
-    (region,) = regions(store, [1])
+    (region,) = traced(store, [1])
     assert region.polygon.bounds == (30 * 512 + 511, 20 * 512 + 510, 31 * 512, 21 * 512)
 
 
@@ -186,3 +210,58 @@ def test_the_same_labels_give_the_same_polygons_in_the_same_order(tmp_path):
     assert [(region.value, region.polygon.wkt) for region in first] == [
         (region.value, region.polygon.wkt) for region in second
     ]
+
+
+@pytest.mark.parametrize("tile_size", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("closed", [True, False])
+def test_diagonal_contact_of_what_is_one_region_only_further_down(tmp_path, tile_size, closed):
+    labels = np.zeros((12, 8), np.uint8)
+    labels[1:4, 1:4] = labels[4:8, 4:7] = 1  # touch in (4, 4)
+    labels[3:10, 1] = labels[7:10, 6] = 1
+    labels[10, 1:7] = closed
+    found = found_in(tmp_path, labels, tile_size)
+    for region in found:
+        sound(region.polygon)
+    assert len(found) == (1 if closed else 2)
+    assert [len(region.polygon.interiors) for region in found] == ([1] if closed else [0, 0])
+    np.testing.assert_array_equal(drawn(found, labels.shape)[0], labels)
+
+
+def test_regions_that_meet_at_the_bottom_have_their_holes_in_order(tmp_path):
+    labels = np.ones((60, 90), np.uint8)
+    labels[:-1, 30] = labels[:-1, 60] = 0
+    labels[2:58:4, 3:90:5] = 0
+    labels[5:40, 10] = 0  # over several tiles
+    (region,) = found_in(tmp_path, labels, 16)
+    firsts = [min((y, x) for x, y in hole.coords) for hole in region.polygon.interiors]
+    assert len(firsts) > 200 and firsts == sorted(firsts)
+    sound(region.polygon)
+
+
+def test_what_waits_on_disk_leaves_memory_to_the_rows_of_tiles(tmp_path, monkeypatch):
+    """A network over the whole slide, whose corners go to the file as they come."""
+    put, sizes = spill.Spill.put, []
+
+    def noted(self, array):
+        sizes.append(array.size)
+        return put(self, array)
+
+    monkeypatch.setattr(spill.Spill, "put", noted)
+    labels = np.ones((800, 200), np.uint8)
+    labels[::2, 1::3] = 0
+    labels[3::4, 0] = 0
+    (region,) = found_in(tmp_path, labels, 32)
+    corners = sum(len(ring.coords) - 1 for ring in (region.polygon.exterior, *region.polygon.interiors))
+    assert corners > 100_000 and sum(sizes) > 2 * corners and max(sizes) < corners / 10
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    labels = np.ones((9, 9), np.uint8)
+    labels[4, 4] = 0
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spill.Spill, "put", full)
+    with pytest.raises(StorageError, match="cannot be written .No space left"):
+        found_in(tmp_path, labels, 3)

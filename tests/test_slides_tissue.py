@@ -1,12 +1,19 @@
 """Tissue found by colour, and where it asks for windows."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.tissue import Tissue, tissue_by_colour
+from bcss_jax.slides.reader_pool import Block
+from bcss_jax.slides.segment_slide import SlideSegmenter
+from bcss_jax.slides.slide_list import Entry
+from bcss_jax.slides.tissue import Tissue, glass_of, looks_like_glass, tissue_by_colour
 from bcss_jax.slides.windows import windows_of
 
 EOSIN, NUCLEI, PEN = (230, 150, 190), (110, 60, 140), (60, 150, 110)
@@ -56,6 +63,75 @@ def test_real_tiles_without_tissue_have_none_and_those_with_tissue_have_some(sha
         assert share(name) < 0.005, name
     assert 0.4 < share("medium-nuclei-score-level1") < 0.8
     assert 0.75 < share("tcga-green-pen") < 0.95
+
+
+def patch_on(colour, tissue=(200, 110, 160)):
+    """A quarter of tissue on glass of a colour, with noise, and where it is."""
+    image, expected = np.full((200, 300, 3), colour, np.int16), np.zeros((200, 300), bool)
+    expected[50:150, 75:225] = True
+    image[expected] = tissue
+    image += np.random.default_rng(0).integers(-2, 3, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), expected
+
+
+@pytest.mark.parametrize(
+    "colour", [(255, 255, 255), (240, 240, 240), (205, 200, 188), (190, 185, 180), (215, 205, 175), (195, 200, 215)]
+)
+@pytest.mark.parametrize("filling", [None, 0, 255])
+def test_tissue_is_found_on_dim_and_tinted_glass_and_not_in_filling(colour, filling):
+    image, expected = patch_on(colour)
+    if filling is not None:
+        image[:, 260:] = image[180:] = filling
+        image[:180, 259] = image[:180, 259] // 2 + filling // 2  # mixed by the thumbnail
+    found = tissue_by_colour(image, MPP)
+    assert (found != expected).sum() < 2 * 2 * (100 + 150)
+    assert not found[:, 230:].any() and not found[160:].any()
+
+
+def test_padding_beside_tissue_leaves_the_tissue():
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[:, :150], image[100:, :150] = EOSIN, NUCLEI
+    found = tissue_by_colour(image, MPP)
+    assert found[:, :140].all() and not found[:, 150:].any()
+    assert not tissue_by_colour(np.zeros((50, 50, 3), np.uint8), MPP).any()
+
+
+def test_unreadable_black_is_asked_for():
+    image = np.zeros((40, 40, 3), np.uint8)
+    assert tissue_by_colour(image, MPP, np.ones((40, 40), bool)).all()
+
+
+def test_a_slide_without_glass_has_none_to_be_measured_against():
+    everywhere = np.ones((200, 300), bool)
+    assert glass_of(np.full((200, 300, 3), EOSIN, np.uint8), everywhere) is None
+    image, tissue = patch_on((205, 200, 188))
+    np.testing.assert_allclose(glass_of(image, everywhere), (205, 200, 188), atol=1)
+    image[:192] = EOSIN
+    assert glass_of(image, everywhere) is None  # 4 % of it
+
+
+def test_glass_that_is_not_known_as_such_is_told(shared):
+    image, _ = patch_on((160, 140, 90))
+    found = tissue_by_colour(image, MPP)
+    assert found.mean() > 0.99 and looks_like_glass(image, found)
+    real = Image.open(shared / "data/slides/TCGA-A2-A0D2_pyramid.tif")
+    real.seek(3)
+    real = np.asarray(real.convert("RGB"))
+    found = tissue_by_colour(real, (2.0, 2.0))
+    assert found.all() and not looks_like_glass(real, found)
+    assert not looks_like_glass(real, np.zeros_like(found))
+
+
+def test_the_log_warns_of_a_slide_that_is_all_of_one_colour(caplog):
+    segmenter = SimpleNamespace(_settings=SimpleNamespace(tissue="colour"))
+    grid, entry = Grid(1500, 1000, 1.6, (1.0, 1.0)), Entry(Path("case.tif"))
+    for colour, lines in (((160, 140, 90), 1), ((205, 200, 188), 0), ((255, 255, 255), 0)):
+        caplog.clear()
+        image, expected = patch_on(colour)
+        tissue = SlideSegmenter._tissue(segmenter, entry, Block(image, None), grid, None)
+        assert len(caplog.records) == lines
+        assert all("case.tif: nearly all of it is taken for tissue" in line for line in caplog.messages)
+        assert tissue.mask.all() == bool(lines) and tissue.mask[expected].mean() > 0.98
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,21 +4,40 @@ import cv2
 import numpy as np
 
 # A corner as one number that sorts along the rows, from the highest bit: y, x (of the lattice: pixel (x, y) lies between
-# (x, y) and (x + 1, y + 1)), and whether its horizontal edge goes to the right, its vertical one down, and whether it is
-# convex: one of the four pixels around is the region's, else three.
-_X, _Y, RIGHT, DOWN, CONVEX = 3, 33, 4, 2, 1
+# (x, y) and (x + 1, y + 1)), whether it is one of two in a diagonal of pixels with its value, whether its horizontal edge
+# goes to the right, its vertical one down, and whether it is convex: one of the four pixels around is the region's, else
+# three.
+PLACE, _Y, DIAGONAL, RIGHT, DOWN, CONVEX = 4, 34, 8, 4, 2, 1
 
 
-def corner(x: np.ndarray, y: np.ndarray, right: np.ndarray, down: np.ndarray, convex: bool) -> np.ndarray:
+def corner(
+    x: np.ndarray, y: np.ndarray, right: np.ndarray, down: np.ndarray, convex: bool, diagonal: bool
+) -> np.ndarray:
     """Corners as numbers: int64 [n]."""
-    return y.astype(np.int64) << _Y | x.astype(np.int64) << _X | right * RIGHT | down * DOWN | convex * CONVEX
+    kind = right * RIGHT | down * DOWN | convex * CONVEX | diagonal * DIAGONAL
+    return y.astype(np.int64) << _Y | x.astype(np.int64) << PLACE | kind
 
 
 def place(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """x and y of corners: int64 [n] each."""
-    return corners >> _X & (1 << _Y - _X) - 1, corners >> _Y
+    return corners >> PLACE & (1 << _Y - PLACE) - 1, corners >> _Y
 
 
+def places(points: np.ndarray) -> np.ndarray:
+    """What corners at these points, int32 [n, 2] x and y, are from the bit `PLACE` on: int64 [n]."""
+    return points[:, 1].astype(np.int64) << _Y - PLACE | points[:, 0]
+
+
+def leaves_vertically(corners: np.ndarray) -> np.ndarray:
+    """Whether a ring with its region on the right leaves the corner along the vertical edge: bool [n].
+
+    Right as seen with y going down. Turning a corner by a quarter, or filling it up, changes which of its edges is the
+    first; so it is a matter of how many of the three bits are set.
+    """
+    return _EVEN[corners & (RIGHT | DOWN | CONVEX)]
+
+
+_EVEN = np.array([bits.bit_count() % 2 == 0 for bits in range(8)])
 # The pixels around a corner: upper left, upper right, lower left, lower right.
 _ROW, _COLUMN = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
 
@@ -110,11 +129,11 @@ class TileRow:
         diagonal = (count == 2) & (mask[:, 0] == mask[:, 3])
         # The edges go between the one pixel that differs from the three others and these. Two in a diagonal are two
         # corners, as if they were of two regions.
-        for convex, chosen, odd in (
-            (True, count == 1, mask.argmax(1)),
-            (False, count == 3, mask.argmin(1)),
-            (True, diagonal, np.where(mask[:, 0], 0, 1)),
-            (True, diagonal, np.where(mask[:, 0], 3, 2)),
+        for convex, twice, chosen, odd in (
+            (True, False, count == 1, mask.argmax(1)),
+            (False, False, count == 3, mask.argmin(1)),
+            (True, True, diagonal, np.where(mask[:, 0], 0, 1)),
+            (True, True, diagonal, np.where(mask[:, 0], 3, 2)),
         ):
             odd, chosen_x, chosen_y = odd[chosen], x[chosen], y[chosen]
             if not len(odd):
@@ -127,5 +146,5 @@ class TileRow:
                 inside = (pixel_x >= 0) & (pixel_y >= 0)
                 component[inside] = components[pixel_y[inside], pixel_x[inside]] + base
             x0, y0 = self._column * self._size, self._row * self._size
-            corners = corner(chosen_x + x0, chosen_y + y0, _COLUMN[odd], _ROW[odd], convex)
+            corners = corner(chosen_x + x0, chosen_y + y0, _COLUMN[odd], _ROW[odd], convex, twice)
             self.corners.append((component, corners))

@@ -49,7 +49,8 @@ def write(
 
     Each is a Polygon in pixels of level 0, counted from `origin`, of two decimals (none where a pixel of the grid is
     a whole number of level 0's), with its area in um2 as the measurement `area_um2`. Outer rings run counter-clockwise in
-    (x, y), as RFC 7946 has it, and the polygons are valid: rounding keeps different coordinates apart.
+    (x, y), as RFC 7946 has it, and the polygons are valid: rounding keeps different coordinates apart. What is known of
+    regions that may go on waits in a temporary file beside the file, up to about half as large.
 
     Args:
       path: the file; replaced if it is there.
@@ -67,7 +68,7 @@ def write(
       StorageError: the file cannot be written.
     """
     pixel_um2 = grid.mpp**2
-    found = regions(store, [entry.value for entry in classes], min_area_um2 / pixel_um2)
+    found = regions(store, [entry.value for entry in classes], path.parent, min_area_um2 / pixel_um2)
     about = {
         "coordinates": "pixels of level 0",
         "origin": list(origin),
@@ -155,14 +156,16 @@ def _texts(size: int, scale: float, origin: float) -> list[str]:
 
 def _coordinates(region: Region, across: list[str], down: list[str]) -> Iterator[str]:
     """The rings as JSON, in pieces; the texts of the coordinates are given for each line of the grid."""
-    for number, ring in enumerate((region.polygon.exterior, *region.polygon.interiors)):
-        points = shapely.get_coordinates(ring).astype(np.int64)
-        yield ",[" if number else "["
-        for start in range(0, len(points), _POINTS):
-            x, y = points[start : start + _POINTS].T.tolist()
-            pairs = zip(map(across.__getitem__, x), map(down.__getitem__, y), strict=True)
-            yield (",[" if start else "[") + "],[".join(map(",".join, pairs)) + "]"
-        yield "]"
+    for number, ring in enumerate(region.rings):
+        yield ",[[" if number else "[["
+        start = ""
+        for points in ring:
+            for begin in range(0, len(points), _POINTS):
+                x, y = points[begin : begin + _POINTS].T.tolist()
+                text = "],[".join(map(",".join, zip(map(across.__getitem__, x), map(down.__getitem__, y), strict=True)))
+                yield f"],[{text}" if start else text
+                start = start or f"{across[x[0]]},{down[y[0]]}"
+        yield f"],[{start}]]"
 
 
 def _geometries(content: object) -> Iterator[object]:

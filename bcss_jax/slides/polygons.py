@@ -5,38 +5,56 @@ pixels' edges, with holes, and rasterising it gives back exactly its pixels.
 
 A polygon with horizontal and vertical edges is given by its corners alone: in each row and in each column of the pixel
 lattice they pair up into its edges. So a tile gives only its corners, each with the component that it belongs to
-(`slides.corners`); components that touch across a border of tiles are united, and when one cannot grow any more its
-corners are sorted, paired and followed. Nothing is cut at the borders of tiles, so nothing has to be merged there and
-no superfluous points arise; the cost is that of sorting the corners, and memory holds those of the regions that may
-still grow. Uniform tiles among their like cost next to nothing.
+(`slides.corners`); components that touch across a border of tiles are united, and the corners of a row of tiles are
+sorted, paired and followed (`slides.rings`). Nothing is cut at the borders of tiles in a row, so nothing has to be merged
+there and no superfluous points arise; the cost is that of sorting the corners. Uniform tiles among their like cost next
+to nothing.
+
+What a region that may still grow has so far, rings that have closed and pieces of others, waits in a temporary file;
+memory holds a row of tiles' corners and a few numbers for each piece, so at most as many as vertical edges cross from one
+row of tiles to the next. The polygons are valid by how they are made, so nobody has to hold one whole for a check; the
+tests have shapely judge them.
 
 rasterio.features.shapes gives the same polygons of an array in memory, and the tests compare. Of a slide it would give
 pieces to be united with shapely.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import shapely
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components, depth_first_order
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from bcss_jax.slides.corners import CONVEX, DOWN, RIGHT, TileRow, place
+from bcss_jax.slides.corners import TileRow, place
+from bcss_jax.slides.open_region import OpenRegion
+from bcss_jax.slides.rings import Part, Rings
+from bcss_jax.slides.spill import Spill
 from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.workdir import storage_errors
 
-_LARGE = 1 << 20  # corners of a region that is finished by itself, for the sake of memory
+_LARGE = 1 << 20  # corners of a region that comes after the others that end in the same row of tiles
+_AT_A_TIME = 1 << 20  # corners that are followed at a time, in whole rows of pixels
 
 
 class Region(NamedTuple):
-    """A region: its label, its polygon in pixels of the grid, and how many pixels it has."""
+    """A region, to be used before the next is asked for.
+
+    Attributes:
+      value: its label.
+      pixels: how many it has.
+      rings: the outer one, then the holes; each in the order of its points, int32 [n, 2] x and y in pixels of the grid, in
+        one or more arrays. The first point is not repeated at the end.
+    """
 
     value: int
-    polygon: shapely.Polygon
     pixels: int
+    rings: Iterable[Iterable[np.ndarray]]
 
 
-def regions(store: TileStore, values: Sequence[int], min_pixels: float = 0) -> Iterator[Region]:
+def regions(store: TileStore, values: Sequence[int], folder: Path, min_pixels: float = 0) -> Iterator[Region]:
     """The regions of these labels, those first that end first going down the slide.
 
     Outer rings have a positive area in (x, y) and holes a negative one; no three successive points lie on a line. Rings
@@ -45,6 +63,7 @@ def regions(store: TileStore, values: Sequence[int], min_pixels: float = 0) -> I
     Args:
       store: complete.
       values: the labels wanted; all others are as background.
+      folder: where a temporary file can be.
       min_pixels: regions with fewer pixels are left out, those in their holes not counted; 0 gives all.
 
     Yields:
@@ -52,49 +71,50 @@ def regions(store: TileStore, values: Sequence[int], min_pixels: float = 0) -> I
 
     Raises:
       DataError: the store was damaged while it was read.
+      StorageError: the temporary file cannot be written.
     """
     wanted = np.zeros(256, np.uint8)
     wanted[list(values)] = values
     # One more row and column where the slide ends with a tile: its lower and right edge have corners too.
     columns, rows = store.width // store.tile_size + 1, store.height // store.tile_size + 1
-    growing = _Growing(columns * store.tile_size)
-    for row in range(rows):
-        tiles = TileRow(growing.labels, growing.components, len(growing.values), row, store.tile_size)
-        for column in range(columns):
-            inside = row < store.rows and column < store.columns
-            value = store.constant(row, column) if inside else 0
-            if value is None:
-                tiles.add(wanted[store.tile(row, column)])
-            else:
-                tiles.add_uniform(int(wanted[value]))
-        ended, labels = growing.advance(tiles)
-        while ended:
-            yield from _polygons(*ended.pop(), labels, min_pixels)
+    with storage_errors(folder):
+        spill = Spill(folder, ".regions.geojson.")
+    with contextlib.closing(spill):
+        growing = _Growing(columns * store.tile_size, spill, min_pixels)
+        for row in range(rows):
+            tiles = TileRow(growing.labels, growing.components, len(growing.values), row, store.tile_size)
+            for column in range(columns):
+                inside = row < store.rows and column < store.columns
+                value = store.constant(row, column) if inside else 0
+                if value is None:
+                    tiles.add(wanted[store.tile(row, column)])
+                else:
+                    tiles.add_uniform(int(wanted[value]))
+            with storage_errors(folder):
+                ended = growing.advance(tiles)
+            del tiles
+            yield from ended
 
 
 class _Growing:
-    """The regions that may go on below: their corners so far, and the lowest pixels seen.
+    """The regions that may go on below, and the lowest pixels seen.
 
     Attributes:
       values: uint8 [n], the label of each component.
-      corners: its corners, in pieces.
       labels: uint8 [1 + W], the lowest pixels; the first stands left of the slide.
       components: int64 [1 + W], which component they belong to, where a label is not 0.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, spill: Spill, min_pixels: float):
         self.values = np.zeros(0, np.uint8)
-        self.corners: list[list[np.ndarray]] = []
         self.labels = np.zeros(1 + width, np.uint8)
         self.components = np.zeros(1 + width, np.int64)
+        self._open: list[OpenRegion] = []  # of each component
+        self._rings, self._parts = Rings(), 0
+        self._spill, self._min_pixels = spill, min_pixels
 
-    def advance(self, tiles: TileRow) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-        """Goes on to below a row of tiles, and lets go of the regions that have ended.
-
-        Returns:
-          Of these in one or more parts: int32 [n] components, and int64 [n] their corners; uint8 [m], the labels of the
-          components.
-        """
+    def advance(self, tiles: TileRow) -> list[Region]:
+        """Goes on to below a row of tiles, and lets go of the regions that have ended; OSError if the disk is full."""
         values = np.concatenate([self.values, *tiles.values])
         first, second = np.concatenate([np.zeros((0, 2), np.int64), *tiles.links]).T
         graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(values) + 1, len(values) + 1))
@@ -107,139 +127,95 @@ class _Growing:
         goes_on[united[tiles.components_below[present]]] = True
         number = np.cumsum(goes_on) - 1  # of those that go on
 
+        grown: dict[int, OpenRegion] = {}
+        for new, before in zip(united.tolist(), self._open, strict=False):
+            if new in grown:
+                grown[new].take(before)
+            else:
+                grown[new] = before
+        large = [new for new, region in grown.items() if not goes_on[new] and region.corners > _LARGE]
+        self._rings.rename(united)
+        _hand_out(self._rings.decide(goes_on), grown, "links")
         component = united[np.concatenate([np.zeros(0, np.int64), *(piece for piece, _ in tiles.corners)])]
         corners = np.concatenate([np.zeros(0, np.int64), *(piece for _, piece in tiles.corners)])
-        stays = goes_on[component]
-        kept = [[] for _ in range(int(goes_on.sum()))]
-        ended: dict[int, list[np.ndarray]] = {}
-        for new, pieces in zip(united.tolist(), self.corners, strict=False):
-            mine = kept[number[new]] if goes_on[new] else ended.setdefault(new, [])
-            if len(mine) < len(pieces):
-                mine[:], pieces = pieces, mine.copy()
-            mine.extend(pieces)
-        parts = self._parts(ended, component[~stays], corners[~stays])
-        component, corners = component[stays], corners[stays]
-        order = np.argsort(component, kind="stable")
-        component, corners = component[order], corners[order]
-        bounds = [*np.flatnonzero(np.diff(component, prepend=-1)).tolist(), len(component)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
-            kept[number[component[start]]].append(corners[start:end].copy())
+        tiles.corners.clear()
+        ended: list[tuple[int, Region]] = []  # with their first corners
+        for mine in _rows_together(corners):
+            part = self._rings.add(component[mine], corners[mine], united_values, goes_on)
+            ended += self._add(part, grown, goes_on, united_values)
+        del component, corners
 
-        self.values, self.corners = united_values[goes_on], kept
+        done = {new: grown.pop(new) for new in [new for new in grown if not goes_on[new]]}
+        traced = {
+            new: Region(int(united_values[new]), region.pixels, region.rings(self._spill))
+            for new, region in done.items()
+        }
+        ended += [(done[new].first, region) for new, region in traced.items() if new not in large]
+        ended.sort(key=lambda entry: entry[0])
+        in_order = [region for _, region in ended] + [traced[new] for new in reversed(large)]
+
+        self.values = united_values[goes_on]
+        self._open = [grown[new] for new in np.flatnonzero(goes_on).tolist()]
+        self._rings.rename(number)
         self.labels, self.components = tiles.labels_below, tiles.components_below
         self.components[present] = number[united[self.components[present]]]
-        return parts, united_values
+        return [region for region in in_order if region.pixels >= self._min_pixels]
 
-    @staticmethod
-    def _parts(
-        ended: dict[int, list[np.ndarray]], component: np.ndarray, corners: np.ndarray
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Components and corners of the regions that have ended: each large one by itself, then all others.
+    def _add(
+        self, part: Part, grown: dict[int, OpenRegion], goes_on: np.ndarray, values: np.ndarray
+    ) -> Iterator[tuple[int, Region]]:
+        """Takes a part of a row of tiles; gives the first corners of the regions that it holds whole, and these."""
+        held = goes_on.copy()
+        held[list(grown)] = True
+        held[part.pieces[:, 0]] = True
+        bounds = np.searchsorted(part.rings[:, 0], np.stack([part.totals[:, 0], part.totals[:, 0] + 1]))
+        ends = np.cumsum(part.rings[:, 1])
+        mine = held[part.totals[:, 0]]
+        for (new, first, pixels, corners), start, end in zip(
+            part.totals[mine].tolist(), *bounds[:, mine].tolist(), strict=True
+        ):
+            region = grown.setdefault(new, OpenRegion())
+            region.add(first, pixels, corners)
+            points = part.points[ends[start] - part.rings[start, 1] : ends[end - 1]] if end > start else part.points[:0]
+            region.put_rings(self._parts, points, part.rings[start:end, 1], self._spill)
+        self._parts += 1
+        if len(part.pieces):
+            inside = int(ends[-1]) if len(ends) else 0
+            place_in_file = self._spill.put(part.points[inside:])
+            part.pieces[:, 3] = place_in_file + (part.pieces[:, 3] - inside) * part.points.itemsize * 2
+        _hand_out(part.pieces, grown, "pieces")
+        _hand_out(part.links, grown, "links")
+        whole = ~mine & (part.totals[:, 2] >= self._min_pixels)
+        for (new, first, pixels, _), start, end in zip(
+            part.totals[whole].tolist(), *bounds[:, whole].tolist(), strict=True
+        ):
+            begin = ends[start] - part.rings[start, 1]
+            yield first, Region(int(values[new]), pixels, _cut(part.points[begin:], part.rings[start:end, 1]))
 
-        Args:
-          ended: of regions from further up, the pieces of their corners by component; emptied.
-          component: int32 [n], of the corners in the row of tiles.
-          corners: int64 [n], these.
-        """
-        large, parts = [new for new, pieces in ended.items() if sum(map(len, pieces)) > _LARGE], []
-        for new in large:
-            part = np.concatenate([*ended.pop(new), corners[component == new]])
-            parts.append((np.full(len(part), new, np.int32), part))
-        rest = ~np.isin(component, large)
-        components = [np.full(sum(map(len, pieces)), new, np.int32) for new, pieces in ended.items()]
-        pieces = [piece for pieces in ended.values() for piece in pieces]
-        ended.clear()
-        parts.append((np.concatenate([component[rest], *components]), np.concatenate([corners[rest], *pieces])))
-        return parts
 
-
-def _polygons(component: np.ndarray, corners: np.ndarray, values: np.ndarray, min_pixels: float) -> Iterator[Region]:
-    """The regions that have these corners, a part of what `advance` gives."""
-    if not len(corners):
+def _rows_together(corners: np.ndarray) -> Iterator[np.ndarray | slice]:
+    """Which corners are followed together, from the uppermost down: rows of pixels that have about `_AT_A_TIME`."""
+    if len(corners) <= _AT_A_TIME:
+        yield slice(None)
         return
-    order = np.lexsort((corners, component))
-    component, corners = component[order], corners[order]
-    # Where two pixels in a diagonal are of one region, rings that turn around the pixels would touch themselves, which
-    # polygons may not; rings that turn around the two gaps are two rings.
-    twice = np.flatnonzero((component[1:] == component[:-1]) & (corners[1:] ^ corners[:-1] <= RIGHT | DOWN | CONVEX))
-    for one in (twice, twice + 1):
-        corners[one] ^= DOWN | CONVEX
-    x, y = (along.astype(np.int32) for along in place(corners))
-    order = np.lexsort((y << 1 | (corners & DOWN > 0), x, component)).astype(np.int32)
-    along_column = np.empty_like(order)
-    along_column[order[::2]], along_column[order[1::2]] = order[1::2], order[::2]
-    points, ends = _rings(along_column)
-    del order, along_column
-
-    starts = np.concatenate([[0], ends[:-1]])
-    steps = np.diff(y[points], append=0)
-    steps[ends - 1] = y[points[starts]] - y[points[ends - 1]]
-    areas = np.add.reduceat(x[points] * steps.astype(np.int64), starts)  # positive, as all rings start to the right
-    # A ring starts at its upper left corner: a pixel of the region if it is the outer one, the only gap if it is a hole.
-    first = corners[points[starts]]
-    owner, outer = component[points[starts]], first & CONVEX > 0
-    sizes = np.zeros(len(values), np.int64)
-    np.add.at(sizes, owner, np.where(outer, areas, -areas))
-    del component, corners, steps
-
-    # Each component's outer ring, then its holes; the components in the order of their first corners.
-    rank = np.zeros(len(values), np.int64)
-    rank[owner[outer]] = first[outer]
-    order = np.lexsort((~outer, rank[owner]))
-    order = order[sizes[owner[order]] >= min_pixels]
-    if not len(order):
-        return
-    lengths = (ends - starts)[order]
-    # Along the outer rings, and back along the holes, which then have their pixels on the same side.
-    before = np.cumsum(lengths) - lengths
-    step = np.repeat(np.where(outer[order], 1, -1).astype(np.int32), lengths)
-    start = np.where(outer[order], starts[order] - before, ends[order] - 1 + before).astype(np.int32)
-    index = np.arange(len(step), dtype=np.int32)
-    index *= step
-    index += np.repeat(start, lengths)
-    index = points[index]
-    del points, step
-    coordinates = np.empty((len(index), 2))
-    coordinates[:, 0], coordinates[:, 1] = x[index], y[index]
-    del x, y, index
-    rings = shapely.linearrings(coordinates, indices=np.repeat(np.arange(len(order)), lengths))
-    del coordinates
-    polygons = shapely.polygons(rings, indices=np.cumsum(outer[order]) - 1)
-    del rings
-    owner = owner[order][outer[order]]
-    for polygon, value, size in zip(polygons, values[owner].tolist(), sizes[owner].tolist(), strict=True):
-        yield Region(value, polygon, size)
+    y = place(corners)[1]
+    y -= y.min()
+    total = np.cumsum(np.bincount(y))
+    part = ((total - 1) // _AT_A_TIME).astype(np.uint16)[y]
+    order = np.argsort(part, kind="stable")
+    yield from (mine for mine in np.split(order, np.cumsum(np.bincount(part))[:-1]) if len(mine))
 
 
-def _rings(along_column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Follows the edges from corner to corner.
+def _hand_out(rows: np.ndarray, grown: dict[int, OpenRegion], name: str) -> None:
+    """Gives each region its rows; they are in the order of the components, which stand first in them."""
+    bounds = [*np.flatnonzero(np.diff(rows[:, 0], prepend=-1)).tolist(), len(rows)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        getattr(grown.setdefault(int(rows[start, 0]), OpenRegion()), name).append(rows[start:end].copy())
 
-    Instead of a loop over the corners, the rings are cut open and strung together, and SciPy goes through the one long
-    path.
 
-    Args:
-      along_column: int32 [n], the other end of each corner's vertical edge. Horizontal edges join 0 and 1, 2 and 3, ...
-
-    Returns:
-      int32 [n], all rings' corners one after the other, each from its first one to the right, and int64 [r], where in
-      these the rings end.
-    """
-    count = len(along_column)
-    numbers = np.arange(count, dtype=np.int32)
-    following = along_column[numbers ^ 1]  # two edges further on
-    bounds = np.arange(count + 1, dtype=np.int32)
-    graph = csr_array((np.ones(count, bool), following, bounds), shape=(count, count))
-    # Every ring gives two cycles of every other corner, one in each direction. That with the ring's first corner counts.
-    cycles, cycle = connected_components(graph, connection="strong")
-    starts, others = np.full((2, cycles), count, np.int32)
-    np.minimum.at(starts, cycle, numbers)
-    np.minimum.at(others, cycle, numbers ^ 1)
-    sizes = np.bincount(cycle)
-    del cycle, graph
-    chosen = np.flatnonzero(starts < others)
-    chosen = chosen[np.argsort(starts[chosen])]
-    starts, ends = starts[chosen], np.cumsum(2 * sizes[chosen])
-    following[along_column[starts[:-1]] ^ 1] = starts[1:]
-    graph = csr_array((np.ones(count, bool), following, bounds), shape=(count, count))
-    every_other = depth_first_order(graph, starts[0], return_predecessors=False)
-    return np.stack([every_other, every_other ^ 1], 1).ravel(), ends
+def _cut(points: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray]]:
+    """The rings of these lengths, one after the other in the points."""
+    end = 0
+    for length in lengths.tolist():
+        yield (points[end : end + length],)
+        end += length

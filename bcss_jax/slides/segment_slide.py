@@ -30,7 +30,7 @@ from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprint,
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.slides.tissue import Tissue, tissue_by_colour
+from bcss_jax.slides.tissue import Tissue, looks_like_glass, tissue_by_colour
 from bcss_jax.slides.tissue_file import read_tissue
 from bcss_jax.slides.truth import TruthError, check_truth
 from bcss_jax.slides.windows import windows_of
@@ -40,6 +40,7 @@ from bcss_jax.workdir import locked
 
 TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
 TISSUE_SIDE = 4096  # its longest side at most, pixels
+NEARLY_ALL = 0.95  # share of a slide that is tissue, from which on it may be glass that was not known as such
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
 log = logging.getLogger(__name__)
 
@@ -242,7 +243,14 @@ class SlideSegmenter:
             return Tissue(np.ones((1, 1), bool), grid)
         height, width = thumbnail.pixels.shape[:2]
         mpp = (grid.mpp * grid.width / width, grid.mpp * grid.height / height)
-        return Tissue(tissue_by_colour(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
+        tissue = Tissue(tissue_by_colour(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
+        if tissue.share > NEARLY_ALL and looks_like_glass(thumbnail.pixels, tissue.mask):
+            log.warning(
+                "%s: nearly all of it is taken for tissue, though most has one colour, as glass has; look at overlay.png, "
+                "and say with --tissue=FILE where tissue is",
+                printable(entry.slide.name),
+            )
+        return tissue
 
     def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop):
         """Writes the results, each whole or not at all; returns their names."""
