@@ -40,7 +40,7 @@ from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
 from bcss_jax.slides.slide_folder import Done, note_failure
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
-from bcss_jax.slides.slide_model import SlideModel, model_of_run
+from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.tiles import printable
 
 ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
@@ -182,6 +182,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
                 f"--window={window}: {model.name} was exported for windows of {model.window}; leave it out"
             )
         if window != model.window:
+            check_window(model, window)
             logging.getLogger("bcss_jax").warning(
                 "--window=%d: %s was trained on images of %d pixels; others can change what it says",
                 window,

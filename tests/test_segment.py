@@ -109,6 +109,31 @@ def test_other_settings_are_refused_and_may_replace(runs, slide, tmp_path, capsy
     assert summary_of(tmp_path / "case")["identity"]["settings"]["overlap"] == 0.5
 
 
+def test_a_window_that_the_network_does_not_take_leaves_nothing_behind(runs, slide, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(f"slide\n{slide}\n")
+    for slides in (f"--slide={slide}", f"--slides={tmp_path / 'list.csv'}"):
+        assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'out'}", "--window=1", *EVERYTHING) == 2
+        assert re.search("--window=1: one does not take such windows .*too few.* leave it out", one_line(capsys))
+        assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_may_replace_what_has_no_labels_yet(runs, slide, tmp_path, capsys, monkeypatch):
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.labelling, "label_slide", killed)
+        with pytest.raises(Killed):
+            command(runs[0], slide, tmp_path, "--overlap=0.5")
+    labels = tmp_path / "case" / ".work" / "labels"
+    assert labels.is_dir()
+    (labels / "row-000000").write_bytes(b"hours of work")
+    assert command(runs[0], slide, tmp_path) == 2
+    assert "results of other settings" in one_line(capsys)
+    (labels / "row-000000").unlink()
+    assert command(runs[0], slide, tmp_path) == 0
+
+
 def test_files_of_something_else_are_never_touched(runs, slide, tmp_path, capsys):
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "thesis.docx").write_text("years of work")

@@ -99,11 +99,9 @@ class SlideFolder:
         """Raises ConfigError if the folder holds results of another identity, or files of something else."""
         self._refuse_foreign()
         before = self._identity_there()
-        status, content = status_of(self.path)
-        # What failed for its input or its settings without labels has nothing that another try could lose.
-        failed = status == "failed" and content.get("exit_code") in (ConfigError.exit_code, DataError.exit_code)
-        failed &= not self.labels.exists()
-        if before is not None and before != self._identity and not failed:
+        # What was begun and has not got a row of labels has nothing that other settings could lose.
+        to_lose = (self.path / "summary.json").exists() or any(self.labels.glob("row-*"))
+        if to_lose and before is not None and before != self._identity:
             raise ConfigError(
                 f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
                 "another --output, take the same settings, or replace them with --overwrite"
