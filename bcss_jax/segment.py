@@ -5,7 +5,8 @@
 
 Each slide gets a folder in `--output` with labels.ome.tif, regions.geojson (QuPath), overlay.png and summary.json. Label
 scheme and um per pixel come from the checkpoint. Several checkpoints (--checkpoint=a,b) get a folder each in that of the
-slide, and a picture that compares them. The same command goes on where it was stopped, and computes no slide twice.
+slide, and a picture that compares them. The same command goes on where it was stopped, and computes no slide twice; with
+--overwrite too: it computes all slides anew until it has come to its end once, however often it is stopped before.
 Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv says why), 75 stopped on
 request.
 """
@@ -37,8 +38,9 @@ from bcss_jax.sharding import make_mesh
 from bcss_jax.slides import batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.slide_folder import Done, note_failure
+from bcss_jax.slides.slide_folder import note_failure
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.tiles import printable
@@ -97,6 +99,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     if not args.overwrite:
         _refuse_other_results(entries, segmenters, folders)
+    overwriting = Overwriting(args.output, _part(args)) if args.overwrite else None
     interruption.begin()
     failures, busy = {}, {}
     waiting = collections.deque(enumerate(entries, 1))
@@ -106,7 +109,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         if interruption.requested:
             raise Preempted(f"stopped before {name}; the same command goes on from there")
         try:
-            _segment(entry, f"{number}/{len(entries)} ", segmenters, folders[entry], args, interruption)
+            _segment(entry, f"{number}/{len(entries)} ", segmenters, folders[entry], args, overwriting, interruption)
         except (Preempted, StorageError) as error:
             if not isinstance(error, InUseError) or whole is None:
                 raise  # the next slide would fail too
@@ -115,6 +118,8 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             busy[entry] = error
         except Exception as error:
             if whole is None or (args.debug and not isinstance(error, UserError)):
+                if overwriting and isinstance(error, UserError):
+                    overwriting.end()
                 raise
             if not isinstance(error, UserError):  # one slide shall not cost the others
                 error = DataError(f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where")
@@ -125,6 +130,8 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             busy.pop(entry, None)
         if whole is not None:
             batch_summary.write(args.output, whole, len(segmenters) > 1)
+    if overwriting and not busy:
+        overwriting.end()
     if whole is not None:
         done = len(entries) - len(failures) - len(busy)
         print(f"\n{done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
@@ -160,6 +167,11 @@ def _single(args) -> Entry:
     if args.shard is not None:
         raise ConfigError("--shard is a part of a list; give the list with --slides=list.csv")
     return Entry(args.slide, args.mpp, _tissue_file(args), None if args.truth is None else str(args.truth))
+
+
+def _part(args) -> str:
+    """What of the output this command is at work on: names the notes of what it has overwritten."""
+    return f"slide-{folder_name(args.slide)}" if args.slides is None else (args.shard or "0/1").replace("/", "of")
 
 
 def _tissue_file(args) -> str | None:
@@ -255,15 +267,14 @@ def _refuse_other_results(entries, segmenters, folders):
                 pass  # the slide is not there; said when its turn comes
 
 
-def _segment(entry, place, segmenters, paths, args, interruption) -> None:
-    summaries, new = [], False
+def _segment(entry, place, segmenters, paths, args, overwriting, interruption) -> None:
+    summaries = []
     for segmenter, path in zip(segmenters, paths, strict=True):
-        summary, done = segmenter.segment(entry, path, args.overwrite, interruption)
+        summary, done = segmenter.segment(entry, path, overwriting, interruption)
         print(batch_summary.line(summary, place if args.slides else "", path, done), flush=True)
         summaries.append(summary)
-        new |= done is not Done.BEFORE
     picture = paths[0].parent / "comparison.png"
-    if len(segmenters) > 1 and (new or not picture.exists()):
+    if len(segmenters) > 1 and not comparison.is_current(picture, paths):
         with workdir.locked(picture.parent):
             comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
     if len(segmenters) > 1:

@@ -21,6 +21,7 @@ from slides_small import tissue_picture, write_run
 from bcss_jax import segment, workdir
 from bcss_jax.slides import segment_slide
 from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.tissue_file import read_tissue
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
@@ -530,7 +531,7 @@ def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
     def killed(*_):
         raise Killed
 
-    class Clock(segment_slide._Clock):
+    class Clock(segment_slide.StageClock):
         def lap(self, name):
             super().lap(name)
             if name == place:
@@ -540,7 +541,7 @@ def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
         if place in ("finish", "forget_work"):
             patch.setattr(segment_slide.SlideFolder, place, killed)
         else:
-            patch.setattr(segment_slide, "_Clock", Clock)
+            patch.setattr(segment_slide, "StageClock", Clock)
         with pytest.raises(Killed):
             command(runs[0], slide, tmp_path, "--probabilities")
     if place != "forget_work":
@@ -551,6 +552,112 @@ def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
     (tmp_path / "case" / "overlay.png").unlink()  # what is missing is made again
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(tmp_path / "case") == contents(finished)
+
+
+@pytest.fixture
+def three(runs, tmp_path):
+    """Options of a command for a list of three slides, which are done, and for one that takes them two by two."""
+    for number in range(3):
+        slide_files.tiled(tmp_path / f"{number}.tif", tissue_picture(40, 40, seed=number)[0])
+    (tmp_path / "list.csv").write_text("slide\n0.tif\n1.tif\n2.tif\n")
+    options = [f"--slides={tmp_path / 'list.csv'}", "--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}"]
+    options.append(f"--output={tmp_path / 'out'}")
+    assert call(*options) == 0
+    return options
+
+
+def stamps(output):
+    """When the labels of each slide were written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in output.glob("*/labels.ome.tif")}
+
+
+def notes(output):
+    return [path.name for path in output.glob(".overwrite-*")]
+
+
+@pytest.mark.parametrize("shard", (None, "0/1"))
+def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, capsys, monkeypatch, shard):
+    options = [*three, "--overwrite", *([] if shard is None else [f"--shard={shard}"])]
+    before, begun = stamps(tmp_path / "out"), []
+
+    def killed_at_the_second(*arguments, **others):
+        begun.append(others["label"])
+        if len(begun) == 2:
+            raise Killed
+        return label_slide(*arguments, **others)
+
+    label_slide = segment_slide.labelling.label_slide
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.labelling, "label_slide", killed_at_the_second)
+        with pytest.raises(Killed):
+            call(*options)
+    assert notes(tmp_path / "out") == [".overwrite-0of1"]
+    first = stamps(tmp_path / "out")
+    assert first["0"] > before["0"] and first["2"] == before["2"] and "1" not in first
+    half = tmp_path / "out" / "1" / ".work" / "labels"
+    (half / "mark").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "forget_work", lambda _: None)  # to see what was gone on with
+        assert call(*options) == 0
+    capsys.readouterr()
+    after = stamps(tmp_path / "out")
+    assert (half / "mark").exists() and after["0"] == first["0"] and after["2"] > before["2"]
+    assert not notes(tmp_path / "out")
+    assert call(*options) == 0  # it came to its end: the next one begins anew
+    assert "done before" not in capsys.readouterr().out
+    assert all(time > after[name] for name, time in stamps(tmp_path / "out").items())
+
+
+def test_an_overwrite_that_goes_on_with_other_settings_replaces_what_it_had_done(three, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise Killed
+
+    (tmp_path / "list.csv").write_text("slide\n0.tif\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.results, "write", stopped)
+        with pytest.raises(Killed):
+            call(*three, "--overwrite")
+    assert notes(tmp_path / "out")
+    assert call(*three, "--overwrite", "--overlap=0.5") == 0 and not notes(tmp_path / "out")
+    assert summary_of(tmp_path / "out" / "0")["identity"]["settings"]["overlap"] == 0.5
+
+
+def test_an_overwrite_ends_also_where_slides_fail_and_for_each_slide_by_itself(three, runs, tmp_path, monkeypatch):
+    (tmp_path / "1.tif").write_text("no slide any more")
+    assert call(*three, "--overwrite") == 6 and not notes(tmp_path / "out")
+    one = (f"--slide={tmp_path / '0.tif'}", *three[1:], "--overwrite")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            call(*one)
+    assert notes(tmp_path / "out") == [".overwrite-slide-0"]
+    assert call(*one) == 0 and not notes(tmp_path / "out")
+
+
+def test_half_a_note_names_no_folder(tmp_path):
+    notes = Overwriting(tmp_path, "0of1")
+    assert not notes.has_made_way(tmp_path / "case1")
+    (tmp_path / ".overwrite-0of1").write_text('\n"case10"\n\n"case1')
+    notes.note(tmp_path / "case7" / "unet")
+    assert [notes.has_made_way(tmp_path / name) for name in ("case10", "case1", "case7/unet", "case7")] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    notes.end()
+    notes.end()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_older_than_the_results_is_drawn_anew(runs, slide, tmp_path, monkeypatch):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path) == 0
+    picture = tmp_path / "case" / "comparison.png"
+    drawn = picture.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(segment.comparison, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            command(both, slide, tmp_path, "--overwrite")
+    assert command(both, slide, tmp_path, "--overwrite") == 0
+    assert picture.stat().st_mtime_ns > drawn
 
 
 def contents(folder):

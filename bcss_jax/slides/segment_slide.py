@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import resource
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from bcss_jax.slides.blend import weights_of
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.domain import out_of_domain
 from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import Block, ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
@@ -29,6 +29,7 @@ from bcss_jax.slides.seams import seam_score
 from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprint, forget_failure, note_failure
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
+from bcss_jax.slides.stage_clock import StageClock
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.slides.tissue import Tissue, tissue_by_colour
 from bcss_jax.slides.tissue_file import read_tissue
@@ -96,13 +97,15 @@ class SlideSegmenter:
         }
         return SlideFolder(path, identity)
 
-    def segment(self, entry: Entry, path: Path, overwrite: bool, interruption: Interruption) -> tuple[dict, Done]:
+    def segment(
+        self, entry: Entry, path: Path, overwriting: Overwriting | None, interruption: Interruption
+    ) -> tuple[dict, Done]:
         """Segments a slide, going on where that was stopped, and scores it if there is a truth.
 
         Args:
           entry: the slide.
           path: folder of its results.
-          overwrite: results that are there make way.
+          overwriting: results make way that were there before it began; None: nothing does.
           interruption: active; tells when to stop.
 
         Returns:
@@ -117,9 +120,12 @@ class SlideSegmenter:
             except DataError as error:
                 note_failure(path, error)
                 raise
-            summary, done = None if overwrite else folder.finished(), Done.BEFORE
+            anew = overwriting is not None and not overwriting.has_made_way(path)
+            summary, done = None if anew else folder.finished(), Done.BEFORE
             if summary is None:
-                folder.begin(overwrite)
+                folder.begin(replace=overwriting is not None, anew=anew)
+                if anew:
+                    overwriting.note(path)
             try:
                 if summary is None:
                     with _memory_errors(printable(entry.slide.name)):
@@ -150,7 +156,7 @@ class SlideSegmenter:
         return summary
 
     def _segment(self, entry, folder, interruption):
-        clock = _Clock()
+        clock = StageClock()
         settings, model, name = self._settings, self.model, printable(entry.slide.name)
         # The pool ends first: what is still read for the overlay ends with it.
         with ThreadPoolExecutor(1) as beside, ReaderPool(entry.slide, self._readers) as pool:
@@ -246,6 +252,7 @@ class SlideSegmenter:
 
     def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop):
         """Writes the results, each whole or not at all; returns their names."""
+        # At the same time as pyramid and overlay.
         clock.seconds["tracing"] = results.write(
             folder.path,
             store,
@@ -261,23 +268,6 @@ class SlideSegmenter:
             stop=stop,
         )
         return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
-
-
-class _Clock:
-    """Seconds of the stages that follow one another, and of `tracing` the regions, at the same time as pyramid and overlay."""
-
-    def __init__(self):
-        self.seconds, self._start = {}, time.perf_counter()
-        self._last = self._start
-
-    def lap(self, name):
-        """Ends a stage."""
-        now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
-
-    def total(self):
-        """Since the beginning."""
-        return time.perf_counter() - self._start
 
 
 @contextlib.contextmanager

@@ -107,18 +107,22 @@ class SlideFolder:
                 "another --output, take the same settings, or replace them with --overwrite"
             )
 
-    def begin(self, overwrite: bool) -> None:
+    def begin(self, *, replace: bool, anew: bool) -> None:
         """Makes the folder ready to work in: goes on with labels of this identity, makes way for them otherwise.
 
+        Args:
+          replace: results of another identity make way.
+          anew: those of this one too.
+
         Raises:
-          ConfigError: as `check`; with `overwrite` only for files of something else.
+          ConfigError: as `check`; with `replace` only for files of something else.
           StorageError: it cannot be written.
         """
-        self._refuse_foreign() if overwrite else self.check()
+        self._refuse_foreign() if replace else self.check()
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             # Without the labels they were made from, other results are of no use.
-            if overwrite or _of_labels(_read(self.work / "identity.json")) != self._identity:
+            if anew or _of_labels(_read(self.work / "identity.json")) != self._identity:
                 self._clear(OUTPUTS)
             self._clear(("summary.json", "failure.json"))
             self._clear([left.name for name in OUTPUTS for left in self.path.glob(f".{name}.*")])  # of a killed process
