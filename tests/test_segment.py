@@ -19,7 +19,7 @@ from PIL import Image
 from slides_small import tissue_picture, write_run
 
 from bcss_jax import segment, workdir
-from bcss_jax.slides import segment_slide
+from bcss_jax.slides import segment_slide, slide_folder
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.tissue_file import read_tissue
@@ -287,6 +287,28 @@ def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, m
     assert "scored now" in capsys.readouterr().out
     assert command(runs[0], slide, tmp_path / "later", wrong, "--overlap=0.5") == 2
     assert re.search(r"results of other settings \(settings.overlap differ\)", one_line(capsys))
+
+
+def test_a_truth_or_tissue_that_is_corrected_in_its_middle_is_noticed(runs, slide, tmp_path, capsys, monkeypatch):
+    """Size and ends of a TIFF without compression stay as they are."""
+    monkeypatch.setattr(slide_folder, "HASHED", 1 << 12)
+    mask = np.ones((150, 200), np.uint8)
+    mask[:, :50] = 2
+    options = [f"--{name}={tmp_path / name}.tif" for name in ("truth", "tissue")]
+    for name in ("truth", "tissue"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", mask, photometric="minisblack")
+    assert command(runs[0], slide, tmp_path / "out", *options) == 0
+    before = summary_of(tmp_path / "out" / "case")
+    mask[75, 40:60] = 0
+    tifffile.imwrite(tmp_path / "truth.tif", mask, photometric="minisblack")
+    capsys.readouterr()
+    assert command(runs[0], slide, tmp_path / "out", *options) == 0
+    assert "scored now" in capsys.readouterr().out
+    pixels = [np.sum(each["scores"]["confusion"]["pixels"]) for each in (before, summary_of(tmp_path / "out" / "case"))]
+    assert pixels == [150 * 200, 150 * 200 - 20]
+    tifffile.imwrite(tmp_path / "tissue.tif", mask, photometric="minisblack")
+    assert command(runs[0], slide, tmp_path / "out", *options) == 2
+    assert "results of other settings (files.tissue.sha256 differ)" in one_line(capsys)
 
 
 def test_results_that_were_written_with_the_truth_among_their_settings(runs, slide, masks, tmp_path, capsys):

@@ -26,7 +26,15 @@ from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import Block, ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
 from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprint, forget_failure, note_failure
+from bcss_jax.slides.slide_folder import (
+    FORMAT,
+    Done,
+    SlideFolder,
+    fingerprint,
+    forget_failure,
+    note_failure,
+    whole_fingerprint,
+)
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.stage_clock import StageClock
@@ -87,10 +95,11 @@ class SlideSegmenter:
         Raises:
           DataError: the slide, or a file that belongs to it, is not there.
         """
-        files = {"slide": entry.slide, "tissue": entry.tissue, "truth": entry.truth}
+        others = {"tissue": entry.tissue, "truth": entry.truth}
+        whole = {name: whole_fingerprint(Path(file)) for name, file in others.items() if file is not None}
         identity = {
             "slide": entry.slide.name,
-            "files": {name: fingerprint(Path(file)) for name, file in files.items() if file is not None},
+            "files": {"slide": fingerprint(entry.slide), **whole},
             "mpp": entry.mpp,
             "model": self.model.identity,
             "settings": dataclasses.asdict(self._settings),

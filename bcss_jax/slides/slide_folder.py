@@ -9,9 +9,11 @@ What the labels depend on is their identity. The truth that they are scored agai
 new scores, not new labels.
 """
 
+import contextlib
 import enum
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from bcss_jax.tiles import printable
 from bcss_jax.workdir import storage_errors, write_text
 
 FORMAT = 1  # of summary.json
-HASHED = 1 << 16  # bytes at both ends of a file by which it is known again
+HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again
 OUTPUTS = (
     "labels.ome.tif",
     "regions.geojson",
@@ -173,20 +175,36 @@ class SlideFolder:
 
 
 def fingerprint(path: Path) -> dict:
-    """By which a file is known again without reading all of it: size, and SHA-256 of both ends.
+    """By which a slide is known again without reading all of it: size, and SHA-256 of both ends.
 
     Raises:
       DataError: it cannot be read.
     """
+    with _opened(path) as (file, size):
+        ends = file.read(HASHED)
+        file.seek(max(0, size - HASHED))
+        ends += file.read(HASHED)
+    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
+
+
+def whole_fingerprint(path: Path) -> dict:
+    """By which a mask or regions are known again, which somebody may correct anywhere: size, and SHA-256 of all of it.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    with _opened(path) as (file, size):
+        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """A file that can be read, and its size."""
     try:
-        size = path.stat().st_size
         with open(path, "rb") as file:
-            ends = file.read(HASHED)
-            file.seek(max(0, size - HASHED))
-            ends += file.read(HASHED)
+            yield file, os.fstat(file.fileno()).st_size
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
-    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
 
 
 def note_failure(path: Path, error: UserError) -> None:
