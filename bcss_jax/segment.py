@@ -40,7 +40,7 @@ from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.slide_folder import note_failure
+from bcss_jax.slides.slide_folder import note_failure, refuse_results_of_one
 from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.tiles import printable
@@ -99,6 +99,9 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     if not args.overwrite:
         _refuse_other_results(entries, segmenters, folders)
+    if len(segmenters) > 1:
+        for paths in folders.values():
+            refuse_results_of_one(paths[0].parent)
     overwriting = Overwriting(args.output, _part(args)) if args.overwrite else None
     interruption.begin()
     failures, busy = {}, {}

@@ -135,6 +135,21 @@ def test_other_settings_may_replace_what_has_no_labels_yet(runs, slide, tmp_path
     assert command(runs[0], slide, tmp_path) == 0
 
 
+def test_results_of_one_model_and_of_several_are_not_mixed(runs, slide, tmp_path, capsys):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path / "two") == command(runs[0], slide, tmp_path / "one") == 0
+    capsys.readouterr()
+    for overwrite in ((), ("--overwrite",)):
+        assert command(runs[0], slide, tmp_path / "two", *overwrite) == 2
+        assert re.search(
+            r"two/case holds the results of several models \(one, two\).*another --output", one_line(capsys)
+        )
+        assert command(both, slide, tmp_path / "one", *overwrite) == 2
+        assert re.search("one/case holds the results of one model; name another --output", one_line(capsys))
+    assert not (tmp_path / "one" / "case" / "one").exists()
+    assert not (tmp_path / "two" / "case" / "summary.json").exists()
+
+
 def test_files_of_something_else_are_never_touched(runs, slide, tmp_path, capsys):
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "thesis.docx").write_text("years of work")

@@ -95,11 +95,11 @@ class SlideSegmenter:
         Raises:
           DataError: the slide, or a file that belongs to it, is not there.
         """
-        others = {"tissue": entry.tissue, "truth": entry.truth}
-        whole = {name: whole_fingerprint(Path(file)) for name, file in others.items() if file is not None}
+        files, others = {"slide": fingerprint(entry.slide)}, {"tissue": entry.tissue, "truth": entry.truth}
+        files |= {name: whole_fingerprint(Path(file)) for name, file in others.items() if file is not None}
         identity = {
             "slide": entry.slide.name,
-            "files": {"slide": fingerprint(entry.slide), **whole},
+            "files": files,
             "mpp": entry.mpp,
             "model": self.model.identity,
             "settings": dataclasses.asdict(self._settings),

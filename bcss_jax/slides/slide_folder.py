@@ -138,6 +138,12 @@ class SlideFolder:
             return  # a folder of ours, to which somebody may have added files
         with storage_errors(self.path):
             found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        models = [name for name in found if is_of_slide(self.path / name)]
+        if models:
+            raise ConfigError(
+                f"{self.path} holds the results of several models ({', '.join(models[:5])}), each in a folder of its own; "
+                "name another --output for one alone"
+            )
         others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
         if others:
             raise ConfigError(
@@ -220,6 +226,12 @@ def forget_failure(path: Path) -> None:
     """Takes away what `note_failure` wrote."""
     with storage_errors(path):
         (path / "failure.json").unlink(missing_ok=True)
+
+
+def refuse_results_of_one(path: Path) -> None:
+    """Raises ConfigError if a slide's folder, which is to hold one of each model, holds the results of a single one."""
+    if any((path / name).exists() for name in ("summary.json", ".work")):
+        raise ConfigError(f"{path} holds the results of one model; name another --output for several")
 
 
 def status_of(path: Path) -> tuple[str, dict]:
