@@ -103,7 +103,31 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         for paths in folders.values():
             refuse_results_of_one(paths[0].parent)
     overwriting = Overwriting(args.output, _part(args)) if args.overwrite else None
+
+    def work(entry, place=""):
+        _segment(entry, place, segmenters, folders[entry], args, overwriting, interruption)
+
     interruption.begin()
+    if whole is None:
+        try:
+            work(entries[0])
+        except UserError as error:
+            if overwriting and not isinstance(error, (Preempted, StorageError)):
+                overwriting.end()
+            raise
+        failures, busy = {}, {}
+    else:
+        with batch_summary.kept_up(args.output, whole, len(segmenters) > 1) as after_slide:
+            failures, busy = _batch(entries, folders, work, after_slide, args.debug, interruption)
+        done = len(entries) - len(failures) - len(busy)
+        print(f"\n{done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
+    if overwriting and not busy:
+        overwriting.end()
+    _conclude(args, entries, failures, busy)
+
+
+def _batch(entries, folders, work, after_slide, debug, interruption) -> tuple[dict, dict]:
+    """Works on the slides one after another. Returns the errors of those that failed, and of those in use elsewhere."""
     failures, busy = {}, {}
     waiting = collections.deque(enumerate(entries, 1))
     while waiting:
@@ -112,33 +136,26 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         if interruption.requested:
             raise Preempted(f"stopped before {name}; the same command goes on from there")
         try:
-            _segment(entry, f"{number}/{len(entries)} ", segmenters, folders[entry], args, overwriting, interruption)
-        except (Preempted, StorageError) as error:
-            if not isinstance(error, InUseError) or whole is None:
-                raise  # the next slide would fail too
+            work(entry, f"{number}/{len(entries)} ")
+        except InUseError as error:
             if entry not in busy:
                 waiting.append((number, entry))  # once more when the others are done
             busy[entry] = error
+        except (Preempted, StorageError):
+            raise  # the next slide would fail too
         except Exception as error:
-            if whole is None or (args.debug and not isinstance(error, UserError)):
-                if overwriting and isinstance(error, UserError):
-                    overwriting.end()
+            if debug and not isinstance(error, UserError):
                 raise
             if not isinstance(error, UserError):  # one slide shall not cost the others
                 error = DataError(f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where")
                 note_failure(folders[entry][0], error)
             print(f"failed: {error}", file=sys.stderr, flush=True)
             failures[entry] = error
+            busy.pop(entry, None)
         else:
             busy.pop(entry, None)
-        if whole is not None:
-            batch_summary.write(args.output, whole, len(segmenters) > 1)
-    if overwriting and not busy:
-        overwriting.end()
-    if whole is not None:
-        done = len(entries) - len(failures) - len(busy)
-        print(f"\n{done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
-    _conclude(args, entries, failures, busy)
+        after_slide()
+    return failures, busy
 
 
 def _conclude(args, entries, failures, busy):
@@ -274,7 +291,7 @@ def _segment(entry, place, segmenters, paths, args, overwriting, interruption) -
     summaries = []
     for segmenter, path in zip(segmenters, paths, strict=True):
         summary, done = segmenter.segment(entry, path, overwriting, interruption)
-        print(batch_summary.line(summary, place if args.slides else "", path, done), flush=True)
+        print(batch_summary.line(summary, place, path, done), flush=True)
         summaries.append(summary)
     picture = paths[0].parent / "comparison.png"
     if len(segmenters) > 1 and not comparison.is_current(picture, paths):

@@ -19,6 +19,7 @@ from PIL import Image
 from slides_small import tissue_picture, write_run
 
 from bcss_jax import segment, workdir
+from bcss_jax.errors import Preempted, StorageError
 from bcss_jax.slides import segment_slide, slide_folder
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.overwriting import Overwriting
@@ -643,6 +644,36 @@ def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, caps
     assert call(*options) == 0  # it came to its end: the next one begins anew
     assert "done before" not in capsys.readouterr().out
     assert all(time > after[name] for name, time in stamps(tmp_path / "out").items())
+
+
+def rows_of(output):
+    with open(output / "summary.csv", newline="") as file:
+        return [row["status"] for row in csv.DictReader(file)]
+
+
+def test_the_table_of_a_list_is_not_written_after_each_slide_but_at_the_end(three, tmp_path, monkeypatch):
+    """However it ends: it looks into all folders, those of other shards too."""
+    written, write = [], segment.batch_summary.write
+    monkeypatch.setattr(segment.batch_summary, "write", lambda *arguments: written.append(write(*arguments)))
+    assert call(*three) == 0
+    assert len(written) == 1 and rows_of(tmp_path / "out") == ["done"] * 3
+    monkeypatch.setattr(segment.batch_summary, "EVERY_S", 0)
+    assert call(*three) == 0
+    assert len(written) == 1 + 3 + 1
+
+
+@pytest.mark.parametrize("error, code", ((Preempted("stopped"), 75), (StorageError("no space"), 5)))
+def test_the_table_of_a_list_tells_what_was_done_before_it_was_stopped(three, tmp_path, monkeypatch, error, code):
+    def stopped(*arguments, label, **others):
+        if label == "1.tif":
+            raise error
+        return label_slide(*arguments, label=label, **others)
+
+    label_slide = segment_slide.labelling.label_slide
+    (tmp_path / "out" / "summary.csv").unlink()
+    monkeypatch.setattr(segment_slide.labelling, "label_slide", stopped)
+    assert call(*three, "--overwrite") == code
+    assert rows_of(tmp_path / "out") == ["done", "pending" if code == 75 else "failed", "done"]
 
 
 def test_an_overwrite_that_goes_on_with_other_settings_replaces_what_it_had_done(three, tmp_path, monkeypatch):

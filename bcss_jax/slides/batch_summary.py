@@ -6,12 +6,16 @@ import fcntl
 import io
 import os
 import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bcss_jax.errors import StorageError
 from bcss_jax.slides.slide_folder import Done, is_of_slide, reason_of, status_of
 from bcss_jax.slides.slide_list import Entry, folder_name
 from bcss_jax.workdir import storage_errors, write_text
 
+EVERY_S = 30.0  # between two writings of summary.csv
 COLUMNS = (
     "slide",
     "model",
@@ -48,6 +52,39 @@ def line(summary: dict, place: str, path: Path, done: Done) -> str:
         parts.append("done before" if done is Done.BEFORE else f"{summary['seconds']['total']:.1f} s")
     mpp = f"{slide['mpp'][0]:.4g} um/px, segmented at {model['mpp']:.4g}"
     return f"{place}{slide['name']} ({mpp}) by {model['name']}: {'; '.join(parts)}\n  look at: {path / 'overlay.png'}"
+
+
+@contextlib.contextmanager
+def kept_up(output: Path, entries: list[Entry], several: bool) -> Iterator[Callable[[], None]]:
+    """Writes summary.csv while slides are segmented, and at the end, also when that is an error or a request to stop.
+
+    Args:
+      output: as the others, of `write`.
+      entries: the whole list.
+      several: there is a folder for each model.
+
+    Yields:
+      To be called after each slide: writes it unless that was done within the last `EVERY_S` seconds, because it looks
+      into the folder of every slide.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    last = time.monotonic()
+
+    def after_slide():
+        nonlocal last
+        if time.monotonic() - last >= EVERY_S:
+            write(output, entries, several)
+            last = time.monotonic()
+
+    try:
+        yield after_slide
+    except Exception:
+        with contextlib.suppress(StorageError):  # what ended it matters more
+            write(output, entries, several)
+        raise
+    write(output, entries, several)
 
 
 def write(output: Path, entries: list[Entry], several: bool) -> None:
