@@ -26,6 +26,7 @@ from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.tissue_file import read_tissue
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
+OF_THE_SESSION = ("seconds", "peak_memory_mb", "resumed")  # in a summary, what a clock and the machine give
 # 0.05 mm on a side: all of it is below the size of dust.
 EVERYTHING = ("--tissue=all", "--min_area_um2=0")
 
@@ -274,7 +275,7 @@ def masks(finished, tmp_path):
 
 def without_time(folder):
     found = summary_of(folder)
-    return {name: value for name, value in found.items() if name not in ("seconds", "peak_memory_mb")}
+    return {name: value for name, value in found.items() if name not in OF_THE_SESSION}
 
 
 def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, masks, tmp_path, capsys, monkeypatch):
@@ -728,6 +729,24 @@ def test_a_comparison_older_than_the_results_is_drawn_anew(runs, slide, tmp_path
     assert picture.stat().st_mtime_ns > drawn
 
 
+def test_seconds_of_a_slide_that_was_gone_on_with_are_told_to_be_of_the_last_session(
+    runs, slide, finished, tmp_path, capsys, monkeypatch
+):
+    def stopped(*_, **__):
+        raise Preempted("stopped")
+
+    (tmp_path / "list.csv").write_text(f"slide\n{slide}\n")
+    options = (f"--slides={tmp_path / 'list.csv'}", f"--checkpoint={runs[0]}", f"--output={tmp_path}", "--readers=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.results, "write", stopped)
+        assert call(*options, *EVERYTHING) == 75
+    assert call(*options, *EVERYTHING) == 0
+    assert re.search(r"; \d+\.\d s, since it was gone on with\n", capsys.readouterr().out)
+    assert summary_of(tmp_path / "case")["resumed"] is True and summary_of(finished)["resumed"] is False
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert [row["resumed"] for row in csv.DictReader(file)] == ["yes"]
+
+
 def contents(folder):
     """Bytes of all results; of the summary without what a clock and the machine give."""
     found = {}
@@ -735,7 +754,7 @@ def contents(folder):
         if path.is_file() and path.name not in (".lock", "summary.json"):
             found[path.relative_to(folder)] = path.read_bytes()
     summary = summary_of(folder)
-    return found, {name: value for name, value in summary.items() if name not in ("seconds", "peak_memory_mb")}
+    return found, {name: value for name, value in summary.items() if name not in OF_THE_SESSION}
 
 
 def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):

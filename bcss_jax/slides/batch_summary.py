@@ -26,6 +26,7 @@ COLUMNS = (
     "tumor_stroma_ratio",
     "unreadable_mm2",
     "seconds",
+    "resumed",
 )
 
 
@@ -48,8 +49,11 @@ def line(summary: dict, place: str, path: Path, done: Done) -> str:
     model, slide = summary["model"], summary["slide"]
     if done is Done.SCORED:
         parts.append(f"scored now in {summary['seconds']['scores']:.1f} s, not computed again")
+    elif done is Done.BEFORE:
+        parts.append("done before")
     else:
-        parts.append("done before" if done is Done.BEFORE else f"{summary['seconds']['total']:.1f} s")
+        since = ", since it was gone on with" if summary["resumed"] else ""
+        parts.append(f"{summary['seconds']['total']:.1f} s{since}")
     mpp = f"{slide['mpp'][0]:.4g} um/px, segmented at {model['mpp']:.4g}"
     return f"{place}{slide['name']} ({mpp}) by {model['name']}: {'; '.join(parts)}\n  look at: {path / 'overlay.png'}"
 
@@ -125,6 +129,7 @@ def _table(output: Path, entries: list[Entry], several: bool) -> str:
                     "tumor_stroma_ratio": _number(content["tumor_stroma_ratio"]),
                     "unreadable_mm2": _number(content["unreadable_area_mm2"]),
                     "seconds": _number(content["seconds"]["total"]),
+                    "resumed": "yes" if content.get("resumed") else "no",
                 }
                 here = {f"{each['name']}_mm2": _number(each["area_mm2"]) for each in content["classes"]}
                 areas |= dict.fromkeys(here)

@@ -26,15 +26,7 @@ from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import Block, ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
 from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import (
-    FORMAT,
-    Done,
-    SlideFolder,
-    fingerprint,
-    forget_failure,
-    note_failure,
-    whole_fingerprint,
-)
+from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.stage_clock import StageClock
@@ -95,11 +87,9 @@ class SlideSegmenter:
         Raises:
           DataError: the slide, or a file that belongs to it, is not there.
         """
-        files, others = {"slide": fingerprint(entry.slide)}, {"tissue": entry.tissue, "truth": entry.truth}
-        files |= {name: whole_fingerprint(Path(file)) for name, file in others.items() if file is not None}
         identity = {
             "slide": entry.slide.name,
-            "files": files,
+            "files": fingerprints(entry.slide, tissue=entry.tissue, truth=entry.truth),
             "mpp": entry.mpp,
             "model": self.model.identity,
             "settings": dataclasses.asdict(self._settings),
@@ -194,6 +184,7 @@ class SlideSegmenter:
                 if not probabilities.kept:
                     folder.forget_labels()
             store = TileStore(folder.labels, grid.width, grid.height)
+            resumed = store.has_row(0)  # rows are written from the first one on
             seconds = labelling.label_slide(
                 pool,
                 tissue,
@@ -244,6 +235,7 @@ class SlideSegmenter:
             "windows": {"computed": int(tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
             "seams": seam_score(labelling.seam_counts(store)),
             "files": files,
+            "resumed": resumed,  # with labels of before it was stopped, so that seconds are those of the last session alone
             "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "versions": versions(),

@@ -180,27 +180,29 @@ class SlideFolder:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def fingerprint(path: Path) -> dict:
-    """By which a slide is known again without reading all of it: size, and SHA-256 of both ends.
+def fingerprints(slide: Path, **others: str | None) -> dict[str, dict]:
+    """By which a slide and its files are known again.
+
+    Args:
+      slide: by its size, and the SHA-256 of both ends, without reading all of it.
+      **others: masks and regions, which somebody may correct anywhere: by size, and the SHA-256 of all of it.
+
+    Returns:
+      Of `slide`, and of those others that are there.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: one cannot be read.
     """
-    with _opened(path) as (file, size):
+    with _opened(slide) as (file, size):
         ends = file.read(HASHED)
         file.seek(max(0, size - HASHED))
         ends += file.read(HASHED)
-    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
-
-
-def whole_fingerprint(path: Path) -> dict:
-    """By which a mask or regions are known again, which somebody may correct anywhere: size, and SHA-256 of all of it.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    with _opened(path) as (file, size):
-        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    found = {"slide": {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}}
+    for name, path in others.items():
+        if path is not None:
+            with _opened(Path(path)) as (file, size):
+                found[name] = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return found
 
 
 @contextlib.contextmanager
