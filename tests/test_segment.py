@@ -1,6 +1,7 @@
 """The command that segments slides: from a checkpoint and files to folders of results, and what it says of bad input."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -757,25 +758,107 @@ def contents(folder):
     return found, {name: value for name, value in summary.items() if name not in OF_THE_SESSION}
 
 
+def rows_in(folder):
+    """Rows of labels that are written of a slide that is not finished."""
+    return [] if (folder / "summary.json").exists() else sorted((folder / ".work" / "labels").glob("row-*"))
+
+
 def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):
-    """Four kills, or as many as the variable KILLS says."""
+    """Four kills, or as many as the variable KILLS says; most while it labels or writes the results."""
+    kills = int(os.environ.get("KILLS", 4))
     pixels, _ = tissue_picture(1700, 600, seed=5)
     slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=256)
     arguments = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={runs[0]}", f"--slide={slide}", "--readers=2"]
     arguments += ["--probabilities", *EVERYTHING]
+
+    def start(output):
+        return subprocess.Popen([*arguments, f"--output={output}"], cwd=ROOT, stdout=-3, stderr=-3)
+
+    def wait_for_rows(folder, process):
+        while not rows_in(folder) and process.poll() is None:
+            time.sleep(0.005)
+
     begin = time.monotonic()
-    subprocess.run([*arguments, f"--output={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True)
+    with start(tmp_path / "whole") as process:
+        wait_for_rows(tmp_path / "whole" / "case", process)
+        first = time.monotonic() - begin
+        assert process.wait() == 0
     length = time.monotonic() - begin
     expected = contents(tmp_path / "whole" / "case")
     rng = np.random.default_rng(0)
-    alive = 0
-    for number in range(int(os.environ.get("KILLS", 4))):
-        output = tmp_path / f"out{number // 2}"  # up to two kills of one and the same run
-        with subprocess.Popen([*arguments, f"--output={output}"], cwd=ROOT, stdout=-3, stderr=-3) as process:
-            time.sleep(rng.uniform(0.3, 1.0) * length)
-            alive += process.poll() is None
+    at_work = 0
+    for number in range(kills):
+        folder = tmp_path / f"out{number // 2}" / "case"  # up to two kills of one and the same run
+        with start(folder.parent) as process:
+            if number % 4 == 3:
+                time.sleep(rng.uniform(0.1, 1.0) * length)
+            elif number % 2:
+                time.sleep(rng.uniform(first, length))
+            else:
+                wait_for_rows(folder, process)
+                time.sleep(rng.uniform(0, length - first))
             process.send_signal(signal.SIGKILL)
-        if number % 2 == 1 or number + 1 == int(os.environ.get("KILLS", 4)):
-            subprocess.run([*arguments, f"--output={output}"], cwd=ROOT, check=True, capture_output=True)
-            assert contents(output / "case") == expected
-    assert alive
+        before = rows_in(folder)
+        at_work += bool(before)
+        if number % 2 == 1 or number + 1 == kills:
+            finished = (folder / "summary.json").exists()
+            subprocess.run([*arguments, f"--output={folder.parent}"], cwd=ROOT, check=True, capture_output=True)
+            assert contents(folder) == expected
+            assert finished or summary_of(folder)["resumed"] is bool(before)  # what was written before is used
+    assert at_work >= (kills / 2 if kills >= 10 else 1)
+
+
+@pytest.fixture(scope="module")
+def tall(tmp_path_factory):
+    """A slide of two rows of tiles."""
+    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", tissue_picture(600, 60)[0])
+
+
+@pytest.fixture(scope="module")
+def tall_finished(runs, tall, tmp_path_factory):
+    output = tmp_path_factory.mktemp("tall") / "out"
+    assert command(runs[0], tall, output) == 0
+    return output / "case"
+
+
+@pytest.mark.parametrize(
+    "name, number, for_good",
+    (
+        ("row-000001", errno.ENOSPC, False),
+        ("row-000001", errno.EROFS, True),
+        ("labels.ome.tif", errno.EDQUOT, True),
+        ("regions.geojson", errno.ENOSPC, False),
+        ("overlay.png", errno.EROFS, True),
+        ("summary.json", errno.ENOSPC, True),
+    ),
+)
+def test_an_output_that_gets_full_or_read_only_ends_with_5_and_the_same_command_goes_on(
+    runs, tall, tall_finished, tmp_path, capsys, monkeypatch, name, number, for_good
+):
+    """From some file on nothing can be written, or that file alone not, so that the failure is noted."""
+    failed, replace = [], os.replace
+
+    def full(source, destination):
+        if os.path.basename(destination) == name or (failed and for_good):
+            failed.append(destination)
+            raise OSError(number, os.strerror(number), str(source), None, str(destination))
+        replace(source, destination)
+
+    folder = tmp_path / "case"
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.os, "replace", full)
+        assert command(runs[0], tall, tmp_path) == 5
+    assert failed and f"cannot be written ({os.strerror(number)})" in one_line(capsys)
+    there = {path.name for path in folder.rglob("*")}
+    assert not there & {name, "summary.json"} and not [each for each in there if each.endswith(".tmp")]
+    assert "row-000000" in there and ("failure.json" in there) is not for_good
+    assert command(runs[0], tall, tmp_path) == 0
+    assert summary_of(folder)["resumed"] and contents(folder) == contents(tall_finished)
+
+
+def test_a_list_ends_with_5_where_nothing_can_be_written(runs, tall, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "list.csv").write_text(f"slide\n{tall}\n")
+    for slides in (f"--slide={tall}", f"--slides={tmp_path / 'list.csv'}"):
+        assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'file' / 'out'}") == 5
+        assert "cannot be written (Not a directory)" in one_line(capsys)
