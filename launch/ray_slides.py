@@ -83,7 +83,7 @@ def _parser():
 
 
 def _run(args: argparse.Namespace, others: list[str]) -> None:
-    output, several = _output(others)
+    output, several, region, others = _parted(others)
     entries = read_list(args.slides)
     if (args.workers is None) == ("RAY_ADDRESS" not in os.environ):
         raise ConfigError(
@@ -99,7 +99,8 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with _cluster(args), Interruption() as interruption:
         interruption.begin()
         try:
-            for entry, outcome in _outcomes(entries, args, others, interruption):
+            tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
+            for entry, outcome in _outcomes(entries, tasks, args, interruption):
                 outcomes[entry] = outcome
                 _report(entry, outcome, f"{len(outcomes)}/{len(entries)}", output, several)
         finally:
@@ -115,14 +116,17 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
         raise Preempted("some slides were stopped again and again; the same command goes on")
 
 
-def _output(others: list[str]) -> tuple[Path, bool]:
-    """The folder of the results, and whether several networks write into it, from the options of segment."""
+def _parted(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
+    """From the options of segment: output, whether several networks write into it, the region to score, and all but that."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     of_one = ("slide", "slides", "shard", "mpp", "truth")
-    for name in ("output", "checkpoint", *of_one):
+    for name in ("output", "checkpoint", "tissue", *of_one):
         parser.add_argument(f"--{name}")
+    scored = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scored.add_argument("--truth_region")
     try:
         found, _ = parser.parse_known_args(others)
+        of_truth, rest = scored.parse_known_args(others)
     except argparse.ArgumentError as error:
         raise ConfigError(f"behind --: {error}") from error
     for name in ("output", "checkpoint"):
@@ -131,7 +135,12 @@ def _output(others: list[str]) -> tuple[Path, bool]:
     for name in of_one:
         if getattr(found, name) is not None:
             raise ConfigError(f"behind --: --{name} is of one slide; the slides come from --slides in front of it")
-    return Path(found.output), "," in found.checkpoint
+    if found.tissue not in (None, "colour", "all"):
+        raise ConfigError(
+            f"behind --: --tissue={found.tissue}: is of one slide; in a list it is the column tissue, beside the words "
+            "colour and all for every slide"
+        )
+    return Path(found.output), "," in found.checkpoint, of_truth.truth_region, rest
 
 
 @contextlib.contextmanager
@@ -152,9 +161,9 @@ def _cluster(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _outcomes(
-    entries: list[Entry], args: argparse.Namespace, others: list[str], interruption: Interruption
+    entries: list[Entry], tasks: list[list[str]], args: argparse.Namespace, interruption: Interruption
 ) -> Iterator[tuple[Entry, Outcome]]:
-    """Each slide with what became of it, as they end. Raises Preempted when asked to stop."""
+    """Each slide with what became of its task, as they end. Raises Preempted when asked to stop."""
     task = ray.remote(
         num_cpus=args.cpus,
         num_gpus=args.gpus,
@@ -162,7 +171,9 @@ def _outcomes(
         retry_exceptions=[InterruptedError],
         scheduling_strategy="SPREAD",
     )(_segment)
-    running = {task.remote([*others, *_of_slide(entry)], os.getcwd(), args.gpus > 0): entry for entry in entries}
+    running = {
+        task.remote(options, os.getcwd(), args.gpus > 0): entry for entry, options in zip(entries, tasks, strict=True)
+    }
     while running:
         if interruption.requested:
             raise Preempted(f"stopped with {len(running)} slides not done; the same command goes on from there")
@@ -176,8 +187,10 @@ def _outcomes(
                 yield entry, Outcome(1, f"its worker failed ({type(error).__name__}: {first_line(error)})")
 
 
-def _of_slide(entry: Entry) -> list[str]:
+def _of_slide(entry: Entry, region: str | None) -> list[str]:
+    """Options of one slide; a region of the truth only where there is one, as in a list of segment."""
     values = {"slide": entry.slide, "mpp": entry.mpp, "tissue": entry.tissue, "truth": entry.truth}
+    values["truth_region"] = None if entry.truth is None else region
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 

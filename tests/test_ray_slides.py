@@ -264,6 +264,8 @@ def test_a_crash_is_noted_for_the_summary(ray_slides, tmp_path, capsys):
         (["--workers=2"], ["--output={tmp}/out"], 2, "behind -- there must be --checkpoint"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--slide=b"], 2, "--slide is of one slide"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"], 2, "--shard is of one slide"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "is the column tissue"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "is the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output"], 2, "behind --: "),
         (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
         (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
@@ -281,6 +283,28 @@ def test_bad_input(ray_slides, tmp_path, capsys, monkeypatch, own, others, code,
     assert ray_slides.main([each.replace("{tmp}", str(tmp_path)) for each in arguments]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("region", (["--truth_region=0,0,9,9"], ["--truth_region", "0,0,9,9"]))
+def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeypatch, region):
+    asked = []
+
+    def outcomes(entries, tasks, *_):
+        asked.extend(tasks)
+        return iter([(entry, ray_slides.Outcome(0, "said")) for entry in entries])
+
+    (tmp_path / "list.csv").write_text("slide,truth,tissue\na.svs,a.png,t.png\nb.svs,,\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(ray_slides, "_outcomes", outcomes)
+    options = ["--checkpoint=x", *region, f"--output={tmp_path / 'o'}", "--tissue=all"]
+    assert ray_slides.main([f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]) == 0
+    common = ["--checkpoint=x", f"--output={tmp_path / 'o'}", "--tissue=all"]
+    of_a = {"slide": "a.svs", "tissue": "t.png", "truth": "a.png"}
+    of_a = [f"--{name}={tmp_path / value}" for name, value in of_a.items()]
+    assert asked == [[*common, *of_a, "--truth_region=0,0,9,9"], [*common, f"--slide={tmp_path / 'b.svs'}"]]
+    for task in asked:  # which segment takes
+        segment._parser().parse_args(task)
 
 
 def test_settings_that_fit_no_slide_end_as_such(ray_slides, tmp_path, monkeypatch, capsys):
