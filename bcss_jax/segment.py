@@ -41,7 +41,7 @@ from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
 from bcss_jax.slides.slide_folder import note_failure, refuse_results_of_one
-from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
+from bcss_jax.slides.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.tiles import printable
 
@@ -64,7 +64,8 @@ def _parser():
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of a run")
     slides = parser.add_mutually_exclusive_group(required=True)
     slides.add_argument("--slide", type=Path, help="SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
-    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and perhaps mpp, tissue, truth")
+    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and perhaps mpp, tissue, truth, name")
+    add("--name", help="of the slide's folder in --output; that of its file without ending if not given")
     add("--shard", help="i/n: of a list every n-th slide, from the i-th (0 to n-1) on, for job arrays")
     add("--output", required=True, type=Path, help="folder of the results")
     add("--mpp", type=float, help="um per level-0 pixel, if the slide's own is missing or wrong")
@@ -102,7 +103,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     if len(segmenters) > 1:
         for paths in folders.values():
             refuse_results_of_one(paths[0].parent)
-    overwriting = Overwriting(args.output, _part(args)) if args.overwrite else None
+    overwriting = Overwriting(args.output, _part(args, entries)) if args.overwrite else None
 
     def work(entry, place=""):
         _segment(entry, place, segmenters, folders[entry], args, overwriting, interruption)
@@ -176,7 +177,7 @@ def _conclude(args, entries, failures, busy):
 
 def _list(args) -> list[Entry]:
     """All slides of the list, those of other shards too."""
-    given = {"mpp": args.mpp, "truth": args.truth, "tissue": _tissue_file(args)}
+    given = {"mpp": args.mpp, "truth": args.truth, "tissue": _tissue_file(args), "name": args.name}
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f"--{name}={value}: is of one slide; in a list it is the column {name} of {args.slides}")
@@ -186,12 +187,17 @@ def _list(args) -> list[Entry]:
 def _single(args) -> Entry:
     if args.shard is not None:
         raise ConfigError("--shard is a part of a list; give the list with --slides=list.csv")
-    return Entry(args.slide, args.mpp, _tissue_file(args), None if args.truth is None else str(args.truth))
+    try:
+        check_name(args.name)
+    except ValueError as error:
+        raise ConfigError(f"--name: {error}") from error
+    truth = None if args.truth is None else str(args.truth)
+    return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 
 
-def _part(args) -> str:
+def _part(args, entries) -> str:
     """What of the output this command is at work on: names the notes of what it has overwritten."""
-    return f"slide-{folder_name(args.slide)}" if args.slides is None else (args.shard or "0/1").replace("/", "of")
+    return f"slide-{entries[0].folder}" if args.slides is None else (args.shard or "0/1").replace("/", "of")
 
 
 def _tissue_file(args) -> str | None:
@@ -273,7 +279,7 @@ def _region(text):
 
 
 def _folders(output, entry, segmenters) -> list[Path]:
-    folder = output / folder_name(entry.slide)
+    folder = output / entry.folder
     return [folder] if len(segmenters) == 1 else [folder / each.model.name for each in segmenters]
 
 

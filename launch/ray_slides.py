@@ -39,7 +39,7 @@ from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, Sto
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import batch_summary
 from bcss_jax.slides.slide_folder import note_failure, status_of
-from bcss_jax.slides.slide_list import Entry, folder_name, read_list
+from bcss_jax.slides.slide_list import Entry, read_list
 from bcss_jax.tiles import printable
 from bcss_jax.workdir import storage_errors
 
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
 def _parted(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
     """From the options of segment: output, whether several networks write into it, the region to score, and all but that."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    of_one = ("slide", "slides", "shard", "mpp", "truth")
+    of_one = ("slide", "slides", "shard", "mpp", "truth", "name")
     for name in ("output", "checkpoint", "tissue", *of_one):
         parser.add_argument(f"--{name}")
     scored = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -189,7 +189,7 @@ def _outcomes(
 
 def _of_slide(entry: Entry, region: str | None) -> list[str]:
     """Options of one slide; a region of the truth only where there is one, as in a list of segment."""
-    values = {"slide": entry.slide, "mpp": entry.mpp, "tissue": entry.tissue, "truth": entry.truth}
+    values = entry._asdict()
     values["truth_region"] = None if entry.truth is None else region
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
@@ -223,7 +223,7 @@ def _report(entry: Entry, outcome: Outcome, place: str, output: Path, several: b
         return
     reason = outcome.said.removeprefix("error: ") or f"ended with exit code {outcome.code}"
     print(f"{place} {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr, flush=True)
-    folder = output / folder_name(entry.slide)
+    folder = output / entry.folder
     # A crash wrote nothing down. What another try with better settings may find is left as it is.
     noted = several or status_of(folder)[0] != "pending" or outcome.code == Preempted.exit_code
     if not noted:

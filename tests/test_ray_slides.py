@@ -293,7 +293,7 @@ def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeyp
         asked.extend(tasks)
         return iter([(entry, ray_slides.Outcome(0, "said")) for entry in entries])
 
-    (tmp_path / "list.csv").write_text("slide,truth,tissue\na.svs,a.png,t.png\nb.svs,,\n")
+    (tmp_path / "list.csv").write_text("slide,truth,tissue,name\na.svs,a.png,t.png,\nb.svs,,,case b\n")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(ray_slides, "_outcomes", outcomes)
@@ -302,7 +302,10 @@ def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeyp
     common = ["--checkpoint=x", f"--output={tmp_path / 'o'}", "--tissue=all"]
     of_a = {"slide": "a.svs", "tissue": "t.png", "truth": "a.png"}
     of_a = [f"--{name}={tmp_path / value}" for name, value in of_a.items()]
-    assert asked == [[*common, *of_a, "--truth_region=0,0,9,9"], [*common, f"--slide={tmp_path / 'b.svs'}"]]
+    assert asked == [
+        [*common, *of_a, "--truth_region=0,0,9,9"],
+        [*common, f"--slide={tmp_path / 'b.svs'}", "--name=case b"],
+    ]
     for task in asked:  # which segment takes
         segment._parser().parse_args(task)
 

@@ -219,6 +219,23 @@ def test_shards_do_each_slide_once(runs, tmp_path, capsys):
     assert "done before" not in capsys.readouterr().out
 
 
+def test_slides_of_the_same_file_name_get_the_folders_that_are_named(runs, tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / f"case{number}").mkdir()
+        slide_files.tiled(tmp_path / f"case{number}" / "HE.tif", tissue_picture(40, 40, seed=number)[0])
+    (tmp_path / "list.csv").write_text("slide,name\ncase0/HE.tif,first\ncase1/HE.tif,second\n")
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
+    paths = [summary_of(tmp_path / "out" / name)["slide"]["path"] for name in ("first", "second")]
+    assert paths == [str(tmp_path / f"case{number}" / "HE.tif") for number in range(2)]
+    assert rows_of(tmp_path / "out") == ["done"] * 2
+    capsys.readouterr()
+    assert call(f"--slide={tmp_path / 'case1' / 'HE.tif'}", "--name=second", *options) == 0
+    assert "done before" in capsys.readouterr().out
+    assert call(f"--slide={tmp_path / 'case1' / 'HE.tif'}", "--name=../second", *options) == 2
+    assert "--name: expected the name of a folder" in one_line(capsys)
+
+
 def test_glass_alone_gives_an_empty_result(runs, tmp_path):
     slide = slide_files.tiled(tmp_path / "glass.tif", np.full((300, 300, 3), 245, np.uint8))
     assert call(f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1") == 0
@@ -499,6 +516,8 @@ def test_a_folder_that_is_no_run_and_a_slide_that_is_none(runs, slide, tmp_path,
     assert "found no checkpoint" in one_line(capsys)
     assert command(runs[0], tmp_path / "none.svs", tmp_path / "out") == 3
     assert "none.svs" in one_line(capsys)
+    assert command(runs[0], tmp_path, tmp_path / "out") == 3
+    assert "found a folder; name the file itself, of a DICOM slide one of its .dcm files" in one_line(capsys)
     (tmp_path / "text.svs").write_text("no slide")
     assert command(runs[0], tmp_path / "text.svs", tmp_path / "out") == 3
     assert "text.svs" in one_line(capsys)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bcss_jax.errors import StorageError
-from bcss_jax.slides.slide_folder import Done, is_of_slide, reason_of, status_of
-from bcss_jax.slides.slide_list import Entry, folder_name
+from bcss_jax.slides.slide_folder import Done, models_in, reason_of, status_of
+from bcss_jax.slides.slide_list import Entry
 from bcss_jax.workdir import storage_errors, write_text
 
 EVERY_S = 30.0  # between two writings of summary.csv
@@ -115,8 +115,8 @@ def write(output: Path, entries: list[Entry], several: bool) -> None:
 def _table(output: Path, entries: list[Entry], several: bool) -> str:
     rows, areas = [], {}
     for entry in entries:
-        folder = output / folder_name(entry.slide)
-        models = sorted(path for path in folder.glob("*/") if is_of_slide(path)) if several else [folder]
+        folder = output / entry.folder
+        models = models_in(folder) if several else [folder]
         for path in models or [folder]:
             status, content = status_of(path)
             row = dict.fromkeys(COLUMNS, "") | {"slide": str(entry.slide), "status": status, "folder": str(path)}

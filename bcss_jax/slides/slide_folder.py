@@ -211,6 +211,10 @@ def _opened(path):
     try:
         with open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{printable(path)}: expected a file, found a folder; name the file itself, of a DICOM slide one of its .dcm files"
+        ) from error
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
 
@@ -247,6 +251,11 @@ def status_of(path: Path) -> tuple[str, dict]:
 def reason_of(path: Path) -> str:
     """Why the last try of a slide failed, also if it was done before; "" if it did not."""
     return (_read(path / "failure.json") or {}).get("reason", "")
+
+
+def models_in(path: Path) -> list[Path]:
+    """The folders of each model in that of a slide that several were asked about."""
+    return sorted(folder for folder in path.glob("*/") if is_of_slide(folder))
 
 
 def is_of_slide(path: Path) -> bool:
