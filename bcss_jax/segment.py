@@ -12,30 +12,19 @@ request.
 """
 
 import argparse
-import collections
 import logging
 import os
-import sys
 from pathlib import Path
 
 import jax
 
 from bcss_jax import command, workdir
-from bcss_jax.errors import (
-    ConfigError,
-    DataError,
-    InUseError,
-    PartialError,
-    Preempted,
-    StorageError,
-    UserError,
-    first_line,
-)
+from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from bcss_jax.evaluation import trained_run
 from bcss_jax.interruption import Interruption
 from bcss_jax.labels import CODE_BOOKS
 from bcss_jax.sharding import make_mesh
-from bcss_jax.slides import batch_summary, comparison
+from bcss_jax.slides import batch, batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
 from bcss_jax.slides.overwriting import Overwriting
@@ -43,7 +32,6 @@ from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
 from bcss_jax.slides.slide_folder import note_failure, refuse_results_of_one
 from bcss_jax.slides.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
-from bcss_jax.tiles import printable
 
 ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
 MOST_READERS = 8
@@ -105,8 +93,11 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             refuse_results_of_one(paths[0].parent)
     overwriting = Overwriting(args.output, _part(args, entries)) if args.overwrite else None
 
-    def work(entry, place=""):
+    def work(entry, place=""):  # on one slide
         _segment(entry, place, segmenters, folders[entry], args, overwriting, interruption)
+
+    def note(entry, error):
+        note_failure(folders[entry][0], error)
 
     interruption.begin()
     if whole is None:
@@ -116,63 +107,14 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             if overwriting and not isinstance(error, (Preempted, StorageError)):
                 overwriting.end()
             raise
-        failures, busy = {}, {}
+        ended = batch.Ended(1, {}, {})
     else:
         with batch_summary.kept_up(args.output, whole, len(segmenters) > 1) as after_slide:
-            failures, busy = _batch(entries, folders, work, after_slide, args.debug, interruption)
-        done = len(entries) - len(failures) - len(busy)
-        print(f"\n{done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
-    if overwriting and not busy:
+            ended = batch.segment_all(entries, work, note, after_slide, args.debug, interruption)
+        print(f"\n{ended.done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
+    if overwriting and not ended.busy:
         overwriting.end()
-    _conclude(args, entries, failures, busy)
-
-
-def _batch(entries, folders, work, after_slide, debug, interruption) -> tuple[dict, dict]:
-    """Works on the slides one after another. Returns the errors of those that failed, and of those in use elsewhere."""
-    failures, busy = {}, {}
-    waiting = collections.deque(enumerate(entries, 1))
-    while waiting:
-        number, entry = waiting.popleft()
-        name = printable(entry.slide.name)
-        if interruption.requested:
-            raise Preempted(f"stopped before {name}; the same command goes on from there")
-        try:
-            work(entry, f"{number}/{len(entries)} ")
-        except InUseError as error:
-            if entry not in busy:
-                waiting.append((number, entry))  # once more when the others are done
-            busy[entry] = error
-        except (Preempted, StorageError):
-            raise  # the next slide would fail too
-        except Exception as error:
-            if debug and not isinstance(error, UserError):
-                raise
-            if not isinstance(error, UserError):  # one slide shall not cost the others
-                error = DataError(f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where")
-                note_failure(folders[entry][0], error)
-            print(f"failed: {error}", file=sys.stderr, flush=True)
-            failures[entry] = error
-            busy.pop(entry, None)
-        else:
-            busy.pop(entry, None)
-        after_slide()
-    return failures, busy
-
-
-def _conclude(args, entries, failures, busy):
-    """The error that a list ends with, if any."""
-    names = ", ".join(printable(entry.slide.name) for entry in list(failures or busy)[:5])
-    names += ", ..." if len(failures or busy) > 5 else ""
-    if failures:
-        raise PartialError(
-            f"{len(failures)} of {len(entries)} slides failed ({names}); {args.output / 'summary.csv'} says why, and the same "
-            "command tries them again"
-        )
-    if busy:
-        raise Preempted(
-            f"other processes are at work on {len(busy)} of {len(entries)} slides ({names}); run the same command again "
-            "to see them done"
-        )
+    batch.conclude(ended, args.output / "summary.csv")
 
 
 def _list(args) -> list[Entry]:
