@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     if len(segmenters) > 1:
         for paths in folders.values():
             refuse_results_of_one(paths[0].parent)
-    overwriting = Overwriting(args.output, _part(args, entries)) if args.overwrite else None
+    overwriting = _overwriting(args, entries)
 
     def work(entry, place=""):  # on one slide
         _segment(entry, place, segmenters, folders[entry], args, overwriting, interruption)
@@ -137,9 +137,12 @@ def _single(args) -> Entry:
     return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 
 
-def _part(args, entries) -> str:
-    """What of the output this command is at work on: names the notes of what it has overwritten."""
-    return f"slide-{entries[0].folder}" if args.slides is None else (args.shard or "0/1").replace("/", "of")
+def _overwriting(args, entries) -> Overwriting | None:
+    if not args.overwrite:
+        return None
+    if args.slides is None:
+        return Overwriting.of_slide(args.output, entries[0].folder)
+    return Overwriting(args.output, (args.shard or "0/1").replace("/", "of"))
 
 
 def _tissue_file(args) -> str | None:

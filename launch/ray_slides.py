@@ -8,7 +8,7 @@ on a cluster all hosts share it, the slides and the results. With --workers a cl
 this machine, reachable from it alone, and ended again; without it RAY_ADDRESS says where one is. Ray's reports of usage are
 switched off. `pip install -e '.[ray]'` installs it.
 
-The same command goes on where it was stopped, and computes no slide twice. Exit codes: 0 done, 2 settings, 3 the list, 5
+The same command goes on where it was stopped, and computes no slide twice, with --overwrite too. Exit codes: 0 done, 2 settings, 3 the list, 5
 storage, 6 some slides failed (summary.csv in the output says why), 75 stopped on request. Linux.
 """
 
@@ -38,7 +38,8 @@ from bcss_jax import command
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import batch_summary
-from bcss_jax.slides.slide_folder import note_failure, status_of
+from bcss_jax.slides.overwriting import Overwriting
+from bcss_jax.slides.slide_folder import models_in, note_failure, status_of
 from bcss_jax.slides.slide_list import Entry, read_list
 from bcss_jax.tiles import printable
 from bcss_jax.workdir import storage_errors
@@ -95,6 +96,7 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
+    overwriting = [Overwriting.of_slide(output, entry.folder) for entry in entries] if "--overwrite" in others else []
     # Within, because Ray takes the signals for itself when it starts; and signals are noted, not raised into Ray's waiting.
     with _cluster(args), Interruption() as interruption:
         interruption.begin()
@@ -102,10 +104,16 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
             tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
             for entry, outcome in _outcomes(entries, tasks, args, interruption):
                 outcomes[entry] = outcome
+                if overwriting and outcome.code == 0:  # segment has forgotten that it overwrote it: it came to its end
+                    for path in models_in(output / entry.folder) if several else [output / entry.folder]:
+                        Overwriting.of_slide(output, entry.folder).note(path)
                 _report(entry, outcome, f"{len(outcomes)}/{len(entries)}", output, several)
         finally:
             batch_summary.write(output, entries, several)
     codes = [outcome.code for outcome in outcomes.values()]
+    if Preempted.exit_code not in codes:
+        for each in overwriting:
+            each.end()
     failed = [code for code in codes if code not in (0, Preempted.exit_code)]
     print(f"\n{codes.count(0)} of {len(entries)} slides done; {output / 'summary.csv'} lists them")
     if failed == [ConfigError.exit_code] * len(entries):

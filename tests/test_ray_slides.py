@@ -19,6 +19,8 @@ from slides_small import tissue_picture
 from trained_small import write_run
 
 from bcss_jax import export, segment
+from bcss_jax.errors import Preempted
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.slide_folder import status_of
 from bcss_jax.slides.slide_list import Entry
 
@@ -308,6 +310,39 @@ def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeyp
     ]
     for task in asked:  # which segment takes
         segment._parser().parse_args(task)
+
+
+@pytest.mark.parametrize("several", (False, True))
+def test_slides_that_were_overwritten_before_it_was_stopped_are_not_overwritten_again(
+    ray_slides, tmp_path, monkeypatch, several
+):
+    """In place of a cluster: the first slide is done, then the driver is stopped."""
+    folders = [tmp_path / "o" / "a" / model for model in ("x", "y")] if several else [tmp_path / "o" / "a"]
+    for folder in folders:
+        (folder / ".work").mkdir(parents=True)
+    stop = True
+
+    def outcomes(entries, *_):
+        yield entries[0], ray_slides.Outcome(0, "said")
+        if stop:
+            raise Preempted("stopped")
+        yield entries[1], ray_slides.Outcome(3, "failed")
+
+    (tmp_path / "list.csv").write_text("slide\na.svs\nb.svs\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(ray_slides, "_outcomes", outcomes)
+    options = [f"--checkpoint={'x,y' if several else 'x'}", f"--output={tmp_path / 'o'}"]
+    command = [f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]
+
+    def made_way(name):
+        return [Overwriting.of_slide(tmp_path / "o", name).has_made_way(folder) for folder in folders]
+
+    assert ray_slides.main(command) == 75 and not any(made_way("a"))
+    assert ray_slides.main([*command, "--overwrite"]) == 75
+    assert all(made_way("a")) and not list((tmp_path / "o").glob(".overwrite-slide-b"))
+    stop = False
+    assert ray_slides.main([*command, "--overwrite"]) == 6 and not list((tmp_path / "o").glob(".overwrite-*"))
 
 
 def test_settings_that_fit_no_slide_end_as_such(ray_slides, tmp_path, monkeypatch, capsys):

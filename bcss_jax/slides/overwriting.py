@@ -15,8 +15,13 @@ class Overwriting:
     """The notes of a command with --overwrite, of now or of before it was stopped."""
 
     def __init__(self, output: Path, part: str):
-        """Of a part of what goes into an output: a shard, such as "0of4", or a slide. Nothing is written yet."""
+        """Of a part of what goes into an output: a shard, such as "0of4", or `of_slide`. Nothing is written yet."""
         self._output, self._path = output, output / f".overwrite-{part}"
+
+    @classmethod
+    def of_slide(cls, output: Path, folder: str) -> "Overwriting":
+        """The notes of a command for one slide, by the name of its folder in the output."""
+        return cls(output, f"slide-{folder}")
 
     def has_made_way(self, folder: Path) -> bool:
         """Whether the folder was emptied since: what is in it now is not to be overwritten.
