@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     overwriting = _overwriting(args, entries)
 
     def work(entry, place=""):  # on one slide
-        _segment(entry, place, segmenters, folders[entry], args, overwriting, interruption)
+        _segment(entry, place, segmenters, folders[entry], args, overwriting if args.overwrite else None, interruption)
 
     def note(entry, error):
         note_failure(folders[entry][0], error)
@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         try:
             work(entries[0])
         except UserError as error:
-            if overwriting and not isinstance(error, (Preempted, StorageError)):
+            if not isinstance(error, (Preempted, StorageError)):
                 overwriting.end()
             raise
         ended = batch.Ended(1, {}, {})
@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         with batch_summary.kept_up(args.output, whole, len(segmenters) > 1) as after_slide:
             ended = batch.segment_all(entries, work, note, after_slide, args.debug, interruption)
         print(f"\n{ended.done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
-    if overwriting and not ended.busy:
+    if not ended.busy:  # also without --overwrite: then what was not overwritten shall stay
         overwriting.end()
     batch.conclude(ended, args.output / "summary.csv")
 
@@ -137,9 +137,7 @@ def _single(args) -> Entry:
     return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 
 
-def _overwriting(args, entries) -> Overwriting | None:
-    if not args.overwrite:
-        return None
+def _overwriting(args, entries) -> Overwriting:
     if args.slides is None:
         return Overwriting.of_slide(args.output, entries[0].folder)
     return Overwriting(args.output, (args.shard or "0/1").replace("/", "of"))

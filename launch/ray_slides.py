@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
-    overwriting = [Overwriting.of_slide(output, entry.folder) for entry in entries] if "--overwrite" in others else []
+    overwriting = {entry: Overwriting.of_slide(output, entry.folder) for entry in entries}
     # Within, because Ray takes the signals for itself when it starts; and signals are noted, not raised into Ray's waiting.
     with _cluster(args), Interruption() as interruption:
         interruption.begin()
@@ -104,15 +104,17 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
             tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
             for entry, outcome in _outcomes(entries, tasks, args, interruption):
                 outcomes[entry] = outcome
-                if overwriting and outcome.code == 0:  # segment has forgotten that it overwrote it: it came to its end
+                if (
+                    "--overwrite" in others and outcome.code == 0
+                ):  # segment has forgotten that it overwrote it: it came to its end
                     for path in models_in(output / entry.folder) if several else [output / entry.folder]:
-                        Overwriting.of_slide(output, entry.folder).note(path)
+                        overwriting[entry].note(path)
                 _report(entry, outcome, f"{len(outcomes)}/{len(entries)}", output, several)
         finally:
             batch_summary.write(output, entries, several)
     codes = [outcome.code for outcome in outcomes.values()]
     if Preempted.exit_code not in codes:
-        for each in overwriting:
+        for each in overwriting.values():
             each.end()
     failed = [code for code in codes if code not in (0, Preempted.exit_code)]
     print(f"\n{codes.count(0)} of {len(entries)} slides done; {output / 'summary.csv'} lists them")

@@ -721,6 +721,11 @@ def test_an_overwrite_ends_also_where_slides_fail_and_for_each_slide_by_itself(t
             call(*one)
     assert notes(tmp_path / "out") == [".overwrite-slide-0"]
     assert call(*one) == 0 and not notes(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            call(*one)
+    assert call(*one[:-1]) == 0 and not notes(tmp_path / "out")  # without --overwrite it comes to its end too
 
 
 def test_half_a_note_names_no_folder(tmp_path):

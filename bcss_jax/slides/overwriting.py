@@ -12,7 +12,7 @@ from bcss_jax.workdir import storage_errors
 
 
 class Overwriting:
-    """The notes of a command with --overwrite, of now or of before it was stopped."""
+    """The notes of a command with --overwrite, of this one or of one that was stopped before."""
 
     def __init__(self, output: Path, part: str):
         """Of a part of what goes into an output: a shard, such as "0of4", or `of_slide`. Nothing is written yet."""
