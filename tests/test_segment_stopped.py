@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 
+import failing_disk
 import numpy as np
 import pytest
 import slide_files
+import tifffile
 from conftest import ROOT
 from segment_command import EVERYTHING, Killed, call, command, contents, one_line, statuses_in, summary_of
 from slides_small import tissue_picture, write_run
@@ -330,3 +332,27 @@ def test_a_list_ends_with_5_where_nothing_can_be_written(runs, tall, tmp_path, c
     for slides in (f"--slide={tall}", f"--slides={tmp_path / 'list.csv'}"):
         assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'file' / 'out'}") == 5
         assert "cannot be written (Not a directory)" in one_line(capsys)
+
+
+@pytest.mark.parametrize("tiles, code", ((1, 0), (6, 3)))
+@pytest.mark.parametrize("name, compression", (("case.tif", "deflate"), ("case.svs", "jpeg2000")))
+def test_a_disk_that_cannot_read_a_tile_costs_that_tile_and_more_of_them_the_slide(
+    runs, tmp_path, capsys, name, compression, tiles, code
+):
+    """Of 256 tiles; when the disk is mended, the same command goes through."""
+    pixels = np.full((1024, 1024, 3), (200, 120, 170), np.uint8)
+    pixels += np.random.default_rng(0).integers(0, 40, pixels.shape, np.uint8)
+    write = slide_files.svs if name.endswith("svs") else slide_files.tiled
+    slide = write(tmp_path / name, pixels, tile=64, compression=compression)
+    with tifffile.TiffFile(slide) as tiff:
+        offsets, counts = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
+    first, end = offsets[100], offsets[99 + tiles] + counts[99 + tiles]
+    options = (f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1")
+    with failing_disk.failing(failing_disk.compiled(tmp_path), slide, first, end):
+        assert call(*options) == code
+    if code:
+        assert "over 1% of the tissue cannot be decoded" in one_line(capsys)
+        assert not (tmp_path / "out" / "case" / "summary.json").exists()
+    assert call(*options) == 0
+    summary = summary_of(tmp_path / "out" / "case")
+    assert summary["unreadable_area_mm2"] == pytest.approx(0 if code else 64**2 * 0.25**2 / 1e6)
