@@ -5,43 +5,33 @@
 
 Each slide gets a folder in `--output` with labels.ome.tif, regions.geojson (QuPath), overlay.png and summary.json. Label
 scheme and um per pixel come from the checkpoint. Several checkpoints (--checkpoint=a,b) get a folder each in that of the
-slide, and a picture that compares them. The same command goes on where it was stopped, and computes no slide twice.
+slide, and a picture that compares them. The same command goes on where it was stopped, and computes no slide twice; with
+--overwrite too: it computes all slides anew until it has come to its end once, however often it is stopped before.
 Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv says why), 75 stopped on
 request.
 """
 
 import argparse
-import collections
 import logging
 import os
-import sys
 from pathlib import Path
 
 import jax
 
 from bcss_jax import command, workdir
-from bcss_jax.errors import (
-    ConfigError,
-    DataError,
-    InUseError,
-    PartialError,
-    Preempted,
-    StorageError,
-    UserError,
-    first_line,
-)
+from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from bcss_jax.evaluation import trained_run
 from bcss_jax.interruption import Interruption
 from bcss_jax.labels import CODE_BOOKS
 from bcss_jax.sharding import make_mesh
-from bcss_jax.slides import batch_summary, comparison
+from bcss_jax.slides import batch, batch_summary, comparison
 from bcss_jax.slides.blend import BLENDS
 from bcss_jax.slides.exported_model import model_of_artefact
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.slide_folder import Done, note_failure
-from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
-from bcss_jax.slides.slide_model import SlideModel, model_of_run
-from bcss_jax.tiles import printable
+from bcss_jax.slides.slide_folder import note_failure, refuse_results_of_one
+from bcss_jax.slides.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
 
 ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
 MOST_READERS = 8
@@ -62,7 +52,8 @@ def _parser():
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of a run")
     slides = parser.add_mutually_exclusive_group(required=True)
     slides.add_argument("--slide", type=Path, help="SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
-    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and perhaps mpp, tissue, truth")
+    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and perhaps mpp, tissue, truth, name")
+    add("--name", help="of the slide's folder in --output; that of its file without ending if not given")
     add("--shard", help="i/n: of a list every n-th slide, from the i-th (0 to n-1) on, for job arrays")
     add("--output", required=True, type=Path, help="folder of the results")
     add("--mpp", type=float, help="um per level-0 pixel, if the slide's own is missing or wrong")
@@ -97,59 +88,38 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     if not args.overwrite:
         _refuse_other_results(entries, segmenters, folders)
+    if len(segmenters) > 1:
+        for paths in folders.values():
+            refuse_results_of_one(paths[0].parent)
+    overwriting = _overwriting(args, entries)
+
+    def work(entry, place=""):  # on one slide
+        _segment(entry, place, segmenters, folders[entry], args, overwriting if args.overwrite else None, interruption)
+
+    def note(entry, error):
+        note_failure(folders[entry][0], error)
+
     interruption.begin()
-    failures, busy = {}, {}
-    waiting = collections.deque(enumerate(entries, 1))
-    while waiting:
-        number, entry = waiting.popleft()
-        name = printable(entry.slide.name)
-        if interruption.requested:
-            raise Preempted(f"stopped before {name}; the same command goes on from there")
+    if whole is None:
         try:
-            _segment(entry, f"{number}/{len(entries)} ", segmenters, folders[entry], args, interruption)
-        except (Preempted, StorageError) as error:
-            if not isinstance(error, InUseError) or whole is None:
-                raise  # the next slide would fail too
-            if entry not in busy:
-                waiting.append((number, entry))  # once more when the others are done
-            busy[entry] = error
-        except Exception as error:
-            if whole is None or (args.debug and not isinstance(error, UserError)):
-                raise
-            if not isinstance(error, UserError):  # one slide shall not cost the others
-                error = DataError(f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where")
-                note_failure(folders[entry][0], error)
-            print(f"failed: {error}", file=sys.stderr, flush=True)
-            failures[entry] = error
-        else:
-            busy.pop(entry, None)
-        if whole is not None:
-            batch_summary.write(args.output, whole, len(segmenters) > 1)
-    if whole is not None:
-        done = len(entries) - len(failures) - len(busy)
-        print(f"\n{done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
-    _conclude(args, entries, failures, busy)
-
-
-def _conclude(args, entries, failures, busy):
-    """The error that a list ends with, if any."""
-    names = ", ".join(printable(entry.slide.name) for entry in list(failures or busy)[:5])
-    names += ", ..." if len(failures or busy) > 5 else ""
-    if failures:
-        raise PartialError(
-            f"{len(failures)} of {len(entries)} slides failed ({names}); {args.output / 'summary.csv'} says why, and the same "
-            "command tries them again"
-        )
-    if busy:
-        raise Preempted(
-            f"other processes are at work on {len(busy)} of {len(entries)} slides ({names}); run the same command again "
-            "to see them done"
-        )
+            work(entries[0])
+        except UserError as error:
+            if not isinstance(error, (Preempted, StorageError)):
+                overwriting.end()
+            raise
+        ended = batch.Ended(1, {}, {})
+    else:
+        with batch_summary.kept_up(args.output, whole, len(segmenters) > 1) as after_slide:
+            ended = batch.segment_all(entries, work, note, after_slide, args.debug, interruption)
+        print(f"\n{ended.done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
+    if not ended.busy:  # also without --overwrite: then what was not overwritten shall stay
+        overwriting.end()
+    batch.conclude(ended, args.output / "summary.csv")
 
 
 def _list(args) -> list[Entry]:
     """All slides of the list, those of other shards too."""
-    given = {"mpp": args.mpp, "truth": args.truth, "tissue": _tissue_file(args)}
+    given = {"mpp": args.mpp, "truth": args.truth, "tissue": _tissue_file(args), "name": args.name}
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f"--{name}={value}: is of one slide; in a list it is the column {name} of {args.slides}")
@@ -159,7 +129,18 @@ def _list(args) -> list[Entry]:
 def _single(args) -> Entry:
     if args.shard is not None:
         raise ConfigError("--shard is a part of a list; give the list with --slides=list.csv")
-    return Entry(args.slide, args.mpp, _tissue_file(args), None if args.truth is None else str(args.truth))
+    try:
+        check_name(args.name)
+    except ValueError as error:
+        raise ConfigError(f"--name: {error}") from error
+    truth = None if args.truth is None else str(args.truth)
+    return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
+
+
+def _overwriting(args, entries) -> Overwriting:
+    if args.slides is None:
+        return Overwriting.of_slide(args.output, entries[0].folder)
+    return Overwriting(args.output, (args.shard or "0/1").replace("/", "of"))
 
 
 def _tissue_file(args) -> str | None:
@@ -182,6 +163,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
                 f"--window={window}: {model.name} was exported for windows of {model.window}; leave it out"
             )
         if window != model.window:
+            check_window(model, window)
             logging.getLogger("bcss_jax").warning(
                 "--window=%d: %s was trained on images of %d pixels; others can change what it says",
                 window,
@@ -240,7 +222,7 @@ def _region(text):
 
 
 def _folders(output, entry, segmenters) -> list[Path]:
-    folder = output / folder_name(entry.slide)
+    folder = output / entry.folder
     return [folder] if len(segmenters) == 1 else [folder / each.model.name for each in segmenters]
 
 
@@ -249,20 +231,19 @@ def _refuse_other_results(entries, segmenters, folders):
     for entry in entries:
         for segmenter, path in zip(segmenters, folders[entry], strict=True):
             try:
-                segmenter.folder_of(entry, path).check()
+                segmenter.folder_of(entry._replace(truth=None), path).check()  # labels do not depend on the truth
             except DataError:
                 pass  # the slide is not there; said when its turn comes
 
 
-def _segment(entry, place, segmenters, paths, args, interruption) -> None:
-    summaries, new = [], False
+def _segment(entry, place, segmenters, paths, args, overwriting, interruption) -> None:
+    summaries = []
     for segmenter, path in zip(segmenters, paths, strict=True):
-        summary, done = segmenter.segment(entry, path, args.overwrite, interruption)
-        print(batch_summary.line(summary, place if args.slides else "", path, done), flush=True)
+        summary, done = segmenter.segment(entry, path, overwriting, interruption)
+        print(batch_summary.line(summary, place, path, done), flush=True)
         summaries.append(summary)
-        new |= done is not Done.BEFORE
     picture = paths[0].parent / "comparison.png"
-    if len(segmenters) > 1 and (new or not picture.exists()):
+    if len(segmenters) > 1 and not comparison.is_current(picture, paths):
         with workdir.locked(picture.parent):
             comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
     if len(segmenters) > 1:

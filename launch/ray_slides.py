@@ -8,7 +8,7 @@ on a cluster all hosts share it, the slides and the results. With --workers a cl
 this machine, reachable from it alone, and ended again; without it RAY_ADDRESS says where one is. Ray's reports of usage are
 switched off. `pip install -e '.[ray]'` installs it.
 
-The same command goes on where it was stopped, and computes no slide twice. Exit codes: 0 done, 2 settings, 3 the list, 5
+The same command goes on where it was stopped, and computes no slide twice, with --overwrite too. Exit codes: 0 done, 2 settings, 3 the list, 5
 storage, 6 some slides failed (summary.csv in the output says why), 75 stopped on request. Linux.
 """
 
@@ -38,8 +38,9 @@ from bcss_jax import command
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line
 from bcss_jax.interruption import Interruption
 from bcss_jax.slides import batch_summary
-from bcss_jax.slides.slide_folder import note_failure, status_of
-from bcss_jax.slides.slide_list import Entry, folder_name, read_list
+from bcss_jax.slides.overwriting import Overwriting
+from bcss_jax.slides.slide_folder import models_in, note_failure, status_of
+from bcss_jax.slides.slide_list import Entry, read_list
 from bcss_jax.tiles import printable
 from bcss_jax.workdir import storage_errors
 
@@ -83,7 +84,7 @@ def _parser():
 
 
 def _run(args: argparse.Namespace, others: list[str]) -> None:
-    output, several = _output(others)
+    output, several, region, others = _parted(others)
     entries = read_list(args.slides)
     if (args.workers is None) == ("RAY_ADDRESS" not in os.environ):
         raise ConfigError(
@@ -95,16 +96,26 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
+    overwriting = {entry: Overwriting.of_slide(output, entry.folder) for entry in entries}
     # Within, because Ray takes the signals for itself when it starts; and signals are noted, not raised into Ray's waiting.
     with _cluster(args), Interruption() as interruption:
         interruption.begin()
         try:
-            for entry, outcome in _outcomes(entries, args, others, interruption):
+            tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
+            for entry, outcome in _outcomes(entries, tasks, args, interruption):
                 outcomes[entry] = outcome
+                if (
+                    "--overwrite" in others and outcome.code == 0
+                ):  # segment has forgotten that it overwrote it: it came to its end
+                    for path in models_in(output / entry.folder) if several else [output / entry.folder]:
+                        overwriting[entry].note(path)
                 _report(entry, outcome, f"{len(outcomes)}/{len(entries)}", output, several)
         finally:
             batch_summary.write(output, entries, several)
     codes = [outcome.code for outcome in outcomes.values()]
+    if Preempted.exit_code not in codes:
+        for each in overwriting.values():
+            each.end()
     failed = [code for code in codes if code not in (0, Preempted.exit_code)]
     print(f"\n{codes.count(0)} of {len(entries)} slides done; {output / 'summary.csv'} lists them")
     if failed == [ConfigError.exit_code] * len(entries):
@@ -115,14 +126,17 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
         raise Preempted("some slides were stopped again and again; the same command goes on")
 
 
-def _output(others: list[str]) -> tuple[Path, bool]:
-    """The folder of the results, and whether several networks write into it, from the options of segment."""
+def _parted(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
+    """From the options of segment: output, whether several networks write into it, the region to score, and all but that."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    of_one = ("slide", "slides", "shard", "mpp", "truth")
-    for name in ("output", "checkpoint", *of_one):
+    of_one = ("slide", "slides", "shard", "mpp", "truth", "name")
+    for name in ("output", "checkpoint", "tissue", *of_one):
         parser.add_argument(f"--{name}")
+    scored = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scored.add_argument("--truth_region")
     try:
         found, _ = parser.parse_known_args(others)
+        of_truth, rest = scored.parse_known_args(others)
     except argparse.ArgumentError as error:
         raise ConfigError(f"behind --: {error}") from error
     for name in ("output", "checkpoint"):
@@ -131,7 +145,12 @@ def _output(others: list[str]) -> tuple[Path, bool]:
     for name in of_one:
         if getattr(found, name) is not None:
             raise ConfigError(f"behind --: --{name} is of one slide; the slides come from --slides in front of it")
-    return Path(found.output), "," in found.checkpoint
+    if found.tissue not in (None, "colour", "all"):
+        raise ConfigError(
+            f"behind --: --tissue={found.tissue}: is of one slide; in a list it is the column tissue, beside the words "
+            "colour and all for every slide"
+        )
+    return Path(found.output), "," in found.checkpoint, of_truth.truth_region, rest
 
 
 @contextlib.contextmanager
@@ -152,9 +171,9 @@ def _cluster(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _outcomes(
-    entries: list[Entry], args: argparse.Namespace, others: list[str], interruption: Interruption
+    entries: list[Entry], tasks: list[list[str]], args: argparse.Namespace, interruption: Interruption
 ) -> Iterator[tuple[Entry, Outcome]]:
-    """Each slide with what became of it, as they end. Raises Preempted when asked to stop."""
+    """Each slide with what became of its task, as they end. Raises Preempted when asked to stop."""
     task = ray.remote(
         num_cpus=args.cpus,
         num_gpus=args.gpus,
@@ -162,7 +181,9 @@ def _outcomes(
         retry_exceptions=[InterruptedError],
         scheduling_strategy="SPREAD",
     )(_segment)
-    running = {task.remote([*others, *_of_slide(entry)], os.getcwd(), args.gpus > 0): entry for entry in entries}
+    running = {
+        task.remote(options, os.getcwd(), args.gpus > 0): entry for entry, options in zip(entries, tasks, strict=True)
+    }
     while running:
         if interruption.requested:
             raise Preempted(f"stopped with {len(running)} slides not done; the same command goes on from there")
@@ -176,8 +197,10 @@ def _outcomes(
                 yield entry, Outcome(1, f"its worker failed ({type(error).__name__}: {first_line(error)})")
 
 
-def _of_slide(entry: Entry) -> list[str]:
-    values = {"slide": entry.slide, "mpp": entry.mpp, "tissue": entry.tissue, "truth": entry.truth}
+def _of_slide(entry: Entry, region: str | None) -> list[str]:
+    """Options of one slide; a region of the truth only where there is one, as in a list of segment."""
+    values = entry._asdict()
+    values["truth_region"] = None if entry.truth is None else region
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
@@ -210,7 +233,7 @@ def _report(entry: Entry, outcome: Outcome, place: str, output: Path, several: b
         return
     reason = outcome.said.removeprefix("error: ") or f"ended with exit code {outcome.code}"
     print(f"{place} {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr, flush=True)
-    folder = output / folder_name(entry.slide)
+    folder = output / entry.folder
     # A crash wrote nothing down. What another try with better settings may find is left as it is.
     noted = several or status_of(folder)[0] != "pending" or outcome.code == Preempted.exit_code
     if not noted:

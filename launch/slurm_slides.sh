@@ -6,7 +6,8 @@
 # The array counts from 0. Slides, checkpoint and output lie on a file system that all hosts share. Run
 # `bash launch/local.sh --help` once before, on the same file system, so that .venv exists. Shortly before the time limit
 # a task stops, exits with 75 and is queued again; it then goes on within the slide. A task exits with 6 when some of its
-# slides failed (out/summary.csv says why). The same sbatch tries those again, and computes no slide twice.
+# slides failed (out/summary.csv says why). The same sbatch tries those again, and computes no slide twice, with --overwrite
+# too: what a task had overwritten before it was stopped stays.
 # Tested with stand-ins for srun and scontrol, not run on a cluster.
 #SBATCH --job-name=bcss_slides
 #SBATCH --nodes=1

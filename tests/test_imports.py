@@ -26,7 +26,8 @@ CORE = (
     "bcss_jax.view", "bcss_jax.viewer.server", "bcss_jax.models.__main__", "benchmarks.train_step",
     "benchmarks.sample_difficulty", "bcss_jax.evaluation.nnunet_run", "bcss_jax.evaluation.nnunet_folds",
     "benchmarks.inference", "bcss_jax.slides.labelling", "bcss_jax.slides.segment_slide", "benchmarks.slide_scale",
-    "benchmarks.slide_reading", "bcss_jax.command",
+    "benchmarks.slide_reading", "bcss_jax.command", "bcss_jax.slides.overwriting", "bcss_jax.slides.stage_clock",
+    "bcss_jax.slides.batch",
 )  # fmt: skip
 
 BLOCKED = f"""

@@ -19,6 +19,8 @@ from slides_small import tissue_picture
 from trained_small import write_run
 
 from bcss_jax import export, segment
+from bcss_jax.errors import Preempted
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.slide_folder import status_of
 from bcss_jax.slides.slide_list import Entry
 
@@ -264,6 +266,8 @@ def test_a_crash_is_noted_for_the_summary(ray_slides, tmp_path, capsys):
         (["--workers=2"], ["--output={tmp}/out"], 2, "behind -- there must be --checkpoint"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--slide=b"], 2, "--slide is of one slide"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"], 2, "--shard is of one slide"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "is the column tissue"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "is the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output"], 2, "behind --: "),
         (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
         (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
@@ -281,6 +285,64 @@ def test_bad_input(ray_slides, tmp_path, capsys, monkeypatch, own, others, code,
     assert ray_slides.main([each.replace("{tmp}", str(tmp_path)) for each in arguments]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("region", (["--truth_region=0,0,9,9"], ["--truth_region", "0,0,9,9"]))
+def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeypatch, region):
+    asked = []
+
+    def outcomes(entries, tasks, *_):
+        asked.extend(tasks)
+        return iter([(entry, ray_slides.Outcome(0, "said")) for entry in entries])
+
+    (tmp_path / "list.csv").write_text("slide,truth,tissue,name\na.svs,a.png,t.png,\nb.svs,,,case b\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(ray_slides, "_outcomes", outcomes)
+    options = ["--checkpoint=x", *region, f"--output={tmp_path / 'o'}", "--tissue=all"]
+    assert ray_slides.main([f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]) == 0
+    common = ["--checkpoint=x", f"--output={tmp_path / 'o'}", "--tissue=all"]
+    of_a = {"slide": "a.svs", "tissue": "t.png", "truth": "a.png"}
+    of_a = [f"--{name}={tmp_path / value}" for name, value in of_a.items()]
+    assert asked == [
+        [*common, *of_a, "--truth_region=0,0,9,9"],
+        [*common, f"--slide={tmp_path / 'b.svs'}", "--name=case b"],
+    ]
+    for task in asked:  # which segment takes
+        segment._parser().parse_args(task)
+
+
+@pytest.mark.parametrize("several", (False, True))
+def test_slides_that_were_overwritten_before_it_was_stopped_are_not_overwritten_again(
+    ray_slides, tmp_path, monkeypatch, several
+):
+    """In place of a cluster: the first slide is done, then the driver is stopped."""
+    folders = [tmp_path / "o" / "a" / model for model in ("x", "y")] if several else [tmp_path / "o" / "a"]
+    for folder in folders:
+        (folder / ".work").mkdir(parents=True)
+    stop = True
+
+    def outcomes(entries, *_):
+        yield entries[0], ray_slides.Outcome(0, "said")
+        if stop:
+            raise Preempted("stopped")
+        yield entries[1], ray_slides.Outcome(3, "failed")
+
+    (tmp_path / "list.csv").write_text("slide\na.svs\nb.svs\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(ray_slides, "_outcomes", outcomes)
+    options = [f"--checkpoint={'x,y' if several else 'x'}", f"--output={tmp_path / 'o'}"]
+    command = [f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]
+
+    def made_way(name):
+        return [Overwriting.of_slide(tmp_path / "o", name).has_made_way(folder) for folder in folders]
+
+    assert ray_slides.main(command) == 75 and not any(made_way("a"))
+    assert ray_slides.main([*command, "--overwrite"]) == 75
+    assert all(made_way("a")) and not list((tmp_path / "o").glob(".overwrite-slide-b"))
+    stop = False
+    assert ray_slides.main([*command, "--overwrite"]) == 6 and not list((tmp_path / "o").glob(".overwrite-*"))
 
 
 def test_settings_that_fit_no_slide_end_as_such(ray_slides, tmp_path, monkeypatch, capsys):

@@ -2,30 +2,33 @@
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import shapely
 import slide_files
 import tifffile
-from conftest import ROOT
 from PIL import Image
+from segment_command import (
+    EVERYTHING,
+    OF_THE_SESSION,
+    Killed,
+    call,
+    command,
+    contents,
+    one_line,
+    statuses_in,
+    summary_of,
+)
 from slides_small import tissue_picture, write_run
 
-from bcss_jax import segment, workdir
-from bcss_jax.slides import segment_slide
+from bcss_jax import workdir
+from bcss_jax.slides import segment_slide, slide_folder
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.tissue_file import read_tissue
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
-# 0.05 mm on a side: all of it is below the size of dust.
-EVERYTHING = ("--tissue=all", "--min_area_um2=0")
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +44,11 @@ def slide(tmp_path_factory):
     return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
 
 
-def call(*options):
-    return segment.main([*map(str, options)])
-
-
-def command(run, slide, output, *options):
-    return call(f"--checkpoint={run}", f"--slide={slide}", f"--output={output}", "--readers=1", *EVERYTHING, *options)
-
-
 @pytest.fixture(scope="module")
 def finished(runs, slide, tmp_path_factory):
     output = tmp_path_factory.mktemp("finished") / "out"
     assert command(runs[0], slide, output, "--probabilities") == 0
     return output / "case"
-
-
-def one_line(capsys):
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith(("error:", "note:"))]
-    assert len(lines) == 1 and "Traceback" not in captured.err
-    return lines[0]
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_a_slide_gets_labels_regions_overlay_and_summary(finished, slide):
@@ -107,6 +91,46 @@ def test_other_settings_are_refused_and_may_replace(runs, slide, tmp_path, capsy
         assert command(run, slide, tmp_path, *options, "--overwrite") == 0
         capsys.readouterr()
     assert summary_of(tmp_path / "case")["identity"]["settings"]["overlap"] == 0.5
+
+
+def test_a_window_that_the_network_does_not_take_leaves_nothing_behind(runs, slide, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(f"slide\n{slide}\n")
+    for slides in (f"--slide={slide}", f"--slides={tmp_path / 'list.csv'}"):
+        assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'out'}", "--window=1", *EVERYTHING) == 2
+        assert re.search("--window=1: one does not take such windows .*too few.* leave it out", one_line(capsys))
+        assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_may_replace_what_has_no_labels_yet(runs, slide, tmp_path, capsys, monkeypatch):
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.labelling, "label_slide", killed)
+        with pytest.raises(Killed):
+            command(runs[0], slide, tmp_path, "--overlap=0.5")
+    labels = tmp_path / "case" / ".work" / "labels"
+    assert labels.is_dir()
+    (labels / "row-000000").write_bytes(b"hours of work")
+    assert command(runs[0], slide, tmp_path) == 2
+    assert "results of other settings" in one_line(capsys)
+    (labels / "row-000000").unlink()
+    assert command(runs[0], slide, tmp_path) == 0
+
+
+def test_results_of_one_model_and_of_several_are_not_mixed(runs, slide, tmp_path, capsys):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path / "two") == command(runs[0], slide, tmp_path / "one") == 0
+    capsys.readouterr()
+    for overwrite in ((), ("--overwrite",)):
+        assert command(runs[0], slide, tmp_path / "two", *overwrite) == 2
+        assert re.search(
+            r"two/case holds the results of several models \(one, two\).*another --output", one_line(capsys)
+        )
+        assert command(both, slide, tmp_path / "one", *overwrite) == 2
+        assert re.search("one/case holds the results of one model; name another --output", one_line(capsys))
+    assert not (tmp_path / "one" / "case" / "one").exists()
+    assert not (tmp_path / "two" / "case" / "summary.json").exists()
 
 
 def test_files_of_something_else_are_never_touched(runs, slide, tmp_path, capsys):
@@ -175,6 +199,23 @@ def test_shards_do_each_slide_once(runs, tmp_path, capsys):
     assert "done before" not in capsys.readouterr().out
 
 
+def test_slides_of_the_same_file_name_get_the_folders_that_are_named(runs, tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / f"case{number}").mkdir()
+        slide_files.tiled(tmp_path / f"case{number}" / "HE.tif", tissue_picture(40, 40, seed=number)[0])
+    (tmp_path / "list.csv").write_text("slide,name\ncase0/HE.tif,first\ncase1/HE.tif,second\n")
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
+    paths = [summary_of(tmp_path / "out" / name)["slide"]["path"] for name in ("first", "second")]
+    assert paths == [str(tmp_path / f"case{number}" / "HE.tif") for number in range(2)]
+    assert statuses_in(tmp_path / "out") == ["done"] * 2
+    capsys.readouterr()
+    assert call(f"--slide={tmp_path / 'case1' / 'HE.tif'}", "--name=second", *options) == 0
+    assert "done before" in capsys.readouterr().out
+    assert call(f"--slide={tmp_path / 'case1' / 'HE.tif'}", "--name=../second", *options) == 2
+    assert "--name: expected the name of a folder" in one_line(capsys)
+
+
 def test_glass_alone_gives_an_empty_result(runs, tmp_path):
     slide = slide_files.tiled(tmp_path / "glass.tif", np.full((300, 300, 3), 245, np.uint8))
     assert call(f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1") == 0
@@ -232,7 +273,7 @@ def masks(finished, tmp_path):
 
 def without_time(folder):
     found = summary_of(folder)
-    return {name: value for name, value in found.items() if name not in ("seconds", "peak_memory_mb")}
+    return {name: value for name, value in found.items() if name not in OF_THE_SESSION}
 
 
 def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, masks, tmp_path, capsys, monkeypatch):
@@ -261,6 +302,28 @@ def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, m
     assert "scored now" in capsys.readouterr().out
     assert command(runs[0], slide, tmp_path / "later", wrong, "--overlap=0.5") == 2
     assert re.search(r"results of other settings \(settings.overlap differ\)", one_line(capsys))
+
+
+def test_a_truth_or_tissue_that_is_corrected_in_its_middle_is_noticed(runs, slide, tmp_path, capsys, monkeypatch):
+    """Size and ends of a TIFF without compression stay as they are."""
+    monkeypatch.setattr(slide_folder, "HASHED", 1 << 12)
+    mask = np.ones((150, 200), np.uint8)
+    mask[:, :50] = 2
+    options = [f"--{name}={tmp_path / name}.tif" for name in ("truth", "tissue")]
+    for name in ("truth", "tissue"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", mask, photometric="minisblack")
+    assert command(runs[0], slide, tmp_path / "out", *options) == 0
+    before = summary_of(tmp_path / "out" / "case")
+    mask[75, 40:60] = 0
+    tifffile.imwrite(tmp_path / "truth.tif", mask, photometric="minisblack")
+    capsys.readouterr()
+    assert command(runs[0], slide, tmp_path / "out", *options) == 0
+    assert "scored now" in capsys.readouterr().out
+    pixels = [np.sum(each["scores"]["confusion"]["pixels"]) for each in (before, summary_of(tmp_path / "out" / "case"))]
+    assert pixels == [150 * 200, 150 * 200 - 20]
+    tifffile.imwrite(tmp_path / "tissue.tif", mask, photometric="minisblack")
+    assert command(runs[0], slide, tmp_path / "out", *options) == 2
+    assert "results of other settings (files.tissue.sha256 differ)" in one_line(capsys)
 
 
 def test_results_that_were_written_with_the_truth_among_their_settings(runs, slide, masks, tmp_path, capsys):
@@ -433,6 +496,8 @@ def test_a_folder_that_is_no_run_and_a_slide_that_is_none(runs, slide, tmp_path,
     assert "found no checkpoint" in one_line(capsys)
     assert command(runs[0], tmp_path / "none.svs", tmp_path / "out") == 3
     assert "none.svs" in one_line(capsys)
+    assert command(runs[0], tmp_path, tmp_path / "out") == 3
+    assert "found a folder; name the file itself, of a DICOM slide one of its .dcm files" in one_line(capsys)
     (tmp_path / "text.svs").write_text("no slide")
     assert command(runs[0], tmp_path / "text.svs", tmp_path / "out") == 3
     assert "text.svs" in one_line(capsys)
@@ -492,71 +557,3 @@ def test_regions_given_back_on_a_slide_with_bounds_are_where_they_were(tmp_path)
     at_zero = read_tissue(tmp_path / "tissue.geojson", grid).mask
     shifted = read_tissue(tmp_path / "tissue.geojson", grid, (30, 5)).mask
     assert shifted[30:50, 45:65].all() and (shifted[5:, 30:] == at_zero[:-5, :-30]).all()
-
-
-class Killed(BaseException):
-    """Nothing in the product catches it."""
-
-
-@pytest.mark.parametrize("place", ("finish", "forget_work", "pyramid", "regions", "overlay", "labelling"))
-def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
-    runs, slide, finished, tmp_path, monkeypatch, place
-):
-    def killed(*_):
-        raise Killed
-
-    class Clock(segment_slide._Clock):
-        def lap(self, name):
-            super().lap(name)
-            if name == place:
-                raise Killed
-
-    with monkeypatch.context() as patch:
-        if place in ("finish", "forget_work"):
-            patch.setattr(segment_slide.SlideFolder, place, killed)
-        else:
-            patch.setattr(segment_slide, "_Clock", Clock)
-        with pytest.raises(Killed):
-            command(runs[0], slide, tmp_path, "--probabilities")
-    if place != "forget_work":
-        (tmp_path / "case" / ".overlay.png.123.tmp").write_bytes(b"half a picture")
-    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
-    assert contents(tmp_path / "case") == contents(finished)
-    assert not (tmp_path / "case" / ".work").exists()
-    (tmp_path / "case" / "overlay.png").unlink()  # what is missing is made again
-    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
-    assert contents(tmp_path / "case") == contents(finished)
-
-
-def contents(folder):
-    """Bytes of all results; of the summary without what a clock and the machine give."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in (".lock", "summary.json"):
-            found[path.relative_to(folder)] = path.read_bytes()
-    summary = summary_of(folder)
-    return found, {name: value for name, value in summary.items() if name not in ("seconds", "peak_memory_mb")}
-
-
-def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):
-    """Four kills, or as many as the variable KILLS says."""
-    pixels, _ = tissue_picture(1700, 600, seed=5)
-    slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=256)
-    arguments = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={runs[0]}", f"--slide={slide}", "--readers=2"]
-    arguments += ["--probabilities", *EVERYTHING]
-    begin = time.monotonic()
-    subprocess.run([*arguments, f"--output={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True)
-    length = time.monotonic() - begin
-    expected = contents(tmp_path / "whole" / "case")
-    rng = np.random.default_rng(0)
-    alive = 0
-    for number in range(int(os.environ.get("KILLS", 4))):
-        output = tmp_path / f"out{number // 2}"  # up to two kills of one and the same run
-        with subprocess.Popen([*arguments, f"--output={output}"], cwd=ROOT, stdout=-3, stderr=-3) as process:
-            time.sleep(rng.uniform(0.3, 1.0) * length)
-            alive += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        if number % 2 == 1 or number + 1 == int(os.environ.get("KILLS", 4)):
-            subprocess.run([*arguments, f"--output={output}"], cwd=ROOT, check=True, capture_output=True)
-            assert contents(output / "case") == expected
-    assert alive

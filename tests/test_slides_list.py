@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.slides.slide_list import Entry, folder_name, read_list, shard_of
+from bcss_jax.slides.slide_list import Entry, check_name, folder_name, read_list, shard_of
 
 
 def written(tmp_path, content):
@@ -39,6 +39,20 @@ def test_quotes_line_breaks_and_paths(tmp_path):
     ]
 
 
+def test_slides_of_one_file_name_may_be_given_names(tmp_path):
+    entries = read_list(written(tmp_path, "slide,name\ncase1/HE.svs,case1\ncase2/HE.svs,case2.HE\ncase3/HE.svs,\n"))
+    assert [entry.folder for entry in entries] == ["case1", "case2.HE", "HE"]
+    assert entries[2] == Entry(tmp_path / "case3" / "HE.svs")
+
+
+@pytest.mark.parametrize("name", ("a/b", "..", ".hidden", "a:b", "x" * 121, "two\nlines", "\\"))
+def test_names_that_are_no_folders(tmp_path, name):
+    with pytest.raises(ValueError, match="expected the name of a folder"):
+        check_name(name)
+    with pytest.raises(DataError, match="line 2: expected the name of a folder"):
+        read_list(written(tmp_path, f'slide,name\na.svs,"{name}"\n'))
+
+
 @pytest.mark.parametrize(
     "content, said",
     (
@@ -50,7 +64,8 @@ def test_quotes_line_breaks_and_paths(tmp_path):
         ("slide,mpp\na.svs,0.25\nb.svs\n", "line 3: expected 2 fields"),
         ("slide,mpp\na.svs,fast\n", "line 2: expected um per pixel, found 'fast'"),
         ("slide,mpp\n,0.25\n", "line 2: expected a slide"),
-        ('slide\n"a\nb.svs"\na/x.svs\nb/X.tif\n', "line 5: .*same folder of results.*line 4"),
+        ('slide\n"a\nb.svs"\na/x.svs\nb/X.tif\n', "line 5: .*same folder of results.*line 4; give each a name"),
+        ("slide,name\na/x.svs,one\nb.svs,ONE\n", "line 3: .*same folder of results.*line 2"),
         ('slide\n"a.svs\n', "line 2: expected CSV"),
         (b"slide\n\xff\xfea.svs\n", "expected text as UTF-8"),
     ),

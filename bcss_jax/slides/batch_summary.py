@@ -6,12 +6,16 @@ import fcntl
 import io
 import os
 import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bcss_jax.slides.slide_folder import Done, is_of_slide, reason_of, status_of
-from bcss_jax.slides.slide_list import Entry, folder_name
+from bcss_jax.errors import StorageError
+from bcss_jax.slides.slide_folder import Done, models_in, reason_of, status_of
+from bcss_jax.slides.slide_list import Entry
 from bcss_jax.workdir import storage_errors, write_text
 
+EVERY_S = 30.0  # between two writings of summary.csv
 COLUMNS = (
     "slide",
     "model",
@@ -22,6 +26,7 @@ COLUMNS = (
     "tumor_stroma_ratio",
     "unreadable_mm2",
     "seconds",
+    "resumed",
 )
 
 
@@ -44,10 +49,46 @@ def line(summary: dict, place: str, path: Path, done: Done) -> str:
     model, slide = summary["model"], summary["slide"]
     if done is Done.SCORED:
         parts.append(f"scored now in {summary['seconds']['scores']:.1f} s, not computed again")
+    elif done is Done.BEFORE:
+        parts.append("done before")
     else:
-        parts.append("done before" if done is Done.BEFORE else f"{summary['seconds']['total']:.1f} s")
+        since = ", since it was gone on with" if summary["resumed"] else ""
+        parts.append(f"{summary['seconds']['total']:.1f} s{since}")
     mpp = f"{slide['mpp'][0]:.4g} um/px, segmented at {model['mpp']:.4g}"
     return f"{place}{slide['name']} ({mpp}) by {model['name']}: {'; '.join(parts)}\n  look at: {path / 'overlay.png'}"
+
+
+@contextlib.contextmanager
+def kept_up(output: Path, entries: list[Entry], several: bool) -> Iterator[Callable[[], None]]:
+    """Writes summary.csv while slides are segmented, and at the end, also when that is an error or a request to stop.
+
+    Args:
+      output: as the others, of `write`.
+      entries: the whole list.
+      several: there is a folder for each model.
+
+    Yields:
+      To be called after each slide: writes it unless that was done within the last `EVERY_S` seconds, because it looks
+      into the folder of every slide.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    last = time.monotonic()
+
+    def after_slide():
+        nonlocal last
+        if time.monotonic() - last >= EVERY_S:
+            write(output, entries, several)
+            last = time.monotonic()
+
+    try:
+        yield after_slide
+    except Exception:
+        with contextlib.suppress(StorageError):  # what ended it matters more
+            write(output, entries, several)
+        raise
+    write(output, entries, several)
 
 
 def write(output: Path, entries: list[Entry], several: bool) -> None:
@@ -74,8 +115,8 @@ def write(output: Path, entries: list[Entry], several: bool) -> None:
 def _table(output: Path, entries: list[Entry], several: bool) -> str:
     rows, areas = [], {}
     for entry in entries:
-        folder = output / folder_name(entry.slide)
-        models = sorted(path for path in folder.glob("*/") if is_of_slide(path)) if several else [folder]
+        folder = output / entry.folder
+        models = models_in(folder) if several else [folder]
         for path in models or [folder]:
             status, content = status_of(path)
             row = dict.fromkeys(COLUMNS, "") | {"slide": str(entry.slide), "status": status, "folder": str(path)}
@@ -88,6 +129,7 @@ def _table(output: Path, entries: list[Entry], several: bool) -> str:
                     "tumor_stroma_ratio": _number(content["tumor_stroma_ratio"]),
                     "unreadable_mm2": _number(content["unreadable_area_mm2"]),
                     "seconds": _number(content["seconds"]["total"]),
+                    "resumed": "yes" if content.get("resumed") else "no",
                 }
                 here = {f"{each['name']}_mm2": _number(each["area_mm2"]) for each in content["classes"]}
                 areas |= dict.fromkeys(here)

@@ -17,6 +17,15 @@ from bcss_jax.tiles import printable
 SIDE = 1200  # pixels of the longer side of a panel
 
 
+def is_current(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether the picture is there, and no younger results than it are in the models' folders."""
+    try:
+        drawn = path.stat().st_mtime_ns
+        return all((folder / "summary.json").stat().st_mtime_ns <= drawn for folder in folders)
+    except OSError:
+        return False
+
+
 def write(
     path: Path,
     entry: Entry,

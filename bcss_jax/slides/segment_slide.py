@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import resource
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,13 +21,15 @@ from bcss_jax.slides.blend import weights_of
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.domain import out_of_domain
 from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.overwriting import Overwriting
 from bcss_jax.slides.probability_store import ProbabilityStore
 from bcss_jax.slides.reader_pool import Block, ReaderPool
 from bcss_jax.slides.resolution import resolved_mpp
 from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprint, forget_failure, note_failure
+from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
 from bcss_jax.slides.slide_list import Entry
 from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
+from bcss_jax.slides.stage_clock import StageClock
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.slides.tissue import Tissue, looks_like_glass, tissue_by_colour
 from bcss_jax.slides.tissue_file import read_tissue
@@ -87,23 +88,24 @@ class SlideSegmenter:
         Raises:
           DataError: the slide, or a file that belongs to it, is not there.
         """
-        files = {"slide": entry.slide, "tissue": entry.tissue, "truth": entry.truth}
         identity = {
             "slide": entry.slide.name,
-            "files": {name: fingerprint(Path(file)) for name, file in files.items() if file is not None},
+            "files": fingerprints(entry.slide, tissue=entry.tissue, truth=entry.truth),
             "mpp": entry.mpp,
             "model": self.model.identity,
             "settings": dataclasses.asdict(self._settings),
         }
         return SlideFolder(path, identity)
 
-    def segment(self, entry: Entry, path: Path, overwrite: bool, interruption: Interruption) -> tuple[dict, Done]:
+    def segment(
+        self, entry: Entry, path: Path, overwriting: Overwriting | None, interruption: Interruption
+    ) -> tuple[dict, Done]:
         """Segments a slide, going on where that was stopped, and scores it if there is a truth.
 
         Args:
           entry: the slide.
           path: folder of its results.
-          overwrite: results that are there make way.
+          overwriting: results make way that were there before it began; None: nothing does.
           interruption: active; tells when to stop.
 
         Returns:
@@ -118,9 +120,12 @@ class SlideSegmenter:
             except DataError as error:
                 note_failure(path, error)
                 raise
-            summary, done = None if overwrite else folder.finished(), Done.BEFORE
+            anew = overwriting is not None and not overwriting.has_made_way(path)
+            summary, done = None if anew else folder.finished(), Done.BEFORE
             if summary is None:
-                folder.begin(overwrite)
+                folder.begin(replace=overwriting is not None, anew=anew)
+                if anew:
+                    overwriting.note(path)
             try:
                 if summary is None:
                     with _memory_errors(printable(entry.slide.name)):
@@ -151,10 +156,10 @@ class SlideSegmenter:
         return summary
 
     def _segment(self, entry, folder, interruption):
-        clock = _Clock()
+        clock = StageClock()
         settings, model, name = self._settings, self.model, printable(entry.slide.name)
-        # The pool ends first: what is still read for the overlay ends with it.
-        with ThreadPoolExecutor(1) as beside, ReaderPool(entry.slide, self._readers) as pool:
+        # The pool ends last: who waits for blocks of one that is closed is not woken.
+        with ReaderPool(entry.slide, self._readers) as pool, ThreadPoolExecutor(1) as beside:
             info = pool.info
             mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
             grid = grid_of(info.width, info.height, mpp, model.mpp)
@@ -180,6 +185,7 @@ class SlideSegmenter:
                 if not probabilities.kept:
                     folder.forget_labels()
             store = TileStore(folder.labels, grid.width, grid.height)
+            resumed = store.has_row(0)  # rows are written from the first one on
             seconds = labelling.label_slide(
                 pool,
                 tissue,
@@ -230,6 +236,7 @@ class SlideSegmenter:
             "windows": {"computed": int(tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
             "seams": seam_score(labelling.seam_counts(store)),
             "files": files,
+            "resumed": resumed,  # with labels of before it was stopped, so that seconds are those of the last session alone
             "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "versions": versions(),
@@ -254,6 +261,7 @@ class SlideSegmenter:
 
     def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop):
         """Writes the results, each whole or not at all; returns their names."""
+        # At the same time as pyramid and overlay.
         clock.seconds["tracing"] = results.write(
             folder.path,
             store,
@@ -269,23 +277,6 @@ class SlideSegmenter:
             stop=stop,
         )
         return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
-
-
-class _Clock:
-    """Seconds of the stages that follow one another, and of `tracing` the regions, at the same time as pyramid and overlay."""
-
-    def __init__(self):
-        self.seconds, self._start = {}, time.perf_counter()
-        self._last = self._start
-
-    def lap(self, name):
-        """Ends a stage."""
-        now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
-
-    def total(self):
-        """Since the beginning."""
-        return time.perf_counter() - self._start
 
 
 @contextlib.contextmanager

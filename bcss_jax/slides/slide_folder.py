@@ -9,9 +9,11 @@ What the labels depend on is their identity. The truth that they are scored agai
 new scores, not new labels.
 """
 
+import contextlib
 import enum
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from bcss_jax.tiles import printable
 from bcss_jax.workdir import storage_errors, write_text
 
 FORMAT = 1  # of summary.json
-HASHED = 1 << 16  # bytes at both ends of a file by which it is known again
+HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again
 OUTPUTS = (
     "labels.ome.tif",
     "regions.geojson",
@@ -99,28 +101,30 @@ class SlideFolder:
         """Raises ConfigError if the folder holds results of another identity, or files of something else."""
         self._refuse_foreign()
         before = self._identity_there()
-        status, content = status_of(self.path)
-        # What failed for its input or its settings without labels has nothing that another try could lose.
-        failed = status == "failed" and content.get("exit_code") in (ConfigError.exit_code, DataError.exit_code)
-        failed &= not self.labels.exists()
-        if before is not None and before != self._identity and not failed:
+        # What was begun and has not got a row of labels has nothing that other settings could lose.
+        to_lose = (self.path / "summary.json").exists() or any(self.labels.glob("row-*"))
+        if to_lose and before is not None and before != self._identity:
             raise ConfigError(
                 f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
                 "another --output, take the same settings, or replace them with --overwrite"
             )
 
-    def begin(self, overwrite: bool) -> None:
+    def begin(self, *, replace: bool, anew: bool) -> None:
         """Makes the folder ready to work in: goes on with labels of this identity, makes way for them otherwise.
 
+        Args:
+          replace: results of another identity make way.
+          anew: those of this one too.
+
         Raises:
-          ConfigError: as `check`; with `overwrite` only for files of something else.
+          ConfigError: as `check`; with `replace` only for files of something else.
           StorageError: it cannot be written.
         """
-        self._refuse_foreign() if overwrite else self.check()
+        self._refuse_foreign() if replace else self.check()
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             # Without the labels they were made from, other results are of no use.
-            if overwrite or _of_labels(_read(self.work / "identity.json")) != self._identity:
+            if anew or _of_labels(_read(self.work / "identity.json")) != self._identity:
                 self._clear(OUTPUTS)
             self._clear(("summary.json", "failure.json"))
             self._clear([left.name for name in OUTPUTS for left in self.path.glob(f".{name}.*")])  # of a killed process
@@ -134,6 +138,12 @@ class SlideFolder:
             return  # a folder of ours, to which somebody may have added files
         with storage_errors(self.path):
             found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
+        models = [name for name in found if is_of_slide(self.path / name)]
+        if models:
+            raise ConfigError(
+                f"{self.path} holds the results of several models ({', '.join(models[:5])}), each in a folder of its own; "
+                "name another --output for one alone"
+            )
         others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
         if others:
             raise ConfigError(
@@ -170,21 +180,43 @@ class SlideFolder:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def fingerprint(path: Path) -> dict:
-    """By which a file is known again without reading all of it: size, and SHA-256 of both ends.
+def fingerprints(slide: Path, **others: str | None) -> dict[str, dict]:
+    """By which a slide and its files are known again.
+
+    Args:
+      slide: by its size, and the SHA-256 of both ends, without reading all of it.
+      **others: masks and regions, which somebody may correct anywhere: by size, and the SHA-256 of all of it.
+
+    Returns:
+      Of `slide`, and of those others that are there.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: one cannot be read.
     """
+    with _opened(slide) as (file, size):
+        ends = file.read(HASHED)
+        file.seek(max(0, size - HASHED))
+        ends += file.read(HASHED)
+    found = {"slide": {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}}
+    for name, path in others.items():
+        if path is not None:
+            with _opened(Path(path)) as (file, size):
+                found[name] = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return found
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """A file that can be read, and its size."""
     try:
-        size = path.stat().st_size
         with open(path, "rb") as file:
-            ends = file.read(HASHED)
-            file.seek(max(0, size - HASHED))
-            ends += file.read(HASHED)
+            yield file, os.fstat(file.fileno()).st_size
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{printable(path)}: expected a file, found a folder; name the file itself, of a DICOM slide one of its .dcm files"
+        ) from error
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
-    return {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}
 
 
 def note_failure(path: Path, error: UserError) -> None:
@@ -202,6 +234,12 @@ def forget_failure(path: Path) -> None:
         (path / "failure.json").unlink(missing_ok=True)
 
 
+def refuse_results_of_one(path: Path) -> None:
+    """Raises ConfigError if a slide's folder, which is to hold one of each model, holds the results of a single one."""
+    if any((path / name).exists() for name in ("summary.json", ".work")):
+        raise ConfigError(f"{path} holds the results of one model; name another --output for several")
+
+
 def status_of(path: Path) -> tuple[str, dict]:
     """("done", its summary), ("failed", its failure) or ("pending", {}) of a slide's folder."""
     summary, failure = _read(path / "summary.json"), _read(path / "failure.json")
@@ -213,6 +251,11 @@ def status_of(path: Path) -> tuple[str, dict]:
 def reason_of(path: Path) -> str:
     """Why the last try of a slide failed, also if it was done before; "" if it did not."""
     return (_read(path / "failure.json") or {}).get("reason", "")
+
+
+def models_in(path: Path) -> list[Path]:
+    """The folders of each model in that of a slide that several were asked about."""
+    return sorted(folder for folder in path.glob("*/") if is_of_slide(folder))
 
 
 def is_of_slide(path: Path) -> bool:

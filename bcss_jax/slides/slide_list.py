@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.tiles import printable
 
-COLUMNS = ("slide", "mpp", "tissue", "truth")
+COLUMNS = ("slide", "mpp", "tissue", "truth", "name")
 
 
 class Entry(NamedTuple):
@@ -19,12 +19,19 @@ class Entry(NamedTuple):
       mpp: um per pixel, if the slide's own is not to be taken.
       tissue: file of a tissue mask or of regions, if it is not to be found by colour.
       truth: file of a mask to score against, if there is one.
+      name: of the folder of its results, if that is not to be named after the file.
     """
 
     slide: Path
     mpp: float | None = None
     tissue: str | None = None
     truth: str | None = None
+    name: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its results."""
+        return self.name or folder_name(self.slide)
 
 
 def read_list(path: Path) -> list[Entry]:
@@ -32,7 +39,7 @@ def read_list(path: Path) -> list[Entry]:
 
     Args:
       path: CSV as UTF-8 (with or without byte order mark, any line ends) or UTF-16 as Excel writes it, with a header:
-        `slide`, and perhaps `mpp`, `tissue`, `truth`. Paths are taken relative to the file's folder.
+        `slide`, and perhaps `mpp`, `tissue`, `truth`, `name`. Paths are taken relative to the file's folder.
 
     Raises:
       DataError: it cannot be read, has no such column, or a line is wrong; the message says which.
@@ -87,7 +94,16 @@ def shard_of(entries: list[Entry], shard: str | None) -> list[Entry]:
 
 def folder_name(slide: Path) -> str:
     """Name of a slide's folder of results: its own without the ending, and without what no file system bears."""
-    name = slide.name.removesuffix(slide.suffix)
+    return _bearable(slide.name.removesuffix(slide.suffix))
+
+
+def check_name(name: str | None) -> None:
+    """Raises ValueError if a name given for a slide's folder of results is none that every file system bears."""
+    if name is not None and name != _bearable(name):
+        raise ValueError(f"expected the name of a folder, such as {ascii(_bearable(name))}, found {ascii(name)[:200]}")
+
+
+def _bearable(name: str) -> str:
     name = "".join(
         c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name.encode(errors="replace").decode()
     )
@@ -132,17 +148,22 @@ def _entry(row, header, where, folder):
         except ValueError as error:
             raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
     others = [str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth")]
-    return Entry(folder / cells["slide"], mpp, *others)
+    name = cells.get("name") or None
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; correct it") from error
+    return Entry(folder / cells["slide"], mpp, *others, name)
 
 
 def _refuse_twins(entries, where):
     """Two slides whose results would go into one folder."""
     seen = {}
     for line, entry in entries:
-        name = folder_name(entry.slide)
+        name = entry.folder
         if name.casefold() in seen:
             raise DataError(
                 f"{where}, line {line}: {ascii(entry.slide.name)} would have the same folder of results, {ascii(name)}, as "
-                f"line {seen[name.casefold()]}; rename one, or run them with another --output"
+                f"line {seen[name.casefold()]}; give each a name of its own in a column name"
             )
         seen[name.casefold()] = line

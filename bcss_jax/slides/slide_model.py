@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bcss_jax import sharding
+from bcss_jax.errors import ConfigError, first_line
 from bcss_jax.evaluation.predict import log_probabilities
 from bcss_jax.evaluation.trained_run import TrainedRun
 from bcss_jax.labels import LabelScheme
@@ -81,6 +82,26 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         (params, rest),
         probabilities,
     )
+
+
+def check_window(model: SlideModel, window: int) -> None:
+    """Traces a network at windows of another size than its own, without computing anything.
+
+    Args:
+      model: of any window.
+      window: pixels of a window's side.
+
+    Raises:
+      ConfigError: it does not take such windows.
+    """
+    try:
+        jax.eval_shape(model.probabilities, model.arrays, jax.ShapeDtypeStruct((1, window, window, 3), np.uint8))
+    except (ConfigError, TypeError, ValueError) as error:
+        reason = first_line(error).partition(";")[0]  # what follows is advice for training
+        raise ConfigError(
+            f"--window={window}: {model.name} does not take such windows ({reason}); leave it out for those of its "
+            f"training, {model.window} pixels"
+        ) from error
 
 
 class WindowPredictor:

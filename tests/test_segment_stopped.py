@@ -1,0 +1,359 @@
+"""Commands that segment slides and are stopped, killed or cannot write: the same command goes on, with --overwrite too."""
+
+import csv
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import failing_disk
+import numpy as np
+import pytest
+import slide_files
+import tifffile
+from conftest import ROOT
+from segment_command import EVERYTHING, Killed, call, command, contents, one_line, statuses_in, summary_of
+from slides_small import tissue_picture, write_run
+
+from bcss_jax import segment, workdir
+from bcss_jax.errors import Preempted, StorageError
+from bcss_jax.slides import segment_slide
+from bcss_jax.slides.overwriting import Overwriting
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [write_run(folder / "one", seed=1), write_run(folder / "two", seed=2)]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A tiled TIFF of 200 x 150 pixels at 0.25 um."""
+    pixels, _ = tissue_picture(150, 200)
+    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
+
+
+@pytest.fixture(scope="module")
+def finished(runs, slide, tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished") / "out"
+    assert command(runs[0], slide, output, "--probabilities") == 0
+    return output / "case"
+
+
+@pytest.mark.parametrize("place", ("finish", "forget_work", "pyramid", "regions", "overlay", "labelling"))
+def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
+    runs, slide, finished, tmp_path, monkeypatch, place
+):
+    def killed(*_):
+        raise Killed
+
+    class Clock(segment_slide.StageClock):
+        def lap(self, name):
+            super().lap(name)
+            if name == place:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        if place in ("finish", "forget_work"):
+            patch.setattr(segment_slide.SlideFolder, place, killed)
+        else:
+            patch.setattr(segment_slide, "StageClock", Clock)
+        with pytest.raises(Killed):
+            command(runs[0], slide, tmp_path, "--probabilities")
+    if place != "forget_work":
+        (tmp_path / "case" / ".overlay.png.123.tmp").write_bytes(b"half a picture")
+    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
+    assert contents(tmp_path / "case") == contents(finished)
+    assert not (tmp_path / "case" / ".work").exists()
+    (tmp_path / "case" / "overlay.png").unlink()  # what is missing is made again
+    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
+    assert contents(tmp_path / "case") == contents(finished)
+
+
+@pytest.fixture
+def three(runs, tmp_path):
+    """Options of a command for a list of three slides, which are done, and for one that takes them two by two."""
+    for number in range(3):
+        slide_files.tiled(tmp_path / f"{number}.tif", tissue_picture(40, 40, seed=number)[0])
+    (tmp_path / "list.csv").write_text("slide\n0.tif\n1.tif\n2.tif\n")
+    options = [f"--slides={tmp_path / 'list.csv'}", "--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}"]
+    options.append(f"--output={tmp_path / 'out'}")
+    assert call(*options) == 0
+    return options
+
+
+def stamps(output):
+    """When the labels of each slide were written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in output.glob("*/labels.ome.tif")}
+
+
+def notes(output):
+    return [path.name for path in output.glob(".overwrite-*")]
+
+
+@pytest.mark.parametrize("shard", (None, "0/1"))
+def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, capsys, monkeypatch, shard):
+    options = [*three, "--overwrite", *([] if shard is None else [f"--shard={shard}"])]
+    before, begun = stamps(tmp_path / "out"), []
+
+    def killed_at_the_second(*arguments, **others):
+        begun.append(others["label"])
+        if len(begun) == 2:
+            raise Killed
+        return label_slide(*arguments, **others)
+
+    label_slide = segment_slide.labelling.label_slide
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.labelling, "label_slide", killed_at_the_second)
+        with pytest.raises(Killed):
+            call(*options)
+    assert notes(tmp_path / "out") == [".overwrite-0of1"]
+    first = stamps(tmp_path / "out")
+    assert first["0"] > before["0"] and first["2"] == before["2"] and "1" not in first
+    half = tmp_path / "out" / "1" / ".work" / "labels"
+    (half / "mark").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "forget_work", lambda _: None)  # to see what was gone on with
+        assert call(*options) == 0
+    capsys.readouterr()
+    after = stamps(tmp_path / "out")
+    assert (half / "mark").exists() and after["0"] == first["0"] and after["2"] > before["2"]
+    assert not notes(tmp_path / "out")
+    assert call(*options) == 0  # it came to its end: the next one begins anew
+    assert "done before" not in capsys.readouterr().out
+    assert all(time > after[name] for name, time in stamps(tmp_path / "out").items())
+
+
+def test_the_table_of_a_list_is_not_written_after_each_slide_but_at_the_end(three, tmp_path, monkeypatch):
+    """However it ends: it looks into all folders, those of other shards too."""
+    written, write = [], segment.batch_summary.write
+    monkeypatch.setattr(segment.batch_summary, "write", lambda *arguments: written.append(write(*arguments)))
+    assert call(*three) == 0
+    assert len(written) == 1 and statuses_in(tmp_path / "out") == ["done"] * 3
+    monkeypatch.setattr(segment.batch_summary, "EVERY_S", 0)
+    assert call(*three) == 0
+    assert len(written) == 1 + 3 + 1
+
+
+@pytest.mark.parametrize("error, code", ((Preempted("stopped"), 75), (StorageError("no space"), 5)))
+def test_the_table_of_a_list_tells_what_was_done_before_it_was_stopped(three, tmp_path, monkeypatch, error, code):
+    def stopped(*arguments, label, **others):
+        if label == "1.tif":
+            raise error
+        return label_slide(*arguments, label=label, **others)
+
+    label_slide = segment_slide.labelling.label_slide
+    (tmp_path / "out" / "summary.csv").unlink()
+    monkeypatch.setattr(segment_slide.labelling, "label_slide", stopped)
+    assert call(*three, "--overwrite") == code
+    assert statuses_in(tmp_path / "out") == ["done", "pending" if code == 75 else "failed", "done"]
+
+
+def test_an_overwrite_that_goes_on_with_other_settings_replaces_what_it_had_done(three, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise Killed
+
+    (tmp_path / "list.csv").write_text("slide\n0.tif\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.results, "write", stopped)
+        with pytest.raises(Killed):
+            call(*three, "--overwrite")
+    assert notes(tmp_path / "out")
+    assert call(*three, "--overwrite", "--overlap=0.5") == 0 and not notes(tmp_path / "out")
+    assert summary_of(tmp_path / "out" / "0")["identity"]["settings"]["overlap"] == 0.5
+
+
+def test_an_overwrite_ends_also_where_slides_fail_and_for_each_slide_by_itself(three, runs, tmp_path, monkeypatch):
+    (tmp_path / "1.tif").write_text("no slide any more")
+    assert call(*three, "--overwrite") == 6 and not notes(tmp_path / "out")
+    one = (f"--slide={tmp_path / '0.tif'}", *three[1:], "--overwrite")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            call(*one)
+    assert notes(tmp_path / "out") == [".overwrite-slide-0"]
+    assert call(*one) == 0 and not notes(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.SlideFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            call(*one)
+    assert call(*one[:-1]) == 0 and not notes(tmp_path / "out")  # without --overwrite it comes to its end too
+
+
+def test_half_a_note_names_no_folder(tmp_path):
+    notes = Overwriting(tmp_path, "0of1")
+    assert not notes.has_made_way(tmp_path / "case1")
+    (tmp_path / ".overwrite-0of1").write_text('\n"case10"\n\n"case1')
+    notes.note(tmp_path / "case7" / "unet")
+    assert [notes.has_made_way(tmp_path / name) for name in ("case10", "case1", "case7/unet", "case7")] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    notes.end()
+    notes.end()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_older_than_the_results_is_drawn_anew(runs, slide, tmp_path, monkeypatch):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path) == 0
+    picture = tmp_path / "case" / "comparison.png"
+    drawn = picture.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(segment.comparison, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            command(both, slide, tmp_path, "--overwrite")
+    assert command(both, slide, tmp_path, "--overwrite") == 0
+    assert picture.stat().st_mtime_ns > drawn
+
+
+def test_seconds_of_a_slide_that_was_gone_on_with_are_told_to_be_of_the_last_session(
+    runs, slide, finished, tmp_path, capsys, monkeypatch
+):
+    def stopped(*_, **__):
+        raise Preempted("stopped")
+
+    (tmp_path / "list.csv").write_text(f"slide\n{slide}\n")
+    options = (f"--slides={tmp_path / 'list.csv'}", f"--checkpoint={runs[0]}", f"--output={tmp_path}", "--readers=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment_slide.results, "write", stopped)
+        assert call(*options, *EVERYTHING) == 75
+    assert call(*options, *EVERYTHING) == 0
+    assert re.search(r"; \d+\.\d s, since it was gone on with\n", capsys.readouterr().out)
+    assert summary_of(tmp_path / "case")["resumed"] is True and summary_of(finished)["resumed"] is False
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert [row["resumed"] for row in csv.DictReader(file)] == ["yes"]
+
+
+def rows_in(folder):
+    """Rows of labels that are written of a slide that is not finished."""
+    return [] if (folder / "summary.json").exists() else sorted((folder / ".work" / "labels").glob("row-*"))
+
+
+def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):
+    """Four kills, or as many as the variable KILLS says; most while it labels or writes the results."""
+    kills = int(os.environ.get("KILLS", 4))
+    pixels, _ = tissue_picture(1700, 600, seed=5)
+    slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=256)
+    arguments = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={runs[0]}", f"--slide={slide}", "--readers=2"]
+    arguments += ["--probabilities", *EVERYTHING]
+
+    def start(output):
+        return subprocess.Popen([*arguments, f"--output={output}"], cwd=ROOT, stdout=-3, stderr=-3)
+
+    def wait_for_rows(folder, process):
+        while not rows_in(folder) and process.poll() is None:
+            time.sleep(0.005)
+
+    begin = time.monotonic()
+    with start(tmp_path / "whole") as process:
+        wait_for_rows(tmp_path / "whole" / "case", process)
+        first = time.monotonic() - begin
+        assert process.wait() == 0
+    length = time.monotonic() - begin
+    expected = contents(tmp_path / "whole" / "case")
+    rng = np.random.default_rng(0)
+    at_work = 0
+    for number in range(kills):
+        folder = tmp_path / f"out{number // 2}" / "case"  # up to two kills of one and the same run
+        with start(folder.parent) as process:
+            if number % 4 == 3:
+                time.sleep(rng.uniform(0.1, 1.0) * length)
+            elif number % 2:
+                time.sleep(rng.uniform(first, length))
+            else:
+                wait_for_rows(folder, process)
+                time.sleep(rng.uniform(0, length - first))
+            process.send_signal(signal.SIGKILL)
+        before = rows_in(folder)
+        at_work += bool(before)
+        if number % 2 == 1 or number + 1 == kills:
+            finished = (folder / "summary.json").exists()
+            subprocess.run([*arguments, f"--output={folder.parent}"], cwd=ROOT, check=True, capture_output=True)
+            assert contents(folder) == expected
+            assert finished or summary_of(folder)["resumed"] is bool(before)  # what was written before is used
+    assert at_work >= (kills / 2 if kills >= 10 else 1)
+
+
+@pytest.fixture(scope="module")
+def tall(tmp_path_factory):
+    """A slide of two rows of tiles."""
+    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", tissue_picture(600, 60)[0])
+
+
+@pytest.fixture(scope="module")
+def tall_finished(runs, tall, tmp_path_factory):
+    output = tmp_path_factory.mktemp("tall") / "out"
+    assert command(runs[0], tall, output) == 0
+    return output / "case"
+
+
+@pytest.mark.parametrize(
+    "name, number, for_good",
+    (
+        ("row-000001", errno.ENOSPC, False),
+        ("row-000001", errno.EROFS, True),
+        ("labels.ome.tif", errno.EDQUOT, True),
+        ("regions.geojson", errno.ENOSPC, False),
+        ("overlay.png", errno.EROFS, True),
+        ("summary.json", errno.ENOSPC, True),
+    ),
+)
+def test_an_output_that_gets_full_or_read_only_ends_with_5_and_the_same_command_goes_on(
+    runs, tall, tall_finished, tmp_path, capsys, monkeypatch, name, number, for_good
+):
+    """From some file on nothing can be written, or that file alone not, so that the failure is noted."""
+    failed, replace = [], os.replace
+
+    def full(source, destination):
+        if os.path.basename(destination) == name or (failed and for_good):
+            failed.append(destination)
+            raise OSError(number, os.strerror(number), str(source), None, str(destination))
+        replace(source, destination)
+
+    folder = tmp_path / "case"
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.os, "replace", full)
+        assert command(runs[0], tall, tmp_path) == 5
+    assert failed and f"cannot be written ({os.strerror(number)})" in one_line(capsys)
+    there = {path.name for path in folder.rglob("*")}
+    assert not there & {name, "summary.json"} and not [each for each in there if each.endswith(".tmp")]
+    assert "row-000000" in there and ("failure.json" in there) is not for_good
+    assert command(runs[0], tall, tmp_path) == 0
+    assert summary_of(folder)["resumed"] and contents(folder) == contents(tall_finished)
+
+
+def test_a_list_ends_with_5_where_nothing_can_be_written(runs, tall, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "list.csv").write_text(f"slide\n{tall}\n")
+    for slides in (f"--slide={tall}", f"--slides={tmp_path / 'list.csv'}"):
+        assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'file' / 'out'}") == 5
+        assert "cannot be written (Not a directory)" in one_line(capsys)
+
+
+@pytest.mark.parametrize("tiles, code", ((1, 0), (6, 3)))
+@pytest.mark.parametrize("name, compression", (("case.tif", "deflate"), ("case.svs", "jpeg2000")))
+def test_a_disk_that_cannot_read_a_tile_costs_that_tile_and_more_of_them_the_slide(
+    runs, tmp_path, capsys, name, compression, tiles, code
+):
+    """Of 256 tiles; when the disk is mended, the same command goes through."""
+    pixels = np.full((512, 512, 3), (200, 120, 170), np.uint8)
+    pixels += np.random.default_rng(0).integers(0, 40, pixels.shape, np.uint8)
+    write = slide_files.svs if name.endswith("svs") else slide_files.tiled
+    slide = write(tmp_path / name, pixels, tile=32, compression=compression)
+    with tifffile.TiffFile(slide) as tiff:
+        offsets, counts = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
+    first, end = offsets[100], offsets[99 + tiles] + counts[99 + tiles]
+    options = (f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1")
+    options += EVERYTHING
+    with failing_disk.failing(failing_disk.compiled(tmp_path), slide, first, end):
+        assert call(*options) == code
+    if code:
+        assert "over 1% of the tissue cannot be decoded" in one_line(capsys)
+        assert not (tmp_path / "out" / "case" / "summary.json").exists()
+    assert call(*options) == 0
+    summary = summary_of(tmp_path / "out" / "case")
+    assert summary["unreadable_area_mm2"] == pytest.approx(0 if code else 32**2 * 0.25**2 / 1e6)
