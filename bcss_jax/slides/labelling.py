@@ -130,7 +130,7 @@ def too_unreadable(name: str) -> DataError:
 
 
 def seam_counts(store: TileStore) -> np.ndarray:
-    """The counts of `Seams` of all rows of tiles, int64 [2, 2]."""
+    """The counts of `Seams` of all rows of tiles, int64 [2, 2, 2]."""
     return np.sum([json.loads(seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64)
 
 
@@ -200,7 +200,7 @@ class _Rows:
         if row < self._again:
             self._seams.take()
         elif bottom > top:
-            self._tiles.end(bottom, np.asarray(self._seams.take()))
+            self._tiles.end(bottom, self._seams.take())
 
     def _labels_of(self, piece, top, end):
         labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
