@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcss_jax.slides.blend import Finished
-from bcss_jax.slides.seams import STEP, Seams, no_counts, seam_score
+from bcss_jax.slides.seams import Seams, no_counts, seam_score
 from bcss_jax.slides.windows import windows_of
 
 
@@ -29,8 +29,8 @@ def all_pairs(windows, sums, weights):
     across, down = windows.seams(windows.width), windows.seams(windows.height)
     for y in range(windows.height):
         for x in range(windows.width):
-            for (v, u), seams, step in (((y, x + 1), across, y), ((y + 1, x), down, x)):
-                if step % STEP or v >= windows.height or u >= windows.width or not weights[y, x] * weights[v, u]:
+            for (v, u), seams in (((y, x + 1), across), ((y + 1, x), down)):
+                if v >= windows.height or u >= windows.width or not weights[y, x] * weights[v, u]:
                     continue
                 for kind in np.ndindex(2, 2):
                     if seams[kind][x if v == y else y]:
