@@ -183,6 +183,9 @@ class _Rows:
         if row < self._again - 1:
             return
         with self._seconds.counted("blending"):
+            # What is not wanted has no label, and nobody sees seams there.
+            wanted = self._tissue.pixels(top, bottom, piece.left, piece.right)
+            piece = piece._replace(weights=np.where(wanted, piece.weights, 0))
             self._seams.add(top, piece)
             if row < self._again:
                 return
@@ -209,7 +212,7 @@ class _Rows:
             labels[above] = value + 1
             if value + 1 < len(piece.sums):
                 np.copyto(best, piece.sums[value], where=above)
-        wanted = (piece.weights > 0) & self._tissue.pixels(top, end, piece.left, piece.right)
+        wanted = piece.weights > 0
         labels[~wanted] = BACKGROUND
         unreadable = self._blocks.unreadable_in(top, end, piece.left, piece.right)
         if unreadable is not None:
