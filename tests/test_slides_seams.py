@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcss_jax.slides.blend import Finished
-from bcss_jax.slides.seams import STEP, Seams, seam_score
+from bcss_jax.slides.seams import Seams, no_counts, seam_score
 from bcss_jax.slides.windows import windows_of
 
 
 def counted(windows, sums, weights, cuts):
     seams = Seams(windows, len(sums))
-    total = np.zeros((2, 2), np.int64)
+    total = no_counts()
     for top, end in zip([0, *cuts], [*cuts, windows.height], strict=True):
         columns = (weights[top:end] > 0).any(0)
         ends = np.flatnonzero(np.diff(columns, prepend=False, append=False)).reshape(-1, 2)
@@ -25,14 +25,14 @@ def counted(windows, sums, weights, cuts):
 def all_pairs(windows, sums, weights):
     with np.errstate(invalid="ignore", divide="ignore"):
         steps = np.rint(sums[:-1] * (np.float32(255) / weights))
-    total = np.zeros((2, 2), np.int64)
-    across, down = [(windows.controls(length), windows.seams(length)) for length in (windows.width, windows.height)]
+    total = no_counts()
+    across, down = windows.seams(windows.width), windows.seams(windows.height)
     for y in range(windows.height):
         for x in range(windows.width):
-            for (v, u), seams, step in (((y, x + 1), across, y), ((y + 1, x), down, x)):
-                if step % STEP or v >= windows.height or u >= windows.width or not weights[y, x] * weights[v, u]:
+            for (v, u), seams in (((y, x + 1), across), ((y + 1, x), down)):
+                if v >= windows.height or u >= windows.width or not weights[y, x] * weights[v, u]:
                     continue
-                for kind in (0, 1):
+                for kind in np.ndindex(2, 2):
                     if seams[kind][x if v == y else y]:
                         total[kind] += int(np.abs(steps[:, y, x] - steps[:, v, u]).sum()), 1
     return total
@@ -56,10 +56,15 @@ def test_a_step_at_the_seams_is_seen_and_a_smooth_image_is_not():
     smooth = ((np.sin(30 * x) + np.cos(25 * y)) / 8 + 0.5).astype(np.float32)
     weights = np.ones_like(smooth)
     score = seam_score(counted(windows, np.stack([smooth, 1 - smooth]), weights, []))
-    assert abs(score["score"] - 1) < 0.1
+    assert abs(score["score"] - 1) < 0.1 and score["score"] == max(
+        score[kind]["score"] for kind in ("handovers", "ends")
+    )
     cells = np.random.default_rng(0).random((9, 9)).astype(np.float32) / 10
-    stepped = smooth + np.kron(cells, np.ones((48, 48), np.float32))[:400, :400]
-    assert seam_score(counted(windows, np.stack([stepped, 1 - stepped]), weights, []))["score"] > 1.5
+    for kind, shift in (("handovers", 0), ("ends", windows.margin)):  # steps there and nowhere else
+        stepped = smooth + np.roll(np.kron(cells, np.ones((48, 48), np.float32)), shift, (0, 1))[:400, :400]
+        score = seam_score(counted(windows, np.stack([stepped, 1 - stepped]), weights, []))
+        assert score["score"] == score[kind]["score"] > 1.5
+    assert score["handovers"]["score"] < 1.1
 
 
 def test_nothing_to_compare_has_no_score():

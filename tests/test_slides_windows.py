@@ -123,11 +123,15 @@ def test_seams_are_where_windows_begin_end_and_hand_over():
     windows = windows_of(100, 50, 8, 0.25)
     assert (windows.size, windows.stride, windows.margin, windows.columns) == (8, 6, 1, 9)
     corners = [windows.corner(0, column)[1] for column in range(windows.columns)]
-    expected = {*corners, *(x + 8 for x in corners), *(x + 1 for x in corners)} & set(range(1, 50))
-    assert set((np.flatnonzero(windows.seams(50)) + 1).tolist()) == expected
-    assert windows.seams(1).size == 0
-    beside = {x + step for x in expected for step in (-16, 16)} & set(range(1, 50)) - expected
-    assert set((np.flatnonzero(windows.controls(50)) + 1).tolist()) == beside
+    inside = set(range(1, 50))
+    handovers = {x + 1 for x in corners} & inside
+    ends = {*corners, *(x + 8 for x in corners)} & inside - handovers
+    assert handovers and ends
+    for (beside, at), expected in zip(windows.seams(50), (handovers, ends), strict=True):
+        assert set((np.flatnonzero(at) + 1).tolist()) == expected
+        near = {x + step for x in expected for step in (-16, 16)} & inside - handovers - ends
+        assert set((np.flatnonzero(beside) + 1).tolist()) == near
+    assert windows.seams(1).shape == (2, 2, 0)
 
 
 @pytest.mark.parametrize("overlap", (-0.1, 0.8, float("nan")))

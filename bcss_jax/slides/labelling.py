@@ -130,7 +130,7 @@ def too_unreadable(name: str) -> DataError:
 
 
 def seam_counts(store: TileStore) -> np.ndarray:
-    """The counts of `Seams` of all rows of tiles, int64 [2, 2]."""
+    """The counts of `Seams` of all rows of tiles, int64 [2, 2, 2]."""
     return np.sum([json.loads(seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64)
 
 
@@ -183,6 +183,9 @@ class _Rows:
         if row < self._again - 1:
             return
         with self._seconds.counted("blending"):
+            # What is not wanted has no label, and nobody sees seams there.
+            wanted = self._tissue.pixels(top, bottom, piece.left, piece.right)
+            piece = piece._replace(weights=np.where(wanted, piece.weights, 0))
             self._seams.add(top, piece)
             if row < self._again:
                 return
@@ -200,7 +203,7 @@ class _Rows:
         if row < self._again:
             self._seams.take()
         elif bottom > top:
-            self._tiles.end(bottom, np.asarray(self._seams.take()))
+            self._tiles.end(bottom, self._seams.take())
 
     def _labels_of(self, piece, top, end):
         labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
@@ -209,7 +212,7 @@ class _Rows:
             labels[above] = value + 1
             if value + 1 < len(piece.sums):
                 np.copyto(best, piece.sums[value], where=above)
-        wanted = (piece.weights > 0) & self._tissue.pixels(top, end, piece.left, piece.right)
+        wanted = piece.weights > 0
         labels[~wanted] = BACKGROUND
         unreadable = self._blocks.unreadable_in(top, end, piece.left, piece.right)
         if unreadable is not None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bcss_jax.slides.probability_store import ProbabilityStore
+from bcss_jax.slides.seams import no_counts
 from bcss_jax.slides.tile_store import TileStore
 from bcss_jax.stopwatch import Stopwatch
 from bcss_jax.workdir import write_text
@@ -83,7 +84,7 @@ class TileRows:
         last = (bottom - 1) // self._store.tile_size
         self._counts[last] = self._counts.get(last, 0) + seams
         while self._next < self._store.rows and self._end_of(self._next) <= bottom:
-            counts = self._counts.pop(self._next, np.zeros((2, 2), np.int64))
+            counts = self._counts.pop(self._next, no_counts())
             self._soon(self._write_row, self._next, counts.tolist())
             self._next += 1
 
@@ -139,8 +140,8 @@ class TileRows:
 
 
 def seams_file(store: TileStore, row: int) -> Path:
-    """The counts of seams of a row of tiles, JSON [2, 2]."""
-    return store.folder / f"seams-{row:06d}.json"
+    """The counts of seams of a row of tiles, JSON [2, 2, 2]."""
+    return store.folder / f"seam-counts-{row:06d}.json"
 
 
 def _overlap(start, length, other_start, other_length):

@@ -71,23 +71,28 @@ class Windows:
         return max(0, (y + self.margin - self.size) // self.stride + 1)
 
     def seams(self, length: int) -> np.ndarray:
-        """Where a window begins, ends, or hands over to its neighbour (the border of its cell), along an axis.
+        """Where seams could be seen along an axis, and what they are compared with.
+
+        A window hands over to its neighbour at the border of its cell, and begins and ends elsewhere; where it hands over
+        and another one begins, the first counts. What a kind is compared with are the places `CONTROL` pixels beside its
+        own that are no seam of either.
 
         Args:
           length: pixels of the axis, the grid's height or width.
 
         Returns:
-          bool [length - 1]: whether a seam lies between pixels i and i + 1.
+          bool [2, 2, length - 1]: for hand-overs, then for ends: places beside them, then they themselves; True in [..., i]
+          for the pair of the pixels i and i + 1.
         """
         cells = np.arange(math.ceil(length / self.stride)) * self.stride
-        found = np.concatenate([cells, cells - self.margin, cells - self.margin + self.size])
-        return _marked(found, length)
-
-    def controls(self, length: int) -> np.ndarray:
-        """Pairs that seams are compared with, as `seams`: those `CONTROL` pixels beside a seam that are none."""
-        seams = self.seams(length)
-        at = np.flatnonzero(seams) + 1
-        return _marked(np.concatenate([at - CONTROL, at + CONTROL]), length) & ~seams
+        handovers = _marked(cells, length)
+        ends = _marked(np.concatenate([cells - self.margin, cells - self.margin + self.size]), length) & ~handovers
+        found = []
+        for seams in (handovers, ends):
+            at = np.flatnonzero(seams) + 1
+            beside = _marked(np.concatenate([at - CONTROL, at + CONTROL]), length) & ~handovers & ~ends
+            found.append([beside, seams])
+        return np.array(found).reshape(2, 2, -1)
 
 
 def _marked(positions: np.ndarray, length: int) -> np.ndarray:
