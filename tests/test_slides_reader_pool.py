@@ -212,6 +212,16 @@ def test_two_crashes_are_one_line_and_the_next_block_is_read(path, pixels):
         np.testing.assert_array_equal(block.pixels, pixels[8:88, 7:97])
 
 
+def test_who_waits_for_blocks_of_a_pool_that_is_closed_is_woken(path):
+    pool = ReaderPool(path, 1)
+    os.kill(*children(pool), signal.SIGSTOP)
+    _, *queued = (pool.submit(own_grid(pool.info), 0, 0, 9, 9) for _ in range(4))
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        waited_for = beside.submit(lambda: len(list(concurrent.futures.as_completed(queued, timeout=20))))
+        pool.close()
+        assert waited_for.result() == 3 and all(future.cancelled() for future in queued)
+
+
 def test_a_process_that_hangs_is_killed_and_replaced(path, pixels):
     with ReaderPool(path, 1, timeout_s=1.0) as pool:
         (pid,) = children(pool)

@@ -93,7 +93,8 @@ class Crew:
             with contextlib.suppress(queue.Empty):
                 while True:
                     future, _ = self._tasks.get_nowait()
-                    future.cancel()
+                    if future.cancel():
+                        future.set_running_or_notify_cancel()  # else `as_completed` waits for it for ever
             for _ in self._threads:
                 self._tasks.put(None)
 

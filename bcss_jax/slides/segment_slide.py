@@ -158,8 +158,8 @@ class SlideSegmenter:
     def _segment(self, entry, folder, interruption):
         clock = StageClock()
         settings, model, name = self._settings, self.model, printable(entry.slide.name)
-        # The pool ends last: who waits for blocks of one that is closed is not woken.
-        with ReaderPool(entry.slide, self._readers) as pool, ThreadPoolExecutor(1) as beside:
+        # The pool ends first: what is still read for the overlay ends with it.
+        with ThreadPoolExecutor(1) as beside, ReaderPool(entry.slide, self._readers) as pool:
             info = pool.info
             mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
             grid = grid_of(info.width, info.height, mpp, model.mpp)
