@@ -7,7 +7,7 @@ import pytest
 from viewer_small import blobs, summary, write_result
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.slide_folder import fingerprint
+from bcss_jax.slides.slide_folder import fingerprints
 from bcss_jax.viewer import results
 
 
@@ -39,7 +39,9 @@ def test_what_is_read(out):
     assert found.grid.scale == (1, 1) and found.grid.mpp == 0.25 and found.model == "unet"
     assert [(each.value, each.name) for each in found.classes] == [(1, "tumor"), (2, "stroma")]
     assert found.tumor_stroma_ratio == 0.5 and found.labels == "labels.ome.tif" and found.overlay is None
-    assert found.fingerprint == fingerprint(out.parent / "b.png") and found.dice is found.dice_of_region is None
+    assert (
+        found.fingerprint == fingerprints(out.parent / "b.png")["slide"] and found.dice is found.dice_of_region is None
+    )
     dice = {"tumor": 0.875, "stroma": None, "macro": 0.875}
     values = json.loads((out / "b/summary.json").read_text())
     (out / "b/summary.json").write_text(json.dumps(values | {"scores": {"dice": dice}}))

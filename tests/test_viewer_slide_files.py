@@ -104,8 +104,8 @@ def test_a_slide_that_was_segmented_through_a_link_is_known_by_both_names(elsewh
 
 def test_a_file_is_hashed_once_unless_it_changes(summary, elsewhere, tmp_path, monkeypatch):
     (tmp_path / "HE.png").rename(elsewhere / "1/HE.png")
-    hashed, fingerprint = [], slide_files.fingerprint
-    monkeypatch.setattr(slide_files, "fingerprint", lambda path: hashed.append(path) or fingerprint(path))
+    hashed, fingerprints = [], slide_files.fingerprints
+    monkeypatch.setattr(slide_files, "fingerprints", lambda path: hashed.append(path) or fingerprints(path))
     files = SlideFiles(elsewhere)
     for _ in range(3):
         files.path_of(summary)

@@ -14,7 +14,7 @@ import tifffile
 import uvicorn
 from PIL import Image
 
-from bcss_jax.slides.slide_folder import fingerprint
+from bcss_jax.slides.slide_folder import fingerprints
 from bcss_jax.viewer import server
 from bcss_jax.viewer.slide_files import SlideFiles
 
@@ -87,7 +87,7 @@ def write_result(folder, slide, width, height, labels, **options):
     if not slide.exists():
         Image.fromarray(tissue(height, width)).save(slide)
     write_labels(folder / "labels.ome.tif", pyramid(labels))
-    options["identity"] = {"files": {"slide": fingerprint(slide)}}
+    options["identity"] = {"files": fingerprints(slide)}
     (folder / "summary.json").write_text(json.dumps(summary(slide, width, height, labels.shape, **options)))
 
 

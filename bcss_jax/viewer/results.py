@@ -34,7 +34,7 @@ class Summary:
     Attributes:
       slide_path: where the slide was when it was segmented.
       slide_name: its file's name.
-      fingerprint: by which the file is known again, as of `slide_folder.fingerprint`.
+      fingerprint: by which the file is known again, as of `slide_folder.fingerprints`.
       width: of level 0, pixels.
       height: likewise.
       bounds: x, y, width, height of the scanned area at level 0, if the slide says so.

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.slide_folder import fingerprint
+from bcss_jax.slides.slide_folder import fingerprints
 from bcss_jax.tiles import printable
 from bcss_jax.viewer.results import Summary, inside
 
@@ -94,4 +94,4 @@ def _is_slide(path, expected):
 @functools.lru_cache(1024)
 def _fingerprint(path, size, changed):
     """Once for a file, unless it changes: asked for with every tile."""
-    return fingerprint(path)
+    return fingerprints(path)["slide"]
