@@ -4,9 +4,9 @@
     python benchmarks/slide_scale.py --checkpoint=RUN --dense=200000x6000 [--window=512]
 
 Draws slides of the same area of tissue, in squares of half a millimetre that are strewn over the whole slide and never
-touch (so that all need the same windows), as tiled pyramids at 0.25 um per pixel, and segments each with `python -m bcss_jax.segment`. Memory
-is the sum over the command's process and its readers, seen every 0.2 s; first a slide of one window tells what the model
-needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py
+touch (so that all need the same windows), as tiled pyramids at 0.25 um per pixel, and segments each with
+`python -m bcss_jax.segment`. Memory is the sum over the command's process and its readers, seen every 0.2 s; first a slide
+of 2048 pixels a side tells what the model needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py
 --config.model.width=4 --config.epochs=1 --workdir=runs/tiny`. What is held depends on the width of a slide, not on its
 height, so that a strip full of tissue (--dense) shows the most that a slide of that width can need; it is segmented with
 probabilities, and costs the more the more classes there are (--config.labels=five_classes).
