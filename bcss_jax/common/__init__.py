@@ -1,0 +1,1 @@
+"""What every command and layer uses: files, progress, interruption, timing, figures."""

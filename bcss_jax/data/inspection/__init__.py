@@ -1,0 +1,1 @@
+"""What `python -m bcss_jax.data inspect` and `verify` do with a data set."""

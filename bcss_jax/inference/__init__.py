@@ -1,0 +1,1 @@
+"""Trained models ready to predict: what evaluation and slide segmentation share."""

@@ -1,0 +1,1 @@
+"""Classification networks and transformers used as encoders."""

@@ -1,0 +1,1 @@
+"""Segments the slides of a list, each into its own folder."""

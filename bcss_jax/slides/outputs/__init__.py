@@ -1,0 +1,1 @@
+"""Writes the result files of a slide."""

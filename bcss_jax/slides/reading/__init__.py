@@ -1,0 +1,1 @@
+"""Reads slides and masks: backends, resolution, reader processes."""

@@ -1,0 +1,1 @@
+"""Traces exact polygons of a slide's labels."""

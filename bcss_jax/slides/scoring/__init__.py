@@ -1,0 +1,1 @@
+"""Scores a slide's labels against its ground truth."""

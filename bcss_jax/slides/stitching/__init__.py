@@ -1,0 +1,1 @@
+"""Labels a slide: windows are read, predicted, blended and written."""

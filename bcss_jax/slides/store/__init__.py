@@ -1,0 +1,1 @@
+"""Stores the labels and probabilities of a slide while it is segmented."""

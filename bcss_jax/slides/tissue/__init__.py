@@ -1,0 +1,1 @@
+"""Finds the tissue of a slide."""

@@ -1,0 +1,1 @@
+"""Fixtures and small data that several test files share."""
