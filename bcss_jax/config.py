@@ -12,10 +12,10 @@ import numbers
 from ml_collections import ConfigDict
 
 from bcss_jax import models
+from bcss_jax.data.discovery import LAYOUTS
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
-from bcss_jax.layouts import LAYOUTS
-from bcss_jax.model_function import IMAGENET
+from bcss_jax.models.apply import IMAGENET
 
 # Settings that change how fast or how often, never what: a run may resume with other values of these.
 RUNTIME_FIELDS = (

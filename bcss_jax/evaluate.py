@@ -17,14 +17,19 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 
-from bcss_jax import command, labels, layouts, workdir
+from bcss_jax import labels
+from bcss_jax.common import command
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.data import discovery
 from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError
-from bcss_jax.evaluation import nnunet_run, tables, trained_run
+from bcss_jax.evaluation import nnunet_run
+from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
-from bcss_jax.evaluation.subject import Subject, differences, evaluate
-from bcss_jax.interruption import Interruption
-from bcss_jax.sharding import check_batch_size, make_mesh
+from bcss_jax.evaluation.target import Subject, differences, evaluate
+from bcss_jax.inference import trained_run
+from bcss_jax.training import workdir
+from bcss_jax.training.sharding import check_batch_size, make_mesh
 
 # Flags of training, as errors name them -> those of this command.
 FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp")}
@@ -44,8 +49,8 @@ def _parser():
     add("--checkpoints", required=True, help="folders of runs, or of their checkpoints, separated by commas")
     add("--output", required=True, type=Path, help="folder of the results")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of each run")
-    add("--split", choices=layouts.PARTS, default="val", help="part of the data to score")
-    add("--data.layout", dest="layout", choices=layouts.LAYOUTS, help="the checkpoint's if not given")
+    add("--split", choices=discovery.PARTS, default="val", help="part of the data to score")
+    add("--data.layout", dest="layout", choices=discovery.LAYOUTS, help="the checkpoint's if not given")
     add("--data.dir", dest="data_dir", help="folder of the data set; the checkpoint's if not given")
     add(
         "--data.split", dest="data_split", choices=("published", "institute"), help="how the parts come about; likewise"
@@ -160,9 +165,9 @@ def _data_settings(args, run) -> dict:
 
 def _parts(settings, args, scheme, batch_size) -> tuple[Part, Part]:
     """The part to score, and the one that the temperature is fitted on: val if there is another one than that."""
-    from bcss_jax import dataset  # here, because TensorFlow takes seconds that a typo should not cost
+    from bcss_jax.data import tfrecords  # here, because TensorFlow takes seconds that a typo should not cost
 
-    data = dataset.prepare(**settings, prepared_dir=args.prepared_dir, scheme=scheme)
+    data = tfrecords.prepare(**settings, prepared_dir=args.prepared_dir, scheme=scheme)
     if not data.splits.get(args.split):
         there = ", ".join(f"{part} {count}" for part, count in data.splits.items())
         raise DataError(
@@ -174,8 +179,8 @@ def _parts(settings, args, scheme, batch_size) -> tuple[Part, Part]:
 
 
 def _part(data, name, scheme, batch_size) -> Part:
-    from bcss_jax.host_tensorflow import tf
-    from bcss_jax.input_pipeline import eval_batches
+    from bcss_jax.data.host_tensorflow import tf
+    from bcss_jax.data.input_pipeline import eval_batches
 
     table = data.table(name)
     pipeline = {

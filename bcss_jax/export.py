@@ -3,7 +3,7 @@
     python -m bcss_jax.export --checkpoint=runs/unet --output=unet.jaxexport [--which=best] [--tta]
 
 The file holds a StableHLO program of jax.export with weights and preprocessing inside, and what it means as JSON
-(`bcss_jax.slides.exported_model` says how to run it with jax alone). `python -m bcss_jax.segment --checkpoint` takes it
+(`bcss_jax.inference.exported_model` says how to run it with jax alone). `python -m bcss_jax.segment --checkpoint` takes it
 in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
 """
 
@@ -21,14 +21,14 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from bcss_jax import command
+from bcss_jax.common import command
 from bcss_jax.errors import ConfigError
-from bcss_jax.evaluation import trained_run
-from bcss_jax.sharding import make_mesh
-from bcss_jax.slides.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
-from bcss_jax.slides.slide_model import SlideModel, model_of_run
-from bcss_jax.summary import versions
-from bcss_jax.workdir import storage_errors, write_bytes
+from bcss_jax.inference import trained_run
+from bcss_jax.inference.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
+from bcss_jax.inference.slide_model import SlideModel, model_of_run
+from bcss_jax.training.sharding import make_mesh
+from bcss_jax.training.summary import versions
+from bcss_jax.training.workdir import storage_errors, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 USE = (

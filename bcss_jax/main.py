@@ -20,12 +20,13 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from bcss_jax import command, prepared_folder
-from bcss_jax import workdir as workdirs
+from bcss_jax.common import command
+from bcss_jax.common.interruption import Interruption
 from bcss_jax.config import default, field_names, unknown_field, validate
+from bcss_jax.data import cache
 from bcss_jax.errors import ConfigError, StorageError, UserError
-from bcss_jax.interruption import Interruption
 from bcss_jax.nnunet import config as nnunet_config
+from bcss_jax.training import workdir as workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, such as configs/unet.py or configs/unet.py:kaggle224."
@@ -136,7 +137,7 @@ def _run(interruption: Interruption) -> int:
         if nnunet:
             from bcss_jax.nnunet.run import run as train
         else:
-            from bcss_jax.train import train
+            from bcss_jax.training.loop import train
 
         try:
             train(config, workdir, interruption)
@@ -159,7 +160,7 @@ def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None
     elif _FRESH.value:  # what another job is at work on must not be deleted
         for fold in sorted(workdir.glob("fold_*")):
             held.enter_context(workdirs.locked(fold))
-    with workdirs.storage_errors(workdir), prepared_folder.held(workdir / "claim"):
+    with workdirs.storage_errors(workdir), cache.held(workdir / "claim"):
         workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
     if folds:
         if _FRESH.value:

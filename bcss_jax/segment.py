@@ -18,20 +18,21 @@ from pathlib import Path
 
 import jax
 
-from bcss_jax import command, workdir
+from bcss_jax.common import command
+from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
-from bcss_jax.evaluation import trained_run
-from bcss_jax.interruption import Interruption
+from bcss_jax.inference import trained_run
+from bcss_jax.inference.exported_model import model_of_artefact
+from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.labels import CODE_BOOKS
-from bcss_jax.sharding import make_mesh
-from bcss_jax.slides import batch, batch_summary, comparison
-from bcss_jax.slides.blend import BLENDS
-from bcss_jax.slides.exported_model import model_of_artefact
-from bcss_jax.slides.overwriting import Overwriting
-from bcss_jax.slides.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.slide_folder import note_failure, refuse_results_of_one
-from bcss_jax.slides.slide_list import Entry, check_name, read_list, shard_of
-from bcss_jax.slides.slide_model import SlideModel, check_window, model_of_run
+from bcss_jax.slides.batch import batch_summary, comparison, runner
+from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.segment_slide import Settings, SlideSegmenter
+from bcss_jax.slides.batch.slide_folder import note_failure, refuse_results_of_one
+from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.stitching.blend import BLENDS
+from bcss_jax.training import workdir
+from bcss_jax.training.sharding import make_mesh
 
 ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
 MOST_READERS = 8
@@ -107,14 +108,14 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             if not isinstance(error, (Preempted, StorageError)):
                 overwriting.end()
             raise
-        ended = batch.Ended(1, {}, {})
+        ended = runner.Ended(1, {}, {})
     else:
         with batch_summary.kept_up(args.output, whole, len(segmenters) > 1) as after_slide:
-            ended = batch.segment_all(entries, work, note, after_slide, args.debug, interruption)
+            ended = runner.segment_all(entries, work, note, after_slide, args.debug, interruption)
         print(f"\n{ended.done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
     if not ended.busy:  # also without --overwrite: then what was not overwritten shall stay
         overwriting.end()
-    batch.conclude(ended, args.output / "summary.csv")
+    runner.conclude(ended, args.output / "summary.csv")
 
 
 def _list(args) -> list[Entry]:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import uvicorn
 
-from bcss_jax import command
+from bcss_jax.common import command
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import ConfigError, DataError, StorageError
-from bcss_jax.tiles import printable
 from bcss_jax.viewer import results
 from bcss_jax.viewer.server import application
 from bcss_jax.viewer.slide_files import SlideFiles
@@ -100,7 +100,7 @@ def _listening(host: str, port: int | None) -> socket.socket:
 
 
 def _open_pool(path: Path, processes: int):
-    from bcss_jax.slides.reader_pool import ReaderPool  # here, because a result whose slide is gone needs none
+    from bcss_jax.slides.reading.pool import ReaderPool  # here, because a result whose slide is gone needs none
 
     return ReaderPool(path, processes)
 

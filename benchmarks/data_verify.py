@@ -22,15 +22,15 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from bcss_jax import data_checks, layouts  # noqa: E402
-from bcss_jax.data.source import Settings, Source  # noqa: E402
-from bcss_jax.data.verify import verify  # noqa: E402
-from bcss_jax.progress import ProgressLine  # noqa: E402
+from bcss_jax.common.progress import ProgressLine  # noqa: E402
+from bcss_jax.data import checks, discovery  # noqa: E402
+from bcss_jax.data.inspection.source import Settings, Source  # noqa: E402
+from bcss_jax.data.inspection.verify import verify  # noqa: E402
 
 
 def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> None:
     """Links the tiles of a data set under new names until there are as many as asked for."""
-    tiles = layouts.find_tiles("kaggle224", data_dir)
+    tiles = discovery.find_tiles("kaggle224", data_dir)
     for number, tile in zip(range(copies), itertools.cycle(tiles), strict=False):
         round_, _ = divmod(number, len(tiles))
         for original, kind in ((tile.image, tile.split), (tile.mask, f"{tile.split}_mask")):
@@ -45,7 +45,7 @@ def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> No
 
 def by_processes(folder: pathlib.Path, processes: int) -> float:
     """Seconds to examine all tiles with that many processes of one thread each, their start included."""
-    tiles = layouts.find_tiles("kaggle224", folder)
+    tiles = discovery.find_tiles("kaggle224", folder)
     start = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool:
@@ -54,9 +54,9 @@ def by_processes(folder: pathlib.Path, processes: int) -> float:
     return time.perf_counter() - start
 
 
-def _examine_share(tiles: list[layouts.Tile]) -> int:
+def _examine_share(tiles: list[discovery.Tile]) -> int:
     os.cpu_count = lambda: 1  # one thread in each process
-    return sum(len(finding.contents) for _, finding in data_checks.examine(tiles))
+    return sum(len(finding.contents) for _, finding in checks.examine(tiles))
 
 
 def main() -> None:

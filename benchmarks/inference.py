@@ -6,7 +6,7 @@
 Here that is the path of `python -m bcss_jax.evaluate`: batches, `Predictor`, `run.count`. There it is a loop over a
 DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders, otherwise what
 `torch_twins.py` builds) and the same counts in PyTorch; outlines (HD95, NSD) come from the same function on threads, on
-both sides while the next batch is computed. The network gets PyTorch's weights through `bcss_jax.pretrained`, with batch
+both sides while the next batch is computed. The network gets PyTorch's weights through `bcss_jax.models.weights.pretrained`, with batch
 statistics of these images, and probabilities and counts must agree before anything is timed.
 
 Four things are timed, each in turn, A B A B, after a round of warming up: `together`, and what it consists of: `input`
@@ -39,13 +39,17 @@ from PIL import Image
 
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
 
-from bcss_jax import layouts, models, pretrained, sharding  # noqa: E402
+from bcss_jax import models  # noqa: E402
+from bcss_jax.common.interruption import Interruption  # noqa: E402
+from bcss_jax.data import discovery  # noqa: E402
 from bcss_jax.errors import ConfigError, UserError  # noqa: E402
-from bcss_jax.evaluation import predict, run  # noqa: E402
-from bcss_jax.evaluation.surface_distance import surface_scores  # noqa: E402
-from bcss_jax.interruption import Interruption  # noqa: E402
+from bcss_jax.evaluation import run  # noqa: E402
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores  # noqa: E402
+from bcss_jax.inference import predict  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
-from bcss_jax.model_function import IMAGENET, ModelFunction, split_model  # noqa: E402
+from bcss_jax.models.apply import IMAGENET, ModelFunction, split_model  # noqa: E402
+from bcss_jax.models.weights import pretrained  # noqa: E402
+from bcss_jax.training import sharding  # noqa: E402
 
 SCHEME = SCHEMES["tumor_stroma"]
 TABLE = lookup_table(SCHEME, "kaggle3")
@@ -87,7 +91,7 @@ class Images:
             raise ConfigError(f"--images={args.images} must be a multiple of --batch={args.batch}")
         self.paths = self.more_paths = None
         if args.data_dir:
-            tiles = [tile for tile in layouts.find_tiles("kaggle224", args.data_dir) if tile.split == "val"]
+            tiles = [tile for tile in discovery.find_tiles("kaggle224", args.data_dir) if tile.split == "val"]
             tiles = [tiles[n % len(tiles)] for n in range(args.images)]
             self.paths = [str(tile.image) for tile in tiles], [str(tile.mask) for tile in tiles]
             self.more_paths = [paths * -(-READ // args.images) for paths in self.paths]
@@ -130,7 +134,7 @@ class Jax:
         return ({**batch, "valid": np.ones(self.batch, bool)} for batch in self._in_memory())
 
     def _read(self, paths):
-        from bcss_jax import input_pipeline  # here, because it needs TensorFlow
+        from bcss_jax.data import input_pipeline  # here, because it needs TensorFlow
 
         return input_pipeline.eval_batches(
             input_pipeline.encoded_from_png(*paths),

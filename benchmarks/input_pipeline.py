@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from bcss_jax.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, augment  # noqa: E402
+from bcss_jax.data.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, augment  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
 
 SCHEME = SCHEMES["tumor_stroma"]
@@ -88,7 +88,7 @@ def torch_loader(images, masks, recipe, batch_size, workers):
 
 def our_batches(images, masks, recipe, batch_size, threads, epoch):
     """One epoch of this project's pipeline."""
-    from bcss_jax import input_pipeline  # here, so that PyTorch's workers need not import TensorFlow
+    from bcss_jax.data import input_pipeline  # here, so that PyTorch's workers need not import TensorFlow
 
     return input_pipeline.train_batches(
         input_pipeline.encoded_from_png(images, masks),

@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from bcss_jax import labels, sample  # noqa: E402
+from bcss_jax import labels  # noqa: E402
+from bcss_jax.data import synthetic  # noqa: E402
 
 SCHEME = labels.SCHEMES["tumor_stroma"]
 
@@ -29,7 +30,7 @@ def labelled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Per split: colours uint8 [n, 3] and whether each is tumour, bool [n]; only tumour and stroma."""
     table = labels.lookup_table(SCHEME, "bcss22")
     found = {"train": [], "val": []}
-    for patch in sample.draw(seed):
+    for patch in synthetic.draw(seed):
         truth = table[patch.mask]
         kept = truth != SCHEME.ignore_index
         found[patch.split].append((patch.image[kept], truth[kept] == SCHEME.class_names.index("tumor")))

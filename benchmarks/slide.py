@@ -44,13 +44,14 @@ from slide_scale import TILE, tissue_tiles, write_slide
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bcss_jax import models, pretrained  # noqa: E402
-from bcss_jax.evaluation import trained_run  # noqa: E402
+from bcss_jax import models  # noqa: E402
 from bcss_jax.export import artefact_of  # noqa: E402
-from bcss_jax.model_function import IMAGENET, normalise  # noqa: E402
-from bcss_jax.sharding import make_mesh  # noqa: E402
-from bcss_jax.slides.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
+from bcss_jax.inference import trained_run  # noqa: E402
+from bcss_jax.inference.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
+from bcss_jax.models.apply import IMAGENET, normalise  # noqa: E402
+from bcss_jax.models.weights import pretrained  # noqa: E402
 from bcss_jax.slides.windows import windows_of  # noqa: E402
+from bcss_jax.training.sharding import make_mesh  # noqa: E402
 
 WHAT = ("slide", "labels", "process", "cpu")
 # Seconds of a summary, each stage's own: the regions are traced beside pyramid and overlay, the writer writes beside all.

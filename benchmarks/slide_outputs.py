@@ -25,11 +25,11 @@ import numpy as np  # noqa: E402
 import rasterio.features  # noqa: E402
 from scipy.ndimage import gaussian_filter  # noqa: E402
 
-from bcss_jax.slides import geojson, label_pyramid  # noqa: E402
 from bcss_jax.slides.classes import SlideClass  # noqa: E402
 from bcss_jax.slides.grid import Grid  # noqa: E402
-from bcss_jax.slides.polygons import regions  # noqa: E402
-from bcss_jax.slides.tile_store import TILE, TileStore  # noqa: E402
+from bcss_jax.slides.outputs import geojson, label_pyramid  # noqa: E402
+from bcss_jax.slides.regions.polygons import regions  # noqa: E402
+from bcss_jax.slides.store.tile_store import TILE, TileStore  # noqa: E402
 
 CLASSES = (
     SlideClass(1, "tumor", (230, 159, 0)),

@@ -26,10 +26,11 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from bcss_jax import losses, models, sharding, step  # noqa: E402
+from bcss_jax import losses, models  # noqa: E402
 from bcss_jax.errors import UserError  # noqa: E402
-from bcss_jax.model_function import IMAGENET, ModelFunction, split_model  # noqa: E402
-from bcss_jax.optimizer import Plateau, adamw  # noqa: E402
+from bcss_jax.models.apply import IMAGENET, ModelFunction, split_model  # noqa: E402
+from bcss_jax.training import sharding, step  # noqa: E402
+from bcss_jax.training.optimizer import Plateau, adamw  # noqa: E402
 
 NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-4

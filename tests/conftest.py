@@ -13,9 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where there is a GPU: one 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
+from helpers.paths import SHARED
 
 
 @pytest.fixture(scope="session")

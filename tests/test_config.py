@@ -6,12 +6,12 @@ import json
 
 import jax
 import pytest
-from conftest import ROOT
 from flax import nnx
+from helpers.paths import ROOT
 
 from bcss_jax import config as configs
 from bcss_jax import models
-from bcss_jax.augment import FULL, Augmentation
+from bcss_jax.data.augment import FULL, Augmentation
 from bcss_jax.errors import ConfigError
 
 

@@ -13,16 +13,20 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
+from helpers.tile_files import image, kaggle512, mask, name, save
+from helpers.trained_small import save_checkpoint
 from PIL import Image
-from tile_files import image, kaggle512, mask, name, save
-from trained_small import save_checkpoint
 
-from bcss_jax import checkpoint, config, dataset, evaluate, labels, models
+from bcss_jax import config, evaluate, labels, models
+from bcss_jax.data import tfrecords
 from bcss_jax.errors import in_flags_of_command
-from bcss_jax.evaluation import gallery, per_image, predict, results_folder, run
-from bcss_jax.evaluation.surface_distance import surface_scores
-from bcss_jax.model_function import ModelFunction, split_model
+from bcss_jax.evaluation import per_image, results_folder, run
+from bcss_jax.evaluation.reporting import gallery
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores
+from bcss_jax.inference import predict
+from bcss_jax.models.apply import ModelFunction, split_model
+from bcss_jax.training import checkpoint
 
 BATCH, VAL = 8, 15  # the last batch is not full
 TILE = 16
@@ -49,7 +53,7 @@ def new_run(tiles, prepared):
         settings.update(name=folder.name, labels=scheme, eval_batch_size=BATCH)
         settings.data.update(layout=layout, dir=str(data_dir))
         scheme = labels.SCHEMES[scheme]
-        data = dataset.prepare(layout, data_dir=data_dir, prepared_dir=prepared, scheme=scheme)
+        data = tfrecords.prepare(layout, data_dir=data_dir, prepared_dir=prepared, scheme=scheme)
         model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
         _, params, rest = split_model(model)
         about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data.describe()}

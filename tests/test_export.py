@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.trained_small import WINDOW, write_run
 from test_architectures import SMALL
-from trained_small import WINDOW, write_run
 
-from bcss_jax import export, workdir
-from bcss_jax.evaluation import trained_run
-from bcss_jax.evaluation.predict import log_probabilities
+from bcss_jax import export
+from bcss_jax.inference import exported_model, trained_run
+from bcss_jax.inference.predict import log_probabilities
+from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.labels import SCHEMES
-from bcss_jax.model_function import ModelFunction, split_model
 from bcss_jax.models import MODELS
-from bcss_jax.sharding import make_mesh
-from bcss_jax.slides import exported_model
-from bcss_jax.slides.slide_model import SlideModel, model_of_run
-from bcss_jax.summary import params_sha256
+from bcss_jax.models.apply import ModelFunction, split_model
+from bcss_jax.training import workdir
+from bcss_jax.training.sharding import make_mesh
+from bcss_jax.training.summary import params_sha256
 
 SCHEME = SCHEMES["tumor_stroma"]
 ABSENT = ("bcss_jax", "flax", "orbax", "optax", "tensorflow", "PIL")

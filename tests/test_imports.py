@@ -3,31 +3,31 @@
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers.paths import ROOT
 
 ABSENT = ("tensorflow", "tensorflow_datasets", "albumentations", "clu", "tensorboard")
 CORE = (
-    "bcss_jax.models", "bcss_jax.losses", "bcss_jax.metrics", "bcss_jax.step", "bcss_jax.optimizer",
-    "bcss_jax.sharding", "bcss_jax.checkpoint", "bcss_jax.pretrained", "bcss_jax.labels", "bcss_jax.errors",
-    "bcss_jax.config", "bcss_jax.summary", "bcss_jax.model_function", "bcss_jax.weight_files",
-    "bcss_jax.evaluation.surface_distance", "bcss_jax.evaluation.calibration", "bcss_jax.evaluation.bootstrap",
-    "bcss_jax.evaluation.scores", "bcss_jax.evaluation.per_image", "bcss_jax.evaluation.tables",
-    "bcss_jax.evaluation.figures", "bcss_jax.evaluation.limits", "bcss_jax.evaluation.report",
-    "bcss_jax.evaluation.model_card", "bcss_jax.evaluation.predict", "bcss_jax.evaluation.run",
-    "bcss_jax.evaluation.subject", "bcss_jax.evaluation.trained_run", "bcss_jax.evaluation.results_folder",
-    "bcss_jax.evaluation.gallery", "bcss_jax.evaluate", "bcss_jax.slides.tile_store", "bcss_jax.slides.label_pyramid",
-    "bcss_jax.slides.corners", "bcss_jax.slides.rings", "bcss_jax.slides.open_region", "bcss_jax.slides.spill",
-    "bcss_jax.slides.polygons", "bcss_jax.slides.geojson",
-    "bcss_jax.slides.probability_store", "bcss_jax.slides.overlay",
+    "bcss_jax.models", "bcss_jax.losses", "bcss_jax.metrics", "bcss_jax.training.step", "bcss_jax.training.optimizer",
+    "bcss_jax.training.sharding", "bcss_jax.training.checkpoint", "bcss_jax.models.weights.pretrained", "bcss_jax.labels", "bcss_jax.errors",
+    "bcss_jax.config", "bcss_jax.training.summary", "bcss_jax.models.apply", "bcss_jax.models.weights.files",
+    "bcss_jax.evaluation.statistics.surface_distance", "bcss_jax.evaluation.statistics.calibration", "bcss_jax.evaluation.statistics.bootstrap",
+    "bcss_jax.evaluation.scores", "bcss_jax.evaluation.per_image", "bcss_jax.evaluation.reporting.tables",
+    "bcss_jax.evaluation.reporting.figures", "bcss_jax.evaluation.reporting.caveats", "bcss_jax.evaluation.reporting.report",
+    "bcss_jax.evaluation.reporting.model_card", "bcss_jax.inference.predict", "bcss_jax.evaluation.run",
+    "bcss_jax.evaluation.target", "bcss_jax.inference.trained_run", "bcss_jax.evaluation.results_folder",
+    "bcss_jax.evaluation.reporting.gallery", "bcss_jax.evaluate", "bcss_jax.slides.store.tile_store", "bcss_jax.slides.outputs.label_pyramid",
+    "bcss_jax.slides.regions.corners", "bcss_jax.slides.regions.rings", "bcss_jax.slides.regions.open_region", "bcss_jax.slides.regions.spill",
+    "bcss_jax.slides.regions.polygons", "bcss_jax.slides.outputs.geojson",
+    "bcss_jax.slides.store.probability_store", "bcss_jax.slides.outputs.overlay",
     "benchmarks.slide_outputs", "bcss_jax.data.__main__", "bcss_jax.nnunet", "bcss_jax.nnunet.run",
-    "bcss_jax.nnunet.__main__", "bcss_jax.slides.reader_pool", "bcss_jax.slides.reader_process",
-    "bcss_jax.slides.reader_openslide", "bcss_jax.slides.reader_tiffslide", "bcss_jax.slides.resolution",
-    "bcss_jax.slides.domain", "bcss_jax.export", "bcss_jax.slides.exported_model", "bcss_jax.segment",
+    "bcss_jax.nnunet.__main__", "bcss_jax.slides.reading.pool", "bcss_jax.slides.reading.process",
+    "bcss_jax.slides.reading.openslide_backend", "bcss_jax.slides.reading.tiffslide_backend", "bcss_jax.slides.reading.resolution",
+    "bcss_jax.slides.tissue.domain", "bcss_jax.export", "bcss_jax.inference.exported_model", "bcss_jax.segment",
     "bcss_jax.view", "bcss_jax.viewer.server", "bcss_jax.models.__main__", "benchmarks.train_step",
     "benchmarks.sample_difficulty", "bcss_jax.evaluation.nnunet_run", "bcss_jax.evaluation.nnunet_folds",
-    "benchmarks.inference", "bcss_jax.slides.labelling", "bcss_jax.slides.segment_slide", "benchmarks.slide_scale",
-    "benchmarks.slide_reading", "bcss_jax.command", "bcss_jax.slides.overwriting", "bcss_jax.slides.stage_clock",
-    "bcss_jax.slides.batch",
+    "benchmarks.inference", "bcss_jax.slides.stitching.labelling", "bcss_jax.slides.batch.segment_slide", "benchmarks.slide_scale",
+    "benchmarks.slide_reading", "bcss_jax.common.command", "bcss_jax.slides.batch.overwrite_journal", "bcss_jax.slides.batch.stage_clock",
+    "bcss_jax.slides.batch.runner",
 )  # fmt: skip
 
 BLOCKED = f"""
@@ -56,4 +56,4 @@ def test_the_compute_core_imports_without_the_data_and_logging_libraries():
 
 
 def test_the_block_blocks():
-    assert "No module named 'tensorflow" in imports("bcss_jax.dataset").stderr
+    assert "No module named 'tensorflow" in imports("bcss_jax.data.tfrecords").stderr

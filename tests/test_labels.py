@@ -40,9 +40,9 @@ def test_schemes_are_consistent(scheme):
 
 
 def test_code_names_agree_with_the_data_set():
-    from tile_files import SHARED
+    from helpers.paths import DATA
 
-    book = SHARED / "meta" / "gtruth_codes.tsv"
+    book = DATA / "meta" / "gtruth_codes.tsv"
     if not book.exists():
         pytest.skip(f"{book} is not there")
     rows = [line.split("\t") for line in book.read_text().splitlines()[1:]]

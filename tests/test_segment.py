@@ -7,10 +7,9 @@ import re
 import numpy as np
 import pytest
 import shapely
-import slide_files
 import tifffile
-from PIL import Image
-from segment_command import (
+from helpers import slide_files
+from helpers.segment_command import (
     EVERYTHING,
     OF_THE_SESSION,
     Killed,
@@ -21,12 +20,13 @@ from segment_command import (
     statuses_in,
     summary_of,
 )
-from slides_small import tissue_picture, write_run
+from helpers.slides_small import tissue_picture, write_run
+from PIL import Image
 
-from bcss_jax import workdir
-from bcss_jax.slides import segment_slide, slide_folder
+from bcss_jax.slides.batch import segment_slide, slide_folder
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.tissue_file import read_tissue
+from bcss_jax.slides.tissue.tissue_file import read_tissue
+from bcss_jax.training import workdir
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
 
@@ -394,7 +394,7 @@ def test_a_slide_in_progress_goes_on_whatever_the_truth(runs, slide, masks, fini
         assert command(runs[0], slide, tmp_path, *options) == code
         one_line(capsys)
         assert rows == {path: path.stat().st_mtime_ns for path in rows}
-    monkeypatch.setattr("bcss_jax.slides.slide_model.WindowPredictor.__call__", None)  # all labels are there
+    monkeypatch.setattr("bcss_jax.inference.slide_model.WindowPredictor.__call__", None)  # all labels are there
     assert command(runs[0], slide, tmp_path, f"--truth={masks[1]}") == 0
     assert "scored now" not in capsys.readouterr().out
     assert (tmp_path / "case" / "labels.ome.tif").read_bytes() == (finished / "labels.ome.tif").read_bytes()

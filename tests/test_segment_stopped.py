@@ -9,19 +9,19 @@ import subprocess
 import sys
 import time
 
-import failing_disk
 import numpy as np
 import pytest
-import slide_files
 import tifffile
-from conftest import ROOT
-from segment_command import EVERYTHING, Killed, call, command, contents, one_line, statuses_in, summary_of
-from slides_small import tissue_picture, write_run
+from helpers import failing_disk, slide_files
+from helpers.paths import ROOT
+from helpers.segment_command import EVERYTHING, Killed, call, command, contents, one_line, statuses_in, summary_of
+from helpers.slides_small import tissue_picture, write_run
 
-from bcss_jax import segment, workdir
+from bcss_jax import segment
 from bcss_jax.errors import Preempted, StorageError
-from bcss_jax.slides import segment_slide
-from bcss_jax.slides.overwriting import Overwriting
+from bcss_jax.slides.batch import segment_slide
+from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.training import workdir
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from viewer_small import blobs, write_result
+from helpers.paths import ROOT
+from helpers.viewer_small import blobs, write_result
 
 from bcss_jax import view
 

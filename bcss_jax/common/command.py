@@ -72,7 +72,7 @@ def run_interruptible(
     action: Callable[[Any], Any], *, debug: bool = False, flags: Mapping[str, str] | None = None
 ) -> int:
     """Like `run`; the action is given the `Interruption` that it runs within."""
-    from bcss_jax.interruption import Interruption  # here, because it imports JAX, which not every command needs
+    from bcss_jax.common.interruption import Interruption  # here, because it imports JAX, which not every command needs
 
     def interruptible():
         with Interruption() as interruption:

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bcss_jax.labels import LabelScheme
-from bcss_jax.workdir import whole_file
+from bcss_jax.training.workdir import whole_file
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
 CLASS_COLOURS = {

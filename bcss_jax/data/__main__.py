@@ -13,16 +13,16 @@ import difflib
 import sys
 from pathlib import Path
 
-from bcss_jax import command
-from bcss_jax.data.inspection import inspect
-from bcss_jax.data.report import number_of
-from bcss_jax.data.source import Settings, Source
-from bcss_jax.data.verify import verify
+from bcss_jax.common import command
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.data.discovery import LAYOUTS
+from bcss_jax.data.image_files import printable
+from bcss_jax.data.inspection.inspect import inspect
+from bcss_jax.data.inspection.report import number_of
+from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import ConfigError, DataError, in_flags_of_command
 from bcss_jax.labels import SCHEMES
-from bcss_jax.layouts import LAYOUTS
-from bcss_jax.progress import ProgressLine
-from bcss_jax.tiles import printable
 
 NAMED = 10  # defects, and notes, that are printed; all are counted
 # Flags of training, as errors name them -> those of this command.

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bcss_jax.augment import Augmentation, augment
+from bcss_jax.data.augment import Augmentation, augment
+from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.errors import ConfigError, DataError, UserError
-from bcss_jax.host_tensorflow import tf
 from bcss_jax.labels import UNMAPPED
 
 Batch = dict[str, np.ndarray]

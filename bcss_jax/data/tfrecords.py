@@ -26,12 +26,13 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bcss_jax import data_checks, labels, layouts, sample
+from bcss_jax import labels
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.data import checks, discovery, synthetic
+from bcss_jax.data.cache import digest_of_files, held
+from bcss_jax.data.host_tensorflow import tf
+from bcss_jax.data.image_files import printable, read_pair
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
-from bcss_jax.host_tensorflow import tf
-from bcss_jax.prepared_folder import digest_of_files, held
-from bcss_jax.progress import ProgressLine
-from bcss_jax.tiles import printable, read_pair
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version(DATA_VERSION)
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in layouts.LAYOUTS]
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in discovery.LAYOUTS]
     # Where tfds would look for checksums of downloads: there are none, and to look it needs importlib_resources, which
     # it does not install (4.9.10).
     code_path = None
@@ -138,7 +139,7 @@ class PreparedData:
     codes: str
     mpp: float
     fingerprint: str
-    report: data_checks.CheckReport
+    report: checks.CheckReport
 
     @property
     def splits(self) -> dict[str, int]:
@@ -227,11 +228,11 @@ def prepare(
       DataError: data missing or not usable.
       StorageError: `prepared_dir` cannot be written or read.
     """
-    if layout not in layouts.LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is none of {', '.join(layouts.LAYOUTS)}")
+    if layout not in discovery.LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is none of {', '.join(discovery.LAYOUTS)}")
     if not prepared_dir or re.match(r"\w+:/", os.fspath(prepared_dir)):  # one slash: what pathlib makes of gs://
         raise ConfigError(f"prepared_dir must be a folder of this machine's file systems; found {str(prepared_dir)!r}")
-    codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
+    codes = "bcss22" if layout == "sample" else discovery.CODES[layout]
     try:
         labels.lookup_table(scheme, codes)
     except ValueError as error:
@@ -239,11 +240,11 @@ def prepare(
 
     options = {"layout": layout, "data_version": DATA_VERSION}
     if layout == "sample":
-        split, mpp, tiles = "built-in", sample.MPP, []
-        options["drawn_by"] = hashlib.sha256(Path(sample.__file__).read_bytes()).hexdigest()
+        split, mpp, tiles = "built-in", synthetic.MPP, []
+        options["drawn_by"] = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()
     else:
         data_dir = Path(data_dir).expanduser() if data_dir else None
-        tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=patch_size, stride=stride)
+        tiles = discovery.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=patch_size, stride=stride)
         split = "institute" if layout == "roi" else split  # regions have no published parts
         options |= {"split": split, "mpp": float(mpp), "allow_missing": allow_missing, "max_bad": max_bad}
         if layout == "roi":
@@ -257,7 +258,7 @@ def prepare(
             with held(folder):
                 if not folder.is_dir():  # nobody else made it while we waited
                     _make(folder, layout, tiles, allow_missing, max_bad, split)
-        report = data_checks.CheckReport(**json.loads((folder / "report.json").read_text()))
+        report = checks.CheckReport(**json.loads((folder / "report.json").read_text()))
     log.info("prepared data: %s", folder)
     report.log(scheme)
     return PreparedData(report=report, **data)
@@ -273,15 +274,15 @@ def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: 
     if layout == "sample":
         examples = _sample_examples()
         rows = [
-            (example.key, part, example.patient, data_checks.content_of(example.image, example.mask))
+            (example.key, part, example.patient, checks.content_of(example.image, example.mask))
             for part, group in examples.items()
             for example in group
         ]
-        report = data_checks.judge(rows, "bcss22")
+        report = checks.judge(rows, "bcss22")
         tables = {part: [_table_row(example) for example in group] for part, group in examples.items()}
     else:
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            tiles, report = data_checks.check(
+            tiles, report = checks.check(
                 tiles,
                 allow_missing=allow_missing,
                 max_bad=max_bad,
@@ -330,24 +331,24 @@ def _counted(examples: Iterable[Example], taken: Callable[[], None]) -> Iterator
 def _sample_examples() -> dict[str, list[Example]]:
     """The drawn patches by part, sorted by key."""
     patches = collections.defaultdict(list)
-    for patch in sorted(sample.draw(SAMPLE_SEED), key=lambda patch: patch.key):
+    for patch in sorted(synthetic.draw(SAMPLE_SEED), key=lambda patch: patch.key):
         examples = patches[patch.split]
         examples.append(Example(len(examples), **patch.origin(), image=patch.image, mask=patch.mask))
     return dict(patches)
 
 
-def _tile_examples(tiles: list[layouts.Tile]) -> Iterator[Example]:
+def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
     """Reads the tiles of one part, sorted by key; each file once, for the patches of a region are neighbours."""
     index = itertools.count()
     for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
         group = list(group)
         image, mask = read_pair(image_path, mask_path, group[0].codes, warn=lambda line: None)  # the check has warned
         for tile in group:
-            tile_image, tile_mask = data_checks.cut(image, mask, tile)
+            tile_image, tile_mask = checks.cut(image, mask, tile)
             yield Example(next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
 
 
-def _table_row(tile: layouts.Tile | Example) -> dict:
+def _table_row(tile: discovery.Tile | Example) -> dict:
     """What a tile's entry in `PreparedData.table` holds."""
     names = ("key", "barcode", "patient", "institute", "x", "y", "mpp", "codes")
     return {name: getattr(tile, name) for name in names}

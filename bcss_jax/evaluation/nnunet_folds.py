@@ -12,14 +12,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bcss_jax import checkpoint
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line
 from bcss_jax.labels import SCHEMES, LabelScheme
 from bcss_jax.nnunet import cases, folds, labels, plan_file
 from bcss_jax.nnunet.config import ALL, validate
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.summary import params_sha256
-from bcss_jax.tiles import printable
+from bcss_jax.training import checkpoint
+from bcss_jax.training.summary import params_sha256
 
 WHICH = "latest"
 

@@ -21,17 +21,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bcss_jax import checkpoint, config, sharding
+from bcss_jax import config
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation import nnunet_folds
 from bcss_jax.evaluation.nnunet_folds import WHICH, Folds
-from bcss_jax.evaluation.predict import Member, View, of_logits
-from bcss_jax.evaluation.trained_run import folder_name, joint_sha256
+from bcss_jax.inference.predict import Member, View, of_logits
+from bcss_jax.inference.trained_run import folder_name, joint_sha256
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
 from bcss_jax.nnunet.folds import trained_folds
 from bcss_jax.nnunet.predict import predict_logits, run_of
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.training import checkpoint, sharding
 
 # As flips and turns: the image, and mirrored in its width, its height and both.
 MIRRORINGS = (View(0, False), View(0, True), View(2, True), View(2, False))

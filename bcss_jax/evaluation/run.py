@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import Preempted
-from bcss_jax.evaluation import calibration
-from bcss_jax.evaluation.predict import Predictor
-from bcss_jax.evaluation.surface_distance import surface_scores
-from bcss_jax.interruption import Interruption
+from bcss_jax.evaluation.statistics import calibration
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores
+from bcss_jax.inference.predict import Predictor
 from bcss_jax.labels import LabelScheme
-from bcss_jax.progress import ProgressLine
-from bcss_jax.stopwatch import Stopwatch
 
 TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and as closely as a tissue's outline can be drawn
 KEEP_EVERY = 60.0  # seconds between writing down what there is

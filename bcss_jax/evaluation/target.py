@@ -8,18 +8,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bcss_jax import metrics
+from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import NumericalError
-from bcss_jax.evaluation import bootstrap, gallery, per_image
-from bcss_jax.evaluation.calibration import ConfidenceCounts
+from bcss_jax.evaluation import per_image
 from bcss_jax.evaluation.nnunet_run import NnunetRun
-from bcss_jax.evaluation.predict import Predictor, View
+from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.results_folder import ResultsFolder
 from bcss_jax.evaluation.run import TOLERANCE_UM, Part, Seconds, count, pictures, sampled_logits, temperature
 from bcss_jax.evaluation.scores import scores
-from bcss_jax.evaluation.trained_run import TrainedRun, joint_sha256
-from bcss_jax.interruption import Interruption
+from bcss_jax.evaluation.statistics import bootstrap
+from bcss_jax.evaluation.statistics.calibration import ConfidenceCounts
+from bcss_jax.inference.predict import Predictor, View
+from bcss_jax.inference.trained_run import TrainedRun, joint_sha256
 from bcss_jax.labels import LabelScheme
-from bcss_jax.summary import device, versions
+from bcss_jax.training.summary import device, versions
 
 log = logging.getLogger(__name__)
 

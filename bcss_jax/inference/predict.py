@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bcss_jax import metrics, sharding
-from bcss_jax.evaluation.calibration import confidence_counts
+from bcss_jax import metrics
+from bcss_jax.evaluation.statistics.calibration import confidence_counts
 from bcss_jax.labels import LabelScheme
-from bcss_jax.model_function import ModelFunction
+from bcss_jax.models.apply import ModelFunction
+from bcss_jax.training import sharding
 
 # What a trained run says of images: uint8 [N, H, W, 3] on the devices -> `log_probabilities` of them.
 Member = Callable[[jax.Array], jax.Array]

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bcss_jax import sharding
+from bcss_jax.data.synthetic import SIZE as SAMPLE_SIZE
 from bcss_jax.errors import ConfigError, first_line
-from bcss_jax.evaluation.predict import log_probabilities
-from bcss_jax.evaluation.trained_run import TrainedRun
+from bcss_jax.inference.predict import log_probabilities
+from bcss_jax.inference.trained_run import TrainedRun
 from bcss_jax.labels import LabelScheme
-from bcss_jax.sample import SIZE as SAMPLE_SIZE
+from bcss_jax.training import sharding
 
 LAYOUT_WINDOWS = {"sample": SAMPLE_SIZE, "kaggle224": 224, "kaggle512": 512}  # pixels of the training images
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bcss_jax import checkpoint
 from bcss_jax.config import validate
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import ConfigError, DataError, first_line
-from bcss_jax.evaluation.predict import Member, View, log_probabilities, views
+from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, scheme_from_json
-from bcss_jax.model_function import ImageStatistics, ModelFunction
+from bcss_jax.models.apply import ImageStatistics, ModelFunction
 from bcss_jax.nnunet.folds import trained_folds
-from bcss_jax.run_record import COLUMNS
-from bcss_jax.summary import params_sha256
-from bcss_jax.tiles import printable
+from bcss_jax.training import checkpoint
+from bcss_jax.training.history import COLUMNS
+from bcss_jax.training.summary import params_sha256
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ from flax import nnx
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.dense_unet import DenseUNet
-from bcss_jax.models.densenet import densenet121
 from bcss_jax.models.encoder_unet import EncoderUNet
+from bcss_jax.models.encoders.densenet import densenet121
+from bcss_jax.models.encoders.resnet import resnet34, resnet50, resnet101
 from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
-from bcss_jax.models.resnet import resnet34, resnet50, resnet101
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bcss_jax import losses, models
-from bcss_jax.model_function import ModelFunction, split_model
+from bcss_jax.models.apply import ModelFunction, split_model
 
 SIZE, BATCH, NUM_CLASSES = 224, 128, 3
 MEMORY = 16e9

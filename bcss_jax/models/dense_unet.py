@@ -24,11 +24,11 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import initial, norms, resampling
 from bcss_jax.models.arguments import check_counts, check_counts_in, check_share
-from bcss_jax.models.dense_block import DenseBlock
-from bcss_jax.models.layers import Conv, ConvTranspose
-from bcss_jax.models.torch_layout import TorchEntries, entries_of
+from bcss_jax.models.blocks import initializers, norms, resampling
+from bcss_jax.models.blocks.dense_block import DenseBlock
+from bcss_jax.models.blocks.layers import Conv, ConvTranspose
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 
 
 class NormConv(nnx.Module):
@@ -37,7 +37,7 @@ class NormConv(nnx.Module):
     def __init__(self, inputs: int, outputs: int, size: int = 3, *, dtype: Dtype, rngs: nnx.Rngs):
         """Channels in (all maps together) and out, size of the kernel."""
         self.norm = norms.BatchNorm(inputs, relu=True)
-        self.conv = Conv(inputs, outputs, size, use_bias=False, init=initial.kaiming_normal, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, dtype=dtype, rngs=rngs)
 
     def __call__(self, *maps: norms.Measured) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, outputs)."""
@@ -99,7 +99,7 @@ class DenseUNet(nnx.Module):
 
         common = dict(dtype=dtype, rngs=nnx.Rngs(seed))
         self.depth, self.dtype = len(layers), dtype
-        self.stem = Conv(in_channels, init_width, 3, use_bias=False, init=initial.kaiming_normal, **common)
+        self.stem = Conv(in_channels, init_width, 3, use_bias=False, init=initializers.kaiming_normal, **common)
         inputs, skips = init_width, []
         for level, count in enumerate(layers, 1):
             block = DenseBlock(inputs, growth, count, NormConv, joined=False, **common)

@@ -1,7 +1,7 @@
 """U-Net whose downsampling path is a network made for classification.
 
 Source: segmentation_models_pytorch 0.6.0 (github.com/qubvel-org/segmentation_models.pytorch), `Unet`, whose weights load
-through `bcss_jax.pretrained`: nearest-neighbour upsampling, upsampled map before the skip, no skip at full resolution.
+through `bcss_jax.models.weights.pretrained`: nearest-neighbour upsampling, upsampled map before the skip, no skip at full resolution.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import initial, layers, norms, resampling
 from bcss_jax.models.arguments import check_counts
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import initializers, layers, norms, resampling
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 SMALLEST = 32
@@ -25,7 +25,7 @@ class DecoderBlock(nnx.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
         """Channels of the map to upsample, of the skip (0: none) and of the result."""
-        common = dict(use_bias=False, init=initial.kaiming_uniform, dtype=dtype, rngs=rngs)
+        common = dict(use_bias=False, init=initializers.kaiming_uniform, dtype=dtype, rngs=rngs)
         self.conv1 = layers.Conv(inputs + skip, outputs, 3, **common)
         self.norm1 = norms.BatchNorm(outputs, relu=True)
         self.conv2 = layers.Conv(outputs, outputs, 3, **common)
@@ -88,7 +88,7 @@ class EncoderUNet(nnx.Module):
             3,
             use_bias=True,
             zero_bias=True,
-            init=initial.xavier_uniform,
+            init=initializers.xavier_uniform,
             dtype=dtype,
             rngs=rngs,
         )

@@ -2,7 +2,7 @@
 
 Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z) and 2024 (arXiv:2404.09556) in the form of the package
 dynamic_network_architectures 0.4.4, which nnU-Net 2.8 builds them from and whose weights load through
-`bcss_jax.pretrained`. Arguments are named as in the `arch_kwargs` of an nnU-Net plan. Not in the plan's hands here:
+`bcss_jax.models.weights.pretrained`. Arguments are named as in the `arch_kwargs` of an nnU-Net plan. Not in the plan's hands here:
 2D convolutions, instance normalisation (affine, eps 1e-5), LeakyReLU of slope 0.01, no dropout.
 """
 
@@ -17,9 +17,9 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import initial, layers, norms, resampling
 from bcss_jax.models.arguments import check_counts, is_count
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import initializers, layers, norms, resampling
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 Pair = tuple[int, int]
 PerStage = int | Sequence[int]
@@ -33,7 +33,7 @@ def _leaky_relu(x: jax.Array) -> jax.Array:
 
 
 def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
-    return initial.normal(rngs, shape, (2 / (1 + SLOPE**2) / math.prod(shape[:-1])) ** 0.5)
+    return initializers.normal(rngs, shape, (2 / (1 + SLOPE**2) / math.prod(shape[:-1])) ** 0.5)
 
 
 class ConvNorm(nnx.Module):

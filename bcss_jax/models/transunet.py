@@ -1,7 +1,7 @@
 """TransUNet: a convolutional network and a transformer over its last map as encoder, and a U-Net's decoder.
 
 Source: Chen et al. 2021 (arXiv:2102.04306) in the form of github.com/Beckschen/TransUNet (R50-ViT-B_16), whose weights
-load through `bcss_jax.pretrained`.
+load through `bcss_jax.models.weights.pretrained`.
 """
 
 import numbers
@@ -13,11 +13,11 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import layers, norms, resampling
 from bcss_jax.models.arguments import check_counts, check_counts_in, check_share, is_count
-from bcss_jax.models.resnet_v2 import GROUPS, ResNetV2
-from bcss_jax.models.torch_layout import SAME, TorchEntries, entries_of, prefixed
-from bcss_jax.models.vit import Transformer
+from bcss_jax.models.blocks import layers, norms, resampling
+from bcss_jax.models.encoders.resnet_v2 import GROUPS, ResNetV2
+from bcss_jax.models.encoders.vit import Transformer
+from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of, prefixed
 
 PATCH = 16
 DECODER_INPUTS = 512

@@ -1,7 +1,7 @@
 """U-Net with batch normalisation and same-size convolutions.
 
 Source: Ronneberger et al. 2015 (arXiv:1505.04597) in the form of github.com/milesial/Pytorch-UNet, whose weights load
-through `bcss_jax.pretrained`: 3x3 convolutions padded by one and without bias, BatchNorm, ReLU; skip before upsampled map.
+through `bcss_jax.models.weights.pretrained`: 3x3 convolutions padded by one and without bias, BatchNorm, ReLU; skip before upsampled map.
 """
 
 import jax
@@ -10,9 +10,9 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import layers, norms, resampling
 from bcss_jax.models.arguments import check_counts
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import layers, norms, resampling
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 
 class DoubleConv(nnx.Module):

@@ -16,17 +16,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from bcss_jax import command, figures, tiles
+from bcss_jax.common import command, figures
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.data import image_files
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES
+from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, trained
 from bcss_jax.nnunet.plan import PRESETS
 from bcss_jax.nnunet.plan import plan as plan_for
 from bcss_jax.nnunet.predict import labels_of, make_predictor
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.pretrained import to_torch_state
-from bcss_jax.progress import ProgressLine
-from bcss_jax.workdir import whole_file, write_png
+from bcss_jax.training.workdir import whole_file, write_png
 
 # Flags of training, as errors name them -> those of this command.
 FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
@@ -105,7 +106,7 @@ def predict(args: argparse.Namespace) -> None:
     (args.out / "overlays").mkdir(parents=True, exist_ok=True)
     with contextlib.closing(ProgressLine("predicting", len(images))) as line:
         for done, (path, target) in enumerate(zip(images, targets, strict=True), 1):
-            image = tiles.read_image(path)
+            image = image_files.read_image(path)
             labels = _labels(image, path, models, predictors)
             for decision in decisions:
                 labels = postprocess.apply(labels, decision)
@@ -124,7 +125,7 @@ def _labels(image, path, models, predictors):
         try:
             case = preprocess(image, None, model.plan, model.dataset)
         except DataError as error:
-            raise DataError(f"{tiles.printable(path)}: {error}") from error
+            raise DataError(f"{image_files.printable(path)}: {error}") from error
         scores.append(predictor(case.data))
     # All plans crop alike, so that what they give is of one size.
     return labels_of(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
@@ -135,9 +136,9 @@ def _images(where):
         return [where]
     if not where.is_dir():
         raise DataError(f"{where}: expected an image or a folder of images, found nothing")
-    found = sorted(path for path in where.iterdir() if path.suffix.lower() in tiles.SUFFIXES)
+    found = sorted(path for path in where.iterdir() if path.suffix.lower() in image_files.SUFFIXES)
     if not found:
-        raise DataError(f"{where}: expected images ({', '.join(tiles.SUFFIXES)}), found none")
+        raise DataError(f"{where}: expected images ({', '.join(image_files.SUFFIXES)}), found none")
     stems = [path.stem for path in found]
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if twice:

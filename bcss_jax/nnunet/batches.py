@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from bcss_jax.nnunet import patches
 from bcss_jax.nnunet.patches import Pair
-from bcss_jax.sharding import place_batch
+from bcss_jax.training.sharding import place_batch
 
 
 def padded_size(batch_size: int, mesh: Mesh) -> int:

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax import data_checks, layouts, sample
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.data import checks, discovery, synthetic
+from bcss_jax.data.cache import digest_of_files, held
+from bcss_jax.data.image_files import SUFFIXES, printable, read_pair
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.nnunet import labels
-from bcss_jax.prepared_folder import digest_of_files, held
-from bcss_jax.progress import ProgressLine
-from bcss_jax.tiles import SUFFIXES, printable, read_pair
-from bcss_jax.workdir import storage_errors, write_text
+from bcss_jax.training.workdir import storage_errors, write_text
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
-LAYOUTS = (*layouts.LAYOUTS, RAW)
+LAYOUTS = (*discovery.LAYOUTS, RAW)
 RAW_PARTS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
 VERSION = 1  # of what is prepared; raise it when that changes
 
@@ -98,7 +98,7 @@ def find(
     prepared_dir = Path(prepared_dir).expanduser()
     if layout == RAW:
         return _raw(Path(data_dir or "").expanduser(), prepared_dir)
-    codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
+    codes = "bcss22" if layout == "sample" else discovery.CODES[layout]
     try:
         table = lookup_table(scheme, codes)
     except ValueError as error:
@@ -106,15 +106,15 @@ def find(
     to_label = labels.remap_table(scheme)[table]
     options = {"layout": layout, "scheme": scheme.name, "version": VERSION}
     if layout == "sample":
-        digest = digest_of_files(options, [Path(sample.__file__)], Path(sample.__file__).parent)
-        patches = list(sample.draw())
-        contents = [data_checks.content_of(patch.image, patch.mask) for patch in patches]
+        digest = digest_of_files(options, [Path(synthetic.__file__)], Path(synthetic.__file__).parent)
+        patches = list(synthetic.draw())
+        contents = [checks.content_of(patch.image, patch.mask) for patch in patches]
         rows = [(p.key, p.split, p.patient, content) for p, content in zip(patches, contents, strict=True)]
-        description = _description(layout, "built-in", sample.MPP, digest, data_checks.judge(rows, codes))
+        description = _description(layout, "built-in", synthetic.MPP, digest, checks.judge(rows, codes))
         cases = [_drawn(patch, to_label) for patch in patches]
         return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
     data_dir = Path(data_dir).expanduser() if data_dir else None
-    tiles = layouts.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=None, required=())
+    tiles = discovery.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=None, required=())
     options |= {"split": split, "allow_missing": allow_missing, "max_bad": max_bad}
     digest = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
     folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
@@ -130,7 +130,7 @@ def _checked(tiles, folder, allow_missing, max_bad):
     file = folder / "cases.json"
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            usable, report = data_checks.check(
+            usable, report = checks.check(
                 tiles,
                 allow_missing=allow_missing,
                 max_bad=max_bad,
@@ -142,11 +142,11 @@ def _checked(tiles, folder, allow_missing, max_bad):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()}))
     found = json.loads(file.read_text())
-    return set(found["usable"]), data_checks.CheckReport(**found["report"])
+    return set(found["usable"]), checks.CheckReport(**found["report"])
 
 
 def _description(layout, split, mpp, digest, report):
-    codes = "bcss22" if layout == "sample" else layouts.CODES[layout]
+    codes = "bcss22" if layout == "sample" else discovery.CODES[layout]
     about = {"layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": digest}
     return about | {"data_version": f"nnunet {VERSION}", **report.counted()}
 
@@ -241,5 +241,5 @@ def _raw_pairs(root, part, ending):
 
 def _patient(name):
     """The TCGA patient that a name begins with; else every case counts as a patient of its own."""
-    found = re.match(layouts.PATIENT, name)
+    found = re.match(discovery.PATIENT, name)
     return found[0] if found else name

@@ -15,7 +15,7 @@ from bcss_jax.nnunet.plan import PRESETS, channel_names, reasons
 from bcss_jax.nnunet.plan import plan as plan_of
 from bcss_jax.nnunet.preprocess import NORMALIZATIONS
 from bcss_jax.nnunet.topology import total_stride
-from bcss_jax.workdir import write_text
+from bcss_jax.training.workdir import write_text
 
 _FIELDS = ("plans_name", "transpose_forward", "configurations", "foreground_intensity_properties_per_channel")
 _FIELDS_2D = (

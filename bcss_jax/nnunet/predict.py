@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from bcss_jax import sharding
 from bcss_jax.errors import DataError
-from bcss_jax.model_function import ModelFunction, split_model
+from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.nnunet import ensemble, windows
+from bcss_jax.training import sharding
 
 Run = Callable[[dict, dict, jax.Array], jax.Array]  # (params, rest, images [N, H, W, C]) -> logits [N, H, W, K]
 Weights = tuple[dict, dict]

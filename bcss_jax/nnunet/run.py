@@ -8,9 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from bcss_jax import models
-from bcss_jax.checkpoint import load_model
+from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError
-from bcss_jax.interruption import Interruption
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
@@ -23,8 +22,9 @@ from bcss_jax.nnunet.predict import make_predictor
 from bcss_jax.nnunet.steps import Length, make_steps
 from bcss_jax.nnunet.train import train_fold
 from bcss_jax.nnunet.validate import validate
-from bcss_jax.summary import device, versions
-from bcss_jax.workdir import write_text
+from bcss_jax.training.checkpoint import load_model
+from bcss_jax.training.summary import device, versions
+from bcss_jax.training.workdir import write_text
 
 
 def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:

@@ -13,12 +13,12 @@ from flax import nnx
 
 from bcss_jax import losses
 from bcss_jax.errors import ConfigError
-from bcss_jax.model_function import split_model
+from bcss_jax.models.apply import split_model
 from bcss_jax.nnunet.augment import augment
 from bcss_jax.nnunet.batches import padded_size
-from bcss_jax.optimizer import Poly, clipped, sgd
-from bcss_jax.sharding import make_mesh
-from bcss_jax.step import TrainState, make_eval_step, make_train_step
+from bcss_jax.training.optimizer import Poly, clipped, sgd
+from bcss_jax.training.sharding import make_mesh
+from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
 
 MOMENTUM, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 0.99, 1e-2, 3e-5, 12.0
 

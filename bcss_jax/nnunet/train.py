@@ -13,18 +13,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bcss_jax import figures, losses, metrics
-from bcss_jax.checkpoint import Checkpoints
+from bcss_jax import losses, metrics
+from bcss_jax.common import figures
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
-from bcss_jax.interruption import Interruption
 from bcss_jax.nnunet.batches import batches
 from bcss_jax.nnunet.patches import Case, initial_patch_size
 from bcss_jax.nnunet.record import COLUMNS, FoldRecord
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
-from bcss_jax.progress import ProgressLine, duration
-from bcss_jax.run_record import history_csv
-from bcss_jax.sharding import place_replicated, replicated
-from bcss_jax.workdir import write_text
+from bcss_jax.training.checkpoint import Checkpoints
+from bcss_jax.training.history import history_csv
+from bcss_jax.training.sharding import place_replicated, replicated
+from bcss_jax.training.workdir import write_text
 
 log = logging.getLogger(__name__)
 

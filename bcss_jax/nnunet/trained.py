@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flax import nnx
 
-from bcss_jax.checkpoint import load_model
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import plan_file, result_folder
 from bcss_jax.nnunet.folds import trained_folds
+from bcss_jax.training.checkpoint import load_model
 
 
 @dataclasses.dataclass(frozen=True)

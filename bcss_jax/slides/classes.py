@@ -18,7 +18,7 @@ class SlideClass(NamedTuple):
 
 def classes_of(scheme: LabelScheme) -> tuple[SlideClass, ...]:
     """The evaluated classes of a scheme, with the values 1, 2, ... in its order."""
-    from bcss_jax import figures  # here, because Matplotlib takes a second that the viewer should not cost
+    from bcss_jax.common import figures  # here, because Matplotlib takes a second that the viewer should not cost
 
     colours = figures.class_colours(scheme)
     return tuple(

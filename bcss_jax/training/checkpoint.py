@@ -21,9 +21,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, first_line
-from bcss_jax.model_function import split_model
-from bcss_jax.sharding import make_mesh, replicated
-from bcss_jax.step import TrainState
+from bcss_jax.models.apply import split_model
+from bcss_jax.training.sharding import make_mesh, replicated
+from bcss_jax.training.step import TrainState
 
 FORMAT_VERSION = 2  # in `about`; raised when older code could not read what newer code writes, or newer code older
 _LISTED = 20  # arrays that do not fit, in a message

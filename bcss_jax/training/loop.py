@@ -18,21 +18,23 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bcss_jax import dataset, figures, labels, losses, metrics, models, sample
-from bcss_jax.augment import Augmentation
-from bcss_jax.checkpoint import Checkpoints, load_trained
+from bcss_jax import labels, losses, metrics, models
+from bcss_jax.common import figures
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.progress import ProgressLine, duration
+from bcss_jax.data import synthetic, tfrecords
+from bcss_jax.data.augment import Augmentation
+from bcss_jax.data.input_pipeline import InputWait, eval_batches, train_batches
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
-from bcss_jax.input_pipeline import InputWait, eval_batches, train_batches
-from bcss_jax.interruption import Interruption
-from bcss_jax.model_function import ImageStatistics, split_model
-from bcss_jax.optimizer import Plateau, Poly, adamw, clipped, encoder_apart, sgd
-from bcss_jax.pretrained import load_pretrained
-from bcss_jax.progress import ProgressLine, duration
-from bcss_jax.run_record import RunRecord, SplitTotals, epoch_row, history_csv
-from bcss_jax.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
-from bcss_jax.step import TrainState, make_eval_step, make_train_step
-from bcss_jax.summary import device, summary, versions
-from bcss_jax.workdir import write_text
+from bcss_jax.models.apply import ImageStatistics, split_model
+from bcss_jax.models.weights.pretrained import load_pretrained
+from bcss_jax.training.checkpoint import Checkpoints, load_trained
+from bcss_jax.training.history import RunRecord, SplitTotals, epoch_row, history_csv
+from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, encoder_apart, sgd
+from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
+from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
+from bcss_jax.training.summary import device, summary, versions
+from bcss_jax.training.workdir import write_text
 
 SAMPLE_PICTURES = 6  # rows of samples.png
 TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/s  input wait    time"
@@ -60,7 +62,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)
     check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, mesh)
     model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
-    side = {"sample": sample.SIZE, "roi": config.data.patch_size}.get(config.data.layout)
+    side = {"sample": synthetic.SIZE, "roi": config.data.patch_size}.get(config.data.layout)
     if side:  # of the other layouts the size shows when they are read
         jax.eval_shape(model, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
     tx, schedule = _optimizer(config, model), _schedule(config)
@@ -93,7 +95,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
         say(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{left}")
 
     # --- Data ---
-    data = dataset.prepare(
+    data = tfrecords.prepare(
         config.data.layout,
         data_dir=config.data.dir or None,
         prepared_dir=Path(config.data.prepared_dir).expanduser(),

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bcss_jax import losses, metrics
-from bcss_jax.model_function import IMAGENET, ImageStatistics, ModelFunction
-from bcss_jax.sharding import replicated, split_over_data
+from bcss_jax.models.apply import IMAGENET, ImageStatistics, ModelFunction
+from bcss_jax.training.sharding import replicated, split_over_data
 
 
 @jax.tree_util.register_dataclass

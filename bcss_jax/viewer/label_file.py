@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError, first_line
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.grid import Grid
-from bcss_jax.tiles import printable
 
 MAX_TILE = 4096  # pixels; nobody writes larger ones, and one is decoded whole
 MAX_TOP = 8192  # pixels of a side of the smallest level: without a pyramid, the whole slide at once would be read

@@ -9,9 +9,9 @@ import math
 import os
 from pathlib import Path
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError, first_line
 from bcss_jax.slides.grid import Grid
-from bcss_jax.tiles import printable
 
 SUMMARY, FORMAT = "summary.json", 1
 MAX_SIDE = 1 << 24  # pixels; the largest scanners give a tenth of it

@@ -22,8 +22,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import bcss_jax
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError
-from bcss_jax.tiles import printable
 from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles
@@ -59,7 +59,7 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
 
     Args:
       folder: with results, as in `results.find`.
-      open_pool: (path, processes) -> a `bcss_jax.slides.reader_pool.ReaderPool`.
+      open_pool: (path, processes) -> a `bcss_jax.slides.reading.pool.ReaderPool`.
       slide_files: where the slides are.
       allowed_hosts: names that requests may call the server by.
     """

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid
-from bcss_jax.tiles import printable
 from bcss_jax.viewer.deep_zoom import DeepZoom, Tile
 from bcss_jax.viewer.results import Summary
 
@@ -28,7 +28,7 @@ class SlideTiles:
         Args:
           path: of its file.
           summary: of its segmentation: how large it is.
-          open_pool: (path, processes) -> a `bcss_jax.slides.reader_pool.ReaderPool`.
+          open_pool: (path, processes) -> a `bcss_jax.slides.reading.pool.ReaderPool`.
 
         Raises:
           DataError: the slide cannot be read, or is not the one that was segmented.
@@ -70,7 +70,7 @@ def jpeg(pixels: np.ndarray, unreadable: np.ndarray | None) -> bytes:
       unreadable: bool [h, w], pixels to be hatched; None if none.
     """
     if unreadable is not None and unreadable.any():
-        from bcss_jax.figures import (
+        from bcss_jax.common.figures import (
             hatched,
         )  # here, because Matplotlib takes half a second that sound slides do not need
 

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
-from bcss_jax import command
+from bcss_jax.common import command
 from bcss_jax.errors import ConfigError, DataError, Preempted
 
 

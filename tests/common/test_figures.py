@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_jax import figures
+from bcss_jax.common import figures
 from bcss_jax.errors import StorageError
 from bcss_jax.labels import SCHEMES
 
@@ -183,6 +183,6 @@ def test_no_place_to_write(tmp_path):
 
 def test_neither_module_loads_pyplot_or_tensorflow():
     code = (
-        "import sys, bcss_jax.figures, bcss_jax.sample; print({'matplotlib.pyplot', 'tensorflow'} & set(sys.modules))"
+        "import sys, bcss_jax.common.figures, bcss_jax.data.synthetic; print({'matplotlib.pyplot', 'tensorflow'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

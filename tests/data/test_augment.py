@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bcss_jax import augment
-from bcss_jax.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, Augmentation
+from bcss_jax.data import augment
+from bcss_jax.data.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, Augmentation
 from bcss_jax.errors import ConfigError
 
 IGNORED = 255
@@ -168,6 +168,6 @@ def test_quarter_turns_need_squares():
 
 
 def test_import_asks_no_network():
-    code = "import socket; socket.socket.connect = None; import bcss_jax.augment, os; print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
+    code = "import socket; socket.socket.connect = None; import bcss_jax.data.augment, os; print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
     result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.strip() == "1", result.stderr

@@ -6,14 +6,15 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.paths import DATA, ROOT
+from helpers.tile_files import chunk, image, kaggle512, mask, name, png, png_bytes, save
 from PIL import Image
-from tile_files import SHARED, chunk, image, kaggle512, mask, name, png, png_bytes, save
 
-from bcss_jax import labels, tiles
-from bcss_jax.data_checks import check, content_of, judge
+from bcss_jax import labels
+from bcss_jax.data import image_files
+from bcss_jax.data.checks import check, content_of, judge
+from bcss_jax.data.discovery import find_tiles
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.layouts import find_tiles
 
 TILE = f"{name()}.png"  # the tile that each test spoils
 
@@ -132,9 +133,9 @@ USABLE = [
 def test_usable_files(tmp_path, kind, content):
     put(tmp_path / "a.png", content())
     if kind == "image":
-        assert (tiles.read_image(tmp_path / "a.png") == image()).all()
+        assert (image_files.read_image(tmp_path / "a.png") == image()).all()
         return
-    codes = tiles.read_mask(tmp_path / "a.png", "bcss22")
+    codes = image_files.read_mask(tmp_path / "a.png", "bcss22")
     assert codes.dtype == np.uint8
     assert (codes == ([[0, 1, 2, 3]] if codes.shape == (1, 4) else mask())).all()
 
@@ -178,7 +179,7 @@ def test_b04_tile_of_another_size(root):
 def test_b07_kaggle_codes(tmp_path):
     save(tmp_path / "a.png", mask(codes=(1, 4, 9)))
     with pytest.raises(DataError, match="these look like the 22 original codes: use the layout kaggle512 or roi"):
-        tiles.read_mask(tmp_path / "a.png", "kaggle3")
+        image_files.read_mask(tmp_path / "a.png", "kaggle3")
 
 
 def test_b08_tiles_without_truth_are_counted(root):
@@ -203,7 +204,7 @@ def test_b09_class_absent_from_a_part_is_a_warning(root, caplog):
 def test_b12_cmyk(tmp_path):
     Image.fromarray(image()).convert("CMYK").save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="a.jpg: expected RGB, found the colour mode CMYK; save"):
-        tiles.read_image(tmp_path / "a.jpg")
+        image_files.read_image(tmp_path / "a.jpg")
 
 
 def test_b15_decompression_bomb_is_refused_by_its_header(root, monkeypatch):
@@ -227,7 +228,7 @@ except tiles.DataError:
     assert more_kib < 100 * 1024 and cpu_s < 1
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # our bound holds even if somebody lifts Pillow's
     with pytest.raises(DataError, match="found 60000x60000 by its header"):
-        tiles.image_size(path)
+        image_files.image_size(path)
 
 
 def test_b17_jpeg_named_png(root):
@@ -331,33 +332,33 @@ def test_judge_alone():
 
 
 def test_real_tiles_with_alpha():
-    folder = SHARED / "edge_tiles"
+    folder = DATA / "edge_tiles"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     for path in folder.iterdir():
-        assert tiles.read_image(path).shape[2] == 3
+        assert image_files.read_image(path).shape[2] == 3
 
 
 def test_real_masks_of_another_scheme():
-    folder = SHARED / "binary_mask_pairs"
+    folder = DATA / "binary_mask_pairs"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     for path in (folder / "masks").iterdir():
         for codes in labels.CODE_BOOKS:
             with pytest.raises(DataError, match=r"0: \d+, 255: \d+\); this is a black and white picture of a mask"):
-                tiles.read_mask(path, codes)
+                image_files.read_mask(path, codes)
 
 
 def test_real_masks_of_other_patients():
-    folder = SHARED / "bcss_masks_only"
+    folder = DATA / "bcss_masks_only"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     path = sorted(folder.iterdir())[-1]
-    assert tiles.read_mask(path, "bcss22").max() == 18
+    assert image_files.read_mask(path, "bcss22").max() == 18
 
 
 def test_real_tiles():
-    folder = SHARED / "bcss_kaggle224"
+    folder = DATA / "bcss_kaggle224"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     found = find_tiles("kaggle224", folder)
@@ -368,7 +369,7 @@ def test_real_tiles():
 
 
 def test_real_region_without_mask():
-    folder = SHARED / "bcss_roi"
+    folder = DATA / "bcss_roi"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     only = Image.open(next((folder / "masks").iterdir())).size

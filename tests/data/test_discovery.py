@@ -3,12 +3,13 @@ import re
 
 import numpy as np
 import pytest
+from helpers.paths import DATA
+from helpers.tile_files import image, kaggle512, mask, name, save
 from PIL import Image
-from tile_files import SHARED, image, kaggle512, mask, name, save
 
-from bcss_jax import layouts
+from bcss_jax.data import discovery
+from bcss_jax.data.discovery import find_tiles
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.layouts import find_tiles
 
 
 def line_of(error):
@@ -91,12 +92,12 @@ def test_arguments_that_cannot_be(tmp_path, arguments):
         find_tiles(**({"layout": "roi", "data_dir": tmp_path} | arguments))
 
 
-@pytest.mark.parametrize("layout", layouts.FOLDERS)
+@pytest.mark.parametrize("layout", discovery.FOLDERS)
 def test_b01_empty_data_folder(tmp_path, layout):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(DataError) as error:
             find_tiles(layout, folder)
-        first = layouts.FOLDERS[layout][0][0]
+        first = discovery.FOLDERS[layout][0][0]
         assert re.search(
             rf"{re.escape(str(folder))}: expected the layout {layout} with the folders {first}, .*Kaggle whats2000/"
             r".*PathologyDataScience/BCSS.*--config=configs/unet.py",
@@ -189,7 +190,7 @@ def test_b20_two_files_of_one_name(tmp_path, copy):
 
 
 def test_offsets_of_the_real_tiles_are_x_and_y():
-    tiles_dir, regions = SHARED / "bcss_kaggle224", SHARED / "bcss_roi"
+    tiles_dir, regions = DATA / "bcss_kaggle224", DATA / "bcss_roi"
     if not tiles_dir.exists():
         pytest.skip(f"{tiles_dir} is not there")
     tiles = find_tiles("kaggle224", tiles_dir)
@@ -204,8 +205,8 @@ def test_offsets_of_the_real_tiles_are_x_and_y():
 
 
 def test_real_tiles_of_one_institute_cannot_be_split_by_institute():
-    if not SHARED.exists():
-        pytest.skip(f"{SHARED} is not there")
+    if not DATA.exists():
+        pytest.skip(f"{DATA} is not there")
     for layout, folder in (("kaggle224", "bcss_kaggle224"), ("roi", "bcss_roi")):
         with pytest.raises(DataError, match="tiles for val, found none .institutes there: A2;"):
-            find_tiles(layout, SHARED / folder, split="institute")
+            find_tiles(layout, DATA / folder, split="institute")

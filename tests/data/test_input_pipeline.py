@@ -8,12 +8,14 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.paths import ROOT
 from PIL import Image
 
-from bcss_jax import input_pipeline, labels
-from bcss_jax.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE
+from bcss_jax import labels
+from bcss_jax.data import input_pipeline
+from bcss_jax.data.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE
+from bcss_jax.data.input_pipeline import InputWait, encoded_from_png, eval_batches, train_batches
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.input_pipeline import InputWait, encoded_from_png, eval_batches, train_batches
 
 SIZE, COUNT = 32, 11
 TABLE = labels.lookup_table(labels.SCHEMES["tumor_stroma_other"], "kaggle3")
@@ -235,8 +237,8 @@ def test_process_can_exit_in_the_middle_of_an_epoch():
         next(batches)
         raise SystemExit(75)
         """
-    here = pathlib.Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    folders = [pathlib.Path(__file__).parent, ROOT / "tests", ROOT]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 75
 
 

@@ -1,20 +1,21 @@
 import importlib.util
 import itertools
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 
-from bcss_jax import labels, sample
+from bcss_jax import labels
+from bcss_jax.data import synthetic
 
-BENCHMARK = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "sample_difficulty.py"
+BENCHMARK = ROOT / "benchmarks" / "sample_difficulty.py"
 
 
 @pytest.fixture(scope="module")
 def patches():
-    return list(sample.draw(seed=0))
+    return list(synthetic.draw(seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_image_goes_on_outside_the_roi(patches):
 
 def test_a_patch_depends_on_its_numbers_alone(patches):
     for patient, number in ((15, 7), (0, 0), (4, 3)):
-        alone = sample.draw_patch(patient, number, 0)
+        alone = synthetic.draw_patch(patient, number, 0)
         within = patches[patient * 8 + number]
         assert alone.key == within.key
         np.testing.assert_array_equal(alone.image, within.image)
@@ -115,7 +116,7 @@ def test_a_patch_depends_on_its_numbers_alone(patches):
 
 
 def test_seeds_give_different_data(patches):
-    other = sample.draw_patch(3, 2, seed=1)
+    other = synthetic.draw_patch(3, 2, seed=1)
     assert other.key == patches[26].key
     assert (other.image != patches[26].image).mean() > 0.9
     assert (other.mask != patches[26].mask).mean() > 0.1
@@ -124,12 +125,12 @@ def test_seeds_give_different_data(patches):
 @pytest.mark.parametrize(("patient", "number"), [(-1, 0), (16, 0), (0, 8), (0, -1)])
 def test_out_of_range(patient, number):
     with pytest.raises(ValueError, match="no patch"):
-        sample.draw_patch(patient, number)
+        synthetic.draw_patch(patient, number)
 
 
 def test_negative_seed():
     with pytest.raises(ValueError):
-        next(sample.draw(seed=-1))
+        next(synthetic.draw(seed=-1))
 
 
 def test_colour_alone_does_not_solve_it(difficulty, pixels):

@@ -9,17 +9,20 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.paths import DATA
+from helpers.tile_files import image, kaggle512, mask, name, save
 from PIL import Image
-from tile_files import SHARED, image, kaggle512, mask, name, save
 
-from bcss_jax import data_checks, dataset, labels, sample
+from bcss_jax import labels
+from bcss_jax.data import checks as checks_module
+from bcss_jax.data import synthetic, tfrecords
 from bcss_jax.errors import ConfigError, DataError, StorageError
 
 SCHEME = labels.SCHEMES["tumor_stroma"]
 
 
 def prepare(root, prepared_dir, layout="kaggle512", **options):
-    return dataset.prepare(layout, data_dir=root, prepared_dir=prepared_dir, scheme=SCHEME, **options)
+    return tfrecords.prepare(layout, data_dir=root, prepared_dir=prepared_dir, scheme=SCHEME, **options)
 
 
 def examples_of(data, part):
@@ -100,8 +103,8 @@ def test_the_order_is_shuffled_but_fixed(data, root, tmp_path):
 
 
 def test_a_second_call_reads_no_pixel(data, root, prepared_dir, monkeypatch):
-    monkeypatch.setattr(data_checks, "check", None)
-    monkeypatch.setattr(dataset, "read_pair", None)
+    monkeypatch.setattr(checks_module, "check", None)
+    monkeypatch.setattr(tfrecords, "read_pair", None)
     assert prepare(root, prepared_dir) == data
 
 
@@ -109,7 +112,7 @@ def test_describe_is_json(data):
     described = json.loads(json.dumps(data.describe()))
     assert described["layout"] == "kaggle512" and described["split"] == "published" and described["codes"] == "bcss22"
     assert described["tiles"] == {"train": 10, "val": 5} and described["patients"] == {"train": 2, "val": 1}
-    assert described["fingerprint"] == data.fingerprint and described["data_version"] == dataset.DATA_VERSION
+    assert described["fingerprint"] == data.fingerprint and described["data_version"] == tfrecords.DATA_VERSION
 
 
 def test_the_prepared_folder_holds_nothing_else(data, prepared_dir):
@@ -126,7 +129,7 @@ def test_no_such_part(data):
 def test_changed_data_are_prepared_anew(tmp_path, change, monkeypatch):
     root = kaggle512(tmp_path / "data", tiles_each=1)
     made = []
-    monkeypatch.setattr(dataset, "_make", lambda folder, *_: (made.append(folder), write_empty_report(folder)))
+    monkeypatch.setattr(tfrecords, "_make", lambda folder, *_: (made.append(folder), write_empty_report(folder)))
     first = prepare(root, tmp_path / "prepared")
     path = root / "train_512" / f"{name()}.png"
     if change == "pixels":
@@ -177,14 +180,14 @@ def test_leftovers_of_a_killed_run_are_replaced(root, data, tmp_path):
 
 def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     root = kaggle512(tmp_path / "data", tiles_each=2)
-    read = dataset.read_pair
+    read = tfrecords.read_pair
 
     def fail_late(image_path, *rest, **options):
         if "OL" in image_path.name:
             raise DataError(f"{image_path}: gone")
         return read(image_path, *rest, **options)
 
-    monkeypatch.setattr(dataset, "read_pair", fail_late)
+    monkeypatch.setattr(tfrecords, "read_pair", fail_late)
     with pytest.raises(DataError, match="TCGA-OL-A5D6.*: gone"):
         prepare(root, tmp_path / "prepared")
     assert [path.suffix for path in (tmp_path / "prepared").iterdir()] == [".lock"]
@@ -212,7 +215,7 @@ def test_no_space(tmp_path, monkeypatch, failure):
     def fail(*_, **__):
         raise failure
 
-    monkeypatch.setattr(dataset.BcssTiles, "download_and_prepare", fail)
+    monkeypatch.setattr(tfrecords.BcssTiles, "download_and_prepare", fail)
     root = kaggle512(tmp_path / "data", tiles_each=1)
     with pytest.raises(StorageError) as error:
         prepare(root, tmp_path / "prepared")
@@ -222,7 +225,7 @@ def test_no_space(tmp_path, monkeypatch, failure):
 
 
 def test_our_own_mistakes_are_not_disguised(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_make", lambda *_: {}["absent"])
+    monkeypatch.setattr(tfrecords, "_make", lambda *_: {}["absent"])
     with pytest.raises(KeyError):
         prepare(root, tmp_path)
 
@@ -235,14 +238,14 @@ def test_prepared_dir_that_is_a_file(root, tmp_path):
 
 def test_two_at_once(tmp_path, monkeypatch):
     root = kaggle512(tmp_path / "data", tiles_each=2)
-    check, checks, results = data_checks.check, [], []
+    check, checks, results = checks_module.check, [], []
 
     def slow_check(*arguments, **options):
         checks.append(1)
         time.sleep(0.5)
         return check(*arguments, **options)
 
-    monkeypatch.setattr(data_checks, "check", slow_check)
+    monkeypatch.setattr(checks_module, "check", slow_check)
     threads = [
         threading.Thread(target=lambda: results.append(prepare(root, tmp_path / "prepared").splits)) for _ in range(2)
     ]
@@ -277,7 +280,7 @@ def test_bad_data_are_refused(tmp_path):
 )
 def test_arguments_that_cannot_be(tmp_path, arguments):
     with pytest.raises(ConfigError):
-        dataset.prepare(**({"layout": "sample", "prepared_dir": tmp_path, "scheme": SCHEME} | arguments))
+        tfrecords.prepare(**({"layout": "sample", "prepared_dir": tmp_path, "scheme": SCHEME} | arguments))
 
 
 def test_regions(tmp_path):
@@ -301,13 +304,13 @@ def patches(repeat=False, recur=False):
     for number, (patient, part) in enumerate((("A1-0001", "train"), ("B2-0002", "train"), ("C3-0003", "val"))):
         pixels = image(0 if repeat else number, size=224)
         patient = "A1-0001" if recur else patient
-        yield sample.Patch(
+        yield synthetic.Patch(
             f"SAMPLE-{patient}_{number}", f"SAMPLE-{patient}", part, 0, 448, pixels, mask(number, size=224)
         )
 
 
 def test_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "draw", lambda seed=0: patches())
+    monkeypatch.setattr(synthetic, "draw", lambda seed=0: patches())
     data = prepare(None, tmp_path, "sample")
     assert data.splits == {"train": 2, "val": 1} and data.split == "built-in" and data.codes == "bcss22"
     (example,) = examples_of(data, "val")
@@ -318,7 +321,7 @@ def test_sample(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("fault", "message"), [("repeat", "found the same pixels"), ("recur", "found 1 in several")])
 def test_sample_is_checked_too(tmp_path, monkeypatch, fault, message):
-    monkeypatch.setattr(sample, "draw", lambda seed=0: patches(**{fault: True}))
+    monkeypatch.setattr(synthetic, "draw", lambda seed=0: patches(**{fault: True}))
     with pytest.raises(DataError, match=message):
         prepare(None, tmp_path, "sample")
 
@@ -328,7 +331,7 @@ def test_no_temporary_file_outside(data, root, prepared_dir):
 
 
 def test_real_tiles(tmp_path):
-    folder = SHARED / "bcss_kaggle224"
+    folder = DATA / "bcss_kaggle224"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     data = prepare(folder, tmp_path, "kaggle224")

@@ -7,20 +7,22 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from nnunet_small import PLAN
+from helpers.nnunet_small import PLAN
+from helpers.tile_files import image, mask, name, save
+from helpers.trained_small import save_checkpoint
 from PIL import Image
-from tile_files import image, mask, name, save
-from trained_small import save_checkpoint
 
-from bcss_jax import checkpoint, config, dataset, evaluate, models, sharding
+from bcss_jax import config, evaluate, models
+from bcss_jax.data import tfrecords
 from bcss_jax.evaluation import nnunet_run
 from bcss_jax.labels import SCHEMES
-from bcss_jax.model_function import split_model
+from bcss_jax.models.apply import split_model
 from bcss_jax.nnunet import cases, folds
 from bcss_jax.nnunet.config import default
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.predict import make_predictor
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.training import checkpoint, sharding
 
 PATIENTS = {"train": "TCGA-A2-A0D2", "val": "TCGA-OL-A5D6", "test": "TCGA-BH-A0B1"}
 TILES, SIDE = 3, 16
@@ -174,7 +176,7 @@ def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, 
     settings.update(eval_batch_size=8)
     settings.data.update(layout="kaggle224", dir=str(tiles))
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "pretrained": None}
-    about["data"] = dataset.prepare("kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=scheme).describe()
+    about["data"] = tfrecords.prepare("kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=scheme).describe()
     _, params, rest = split_model(models.create(**settings.model, num_classes=3, seed=1))
     progress = {"epoch": 1, "history": []}
     save_checkpoint(tmp_path / "unet" / "checkpoints", params, rest, about, step_number=1, progress=progress)

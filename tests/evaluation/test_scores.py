@@ -7,10 +7,10 @@ import pytest
 
 from bcss_jax import metrics
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation import bootstrap
-from bcss_jax.evaluation.calibration import confidence_counts, reliability
 from bcss_jax.evaluation.scores import global_dice, scores
-from bcss_jax.evaluation.surface_distance import surface_scores
+from bcss_jax.evaluation.statistics import bootstrap
+from bcss_jax.evaluation.statistics.calibration import confidence_counts, reliability
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import SCHEMES
 
 SCHEME = SCHEMES["tumor_stroma_other"]  # ignored: 255

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from bcss_jax import metrics
-from bcss_jax.evaluation import calibration
 from bcss_jax.evaluation.scores import scores
-from bcss_jax.evaluation.surface_distance import surface_scores
+from bcss_jax.evaluation.statistics import calibration
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import SCHEMES, LabelScheme
 
 COUNT, SIZE = 12, 48

@@ -5,10 +5,10 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
 from flax import nnx
 
-from bcss_jax.pretrained import to_torch_state
+from bcss_jax.models.weights.pretrained import to_torch_state
+from helpers.paths import ROOT, SHARED
 
 PARITY = SHARED / "parity"
 

@@ -3,15 +3,15 @@
 import concurrent.futures
 from typing import NamedTuple
 
-import evaluation_small
 import jax.numpy as jnp
 import numpy as np
-from trained_small import save_checkpoint
 
 from bcss_jax import config, models
+from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import SCHEMES
-from bcss_jax.model_function import ModelFunction, split_model
-from bcss_jax.slides.slide_model import SlideModel
+from bcss_jax.models.apply import ModelFunction, split_model
+from helpers import evaluation_small
+from helpers.trained_small import save_checkpoint
 
 SCHEME = SCHEMES["tumor_stroma"]
 

@@ -3,12 +3,9 @@
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"  # real data, not part of the repository
 
 
 def name(patient="TCGA-A2-A0D2", x=0, y=0, size=512):

@@ -1,11 +1,12 @@
 """A run's folder as training leaves it, with a small network of random weights."""
 
-import evaluation_small
 import numpy as np
 
-from bcss_jax import checkpoint, config, models, optimizer, step
+from bcss_jax import config, models
 from bcss_jax.labels import SCHEMES
-from bcss_jax.model_function import split_model
+from bcss_jax.models.apply import split_model
+from bcss_jax.training import checkpoint, optimizer, step
+from helpers import evaluation_small
 
 WINDOW = 32
 

@@ -14,7 +14,7 @@ import tifffile
 import uvicorn
 from PIL import Image
 
-from bcss_jax.slides.slide_folder import fingerprints
+from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.viewer import server
 from bcss_jax.viewer.slide_files import SlideFiles
 

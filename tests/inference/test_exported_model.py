@@ -9,17 +9,16 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from helpers.slides_small import tissue_picture
+from helpers.trained_small import WINDOW, write_run
 from PIL import Image
-from slides_small import tissue_picture
-from trained_small import WINDOW, write_run
 
 from bcss_jax import export, segment
 from bcss_jax.errors import ConfigError, DataError, Preempted
-from bcss_jax.evaluation import trained_run
-from bcss_jax.sharding import make_mesh, split_over_data
-from bcss_jax.slides import exported_model
-from bcss_jax.slides.exported_model import model_of_artefact
-from bcss_jax.slides.slide_model import WindowPredictor, model_of_run
+from bcss_jax.inference import exported_model, trained_run
+from bcss_jax.inference.exported_model import model_of_artefact
+from bcss_jax.inference.slide_model import WindowPredictor, model_of_run
+from bcss_jax.training.sharding import make_mesh, split_over_data
 
 WEIGHTS = np.linspace(0.5, 1, WINDOW * WINDOW, dtype=np.float32).reshape(WINDOW, WINDOW)
 

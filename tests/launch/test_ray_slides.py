@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
+from helpers.slides_small import tissue_picture
+from helpers.trained_small import write_run
 from PIL import Image
-from slides_small import tissue_picture
-from trained_small import write_run
 
 from bcss_jax import export, segment
 from bcss_jax.errors import Preempted
-from bcss_jax.slides.overwriting import Overwriting
-from bcss_jax.slides.slide_folder import status_of
-from bcss_jax.slides.slide_list import Entry
+from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.slide_folder import status_of
+from bcss_jax.slides.batch.slide_list import Entry
 
 SCRIPT = ROOT / "launch" / "ray_slides.py"
 WITHOUT_RAY = """

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers.paths import ROOT
 
 from bcss_jax import segment
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError
-from bcss_jax.slides import batch_summary
-from bcss_jax.slides.slide_folder import note_failure
-from bcss_jax.slides.slide_list import Entry, shard_of
+from bcss_jax.slides.batch import batch_summary
+from bcss_jax.slides.batch.slide_folder import note_failure
+from bcss_jax.slides.batch.slide_list import Entry, shard_of
 
 SCRIPT, JOB = ROOT / "launch" / "slurm_slides.sh", ROOT / "launch" / "gke_slides.yaml"
 STUB = '#!/bin/bash\nprintf "%s\\n" "$0" "$@" >>"$CALLS/$(basename "$0")"\n'
@@ -176,8 +176,8 @@ import sys, time
 from pathlib import Path
 from bcss_jax.errors import DataError
 from bcss_jax.slides import batch_summary
-from bcss_jax.slides.slide_folder import note_failure
-from bcss_jax.slides.slide_list import Entry, shard_of
+from bcss_jax.slides.batch.slide_folder import note_failure
+from bcss_jax.slides.batch.slide_list import Entry, shard_of
 
 output, shard = Path(sys.argv[1]), sys.argv[2]
 entries = [Entry(output / f"slide{number}.svs") for number in range(20)]

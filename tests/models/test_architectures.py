@@ -9,12 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
-from bcss_jax import models, optimizer, sharding, step
-from bcss_jax.model_function import split_model
-from bcss_jax.models.densenet import DenseNet
+from bcss_jax import models
+from bcss_jax.models.apply import split_model
 from bcss_jax.models.encoder_unet import EncoderUNet
-from bcss_jax.models.resnet import ResNet
-from bcss_jax.pretrained import load_torch_state, to_torch_state
+from bcss_jax.models.encoders.densenet import DenseNet
+from bcss_jax.models.encoders.resnet import ResNet
+from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
+from bcss_jax.training import optimizer, sharding, step
 
 OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
 PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}

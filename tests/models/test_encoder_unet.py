@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import PARITY, normal, reference_weights, weights_of
+from helpers.references import PARITY, normal, reference_weights, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
-from bcss_jax.models.densenet import DenseNet
 from bcss_jax.models.encoder_unet import EncoderUNet
-from bcss_jax.models.resnet import ResNet
-from bcss_jax.pretrained import load_torch_state, to_torch_state
+from bcss_jax.models.encoders.densenet import DenseNet
+from bcss_jax.models.encoders.resnet import ResNet
+from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 
 # The encoders in small, and what smp builds them with.
 SMALL = {

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import PARITY, assert_trains_like_its_twin, normal, reference_weights, torch_twin, weights_of
+from helpers.references import PARITY, assert_trains_like_its_twin, normal, reference_weights, torch_twin, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
-from bcss_jax.models import resampling, resnet_v2, vit
-from bcss_jax.pretrained import load_torch_state, to_torch_state
+from bcss_jax.models.blocks import resampling
+from bcss_jax.models.encoders import resnet_v2, vit
+from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling takes nearly all of these tests' time
 SMALL = dict(

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import assert_trains_like_its_twin, torch_twin, weights_of
+from helpers.references import assert_trains_like_its_twin, torch_twin, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
-from bcss_jax.pretrained import load_torch_state
+from bcss_jax.models.weights.pretrained import load_torch_state
 
 
 def count(model):

@@ -1,7 +1,7 @@
 import importlib.util
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.nnunet import config as configs

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHARED
 from flax import nnx
-from references import PARITY, reference_weights
+from helpers.paths import SHARED
+from helpers.references import PARITY, reference_weights
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
+from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.nnunet import network
-from bcss_jax.pretrained import load_torch_state, to_torch_state
 
 PLANS = SHARED / "nnunet_plans"
 PLAIN = {"n_stages": 2, "features_per_stage": (4, 6), "strides": (1, 2)}

@@ -5,9 +5,9 @@ import multiprocessing
 import multiprocessing.dummy
 from types import SimpleNamespace
 
-import nnunet_small as small
 import numpy as np
 import pytest
+from helpers import nnunet_small as small
 
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import postprocess

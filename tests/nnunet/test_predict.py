@@ -2,15 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-import nnunet_small as small
 import numpy as np
 import pytest
+from helpers import nnunet_small as small
 
-from bcss_jax import sharding
 from bcss_jax.errors import DataError
-from bcss_jax.model_function import split_model
 from bcss_jax.models import nnunet
+from bcss_jax.models.apply import split_model
 from bcss_jax.nnunet import predict, windows
+from bcss_jax.training import sharding
 
 TINY = {"num_classes": 3, "n_stages": 2, "features_per_stage": (4, 6), "strides": (1, 2)}
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from nnunet_small import real_region
+from helpers.nnunet_small import real_region
 
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import plan

@@ -4,16 +4,16 @@ import functools
 import json
 import pickle
 
-import nnunet_small as small
 import numpy as np
 import pytest
+from helpers import nnunet_small as small
 
-from bcss_jax import weight_files
 from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.models.weights import files as weight_files
+from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import predict, result_folder
 from bcss_jax.nnunet.network import from_plan
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.pretrained import to_torch_state
 
 torch = pytest.importorskip("torch", reason="PyTorch, which reads and writes the checkpoints, is not installed")
 

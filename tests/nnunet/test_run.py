@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from nnunet_small import PLAN
+from helpers.nnunet_small import PLAN
+from helpers.paths import ROOT
 from PIL import Image
 
-from bcss_jax.checkpoint import load_model
 from bcss_jax.nnunet import folds
+from bcss_jax.training.checkpoint import load_model
 
 SHORT = ("--config.epochs=2", "--config.iterations=2", "--config.val_iterations=1", "--config.fold=0")
 

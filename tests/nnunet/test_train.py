@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nnunet_small import PLAN
+from helpers.nnunet_small import PLAN
 
-from bcss_jax import checkpoint, losses, models
+from bcss_jax import losses, models
 from bcss_jax.errors import Preempted
 from bcss_jax.nnunet.patches import Case
 from bcss_jax.nnunet.record import FoldRecord
 from bcss_jax.nnunet.steps import Length, make_steps
 from bcss_jax.nnunet.train import train_fold
+from bcss_jax.training import checkpoint
 
 NAMES = ("background", "tumor", "stroma")
 SETTINGS = {
@@ -89,7 +90,7 @@ def test_a_stopped_fold_goes_on_as_if_nothing_had_happened(steps, undisturbed, t
 
 
 def mesh():
-    from bcss_jax.sharding import make_mesh
+    from bcss_jax.training.sharding import make_mesh
 
     return make_mesh(jax.devices()[:1])
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.slides import blend
+from bcss_jax.slides.stitching import blend
 from bcss_jax.slides.windows import cut, windows_of
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(2, 24), st.sampled_from([0, 0.25, 0.5, 0.7]))

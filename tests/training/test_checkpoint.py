@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bcss_jax import checkpoint, optimizer, sharding, step
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.model_function import split_model
+from bcss_jax.models.apply import split_model
+from bcss_jax.training import checkpoint, optimizer, sharding, step
 
 
 class Tiny(nnx.Module):

@@ -14,9 +14,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
+from helpers.tile_files import kaggle512
 from PIL import Image
-from tile_files import kaggle512
 
 KILLS = int(os.environ.get("KILLS", 4))  # each costs the start of a process; KILLS=10 for a thorough run
 SHORT = (
@@ -108,8 +108,9 @@ def test_a_run_leaves_its_report(finished):
 def test_a_checkpoint_is_enough_to_predict_with(finished):
     import jax
 
-    from bcss_jax import checkpoint, labels, models, sharding
-    from bcss_jax.model_function import ModelFunction
+    from bcss_jax import labels, models
+    from bcss_jax.models.apply import ModelFunction
+    from bcss_jax.training import checkpoint, sharding
 
     workdir, _ = finished
     trained = checkpoint.load_trained(workdir / "checkpoints", sharding.make_mesh(jax.devices()[:1]), "latest")
@@ -119,7 +120,7 @@ def test_a_checkpoint_is_enough_to_predict_with(finished):
     images = np.zeros((1, 16, 16, 3), np.uint8)
     logits, _ = ModelFunction(model)(trained.params, trained.rest, images, train=False)
     assert logits.shape == (1, 16, 16, 3)
-    from bcss_jax.summary import params_sha256
+    from bcss_jax.training.summary import params_sha256
 
     assert params_sha256(trained.params) == summary(workdir)["params_sha256"]
 
@@ -223,7 +224,7 @@ def test_stopped_wherever_in_an_epoch_the_result_is_the_same(command, tmp_path, 
     assert result.returncode == 0 and "(step 4)" in result.stdout, result.stdout + result.stderr
     assert summary(tmp_path / "run")["params_sha256"] == summary(finished[0])["params_sha256"]
     assert rows_without_times(tmp_path / "run") == rows_without_times(finished[0])
-    from bcss_jax.checkpoint import Checkpoints  # the best epoch's checkpoint is there, and marked
+    from bcss_jax.training.checkpoint import Checkpoints  # the best epoch's checkpoint is there, and marked
 
     best = summary(tmp_path / "run")["best_epoch"]
     assert 3 * best in Checkpoints(tmp_path / "run" / "checkpoints").steps()
@@ -364,8 +365,9 @@ def test_two_processes_train_together_and_match_one(command, tmp_path):
 
 def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     """nnU-Net's network, loss, optimizer and schedule besides."""
-    from bcss_jax import checkpoint, models
-    from bcss_jax.pretrained import to_torch_state
+    from bcss_jax import models
+    from bcss_jax.models.weights.pretrained import to_torch_state
+    from bcss_jax.training import checkpoint
 
     weights = to_torch_state(models.create("nnunet", **PLAN, num_classes=3, seed=7).encoder)
     file = tmp_path / "weights.npz"

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from bcss_jax import optimizer
+from bcss_jax.training import optimizer
 
 LOSSES = (3.0, 2.0, 2.5, 2.4, 2.3, 1.99995, 2.2, 2.1, 1.5, 1.6, 1.7, 1.8, 1.9, 1.9, 1.9, 1.9, 1.9, 1.9)
 

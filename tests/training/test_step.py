@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bcss_jax import losses, metrics, models, optimizer, sharding, step
+from bcss_jax import losses, metrics, models
 from bcss_jax.errors import ConfigError
-from bcss_jax.model_function import ImageStatistics, ModelFunction, normalise, split_model
-from bcss_jax.models import layers
+from bcss_jax.models.apply import ImageStatistics, ModelFunction, normalise, split_model
+from bcss_jax.models.blocks import layers
+from bcss_jax.training import optimizer, sharding, step
 
 OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
 TX = optimizer.adamw(1e-3, 1e-4)

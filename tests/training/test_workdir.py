@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
-from bcss_jax import workdir
 from bcss_jax.errors import InUseError, StorageError
+from bcss_jax.training import workdir
 
 HOLDER = """
 import sys

@@ -4,10 +4,10 @@ import json
 import os
 
 import pytest
-from viewer_small import blobs, summary, write_result
+from helpers.viewer_small import blobs, summary, write_result
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.slide_folder import fingerprints
+from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.viewer import results
 
 

@@ -8,11 +8,11 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from helpers.viewer_small import Pool, Served, blobs, means, pyramid, write_labels, write_result
 from PIL import Image
-from viewer_small import Pool, Served, blobs, means, pyramid, write_labels, write_result
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.reader_pool import ReaderPool
+from bcss_jax.slides.reading.pool import ReaderPool
 from bcss_jax.viewer import server
 from bcss_jax.viewer.label_tiles import MARGIN
 

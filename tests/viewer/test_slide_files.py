@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from viewer_small import blobs, write_result
+from helpers.viewer_small import blobs, write_result
 
 from bcss_jax.errors import DataError
 from bcss_jax.viewer import results, slide_files

@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from helpers.viewer_small import TILE, Pool, blobs, means, pyramid, summary, tissue, write_labels
 from PIL import Image
-from viewer_small import TILE, Pool, blobs, means, pyramid, summary, tissue, write_labels
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid, grid_of

@@ -6,15 +6,16 @@ import json
 import time
 from pathlib import Path
 
-from bcss_jax import figures, labels
-from bcss_jax.data import pictures
-from bcss_jax.data.report import lines, report
-from bcss_jax.data.source import Settings, Source
-from bcss_jax.data.survey import BINS, Survey, most_different, take
+from bcss_jax import labels
+from bcss_jax.common import figures
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.data.discovery import CODES
+from bcss_jax.data.inspection import pictures
+from bcss_jax.data.inspection.report import lines, report
+from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take
 from bcss_jax.errors import ConfigError
-from bcss_jax.layouts import CODES
-from bcss_jax.progress import ProgressLine
-from bcss_jax.workdir import storage_errors, write_text
+from bcss_jax.training.workdir import storage_errors, write_text
 
 RESULT = "inspect.json"
 PICTURES = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from bcss_jax.layouts import Tile
+from bcss_jax.data.discovery import Tile
 
 _PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
 _MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from bcss_jax import labels
-from bcss_jax.data import stain
-from bcss_jax.data.report import number_of
-from bcss_jax.data.source import Source
-from bcss_jax.data.survey import BINS, Survey
-from bcss_jax.figures import BLUE, VERMILION, class_colours, legend, overlay
-from bcss_jax.layouts import Tile
+from bcss_jax.common.figures import BLUE, VERMILION, class_colours, legend, overlay
+from bcss_jax.data.discovery import Tile
+from bcss_jax.data.inspection import stain
+from bcss_jax.data.inspection.report import number_of
+from bcss_jax.data.inspection.source import Source
+from bcss_jax.data.inspection.survey import BINS, Survey
 
 # Colour, marker and hatching of a part: no part is told by its colour alone.
 PART_STYLES = {"train": (BLUE, "o", ""), "val": (VERMILION, "s", "///"), "test": ("#009E73", "^", "...")}

@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 
 from bcss_jax import labels
-from bcss_jax.data import names, similar, stain
-from bcss_jax.data.survey import Survey
-from bcss_jax.layouts import PARTS
+from bcss_jax.data.discovery import PARTS
+from bcss_jax.data.inspection import names, similar, stain
+from bcss_jax.data.inspection.survey import Survey
 
 LISTED = 1000  # entries of a list in the JSON, at most; beside each stands how many there are
 
@@ -136,7 +136,7 @@ def _near_copies(survey: Survey, parts: list[str]) -> dict:
         if not survey.contents[i].digest or survey.contents[i].digest != survey.contents[j].digest
     ]
     return {
-        "method": f"hash of 255 bits in eight orientations, {similar.NEAR} may differ; see bcss_jax/data/similar.py for "
+        "method": f"hash of 255 bits in eight orientations, {similar.NEAR} may differ; see bcss_jax/data/inspection/similar.py for "
         "what it finds and what not",
         "too_little_contrast_not_compared": int((~clear).sum()),
         **_listed(found),

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bcss_jax import sample
-from bcss_jax.data_checks import Finding, content_of, cut, examine, read_files
+from bcss_jax.data import synthetic
+from bcss_jax.data.checks import Finding, content_of, cut, examine, read_files
+from bcss_jax.data.discovery import Tile, find_tiles
 from bcss_jax.errors import DataError
-from bcss_jax.layouts import Tile, find_tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Source:
         """
         self.settings, self.refused, self._drawn = settings, [], {}
         if settings.layout == "sample":
-            self._drawn = {patch.key: patch for patch in sorted(sample.draw(), key=lambda patch: patch.key)}
+            self._drawn = {patch.key: patch for patch in sorted(synthetic.draw(), key=lambda patch: patch.key)}
             self.tiles = [_tile_of(patch) for patch in self._drawn.values()]
             return
         try:
@@ -103,5 +103,5 @@ class Source:
         return cut(*read_files(tile, lambda line: None), tile)  # whoever reads a single tile has examined all before
 
 
-def _tile_of(patch: sample.Patch) -> Tile:
+def _tile_of(patch: synthetic.Patch) -> Tile:
     return Tile(**patch.origin(), image=Path(patch.key), mask=Path(patch.key), split=patch.split, window=None)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bcss_jax.data import similar, stain
-from bcss_jax.data.source import Settings, Source
-from bcss_jax.data_checks import Content, listed
+from bcss_jax.data.checks import Content, listed
+from bcss_jax.data.discovery import Tile
+from bcss_jax.data.inspection import similar, stain
+from bcss_jax.data.inspection.source import Settings, Source
 from bcss_jax.errors import DataError
-from bcss_jax.layouts import Tile
 
 BINS = 64  # of a histogram: four values of a pixel each
 

@@ -5,8 +5,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from bcss_jax import data_checks
-from bcss_jax.data.source import Source
+from bcss_jax.data import checks
+from bcss_jax.data.inspection.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +49,17 @@ def verify(source: Source, progress: Callable[[int], None] | None = None) -> Ver
         notes += finding.warnings
         contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
     seconds = time.perf_counter() - start
-    defects["of another size"] += data_checks.take_out_other_sizes(source.tiles, contents)
+    defects["of another size"] += checks.take_out_other_sizes(source.tiles, contents)
     usable = [tile for tile in source.tiles if tile.key in contents]
     # Nothing is trained or judged on images without masks: they leak nothing.
     rows = [(tile.key, tile.split, tile.patient, contents[tile.key]) for tile in usable if tile.mask]
-    shared, repeated = data_checks.same_images(rows)
+    shared, repeated = checks.same_images(rows)
     defects["in two parts"] += shared
-    recurring = data_checks.recurring_patients(rows)
+    recurring = checks.recurring_patients(rows)
     if recurring and source.settings.layout == "kaggle224" and source.settings.split == "published":
         notes.append(f"patients with tiles in more than one part: {len(recurring)}, as this data set was published")
     elif recurring:
-        defects["patients in two parts"].append(data_checks.recurring_line(recurring))
+        defects["patients in two parts"].append(checks.recurring_line(recurring))
     tiles = collections.Counter(tile.split for tile in usable)
     if repeated:
         notes.append(f"{repeated} tiles repeat the pixels of another tile of their part")

@@ -1,6 +1,6 @@
 """What must be said beside the figures of an evaluation, in sentences: each follows from what is known about it."""
 
-from bcss_jax.evaluation import bootstrap
+from bcss_jax.evaluation.statistics import bootstrap
 
 
 def limits(evaluation: dict) -> list[str]:

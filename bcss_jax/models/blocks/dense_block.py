@@ -9,8 +9,8 @@ from collections.abc import Callable
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models import norms
-from bcss_jax.models.torch_layout import TorchEntries, entries_of
+from bcss_jax.models.blocks import norms
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 
 
 class DenseBlock(nnx.Module):

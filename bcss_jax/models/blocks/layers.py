@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models import cpu_convolution, initial
-from bcss_jax.models.torch_layout import CONV, CONV_TRANSPOSE, LINEAR, SAME, TorchEntries
+from bcss_jax.models.blocks import cpu_convolution, initializers
+from bcss_jax.models.weights.torch_layout import CONV, CONV_TRANSPOSE, LINEAR, SAME, TorchEntries
 
 Size = int | tuple[int, int]
 
@@ -33,7 +33,7 @@ class Conv(nnx.Module):
         same: bool = False,
         use_bias: bool,
         zero_bias: bool = False,
-        init: initial.Initial = initial.torch_default,
+        init: initializers.Initial = initializers.torch_default,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -102,7 +102,7 @@ class ConvTranspose(nnx.Module):
         *,
         use_bias: bool = True,
         zero_bias: bool = False,
-        init: initial.Initial | None = None,
+        init: initializers.Initial | None = None,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -110,7 +110,7 @@ class ConvTranspose(nnx.Module):
         kh, kw = _pair(stride)
         fan_in = outputs * kh * kw  # PyTorch takes the second axis of (I, O, kh, kw) for the inputs
         # Drawn with inputs and outputs exchanged, so that every initial counts the same fans as PyTorch does.
-        drawn = (init or initial.torch_default)(rngs, (kh, kw, outputs, inputs))
+        drawn = (init or initializers.torch_default)(rngs, (kh, kw, outputs, inputs))
         self.kernel = nnx.Param(drawn[...].swapaxes(2, 3))
         bias = nnx.Param(jnp.zeros(outputs)) if zero_bias else _torch_bias(rngs, outputs, fan_in)
         self.bias = bias if use_bias else None
@@ -143,7 +143,7 @@ class Linear(nnx.Module):
         inputs: int,
         outputs: int,
         *,
-        init: initial.Initial = initial.torch_default,
+        init: initializers.Initial = initializers.torch_default,
         bias_std: float | None = None,
         dtype: Dtype,
         rngs: nnx.Rngs,
@@ -151,7 +151,7 @@ class Linear(nnx.Module):
         """Features in and out, initial matrix, standard deviation of the initial bias (None: PyTorch's), as `Conv`."""
         self.kernel = init(rngs, (inputs, outputs))
         normal = bias_std is not None
-        self.bias = initial.normal(rngs, (outputs,), bias_std) if normal else _torch_bias(rngs, outputs, inputs)
+        self.bias = initializers.normal(rngs, (outputs,), bias_std) if normal else _torch_bias(rngs, outputs, inputs)
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -194,4 +194,4 @@ class Dropout(nnx.Module):
 
 
 def _torch_bias(rngs: nnx.Rngs, outputs: int, fan_in: int) -> nnx.Param:
-    return initial.uniform(rngs, (outputs,), math.sqrt(1 / fan_in))
+    return initializers.uniform(rngs, (outputs,), math.sqrt(1 / fan_in))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from bcss_jax.models.torch_layout import SAME, TorchEntries
+from bcss_jax.models.weights.torch_layout import SAME, TorchEntries
 
 
 class Measured(NamedTuple):

@@ -1,7 +1,7 @@
 """DenseNet as an encoder: five feature maps in place of a classifier.
 
 Source: Huang et al. 2016 (arXiv:1608.06993) in the form of torchvision, whose ImageNet weights load through
-`bcss_jax.pretrained`. Which maps are the features is as in segmentation_models_pytorch.
+`bcss_jax.models.weights.pretrained`. Which maps are the features is as in segmentation_models_pytorch.
 """
 
 import functools
@@ -10,15 +10,15 @@ import jax
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models import initial, layers, norms, resampling
-from bcss_jax.models.dense_block import DenseBlock
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import initializers, layers, norms, resampling
+from bcss_jax.models.blocks.dense_block import DenseBlock
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 BOTTLENECK = 4
 
 
 def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
-    return layers.Conv(inputs, outputs, size, use_bias=False, init=initial.kaiming_normal, **kwargs)
+    return layers.Conv(inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, **kwargs)
 
 
 class DenseLayer(nnx.Module):

@@ -1,7 +1,7 @@
 """ResNet as an encoder: five feature maps in place of a classifier.
 
 Source: He et al. 2015 (arXiv:1512.03385) in the form of torchvision ("v1.5": a bottleneck's stride is in its 3x3
-convolution), whose ImageNet weights load through `bcss_jax.pretrained`; the same as timm's and
+convolution), whose ImageNet weights load through `bcss_jax.models.weights.pretrained`; the same as timm's and
 segmentation_models_pytorch's resnet34, resnet50 and resnet101.
 """
 
@@ -11,12 +11,12 @@ import jax
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models import initial, layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import initializers, layers, norms, resampling
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 
 def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
-    return layers.Conv(inputs, outputs, size, use_bias=False, init=initial.kaiming_normal_fan_out, **kwargs)
+    return layers.Conv(inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal_fan_out, **kwargs)
 
 
 class Block(nnx.Module):

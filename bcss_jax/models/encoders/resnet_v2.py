@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models import layers, norms, resampling
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import layers, norms, resampling
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 GROUPS = 32
 

@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models import initial, layers, norms
-from bcss_jax.models.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.blocks import initializers, layers, norms
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 
 class Attention(nnx.Module):
@@ -56,7 +56,7 @@ class Block(nnx.Module):
         self.attention = Attention(features, heads, dtype=dtype, rngs=rngs)
         self.attention_dropout = layers.Dropout(dropout if google else 0, dropout_number)
         self.mlp_norm = norms.LayerNorm(features, eps=1e-6)
-        dense = dict(init=initial.xavier_uniform, bias_std=1e-6, dtype=dtype, rngs=rngs)
+        dense = dict(init=initializers.xavier_uniform, bias_std=1e-6, dtype=dtype, rngs=rngs)
         self.dense1 = layers.Linear(features, mlp, **dense)
         self.dropout1 = layers.Dropout(dropout, dropout_number + 1)
         self.dense2 = layers.Linear(mlp, features, **dense)

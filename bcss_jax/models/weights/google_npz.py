@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from bcss_jax.models.torch_layout import CONV, LINEAR
+from bcss_jax.models.weights.torch_layout import CONV, LINEAR
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
 _NOT_USED = re.compile(r"cls|(head|pre_logits)/.*")

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bcss_jax import weight_files
 from bcss_jax.errors import DataError
-from bcss_jax.models import google_npz
-from bcss_jax.models.torch_layout import TorchEntries
+from bcss_jax.models.weights import files, google_npz
+from bcss_jax.models.weights.torch_layout import TorchEntries
 
 # What training programs put before the names of a network that they wrap; `features` is torchvision's DenseNet.
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|backbone|encoder|features|transformer)\.)*")
@@ -37,7 +36,7 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
       DataError: the file cannot be read or does not fit; the one message lists what is wrong and what was expected.
       ConfigError: as `weight_files.read`.
     """
-    file = weight_files.read(path)
+    file = files.read(path)
     state, encoder = file.arrays, getattr(model, "encoder", None)
     if google_npz.is_google(state):
         if not hasattr(encoder, "grid"):

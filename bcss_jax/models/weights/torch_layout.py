@@ -1,6 +1,6 @@
 """How a PyTorch tensor and a flax variable of the same layer correspond.
 
-A model's `torch_entries()` gives `{name in the reference's state_dict: (nnx.Variable, TorchLayout)}`; `bcss_jax.pretrained`
+A model's `torch_entries()` gives `{name in the reference's state_dict: (nnx.Variable, TorchLayout)}`; `bcss_jax.models.weights.pretrained`
 reads and writes weights through it. Layers state their own entries, and modules put their prefix before them.
 """
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.labels import scheme_from_json
-from bcss_jax.slides import label_pyramid, overlay
+from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reader_pool import ReaderPool
-from bcss_jax.slides.slide_list import Entry
-from bcss_jax.slides.truth import open_truth
-from bcss_jax.tiles import printable
+from bcss_jax.slides.outputs import label_pyramid, overlay
+from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.scoring.truth import open_truth
 
 SIDE = 1200  # pixels of the longer side of a panel
 

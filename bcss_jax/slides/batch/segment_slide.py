@@ -14,30 +14,32 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line
-from bcss_jax.interruption import Interruption
-from bcss_jax.slides import labelling, results, slide_scores
-from bcss_jax.slides.blend import weights_of
+from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
+from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
+from bcss_jax.slides.batch.slide_list import Entry
+from bcss_jax.slides.batch.stage_clock import StageClock
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
-from bcss_jax.slides.domain import out_of_domain
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.slides.overwriting import Overwriting
-from bcss_jax.slides.probability_store import ProbabilityStore
-from bcss_jax.slides.reader_pool import Block, ReaderPool
-from bcss_jax.slides.resolution import resolved_mpp
-from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
-from bcss_jax.slides.slide_list import Entry
-from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
-from bcss_jax.slides.stage_clock import StageClock
-from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.slides.tissue import Tissue, looks_like_glass, tissue_by_colour
-from bcss_jax.slides.tissue_file import read_tissue
-from bcss_jax.slides.truth import TruthError, check_truth
+from bcss_jax.slides.outputs import results
+from bcss_jax.slides.reading.pool import Block, ReaderPool
+from bcss_jax.slides.reading.resolution import resolved_mpp
+from bcss_jax.slides.scoring import slide_scores
+from bcss_jax.slides.scoring.truth import TruthError, check_truth
+from bcss_jax.slides.stitching import labelling
+from bcss_jax.slides.stitching.blend import weights_of
+from bcss_jax.slides.stitching.seams import seam_score
+from bcss_jax.slides.store.probability_store import ProbabilityStore
+from bcss_jax.slides.store.tile_store import TileStore
+from bcss_jax.slides.tissue.domain import out_of_domain
+from bcss_jax.slides.tissue.tissue_file import read_tissue
+from bcss_jax.slides.tissue.tissue_mask import Tissue, looks_like_glass, tissue_by_colour
 from bcss_jax.slides.windows import windows_of
-from bcss_jax.summary import device, versions
-from bcss_jax.tiles import printable
-from bcss_jax.workdir import locked
+from bcss_jax.training.summary import device, versions
+from bcss_jax.training.workdir import locked
 
 TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
 TISSUE_SIDE = 4096  # its longest side at most, pixels

@@ -18,9 +18,9 @@ import shapely
 from bcss_jax.errors import DataError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.polygons import Region, regions
-from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.workdir import whole_file
+from bcss_jax.slides.regions.polygons import Region, regions
+from bcss_jax.slides.store.tile_store import TileStore
+from bcss_jax.training.workdir import whole_file
 
 MIN_AREA_UM2 = 100.0  # about one cell
 # The names of QuPath's own classes, where ours have one.

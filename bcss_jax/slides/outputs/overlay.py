@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bcss_jax import figures
+from bcss_jax.common import figures
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 
 TINT = 0.45  # share of the class's colour within a region; its outline has the colour alone

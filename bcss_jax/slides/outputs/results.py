@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.slides import geojson, label_pyramid, overlay
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.slides.outputs import geojson, label_pyramid, overlay
+from bcss_jax.slides.store.tile_store import TileStore
 
 FILES = {"labels": "labels.ome.tif", "regions": "regions.geojson", "overlay": "overlay.png"}
 

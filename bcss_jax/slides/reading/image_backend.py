@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bcss_jax import tiles
-from bcss_jax.slides.reader_base import Slide, levels_of, on_white, other_pixels
-from bcss_jax.slides.resolution import mpp_from_density
+from bcss_jax.data import image_files
+from bcss_jax.slides.reading.backend import Slide, levels_of, on_white, other_pixels
+from bcss_jax.slides.reading.resolution import mpp_from_density
 
 
 class ImageSlide(Slide):
@@ -26,10 +26,10 @@ class ImageSlide(Slide):
           DataError: as `tiles.load_8_bit`, or colours other than RGB.
         """
         self.path = path
-        self._pixels = _rgb(path, tiles.load_8_bit(path))
+        self._pixels = _rgb(path, image_files.load_8_bit(path))
         height, width = self._pixels.shape[:2]
         self.levels = levels_of([(width, height)])
-        with Image.open(path, formats=list(tiles.FORMATS)) as image:
+        with Image.open(path, formats=list(image_files.FORMATS)) as image:
             self.format = image.format.lower()
             density = image.info.get("dpi", (0.0, 0.0))
         self.mpp = mpp_from_density(float(density[0]), float(density[1]), "inch")

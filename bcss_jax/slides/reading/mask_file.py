@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC
 
+from bcss_jax.data.image_files import MAX_PIXELS, TooManyPixelsError, checked_codes, printable, read_mask, warn_of_name
 from bcss_jax.errors import DataError
-from bcss_jax.slides.tiff_rows import TiffRows, UnreadableTiff
-from bcss_jax.tiles import MAX_PIXELS, TooManyPixelsError, checked_codes, printable, read_mask, warn_of_name
+from bcss_jax.slides.reading.tiff_rows import TiffRows, UnreadableTiff
 
 WITHOUT_LOSS = {
     COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import openslide
 
-from bcss_jax.slides.reader_base import DEFAULT_TILE, Level, Slide, TileError, levels_of, on_white, other_pixels
-from bcss_jax.slides.resolution import mpp_from_density
+from bcss_jax.slides.reading.backend import DEFAULT_TILE, Level, Slide, TileError, levels_of, on_white, other_pixels
+from bcss_jax.slides.reading.resolution import mpp_from_density
 
 PIXELS_AT_ONCE = 4096 * 4096  # more is read in strips: OpenSlide gives 4 bytes a pixel, and PIL copies them
 LISTED = ("aperio", "generic-tiff")  # vendors whose files are TIFFs that list the tiles of each level

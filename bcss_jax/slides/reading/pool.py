@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reader import best_level
-from bcss_jax.slides.reader_crew import Block, Crew, SlideInfo
+from bcss_jax.slides.reading.slide import best_level
+from bcss_jax.slides.reading.workers import Block, Crew, SlideInfo
 
 __all__ = ["Block", "ReaderPool", "SlideInfo"]
 

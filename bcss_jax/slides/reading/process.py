@@ -1,4 +1,4 @@
-"""The process that reads one slide for `reader_pool`: `python -m bcss_jax.slides.reader_process`.
+"""The process that reads one slide for `reader_pool`: `python -m bcss_jax.slides.reading.process`.
 
 A damaged file can crash the C libraries that read it, hang them, or make them ask for all memory there is; here that
 costs this process and nothing else. It takes requests as lines of JSON on stdin and answers on stdout with a line of
@@ -25,10 +25,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError, first_line
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reader import Slide, open_slide, read_block
-from bcss_jax.tiles import printable
+from bcss_jax.slides.reading.slide import Slide, open_slide, read_block
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what is mapped at the start; a block and its margins need far less
 PARENT_SECONDS = 1.0  # how often to look whether the parent is still there, should its end not close our stdin

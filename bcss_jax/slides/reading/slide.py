@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError, first_line
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reader_base import Level, Slide, TileError
-from bcss_jax.tiles import printable
+from bcss_jax.slides.reading.backend import Level, Slide, TileError
 
 __all__ = ["Level", "Slide", "TileError", "best_level", "open_slide", "read_block"]
 
@@ -216,7 +216,7 @@ def _magic(path: Path) -> bytes:
 def _backends(magic: bytes, reasons: list[str]) -> Iterator:
     """What may open a file that begins like this, in the order of preference."""
     try:
-        from bcss_jax.slides.reader_openslide import OpenSlideSlide
+        from bcss_jax.slides.reading.openslide_backend import OpenSlideSlide
 
         yield OpenSlideSlide
     except ImportError as error:
@@ -228,7 +228,7 @@ def _backends(magic: bytes, reasons: list[str]) -> Iterator:
 
 
 def _open_tiff(path: Path) -> Slide:
-    from bcss_jax.slides.reader_tiffslide import TiffSlideSlide
+    from bcss_jax.slides.reading.tiffslide_backend import TiffSlideSlide
 
     if _is_small_picture(path):
         return _open_image(path)
@@ -255,7 +255,7 @@ def _is_small_picture(path: Path) -> bool:
 
 
 def _open_image(path: Path) -> Slide:
-    from bcss_jax.slides.reader_image import ImageSlide
+    from bcss_jax.slides.reading.image_backend import ImageSlide
 
     return ImageSlide(path)
 

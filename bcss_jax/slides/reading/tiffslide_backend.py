@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import tiffslide
 
-from bcss_jax.slides.reader_base import Slide, TileError, levels_of, other_pixels
-from bcss_jax.slides.resolution import mpp_from_density
+from bcss_jax.slides.reading.backend import Slide, TileError, levels_of, other_pixels
+from bcss_jax.slides.reading.resolution import mpp_from_density
 
 MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which has to be decoded whole
 AXES = ("YXS", "CYX", "YX")

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError
-from bcss_jax.slides.reader_base import Level
-from bcss_jax.slides.reader_child import ChildFailed, ChildHung, ReaderChild
-from bcss_jax.tiles import printable
+from bcss_jax.slides.reading.backend import Level
+from bcss_jax.slides.reading.child import ChildFailed, ChildHung, ReaderChild
 
 ATTEMPTS = 2
 OPENING_SECONDS = 25.0  # a slide that takes longer, only to be opened, leads in circles; it is not tried again

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from bcss_jax.slides.corners import CONVEX, DOWN, PLACE, places
-from bcss_jax.slides.rings import joined
-from bcss_jax.slides.spill import Spill
+from bcss_jax.slides.regions.corners import CONVEX, DOWN, PLACE, places
+from bcss_jax.slides.regions.rings import joined
+from bcss_jax.slides.regions.spill import Spill
 
 _TOGETHER = 1 << 15  # points of a ring that are given at a time
 

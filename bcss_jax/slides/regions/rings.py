@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, depth_first_order
 
-from bcss_jax.slides.corners import CONVEX, DIAGONAL, DOWN, PLACE, leaves_vertically, place
+from bcss_jax.slides.regions.corners import CONVEX, DIAGONAL, DOWN, PLACE, leaves_vertically, place
 
 
 class Part(NamedTuple):

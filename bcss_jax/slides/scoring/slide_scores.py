@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax import metrics
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation.surface_distance import surface_scores
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import LabelScheme
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.tiff_rows import TiffRows, UnreadableTiff
-from bcss_jax.slides.truth import Truth, open_truth, part_of
-from bcss_jax.tiles import printable
+from bcss_jax.slides.reading.tiff_rows import TiffRows, UnreadableTiff
+from bcss_jax.slides.scoring.truth import Truth, open_truth, part_of
 
 TOLERANCE_UM = 2.0  # of NSD, as in evaluations
 LARGEST_OUTLINES = 100_000_000  # pixels; above, distances between outlines would take tens of gigabytes

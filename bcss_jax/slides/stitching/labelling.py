@@ -12,21 +12,21 @@ import json
 
 import numpy as np
 
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import DataError, Preempted
-from bcss_jax.interruption import Interruption
-from bcss_jax.progress import ProgressLine
-from bcss_jax.slides.blend import Blender, Finished
-from bcss_jax.slides.blocks import AHEAD, Blocks
+from bcss_jax.inference.slide_model import WindowPredictor
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
-from bcss_jax.slides.probability_store import ProbabilityStore
-from bcss_jax.slides.reader_pool import ReaderPool
-from bcss_jax.slides.seams import Seams
-from bcss_jax.slides.slide_model import WindowPredictor
-from bcss_jax.slides.tile_rows import TileRows, seams_file
-from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.slides.tissue import Tissue
+from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.stitching.blend import Blender, Finished
+from bcss_jax.slides.stitching.blocks import AHEAD, Blocks
+from bcss_jax.slides.stitching.seams import Seams
+from bcss_jax.slides.stitching.tile_rows import TileRows, seams_file
+from bcss_jax.slides.store.probability_store import ProbabilityStore
+from bcss_jax.slides.store.tile_store import TileStore
+from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, cut
-from bcss_jax.stopwatch import Stopwatch
 
 BATCHES_AHEAD = 2  # on the devices while the host blends
 MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails

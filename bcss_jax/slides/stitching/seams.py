@@ -9,7 +9,7 @@ sums do not depend on their order.
 
 import numpy as np
 
-from bcss_jax.slides.blend import Finished
+from bcss_jax.slides.stitching.blend import Finished
 from bcss_jax.slides.windows import Windows
 
 

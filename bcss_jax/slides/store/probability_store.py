@@ -14,7 +14,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from bcss_jax.slides.classes import SlideClass
-from bcss_jax.workdir import storage_errors
+from bcss_jax.training.workdir import storage_errors
 
 CHUNK = 512  # pixels along a side
 

@@ -7,11 +7,11 @@ import shapely
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
+from bcss_jax.data.image_files import printable, read_mask
 from bcss_jax.errors import DataError
-from bcss_jax.slides.geojson import read_regions
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.tissue import Tissue
-from bcss_jax.tiles import printable, read_mask
+from bcss_jax.slides.outputs.geojson import read_regions
+from bcss_jax.slides.tissue.tissue_mask import Tissue
 
 ASPECT = 0.02  # by which a mask's width to height may differ from the slide's
 SIDE = 4096  # pixels of the mask that regions are drawn into, at most

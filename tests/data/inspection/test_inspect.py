@@ -5,14 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.paths import DATA
+from helpers.tile_files import image, kaggle512, mask, name, save
 from PIL import Image
-from tile_files import SHARED, image, kaggle512, mask, name, save
 
-from bcss_jax import figures, labels, sample
-from bcss_jax.data import names, pictures, similar, stain, survey
+from bcss_jax import labels
+from bcss_jax.common import figures
+from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
-from bcss_jax.data.source import Settings, Source
-from bcss_jax.layouts import find_tiles
+from bcss_jax.data.discovery import find_tiles
+from bcss_jax.data.inspection import names, pictures, similar, stain, survey
+from bcss_jax.data.inspection.source import Settings, Source
 
 TRAIN, VAL = "TCGA-A2-A0D2", "TCGA-OL-A5D6"
 TURNS = (
@@ -24,7 +27,7 @@ TURNS = (
 @pytest.fixture(scope="module")
 def tissue():
     """Eight drawn images of 224 pixels."""
-    return [sample.draw_patch(patient, number).image for patient in range(2) for number in range(4)]
+    return [synthetic.draw_patch(patient, number).image for patient in range(2) for number in range(4)]
 
 
 def recompressed(pixels, quality):
@@ -153,7 +156,7 @@ def planted(tmp_path_factory, tissue):
             codes = (0, 7, 15) if (part, number) == ("val", 4) else (0, 1, 2, 3, 9, 19)
             save(root / f"{part}_mask_512" / f"{stem}.png", mask(number, 224, codes))
     extra = name(TRAIN, 40000).replace("MPP-0", "MPP-0.5")
-    save(root / "val_512" / f"{extra}.png", sample.draw_patch(3, 0).image)
+    save(root / "val_512" / f"{extra}.png", synthetic.draw_patch(3, 0).image)
     save(root / "val_mask_512" / f"{extra}.png", mask(9, 224))
     return root
 
@@ -353,9 +356,9 @@ def test_examples_are_of_many_institutes(tmp_path):
 
 
 def test_the_sample(tmp_path, capfd, monkeypatch, undrawn):
-    monkeypatch.setattr(sample, "TRAIN_PATIENTS", 1)
-    monkeypatch.setattr(sample, "VAL_PATIENTS", 1)
-    monkeypatch.setattr(sample, "PLANS", sample.PLANS[:2])
+    monkeypatch.setattr(synthetic, "TRAIN_PATIENTS", 1)
+    monkeypatch.setattr(synthetic, "VAL_PATIENTS", 1)
+    monkeypatch.setattr(synthetic, "PLANS", synthetic.PLANS[:2])
     assert main(["inspect", "--data.layout=sample", f"--output={tmp_path / 'out'}"]) == 0
     out = capfd.readouterr().out
     assert "built-in sample: 4 tiles from 2 institutes: train 2 (1 patient), val 2 (1 patient)" in out
@@ -363,7 +366,7 @@ def test_the_sample(tmp_path, capfd, monkeypatch, undrawn):
 
 
 def test_real_tiles(tmp_path, capfd, undrawn):
-    folder = SHARED / "bcss_kaggle224"
+    folder = DATA / "bcss_kaggle224"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     assert main(["inspect", f"--data.dir={folder}", f"--output={tmp_path / 'out'}"]) == 0

@@ -1,15 +1,16 @@
 import re
 
 import pytest
-from tile_files import SHARED, image, kaggle512, mask, name, png_bytes, save
+from helpers.paths import DATA
+from helpers.tile_files import image, kaggle512, mask, name, png_bytes, save
 
-from bcss_jax import sample
+from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
-from bcss_jax.data.source import Settings, Source
-from bcss_jax.data.verify import verify
-from bcss_jax.data_checks import check
+from bcss_jax.data.checks import check
+from bcss_jax.data.discovery import find_tiles
+from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import DataError
-from bcss_jax.layouts import find_tiles
 
 
 @pytest.fixture
@@ -129,9 +130,9 @@ def test_regions(tmp_path, capfd):
 
 
 def test_the_sample_is_sound(capfd, monkeypatch):
-    monkeypatch.setattr(sample, "TRAIN_PATIENTS", 1)
-    monkeypatch.setattr(sample, "VAL_PATIENTS", 1)
-    monkeypatch.setattr(sample, "PLANS", sample.PLANS[:2])
+    monkeypatch.setattr(synthetic, "TRAIN_PATIENTS", 1)
+    monkeypatch.setattr(synthetic, "VAL_PATIENTS", 1)
+    monkeypatch.setattr(synthetic, "PLANS", synthetic.PLANS[:2])
     code, out, _ = run(capfd, "--data.layout=sample")
     assert code == 0 and "4 usable tiles (train 2, val 2) of 2 patients" in out
 
@@ -179,7 +180,7 @@ def test_progress_counts_tiles(root):
 
 
 def test_real_tiles(capfd):
-    folder = SHARED / "bcss_kaggle224"
+    folder = DATA / "bcss_kaggle224"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     code, out, _ = run(capfd, f"--data.dir={folder}")
@@ -187,7 +188,7 @@ def test_real_tiles(capfd):
 
 
 def test_real_region_without_mask(capfd):
-    folder = SHARED / "bcss_roi"
+    folder = DATA / "bcss_roi"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
     code, _, err = run(capfd, f"--data.dir={folder}", "--data.layout=roi")

@@ -3,9 +3,9 @@
 import copy
 
 import pytest
-from evaluation_small import data, evaluation
+from helpers.evaluation_small import data, evaluation
 
-from bcss_jax.evaluation.limits import limits
+from bcss_jax.evaluation.reporting.caveats import limits
 from bcss_jax.labels import SCHEMES
 
 

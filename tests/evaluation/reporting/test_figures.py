@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from evaluation_small import evaluation, history
+from helpers.evaluation_small import evaluation, history
 from PIL import Image
 
 from bcss_jax.errors import StorageError
-from bcss_jax.evaluation import figures
+from bcss_jax.evaluation.reporting import figures
 from bcss_jax.labels import SCHEMES
 
 

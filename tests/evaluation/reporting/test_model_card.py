@@ -1,10 +1,10 @@
 """MODEL_CARD.md: the facts of a run, and nothing that is not known."""
 
 import pytest
-from evaluation_small import data, evaluation
+from helpers.evaluation_small import data, evaluation
 
 from bcss_jax.errors import StorageError
-from bcss_jax.evaluation import model_card
+from bcss_jax.evaluation.reporting import model_card
 
 
 @pytest.fixture(scope="module")

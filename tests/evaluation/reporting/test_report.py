@@ -9,12 +9,12 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_small import COUNT, SIZE, data, differences, evaluation, results
+from helpers.evaluation_small import COUNT, SIZE, data, differences, evaluation, results
 from PIL import Image
 
+from bcss_jax.common.figures import CLASS_COLOURS
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.evaluation import report
-from bcss_jax.figures import CLASS_COLOURS
+from bcss_jax.evaluation.reporting import report
 from bcss_jax.labels import SCHEMES, LabelScheme
 
 SECTIONS = ("summary", "scores", "curves", "confusion", "calibration", "gallery", "data", "settings")

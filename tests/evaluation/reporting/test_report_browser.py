@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
-from evaluation_small import differences, evaluation, results
+from helpers.chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
+from helpers.evaluation_small import differences, evaluation, results
 
-from bcss_jax.evaluation import report
+from bcss_jax.evaluation.reporting import report
 from bcss_jax.labels import SCHEMES
 
 EVIL = "run_<script>window.hacked=1</script>_of_a_name_that_is_much_longer_than_any_screen_of_a_phone_is_wide"

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.evaluation import tables
+from bcss_jax.evaluation.reporting import tables
 from bcss_jax.labels import SCHEMES
 
 

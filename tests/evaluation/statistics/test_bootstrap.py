@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation import bootstrap
+from bcss_jax.evaluation.statistics import bootstrap
 
 
 def dice(totals):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bcss_jax.errors import DataError, NumericalError
-from bcss_jax.evaluation.calibration import (
+from bcss_jax.evaluation.statistics.calibration import (
     BINS,
     HIGHEST_TEMPERATURE,
     ConfidenceCounts,

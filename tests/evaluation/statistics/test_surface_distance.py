@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bcss_jax.evaluation.surface_distance import surface_score, surface_scores
+from bcss_jax.evaluation.statistics.surface_distance import surface_score, surface_scores
 
 
 def blobs(rng, shape, size=4, share=0.5):

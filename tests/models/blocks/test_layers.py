@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bcss_jax.models import cpu_convolution, initial, layers, norms, resampling
+from bcss_jax.models.blocks import cpu_convolution, initializers, layers, norms, resampling
 
 
 def normal(seed, *shape):
@@ -153,8 +153,8 @@ def test_the_gradient_of_batch_norms_that_share_a_measurement_is_that_of_their_d
 
 def test_initial_values_are_the_same_when_they_are_traced():
     shape = (3, 3, 90, 100)  # more than one block, the last one not full
-    drawn = initial.uniform(nnx.Rngs(3), shape, 0.5)[...]
-    np.testing.assert_array_equal(nnx.jit(lambda: initial.uniform(nnx.Rngs(3), shape, 0.5))()[...], drawn)
+    drawn = initializers.uniform(nnx.Rngs(3), shape, 0.5)[...]
+    np.testing.assert_array_equal(nnx.jit(lambda: initializers.uniform(nnx.Rngs(3), shape, 0.5))()[...], drawn)
     assert len(np.unique(drawn)) > 0.99 * drawn.size
-    huge = nnx.eval_shape(lambda: initial.normal(nnx.Rngs(3), (3, 3, 10**7, 10**7), 1.0))
+    huge = nnx.eval_shape(lambda: initializers.normal(nnx.Rngs(3), (3, 3, 10**7, 10**7), 1.0))
     assert huge.shape == (3, 3, 10**7, 10**7)  # no time and no memory

@@ -1,18 +1,18 @@
 """Google's npz names: the full list loads, positions are resized as scipy does it, and what is unknown is told."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.paths import SHARED
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
-from bcss_jax.models import google_npz
-from bcss_jax.pretrained import load_pretrained, load_torch_state, to_torch_state
+from bcss_jax.models.weights import google_npz
+from bcss_jax.models.weights.pretrained import load_pretrained, load_torch_state, to_torch_state
 
-NAMES = Path(__file__).parents[1].parent / "shared" / "parity" / "r50_vit_b16_npz_keys.json"
+NAMES = SHARED / "parity" / "r50_vit_b16_npz_keys.json"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from references import PARITY, reference_weights
+from helpers.references import PARITY, reference_weights
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
-from bcss_jax.models.densenet import DenseNet
 from bcss_jax.models.encoder_unet import EncoderUNet
-from bcss_jax.models.resnet import ResNet
-from bcss_jax.models.torch_layout import SAME
-from bcss_jax.pretrained import load_pretrained, load_torch_state, to_torch_state
+from bcss_jax.models.encoders.densenet import DenseNet
+from bcss_jax.models.encoders.resnet import ResNet
+from bcss_jax.models.weights.pretrained import load_pretrained, load_torch_state, to_torch_state
+from bcss_jax.models.weights.torch_layout import SAME
 
 
 @pytest.mark.parametrize(

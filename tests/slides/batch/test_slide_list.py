@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.slides.slide_list import Entry, check_name, folder_name, read_list, shard_of
+from bcss_jax.slides.batch.slide_list import Entry, check_name, folder_name, read_list, shard_of
 
 
 def written(tmp_path, content):

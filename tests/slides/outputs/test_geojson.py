@@ -12,9 +12,9 @@ from scipy import ndimage
 from test_tile_store import filled_store
 
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.slides import geojson
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.outputs import geojson
 
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 

@@ -13,9 +13,9 @@ from PIL import Image
 from test_tile_store import filled_store, read_back, some_labels
 
 from bcss_jax.errors import StorageError
-from bcss_jax.slides import label_pyramid
 from bcss_jax.slides.classes import SlideClass
-from bcss_jax.slides.tile_store import TILE, TileStore
+from bcss_jax.slides.outputs import label_pyramid
+from bcss_jax.slides.store.tile_store import TILE, TileStore
 
 CLASSES = (
     SlideClass(1, "tumor", (230, 159, 0)),

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_jax import figures
+from bcss_jax.common import figures
 from bcss_jax.errors import StorageError
 from bcss_jax.labels import SCHEMES
-from bcss_jax.slides import overlay
 from bcss_jax.slides.classes import SlideClass, classes_of
+from bcss_jax.slides.outputs import overlay
 
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 PINK = (220, 120, 180)

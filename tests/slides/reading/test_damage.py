@@ -8,17 +8,17 @@ import time
 import numpy as np
 import pytest
 import tifffile
+from helpers.slide_files import overwrite, own_grid, picture, spoil, svs, tiled
 from PIL import Image
-from slide_files import overwrite, own_grid, picture, spoil, svs, tiled
 
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError
-from bcss_jax.slides.domain import out_of_domain
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.slides.reader import open_slide, read_block
-from bcss_jax.slides.reader_child import ChildFailed, ReaderChild
-from bcss_jax.slides.reader_pool import ReaderPool
-from bcss_jax.slides.reader_tiffslide import TiffSlideSlide
-from bcss_jax.tiles import printable
+from bcss_jax.slides.reading.child import ChildFailed, ReaderChild
+from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.slide import open_slide, read_block
+from bcss_jax.slides.reading.tiffslide_backend import TiffSlideSlide
+from bcss_jax.slides.tissue.domain import out_of_domain
 
 
 @pytest.fixture(scope="module")

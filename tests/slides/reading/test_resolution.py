@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.slides.resolution import mpp_from_density, resolved_mpp
+from bcss_jax.slides.reading.resolution import mpp_from_density, resolved_mpp
 
 
 def resolved(found, given=None):

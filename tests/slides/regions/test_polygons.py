@@ -13,9 +13,9 @@ from scipy import ndimage
 from test_tile_store import filled_store
 
 from bcss_jax.errors import StorageError
-from bcss_jax.slides import open_region, polygons, spill
-from bcss_jax.slides.polygons import regions
-from bcss_jax.slides.tile_store import TileStore
+from bcss_jax.slides.regions import open_region, polygons, spill
+from bcss_jax.slides.regions.polygons import regions
+from bcss_jax.slides.store.tile_store import TileStore
 
 
 @pytest.fixture(autouse=True, scope="module")

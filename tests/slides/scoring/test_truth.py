@@ -10,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bcss_jax import metrics, tiles
+from bcss_jax import metrics
+from bcss_jax.data import image_files
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.evaluation.surface_distance import surface_scores
+from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import SCHEMES, lookup_table
-from bcss_jax.slides import slide_scores, tiff_rows
-from bcss_jax.slides import truth as truths
 from bcss_jax.slides.classes import UNREADABLE
 from bcss_jax.slides.grid import Grid, grid_of, nearest
-from bcss_jax.slides.mask_file import open_mask
-from bcss_jax.slides.truth import open_truth
+from bcss_jax.slides.reading import tiff_rows
+from bcss_jax.slides.reading.mask_file import open_mask
+from bcss_jax.slides.scoring import slide_scores
+from bcss_jax.slides.scoring import truth as truths
+from bcss_jax.slides.scoring.truth import open_truth
 
 SCHEME = SCHEMES["tumor_stroma"]
 PALETTE = np.random.default_rng(0).integers(0, 1 << 16, (3, 256), np.uint16)
@@ -155,9 +157,9 @@ def test_bands_give_what_the_whole_gives(tmp_path_factory, height, width, mpp, o
 def test_any_rows_are_those_of_the_whole(tmp_path, monkeypatch, kind):
     codes = random_codes(77, 53, 3)
     path = written(tmp_path, codes, kind)
-    np.testing.assert_array_equal(tiles.read_mask(path, "bcss22"), codes)
+    np.testing.assert_array_equal(image_files.read_mask(path, "bcss22"), codes)
     if kind in IN_ROWS:
-        monkeypatch.setattr("bcss_jax.slides.mask_file.read_mask", None)  # not even looked at as a whole
+        monkeypatch.setattr("bcss_jax.slides.reading.mask_file.read_mask", None)  # not even looked at as a whole
     with open_mask(path, "bcss22") as mask:
         assert mask.shape == codes.shape
         for start, stop in ((0, 77), (5, 6), (16, 32), (3, 50), (0, 1), (76, 77)):
@@ -222,7 +224,7 @@ def test_odd_masks_are_taken_or_refused_as_everywhere_else(tmp_path, name):
         with open_mask(path, "bcss22") as mask:
             return mask.rows(0, mask.shape[0])
 
-    expected = outcome(lambda: tiles.read_mask(path, "bcss22"))
+    expected = outcome(lambda: image_files.read_mask(path, "bcss22"))
     assert outcome(in_rows) == expected
     assert isinstance(expected, list) == (name in ("inverted", "turned", "bilevel", "32 bits", "jpeg"))
 
@@ -236,7 +238,7 @@ def test_a_name_that_is_not_the_content_is_warned_of(tmp_path, caplog):
 
 @pytest.mark.parametrize("kind, found", (("png", "not a TIFF"), ("rgb", "3 channels"), ("strip", "strips of 60 rows")))
 def test_what_must_be_read_as_a_whole_has_a_bound(tmp_path, monkeypatch, kind, found):
-    monkeypatch.setattr(tiles, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     monkeypatch.setattr(tiff_rows, "MAX_HELD", 2000)
     codes, path = random_codes(60, 50, 0), tmp_path / ("mask.png" if kind == "png" else "mask.tif")
     if kind == "png":
@@ -396,4 +398,4 @@ def test_memory_does_not_grow_with_the_mask(tmp_path):
     assert picture[:3].tolist() == [[1] * 100] * 3 and (picture[4:] == 2).all()
     assert peak < side**2 / 5
     with pytest.raises(DataError, match="expected at most 178956970 pixels"):
-        tiles.read_mask(tmp_path / "mask.tif", "bcss22")
+        image_files.read_mask(tmp_path / "mask.tif", "bcss22")

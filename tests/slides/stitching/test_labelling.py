@@ -6,25 +6,25 @@ import jax
 import numpy as np
 import pytest
 import zarr
-from slides_small import ArrayPool, colour_model, tissue_picture
+from helpers.slides_small import ArrayPool, colour_model, tissue_picture
 
 from bcss_jax import models
+from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import DataError, Preempted
-from bcss_jax.evaluation.predict import log_probabilities
-from bcss_jax.interruption import Interruption
+from bcss_jax.inference.predict import log_probabilities
+from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.labels import SCHEMES
-from bcss_jax.model_function import ModelFunction, split_model
-from bcss_jax.sharding import make_mesh, replicated
-from bcss_jax.slides import labelling
-from bcss_jax.slides.blend import weights_of
+from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.slides.classes import UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.probability_store import ProbabilityStore
-from bcss_jax.slides.seams import seam_score
-from bcss_jax.slides.slide_model import SlideModel, WindowPredictor
-from bcss_jax.slides.tile_store import TileStore
-from bcss_jax.slides.tissue import Tissue
+from bcss_jax.slides.stitching import labelling
+from bcss_jax.slides.stitching.blend import weights_of
+from bcss_jax.slides.stitching.seams import seam_score
+from bcss_jax.slides.store.probability_store import ProbabilityStore
+from bcss_jax.slides.store.tile_store import TileStore
+from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import cut, windows_of
+from bcss_jax.training.sharding import make_mesh, replicated
 
 TILE = 64
 
@@ -89,8 +89,8 @@ def test_a_network_that_sees_single_pixels_gives_what_it_gives_the_whole_slide(t
 
 
 def test_only_blocks_under_tissue_are_read_and_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("bcss_jax.slides.blocks.ROWS", 32)
-    monkeypatch.setattr("bcss_jax.slides.blocks.COLUMNS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.ROWS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 32)
     pixels, _ = tissue_picture(256, 256)
     mask = np.zeros((256, 256), bool)
     mask[40:90, 100:140] = True
@@ -161,9 +161,9 @@ def bytes_of(folder):
 
 @pytest.mark.parametrize("overlap", (0.25, 0.5, 0.7))
 def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overlap):
-    monkeypatch.setattr("bcss_jax.slides.blocks.ROWS", 32)
-    monkeypatch.setattr("bcss_jax.slides.blocks.COLUMNS", 64)
-    monkeypatch.setattr("bcss_jax.slides.blend.LANE", 50)
+    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.ROWS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 64)
+    monkeypatch.setattr("bcss_jax.slides.stitching.blend.LANE", 50)
     pixels, expected = tissue_picture(300, 200, seed=1)
     run = dict(model=colour_model(), mask=expected > 0, overlap=overlap)
     whole = ArrayPool(pixels)

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcss_jax.slides.blend import Finished
-from bcss_jax.slides.seams import Seams, no_counts, seam_score
+from bcss_jax.slides.stitching.blend import Finished
+from bcss_jax.slides.stitching.seams import Seams, no_counts, seam_score
 from bcss_jax.slides.windows import windows_of
 
 

@@ -6,7 +6,7 @@ import zarr
 
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.classes import SlideClass
-from bcss_jax.slides.probability_store import CHUNK, ProbabilityStore
+from bcss_jax.slides.store.probability_store import CHUNK, ProbabilityStore
 
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.slides.tile_store import TILE, TileStore
+from bcss_jax.slides.store.tile_store import TILE, TileStore
 
 
 def filled_store(folder, labels, tile_size=TILE):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.data.image_files import printable
 from bcss_jax.errors import DataError, InUseError, PartialError, Preempted, StorageError, UserError, first_line
-from bcss_jax.interruption import Interruption
-from bcss_jax.slides.slide_list import Entry
-from bcss_jax.tiles import printable
+from bcss_jax.slides.batch.slide_list import Entry
 
 
 class Ended(NamedTuple):
