@@ -3,6 +3,7 @@
 Entry points print the message without a traceback (`--debug` shows it) and exit with `exit_code`.
 """
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -67,3 +68,9 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says, cut to one short line without colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def printable(path: str | os.PathLike) -> str:
+    """The path for a message of one line: line breaks and bytes that are no UTF-8 are escaped."""
+    text = os.fspath(path)
+    return text if text.isprintable() else ascii(text)

@@ -12,6 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from bcss_jax.common import files
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
@@ -28,7 +30,6 @@ from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.target import Subject, differences, evaluate
 from bcss_jax.inference import trained_run
-from bcss_jax.training import workdir
 from bcss_jax.training.sharding import check_batch_size, make_mesh
 
 # Flags of training, as errors name them -> those of this command.
@@ -85,7 +86,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         "tolerance_um": TOLERANCE_UM,
         "temperature_pixels": SAMPLED_PIXELS,
     }
-    with workdir.locked(args.output):
+    with files.locked(args.output):
         results = ResultsFolder(args.output, settings, args.overwrite)
         subjects = _subjects(args, runs, batch_size)
         for subject in subjects:

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcss_jax.common import command
+from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.errors import ConfigError
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
 from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.summary import versions
-from bcss_jax.training.workdir import storage_errors, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 USE = (

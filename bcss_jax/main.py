@@ -11,6 +11,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from bcss_jax.common import files
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
@@ -156,17 +158,17 @@ def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None
     """Locks the folder of the run and claims it. nnU-Net's folds may be separate jobs in one folder: each is locked."""
     folds = config.get("method") == "nnunet"
     if not folds:
-        held.enter_context(workdirs.locked(workdir))
+        held.enter_context(files.locked(workdir))
     elif _FRESH.value:  # what another job is at work on must not be deleted
         for fold in sorted(workdir.glob("fold_*")):
-            held.enter_context(workdirs.locked(fold))
-    with workdirs.storage_errors(workdir), cache.held(workdir / "claim"):
+            held.enter_context(files.locked(fold))
+    with files.storage_errors(workdir), cache.held(workdir / "claim"):
         workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
     if folds:
         if _FRESH.value:
             held.close()  # the locks on what was there; they went with it
         for name in nnunet_config.fold_names(config):
-            held.enter_context(workdirs.locked(workdir / f"fold_{name}"))
+            held.enter_context(files.locked(workdir / f"fold_{name}"))
 
 
 def _together(action) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from bcss_jax.common import command
+from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from bcss_jax.inference import trained_run
@@ -31,7 +31,6 @@ from bcss_jax.slides.batch.segment_slide import Settings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import note_failure, refuse_results_of_one
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.stitching.blend import BLENDS
-from bcss_jax.training import workdir
 from bcss_jax.training.sharding import make_mesh
 
 ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
@@ -85,7 +84,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     entries = [_single(args)] if whole is None else shard_of(whole, args.shard)
     segmenters = _segmenters(args, make_mesh(jax.local_devices()))
     folders = {entry: _folders(args.output, entry, segmenters) for entry in entries}
-    with workdir.storage_errors(args.output):
+    with files.storage_errors(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
     if not args.overwrite:
         _refuse_other_results(entries, segmenters, folders)
@@ -245,7 +244,7 @@ def _segment(entry, place, segmenters, paths, args, overwriting, interruption) -
         summaries.append(summary)
     picture = paths[0].parent / "comparison.png"
     if len(segmenters) > 1 and not comparison.is_current(picture, paths):
-        with workdir.locked(picture.parent):
+        with files.locked(picture.parent):
             comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
     if len(segmenters) > 1:
         print(f"  compared: {picture}", flush=True)

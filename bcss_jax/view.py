@@ -20,8 +20,7 @@ from pathlib import Path
 import uvicorn
 
 from bcss_jax.common import command
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError, StorageError
+from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.viewer import results
 from bcss_jax.viewer.server import application
 from bcss_jax.viewer.slide_files import SlideFiles

@@ -30,6 +30,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from bcss_jax.evaluation import image_counts
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
@@ -119,7 +121,7 @@ class Jax:
         self.member = functools.partial(
             predict.log_probabilities, ModelFunction(model, IMAGENET), SCHEME, False, *weights
         )
-        self.predictor = predict.Predictor([self.member], SCHEME, self.mesh)
+        self.predictor = image_counts.Predictor([self.member], SCHEME, self.mesh)
         self.data, self.batch, self.workers = data, args.batch, args.workers
         positions = np.random.default_rng(1).integers(0, data.labels[0].size, (len(data.labels), SAMPLED))
         self.positions = positions.astype(np.int32)
@@ -186,7 +188,7 @@ class Jax:
             for batch, known in zip(self._in_memory(), self._kept, strict=True):
                 values = {"labels": batch["label"], "positions": self.positions[batch["index"]]}
                 placed = sharding.place_batch(values, self.mesh)
-                counts = jax.device_get(predict.counts(SCHEME, known, placed["labels"], placed["positions"]))
+                counts = jax.device_get(image_counts.counts(SCHEME, known, placed["labels"], placed["positions"]))
                 futures.append(pool.map(outlines, batch["label"], counts["predictions"]))
             for each in futures:
                 list(each)

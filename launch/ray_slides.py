@@ -35,14 +35,13 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from bcss_jax.common import command
+from bcss_jax.common.files import storage_errors
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line
+from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line, printable
 from bcss_jax.slides.batch import batch_summary
 from bcss_jax.slides.batch.overwrite_journal import Overwriting
 from bcss_jax.slides.batch.slide_folder import models_in, note_failure, status_of
 from bcss_jax.slides.batch.slide_list import Entry, read_list
-from bcss_jax.training.workdir import storage_errors
 
 RETRIES = 5  # of a slide whose worker died, or was asked to stop
 STORE = 100 << 20  # bytes of Ray's object store; what tasks return is a few lines

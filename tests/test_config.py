@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from helpers.paths import ROOT
 
+from bcss_jax import config, models
 from bcss_jax import config as configs
-from bcss_jax import models
 from bcss_jax.data.augment import FULL, Augmentation
 from bcss_jax.errors import ConfigError
 
@@ -113,16 +113,16 @@ def test_schemes_and_layouts_that_do_not_go_together():
 def test_differences_that_matter_are_listed_and_others_are_not():
     old, new = load("unet", "sample").to_dict(), load("unet", "sample").to_dict()
     new["seed"], new["model"]["width"], new["data"]["threads"] = 5, 32, 7
-    assert configs.differences(old, new) == ["config.model.width: 16 -> 32", "config.seed: 0 -> 5"]
+    assert config.differences(old, new) == ["config.model.width: 16 -> 32", "config.seed: 0 -> 5"]
 
 
 def test_a_setting_newer_than_the_run_counts_as_its_default():
     old, new = load("unet", "sample").to_dict(), load("unet", "sample").to_dict()
     old = json.loads(json.dumps(old))  # as a run's folder keeps it
     del old["model"]["bilinear"], old["seed"], old["image_mean"]
-    assert configs.differences(old, new) == []
+    assert config.differences(old, new) == []
     new["model"]["bilinear"] = True
-    assert configs.differences(old, new) == ["config.model.bilinear: False -> True"]
+    assert config.differences(old, new) == ["config.model.bilinear: False -> True"]
 
 
 def test_the_augmentation_of_the_recipe_is_the_full_one():

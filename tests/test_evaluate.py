@@ -21,7 +21,7 @@ from PIL import Image
 from bcss_jax import config, evaluate, labels, models
 from bcss_jax.data import tfrecords
 from bcss_jax.errors import in_flags_of_command
-from bcss_jax.evaluation import per_image, results_folder, run
+from bcss_jax.evaluation import image_counts, per_image, results_folder, run
 from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.inference import predict
@@ -368,13 +368,13 @@ def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, 
 
 
 def test_asked_to_stop_it_saves_and_says_so(command, runs, tmp_path, monkeypatch, capsys):
-    output, call = tmp_path / "here", predict.Predictor.__call__
+    output, call = tmp_path / "here", image_counts.Predictor.__call__
 
     def then_asked(self, *batch):
         os.kill(os.getpid(), signal.SIGTERM)
         return call(self, *batch)
 
-    monkeypatch.setattr(predict.Predictor, "__call__", then_asked)
+    monkeypatch.setattr(image_counts.Predictor, "__call__", then_asked)
     assert command(runs[:1], output) == 75
     assert f"one: stopped after {BATCH} of {VAL} images; the same command goes on" in capsys.readouterr().err
     assert (output / "one" / "progress.npz").exists()
@@ -385,7 +385,7 @@ def test_nothing_is_computed_twice(finished, command, runs, monkeypatch, tmp_pat
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     with monkeypatch.context() as patch:
-        patch.setattr(predict.Predictor, "__call__", lambda *_: pytest.fail("computed again"))
+        patch.setattr(image_counts.Predictor, "__call__", lambda *_: pytest.fail("computed again"))
         assert command(runs, output, "--ensemble") == 0
     assert {k: v for k, v in files(output).items()} == files(finished[0])
     (output / "one" / "per_image.csv").write_text("damaged")

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.small_networks import SMALL
 from helpers.trained_small import WINDOW, write_run
-from test_architectures import SMALL
 
 from bcss_jax import export
 from bcss_jax.inference import exported_model, trained_run

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_losses import CASES, case, reference  # noqa: F401 (a fixture)
+from helpers.loss_cases import CASES, case, reference  # noqa: F401 (a fixture)
 
 from bcss_jax import metrics
 

@@ -23,10 +23,10 @@ from helpers.segment_command import (
 from helpers.slides_small import tissue_picture, write_run
 from PIL import Image
 
+from bcss_jax.common import files
 from bcss_jax.slides.batch import segment_slide, slide_folder
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.tissue.tissue_file import read_tissue
-from bcss_jax.training import workdir
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
 
@@ -543,7 +543,7 @@ def test_a_slide_in_use_is_tried_again_at_the_end(runs, tmp_path, capsys):
         slide_files.tiled(tmp_path / f"{name}.tif", tissue_picture(40, 40)[0])
     (tmp_path / "list.csv").write_text("slide\na.tif\nb.tif\n")
     options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
-    with workdir.locked(tmp_path / "out" / "a"):
+    with files.locked(tmp_path / "out" / "a"):
         assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 75
         assert "other processes are at work on 1 of 2 slides (a.tif)" in one_line(capsys)
         assert (tmp_path / "out" / "b" / "summary.json").exists()

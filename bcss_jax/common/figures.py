@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from bcss_jax.common.files import whole_file
 from bcss_jax.labels import LabelScheme
-from bcss_jax.training.workdir import whole_file
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
 CLASS_COLOURS = {

@@ -1,6 +1,7 @@
-"""Adds up what the time went into."""
+"""Measures where the time of a command goes: stopwatches, stages, and runs that span several sessions."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 
@@ -16,3 +17,47 @@ class Stopwatch:
             yield
         finally:
             setattr(self, what, getattr(self, what) + time.perf_counter() - start)
+
+
+class StageClock:
+    """Seconds of stages, from its making on.
+
+    Attributes:
+      seconds: by stage, of those that have ended; what runs beside them may be added.
+    """
+
+    def __init__(self):
+        """Starts the first stage."""
+        self.seconds, self._start = {}, time.perf_counter()
+        self._last = self._start
+
+    def lap(self, name: str) -> None:
+        """Ends a stage, and starts the next."""
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
+
+    def total(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._start
+
+
+@dataclasses.dataclass
+class Timed:
+    """Counts the time that a run takes over all its sessions.
+
+    Attributes:
+      seconds: spent so far.
+    """
+
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        """Starts this session's clock."""
+        self._clock = time.perf_counter()
+
+    def tick(self) -> float:
+        """Adds the time since the last tick to `seconds`, and returns `seconds`."""
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+        return self.seconds

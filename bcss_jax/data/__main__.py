@@ -16,12 +16,11 @@ from pathlib import Path
 from bcss_jax.common import command
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import LAYOUTS
-from bcss_jax.data.image_files import printable
 from bcss_jax.data.inspection.inspect import inspect
 from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Settings, Source
 from bcss_jax.data.inspection.verify import verify
-from bcss_jax.errors import ConfigError, DataError, in_flags_of_command
+from bcss_jax.errors import ConfigError, DataError, in_flags_of_command, printable
 from bcss_jax.labels import SCHEMES
 
 NAMED = 10  # defects, and notes, that are printed; all are counted

@@ -9,8 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 

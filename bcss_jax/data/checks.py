@@ -19,8 +19,8 @@ import numpy as np
 
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile, require_parts
-from bcss_jax.data.image_files import printable, read_image, read_pair
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.data.image_files import read_image, read_pair
+from bcss_jax.errors import ConfigError, DataError, printable
 
 log = logging.getLogger(__name__)
 

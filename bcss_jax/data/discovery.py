@@ -25,8 +25,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bcss_jax.data.image_files import SUFFIXES, image_size, printable
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.data.image_files import SUFFIXES, image_size
+from bcss_jax.errors import ConfigError, DataError, printable
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax import labels
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,6 @@ SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MAX_PIXELS = 178_956_970  # Pillow's own bound; the largest ROI of the data set has 126 million
 INTERPOLATED_VALUES = 8  # more different values outside the code book than this: not a slip but a resampled mask
 LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255; codes must not be
-
-
-def printable(path: str | os.PathLike) -> str:
-    """The path for a message of one line: line breaks and bytes that are no UTF-8 are escaped."""
-    text = os.fspath(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -31,8 +31,8 @@ from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic
 from bcss_jax.data.cache import digest_of_files, held
 from bcss_jax.data.host_tensorflow import tf
-from bcss_jax.data.image_files import printable, read_pair
-from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
+from bcss_jax.data.image_files import read_pair
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 
 log = logging.getLogger(__name__)
 

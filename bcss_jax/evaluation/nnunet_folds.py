@@ -12,8 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError, UserError, first_line
+from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.labels import SCHEMES, LabelScheme
 from bcss_jax.nnunet import cases, folds, labels, plan_file
 from bcss_jax.nnunet.config import ALL, validate

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax import metrics
+from bcss_jax.common.files import write_text
 from bcss_jax.errors import DataError
 from bcss_jax.labels import LabelScheme
-from bcss_jax.training.workdir import write_text
 
 ABOUT = ("key", "patient", "institute")
 COUNTS = ("tp", "fp", "fn")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.files import storage_errors, write_bytes, write_text
 from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation import per_image
 from bcss_jax.evaluation.reporting import figures, model_card, report, tables
-from bcss_jax.training.workdir import storage_errors, write_bytes, write_text
 
 FORMAT = 1  # of evaluation.json and scores.json; raised when what stands in them changes its meaning
 OF_ALL = ("evaluation.json", "table.md", "table.tex", "report.html", "figures")

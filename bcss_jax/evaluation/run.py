@@ -16,9 +16,9 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import Preempted
+from bcss_jax.evaluation.image_counts import Predictor
 from bcss_jax.evaluation.statistics import calibration
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
-from bcss_jax.inference.predict import Predictor
 from bcss_jax.labels import LabelScheme
 
 TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and as closely as a tissue's outline can be drawn
@@ -88,7 +88,7 @@ def count(
 
     Returns:
       Of each image, in the order of the part: `index` int64 [N]; `confusion`, `pixels`, `correct`, `confidence`,
-      `logits`, `labels` as of `predict.counts`; `hd95_um` and `nsd` float64 [N, K].
+      `logits`, `labels` as of `image_counts.counts`; `hd95_um` and `nsd` float64 [N, K].
 
     Raises:
       Preempted: asked to stop; `keep` has what there is.

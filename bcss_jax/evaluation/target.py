@@ -11,6 +11,7 @@ from bcss_jax import metrics
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import NumericalError
 from bcss_jax.evaluation import per_image
+from bcss_jax.evaluation.image_counts import Predictor
 from bcss_jax.evaluation.nnunet_run import NnunetRun
 from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.results_folder import ResultsFolder
@@ -18,7 +19,7 @@ from bcss_jax.evaluation.run import TOLERANCE_UM, Part, Seconds, count, pictures
 from bcss_jax.evaluation.scores import scores
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.evaluation.statistics.calibration import ConfidenceCounts
-from bcss_jax.inference.predict import Predictor, View
+from bcss_jax.inference.predict import View
 from bcss_jax.inference.trained_run import TrainedRun, joint_sha256
 from bcss_jax.labels import LabelScheme
 from bcss_jax.training.summary import device, versions

@@ -38,8 +38,7 @@ from jax import export
 from jax.sharding import Mesh, PartitionSpec
 from jaxlib.mlir.dialects import stablehlo
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError, UserError, first_line
+from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.slides.batch.slide_list import folder_name

@@ -1,4 +1,4 @@
-"""What trained models say of a batch of images, and the counts that scores are made of, on the devices.
+"""Probabilities that trained models predict for a batch of images, on the devices.
 
 A pixel's probabilities are those of the evaluated classes alone: the logit of an ignored class was never trained, so it
 must not weigh in a mean. They are kept as logarithms, which do not underflow where a model is sure of itself. Models of
@@ -10,19 +10,15 @@ models, of the same kind.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from bcss_jax import metrics
-from bcss_jax.evaluation.statistics.calibration import confidence_counts
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction
-from bcss_jax.training import sharding
 
 # What a trained run says of images: uint8 [N, H, W, 3] on the devices -> `log_probabilities` of them.
 Member = Callable[[jax.Array], jax.Array]
@@ -90,49 +86,6 @@ def of_logits(scheme: LabelScheme, logits: jax.Array) -> jax.Array:
 def mean(each: list[jax.Array]) -> jax.Array:
     """Logarithms of the mean probabilities, from the logarithms of each model's."""
     return functools.reduce(jnp.logaddexp, each) - np.float32(np.log(len(each)))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def counts(scheme: LabelScheme, log_probabilities: jax.Array, labels: jax.Array, positions: jax.Array) -> dict:
-    """What is kept of each image.
-
-    Args:
-      scheme: the label scheme.
-      log_probabilities: [N, H, W, C].
-      labels: uint8 [N, H, W], the truth.
-      positions: int32 [N, P], pixels by their place in the flattened image, whose logits are wanted.
-
-    Returns:
-      `predictions` uint8 [N, H, W]; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B]
-      (`calibration.ConfidenceCounts`); `logits` float32 [N, P, C], but for a constant per pixel, and `labels` [N, P]
-      of the pixels at `positions`.
-    """
-    predictions = metrics.predict(log_probabilities, scheme.evaluated)
-    confidence = confidence_counts(jnp.exp(log_probabilities), labels, scheme.evaluated, scheme.ignore_index)
-    flat = log_probabilities.reshape(len(labels), -1, scheme.num_classes)
-    return {
-        "predictions": predictions.astype(jnp.uint8),
-        "confusion": metrics.confusion(predictions, labels, scheme.num_classes, scheme.ignore_index),
-        **confidence._asdict(),
-        "logits": jnp.take_along_axis(flat, positions[..., None], axis=1),
-        "labels": jnp.take_along_axis(labels.reshape(len(labels), -1), positions, axis=1),
-    }
-
-
-class Predictor:
-    """One model, or several as an ensemble, of one label scheme."""
-
-    def __init__(self, members: Sequence[Member], scheme: LabelScheme, mesh: Mesh):
-        """Takes models whose arrays lie on all devices of the mesh."""
-        self.scheme = scheme
-        self._members, self._mesh = list(members), mesh
-
-    def __call__(self, images: np.ndarray, labels: np.ndarray, positions: np.ndarray) -> dict[str, jax.Array]:
-        """Starts to compute `counts` of a batch, and returns at once."""
-        placed = sharding.place_batch({"images": images, "labels": labels, "positions": positions}, self._mesh)
-        each = [member(placed["images"]) for member in self._members]
-        joined = each[0] if len(each) == 1 else mean(each)
-        return counts(self.scheme, joined, placed["labels"], placed["positions"])
 
 
 def _turned(images, view):

@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bcss_jax.config import validate
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError, first_line
+from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.models.apply import ImageStatistics, ModelFunction

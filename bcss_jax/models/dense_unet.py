@@ -37,7 +37,9 @@ class NormConv(nnx.Module):
     def __init__(self, inputs: int, outputs: int, size: int = 3, *, dtype: Dtype, rngs: nnx.Rngs):
         """Channels in (all maps together) and out, size of the kernel."""
         self.norm = norms.BatchNorm(inputs, relu=True)
-        self.conv = Conv(inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, dtype=dtype, rngs=rngs)
+        self.conv = Conv(
+            inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, *maps: norms.Measured) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, outputs)."""

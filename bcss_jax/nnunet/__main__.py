@@ -16,7 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from bcss_jax import errors
 from bcss_jax.common import command, figures
+from bcss_jax.common.files import whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import image_files
 from bcss_jax.errors import ConfigError, DataError
@@ -27,7 +29,6 @@ from bcss_jax.nnunet.plan import PRESETS
 from bcss_jax.nnunet.plan import plan as plan_for
 from bcss_jax.nnunet.predict import labels_of, make_predictor
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.training.workdir import whole_file, write_png
 
 # Flags of training, as errors name them -> those of this command.
 FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
@@ -125,7 +126,7 @@ def _labels(image, path, models, predictors):
         try:
             case = preprocess(image, None, model.plan, model.dataset)
         except DataError as error:
-            raise DataError(f"{image_files.printable(path)}: {error}") from error
+            raise DataError(f"{errors.printable(path)}: {error}") from error
         scores.append(predictor(case.data))
     # All plans crop alike, so that what they give is of one size.
     return labels_of(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)

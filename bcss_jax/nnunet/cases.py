@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic
 from bcss_jax.data.cache import digest_of_files, held
-from bcss_jax.data.image_files import SUFFIXES, printable, read_pair
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.data.image_files import SUFFIXES, read_pair
+from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.nnunet import labels
-from bcss_jax.training.workdir import storage_errors, write_text
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax import metrics
+from bcss_jax.common.files import write_text
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
-from bcss_jax.training.workdir import write_text
 
 
 def summarise(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str] | None:

@@ -9,13 +9,13 @@ import math
 import numbers
 from pathlib import Path
 
+from bcss_jax.common.files import write_text
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import PRESETS, channel_names, reasons
 from bcss_jax.nnunet.plan import plan as plan_of
 from bcss_jax.nnunet.preprocess import NORMALIZATIONS
 from bcss_jax.nnunet.topology import total_stride
-from bcss_jax.training.workdir import write_text
 
 _FIELDS = ("plans_name", "transpose_forward", "configurations", "foreground_intensity_properties_per_channel")
 _FIELDS_2D = (

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from bcss_jax.training.history import Timed
+from bcss_jax.common.timing import Timed
 
 # Columns of history.csv; a column `dice_<class>` for each class besides.
 COLUMNS = (

@@ -22,13 +22,13 @@ import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
+from bcss_jax.common.files import storage_errors, whole_file, write_text
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.weights import files as weight_files
 from bcss_jax.models.weights.pretrained import load_torch_state
 from bcss_jax.nnunet import plan_file
 from bcss_jax.nnunet.labels import check_dataset, num_outputs
 from bcss_jax.nnunet.network import from_plan
-from bcss_jax.training.workdir import storage_errors, whole_file, write_text
 
 Fold = int | str  # a number, or "all" for a training on all cases
 State = Mapping[str, np.ndarray]  # PyTorch name -> array in PyTorch's layout

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bcss_jax import models
+from bcss_jax.common.files import write_text
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
@@ -24,7 +25,6 @@ from bcss_jax.nnunet.train import train_fold
 from bcss_jax.nnunet.validate import validate
 from bcss_jax.training.checkpoint import load_model
 from bcss_jax.training.summary import device, versions
-from bcss_jax.training.workdir import write_text
 
 
 def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.cache import held
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.training.workdir import storage_errors, write_text
 
 
 @dataclasses.dataclass(frozen=True)

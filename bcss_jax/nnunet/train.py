@@ -15,6 +15,7 @@ import numpy as np
 
 from bcss_jax import losses, metrics
 from bcss_jax.common import figures
+from bcss_jax.common.files import write_text
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
@@ -25,7 +26,6 @@ from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.history import history_csv
 from bcss_jax.training.sharding import place_replicated, replicated
-from bcss_jax.training.workdir import write_text
 
 log = logging.getLogger(__name__)
 

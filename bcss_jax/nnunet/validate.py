@@ -9,12 +9,12 @@ import numpy as np
 
 from bcss_jax import metrics
 from bcss_jax.common import figures
+from bcss_jax.common.files import write_png, write_text
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.predict import labels_of
 from bcss_jax.nnunet.store import Stored
-from bcss_jax.training.workdir import write_png, write_text
 
 PICTURES, PICTURE_SIDE = 6, 512
 

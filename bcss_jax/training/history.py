@@ -4,12 +4,12 @@ import csv
 import dataclasses
 import io
 import math
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from bcss_jax import losses, metrics
+from bcss_jax.common.timing import Timed
 
 # Columns of history.csv; one row per epoch. Scores are those of the validation split unless named train_.
 COLUMNS = (
@@ -45,28 +45,6 @@ class SplitTotals:
     def to_json(self) -> dict:
         """Exact: floats survive JSON."""
         return {"sums": {k: v.tolist() for k, v in self.sums.items()}, "confusion": self.confusion.tolist()}
-
-
-@dataclasses.dataclass
-class Timed:
-    """Counts the time that a run takes over all its sessions.
-
-    Attributes:
-      seconds: spent so far.
-    """
-
-    seconds: float = 0.0
-
-    def __post_init__(self):
-        """Starts this session's clock."""
-        self._clock = time.perf_counter()
-
-    def tick(self) -> float:
-        """Adds the time since the last tick to `seconds`, and returns `seconds`."""
-        now = time.perf_counter()
-        self.seconds += now - self._clock
-        self._clock = now
-        return self.seconds
 
 
 @dataclasses.dataclass

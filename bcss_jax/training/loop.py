@@ -20,6 +20,7 @@ from PIL import Image
 
 from bcss_jax import labels, losses, metrics, models
 from bcss_jax.common import figures
+from bcss_jax.common.files import write_text
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.data import synthetic, tfrecords
@@ -34,7 +35,6 @@ from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, encoder_a
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
 from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
 from bcss_jax.training.summary import device, summary, versions
-from bcss_jax.training.workdir import write_text
 
 SAMPLE_PICTURES = 6  # rows of samples.png
 TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/s  input wait    time"

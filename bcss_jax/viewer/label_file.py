@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError, first_line
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.grid import Grid
 

@@ -9,8 +9,7 @@ import math
 import os
 from pathlib import Path
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError, first_line
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
 
 SUMMARY, FORMAT = "summary.json", 1

@@ -22,8 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import bcss_jax
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles

@@ -9,8 +9,7 @@ import os
 import threading
 from pathlib import Path
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.viewer.results import Summary, inside
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid
 from bcss_jax.viewer.deep_zoom import DeepZoom, Tile
 from bcss_jax.viewer.results import Summary

@@ -1,43 +1,20 @@
 """What every architecture must do in training: learn everywhere, in bfloat16, on many devices, in parts."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers.small_networks import SMALL
 
 from bcss_jax import models
 from bcss_jax.models.apply import split_model
-from bcss_jax.models.encoder_unet import EncoderUNet
-from bcss_jax.models.encoders.densenet import DenseNet
-from bcss_jax.models.encoders.resnet import ResNet
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.training import optimizer, sharding, step
 
 OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
-PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
 
-# Every architecture, small; the values are functions of the type of the arithmetic.
-SMALL = {
-    "unet": functools.partial(models.create, "unet", width=4, depth=2),
-    "dense_unet": functools.partial(
-        models.create, "dense_unet", growth=4, layers=(2, 2), bottleneck_layers=2, init_width=8
-    ),
-    "dense_unet_121": functools.partial(EncoderUNet, encoder=functools.partial(DenseNet, 4, (1, 2, 1, 1), 8)),
-    "unet_resnet34": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False)),
-    "unet_resnet101": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), True)),
-    "transunet": functools.partial(
-        models.create, "transunet", image_size=32, width_factor=0.5, resnet_layers=(1, 1, 1), hidden_size=16,
-        mlp_size=16, num_heads=2, num_layers=1, decoder_channels=(8, 8, 8, 8), skip_channels=(256, 128, 32, 0),
-    ),
-    "nnunet": functools.partial(models.create, "nnunet", **PLAN, n_conv_per_stage=1, n_conv_per_stage_decoder=1),
-    "nnunet_resenc": functools.partial(
-        models.create, "nnunet_resenc", **PLAN, n_blocks_per_stage=1, n_conv_per_stage_decoder=1
-    ),
-}  # fmt: skip
 NO_BATCH_STATISTICS = ("nnunet", "nnunet_resenc")
 every_architecture = pytest.mark.parametrize("name", SMALL)
 

@@ -10,14 +10,14 @@ import sys
 import pytest
 from helpers.paths import ROOT
 
+from bcss_jax.common import files
 from bcss_jax.errors import InUseError, StorageError
-from bcss_jax.training import workdir
 
 HOLDER = """
 import sys
 from pathlib import Path
 from bcss_jax import workdir
-with workdir.locked(Path(sys.argv[1])):
+with files.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -36,11 +36,11 @@ def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path):
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InUseError, match=rf"a: in use by process {other.pid} on .*; wait for it"):
-            with workdir.locked(folder):
+            with files.locked(folder):
                 pass
         other.stdin.close()
     for _ in range(2):
-        with workdir.locked(folder):
+        with files.locked(folder):
             assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -49,7 +49,7 @@ def test_a_file_system_without_locks_is_not_taken_for_a_folder_in_use(tmp_path, 
     """That would end a list with 75, and a scheduler would queue it again for ever."""
     monkeypatch.setattr(fcntl, "flock", fails_with(number))
     with pytest.raises(StorageError) as error:
-        with workdir.locked(tmp_path):
+        with files.locked(tmp_path):
             raise AssertionError("the folder is not held")
     assert not isinstance(error.value, InUseError) and error.value.exit_code == 5
     assert str(error.value).startswith(f"{tmp_path}: cannot be locked ({os.strerror(number)})")
@@ -59,7 +59,7 @@ def test_a_file_system_without_locks_is_not_taken_for_a_folder_in_use(tmp_path, 
 def test_a_lock_that_another_has_is_in_use_without_a_name_too(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", fails_with(errno.EWOULDBLOCK))
     with pytest.raises(InUseError, match="in use by another process"):
-        with workdir.locked(tmp_path):
+        with files.locked(tmp_path):
             pass
 
 
@@ -69,7 +69,7 @@ def test_a_disk_that_takes_nothing_is_one_line(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(StorageError, match=r"\.lock: cannot be written \(File too large\)"):
-            with workdir.locked(tmp_path):
+            with files.locked(tmp_path):
                 raise AssertionError("the folder is not held")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bcss_jax import labels
 from bcss_jax.common import figures
+from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import CODES
 from bcss_jax.data.inspection import pictures
@@ -15,7 +16,6 @@ from bcss_jax.data.inspection.report import lines, report
 from bcss_jax.data.inspection.source import Settings, Source
 from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take
 from bcss_jax.errors import ConfigError
-from bcss_jax.training.workdir import storage_errors, write_text
 
 RESULT = "inspect.json"
 PICTURES = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")

@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bcss_jax.common.figures import BLUE, VERMILION, sample_rows, without_outliers
+from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.labels import LabelScheme
-from bcss_jax.training.workdir import storage_errors, write_bytes
 
 # Okabe and Ito's without the yellow, which white paper swallows. Seven colours and five markers: 35 different runs.
 RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bcss_jax.training.workdir import storage_errors, write_png
+from bcss_jax.common.files import storage_errors, write_png
 
 EACH = 4  # images of each kind
 KINDS = ("image", "truth", "prediction")

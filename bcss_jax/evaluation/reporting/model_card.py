@@ -7,10 +7,10 @@ import json
 import shlex
 from pathlib import Path
 
+from bcss_jax.common.files import write_text
 from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.reporting.caveats import limits
 from bcss_jax.evaluation.reporting.tables import markdown_text
-from bcss_jax.training.workdir import write_text
 
 BCSS_LAYOUTS = ("kaggle224", "kaggle512", "roi")
 

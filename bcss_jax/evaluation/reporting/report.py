@@ -18,12 +18,12 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from bcss_jax.common.figures import class_colours, dice_lines, error_map, hatched
+from bcss_jax.common.files import write_text
 from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
 from bcss_jax.evaluation.reporting.caveats import limits
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import LabelScheme
-from bcss_jax.training.workdir import write_text
 
 TEMPLATES = importlib.resources.files("bcss_jax.evaluation") / "templates"
 TINT = 140  # of 255: opacity of the classes over the image

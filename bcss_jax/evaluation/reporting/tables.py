@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bcss_jax.common.files import write_text
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.training.workdir import write_text
 
 PUBLISHED = {"unet": ("U-Net", 0.834), "dense_unet": ("Dense U-Net", 0.812),
              "transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip

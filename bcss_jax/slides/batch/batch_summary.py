@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.batch.slide_folder import Done, models_in, reason_of, status_of
 from bcss_jax.slides.batch.slide_list import Entry
-from bcss_jax.training.workdir import storage_errors, write_text
 
 EVERY_S = 30.0  # between two writings of summary.csv
 COLUMNS = (

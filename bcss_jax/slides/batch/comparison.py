@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.data.image_files import printable
+from bcss_jax.errors import printable
 from bcss_jax.labels import scheme_from_json
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import SlideClass

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from bcss_jax.training.workdir import storage_errors
+from bcss_jax.common.files import storage_errors
 
 
 class Overwriting:

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError, InUseError, PartialError, Preempted, StorageError, UserError, first_line
+from bcss_jax.errors import (
+    DataError,
+    InUseError,
+    PartialError,
+    Preempted,
+    StorageError,
+    UserError,
+    first_line,
+    printable,
+)
 from bcss_jax.slides.batch.slide_list import Entry
 
 

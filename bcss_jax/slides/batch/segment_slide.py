@@ -14,14 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line
+from bcss_jax.common.timing import StageClock
+from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import Overwriting
 from bcss_jax.slides.batch.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
 from bcss_jax.slides.batch.slide_list import Entry
-from bcss_jax.slides.batch.stage_clock import StageClock
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
@@ -39,7 +39,6 @@ from bcss_jax.slides.tissue.tissue_file import read_tissue
 from bcss_jax.slides.tissue.tissue_mask import Tissue, looks_like_glass, tissue_by_colour
 from bcss_jax.slides.windows import windows_of
 from bcss_jax.training.summary import device, versions
-from bcss_jax.training.workdir import locked
 
 TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
 TISSUE_SIDE = 4096  # its longest side at most, pixels

@@ -17,9 +17,8 @@ import os
 import shutil
 from pathlib import Path
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError, UserError
-from bcss_jax.training.workdir import storage_errors, write_text
+from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.errors import ConfigError, DataError, UserError, printable
 
 FORMAT = 1  # of summary.json
 HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again

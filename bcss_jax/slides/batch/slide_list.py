@@ -5,8 +5,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, printable
 
 COLUMNS = ("slide", "mpp", "tissue", "truth", "name")
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from bcss_jax.common.files import whole_file
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.grid import nearest
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.training.workdir import whole_file
 
 BACKGROUND_COLOUR, UNREADABLE_COLOUR = (255, 255, 255), (150, 150, 150)
 NAMES, COLOURS = "bcss_jax/class_names", "bcss_jax/class_colours"  # namespaces of the annotations

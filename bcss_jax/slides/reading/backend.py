@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 
 MAX_SIDE = 8_000_000  # pixels; a metre at 0.125 um. What says more is a damaged header
 DEFAULT_TILE = (256, 256)  # pieces in which a damaged region is tried where the format has no tiles

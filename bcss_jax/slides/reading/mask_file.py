@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC
 
-from bcss_jax.data.image_files import MAX_PIXELS, TooManyPixelsError, checked_codes, printable, read_mask, warn_of_name
-from bcss_jax.errors import DataError
+from bcss_jax.data.image_files import MAX_PIXELS, TooManyPixelsError, checked_codes, read_mask, warn_of_name
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.tiff_rows import TiffRows, UnreadableTiff
 
 WITHOUT_LOSS = {

@@ -25,8 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError, first_line
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.slide import Slide, open_slide, read_block
 

@@ -9,8 +9,7 @@ import math
 import os
 from collections.abc import Callable
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, printable
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError, first_line
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.backend import Level, Slide, TileError
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import Level
 from bcss_jax.slides.reading.child import ChildFailed, ChildHung, ReaderChild
 

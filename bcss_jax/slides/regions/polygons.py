@@ -28,12 +28,12 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from bcss_jax.common.files import storage_errors
 from bcss_jax.slides.regions.corners import TileRow, place
 from bcss_jax.slides.regions.open_region import OpenRegion
 from bcss_jax.slides.regions.rings import Part, Rings
 from bcss_jax.slides.regions.spill import Spill
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.training.workdir import storage_errors
 
 _LARGE = 1 << 20  # corners of a region that comes after the others that end in the same row of tiles
 _AT_A_TIME = 1 << 20  # corners that are followed at a time, in whole rows of pixels

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax import metrics
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import LabelScheme
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE

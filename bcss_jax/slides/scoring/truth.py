@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.slides.grid import Grid, nearest
 from bcss_jax.slides.reading.mask_file import Mask, open_mask

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bcss_jax.common.files import write_text
 from bcss_jax.common.timing import Stopwatch
 from bcss_jax.slides.stitching.seams import no_counts
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.training.workdir import write_text
 
 TILES_BEHIND = 64  # waiting to be written
 

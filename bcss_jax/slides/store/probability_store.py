@@ -13,8 +13,8 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from bcss_jax.common.files import storage_errors
 from bcss_jax.slides.classes import SlideClass
-from bcss_jax.training.workdir import storage_errors
 
 CHUNK = 512  # pixels along a side
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.errors import DataError
-from bcss_jax.training.workdir import storage_errors, write_bytes
 
 TILE = 512  # pixels along a side
 COMPRESSION = 4  # of zlib: half as many bytes as 1 on labels, twice as fast as 6

@@ -7,10 +7,10 @@ import shapely
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from bcss_jax.data.image_files import printable, read_mask
-from bcss_jax.errors import DataError
+from bcss_jax.data.image_files import read_mask
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.outputs.geojson import read_regions
+from bcss_jax.slides.reading.geojson_regions import read_regions
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 
 ASPECT = 0.02  # by which a mask's width to height may differ from the slide's

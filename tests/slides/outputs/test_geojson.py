@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import rasterio.features
 import shapely
+from helpers.filled_store import filled_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from test_tile_store import filled_store
 
 from bcss_jax.errors import DataError, StorageError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import geojson
+from bcss_jax.slides.reading import geojson_regions
 
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 
@@ -247,15 +248,15 @@ def test_regions_are_read(tmp_path, content, areas):
     path = tmp_path / "tissue.geojson"
     for encoding in ("utf-8", "utf-8-sig"):
         path.write_text(json.dumps(content), encoding=encoding)
-        found = geojson.read_regions(path)
+        found = geojson_regions.read_regions(path)
         assert [geometry.area for geometry in found] == areas and all(geometry.is_valid for geometry in found)
-    assert geojson.read_regions(path, (5, 7))[0].bounds[:2] == (5, 7)
+    assert geojson_regions.read_regions(path, (5, 7))[0].bounds[:2] == (5, 7)
 
 
 def test_what_was_written_is_read(tmp_path):
     labels = blobs()
     content = written(tmp_path, labels, origin=(10, 20))
-    found = geojson.read_regions(tmp_path / "regions.geojson", (10, 20))
+    found = geojson_regions.read_regions(tmp_path / "regions.geojson", (10, 20))
     assert len(found) == len(content["features"])
     mask = rasterio.features.rasterize(found, labels.shape, dtype=np.uint8)
     np.testing.assert_array_equal(mask, labels > 0)
@@ -294,15 +295,15 @@ def test_what_is_wrong_is_one_line(tmp_path, text, message):
     path = tmp_path / "tissue.geojson"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=re.escape(message)) as caught:
-        geojson.read_regions(path)
+        geojson_regions.read_regions(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def test_no_file_and_a_file_that_is_too_large(tmp_path, monkeypatch):
     path = tmp_path / "tissue.geojson"
     with pytest.raises(DataError, match="cannot be read"):
-        geojson.read_regions(path)
+        geojson_regions.read_regions(path)
     path.write_text(json.dumps(POLYGON))
-    monkeypatch.setattr(geojson, "_MAX_BYTES", 10)
+    monkeypatch.setattr(geojson_regions, "_MAX_BYTES", 10)
     with pytest.raises(DataError, match="give a mask image"):
-        geojson.read_regions(path)
+        geojson_regions.read_regions(path)

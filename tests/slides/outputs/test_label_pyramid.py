@@ -7,10 +7,10 @@ import pytest
 import rasterio
 import tifffile
 import tiffslide
+from helpers.filled_store import filled_store, read_back, some_labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_tile_store import filled_store, read_back, some_labels
 
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.classes import SlideClass

@@ -11,8 +11,7 @@ import tifffile
 from helpers.slide_files import overwrite, own_grid, picture, spoil, svs, tiled
 from PIL import Image
 
-from bcss_jax.data.image_files import printable
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.reading.child import ChildFailed, ReaderChild
 from bcss_jax.slides.reading.pool import ReaderPool

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import rasterio.features
 import shapely
+from helpers.filled_store import filled_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from test_tile_store import filled_store
 
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.regions import open_region, polygons, spill

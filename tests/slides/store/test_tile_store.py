@@ -3,31 +3,12 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers.filled_store import filled_store, read_back, some_labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcss_jax.errors import DataError, StorageError
 from bcss_jax.slides.store.tile_store import TILE, TileStore
-
-
-def filled_store(folder, labels, tile_size=TILE):
-    """A store with these labels."""
-    height, width = labels.shape
-    store = TileStore(folder, width, height, tile_size)
-    for row in range(store.rows):
-        store.write_row(row, labels[row * tile_size : (row + 1) * tile_size])
-    return store
-
-
-def read_back(store):
-    return np.block([[store.pixels(row, column) for column in range(store.columns)] for row in range(store.rows)])
-
-
-def some_labels(height, width, seed=0):
-    labels = np.zeros((height, width), np.uint8)
-    labels[: height // 2, : width // 2] = np.random.default_rng(seed).integers(0, 4, (height // 2, width // 2))
-    labels[-3:, -3:] = 255
-    return labels
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,99 @@
+"""Writes files whole or not at all, locks folders, and turns storage errors into one line."""
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bcss_jax.errors import InUseError, StorageError
+
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN)  # what flock says of a lock that another process has; all else is no such news
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the folder (made if need be) for this process; the lock goes with the process, however it ends.
+
+    Raises:
+      InUseError: another process is at work in it.
+      StorageError: the folder cannot be made or written, or its file system knows no locks.
+    """
+    path = workdir / ".lock"
+    with storage_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b", buffering=0)  # nothing may be left to be written when a full disk closes it
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in HELD:
+                raise StorageError(
+                    f"{workdir}: cannot be locked ({error.strerror}): its file system offers no locks, which keep two "
+                    "processes out of one folder; choose a folder on another one, or have it mounted with them (Lustre: "
+                    "-o flock, NFS: with its lock service)"
+                ) from error
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip() or "another process"
+            raise InUseError(f"{workdir}: in use by {holder}; wait for it, or choose another folder") from error
+        with storage_errors(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as UTF-8; whole or not at all, and errors, as `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and errors, as `whole_file`."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside the file to write to; what is there at the end gets to the disk and is renamed.
+
+    If the block raises, the temporary file is deleted and the file stays as it was.
+
+    Raises:
+      StorageError: for an OSError in the block, or in what comes after it.
+    """
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with storage_errors(path):
+        try:
+            yield unfinished
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes an image, or labels as one channel, as PNG; whole or not at all, and errors, as `write_bytes`."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    write_bytes(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the file system's errors into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or path}: cannot be written ({error.strerror}); check space and permissions"
+        ) from error
