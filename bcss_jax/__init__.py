@@ -1,3 +1,3 @@
-"""Segment breast-cancer tissue (tumour, stroma) in H&E images with JAX."""
+"""Segment breast-cancer tissue (tumor, stroma) in H&E images with JAX."""
 
 __version__ = "0.1.0"

@@ -32,7 +32,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     """
     config = ConfigDict()
     config.name = ""  # name of the system; runs/<name> is the default workdir
-    config.seed = 0  # initialisation, order of the examples, augmentation
+    config.seed = 0  # initialization, order of the examples, augmentation
 
     config.data = ConfigDict()
     config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi
@@ -105,7 +105,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     return config
 
 
-def lay_out(config: ConfigDict, system: str, argument: str, *, few_rate: float | None = None) -> str:
+def apply_data_preset(config: ConfigDict, system: str, argument: str, *, few_rate: float | None = None) -> str:
     """Sets the name and the layout from what stands after the colon of `--config=configs/unet.py:kaggle224,few`.
 
     The built-in sample, and any layout with `,few` (a few hundred tiles), get settings for short runs: batch 8, a

@@ -65,7 +65,7 @@ def in_flags_of_command(message: str, flags: Mapping[str, str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to one short line without colours."""
+    """What an error of a library says, cut to one short line without colors."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 

@@ -28,7 +28,7 @@ from bcss_jax.evaluation import nnunet_run
 from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
 from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
-from bcss_jax.evaluation.target import Subject, differences, evaluate
+from bcss_jax.evaluation.target import EvaluationTarget, differences, evaluate
 from bcss_jax.inference import trained_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh
 
@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     _conclude(args.output, evaluations)
 
 
-def _subjects(args, runs, batch_size) -> list[Subject]:
+def _subjects(args, runs, batch_size) -> list[EvaluationTarget]:
     """The runs, and after them the ensembles that were asked for: of one scheme, on the same images."""
     found, prepared = [], {}
     for run in runs:
@@ -118,7 +118,7 @@ def _subjects(args, runs, batch_size) -> list[Subject]:
         part, fit_on = prepared[key]
         if isinstance(run, nnunet_run.NnunetRun):
             part, fit_on = _unseen(run, part, fit_on)
-        found.append(Subject(run.name, run.name, (run,), part, fit_on))
+        found.append(EvaluationTarget(run.name, run.name, (run,), part, fit_on))
     if not args.ensemble:
         return found
     groups = {}
@@ -135,7 +135,7 @@ def _subjects(args, runs, batch_size) -> list[Subject]:
             raise ConfigError(f"a run is called {folder}, as the ensemble would be; rename its folder")
         runs_of_group = tuple(subject.runs[0] for subject in group)
         by_fit = sorted(group, key=lambda subject: subject.fit_on is not subject.part)  # first what is its own part's
-        found.append(Subject(name, folder, runs_of_group, by_fit[0].part, by_fit[0].fit_on))
+        found.append(EvaluationTarget(name, folder, runs_of_group, by_fit[0].part, by_fit[0].fit_on))
     return found
 
 

@@ -32,7 +32,7 @@ from bcss_jax.training.summary import versions
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 USE = (
-    "Research use only: not for diagnosis, nor for any decision about a patient. The licences of the data and of "
+    "Research use only: not for diagnosis, nor for any decision about a patient. The licenses of the data and of "
     "pretrained weights that the network was trained with hold for its weights."
 )
 
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--output={args.output} is a folder; name a file, such as {args.output / 'unet.jaxexport'}")
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read(args.checkpoint, mesh, args.which), mesh, args.tta)
-    content = artefact_of(model)
+    content = artifact_of(model)
     with storage_errors(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(args.output, content)
@@ -93,7 +93,7 @@ def exported(model: SlideModel) -> jax.export.Exported:
         return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
-def artefact_of(model: SlideModel) -> bytes:
+def artifact_of(model: SlideModel) -> bytes:
     """The content of the file: the same bytes for the same model.
 
     Args:

@@ -5,7 +5,7 @@ masks (gtruth_codes.tsv of the data set), and `kaggle3`, the 0/1/2 of the 224-pi
 turns either into labels through a look-up table, and travels with every checkpoint and metric file: figures of
 different schemes are never comparable.
 
-The grouping tumour = {1, 19, 20}, inflammatory = {3, 10, 11}, necrosis = {4} is that of the BCSS challenge's baseline.
+The grouping tumor = {1, 19, 20}, inflammatory = {3, 10, 11}, necrosis = {4} is that of the BCSS challenge's baseline.
 Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude) and 15 (undetermined) are
 treated the same. In the Kaggle tiles 0 also covers every other tissue.
 """

@@ -199,7 +199,7 @@ def deep_supervision_sums(
 
     Args:
       all_logits: [N, H, W, C], then the same at falling resolutions.
-      labels: [N, H, W]; taken at the pixels nearest to the centres of the smaller maps' (PyTorch's "nearest-exact").
+      labels: [N, H, W]; taken at the pixels nearest to the centers of the smaller maps' (PyTorch's "nearest-exact").
       weights: one per head.
       **kwargs: as `loss_sums`.
     """

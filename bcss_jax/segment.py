@@ -22,11 +22,11 @@ from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from bcss_jax.inference import trained_run
-from bcss_jax.inference.exported_model import model_of_artefact
+from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.labels import CODE_BOOKS
 from bcss_jax.slides.batch import batch_summary, comparison, runner
-from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import Settings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import note_failure, refuse_results_of_one
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
@@ -58,12 +58,12 @@ def _parser():
     add("--output", required=True, type=Path, help="folder of the results")
     add("--mpp", type=float, help="um per level-0 pixel, if the slide's own is missing or wrong")
     add("--window", type=int, help="pixels of a window's side; that of the training images if not given")
-    add("--overlap", type=float, default=0.25, help="of neighbouring windows, as a share of their side (default 0.25)")
+    add("--overlap", type=float, default=0.25, help="of neighboring windows, as a share of their side (default 0.25)")
     add("--blend", choices=BLENDS, default="gaussian", help="how overlapping windows are joined (default gaussian)")
     add("--tta", action="store_true", help="mean over flips and quarter turns of every window")
     add("--batch_size", type=int, help="windows at a time, over all devices")
     add("--readers", type=int, help="processes that read a slide; as many as cores, at most 8, if not given")
-    add("--tissue", default="colour", help="colour (default): found by colour; all: everything; or a mask or .geojson")
+    add("--tissue", default="colour", help="colour (default): found by color; all: everything; or a mask or .geojson")
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
         "--min_area_um2",
@@ -137,10 +137,10 @@ def _single(args) -> Entry:
     return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 
 
-def _overwriting(args, entries) -> Overwriting:
+def _overwriting(args, entries) -> OverwriteJournal:
     if args.slides is None:
-        return Overwriting.of_slide(args.output, entries[0].folder)
-    return Overwriting(args.output, (args.shard or "0/1").replace("/", "of"))
+        return OverwriteJournal.of_slide(args.output, entries[0].folder)
+    return OverwriteJournal(args.output, (args.shard or "0/1").replace("/", "of"))
 
 
 def _tissue_file(args) -> str | None:
@@ -197,7 +197,7 @@ def _models(args, mesh) -> list[SlideModel]:
     paths = [Path(path) for path in args.checkpoint.split(",") if path]
     if not paths:
         raise ConfigError("--checkpoint names no folder; name a run, such as runs/unet")
-    files = {path: model_of_artefact(path, mesh, args.tta) for path in paths if path.is_file()}
+    files = {path: model_of_artifact(path, mesh, args.tta) for path in paths if path.is_file()}
     taken = [files[path].name for path in paths if path in files]
     if len(set(taken)) < len(taken):
         raise ConfigError(f"--checkpoint names two files {max(taken, key=taken.count)}; name each once, or rename one")

@@ -26,7 +26,7 @@ from bcss_jax.nnunet.cases import scheme_of  # noqa: E402
 from bcss_jax.nnunet.validate import confusion  # noqa: E402
 
 REGION, TILE, DATASET = "TCGA-A2-A0D2", 224, "Dataset001_ROI"
-# BCSS codes of this region: 1 tumour, 2 stroma, 4 necrosis, 7 exclude; 3 is `ignore`, 0 the background.
+# BCSS codes of this region: 1 tumor, 2 stroma, 4 necrosis, 7 exclude; 3 is `ignore`, 0 the background.
 TO_LABEL = {"background": {1: 1, 2: 2, 4: 0, 7: 3, 0: 3}, "ignore": {1: 1, 2: 2, 4: 3, 7: 3, 0: 3}}
 
 # nnU-Net's trainer has no option for its length; a subclass in a file of its own package folder would be needed. This one is

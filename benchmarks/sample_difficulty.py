@@ -1,9 +1,9 @@
-"""How hard the built-in sample data is: what colour alone achieves on it, pixel by pixel.
+"""How hard the built-in sample data is: what color alone achieves on it, pixel by pixel.
 
     python benchmarks/sample_difficulty.py [--run=DIR] [--seed=0]
 
-A binary logistic regression, tumour against stroma, sees one pixel and knows nothing of its neighbours. It is fitted by
-Newton's method to maximum likelihood on every labelled pixel of the training patches and predicts the validation
+A binary logistic regression, tumor against stroma, sees one pixel and knows nothing of its neighbors. It is fitted by
+Newton's method to maximum likelihood on every labeled pixel of the training patches and predicts the validation
 patches; the more probable class wins. Scheme `tumor_stroma`: all other pixels are dropped. Dice of a class is
 2 TP / (2 TP + FP + FN) with TP, FP and FN counted over all validation pixels together; "macro" is the mean of both.
 
@@ -26,8 +26,8 @@ from bcss_jax.data import synthetic  # noqa: E402
 SCHEME = labels.SCHEMES["tumor_stroma"]
 
 
-def labelled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per split: colours uint8 [n, 3] and whether each is tumour, bool [n]; only tumour and stroma."""
+def labeled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per split: colors uint8 [n, 3] and whether each is tumor, bool [n]; only tumor and stroma."""
     table = labels.lookup_table(SCHEME, "bcss22")
     found = {"train": [], "val": []}
     for patch in synthetic.draw(seed):
@@ -37,16 +37,16 @@ def labelled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: tuple(np.concatenate(part) for part in zip(*parts, strict=True)) for split, parts in found.items()}
 
 
-def features(colours: np.ndarray, quadratic: bool) -> np.ndarray:
+def features(colors: np.ndarray, quadratic: bool) -> np.ndarray:
     """Bias, channels scaled to -1..1 and, if asked, their six products: float64 [n, 4 or 10]."""
-    scaled = colours / 127.5 - 1
+    scaled = colors / 127.5 - 1
     columns = [np.ones(len(scaled)), *scaled.T]
     if quadratic:
         columns += [scaled[:, a] * scaled[:, b] for a in range(3) for b in range(a, 3)]
     return np.stack(columns, -1)
 
 
-def fit(colours: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 << 19) -> np.ndarray:
+def fit(colors: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 << 19) -> np.ndarray:
     """Weights of the most likely logistic regression, by Newton's method.
 
     Raises:
@@ -55,11 +55,11 @@ def fit(colours: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 
     weights = np.zeros(10 if quadratic else 4)
     for _ in range(50):
         gradient, hessian = np.zeros_like(weights), 1e-9 * np.eye(len(weights))
-        for start in range(0, len(colours), chunk):  # a chunk at a time: millions of pixels need no more memory
-            x = features(colours[start : start + chunk], quadratic)
+        for start in range(0, len(colors), chunk):  # a chunk at a time: millions of pixels need no more memory
+            x = features(colors[start : start + chunk], quadratic)
             p = 1 / (1 + np.exp(-(x @ weights)))
-            gradient += x.T @ (tumor[start : start + chunk] - p) / len(colours)
-            hessian += (x.T * (p * (1 - p))) @ x / len(colours)
+            gradient += x.T @ (tumor[start : start + chunk] - p) / len(colors)
+            hessian += (x.T * (p * (1 - p))) @ x / len(colors)
         step = np.linalg.solve(hessian, gradient)
         weights += step
         if np.abs(step).max() < 1e-8 * max(1.0, np.abs(weights).max()):
@@ -68,25 +68,25 @@ def fit(colours: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice of both classes and their mean; arguments: bool [n], whether tumour."""
+    """Dice of both classes and their mean; arguments: bool [n], whether tumor."""
     scores = {}
     for name, p, t in (("tumor", predicted, truth), ("stroma", ~predicted, ~truth)):
         scores[name] = float(2 * np.sum(p & t) / (np.sum(p) + np.sum(t)))
     return {"macro": sum(scores.values()) / 2, **scores}
 
 
-def colour_dice(seed: int = 0, quadratic: bool = False, pixels=None) -> dict[str, float]:
+def color_dice(seed: int = 0, quadratic: bool = False, pixels=None) -> dict[str, float]:
     """Fits on the training patches and scores on the validation patches of a sample data set.
 
     Args:
       seed: which sample data set.
       quadratic: whether the products of channels are features too.
-      pixels: what `labelled_pixels` gave, if it is there already.
+      pixels: what `labeled_pixels` gave, if it is there already.
     """
-    pixels = pixels or labelled_pixels(seed)
+    pixels = pixels or labeled_pixels(seed)
     weights = fit(*pixels["train"], quadratic)
-    colours, truth = pixels["val"]
-    return dice(features(colours, quadratic) @ weights > 0, truth)
+    colors, truth = pixels["val"]
+    return dice(features(colors, quadratic) @ weights > 0, truth)
 
 
 def run_dice(directory: pathlib.Path) -> dict[str, float]:
@@ -109,13 +109,13 @@ def main() -> int:
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"error: no dice_global in {arguments.run / 'summary.json'}: {error!r}", file=sys.stderr)
             return 2
-    pixels = labelled_pixels(arguments.seed)
+    pixels = labeled_pixels(arguments.seed)
     for name, quadratic in (("RGB, quadratic", True), ("RGB", False)):
-        rows.insert(0, (name, colour_dice(quadratic=quadratic, pixels=pixels)))
+        rows.insert(0, (name, color_dice(quadratic=quadratic, pixels=pixels)))
 
     share = {split: np.mean(tumor) for split, (_, tumor) in pixels.items()}
-    print(f"labelled pixels: train {len(pixels['train'][1])}, val {len(pixels['val'][1])}; ", end="")
-    print(f"tumour among them: train {share['train']:.3f}, val {share['val']:.3f}")
+    print(f"labeled pixels: train {len(pixels['train'][1])}, val {len(pixels['val'][1])}; ", end="")
+    print(f"tumor among them: train {share['train']:.3f}, val {share['val']:.3f}")
     print(f"{'global Dice, validation':<28}{'macro':>8}{'tumor':>8}{'stroma':>8}")
     for name, scores in rows:
         cells = [f"{scores[key]:8.4f}" if key in scores else f"{'-':>8}" for key in ("macro", "tumor", "stroma")]

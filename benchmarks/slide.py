@@ -1,12 +1,12 @@
 """Seconds per mm2 and peak memory of whole slides, here and with TIAToolbox's SemanticSegmentor, and where the time goes.
 
-    python benchmarks/slide.py --checkpoint=RUN [--slide=FILE] [--network=checkpoint,colour] [--side=8000] [--mm2=2]
+    python benchmarks/slide.py --checkpoint=RUN [--slide=FILE] [--network=checkpoint,color] [--side=8000] [--mm2=2]
         [--tiatoolbox_python=PYTHON] [--rounds=3] [--cores=2] [--folder=FOLDER]
 
 The slide of `--slide` is segmented whole, a synthetic one (that of `slide_scale.py`) where a mask says that tissue is.
 Both sides run as processes of their own in turn: `python -m bcss_jax.segment` with all that it writes, and
 `tiatoolbox_side.py`, which asks for labels (zarr) and then for regions (QuPath). Both get the same windows, stride, mask
-and cores, and the checkpoint's weights (there in the PyTorch twin). `--network=colour` puts a 1x1 convolution in the
+and cores, and the checkpoint's weights (there in the PyTorch twin). `--network=color` puts a 1x1 convolution in the
 network's place on both sides, so that nearly all of the time is spent outside the network.
 
 TIAToolbox merges windows without weights, begins its windows at the slide's edge and pads with white; here the bell of the
@@ -45,10 +45,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bcss_jax import models  # noqa: E402
-from bcss_jax.export import artefact_of  # noqa: E402
+from bcss_jax.export import artifact_of  # noqa: E402
 from bcss_jax.inference import trained_run  # noqa: E402
 from bcss_jax.inference.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
-from bcss_jax.models.apply import IMAGENET, normalise  # noqa: E402
+from bcss_jax.models.apply import IMAGENET, normalize  # noqa: E402
 from bcss_jax.models.weights import pretrained  # noqa: E402
 from bcss_jax.slides.windows import windows_of  # noqa: E402
 from bcss_jax.training.sharding import make_mesh  # noqa: E402
@@ -56,15 +56,15 @@ from bcss_jax.training.sharding import make_mesh  # noqa: E402
 WHAT = ("slide", "labels", "process", "cpu")
 # Seconds of a summary, each stage's own: the regions are traced beside pyramid and overlay, the writer writes beside all.
 WRITING = ("writing", "pyramid", "tracing", "overlay")
-# Haematoxylin is blue and dark, eosin is pink: which of the two a colour is nearer to, times 4 so that it is not undecided.
-COLOUR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
+# Haematoxylin is blue and dark, eosin is pink: which of the two a color is nearer to, times 4 so that it is not undecided.
+COLOR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
 
 
 class Side:
     """A network as both sides take it: a file for `bcss_jax.segment`, and a job for `tiatoolbox_side.py`."""
 
     def __init__(self, name: str, checkpoint: Path, folder: Path):
-        """Writes weights; `name` is "checkpoint" or "colour"."""
+        """Writes weights; `name` is "checkpoint" or "color"."""
         self.name, mesh = name, make_mesh(jax.local_devices()[:1])
         run = trained_run.read(checkpoint, mesh, "best")
         config, scheme, evaluated = run.config, run.scheme, list(run.scheme.evaluated)
@@ -76,9 +76,9 @@ class Side:
         }  # fmt: skip
         if name == "colour":
             kernel = np.zeros((scheme.num_classes, 3), np.float32)
-            kernel[evaluated] = np.resize(COLOUR, (len(evaluated), 3))
-            self.checkpoint = folder / "colour.jaxexport"
-            self.checkpoint.write_bytes(artefact_of(_colour_model(scheme, self.mpp, self.window, kernel)))
+            kernel[evaluated] = np.resize(COLOR, (len(evaluated), 3))
+            self.checkpoint = folder / "color.jaxexport"
+            self.checkpoint.write_bytes(artifact_of(_color_model(scheme, self.mpp, self.window, kernel)))
             state = {"weight": kernel[:, :, None, None], "bias": np.zeros(scheme.num_classes, np.float32)}
             self.job |= {"image_mean": IMAGENET.mean, "image_std": IMAGENET.std}
         else:
@@ -101,12 +101,12 @@ def _state(model, kind, values):
     return state
 
 
-def _colour_model(scheme, mpp, window, kernel) -> SlideModel:
-    """A 1x1 convolution of normalised colours."""
+def _color_model(scheme, mpp, window, kernel) -> SlideModel:
+    """A 1x1 convolution of normalized colors."""
 
     def probabilities(arrays, images):
         (kernel,) = arrays
-        logits = jnp.einsum("nhwc,kc->nhwk", normalise(images), kernel)
+        logits = jnp.einsum("nhwc,kc->nhwk", normalize(images), kernel)
         return jax.nn.softmax(logits[..., np.asarray(scheme.evaluated)])
 
     about = {
@@ -233,7 +233,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", type=lambda path: Path(path).resolve(), required=True, help="folder of a run")
     add("--slide", type=lambda path: Path(path).resolve(), help="a slide full of tissue")
-    add("--network", default="checkpoint,colour", help="checkpoint, colour, or both")
+    add("--network", default="checkpoint,color", help="checkpoint, color, or both")
     add("--side", type=int, default=8000, help="pixels of the synthetic slide's side; 0: none")
     add("--mm2", type=float, default=2.0, help="tissue of the synthetic slide")
     add("--overlap", type=float, default=0.25)

@@ -3,7 +3,7 @@
     python benchmarks/slide_scale.py --checkpoint=RUN [--sides=10000,50000,200000] [--mm2=2.3] [--folder=FOLDER]
     python benchmarks/slide_scale.py --checkpoint=RUN --dense=200000x6000 [--window=512]
 
-Draws slides of the same area of tissue, in squares of half a millimetre that are strewn over the whole slide and never
+Draws slides of the same area of tissue, in squares of half a millimeter that are strewn over the whole slide and never
 touch (so that all need the same windows), as tiled pyramids at 0.25 um per pixel, and segments each with
 `python -m bcss_jax.segment`. Memory is the sum over the command's process and its readers, seen every 0.2 s; first a slide
 of 2048 pixels a side tells what the model needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py

@@ -27,7 +27,7 @@ from tiatoolbox.utils.misc import dict_to_store_semantic_segmentor  # noqa: E402
 
 
 class Network(ModelABC):
-    """The twin of a network, with its weights, normalisation and probabilities; keeps the time spent inside."""
+    """The twin of a network, with its weights, normalization and probabilities; keeps the time spent inside."""
 
     def __init__(self, job: dict):
         """Builds the network and fills it."""
@@ -90,7 +90,7 @@ def main() -> None:
         output_type="zarr",
         wsireader_kwargs={"mpp": (job["slide_mpp"],) * 2, "power": None},
     )
-    labelled = time.perf_counter()
+    labeled = time.perf_counter()
     (result,) = found.values()
     labels, regions = zarr.open(str(result), mode="r"), Path(job["output"]) / "regions.json"
     # What output_type="qupath" does with the same labels, and then removes them.
@@ -103,7 +103,7 @@ def main() -> None:
         "start": imported - began,
         "build": built - imported,
         "slide": ended - built,
-        "labels": labelled - built,
+        "labels": labeled - built,
         "network": model.seconds,
         "windows": model.windows,
         "versions": f"TIAToolbox {tiatoolbox.__version__}, PyTorch {torch.__version__}",

@@ -19,7 +19,7 @@ def same_pad(x, kernel: int, stride: int, value: float = 0):
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution with a standardised kernel."""
+    """Convolution with a standardized kernel."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, google: bool):
         """Channels in and out, side of the kernel, stride, and whose arithmetic."""

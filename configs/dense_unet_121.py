@@ -7,13 +7,13 @@ After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a 
 weights of the encoder are optional.
 """
 
-from bcss_jax.config import default, lay_out
+from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
     """The recipe on a layout; the sample gets a smaller batch and fewer epochs so that a laptop's CPU is enough."""
     config = default("dense_unet_121")
     config.optimizer.learning_rate = 1e-3
-    if lay_out(config, "dense_unet_121", argument) == "sample":
+    if apply_data_preset(config, "dense_unet_121", argument) == "sample":
         config.epochs = 8
     return config

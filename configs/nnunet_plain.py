@@ -8,7 +8,7 @@ SGD with Nesterov momentum, learning rate falling as (1 - epoch / epochs)^0.9; a
 The whole method of nnU-Net, which plans the network from the data, is configs/nnunet.py.
 """
 
-from bcss_jax.config import default, lay_out, train_as_nnunet
+from bcss_jax.config import apply_data_preset, default, train_as_nnunet
 
 
 def get_config(argument: str = "sample"):
@@ -22,7 +22,7 @@ def get_config(argument: str = "sample"):
         n_conv_per_stage_decoder=(2, 2, 2, 2, 2),
     )
     train_as_nnunet(config)
-    if lay_out(config, "nnunet_plain", argument) == "sample":
+    if apply_data_preset(config, "nnunet_plain", argument) == "sample":
         config.model.features_per_stage = (16, 32, 64, 128, 128, 128)
         config.epochs = 12
     return config

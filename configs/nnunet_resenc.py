@@ -7,7 +7,7 @@ After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a 
 SGD with Nesterov momentum, learning rate falling as (1 - epoch / epochs)^0.9; augmentation and epochs are the recipe's.
 """
 
-from bcss_jax.config import default, lay_out, train_as_nnunet
+from bcss_jax.config import apply_data_preset, default, train_as_nnunet
 
 
 def get_config(argument: str = "sample"):
@@ -21,7 +21,7 @@ def get_config(argument: str = "sample"):
         n_conv_per_stage_decoder=(1, 1, 1, 1, 1),
     )
     train_as_nnunet(config)
-    if lay_out(config, "nnunet_resenc", argument) == "sample":
+    if apply_data_preset(config, "nnunet_resenc", argument) == "sample":
         config.model.features_per_stage = (16, 32, 64, 128, 128, 128)
         config.epochs = 8
     return config

@@ -4,12 +4,12 @@
     python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=R50+ViT-B_16.npz
 
 The network is built for one size of images: 224, with kaggle512 512, for others set --config.model.image_size.
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Images are centred on 0.5 as the
+After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Images are centered on 0.5 as the
 weights of Google's ViT expect. The published CT recipe was SGD; here AdamW as for the others, with a lower learning rate:
 5e-3 is far above what transformers bear.
 """
 
-from bcss_jax.config import default, lay_out
+from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
@@ -30,7 +30,7 @@ def get_config(argument: str = "sample"):
     )
     config.image_mean = config.image_std = (0.5, 0.5, 0.5)
     config.optimizer.learning_rate = 3e-4
-    layout = lay_out(config, "transunet", argument)
+    layout = apply_data_preset(config, "transunet", argument)
     if layout == "kaggle512":
         config.model.image_size = 512
     if layout == "sample":

@@ -7,13 +7,13 @@ After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a 
 bcss_jax/config.py can be changed on the command line, `--config.batch_size=32`.
 """
 
-from bcss_jax.config import default, lay_out
+from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
     """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
     config = default("unet", width=64, depth=4, bilinear=False)
-    if lay_out(config, "unet", argument, few_rate=1e-3) == "sample":
+    if apply_data_preset(config, "unet", argument, few_rate=1e-3) == "sample":
         config.model.width = 16
         config.epochs = 12
         config.optimizer.learning_rate = 1e-3

@@ -8,13 +8,13 @@ weights of the encoder are optional; --config.model.name=unet_resnet50 or unet_r
 takes a smaller one (with a --workdir of its own).
 """
 
-from bcss_jax.config import default, lay_out
+from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
     """The recipe on a layout; the sample gets a smaller batch and fewer epochs so that a laptop's CPU is enough."""
     config = default("unet_resnet101")
     config.optimizer.learning_rate = 1e-3
-    if lay_out(config, "unet_resnet101", argument) == "sample":
+    if apply_data_preset(config, "unet_resnet101", argument) == "sample":
         config.epochs = 5
     return config

@@ -5,12 +5,12 @@
 On 90 training tiles of one region an epoch takes about a minute on two CPU cores.
 """
 
-from bcss_jax.config import default, lay_out
+from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(layout: str = "kaggle224"):
     """The same settings on any layout."""
     config = default("unet", width=32, depth=4, bilinear=False)
-    lay_out(config, "unet_w32", f"{layout},few", few_rate=1e-3)
+    apply_data_preset(config, "unet_w32", f"{layout},few", few_rate=1e-3)
     config.name = f"unet_w32_{layout}"
     return config

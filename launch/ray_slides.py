@@ -39,7 +39,7 @@ from bcss_jax.common.files import storage_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line, printable
 from bcss_jax.slides.batch import batch_summary
-from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import models_in, note_failure, status_of
 from bcss_jax.slides.batch.slide_list import Entry, read_list
 
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
-    overwriting = {entry: Overwriting.of_slide(output, entry.folder) for entry in entries}
+    overwriting = {entry: OverwriteJournal.of_slide(output, entry.folder) for entry in entries}
     # Within, because Ray takes the signals for itself when it starts; and signals are noted, not raised into Ray's waiting.
     with _cluster(args), Interruption() as interruption:
         interruption.begin()
@@ -147,7 +147,7 @@ def _parted(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
     if found.tissue not in (None, "colour", "all"):
         raise ConfigError(
             f"behind --: --tissue={found.tissue}: is of one slide; in a list it is the column tissue, beside the words "
-            "colour and all for every slide"
+            "color and all for every slide"
         )
     return Path(found.output), "," in found.checkpoint, of_truth.truth_region, rest
 

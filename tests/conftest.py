@@ -5,7 +5,7 @@ from pathlib import Path
 
 # Eight virtual CPU devices in every test process; tests that want fewer take a slice of them.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Most of the tests' time is compiling; networks this small need no optimised code.
+# Most of the tests' time is compiling; networks this small need no optimized code.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 # Eight devices on a busy core may wait for each other for longer than the 40 s after which XLA ends the process.
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=120"

@@ -59,7 +59,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def artefact(run, tmp_path_factory):
+def artifact(run, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "in a new folder" / "unet.jaxexport"
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 0
     return path
@@ -77,8 +77,8 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_one_program_for_all_batch_sizes_says_the_same_as_the_checkpoint(artefact, model, count):
-    _, program = loaded(artefact)
+def test_one_program_for_all_batch_sizes_says_the_same_as_the_checkpoint(artifact, model, count):
+    _, program = loaded(artifact)
     images = pictures(count)
     got = np.asarray(jax.jit(program.call)(images))
     want = np.asarray(jax.jit(model.probabilities)(model.arrays, images))
@@ -116,8 +116,8 @@ def test_the_program_does_not_depend_on_where_it_was_written(monkeypatch):
     assert on_cpu == on_gpu
 
 
-def test_what_model_json_says(artefact, run, model):
-    about, program = loaded(artefact)
+def test_what_model_json_says(artifact, run, model):
+    about, program = loaded(artifact)
     assert about["format"] == 1 and about["name"] == "small" and about["network"] == "unet"
     assert about["label_scheme"] == json.loads(json.dumps(SCHEME.to_json())) and about["classes"] == ["tumor", "stroma"]
     assert about["mpp"] == 0.5 and about["window"] == WINDOW and about["image_shape"] == [None, WINDOW, WINDOW, 3]
@@ -127,8 +127,8 @@ def test_what_model_json_says(artefact, run, model):
     assert [str(each) for each in program.in_avals] == [f"uint8[N,{WINDOW},{WINDOW},3]"]
 
 
-def test_the_file_holds_no_path_of_this_machine_and_is_always_the_same(artefact, run, tmp_path):
-    content = artefact.read_bytes()
+def test_the_file_holds_no_path_of_this_machine_and_is_always_the_same(artifact, run, tmp_path):
+    content = artifact.read_bytes()
     for path in (os.path.dirname(export.__file__), os.path.dirname(jax.__file__), str(run.parent), os.getcwd()):
         assert path.encode() not in content
     again = tmp_path / "again.jaxexport"
@@ -136,7 +136,7 @@ def test_the_file_holds_no_path_of_this_machine_and_is_always_the_same(artefact,
     assert again.read_bytes() == content
 
 
-def test_jax_alone_runs_the_example(artefact, model, tmp_path):
+def test_jax_alone_runs_the_example(artifact, model, tmp_path):
     """The example of the documentation, in a process that has neither this package nor its other libraries."""
     example = re.search(r"\n\n((?:    .*\n|\n)+)\nA file of this kind", exported_model.__doc__).group(1)
     lines = [line.removeprefix("    ") for line in example.splitlines() if line]
@@ -147,7 +147,7 @@ def test_jax_alone_runs_the_example(artefact, model, tmp_path):
     lines.insert(lines.index(zeros) + 1, "images = np.load('images.npy')")
     lines += ["np.save('probabilities.npy', probabilities)", "print(about['classes'])"]
     (tmp_path / "example.py").write_text(BLOCK + "\n".join(lines))
-    os.symlink(artefact, tmp_path / "unet.jaxexport")
+    os.symlink(artifact, tmp_path / "unet.jaxexport")
     result = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "['tumor', 'stroma']"
@@ -171,7 +171,7 @@ def test_with_the_mean_over_flips_and_turns(run, tmp_path):
     np.testing.assert_allclose(turned, np.rot90(got, axes=(1, 2)), atol=1e-6)
 
 
-def test_written_whole_or_not_at_all(artefact, run, tmp_path, monkeypatch, capsys):
+def test_written_whole_or_not_at_all(artifact, run, tmp_path, monkeypatch, capsys):
     path = tmp_path / "unet.jaxexport"
     path.write_bytes(b"before")
 
@@ -184,7 +184,7 @@ def test_written_whole_or_not_at_all(artefact, run, tmp_path, monkeypatch, capsy
     assert path.read_bytes() == b"before"
     monkeypatch.undo()
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 0
-    assert path.read_bytes() == artefact.read_bytes()
+    assert path.read_bytes() == artifact.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -211,4 +211,4 @@ def test_a_run_of_nnunet_is_not_exported(tmp_path, capsys):
 def test_a_network_that_is_too_large_is_refused_before_it_is_traced(model):
     huge = np.broadcast_to(np.zeros(1, np.float32), (1 << 29,))  # needs no memory
     with pytest.raises(export.ConfigError, match="at most 2 GB"):
-        export.artefact_of(SlideModel("x", SCHEME, 1, 32, {}, {}, huge, None))
+        export.artifact_of(SlideModel("x", SCHEME, 1, 32, {}, {}, huge, None))

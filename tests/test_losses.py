@@ -148,7 +148,7 @@ def test_deep_supervision_sums_the_weighted_losses_of_all_heads():
     heads = [np.random.RandomState(i).standard_normal((2, 8 >> i, 12 >> i, 3)).astype(np.float32) for i in range(3)]
     weights = losses.deep_supervision_weights(3)
     sums = losses.deep_supervision_sums(heads, labels, weights=weights, ignore_index=0)
-    smaller = [labels, labels[:, 1::2, 1::2]]  # "nearest-exact": the pixel that holds the centre, rounded up
+    smaller = [labels, labels[:, 1::2, 1::2]]  # "nearest-exact": the pixel that holds the center, rounded up
     expected = sum(
         weight * losses.ce_dice(head, truth, ignore_index=0)
         for weight, head, truth in zip(weights, heads, smaller, strict=False)

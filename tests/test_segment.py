@@ -106,7 +106,7 @@ def test_other_settings_may_replace_what_has_no_labels_yet(runs, slide, tmp_path
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment_slide.labelling, "label_slide", killed)
+        patch.setattr(segment_slide.labeling, "label_slide", killed)
         with pytest.raises(Killed):
             command(runs[0], slide, tmp_path, "--overlap=0.5")
     labels = tmp_path / "case" / ".work" / "labels"
@@ -226,12 +226,12 @@ def test_glass_alone_gives_an_empty_result(runs, tmp_path):
     assert not tifffile.imread(folder / "labels.ome.tif").any()
 
 
-def test_a_grey_image_is_segmented_and_told_to_be_no_h_and_e(runs, tmp_path, caplog):
-    Image.fromarray(tissue_picture(150, 200)[0]).convert("L").save(tmp_path / "grey.png")
-    assert command(runs[0], tmp_path / "grey.png", tmp_path / "out", "--mpp=0.25") == 0
-    assert {path.name for path in (tmp_path / "out" / "grey").iterdir()} >= OUTPUTS
+def test_a_gray_image_is_segmented_and_told_to_be_no_h_and_e(runs, tmp_path, caplog):
+    Image.fromarray(tissue_picture(150, 200)[0]).convert("L").save(tmp_path / "gray.png")
+    assert command(runs[0], tmp_path / "gray.png", tmp_path / "out", "--mpp=0.25") == 0
+    assert {path.name for path in (tmp_path / "out" / "gray").iterdir()} >= OUTPUTS
     (said,) = [record.getMessage() for record in caplog.records if "H&E" in record.getMessage()]
-    assert said.startswith("grey.png: has shades of grey only; the model knows H&E in bright field alone")
+    assert said.startswith("gray.png: has shades of gray only; the model knows H&E in bright field alone")
 
 
 def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_path, capsys):
@@ -477,7 +477,7 @@ def beside(tmp_path, name):
         ("--overlap=0.9", 2, "--overlap=0.9"),
         ("--mpp=0", 2, "--mpp=0"),
         ("--mpp=nan", 2, "--mpp=nan"),
-        ("--mpp=250", 2, "--mpp=250.*nanometres"),
+        ("--mpp=250", 2, "--mpp=250.*nanometers"),
         ("--window=0", 2, "--window=0"),
         ("--batch_size=-1", 2, "--batch_size=-1"),
         ("--readers=0", 2, "--readers=0"),

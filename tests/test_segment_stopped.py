@@ -20,7 +20,7 @@ from helpers.slides_small import tissue_picture, write_run
 from bcss_jax import segment
 from bcss_jax.errors import Preempted, StorageError
 from bcss_jax.slides.batch import segment_slide
-from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.training import workdir
 
 
@@ -106,9 +106,9 @@ def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, caps
             raise Killed
         return label_slide(*arguments, **others)
 
-    label_slide = segment_slide.labelling.label_slide
+    label_slide = segment_slide.labeling.label_slide
     with monkeypatch.context() as patch:
-        patch.setattr(segment_slide.labelling, "label_slide", killed_at_the_second)
+        patch.setattr(segment_slide.labeling, "label_slide", killed_at_the_second)
         with pytest.raises(Killed):
             call(*options)
     assert notes(tmp_path / "out") == [".overwrite-0of1"]
@@ -146,9 +146,9 @@ def test_the_table_of_a_list_tells_what_was_done_before_it_was_stopped(three, tm
             raise error
         return label_slide(*arguments, label=label, **others)
 
-    label_slide = segment_slide.labelling.label_slide
+    label_slide = segment_slide.labeling.label_slide
     (tmp_path / "out" / "summary.csv").unlink()
-    monkeypatch.setattr(segment_slide.labelling, "label_slide", stopped)
+    monkeypatch.setattr(segment_slide.labeling, "label_slide", stopped)
     assert call(*three, "--overwrite") == code
     assert statuses_in(tmp_path / "out") == ["done", "pending" if code == 75 else "failed", "done"]
 
@@ -185,11 +185,11 @@ def test_an_overwrite_ends_also_where_slides_fail_and_for_each_slide_by_itself(t
 
 
 def test_half_a_note_names_no_folder(tmp_path):
-    notes = Overwriting(tmp_path, "0of1")
-    assert not notes.has_made_way(tmp_path / "case1")
+    notes = OverwriteJournal(tmp_path, "0of1")
+    assert not notes.is_cleared(tmp_path / "case1")
     (tmp_path / ".overwrite-0of1").write_text('\n"case10"\n\n"case1')
     notes.note(tmp_path / "case7" / "unet")
-    assert [notes.has_made_way(tmp_path / name) for name in ("case10", "case1", "case7/unet", "case7")] == [
+    assert [notes.is_cleared(tmp_path / name) for name in ("case10", "case1", "case7/unet", "case7")] == [
         True, False, True, False,
     ]  # fmt: skip
     notes.end()

@@ -1,7 +1,7 @@
 """Pictures of a run: learning curves, and predictions next to the truth.
 
-Drawn with matplotlib's figure objects on the Agg canvas: no display, no global state. Colours are those of Okabe and Ito
-(jfly.uni-koeln.de/color), which people with any common colour blindness can tell apart.
+Drawn with matplotlib's figure objects on the Agg canvas: no display, no global state. Colors are those of Okabe and Ito
+(jfly.uni-koeln.de/color), which people with any common color blindness can tell apart.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from bcss_jax.common.files import whole_file
 from bcss_jax.labels import LabelScheme
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
-CLASS_COLOURS = {
+CLASS_COLORS = {
     "tumor": (230, 159, 0),
     "stroma": (0, 114, 178),
     "inflammatory": (0, 158, 115),
@@ -30,21 +30,21 @@ CLASS_COLOURS = {
     "ignored": (150, 150, 150),
     "background": (0, 0, 0),
 }
-FURTHER_COLOURS = ((86, 180, 233), (240, 228, 66), *list(CLASS_COLOURS.values())[:5])  # of classes with other names
+FURTHER_COLORS = ((86, 180, 233), (240, 228, 66), *list(CLASS_COLORS.values())[:5])  # of classes with other names
 CORRECT = (255, 255, 255)  # in the error map
-TINT = 0.5  # share of the class colour in an overlay
-_STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels; no class is grey
+TINT = 0.5  # share of the class color in an overlay
+_STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels; no class is gray
 
 
-def class_colours(scheme: LabelScheme) -> np.ndarray:
-    """RGB colour of each label of the scheme: uint8 [num_classes, 3]."""
-    taken = {CLASS_COLOURS[name] for name in scheme.class_names if name in CLASS_COLOURS}
-    free = itertools.cycle([colour for colour in FURTHER_COLOURS if colour not in taken])
-    return np.array([CLASS_COLOURS.get(name) or next(free) for name in scheme.class_names], np.uint8)
+def class_colors(scheme: LabelScheme) -> np.ndarray:
+    """RGB color of each label of the scheme: uint8 [num_classes, 3]."""
+    taken = {CLASS_COLORS[name] for name in scheme.class_names if name in CLASS_COLORS}
+    free = itertools.cycle([color for color in FURTHER_COLORS if color not in taken])
+    return np.array([CLASS_COLORS.get(name) or next(free) for name in scheme.class_names], np.uint8)
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """The image tinted half and half with the class colours; ignored pixels are hatched in grey.
+    """The image tinted half and half with the class colors; ignored pixels are hatched in gray.
 
     Args:
       image: uint8 [H, W, 3].
@@ -55,12 +55,12 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
       uint8 [H, W, 3].
     """
     known = np.where(labels < scheme.num_classes, labels, 0)
-    tinted = (1 - TINT) * image + TINT * class_colours(scheme)[known]
+    tinted = (1 - TINT) * image + TINT * class_colors(scheme)[known]
     return hatched(np.round(tinted).astype(np.uint8), labels == scheme.ignore_index)
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """White where the prediction is right, the colour of the predicted class where not, grey hatching where ignored.
+    """White where the prediction is right, the color of the predicted class where not, gray hatching where ignored.
 
     Args:
       labels: uint8 [H, W], the truth.
@@ -71,7 +71,7 @@ def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) 
       uint8 [H, W, 3].
     """
     known = np.where(predictions < scheme.num_classes, predictions, 0)
-    picture = np.where((labels == predictions)[..., None], np.uint8(CORRECT), class_colours(scheme)[known])
+    picture = np.where((labels == predictions)[..., None], np.uint8(CORRECT), class_colors(scheme)[known])
     return hatched(picture, labels == scheme.ignore_index)
 
 
@@ -189,10 +189,10 @@ def curves(
     panels = figure.subplots(1, 2)
     marker = "o" if len(history) <= 30 else None  # dots show where an epoch stands alone; too many would hide the line
     for axes, key, label in zip(panels, ("loss", score), ("loss", heading), strict=True):
-        for split, name, style, colour in (("train", "training", "--", VERMILION), ("val", "validation", "-", BLUE)):
+        for split, name, style, color in (("train", "training", "--", VERMILION), ("val", "validation", "-", BLUE)):
             values = np.array([row.get(f"{split}_{key}") for row in history], np.float64)  # None becomes NaN
             values = np.where(np.isfinite(values), values, np.nan)
-            axes.plot(epochs, values, style, color=colour, marker=marker, markersize=3.5, label=name)
+            axes.plot(epochs, values, style, color=color, marker=marker, markersize=3.5, label=name)
             if split == "val" and best in epochs and np.isfinite(at_best := values[epochs.index(best)]):
                 axes.plot(best, at_best, "*", color="black", markersize=11, label=f"best epoch {best}: {at_best:.3f}")
         if key == "loss":
@@ -223,7 +223,7 @@ def without_outliers(axes) -> None:
 
 
 def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The picture with diagonal grey stripes where asked."""
+    """The picture with diagonal gray stripes where asked."""
     if not where.any():
         return picture
     rows, columns = np.indices(where.shape)
@@ -244,11 +244,11 @@ def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme)
 
 def legend(scheme: LabelScheme, *, correct: bool = True) -> list:
     """Patches for a legend of `overlay`, and with `correct` of `error_map`."""
-    colours = class_colours(scheme) / 255
+    colors = class_colors(scheme) / 255
     named = [
         label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"
     ]
-    entries = [Patch(facecolor=colours[label], label=scheme.class_names[label]) for label in named]
+    entries = [Patch(facecolor=colors[label], label=scheme.class_names[label]) for label in named]
     entries.append(
         Patch(
             facecolor=np.divide(_STRIPE_LIGHT, 255),

@@ -97,3 +97,15 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{error.filename or path}: cannot be written ({error.strerror}); check space and permissions"
         ) from error
+
+
+def folder_name(slide: Path) -> str:
+    """Name of a slide's folder of results: its own without the ending, and without what no file system bears."""
+    return portable_name(slide.name.removesuffix(slide.suffix))
+
+
+def portable_name(name: str) -> str:
+    name = "".join(
+        c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name.encode(errors="replace").decode()
+    )
+    return name.strip(". ")[:120] or "slide"

@@ -61,16 +61,14 @@ def _parser():
     )
     verify_parser.set_defaults(action=_verify)
 
-    inspect_parser = actions.add_parser(
-        "inspect", parents=[data], help="pictures of classes, colours, stain and copies"
-    )
+    inspect_parser = actions.add_parser("inspect", parents=[data], help="pictures of classes, colors, stain and copies")
     inspect_parser.set_defaults(action=_inspect)
     inspect_parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="gets pictures and inspect.json"
     )
     inspect_parser.add_argument("--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}")
     inspect_parser.add_argument(
-        "--patches", metavar="KEY,KEY", help="tiles whose colours are drawn; the two that differ most if not given"
+        "--patches", metavar="KEY,KEY", help="tiles whose colors are drawn; the two that differ most if not given"
     )
     inspect_parser.add_argument("--overwrite", action="store_true", help="replace results of other settings")
     return parser

@@ -1,10 +1,10 @@
-"""Random changes of a training picture and its labels: flips, rotations, elastic deformation, colour jitter, blur.
+"""Random changes of a training picture and its labels: flips, rotations, elastic deformation, color jitter, blur.
 
-The only file that uses Albumentations (2.0.8, its last release). Everything is uint8 on the host; normalisation belongs
+The only file that uses Albumentations (2.0.8, its last release). Everything is uint8 on the host; normalization belongs
 to the device.
 
 Where a rotation or a deformation brings in pixels from outside, the picture is continued by its mirror image, so that
-no black corners enter the normalisation statistics, and the labels there are `ignore_index`: nobody annotated them.
+no black corners enter the normalization statistics, and the labels there are `ignore_index`: nobody annotated them.
 """
 
 import dataclasses
@@ -36,16 +36,16 @@ class Augmentation:
       rotate90: probability of a turn by 0, 90, 180 or 270 degrees, each as likely. Needs square pictures.
       horizontal_flip: probability of a left-right flip.
       vertical_flip: probability of an upside-down flip.
-      rotate: probability of a rotation about the centre by an angle in [-rotate_degrees, rotate_degrees].
+      rotate: probability of a rotation about the center by an angle in [-rotate_degrees, rotate_degrees].
       rotate_degrees: largest angle, in degrees.
       elastic: probability of an elastic deformation.
       elastic_pixels: standard deviation of the displacement along each axis, about, in pixels.
       elastic_smoothness: standard deviation of the Gaussian that smooths the displacement, in pixels (>= 1).
-      color_jitter: probability of a change of colours, in random order of the four that follow.
+      color_jitter: probability of a change of colors, in random order of the four that follow.
       brightness: factor drawn from [1 - brightness, 1 + brightness].
       contrast: same, for contrast.
       saturation: same, for saturation.
-      hue: shift drawn from [-hue, hue], as a fraction of the colour circle (at most 0.5).
+      hue: shift drawn from [-hue, hue], as a fraction of the color circle (at most 0.5).
       blur: probability of a Gaussian blur.
       blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
 
@@ -95,7 +95,7 @@ def augment(
 
     Args:
       image: uint8 [H, W, 3], RGB.
-      label: uint8 [H, W]; resampled by nearest neighbour.
+      label: uint8 [H, W]; resampled by nearest neighbor.
       seed: non-negative integers; equal seeds give equal results.
       settings: the recipe.
       ignore_index: label of pixels that come from outside the picture.

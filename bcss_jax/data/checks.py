@@ -96,13 +96,13 @@ class CheckReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class TileStats:
     """What the checks need to know about a tile once its pixels are gone.
 
     Attributes:
       size: (height, width).
       code_counts: int64 [22], pixels per code.
-      digest: of the image's pixels; empty if they all have one colour, for blank tiles resemble one another.
+      digest: of the image's pixels; empty if they all have one color, for blank tiles resemble one another.
       pair_digest: of the pixels of image and mask.
     """
 
@@ -112,7 +112,7 @@ class Content:
     pair_digest: bytes
 
 
-def content_of(image: np.ndarray, mask: np.ndarray | None) -> Content:
+def content_of(image: np.ndarray, mask: np.ndarray | None) -> TileStats:
     """Sums up a tile: image uint8 [H, W, 3], mask uint8 [H, W] or None, which counts as no pixel of any code."""
     image = np.ascontiguousarray(image)
     if mask is None:
@@ -121,8 +121,8 @@ def content_of(image: np.ndarray, mask: np.ndarray | None) -> Content:
         counts = np.bincount(mask.ravel(), minlength=len(labels.BCSS22_NAMES))
     of_image = hashlib.sha256(image).digest()
     pair_digest = hashlib.sha256(of_image + hashlib.sha256(np.ascontiguousarray(mask)).digest()).digest()
-    one_colour = (image[0] == image[0, 0]).all() and (image == image[0, 0]).all()  # most are not: the first row says so
-    return Content(image.shape[:2], counts, b"" if one_colour else of_image, pair_digest)
+    one_color = (image[0] == image[0, 0]).all() and (image == image[0, 0]).all()  # most are not: the first row says so
+    return TileStats(image.shape[:2], counts, b"" if one_color else of_image, pair_digest)
 
 
 def check(
@@ -183,7 +183,7 @@ def check(
     return usable, dataclasses.replace(report, missing=missing, bad=bad, warnings=warnings)
 
 
-def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may_recur: bool = False) -> CheckReport:
+def judge(rows: list[tuple[str, str, str, TileStats]], codes: str, *, patients_may_recur: bool = False) -> CheckReport:
     """Judges tiles that could all be read.
 
     Args:
@@ -231,7 +231,7 @@ def judge(rows: list[tuple[str, str, str, Content]], codes: str, *, patients_may
     )
 
 
-def same_images(rows: list[tuple[str, str, str, Content]]) -> tuple[list[str], int]:
+def same_images(rows: list[tuple[str, str, str, TileStats]]) -> tuple[list[str], int]:
     """A line for every image whose pixels occur in an earlier part, and the number of repeats within the parts."""
     first_with, lines, repeated = {}, [], 0
     for key, part, _, content in rows:
@@ -248,7 +248,7 @@ def same_images(rows: list[tuple[str, str, str, Content]]) -> tuple[list[str], i
     return lines, repeated
 
 
-def recurring_patients(rows: list[tuple[str, str, str, Content]]) -> list[str]:
+def recurring_patients(rows: list[tuple[str, str, str, TileStats]]) -> list[str]:
     """Patients with tiles in more than one part."""
     parts_of = collections.defaultdict(set)
     for _, part, patient, _ in rows:
@@ -280,7 +280,7 @@ class Finding:
     missing: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    contents: tuple[Content, ...] = ()
+    contents: tuple[TileStats, ...] = ()
     measures: tuple = ()
 
 
@@ -347,7 +347,7 @@ def cut(image: np.ndarray, mask: np.ndarray | None, tile: Tile) -> tuple[np.ndar
     return image[window], None if mask is None else mask[window]
 
 
-def take_out_other_sizes(tiles: list[Tile], contents: dict[str, Content]) -> list[str]:
+def take_out_other_sizes(tiles: list[Tile], contents: dict[str, TileStats]) -> list[str]:
     """Lines for tiles which have not the size of most; takes them out of `contents`, for no batch could hold them."""
     sizes = collections.Counter(content.size for content in contents.values())
     if len(sizes) < 2:

@@ -14,7 +14,7 @@ A tile is named `<barcode>_xmin<X>_ymin<Y>_MPP-0_<a>_<b>_size224.png`. In the ti
 region pixel by pixel (150 of one region, cut by ourselves in that layout) a is x and b is y. For the published set one
 third party says (row, column), the other way round; none could be checked, and nothing but a plot uses x and y.
 
-Micrometres per pixel come from the caller: the names say 0.25 (or, cut off, 0), which is nominal.
+Micrometers per pixel come from the caller: the names say 0.25 (or, cut off, 0), which is nominal.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Tile:
       institute: "A2".
       x: offset in the region, pixels from the left (see the module's note on the published tiles).
       y: offset in the region, pixels from the top.
-      mpp: nominal micrometres per pixel.
+      mpp: nominal micrometers per pixel.
       codes: code book of the mask, "bcss22" or "kaggle3".
       window: (x, y, size) in pixels of the files, or None for the whole of them.
     """
@@ -97,7 +97,7 @@ def find_tiles(
     patch_size: int | None = 224,
     stride: int = 224,
     required: tuple[str, ...] = ("train", "val"),
-    with_unlabelled: bool = False,
+    with_unlabeled: bool = False,
     refuse: Callable[[DataError], None] | None = None,
 ) -> list[Tile]:
     """Lists the tiles of a data folder, sorted by key.
@@ -111,11 +111,11 @@ def find_tiles(
       data_dir: the data folder.
       split: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, whatever their folder.
         Regions have no published parts, so for them both mean the institutes.
-      mpp: micrometres per pixel of the files.
+      mpp: micrometers per pixel of the files.
       patch_size: side of the patches cut from regions, pixels; None: whole regions. The other layouts are cut already.
       stride: step from patch to patch in a region, pixels. What is left at its right and lower edge is not used.
       required: the parts that must not be empty.
-      with_unlabelled: list the test images that have no masks, in the part "test", with the mask None.
+      with_unlabeled: list the test images that have no masks, in the part "test", with the mask None.
       refuse: takes the error of a single file (its name, a link, a region's size), which is then left out; None: it is
         raised.
 
@@ -130,14 +130,14 @@ def find_tiles(
     tiles = []
     for image_folder, mask_folder, part in FOLDERS[layout]:
         name = REGION_NAME if layout == "roi" else TILE_NAME
-        unlabelled = part == "test" and not (home / mask_folder).exists()
-        if unlabelled and not (with_unlabelled and (home / image_folder).exists()):
+        unlabeled = part == "test" and not (home / mask_folder).exists()
+        if unlabeled and not (with_unlabeled and (home / image_folder).exists()):
             if (home / image_folder).exists():
                 count = len(_files(home / image_folder, home, name, refuse))
                 log.info("%s: %d test tiles have no masks and are left out", printable(home / image_folder), count)
             continue
         images = _files(home / image_folder, home, name, refuse)
-        masks = {} if unlabelled else _files(home / mask_folder, home, name, refuse)
+        masks = {} if unlabeled else _files(home / mask_folder, home, name, refuse)
         if not images:
             raise _not_found(layout, data_dir, f"no image in {printable(home / image_folder)}")
         for stem in sorted(images.keys() | masks.keys()):
@@ -146,7 +146,7 @@ def find_tiles(
             whole = Tile(
                 key=stem,
                 image=image,
-                mask=None if unlabelled else masks.get(stem, home / mask_folder / f"{stem}.png"),
+                mask=None if unlabeled else masks.get(stem, home / mask_folder / f"{stem}.png"),
                 split=part,
                 barcode=match["barcode"],
                 patient=match["patient"],
@@ -204,7 +204,7 @@ def _check_arguments(layout: str, split: str, mpp: float, patch_size: int | None
     if split not in ("published", "institute"):
         raise ConfigError(f"split {split!r} is neither published nor institute")
     if not (math.isfinite(mpp) and mpp > 0):
-        raise ConfigError(f"mpp must be micrometres per pixel, above 0; found {mpp}")
+        raise ConfigError(f"mpp must be micrometers per pixel, above 0; found {mpp}")
     if (patch_size is not None and patch_size < 1) or stride < 1:
         raise ConfigError(f"patch_size and stride must be 1 pixel or more; found {patch_size} and {stride}")
 

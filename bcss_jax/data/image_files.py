@@ -28,7 +28,7 @@ FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff"
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MAX_PIXELS = 178_956_970  # Pillow's own bound; the largest ROI of the data set has 126 million
 INTERPOLATED_VALUES = 8  # more different values outside the code book than this: not a slip but a resampled mask
-LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit grey to 0..255; codes must not be
+LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit gray to 0..255; codes must not be
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -63,12 +63,12 @@ def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndar
             raise _unusable(path, "an opaque image", "transparent pixels", "flatten it onto a background first")
         image = image.convert("RGB")
     if image.mode != "RGB":
-        raise _unusable(path, "RGB", f"the colour mode {image.mode}", "save the stained image as 8-bit RGB")
+        raise _unusable(path, "RGB", f"the color mode {image.mode}", "save the stained image as 8-bit RGB")
     return np.asarray(image)
 
 
 def load_8_bit(path: Path, warn: Callable[[str], None] = log.warning) -> Image.Image:
-    """Decodes an image of any colour mode with at most 8 bits per channel.
+    """Decodes an image of any color mode with at most 8 bits per channel.
 
     Args:
       path: a PNG, JPEG or TIFF file.
@@ -91,7 +91,7 @@ def load_8_bit(path: Path, warn: Callable[[str], None] = log.warning) -> Image.I
 def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.warning) -> np.ndarray:
     """Reads a mask.
 
-    A palette is ignored: what counts is the index of a pixel, not its colour. 16 bits are fine as long as the values
+    A palette is ignored: what counts is the index of a pixel, not its color. 16 bits are fine as long as the values
     are codes.
 
     Args:
@@ -116,8 +116,8 @@ def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.wa
         raise _unusable(
             path,
             "one channel of codes",
-            f"the colour mode {image.mode}",
-            "save the codes themselves, not their colours",
+            f"the color mode {image.mode}",
+            "save the codes themselves, not their colors",
         )
     if image.format == "JPEG":
         raise _unusable(path, "a mask stored without loss", "JPEG, which alters codes", "export it anew as PNG")
@@ -228,7 +228,7 @@ def _outside_code_book(path: Path, mask: np.ndarray, codes: str | int, book_size
     if len(values) > len(by_count):
         histogram += f" and {len(values) - len(by_count)} values more"
     if outside.sum() > INTERPOLATED_VALUES:
-        remedy = "resampled with interpolation? scale masks by nearest neighbour"
+        remedy = "resampled with interpolation? scale masks by nearest neighbor"
     elif set(values.tolist()) <= {0, 255}:
         remedy = "this is a black and white picture of a mask: save codes instead"
     elif codes == "kaggle3" and values.max() < len(labels.BCSS22_NAMES):

@@ -77,7 +77,7 @@ def train_batches(
 
     A buffer shuffles, rather than a permutation of all examples in memory: TFRecords have no random access, and the
     encoded 224-pixel tiles alone take about 3 GB. The order is uniformly random when the buffer holds the whole split,
-    and mixes neighbours otherwise (about 80 kB per 224-pixel tile). tf.data shuffles in one thread, hence in the same
+    and mixes neighbors otherwise (about 80 kB per 224-pixel tile). tf.data shuffles in one thread, hence in the same
     order whatever the threads and processes; every process reads all encoded examples and decodes its own.
 
     Args:

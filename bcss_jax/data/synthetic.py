@@ -3,11 +3,11 @@
 It exists so that every command of this package runs, and learns something, without a download. Nothing measured on it
 says anything about real tissue.
 
-How a patch comes about: a smooth random field is cut at a quantile into tumour nests and stroma; other tissue (fat,
+How a patch comes about: a smooth random field is cut at a quantile into tumor nests and stroma; other tissue (fat,
 lymphocytes, necrosis, glass) takes its place in that field where it does in life. Each tissue then lays down two
 maps, the amounts of haematoxylin and of eosin, and the image is the light that these two absorb by the Beer-Lambert
 law (Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Stain and
-scanner differ per patient. Tumour cytoplasm and stroma get overlapping amounts of both stains on purpose: what tells
+scanner differ per patient. Tumor cytoplasm and stroma get overlapping amounts of both stains on purpose: what tells
 them apart is texture (crowded large nuclei against wavy fibres), see `benchmarks/sample_difficulty.py`.
 """
 
@@ -17,14 +17,14 @@ from collections.abc import Iterator
 import numpy as np
 
 SIZE = 224  # pixels
-MPP = 0.25  # micrometres per pixel
+MPP = 0.25  # micrometers per pixel
 TRAIN_PATIENTS, VAL_PATIENTS = 12, 4
 INSTITUTES = ("A1", "B2", "C3", "D4", "E5")  # patients go round; so every institute of "val" is also in "train"
 SPACING = 2 * SIZE  # patches of a patient lie apart in their slide: they do not continue one another
 
 OUTSIDE, TUMOR, STROMA, LYMPHOCYTES, NECROSIS, FAT, GLASS = 0, 1, 2, 3, 4, 9, 21
 
-# What a patch shows, by its number. The first word is the shape of the tumour, the second what else is there.
+# What a patch shows, by its number. The first word is the shape of the tumor, the second what else is there.
 PLANS = (
     ("nests", "nothing"),
     ("front", "lymphocytes"),
@@ -41,7 +41,7 @@ _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """One labelled patch.
+    """One labeled patch.
 
     Attributes:
       key: unique in the data set.
@@ -115,12 +115,12 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
     nest, mask = _layout(rng, *PLANS[number])
     tissue = _Tissue(rng, habit, nest, mask)
     image = _photograph(rng, habit, tissue.haematoxylin, tissue.eosin)
-    labelled = _leave_roi(rng, mask) if PLANS[number][1] == "outside" else mask
+    labeled = _leave_roi(rng, mask) if PLANS[number][1] == "outside" else mask
 
     name = f"SAMPLE-{INSTITUTES[patient % len(INSTITUTES)]}-{patient + 1:04d}"
     x, y = SPACING * (number % 4), SPACING * (number // 4)
     split = "train" if patient < TRAIN_PATIENTS else "val"
-    return Patch(f"{name}_{x}_{y}", name, split, x, y, image, labelled)
+    return Patch(f"{name}_{x}_{y}", name, split, x, y, image, labeled)
 
 
 def _generator(*numbers: int) -> np.random.Generator:
@@ -130,16 +130,16 @@ def _generator(*numbers: int) -> np.random.Generator:
 
 @dataclasses.dataclass(frozen=True)
 class _Habit:
-    """What a patient's patches have in common: stain, scanner, and the look of the tumour cells."""
+    """What a patient's patches have in common: stain, scanner, and the look of the tumor cells."""
 
     vectors: np.ndarray  # [2, 3], optical density of haematoxylin and eosin per channel
     strength: np.ndarray  # [2], how strongly the slide was stained with each
     white: np.ndarray  # [3], what the scanner makes of glass
     gamma: float
     blur: float  # pixels
-    cell: float  # pixels from one tumour nucleus to the next
-    pleomorphism: float  # how much tumour nuclei differ from one another
-    vesicular: float  # share of pale tumour nuclei
+    cell: float  # pixels from one tumor nucleus to the next
+    pleomorphism: float  # how much tumor nuclei differ from one another
+    vesicular: float  # share of pale tumor nuclei
     cytoplasm: np.ndarray  # [2], amounts of both stains
     collagen: np.ndarray  # [2], amounts of both stains
 
@@ -192,7 +192,7 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
     """Where which tissue is.
 
     Returns:
-      Signed depth within the tumour (pixels, [224, 224]), and the codes (uint8 [224, 224]), nothing left out.
+      Signed depth within the tumor (pixels, [224, 224]), and the codes (uint8 [224, 224]), nothing left out.
     """
     coarseness = _COARSENESS[shape]
     field = _noise(rng, coarseness) + 0.07 * _noise(rng, 7.0)
@@ -205,13 +205,13 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
     mask = np.where(field > 0, TUMOR, STROMA).astype(np.uint8)
 
     share = rng.uniform(0.12, 0.24)
-    if extra == "necrosis":  # in the middle of the tumour, far from vessels
+    if extra == "necrosis":  # in the middle of the tumor, far from vessels
         inner = field + 0.15 * _noise(rng, 8.0)
         mask[(inner > np.quantile(inner, 1 - share)) & (field > 0)] = NECROSIS
     elif extra == "fat":  # beyond the stroma
         outer = field + 0.1 * _noise(rng, 10.0)
         mask[(outer < np.quantile(outer, share)) & (field < 0)] = FAT
-    elif extra == "lymphocytes":  # outside the tumour and rather near it, dense here and missing there
+    elif extra == "lymphocytes":  # outside the tumor and rather near it, dense here and missing there
         cuff = _noise(rng, 30.0) + 0.3 * field + 0.1 * _noise(rng, 6.0)
         mask[(field < 0) & (cuff > np.quantile(cuff[field < 0], 0.68))] = LYMPHOCYTES
     elif extra == "glass":  # the edge of the section
@@ -235,7 +235,7 @@ class _Tissue:
         self.rng, self.habit, self.mask = rng, habit, mask
         self.fine, self.grain = _noise(rng, 1.1), _noise(rng, 2.2)
         # Uneven stain and section thickness, and bluish (young) or pale (loose) places in any tissue: the reason that
-        # colour alone does not tell the tissues apart.
+        # color alone does not tell the tissues apart.
         self.uneven_h, self.uneven_e = _noise(rng, 28.0), _noise(rng, 22.0)
         self.haematoxylin, self.eosin = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
         self._stroma(depth)
@@ -251,46 +251,46 @@ class _Tissue:
         self.eosin = np.where(where, eosin, self.eosin)
 
     def _lattice(self, pitch: float, jitter: float) -> np.ndarray:
-        """Centres [n, 2] (row, column) of a shaken hexagonal lattice over the patch and a margin."""
+        """Centers [n, 2] (row, column) of a shaken hexagonal lattice over the patch and a margin."""
         step = pitch * np.sqrt(0.75)
         rows, columns = np.mgrid[-2 : SIZE / step + 2, -2 : SIZE / pitch + 2]
-        centres = np.stack([rows * step, (columns + 0.5 * (rows % 2)) * pitch], -1).reshape(-1, 2)
-        centres = centres + self.rng.uniform(0, pitch, 2) + self.rng.uniform(-jitter, jitter, centres.shape) * pitch
-        return centres
+        centers = np.stack([rows * step, (columns + 0.5 * (rows % 2)) * pitch], -1).reshape(-1, 2)
+        centers = centers + self.rng.uniform(0, pitch, 2) + self.rng.uniform(-jitter, jitter, centers.shape) * pitch
+        return centers
 
-    def _code_at(self, centre: np.ndarray) -> int:
-        row, column = np.clip(np.round(centre), 0, SIZE - 1).astype(int)
+    def _code_at(self, center: np.ndarray) -> int:
+        row, column = np.clip(np.round(center), 0, SIZE - 1).astype(int)
         return int(self.mask[row, column])
 
-    def _cells(self, centres: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
-        """Index of the nearest centre and distance (pixels, roughly) from the border to the next cell.
+    def _cells(self, centers: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
+        """Index of the nearest center and distance (pixels, roughly) from the border to the next cell.
 
         Args:
-          centres: [n, 2] from `_lattice`.
-          pitch: of that lattice; no pixel has its two nearest centres farther away than twice this.
+          centers: [n, 2] from `_lattice`.
+          pitch: of that lattice; no pixel has its two nearest centers farther away than twice this.
         """
         nearest = np.zeros((SIZE, SIZE), int)
         first, second = np.full((2, SIZE, SIZE), 2.0 * pitch)
-        for index, centre in enumerate(centres):
-            top, left = np.clip(np.floor(centre - 2 * pitch), 0, SIZE).astype(int)
-            bottom, right = np.clip(np.ceil(centre + 2 * pitch), 0, SIZE).astype(int)
+        for index, center in enumerate(centers):
+            top, left = np.clip(np.floor(center - 2 * pitch), 0, SIZE).astype(int)
+            bottom, right = np.clip(np.ceil(center + 2 * pitch), 0, SIZE).astype(int)
             window = np.s_[top:bottom, left:right]
-            distance = np.hypot(_Y[window] - centre[0], _X[window] - centre[1])
+            distance = np.hypot(_Y[window] - center[0], _X[window] - center[1])
             nearer = distance < first[window]
             second[window] = np.where(nearer, first[window], np.minimum(distance, second[window]))
             first[window] = np.where(nearer, distance, first[window])
             nearest[window][nearer] = index
         return nearest, (second - first) / 2
 
-    def _nucleus(self, centre, radii, angle, dark, rim=0.0, wobble=0.06, chromatin=0.15, nucleolus=0.0) -> None:
+    def _nucleus(self, center, radii, angle, dark, rim=0.0, wobble=0.06, chromatin=0.15, nucleolus=0.0) -> None:
         """Lays one nucleus: an ellipse of `radii` (pixels) with an uneven outline and clumped chromatin."""
         reach = 1.5 * max(radii) + 3
-        top, left = np.maximum(np.floor(centre - reach), 0).astype(int)
-        bottom, right = np.minimum(np.ceil(centre + reach), SIZE).astype(int)
+        top, left = np.maximum(np.floor(center - reach), 0).astype(int)
+        bottom, right = np.minimum(np.ceil(center + reach), SIZE).astype(int)
         if top >= bottom or left >= right:
             return
         window = np.s_[top:bottom, left:right]
-        down, across = _Y[window] - centre[0], _X[window] - centre[1]
+        down, across = _Y[window] - center[0], _X[window] - center[1]
         u, v = across * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - across * np.sin(angle)
         turn = np.arctan2(v / radii[1], u / radii[0])
         outline = 1 + sum(wobble * np.cos(k * turn + self.rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5))
@@ -304,9 +304,9 @@ class _Tissue:
         self.haematoxylin[window] += inside * (np.maximum(amount, 0.05) - self.haematoxylin[window])
         self.eosin[window] *= 1 - 0.2 * inside
 
-    def _round_nucleus(self, centre: np.ndarray) -> None:
+    def _round_nucleus(self, center: np.ndarray) -> None:
         radii = self.rng.uniform(6.8, 8.8) * self.rng.uniform(0.92, 1.08, 2)
-        self._nucleus(centre, radii, 0.0, self.rng.uniform(1.05, 1.5), wobble=0.03, chromatin=0.14)
+        self._nucleus(center, radii, 0.0, self.rng.uniform(1.05, 1.5), wobble=0.03, chromatin=0.14)
 
     def _stroma(self, depth: np.ndarray) -> None:
         rng, habit = self.rng, self.habit
@@ -327,36 +327,36 @@ class _Tissue:
         self._fill(np.ones_like(depth, bool), haematoxylin * (1 - slits), eosin * (1 - slits))
 
         down, right = np.gradient(across)
-        for centre in self._lattice(rng.uniform(27, 40), 0.45):
+        for center in self._lattice(rng.uniform(27, 40), 0.45):
             kind = rng.uniform()
-            row, column = np.clip(np.round(centre), 0, SIZE - 1).astype(int)
+            row, column = np.clip(np.round(center), 0, SIZE - 1).astype(int)
             if self.mask[row, column] != STROMA or kind < 0.25:
                 continue
             if kind > 0.9:  # a lone lymphocyte
-                self._round_nucleus(centre)
+                self._round_nucleus(center)
                 continue
             radii = np.array([rng.uniform(9, 16), rng.uniform(2.6, 5.0)])
             lies = np.arctan2(-right[row, column], down[row, column]) + rng.uniform(-0.2, 0.2)
-            self._nucleus(centre, radii, lies, rng.uniform(0.7, 1.3), wobble=0.05)
+            self._nucleus(center, radii, lies, rng.uniform(0.7, 1.3), wobble=0.05)
 
     def _tumor(self, depth: np.ndarray) -> None:
         rng, habit = self.rng, self.habit
-        centres = self._lattice(habit.cell, 0.27)
-        nearest, border = self._cells(centres, habit.cell)
-        shade = rng.uniform(0.75, 1.25, (2, len(centres)))
+        centers = self._lattice(habit.cell, 0.27)
+        nearest, border = self._cells(centers, habit.cell)
+        shade = rng.uniform(0.75, 1.25, (2, len(centers)))
         frothy = 1 + 0.2 * self.grain + 0.12 * self.fine
         eosin = habit.cytoplasm[1] * shade[1, nearest] * (frothy + 0.15 * self.uneven_e)
         haematoxylin = habit.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
         # Cells touch along faint lines; some have come apart and leave a white gap.
-        apart = (rng.uniform(size=len(centres)) < 0.3)[nearest] * np.clip(_noise(rng, 6.0), 0, 1)
+        apart = (rng.uniform(size=len(centers)) < 0.3)[nearest] * np.clip(_noise(rng, 6.0), 0, 1)
         gap = (0.2 + 0.55 * apart) * np.exp(-np.square(border / (0.9 + 0.9 * apart)))
         # Shrinkage also parts a nest from the stroma around it, in places.
         shrunk = np.clip(_noise(rng, 18.0) - 0.4, 0, 1)
         gap = np.maximum(gap, 0.85 * shrunk * np.exp(-np.square((depth - 1.5) / 1.8)))
         self._fill(self.mask == TUMOR, haematoxylin * (1 - gap), eosin * (1 - gap))
 
-        for centre in centres:
-            if self._code_at(centre) != TUMOR:
+        for center in centers:
+            if self._code_at(center) != TUMOR:
                 continue
             scale = np.clip(1 + habit.pleomorphism * rng.standard_normal(), 0.6, 1.4)
             radii = 0.38 * habit.cell * scale * np.array([rng.uniform(1.0, 1.25), rng.uniform(0.78, 1.0)])
@@ -365,35 +365,35 @@ class _Tissue:
                 dark, rim, nucleolus = rng.uniform(0.38, 0.75), rng.uniform(0.25, 0.5), rng.uniform(0.5, 1.0)
             else:
                 dark, rim, nucleolus = rng.uniform(0.8, 1.3), 0.1, 0.0
-            self._nucleus(centre, radii, angle, dark, rim, 0.06, 0.2, nucleolus)
+            self._nucleus(center, radii, angle, dark, rim, 0.06, 0.2, nucleolus)
 
     def _lymphocytes(self) -> None:
-        for centre in self._lattice(19.5, 0.2):
-            if self._code_at(centre) == LYMPHOCYTES and self.rng.uniform() < 0.92:
-                self._round_nucleus(centre)
+        for center in self._lattice(19.5, 0.2):
+            if self._code_at(center) == LYMPHOCYTES and self.rng.uniform() < 0.92:
+                self._round_nucleus(center)
 
     def _necrosis(self) -> None:
         lumps = _noise(self.rng, 4.0)
         eosin = 0.75 * (1 + 0.25 * self.fine + 0.2 * lumps + 0.15 * self.uneven_e)
         self._fill(self.mask == NECROSIS, 0.12 * (1 + 0.4 * lumps + 0.3 * self.uneven_h), np.maximum(eosin, 0.1))
-        for centre in self._lattice(21.0, 0.5):
-            if self._code_at(centre) == NECROSIS:  # crumbs of nuclei, and ghosts of cells without one
+        for center in self._lattice(21.0, 0.5):
+            if self._code_at(center) == NECROSIS:  # crumbs of nuclei, and ghosts of cells without one
                 if self.rng.uniform() < 0.55:
-                    self._nucleus(centre, self.rng.uniform(1.8, 4.2, 2), 0.0, self.rng.uniform(0.8, 1.6))
+                    self._nucleus(center, self.rng.uniform(1.8, 4.2, 2), 0.0, self.rng.uniform(0.8, 1.6))
                 else:
-                    self._nucleus(centre, self.rng.uniform(6, 9, 2), 0.0, 0.2, wobble=0.08, chromatin=0.4)
+                    self._nucleus(center, self.rng.uniform(6, 9, 2), 0.0, 0.2, wobble=0.08, chromatin=0.4)
 
     def _fat(self) -> None:
-        centres = self._lattice(62.0, 0.25)
-        _, border = self._cells(centres, 62.0)
+        centers = self._lattice(62.0, 0.25)
+        _, border = self._cells(centers, 62.0)
         wall = np.exp(-np.square(border / 2.0))
         self._fill(self.mask == FAT, 0.15 * wall, (0.5 + 0.1 * self.fine) * wall)
         thin = (self.mask == FAT) & (border < 1.5)
         rows, columns = np.nonzero(thin)
         for _ in range(min(4, len(rows))):  # a few flat nuclei in the walls
             pick = self.rng.integers(len(rows))
-            centre = np.array([rows[pick], columns[pick]], np.float64)
-            self._nucleus(centre, np.array([8.0, 3.0]), self.rng.uniform(0, np.pi), 1.1)
+            center = np.array([rows[pick], columns[pick]], np.float64)
+            self._nucleus(center, np.array([8.0, 3.0]), self.rng.uniform(0, np.pi), 1.1)
 
 
 def _lookup(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ class PreparedData:
       layout: as given to `prepare`.
       split: how the parts came about: "published", "institute", or "built-in" for the sample.
       codes: code book of the masks.
-      mpp: nominal micrometres per pixel.
+      mpp: nominal micrometers per pixel.
       fingerprint: of all input files and options.
       report: what the checks found.
     """
@@ -338,7 +338,7 @@ def _sample_examples() -> dict[str, list[Example]]:
 
 
 def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
-    """Reads the tiles of one part, sorted by key; each file once, for the patches of a region are neighbours."""
+    """Reads the tiles of one part, sorted by key; each file once, for the patches of a region are neighbors."""
     index = itertools.count()
     for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
         group = list(group)

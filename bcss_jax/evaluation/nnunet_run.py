@@ -1,6 +1,6 @@
 """A run of nnU-Net's method as the evaluation needs it: its folds together, predicting as nnU-Net predicts.
 
-Every image is cropped and normalised by itself, looked at in half-overlapping windows and in four mirrorings, and the
+Every image is cropped and normalized by itself, looked at in half-overlapping windows and in four mirrorings, and the
 logits of the folds are averaged; the last weights count, as in nnU-Net. What is different for the sake of the table: the
 images are those of the other runs, and the prediction is the most likely of the evaluated classes, as theirs is.
 

@@ -1,7 +1,7 @@
 """per_image.csv: what a model scored on every image, a row each, so that any figure can be traced to its images.
 
 Columns: key, patient, institute; then for each evaluated class `dice_NAME`, `iou_NAME`, `tp_NAME`, `fp_NAME`, `fn_NAME`
-(pixels), `hd95_um_NAME` (micrometres) and `nsd_NAME`. A cell is empty where there is no score. Numbers are written in
+(pixels), `hd95_um_NAME` (micrometers) and `nsd_NAME`. A cell is empty where there is no score. Numbers are written in
 full: what is read is what was written, bit for bit.
 """
 
@@ -39,7 +39,7 @@ class PerImage:
       tp: int64 [N, K], pixels.
       fp: likewise.
       fn: likewise.
-      hd95_um: float64 [N, K], micrometres, NaN where there is no score.
+      hd95_um: float64 [N, K], micrometers, NaN where there is no score.
       nsd: float64 [N, K], likewise.
     """
 
@@ -64,7 +64,7 @@ def per_image(
     Args:
       images: N dicts with `key`, `patient` and `institute`, as `dataset.PreparedData.table` gives them.
       confusion: integers [N, C, C], as `metrics.confusion` gives them.
-      hd95_um: [N, K] micrometres over the K evaluated classes, NaN where there is no score.
+      hd95_um: [N, K] micrometers over the K evaluated classes, NaN where there is no score.
       nsd: [N, K], likewise.
       scheme: the label scheme.
 

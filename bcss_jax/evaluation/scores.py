@@ -30,12 +30,12 @@ def scores(
     Args:
       images: N dicts with `key`, `patient` and `institute`, in the order of evaluation.
       confusion: integers [N, C, C], as `metrics.confusion` gives them, predictions among the evaluated classes.
-      hd95_um: [N, K] micrometres over the K evaluated classes, NaN where there is no score (`surface_distance`).
+      hd95_um: [N, K] micrometers over the K evaluated classes, NaN where there is no score (`surface_distance`).
       nsd: [N, K], likewise.
       confidence: counts [N, B] of `calibration.confidence_counts`.
       scheme: the label scheme.
       batch_size: images in a batch, for the `_batch` scores.
-      tolerance_um: with which `nsd` was computed, micrometres.
+      tolerance_um: with which `nsd` was computed, micrometers.
       seed: of the bootstrap.
 
     Returns:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class EvaluationTarget:
     """A model and the images that it is evaluated on.
 
     Attributes:
@@ -92,7 +92,13 @@ class Subject:
 
 
 def evaluate(
-    subject: Subject, results: ResultsFolder, *, batch_size: int, tta: bool, mesh: Mesh, interruption: Interruption
+    subject: EvaluationTarget,
+    results: ResultsFolder,
+    *,
+    batch_size: int,
+    tta: bool,
+    mesh: Mesh,
+    interruption: Interruption,
 ) -> dict:
     """Evaluates, going on where it was stopped, and writes the files of the subject's folder.
 
@@ -149,7 +155,7 @@ def evaluate(
     return evaluation
 
 
-def differences(subjects: Sequence[Subject], results: ResultsFolder) -> list[dict]:
+def differences(subjects: Sequence[EvaluationTarget], results: ResultsFolder) -> list[dict]:
     """Dice of each model minus that of each later one on the same images under the same scheme, with intervals.
 
     Returns:

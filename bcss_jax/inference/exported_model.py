@@ -38,10 +38,10 @@ from jax import export
 from jax.sharding import Mesh, PartitionSpec
 from jaxlib.mlir.dialects import stablehlo
 
+from bcss_jax.common.files import folder_name
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
-from bcss_jax.slides.batch.slide_list import folder_name
 
 FORMAT = 1  # of model.json; raised when older code could not use what newer code writes
 PROGRAM, ABOUT = "model.stablehlo", "model.json"
@@ -51,7 +51,7 @@ MAX_WINDOW = 1 << 14  # pixels
 log = logging.getLogger(__name__)
 
 
-def model_of_artefact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
+def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
     """The model of an exported file; each device of the mesh computes its share of the images.
 
     Args:

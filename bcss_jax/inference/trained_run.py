@@ -197,7 +197,7 @@ def _checkpoints_of(path):
             return folder.resolve()
     if trained_folds(path):
         raise ConfigError(
-            f"{printable(path)}: a run of nnU-Net's method, which crops, normalises and joins folds in its own way; python -m "
+            f"{printable(path)}: a run of nnU-Net's method, which crops, normalizes and joins folds in its own way; python -m "
             "bcss_jax.nnunet predict segments images with it"
         )
     raise DataError(

@@ -26,7 +26,7 @@ class ImageStatistics:
 IMAGENET = ImageStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def normalise(images: jax.Array, statistics: ImageStatistics = IMAGENET) -> jax.Array:
+def normalize(images: jax.Array, statistics: ImageStatistics = IMAGENET) -> jax.Array:
     """uint8 RGB [N, H, W, 3] -> float32 with mean 0 and standard deviation 1 by the statistics."""
     mean, std = np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
     return (images.astype(jnp.float32) - 255.0 * mean) / (255.0 * std)
@@ -45,7 +45,7 @@ class ModelFunction:
     """
 
     def __init__(self, model: nnx.Module, statistics: ImageStatistics | None = IMAGENET):
-        """Keeps the module's structure; its arrays are given at each call. No statistics: images come normalised."""
+        """Keeps the module's structure; its arrays are given at each call. No statistics: images come normalized."""
         self._graphdef, self._params, self._rest = nnx.split(model, nnx.Param, ...)
         # Only the structure is needed; shapes in place of arrays, so that no second copy of the model stays alive.
         self._params, self._rest = jax.eval_shape(lambda: (self._params, self._rest))
@@ -79,7 +79,7 @@ class ModelFunction:
         Args:
           params: as from `split_model`.
           rest: as from `split_model`.
-          images: [N, H, W, 3] uint8 RGB, normalised here; without statistics floats, taken as they are.
+          images: [N, H, W, 3] uint8 RGB, normalized here; without statistics floats, taken as they are.
           train: batch statistics are used and updated, else the running ones.
           dropout_keys: a random key per example [N]; needed to train a model with dropout, others pass it over.
           frozen: parts of the model (attributes) that run as in evaluation even in training.
@@ -96,6 +96,6 @@ class ModelFunction:
         for part in frozen:
             getattr(model, part).eval()
         keys = {"dropout_keys": dropout_keys} if self._drops_out else {}
-        images = images if self._statistics is None else normalise(images, self._statistics)
+        images = images if self._statistics is None else normalize(images, self._statistics)
         logits = (model.all_logits if all_logits else model)(images, **keys)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

@@ -1,7 +1,7 @@
 """U-Net whose downsampling path is a network made for classification.
 
 Source: segmentation_models_pytorch 0.6.0 (github.com/qubvel-org/segmentation_models.pytorch), `Unet`, whose weights load
-through `bcss_jax.models.weights.pretrained`: nearest-neighbour upsampling, upsampled map before the skip, no skip at full resolution.
+through `bcss_jax.models.weights.pretrained`: nearest-neighbor upsampling, upsampled map before the skip, no skip at full resolution.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z) and 2024 (arXiv:2404.09556) in the form of the package
 dynamic_network_architectures 0.4.4, which nnU-Net 2.8 builds them from and whose weights load through
 `bcss_jax.models.weights.pretrained`. Arguments are named as in the `arch_kwargs` of an nnU-Net plan. Not in the plan's hands here:
-2D convolutions, instance normalisation (affine, eps 1e-5), LeakyReLU of slope 0.01, no dropout.
+2D convolutions, instance normalization (affine, eps 1e-5), LeakyReLU of slope 0.01, no dropout.
 """
 
 import itertools
@@ -37,7 +37,7 @@ def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, instance normalisation, and LeakyReLU unless told otherwise."""
+    """Convolution, instance normalization, and LeakyReLU unless told otherwise."""
 
     def __init__(
         self,
@@ -280,7 +280,7 @@ class _NnUNet(nnx.Module):
 
         Raises:
           ConfigError: height or width is not a multiple of the product of the strides, or the deepest maps would have
-            one pixel, which instance normalisation makes zero.
+            one pixel, which instance normalization makes zero.
         """
         return self.decoder.seg_layers[-1](self._decoded(images)[-1]).astype(jnp.float32)
 

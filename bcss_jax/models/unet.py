@@ -1,4 +1,4 @@
-"""U-Net with batch normalisation and same-size convolutions.
+"""U-Net with batch normalization and same-size convolutions.
 
 Source: Ronneberger et al. 2015 (arXiv:1505.04597) in the form of github.com/milesial/Pytorch-UNet, whose weights load
 through `bcss_jax.models.weights.pretrained`: 3x3 convolutions padded by one and without bias, BatchNorm, ReLU; skip before upsampled map.

@@ -110,7 +110,7 @@ def augment(
       labels: signed integers [N, H0, W0]; -1: no picture there.
       keys: [N], e.g. `jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), example)`.
       patch_size: (H, W) that comes out.
-      masked_channels: channels that were normalised within the picture (`use_mask_for_norm`) and are 0 outside of it.
+      masked_channels: channels that were normalized within the picture (`use_mask_for_norm`) and are 0 outside of it.
       rotation: lowest and highest angle in radians; None: `patches.rotation_range`.
 
     Returns:
@@ -147,7 +147,7 @@ def without_outside(label: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("patch_size",))
-def centre_crop(images: jax.Array, labels: jax.Array, patch_size: Pair) -> tuple[jax.Array, jax.Array]:
+def center_crop(images: jax.Array, labels: jax.Array, patch_size: Pair) -> tuple[jax.Array, jax.Array]:
     """The middle of each example, unchanged, for validation.
 
     Args:
@@ -158,6 +158,6 @@ def centre_crop(images: jax.Array, labels: jax.Array, patch_size: Pair) -> tuple
     Returns:
       [N, H, W, C] and labels [N, H, W] with 0 in place of -1.
     """
-    y, x = spatial.centre_corner(labels.shape[1:], patch_size)
+    y, x = spatial.center_corner(labels.shape[1:], patch_size)
     rows, columns = slice(y, y + patch_size[0]), slice(x, x + patch_size[1])
     return images[:, rows, columns], without_outside(labels[:, rows, columns])

@@ -12,7 +12,7 @@ OUTSIDE = -1  # label of pixels without a picture
 _TIE = 2.5e-4
 
 
-def centre_corner(shape: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+def center_corner(shape: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
     """Upper left pixel of the patch in the middle of a larger one."""
     return tuple(length // 2 - size // 2 for length, size in zip(shape, patch_size, strict=True))
 
@@ -41,15 +41,15 @@ def rotate_and_scale(
     from_middle = [jnp.arange(size) - (size - 1) / 2 for size in patch_size]
     middles = [
         jnp.where(moved, (length - 1) / 2, corner + (size - 1) / 2)
-        for length, size, corner in zip(shape, patch_size, centre_corner(shape, patch_size), strict=True)
+        for length, size, corner in zip(shape, patch_size, center_corner(shape, patch_size), strict=True)
     ]
     down, right = from_middle[0][:, None], from_middle[1][None, :]
     cosine, sine = scale * jnp.cos(angle), scale * jnp.sin(angle)
     rows = middles[0] + cosine * down - sine * right
     columns = middles[1] + sine * down + cosine * right
 
-    # Two rows and columns of "outside" all around, so that every window's four neighbours exist. Labels travel as a
-    # further channel of the one gather, which fetches the neighbours together.
+    # Two rows and columns of "outside" all around, so that every window's four neighbors exist. Labels travel as a
+    # further channel of the one gather, which fetches the neighbors together.
     both = jnp.concatenate([image, (label - OUTSIDE)[..., None].astype(image.dtype)], -1)
     both = jnp.pad(both, ((2, 2), (2, 2), (0, 0)))
     top, left = jnp.floor(rows), jnp.floor(columns)
@@ -62,12 +62,12 @@ def rotate_and_scale(
         (2, 2, both.shape[-1]),
         mode="promise_in_bounds",
     )
-    neighbours = [fours[:, :, i, j] for i in (0, 1) for j in (0, 1)]
+    neighbors = [fours[:, :, i, j] for i in (0, 1) for j in (0, 1)]
     weights = [y * x for y in (1 - below, below) for x in (1 - beside, beside)]
 
-    sampled = sum(weight[..., None] * each[..., :-1] for weight, each in zip(weights, neighbours, strict=True))
+    sampled = sum(weight[..., None] * each[..., :-1] for weight, each in zip(weights, neighbors, strict=True))
     nearest = 2 * (jnp.round(rows) > top) + (jnp.round(columns) > left)
-    labels = _largest_share([each[..., -1] for each in neighbours], weights, nearest)
+    labels = _largest_share([each[..., -1] for each in neighbors], weights, nearest)
     return sampled, labels.astype(label.dtype) + jnp.asarray(OUTSIDE, label.dtype)
 
 

@@ -1,6 +1,6 @@
 """Every setting of nnU-Net's method, with its default, and the check that they make sense.
 
-What the plan decides (patch, batch, network, normalisation) is no setting: `plan` takes a file, which may be edited.
+What the plan decides (patch, batch, network, normalization) is no setting: `plan` takes a file, which may be edited.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.method = "nnunet"  # the configs without it train by the project's recipe
     config.name = "nnunet"  # runs/<name> is the default workdir
-    config.seed = 0  # initialisation, patches, augmentation
+    config.seed = 0  # initialization, patches, augmentation
 
     config.data = ConfigDict()
     config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi (whole regions), nnunet (a raw data folder)

@@ -13,7 +13,7 @@ from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
 
 
-def summarise(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str] | None:
+def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str] | None:
     """Brings the scores of all folds together, once the last of them is there.
 
     Args:

@@ -99,7 +99,7 @@ def _statistics(histogram):
     mean = (histogram * values).sum() / total
     present = np.flatnonzero(histogram)
 
-    def percentile(percent):  # linear between neighbours, as NumPy's
+    def percentile(percent):  # linear between neighbors, as NumPy's
         rank = percent / 100 * (total - 1)
         low = math.floor(rank)
         lower, upper = np.searchsorted(below, [low, min(low + 1, total - 1)], side="right")

@@ -22,7 +22,7 @@ def dataset_of(scheme: LabelScheme, num_training: int, channel_names: Sequence[s
     Args:
       scheme: what the masks hold before `remap_table`.
       num_training: number of cases.
-      channel_names: they decide the normalisation: `R`, `G`, `B` mean z-scores, three times `rgb_to_0_1` division by
+      channel_names: they decide the normalization: `R`, `G`, `B` mean z-scores, three times `rgb_to_0_1` division by
         255.
     """
     classes = {name: label for label, name in enumerate(scheme.class_names) if label > 0}

@@ -1,4 +1,4 @@
-"""The plan: patch, batch, network and normalisation, decided from the fingerprint.
+"""The plan: patch, batch, network and normalization, decided from the fingerprint.
 
 The network starts with the median image as its patch. While that takes more memory than the preset allows, the patch
 shrinks; memory that is left goes into the batch, which sees at most a share of the data set at once.

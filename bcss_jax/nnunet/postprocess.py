@@ -5,11 +5,11 @@ foreground Dice higher when all but the largest component become background, and
 class, in order, on top of what was decided before: is that class's Dice higher? Every yes becomes a step that later
 predictions go through.
 
-Off by default for tissue. The rule is made for organs, of which a body has one: a second liver is a mistake. Tumour and
+Off by default for tissue. The rule is made for organs, of which a body has one: a second liver is a mistake. Tumor and
 stroma come in many pieces, and keeping the largest would throw away true ones. On such data both questions are answered
 with no, or, on few cases, with yes by luck; so it is decided only when asked for.
 
-Components touch over edges and corners (8 neighbours); of several largest ones all stay. Pixels without truth are left
+Components touch over edges and corners (8 neighbors); of several largest ones all stay. Pixels without truth are left
 out of the Dice, but belong to components like all others.
 Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z), nnU-Net 2.8.1 (`nnUNetv2_determine_postprocessing`).
 """

@@ -1,4 +1,4 @@
-"""Preprocessing: cropping to what is not black, normalisation by the plan, and where each class lies.
+"""Preprocessing: cropping to what is not black, normalization by the plan, and where each class lies.
 
 Source: `DefaultPreprocessor` of nnU-Net 2.8.1. Images have the plan's spacing (PNG files always do), so nothing is
 resampled here.
@@ -71,7 +71,7 @@ def preprocess(image: np.ndarray, mask: np.ndarray | None, plan: dict, dataset: 
     intensities = plan["foreground_intensity_properties_per_channel"]
     for index, (scheme, use_mask) in enumerate(zip(schemes, masked, strict=True)):
         if scheme not in NORMALIZATIONS:
-            raise DataError(f"the plan has the normalisation {scheme!r}; known are {', '.join(NORMALIZATIONS)}")
+            raise DataError(f"the plan has the normalization {scheme!r}; known are {', '.join(NORMALIZATIONS)}")
         NORMALIZATIONS[scheme](channels[index], labels >= 0 if use_mask else None, intensities.get(str(index)))
     data = np.ascontiguousarray(channels.transpose(1, 2, 0))
     return Case(data, labels.astype(np.int16 if labels.max() > 127 else np.int8), properties)
@@ -101,7 +101,7 @@ def crop_to_nonzero(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndar
 
 
 def class_locations(labels: np.ndarray, dataset: dict) -> dict[int | tuple[int, ...], np.ndarray]:
-    """Places to centre patches on: at least 10,000 and 1 % of each class's pixels, fewer only where it has fewer.
+    """Places to center patches on: at least 10,000 and 1 % of each class's pixels, fewer only where it has fewer.
 
     Args:
       labels: [H, W], preprocessed.

@@ -3,7 +3,7 @@
 Such a folder (`nnUNetTrainer__nnUNetPlans__2d`) holds `plans.json`, `dataset.json`, and for every fold `fold_0`, ... a
 file `checkpoint_final.pth`, which is read through PyTorch's weights-only loader: no code in it is run. nnU-Net predicts
 with a folder written here by `nnUNetv2_predict_from_modelfolder -m FOLDER`, or starts another training from one of its
-checkpoints (`-pretrained_weights`); to continue the training that wrote it nnU-Net lacks the state of its optimiser.
+checkpoints (`-pretrained_weights`); to continue the training that wrote it nnU-Net lacks the state of its optimizer.
 
 Source: nnU-Net 2.8.1, `nnUNetPredictor.initialize_from_trained_model_folder` and `nnUNetTrainer.save_checkpoint`.
 """

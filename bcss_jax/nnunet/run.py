@@ -16,7 +16,7 @@ from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
 from bcss_jax.nnunet import folds, plan_file, postprocess, store
 from bcss_jax.nnunet.config import ALL, fold_names
-from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarise
+from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarize
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import plan as plan_for
 from bcss_jax.nnunet.predict import make_predictor
@@ -169,7 +169,7 @@ def _predictor(fold_folders, plan):
 
 def _conclude(config, workdir, cases, plan, splits, by_name, say):
     """Table of the folds, post-processing, and the test part, when all folds are there."""
-    together = summarise(workdir, len(splits), cases.scheme) if splits else None
+    together = summarize(workdir, len(splits), cases.scheme) if splits else None
     if splits and not together:
         say("cross-validation: the table comes when all folds are trained")
         return

@@ -53,7 +53,7 @@ def topology(size: Sequence[float], spacing: Sequence[float]) -> Topology:
 
     Args:
       size: height and width, not necessarily whole (a median of image sizes).
-      spacing: distance of neighbouring pixels along both.
+      spacing: distance of neighboring pixels along both.
 
     Returns:
       The topology; its patch is the size, rounded up to what the strides divide. With tiny images it has one

@@ -9,19 +9,19 @@ UNREADABLE = 255  # tissue whose pixels the slide does not give
 
 
 class SlideClass(NamedTuple):
-    """A class: `value` in label images, its name, its colour (RGB)."""
+    """A class: `value` in label images, its name, its color (RGB)."""
 
     value: int
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
 
 
 def classes_of(scheme: LabelScheme) -> tuple[SlideClass, ...]:
     """The evaluated classes of a scheme, with the values 1, 2, ... in its order."""
     from bcss_jax.common import figures  # here, because Matplotlib takes a second that the viewer should not cost
 
-    colours = figures.class_colours(scheme)
+    colors = figures.class_colors(scheme)
     return tuple(
-        SlideClass(value, scheme.class_names[label], tuple(colours[label].tolist()))
+        SlideClass(value, scheme.class_names[label], tuple(colors[label].tolist()))
         for value, label in enumerate(scheme.evaluated, 1)
     )

@@ -1,7 +1,7 @@
 """Where a network's windows lie on a slide's grid.
 
 The grid is divided into square cells of `stride` pixels, the last ones reaching over the edge. A cell's window has the
-cell in its middle and reaches `margin` pixels beyond it on every side: neighbours overlap, and every pixel, also at the
+cell in its middle and reaches `margin` pixels beyond it on every side: neighbors overlap, and every pixel, also at the
 slide's edge, is seen with surroundings. Where a window reaches beyond the slide, the slide is reflected.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from bcss_jax.errors import ConfigError
 
 MAX_OVERLAP = 0.75
-# Pixels from a seam to what it is compared with: networks up-sample in steps of 2 to 16 pixels, and neighbours differ more
+# Pixels from a seam to what it is compared with: networks up-sample in steps of 2 to 16 pixels, and neighbors differ more
 # across such steps (every second pair by a tenth, seen with a U-Net), which would pass for seams.
 CONTROL = 16
 
@@ -73,7 +73,7 @@ class Windows:
     def seams(self, length: int) -> np.ndarray:
         """Where seams could be seen along an axis, and what they are compared with.
 
-        A window hands over to its neighbour at the border of its cell, and begins and ends elsewhere; where it hands over
+        A window hands over to its neighbor at the border of its cell, and begins and ends elsewhere; where it hands over
         and another one begins, the first counts. What a kind is compared with are the places `CONTROL` pixels beside its
         own that are no seam of either.
 
@@ -103,7 +103,7 @@ def _marked(positions: np.ndarray, length: int) -> np.ndarray:
 
 
 def windows_of(height: int, width: int, size: int, overlap: float) -> Windows:
-    """Windows that overlap their neighbours by a share of their side.
+    """Windows that overlap their neighbors by a share of their side.
 
     Args:
       height: of the grid, pixels.

@@ -31,7 +31,7 @@ from bcss_jax.models.apply import ImageStatistics, split_model
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
 from bcss_jax.training.history import RunRecord, SplitTotals, epoch_row, history_csv
-from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, encoder_apart, sgd
+from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, separate_encoder_optimizer, sgd
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated, replicated
 from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
 from bcss_jax.training.summary import device, summary, versions
@@ -360,7 +360,9 @@ def _optimizer(config: ConfigDict, model: nnx.Module) -> optax.GradientTransform
             raise ConfigError(
                 f"config.{setting}: {config.model.name} has no encoder of its own; leave it at its default"
             )
-        tx = encoder_apart(rule(settings.encoder_scale * settings.learning_rate, settings.weight_decay), tx)
+        tx = separate_encoder_optimizer(
+            rule(settings.encoder_scale * settings.learning_rate, settings.weight_decay), tx
+        )
     return clipped(tx, settings.clip_norm or None)
 
 

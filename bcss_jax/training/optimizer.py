@@ -34,7 +34,7 @@ def sgd(learning_rate: float, weight_decay: float, momentum: float) -> optax.Gra
     )
 
 
-def encoder_apart(
+def separate_encoder_optimizer(
     encoder: optax.GradientTransformation, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """One optimizer for params["encoder"] and one for everything else, each with a state and a step count of its own."""

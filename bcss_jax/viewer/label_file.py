@@ -56,7 +56,7 @@ class LabelFile:
         Args:
           x: float [w], ascending, in pixels of the grid: pixel 0 reaches from 0 to 1.
           y: float [h], likewise.
-          step: distance of neighbouring points in pixels of the grid; a level of about that resolution is read.
+          step: distance of neighboring points in pixels of the grid; a level of about that resolution is read.
 
         Returns:
           uint8 [h, w]; 0 outside the grid.

@@ -1,4 +1,4 @@
-"""Deep zoom tiles of labels: the values themselves, which the page paints in the classes' colours.
+"""Deep zoom tiles of labels: the values themselves, which the page paints in the classes' colors.
 
 So one answer serves all classes, areas and outlines, and no switch of the page asks for anything. The tiles lie over the
 slide pixel for pixel: they have its deep zoom geometry, with levels above its full size where the labels are finer.

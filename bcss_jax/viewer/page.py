@@ -10,7 +10,7 @@ from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.results import Result, Summary
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
-UNREADABLE_COLOUR = (150, 150, 150)
+UNREADABLE_COLOR = (150, 150, 150)
 
 
 def url(result: Result) -> str:
@@ -55,7 +55,7 @@ def slide(
         "size": [summary.width, summary.height],
         "slide": _source(slide_tiles.geometry) if slide_tiles else None,
         "labels": _source(label_tiles.geometry) if label_tiles else None,
-        "colours": {row["value"]: row["rgb"] for row in rows},
+        "colors": {row["value"]: row["rgb"] for row in rows},
     } if summary and (slide_tiles or label_tiles) else None  # fmt: skip
     return (
         _environment()
@@ -80,7 +80,7 @@ def _rows(summary: Summary) -> list[dict]:
         {
             "value": each.value,
             "name": each.name,
-            "rgb": each.colour,
+            "rgb": each.color,
             "area": each.area_mm2,
             "share": each.area_mm2 / total if total else None,
             "dice": (summary.dice or {}).get(each.name),
@@ -92,7 +92,7 @@ def _rows(summary: Summary) -> list[dict]:
             {
                 "value": UNREADABLE,
                 "name": "unreadable",
-                "rgb": UNREADABLE_COLOUR,
+                "rgb": UNREADABLE_COLOR,
                 "area": summary.unreadable_mm2,
                 "share": None,
                 "dice": None,
@@ -102,7 +102,7 @@ def _rows(summary: Summary) -> list[dict]:
 
 
 def _legend(found):
-    classes = ((each.name, _hex(each.colour)) for result in found if result.summary for each in result.summary.classes)
+    classes = ((each.name, _hex(each.color)) for result in found if result.summary for each in result.summary.classes)
     return list(dict.fromkeys(classes))
 
 
@@ -110,8 +110,8 @@ def _source(geometry):
     return {"width": geometry.width, "height": geometry.height, "maxLevel": geometry.max_level}
 
 
-def _hex(colour):
-    return "#" + bytes(colour).hex()
+def _hex(color):
+    return "#" + bytes(color).hex()
 
 
 def _area(mm2):

@@ -18,11 +18,11 @@ MAX_SIDE = 1 << 24  # pixels; the largest scanners give a tenth of it
 
 @dataclasses.dataclass(frozen=True)
 class AreaOfClass:
-    """A class: its value in label images, name, colour (RGB) and area in mm2."""
+    """A class: its value in label images, name, color (RGB) and area in mm2."""
 
     value: int
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     area_mm2: float
 
 
@@ -205,8 +205,8 @@ def _classes(values) -> tuple[AreaOfClass, ...]:
         for each in values
     )
     numbers = {each.value for each in classes}
-    if not classes or len(numbers) != len(classes) or any(len(each.colour) != 3 for each in classes):
-        raise ValueError("classes without values or colours of their own")
+    if not classes or len(numbers) != len(classes) or any(len(each.color) != 3 for each in classes):
+        raise ValueError("classes without values or colors of their own")
     return tuple(sorted(classes, key=lambda each: each.value))
 
 

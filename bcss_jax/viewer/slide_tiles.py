@@ -50,7 +50,7 @@ class SlideTiles:
         self._pool.__exit__(None, None, None)
 
     def _jpeg(self, tile: Tile) -> bytes:
-        """A tile; where the slide gives no pixels it is hatched in grey."""
+        """A tile; where the slide gives no pixels it is hatched in gray."""
         level = Grid(
             -(-self.geometry.width // tile.step),
             -(-self.geometry.height // tile.step),
@@ -62,7 +62,7 @@ class SlideTiles:
 
 
 def jpeg(pixels: np.ndarray, unreadable: np.ndarray | None) -> bytes:
-    """Pixels as JPEG without loss of colour resolution.
+    """Pixels as JPEG without loss of color resolution.
 
     Args:
       pixels: uint8 [h, w, 3].

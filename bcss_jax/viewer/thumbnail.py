@@ -50,7 +50,7 @@ def _of_labels(result, tiles):
     if tile is None:
         raise DataError(f"{result.folder}: no labels")
     labels = tiles.labels(tile)[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    colours = np.full((256, 3), 255, np.uint8)
+    colors = np.full((256, 3), 255, np.uint8)
     for each in result.summary.classes:
-        colours[each.value] = each.colour
-    return Image.fromarray(colours[labels])
+        colors[each.value] = each.color
+    return Image.fromarray(colors[labels])

@@ -19,12 +19,12 @@ def read(path):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def contains(picture, colour, at_least, tolerance=1):
-    return (np.abs(picture.astype(int) - np.asarray(colour)).max(-1) <= tolerance).sum() >= at_least
+def contains(picture, color, at_least, tolerance=1):
+    return (np.abs(picture.astype(int) - np.asarray(color)).max(-1) <= tolerance).sum() >= at_least
 
 
 def blocks():
-    """One image: tumour left, stroma right, ignored at the bottom; half of the stroma taken for tumour."""
+    """One image: tumor left, stroma right, ignored at the bottom; half of the stroma taken for tumor."""
     image = np.full((1, 64, 64, 3), BACKGROUND, np.uint8)
     labels = np.zeros((1, 64, 64), np.uint8)
     labels[0, :48, :32], labels[0, :48, 32:] = 1, 2
@@ -34,7 +34,7 @@ def blocks():
 
 
 def tint(name):
-    return np.round(0.5 * BACKGROUND + 0.5 * np.array(figures.CLASS_COLOURS[name])).astype(np.uint8)
+    return np.round(0.5 * BACKGROUND + 0.5 * np.array(figures.CLASS_COLORS[name])).astype(np.uint8)
 
 
 def history(count, **changes):
@@ -46,11 +46,11 @@ def history(count, **changes):
     return [row | changes for row in rows]
 
 
-def test_every_scheme_has_distinct_colours():
+def test_every_scheme_has_distinct_colors():
     for scheme in SCHEMES.values():
-        colours = figures.class_colours(scheme)
-        assert colours.shape == (scheme.num_classes, 3) and colours.dtype == np.uint8
-        assert len({tuple(c) for c in colours}) == scheme.num_classes
+        colors = figures.class_colors(scheme)
+        assert colors.shape == (scheme.num_classes, 3) and colors.dtype == np.uint8
+        assert len({tuple(c) for c in colors}) == scheme.num_classes
 
 
 def test_overlay_pixel_by_pixel():
@@ -82,13 +82,13 @@ def test_error_map_pixel_by_pixel():
     picture = figures.error_map(labels[0], predictions[0], SCHEME)
     np.testing.assert_array_equal(picture[10, 5], figures.CORRECT)
     np.testing.assert_array_equal(picture[10, 60], figures.CORRECT)
-    np.testing.assert_array_equal(picture[10, 40], figures.CLASS_COLOURS["tumor"])
+    np.testing.assert_array_equal(picture[10, 40], figures.CLASS_COLORS["tumor"])
     assert len(set(picture[60, 40])) == 1 and picture[60, 40, 0] < 255
 
 
 def testdice_lines():
     _, labels, predictions = blocks()
-    # tumour: 32 columns of 48 rows right, 16 columns too many; stroma: 16 of 32 columns found
+    # tumor: 32 columns of 48 rows right, 16 columns too many; stroma: 16 of 32 columns found
     assert figures.dice_lines(labels[0], predictions[0], SCHEME) == ["tumor 0.800", "stroma 0.667"]
     only = np.ones((4, 4), np.uint8)
     assert figures.dice_lines(only, only, SCHEME) == ["tumor 1.000", "stroma –"]
@@ -103,8 +103,8 @@ def test_samples_file(tmp_path, count):
     assert picture.shape[1] == pytest.approx(1260, abs=30)
     assert picture.shape[0] == pytest.approx(148 + 262 * count, abs=30)
     # Each panel is some 250 pixels a side, so each of these areas has thousands of pixels.
-    for colour in (tint("tumor"), tint("stroma"), figures.CLASS_COLOURS["tumor"], [BACKGROUND] * 3):
-        assert contains(picture, colour, 5000 * count)
+    for color in (tint("tumor"), tint("stroma"), figures.CLASS_COLORS["tumor"], [BACKGROUND] * 3):
+        assert contains(picture, color, 5000 * count)
     assert os.listdir(tmp_path) == ["samples.png"]
 
 
@@ -114,7 +114,7 @@ def test_samples_in_other_shapes_and_schemes(tmp_path):
     figures.samples(np.zeros((*labels.shape, 3), np.uint8), labels, labels, scheme, tmp_path / "s.png", "ab", "t")
     picture = read(tmp_path / "s.png")
     for name in scheme.evaluated_names:
-        assert contains(picture, np.array(figures.CLASS_COLOURS[name]) / 2, 500)
+        assert contains(picture, np.array(figures.CLASS_COLORS[name]) / 2, 500)
 
 
 def test_samples_refuses_what_does_not_fit(tmp_path):

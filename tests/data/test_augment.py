@@ -135,8 +135,8 @@ def test_labels_stay_in_the_label_set():
         assert changed.shape == image.shape and changed_label.shape == label.shape
 
 
-@pytest.mark.parametrize("settings", [only(color_jitter=1.0), only(blur=1.0)], ids=["colours", "blur"])
-def test_colours_and_blur_leave_labels_alone(settings):
+@pytest.mark.parametrize("settings", [only(color_jitter=1.0), only(blur=1.0)], ids=["colors", "blur"])
+def test_colors_and_blur_leave_labels_alone(settings):
     rng = np.random.default_rng(0)
     image, label = rng.integers(0, 256, (64, 64, 3), np.uint8), rng.integers(0, 3, (64, 64), np.uint8)
     changed, changed_label = apply(settings, pair=(image, label))

@@ -34,7 +34,7 @@ def line_of(error):
     return text
 
 
-def colours():
+def colors():
     return np.repeat(mask()[..., None], 3, -1)
 
 
@@ -55,8 +55,8 @@ def half_transparent():
     return np.dstack([image(), np.full((16, 16), 128, np.uint8)])
 
 
-def key_colour():
-    """RGB with a transparent colour that occurs."""
+def key_color():
+    """RGB with a transparent color that occurs."""
     pixels = image()
     zero = chunk(b"tRNS", b"".join(b"\0" + bytes([v]) for v in pixels[0, 0].tolist()))
     return png(16, 16, 8, 2, b"".join(b"\0" + row.tobytes() for row in pixels), zero)
@@ -77,21 +77,21 @@ def put(path, content):
         picture.save(path, "TIFF" if picture.mode == "F" else "PNG")
 
 
-GREY16 = b"".join(b"\0" + row.astype(">u2").tobytes() for row in mask().astype(np.uint16))
+GRAY16 = b"".join(b"\0" + row.astype(">u2").tobytes() for row in mask().astype(np.uint16))
 RGB16 = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image().astype(np.uint16))
 
 # Row of the contract, which file, its new content, what the message says: expected .. found .. remedy.
 UNUSABLE = [
     ("B04 one row less", "mask", lambda: mask()[1:], "16x16 pixels as in .*, found 16x15; cut both"),
-    ("B05 colours", "mask", colours, "one channel of codes, found the colour mode RGB; save the codes"),
+    ("B05 colors", "mask", colors, "one channel of codes, found the color mode RGB; save the codes"),
     ("B06 code 22", "mask", lambda: mask(codes=(1, 22)), r"0 to 21 .*, found \d+ of 256 pixels .*22: \d+\); correct"),
     ("B06 0 and 255", "mask", lambda: mask(codes=(0, 255)), r"0: \d+, 255: \d+\); this is a black and white picture"),
-    ("B07 interpolated", "mask", smoothed, r"values more\); resampled with interpolation\? .* nearest neighbour"),
+    ("B07 interpolated", "mask", smoothed, r"values more\); resampled with interpolation\? .* nearest neighbor"),
     ("B10 16-bit image", "image", lambda: png(16, 16, 16, 2, RGB16), "8 bits per channel, found 16 bits or more; save"),
     ("B10 16-bit code", "mask", lambda: mask().astype(np.uint16) * 300, r"300: \d+, 600: \d+\); correct the mask"),
     ("B11 transparent", "image", half_transparent, "an opaque image, found transparent pixels; flatten"),
-    ("B11 key colour", "image", key_colour, "an opaque image, found transparent pixels; flatten"),
-    ("B12 grey", "image", lambda: image()[..., 0], "RGB, found the colour mode L; save"),
+    ("B11 key color", "image", key_color, "an opaque image, found transparent pixels; flatten"),
+    ("B12 gray", "image", lambda: image()[..., 0], "RGB, found the color mode L; save"),
     ("B13 truncated", "image", lambda: png_bytes(image())[:400], "readable PNG, JPEG or TIFF file, found .*; fetch or"),
     ("B13 truncated", "mask", lambda: png_bytes(mask())[:60], "readable PNG, JPEG or TIFF file, found .*; fetch or"),
     ("B13 damaged", "image", lambda: png_bytes(image())[:300] + bytes(500), "readable PNG, .*found .*; fetch or"),
@@ -124,7 +124,7 @@ USABLE = [
     ("B05 palette", "mask", as_palette),
     ("B05 2 bits", "mask", lambda: png(4, 1, 2, 0, b"\0\x1b")),
     ("B05 4 bits", "mask", lambda: png(4, 1, 4, 0, b"\0\x01\x23")),
-    ("B10 16-bit mask", "mask", lambda: png(16, 16, 16, 0, GREY16)),
+    ("B10 16-bit mask", "mask", lambda: png(16, 16, 16, 0, GRAY16)),
     ("B11 opaque", "image", lambda: np.dstack([image(), np.full((16, 16), 255, np.uint8)])),
 ]
 
@@ -203,7 +203,7 @@ def test_b09_class_absent_from_a_part_is_a_warning(root, caplog):
 
 def test_b12_cmyk(tmp_path):
     Image.fromarray(image()).convert("CMYK").save(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match="a.jpg: expected RGB, found the colour mode CMYK; save"):
+    with pytest.raises(DataError, match="a.jpg: expected RGB, found the color mode CMYK; save"):
         image_files.read_image(tmp_path / "a.jpg")
 
 

@@ -28,7 +28,7 @@ def difficulty():
 
 @pytest.fixture(scope="module")
 def pixels(patches):
-    """Every 25th labelled pixel: colours and whether tumour, per split."""
+    """Every 25th labeled pixel: colors and whether tumor, per split."""
     found = {}
     for split in ("train", "val"):
         images = np.concatenate([p.image.reshape(-1, 3) for p in patches if p.split == split])
@@ -69,7 +69,7 @@ def test_codes_and_their_shares(patches):
         assert 0.05 < 1 - share[1] - share[2] < 0.25  # what the scheme tumor_stroma ignores
 
 
-def test_every_patch_has_a_border_between_tumour_and_stroma(patches):
+def test_every_patch_has_a_border_between_tumor_and_stroma(patches):
     for p in patches:
         left, right = p.mask[:, :-1], p.mask[:, 1:]
         assert np.sum((left != right) & np.isin(left, (1, 2)) & np.isin(right, (1, 2))) > 40, p.key
@@ -133,17 +133,17 @@ def test_negative_seed():
         next(synthetic.draw(seed=-1))
 
 
-def test_colour_alone_does_not_solve_it(difficulty, pixels):
+def test_color_alone_does_not_solve_it(difficulty, pixels):
     for quadratic in (False, True):
-        assert 0.5 < difficulty.colour_dice(quadratic=quadratic, pixels=pixels)["macro"] < 0.75
+        assert 0.5 < difficulty.color_dice(quadratic=quadratic, pixels=pixels)["macro"] < 0.75
 
 
 def test_logistic_fit_is_the_maximum(difficulty, pixels):
-    colours, tumor = (part[::20] for part in pixels["train"])
-    weights = difficulty.fit(colours, tumor, quadratic=False)
+    colors, tumor = (part[::20] for part in pixels["train"])
+    weights = difficulty.fit(colors, tumor, quadratic=False)
 
     def log_likelihood(weights):
-        z = difficulty.features(colours, False) @ weights
+        z = difficulty.features(colors, False) @ weights
         return np.sum(tumor * z - np.logaddexp(0, z))
 
     for shift in np.concatenate([np.eye(4), -np.eye(4)]):
@@ -152,12 +152,12 @@ def test_logistic_fit_is_the_maximum(difficulty, pixels):
 
 def test_dice_by_hand(difficulty):
     predicted, truth = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 0, 0, 1], bool)
-    # tumour: TP 1, FP 2, FN 1 -> 2/5; stroma: TP 1, FP 1, FN 2 -> 2/5
+    # tumor: TP 1, FP 2, FN 1 -> 2/5; stroma: TP 1, FP 1, FN 2 -> 2/5
     assert difficulty.dice(predicted, truth) == {"macro": 0.4, "tumor": 0.4, "stroma": 0.4}
 
 
 def test_benchmark_prints_a_run_beside_it(difficulty, pixels, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(difficulty, "labelled_pixels", lambda seed: pixels)
+    monkeypatch.setattr(difficulty, "labeled_pixels", lambda seed: pixels)
     (tmp_path / "summary.json").write_text(json.dumps({"dice_global": {"macro": 0.8765}}))
     monkeypatch.setattr("sys.argv", ["sample_difficulty.py", f"--run={tmp_path}"])
     assert difficulty.main() == 0

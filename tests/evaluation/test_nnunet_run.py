@@ -119,7 +119,7 @@ def document(output):
 
 
 def expected_confusion(run, tiles, part, names):
-    """Truth against the likelier of tumour and stroma by the mean logits of the folds, tile by tile."""
+    """Truth against the likelier of tumor and stroma by the mean logits of the folds, tile by tile."""
     trained = [checkpoint.load_model(run / f"fold_{fold}" / "checkpoints", "latest") for fold in names]
     predict, about = make_predictor([model for model, _ in trained], (SIDE, SIDE)), trained[0][1]
     total = np.zeros((2, 2), int)

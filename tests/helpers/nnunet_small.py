@@ -80,8 +80,8 @@ def case():
     height = np.sin(rows) + np.cos(1.3 * columns) + np.sin(0.7 * rows + columns)
     labels = np.digitize(height, (-0.5, 0.8))
     noise = np.random.RandomState(0).normal(0, 15, (150, 170, 3))
-    colours = np.array([[230, 225, 235], [120, 60, 150], [220, 130, 180]])
-    return np.clip(colours[labels] + noise, 1, 255).astype(np.uint8), labels
+    colors = np.array([[230, 225, 235], [120, 60, 150], [220, 130, 180]])
+    return np.clip(colors[labels] + noise, 1, 255).astype(np.uint8), labels
 
 
 def preprocessed(image):

@@ -7,7 +7,7 @@ from bcss_jax.slides.grid import grid_of
 
 
 def picture(width, height, seed=0):
-    """Coloured patches of different sizes on a gradient, so that every shift and every missing part shows."""
+    """Colored patches of different sizes on a gradient, so that every shift and every missing part shows."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
     for side in (8, 61):

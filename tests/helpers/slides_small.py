@@ -46,20 +46,20 @@ class ArrayPool:
         return future
 
 
-def colour_model(window=16):
-    """Calls red tumour and blue stroma, pixel by pixel, the surer the stronger the colour."""
+def color_model(window=16):
+    """Calls red tumor and blue stroma, pixel by pixel, the surer the stronger the color."""
 
     def probabilities(arrays, images):
         red, blue = (images[..., channel].astype(jnp.float32) for channel in (0, 2))
-        tumour = (red + arrays["bias"]) / (red + blue + 2 * arrays["bias"])
-        return jnp.stack([tumour, 1 - tumour], axis=-1)
+        tumor = (red + arrays["bias"]) / (red + blue + 2 * arrays["bias"])
+        return jnp.stack([tumor, 1 - tumor], axis=-1)
 
     arrays = {"bias": jnp.ones(())}
-    return SlideModel("colour", SCHEME, 0.25, window, {"network": "colour"}, {"name": "colour"}, arrays, probabilities)
+    return SlideModel("colour", SCHEME, 0.25, window, {"network": "color"}, {"name": "color"}, arrays, probabilities)
 
 
 def tissue_picture(height, width, seed=0):
-    """Red and blue patches on white glass: uint8 [H, W, 3], and the labels that `colour_model` gives the tissue."""
+    """Red and blue patches on white glass: uint8 [H, W, 3], and the labels that `color_model` gives the tissue."""
     rng = np.random.default_rng(seed)
     patches = rng.random((-(-height // 16), -(-width // 16)))
     patches = np.kron(patches, np.ones((16, 16)))[:height, :width]
@@ -81,9 +81,9 @@ def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
     # Random weights prefer one class nearly everywhere: the bias is set so that the classes share a slide.
     images, _ = tissue_picture(window, 4 * window)
     logits, _ = ModelFunction(model)(params, rest, images[None], train=False)
-    tumour, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
+    tumor, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
     bias = params["outc"]["bias"]
-    params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumour] - logits[..., stroma]))
+    params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumor] - logits[..., stroma]))
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
     save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None})
     return folder

@@ -39,9 +39,9 @@ def kaggle512(root, train=("TCGA-A2-A0D2", "TCGA-BH-A0B1"), val=("TCGA-OL-A5D6",
     return root
 
 
-def png(width, height, bit_depth, colour_type, rows=b"", before_pixels=b""):
+def png(width, height, bit_depth, color_type, rows=b"", before_pixels=b""):
     """A PNG written by hand: any header, any rows, chunks before the pixels."""
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + before_pixels + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 

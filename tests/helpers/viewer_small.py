@@ -18,7 +18,7 @@ from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.viewer import server
 from bcss_jax.viewer.slide_files import SlideFiles
 
-COLOURS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
+COLORS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
 TILE = 64
 
 
@@ -52,11 +52,11 @@ def write_labels(path, levels):
             )
 
 
-def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLOURS), **more):
+def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLORS), **more):
     """A summary.json as segmenting writes it; `more` goes before, or beside, such as `scores`."""
     classes = [
-        {"value": value, "name": name, "colour": list(colour), "pixels": 1000 * value, "area_mm2": 0.75 * value}
-        for value, (name, colour) in enumerate(zip(names, COLOURS.values(), strict=True), 1)
+        {"value": value, "name": name, "colour": list(color), "pixels": 1000 * value, "area_mm2": 0.75 * value}
+        for value, (name, color) in enumerate(zip(names, COLORS.values(), strict=True), 1)
     ]
     rows, columns = grid_shape
     return {

@@ -16,7 +16,7 @@ from PIL import Image
 from bcss_jax import export, segment
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.inference import exported_model, trained_run
-from bcss_jax.inference.exported_model import model_of_artefact
+from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import WindowPredictor, model_of_run
 from bcss_jax.training.sharding import make_mesh, split_over_data
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def artefact(run, tmp_path_factory):
+def artifact(run, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "unet.jaxexport"
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 0
     return path
@@ -52,18 +52,18 @@ def of_run(run):
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 11), (4, 8), (4, 5)])
-def test_the_same_bits_as_the_checkpoint_on_any_devices(artefact, of_run, devices, batch_size):
+def test_the_same_bits_as_the_checkpoint_on_any_devices(artifact, of_run, devices, batch_size):
     mesh = mesh_of(devices)
-    predictor = WindowPredictor(model_of_artefact(artefact, mesh, tta=False), WEIGHTS, batch_size, mesh)
+    predictor = WindowPredictor(model_of_artifact(artifact, mesh, tta=False), WEIGHTS, batch_size, mesh)
     images = pictures(11)
     windows = [each for first in range(0, 11, batch_size) for each in predictor(images[first : first + batch_size])()]
     np.testing.assert_array_equal(np.stack(windows), of_run)
     assert of_run.std() > 1e-3
 
 
-def test_each_device_computes_its_share(artefact):
+def test_each_device_computes_its_share(artifact):
     mesh = mesh_of(4)
-    model = model_of_artefact(artefact, mesh, tta=False)
+    model = model_of_artifact(artifact, mesh, tta=False)
     placed = jax.device_put(pictures(8), split_over_data(mesh))
     compiled = jax.jit(model.probabilities).lower(model.arrays, placed).compile()
     assert f"f32[2,{WINDOW},{WINDOW},2]" in compiled.as_text()  # two of the eight
@@ -72,26 +72,26 @@ def test_each_device_computes_its_share(artefact):
     assert [shard.data.shape[0] for shard in result.addressable_shards] == [2] * 4
 
 
-def test_what_is_known_of_the_model(artefact, run):
+def test_what_is_known_of_the_model(artifact, run):
     mesh = mesh_of(2)
-    model, original = model_of_artefact(artefact, mesh, tta=False), trained_run.read(run, mesh, "best")
+    model, original = model_of_artifact(artifact, mesh, tta=False), trained_run.read(run, mesh, "best")
     assert (model.name, model.mpp, model.window, model.any_window) == ("unet", 0.5, WINDOW, False)
     assert model.scheme == original.scheme
     assert model.about["params_sha256"] == original.sha256["params"] and model.about["network"] == "unet"
     assert model.about["checkpoint"] == {
-        "artefact": str(artefact), "exported_from": "small", "which": "best", "step": 7, "epoch": 2,
+        "artefact": str(artifact), "exported_from": "small", "which": "best", "step": 7, "epoch": 2,
     }  # fmt: skip
     json.dumps([model.about, model.identity], allow_nan=False)
 
 
-def test_the_mean_over_flips_has_to_be_in_the_file(artefact, run, tmp_path, caplog):
+def test_the_mean_over_flips_has_to_be_in_the_file(artifact, run, tmp_path, caplog):
     with pytest.raises(ConfigError, match="exported without it; export the checkpoint again with --tta"):
-        model_of_artefact(artefact, mesh_of(1), tta=True)
+        model_of_artifact(artifact, mesh_of(1), tta=True)
     path = tmp_path / "tta.jaxexport"
     assert export.main([f"--checkpoint={run}", f"--output={path}", "--tta"]) == 0
-    asked, unasked = (model_of_artefact(path, mesh_of(1), tta=tta) for tta in (True, False))
+    asked, unasked = (model_of_artifact(path, mesh_of(1), tta=tta) for tta in (True, False))
     assert asked.about["tta"] and asked.identity == unasked.identity
-    assert asked.identity != model_of_artefact(artefact, mesh_of(1), tta=False).identity
+    assert asked.identity != model_of_artifact(artifact, mesh_of(1), tta=False).identity
 
 
 # What the command line makes of them.
@@ -102,16 +102,16 @@ def models(*arguments):
     return segment._models(args, mesh_of(1))
 
 
-def test_files_and_runs_in_the_order_of_the_command_line(artefact, run):
-    assert [model.name for model in models(f"--checkpoint={artefact},{run}")] == ["unet", "small"]
-    assert [model.name for model in models(f"--checkpoint={run},{artefact}")] == ["small", "unet"]
+def test_files_and_runs_in_the_order_of_the_command_line(artifact, run):
+    assert [model.name for model in models(f"--checkpoint={artifact},{run}")] == ["unet", "small"]
+    assert [model.name for model in models(f"--checkpoint={run},{artifact}")] == ["small", "unet"]
 
 
-def test_a_run_and_a_file_of_one_name_get_two_folders(artefact, tmp_path):
+def test_a_run_and_a_file_of_one_name_get_two_folders(artifact, tmp_path):
     run = write_run(tmp_path / "unet")
-    assert [model.name for model in models(f"--checkpoint={run},{artefact}")] == ["unet-2", "unet"]
+    assert [model.name for model in models(f"--checkpoint={run},{artifact}")] == ["unet-2", "unet"]
     with pytest.raises(ConfigError, match="two files unet"):
-        models(f"--checkpoint={artefact},{artefact}")
+        models(f"--checkpoint={artifact},{artifact}")
 
 
 @pytest.mark.parametrize(
@@ -121,25 +121,25 @@ def test_a_run_and_a_file_of_one_name_get_two_folders(artefact, tmp_path):
         (["--tta"], 2, "was exported without it"),
     ],
 )
-def test_what_a_file_cannot_do_is_refused_at_once(artefact, tmp_path, capsys, arguments, code, said):
-    arguments = [f"--checkpoint={artefact}", "--slide=a.svs", f"--output={tmp_path / 'out'}", *arguments]
+def test_what_a_file_cannot_do_is_refused_at_once(artifact, tmp_path, capsys, arguments, code, said):
+    arguments = [f"--checkpoint={artifact}", "--slide=a.svs", f"--output={tmp_path / 'out'}", *arguments]
     assert segment.main(arguments) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_slide_segmented_with_either_has_the_same_labels(artefact, run, tmp_path, capsys):
+def test_a_slide_segmented_with_either_has_the_same_labels(artifact, run, tmp_path, capsys):
     Image.fromarray(tissue_picture(120, 150)[0]).save(tmp_path / "slide.png")
     arguments = [f"--slide={tmp_path / 'slide.png'}", "--mpp=0.5", "--tissue=all", "--readers=1"]
-    assert segment.main([f"--checkpoint={run},{artefact}", f"--output={tmp_path / 'both'}", *arguments]) == 0
+    assert segment.main([f"--checkpoint={run},{artifact}", f"--output={tmp_path / 'both'}", *arguments]) == 0
     labels = [(tmp_path / "both" / "slide" / name / "labels.ome.tif").read_bytes() for name in ("small", "unet")]
     assert labels[0] == labels[1]
     assert (tmp_path / "both" / "slide" / "comparison.png").exists()
-    alone = [f"--checkpoint={artefact}", f"--output={tmp_path / 'one'}", *arguments]
+    alone = [f"--checkpoint={artifact}", f"--output={tmp_path / 'one'}", *arguments]
     assert segment.main(alone) == 0
     summary = json.loads((tmp_path / "one" / "slide" / "summary.json").read_text())
-    assert summary["model"]["name"] == "unet" and summary["model"]["checkpoint"]["artefact"] == str(artefact)
+    assert summary["model"]["name"] == "unet" and summary["model"]["checkpoint"]["artefact"] == str(artifact)
     capsys.readouterr()
     assert segment.main(alone) == 0 and "done before" in capsys.readouterr().out
     # Another network is another identity.
@@ -174,11 +174,11 @@ def refused(path, content, capsys):
     return error
 
 
-def test_not_such_a_file(artefact, tmp_path, capsys):
-    path, content = tmp_path / "a.jaxexport", artefact.read_bytes()
+def test_not_such_a_file(artifact, tmp_path, capsys):
+    path, content = tmp_path / "a.jaxexport", artifact.read_bytes()
     for damaged in (b"", b"weights", content[: len(content) // 2], content[:-30]):
         assert "no ZIP archive, or a part of one" in refused(path, damaged, capsys)
-    about, program = parts(artefact)
+    about, program = parts(artifact)
     assert "an archive of 'model.json', 'model.stablehlo', 'more'" in refused(
         path, archive(about, program, more=""), capsys
     )
@@ -188,14 +188,14 @@ def test_not_such_a_file(artefact, tmp_path, capsys):
     assert "an archive of '../../weights.npy'" in refused(path, other.getvalue(), capsys)
 
 
-def test_a_changed_byte_is_noticed(artefact, tmp_path, capsys):
-    content = bytearray(artefact.read_bytes())
+def test_a_changed_byte_is_noticed(artifact, tmp_path, capsys):
+    content = bytearray(artifact.read_bytes())
     content[len(content) // 2] ^= 1
     assert "Bad CRC-32 for file 'model.stablehlo'" in refused(tmp_path / "a", bytes(content), capsys)
 
 
-def test_sizes_are_looked_at_before_anything_is_read(artefact, tmp_path, capsys, monkeypatch):
-    about, program = parts(artefact)
+def test_sizes_are_looked_at_before_anything_is_read(artifact, tmp_path, capsys, monkeypatch):
+    about, program = parts(artifact)
     bomb = archive(about, bytes(50_000_000), zipfile.ZIP_DEFLATED)
     assert len(bomb) < 100_000
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
@@ -232,13 +232,13 @@ def test_sizes_are_looked_at_before_anything_is_read(artefact, tmp_path, capsys,
         ({"checkpoint": None}, "checkpoint in model.json is None"),
     ],
 )
-def test_changed_descriptions(artefact, tmp_path, capsys, change, said):
-    about, program = parts(artefact)
+def test_changed_descriptions(artifact, tmp_path, capsys, change, said):
+    about, program = parts(artifact)
     assert said in refused(tmp_path / "a", archive({**about, **change}, program), capsys)
 
 
-def test_a_scheme_that_is_not_ours(artefact, tmp_path, capsys):
-    about, program = parts(artefact)
+def test_a_scheme_that_is_not_ours(artifact, tmp_path, capsys):
+    about, program = parts(artifact)
     scheme = {**about["label_scheme"], "class_names": ["ignored", "stroma", "tumor"]}
     assert "its classes are not those of tumor_stroma" in refused(
         tmp_path / "a", archive({**about, "label_scheme": scheme}, program), capsys
@@ -246,19 +246,19 @@ def test_a_scheme_that_is_not_ours(artefact, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000, "\xff\xfe", '{"format": NaN}'])
-def test_no_description_at_all(artefact, tmp_path, capsys, text):
-    assert "model.json" in refused(tmp_path / "a", archive(text, parts(artefact)[1]), capsys)
+def test_no_description_at_all(artifact, tmp_path, capsys, text):
+    assert "model.json" in refused(tmp_path / "a", archive(text, parts(artifact)[1]), capsys)
 
 
-def test_programs_that_are_none(artefact, tmp_path, capsys):
-    about, program = parts(artefact)
+def test_programs_that_are_none(artifact, tmp_path, capsys):
+    about, program = parts(artifact)
     for damaged in (b"", b"program" * 50, program[: len(program) // 2]):
         said = refused(tmp_path / "a", archive(about, damaged), capsys)
         assert "found: a model.stablehlo that cannot be read (" in said
 
 
-def test_a_program_of_a_newer_jax(artefact, tmp_path, capsys):
-    about, content = parts(artefact)
+def test_a_program_of_a_newer_jax(artifact, tmp_path, capsys):
+    about, content = parts(artifact)
     program = jax.export.deserialize(bytearray(content))
     code = program.mlir_module_serialized
     start = code.index(b"StableHLO_v")
@@ -269,8 +269,8 @@ def test_a_program_of_a_newer_jax(artefact, tmp_path, capsys):
         assert "written by a newer jax than the" in refused(tmp_path / "a", archive(about, content), capsys)
 
 
-def test_a_program_for_other_devices_or_of_another_kind(artefact, tmp_path, capsys):
-    about, content = parts(artefact)
+def test_a_program_for_other_devices_or_of_another_kind(artifact, tmp_path, capsys):
+    about, content = parts(artifact)
     program = jax.export.deserialize(bytearray(content))
     elsewhere = dataclasses.replace(program, platforms=("cuda", "tpu")).serialize()
     said = refused(tmp_path / "a", archive(about, elsewhere), capsys)
@@ -282,15 +282,15 @@ def test_a_program_for_other_devices_or_of_another_kind(artefact, tmp_path, caps
     )
 
 
-def test_a_request_to_stop_is_no_damage(artefact, monkeypatch):
+def test_a_request_to_stop_is_no_damage(artifact, monkeypatch):
     def stop(_):
         raise Preempted("stopped")
 
     monkeypatch.setattr(exported_model.export, "deserialize", stop)
     with pytest.raises(Preempted):
-        model_of_artefact(artefact, mesh_of(1), tta=False)
+        model_of_artifact(artifact, mesh_of(1), tta=False)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="cannot be read|no ZIP"):
-        model_of_artefact(tmp_path / "missing", mesh_of(1), tta=False)
+        model_of_artifact(tmp_path / "missing", mesh_of(1), tta=False)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bcss_jax import export, segment
 from bcss_jax.errors import Preempted
-from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import status_of
 from bcss_jax.slides.batch.slide_list import Entry
 
@@ -53,7 +53,7 @@ def test_without_ray_it_says_what_to_install():
 
 
 @pytest.fixture(scope="module")
-def artefact(tmp_path_factory):
+def artifact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     path = folder / "small.jaxexport"
     assert export.main([f"--checkpoint={write_run(folder / 'small')}", f"--output={path}"]) == 0
@@ -70,11 +70,11 @@ def slides(tmp_path_factory):
     return folder / "list.csv"
 
 
-def start(slides, artefact, output):
+def start(slides, artifact, output):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, SCRIPT, f"--slides={slides}", "--workers=2", "--"]
-    command += [f"--checkpoint={artefact}", f"--output={output}", "--tissue=all", "--readers=1"]
+    command += [f"--checkpoint={artifact}", f"--output={output}", "--tissue=all", "--readers=1"]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -119,10 +119,10 @@ def listening(driver):
 
 
 @pytest.fixture(scope="module")
-def night(slides, artefact, tmp_path_factory):
+def night(slides, artifact, tmp_path_factory):
     """What is there after one worker was killed, and another's slide asked to stop."""
     output = tmp_path_factory.mktemp("results") / "out"
-    driver = start(slides, artefact, output)
+    driver = start(slides, artifact, output)
     try:
         segmenting = wait_for(lambda: process_at_work_on(output / "killed"), "the first slide to be at work")
         addresses = listening(driver)
@@ -158,8 +158,8 @@ def test_a_slide_that_is_missing_is_tried_once_and_named(night):
 
 
 @needs_ray
-def test_the_result_is_that_of_one_process_alone(night, slides, artefact, tmp_path):
-    alone = [f"--checkpoint={artefact}", f"--output={tmp_path}", "--tissue=all", "--readers=1", "--mpp=0.5"]
+def test_the_result_is_that_of_one_process_alone(night, slides, artifact, tmp_path):
+    alone = [f"--checkpoint={artifact}", f"--output={tmp_path}", "--tissue=all", "--readers=1", "--mpp=0.5"]
     assert segment.main([*alone, f"--slide={slides.parent / 'killed.png'}"]) == 0
     for name in ("labels.ome.tif", "regions.geojson"):
         assert (night["output"] / "killed" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
@@ -171,18 +171,18 @@ def test_nobody_else_can_reach_the_cluster(night):
 
 
 @needs_ray
-def test_what_is_done_is_not_done_again(night, slides, artefact):
+def test_what_is_done_is_not_done_again(night, slides, artifact):
     before = {path: path.stat().st_mtime_ns for path in night["output"].glob("*/labels.ome.tif")}
     assert len(before) == 3
-    driver = start(slides, artefact, night["output"])
+    driver = start(slides, artifact, night["output"])
     out, _ = driver.communicate(timeout=240)
     assert driver.returncode == 6 and out.count("done before") == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @needs_ray
-def test_asked_to_stop_it_ends_with_all_that_it_started(slides, artefact, tmp_path):
-    driver = start(slides, artefact, tmp_path / "out")
+def test_asked_to_stop_it_ends_with_all_that_it_started(slides, artifact, tmp_path):
+    driver = start(slides, artifact, tmp_path / "out")
     try:
         segmenting = wait_for(lambda: process_at_work_on(tmp_path / "out" / "killed"), "the first slide to be at work")
         driver.send_signal(signal.SIGTERM)
@@ -336,7 +336,7 @@ def test_slides_that_were_overwritten_before_it_was_stopped_are_not_overwritten_
     command = [f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]
 
     def made_way(name):
-        return [Overwriting.of_slide(tmp_path / "o", name).has_made_way(folder) for folder in folders]
+        return [OverwriteJournal.of_slide(tmp_path / "o", name).is_cleared(folder) for folder in folders]
 
     assert ray_slides.main(command) == 75 and not any(made_way("a"))
     assert ray_slides.main([*command, "--overwrite"]) == 75

@@ -138,7 +138,7 @@ def test_googles_root_and_pooling_are_flaxs():
     np.testing.assert_array_equal(resampling.max_pool_3x3(root, (0, 1)), pooled)
 
 
-def test_standardised_kernels():
+def test_standardized_kernels():
     kernels = {}
     for google in (False, True):
         conv = resnet_v2.StdConv(8, 4, 3, google=google, dtype=jnp.float32, rngs=nnx.Rngs(0))

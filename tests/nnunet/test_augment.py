@@ -10,11 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bcss_jax.nnunet import augment_intensity as intensity
 from bcss_jax.nnunet import augment_spatial as spatial
-from bcss_jax.nnunet.augment import augment, centre_crop, draw, masked
+from bcss_jax.nnunet.augment import augment, center_crop, draw, masked
 from bcss_jax.nnunet.patches import rotation_range
 
 PATCH, CUT = (24, 20), (31, 27)
-STEPS = (  # of nnU-Net's training transforms for data that is masked for its normalisation
+STEPS = (  # of nnU-Net's training transforms for data that is masked for its normalization
     "spatial",
     "noise",
     "blur",
@@ -104,7 +104,7 @@ def test_neither_rotation_nor_scaling_is_a_crop(cut, patch):
     found, found_label = spatial.rotate_and_scale(image, label, 0.0, 1.0, patch)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found_label, expected_label)
-    found, found_label = centre_crop(image[None], label[None], patch)
+    found, found_label = center_crop(image[None], label[None], patch)
     np.testing.assert_array_equal(found[0], expected)
     np.testing.assert_array_equal(found_label[0], np.maximum(expected_label, 0))
 

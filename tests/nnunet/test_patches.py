@@ -138,15 +138,15 @@ def test_forced_patches_show_each_label_equally_often():
 def test_forced_pixels_are_uniform():
     pixels = np.argwhere(np.ones((5, 5), bool)) + 25
     one = case()._replace(class_locations={1: pixels, 2: np.zeros((0, 2), int)})
-    centres = [np.add(patch.corner, (31 // 2, 27 // 2)) for patch in drawn([one], 1000, index=2)]
-    _, counts = np.unique(centres, axis=0, return_counts=True)
+    centers = [np.add(patch.corner, (31 // 2, 27 // 2)) for patch in drawn([one], 1000, index=2)]
+    _, counts = np.unique(centers, axis=0, return_counts=True)
     assert len(counts) == 25 and counts.min() > 15 and counts.max() < 70
 
 
 def test_with_an_ignore_label_patches_lie_about_annotated_pixels():
     one = case(ignore=True)
-    centres = np.array([np.add(patch.corner, (31 // 2, 27 // 2)) for patch in drawn([one])])
-    assert centres[:, 0].max() < 30 and centres[:, 0].max() > 25 and centres[:, 1].max() > 60
+    centers = np.array([np.add(patch.corner, (31 // 2, 27 // 2)) for patch in drawn([one])])
+    assert centers[:, 0].max() < 30 and centers[:, 0].max() > 25 and centers[:, 1].max() > 60
     forced = np.array([np.add(patch.corner, (31 // 2, 27 // 2)) for patch in drawn([one], index=2)])
     assert forced[:, 0].max() < 12 and forced[:, 1].max() < 40  # of the labels, not of all that is annotated
 
@@ -164,7 +164,7 @@ def test_cases_without_what_is_looked_for():
 
 
 def test_the_eligible_pixels_are_nnunets(monkeypatch):
-    """For all that a case may have: which pixels may be the patch's centre."""
+    """For all that a case may have: which pixels may be the patch's center."""
     pixels = {1: [[20, 30], [21, 30]], 2: [[40, 50]], ANNOTATED: [[30, 20], [20, 30], [40, 50]]}
     for present in ([1], [2], [1, 2], [1, ANNOTATED], [1, 2, ANNOTATED], [ANNOTATED], []):
         has_ignore = True in [isinstance(label, tuple) for label in present]

@@ -37,7 +37,7 @@ def test_components_touch_at_corners_and_of_several_largest_all_stay():
 
 
 def organs(random, noise):
-    """Truths of one tumour in one organ per case with a rim without truth, and predictions with stray specks."""
+    """Truths of one tumor in one organ per case with a rim without truth, and predictions with stray specks."""
     truths, predictions = [], []
     for _ in range(5):
         rows, columns = np.mgrid[:40, :48]

@@ -156,7 +156,7 @@ def test_every_normalization_that_is_planned_is_known():
         ({"mask": lambda mask: mask + 1}, "the mask has the label 4; the data set's are 0 to 3"),
         ({"image": lambda image: image * 2.0}, "rgb_to_0_1 expects 0 to 255"),
         ({"spacing": [0.5, 0.5]}, "the plan has the spacing [0.5, 0.5]"),
-        ({"normalization_schemes": ["Wild"] * 3}, "the normalisation 'Wild'"),
+        ({"normalization_schemes": ["Wild"] * 3}, "the normalization 'Wild'"),
     ],
 )
 def test_what_does_not_fit(change, part):

@@ -74,7 +74,7 @@ def test_labels_are_nnunets_there_and_back(tmp_path):
         reference = small.reference_labels(folder, image)
         assert predicted.shape == reference.shape == (165, 180)
         assert (predicted == reference).mean() >= 0.9999
-    assert (predicted[7:157, 4:174] == small.case()[1]).mean() > 0.85  # it has learnt something
+    assert (predicted[7:157, 4:174] == small.case()[1]).mean() > 0.85  # it has learned something
     assert not predicted[:7].any() and not predicted[:, 174:].any()
 
 

@@ -51,7 +51,7 @@ def test_gaussian_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 3), (8, 8, 1), (12, 3, 2), (7, 8, 3)])
-def test_padding_is_centred_and_undone(shape):
+def test_padding_is_centered_and_undone(shape):
     image = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
     result, area = windows.padded(image, (8, 6))
     assert result.shape == (max(shape[0], 8), max(shape[1], 6), shape[2])

@@ -29,7 +29,7 @@ def new_state(devices=None):
 
 
 def at(state, number):
-    """The state with every array made recognisable by `number`."""
+    """The state with every array made recognizable by `number`."""
     moved = jax.tree.map(lambda x: x + np.asarray(number, x.dtype), state)
     return dataclasses.replace(moved, step=np.int32(number) + 0 * state.step)
 

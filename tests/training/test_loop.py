@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(command, tmp_path):
         (["--config.batch_size=many"], 2, "--config.batch_size=many"),
         (["--config.optimizer.learning_rate=-1"], 2, "learning_rate=-1.0: must be above 0"),
         (["--config.optimizer.learning_rate=nan"], 2, "must be above 0"),
-        (["--config.labels=tumour"], 2, "did you mean tumor_stroma"),
+        (["--config.labels=tumor"], 2, "did you mean tumor_stroma"),
         (["--config.data.dir=nowhere"], 3, "configs/unet.py"),
         (["--config=configs/nope.py"], 2, "no such config file"),
         (["--unknown"], 2, "--unknown: no such option"),

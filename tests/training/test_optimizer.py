@@ -23,12 +23,12 @@ def scales(patience, factor=0.1, min_scale=0.0):
 def test_plateau_is_pytorchs(patience):
     torch = pytest.importorskip("torch")
     parameter = torch.zeros(1, requires_grad=True)
-    optimiser = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.1, patience=patience)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
     expected = []
     for loss in LOSSES:
         scheduler.step(loss)
-        expected.append(optimiser.param_groups[0]["lr"])
+        expected.append(optimizer.param_groups[0]["lr"])
     np.testing.assert_allclose(scales(patience), expected, rtol=1e-5, atol=1e-8)
 
 
@@ -45,13 +45,13 @@ def test_adamw_is_pytorchs():
     rng = np.random.default_rng(0)
     start, grads = rng.normal(size=(4, 3)).astype(np.float32), rng.normal(size=(10, 4, 3)).astype(np.float32)
     parameter = torch.tensor(start, requires_grad=True)
-    optimiser = torch.optim.AdamW([parameter], lr=5e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW([parameter], lr=5e-3, weight_decay=1e-2)
     tx = optimizer.clipped(optimizer.adamw(5e-3, 1e-2), 1.5)
     params, state = jnp.asarray(start), tx.init(jnp.asarray(start))
     for grad in grads:
         parameter.grad = torch.tensor(grad)
         torch.nn.utils.clip_grad_norm_([parameter], 1.5)
-        optimiser.step()
+        optimizer.step()
         updates, state = tx.update(jnp.asarray(grad), state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
@@ -99,7 +99,7 @@ def test_poly_is_nnunets():
 
 def test_the_encoder_may_have_a_rate_of_its_own():
     params = {"encoder": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
-    tx = optimizer.encoder_apart(optimizer.sgd(0.1, 0.0, 0.0), optimizer.sgd(1.0, 0.0, 0.0))
+    tx = optimizer.separate_encoder_optimizer(optimizer.sgd(0.1, 0.0, 0.0), optimizer.sgd(1.0, 0.0, 0.0))
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(updates["encoder"]["w"], -0.1)
     np.testing.assert_allclose(updates["head"]["w"], -1.0)

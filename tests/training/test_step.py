@@ -8,7 +8,7 @@ from flax import nnx
 
 from bcss_jax import losses, metrics, models
 from bcss_jax.errors import ConfigError
-from bcss_jax.models.apply import ImageStatistics, ModelFunction, normalise, split_model
+from bcss_jax.models.apply import ImageStatistics, ModelFunction, normalize, split_model
 from bcss_jax.models.blocks import layers
 from bcss_jax.training import optimizer, sharding, step
 
@@ -98,7 +98,7 @@ def test_the_step_is_the_gradient_of_the_loss():
     graphdef, params = nnx.split(model)
 
     def loss(params):
-        return losses.ce_dice(nnx.merge(graphdef, params)(normalise(images)), labels, ignore_index=0, classes=(1, 2))
+        return losses.ce_dice(nnx.merge(graphdef, params)(normalize(images)), labels, ignore_index=0, classes=(1, 2))
 
     value, grads = jax.value_and_grad(loss)(params)
     _, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(start(model, mesh), images, labels)
@@ -186,10 +186,10 @@ def test_evaluation_counts_and_ignores_padding():
     np.testing.assert_array_equal(whole["confusion"], expected)
 
 
-def test_normalisation_is_imagenets():
+def test_normalization_is_imagenets():
     pixel = np.asarray([[[[0, 128, 255]]]], np.uint8)
     expected = (pixel / 255.0 - np.asarray([0.485, 0.456, 0.406])) / np.asarray([0.229, 0.224, 0.225])
-    np.testing.assert_allclose(normalise(pixel), expected, atol=1e-6)
+    np.testing.assert_allclose(normalize(pixel), expected, atol=1e-6)
 
 
 def test_batches_that_do_not_divide_are_refused_with_the_nearest():
@@ -282,7 +282,7 @@ def test_deep_supervision_teaches_every_head_and_reports_the_first():
 def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = Heads(nnx.Rngs(0))
-    tx = optimizer.encoder_apart(optimizer.adamw(1e-2, 1e-2), optimizer.adamw(1e-2, 1e-2))
+    tx = optimizer.separate_encoder_optimizer(optimizer.adamw(1e-2, 1e-2), optimizer.adamw(1e-2, 1e-2))
     frozen = step.make_train_step(model, tx, mesh, frozen=("encoder",), **OBJECTIVE)
     free = step.make_train_step(model, tx, mesh, **OBJECTIVE)
     state = start(model, mesh, tx)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers.chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
-from helpers.viewer_small import COLOURS, Served, blobs, write_result
+from helpers.viewer_small import COLORS, Served, blobs, write_result
 
 WIDTH, HEIGHT = 900, 640
 EVIL = "<img src=x onerror=window.hacked=1>_of_a_name_that_is_much_longer_than_any_screen_of_a_phone_is_wide"
@@ -93,9 +93,9 @@ def opacity(page, value):
     )
 
 
-def alike(seen, colour):
-    """Share of the pixels that have about this colour."""
-    return (np.abs(seen - colour).max(-1) < 40).mean()
+def alike(seen, color):
+    """Share of the pixels that have about this color."""
+    return (np.abs(seen - color).max(-1) < 40).mean()
 
 
 def test_the_slide_appears_and_the_slider_lays_the_result_over_it(watched):
@@ -106,10 +106,10 @@ def test_the_slide_appears_and_the_slider_lays_the_result_over_it(watched):
     opacity(page, 0)
     slide = watched.seen()
     assert slide.std((0, 1)).min() > 5 and abs(slide.mean() - 160) < 40  # tissue, not blank
-    assert alike(slide, COLOURS["tumor"]) < 0.01
+    assert alike(slide, COLORS["tumor"]) < 0.01
     opacity(page, 100)
     result = watched.seen()
-    shares = [alike(result, colour) for colour in COLOURS.values()]
+    shares = [alike(result, color) for color in COLORS.values()]
     assert min(shares) > 0.1 and sum(shares) > 0.5
     assert np.abs(at_40 - slide).mean() > 5 and np.abs(at_40 - result).mean() > 5
     mixed = 0.6 * slide + 0.4 * result
@@ -123,10 +123,10 @@ def test_a_class_is_switched_off_and_on_without_a_request(watched):
     both, asked = watched.seen(), len(watched.asked)
     page.get_by_label("tumor").uncheck()
     without = watched.seen()
-    assert alike(both, COLOURS["tumor"]) > 0.1 and alike(without, COLOURS["tumor"]) < 0.01
-    assert abs(alike(without, COLOURS["stroma"]) - alike(both, COLOURS["stroma"])) < 0.01
+    assert alike(both, COLORS["tumor"]) > 0.1 and alike(without, COLORS["tumor"]) < 0.01
+    assert abs(alike(without, COLORS["stroma"]) - alike(both, COLORS["stroma"])) < 0.01
     page.get_by_label("stroma").uncheck()
-    assert alike(watched.seen(), COLOURS["stroma"]) < 0.01
+    assert alike(watched.seen(), COLORS["stroma"]) < 0.01
     page.get_by_label("tumor").check()
     page.get_by_label("stroma").check()
     np.testing.assert_array_equal(watched.seen(), both)
@@ -157,16 +157,16 @@ def test_areas_and_outlines_are_painted_pixel_for_pixel(wide):
         for kind in ("areas", "outlines"):
             painted = page.evaluate(
                 f"""([labels, shown]) => {{
-                    const colours = palette(value => shown.includes(Number(value)));
-                    const pixels = {kind}(Uint8Array.from(labels), 80, 60, colours);
+                    const colors = palette(value => shown.includes(Number(value)));
+                    const pixels = {kind}(Uint8Array.from(labels), 80, 60, colors);
                     return [...new Uint8Array(pixels.buffer)];
                 }}""",
                 [labels.ravel().tolist(), shown],
             )
             truth = np.zeros((60, 80, 4), np.uint8)
-            for value, colour in enumerate(COLOURS.values(), 1):
+            for value, color in enumerate(COLORS.values(), 1):
                 if value in shown:
-                    truth[inner == value] = (*colour, 255)
+                    truth[inner == value] = (*color, 255)
             if kind == "outlines":
                 for row, column in np.ndindex(inner.shape):
                     if (labels[row : row + 5, column : column + 5] == inner[row, column]).all():
@@ -259,7 +259,7 @@ def test_a_slide_that_is_gone_leaves_the_result_over_white(wide):
     assert "the slide is not there any more" in page.locator(".note").first.inner_text()
     opacity(page, 100)
     seen = wide.seen()
-    shares = [alike(seen, colour) for colour in (*COLOURS.values(), (255, 255, 255))]
+    shares = [alike(seen, color) for color in (*COLORS.values(), (255, 255, 255))]
     assert min(shares) > 0.05 and sum(shares) > 0.9 and wide.quiet()
 
 

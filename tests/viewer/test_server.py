@@ -97,7 +97,7 @@ def data(client, key):
 def test_the_page_knows_geometry_classes_and_areas(unchanged):
     page, found = unchanged.get("/result/out/b").text, data(unchanged, "out/b")
     assert found["slide"] == found["labels"] == {"width": WIDTH, "height": HEIGHT, "maxLevel": 10}
-    assert found["colours"] == {"1": [230, 159, 0], "2": [0, 114, 178], "255": [150, 150, 150]} and found["mpp"] == 0.25
+    assert found["colors"] == {"1": [230, 159, 0], "2": [0, 114, 178], "255": [150, 150, 150]} and found["mpp"] == 0.25
     for text in ("b.png", "unet", "0.25 µm/px", "0.750", "1.50", "33.3 %", "0.125", "2.25 mm²", "Research use only"):
         assert text in page
     assert 'fill="#e69f00"' in page and page.count('class="shown"') == 3 and "<select" not in page

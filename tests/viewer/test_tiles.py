@@ -106,7 +106,7 @@ def test_labels_of_another_resolution_lie_where_the_tissue_is(tmp_path, mpp):
         np.testing.assert_array_equal(whole, truth)
 
 
-def test_labels_come_with_a_margin_of_their_neighbours(tmp_path):
+def test_labels_come_with_a_margin_of_their_neighbors(tmp_path):
     labels = blobs(300, 420)
     tiles = opened(tmp_path / "labels.ome.tif", labels, 420, 300)
     padded = np.pad(labels, MARGIN)

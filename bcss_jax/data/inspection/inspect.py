@@ -37,7 +37,7 @@ def inspect(
       settings: which data set.
       scheme: the label scheme in which classes are counted.
       output: the folder; made if need be.
-      patches: keys of the tiles whose colours are drawn; None: the two that differ most.
+      patches: keys of the tiles whose colors are drawn; None: the two that differ most.
       overwrite: replace the results of other settings in that folder.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the names of tiles say: which lie beside or over one another in their region, and micrometres per pixel."""
+"""What the names of tiles say: which lie beside or over one another in their region, and micrometers per pixel."""
 
 import collections
 import re
@@ -12,7 +12,7 @@ _MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
 MPP_TOLERANCE = 0.02  # share of the declared value
 
 
-def neighbours(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str, dict[str, int]], list[tuple]]:
+def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str, dict[str, int]], list[tuple]]:
     """Tiles that continue, or overlap, a tile of another part: what one part shows is then half known from the other.
 
     Place and size are those of the names and of the pixels. Whether a name holds x or y first does not matter here.
@@ -47,7 +47,7 @@ def neighbours(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[st
 
 
 def mpp(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
-    """Micrometres per pixel as the names say, beside what was declared.
+    """Micrometers per pixel as the names say, beside what was declared.
 
     Returns:
       Number of tiles per value as written ("0" where it was cut off, "not said" where there is none); and (index, value)

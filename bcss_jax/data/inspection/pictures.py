@@ -1,4 +1,4 @@
-"""Pictures of a data set: classes, colours, examples, stain, copies. Each function gives a matplotlib figure."""
+"""Pictures of a data set: classes, colors, examples, stain, copies. Each function gives a matplotlib figure."""
 
 import textwrap
 
@@ -7,14 +7,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from bcss_jax import labels
-from bcss_jax.common.figures import BLUE, VERMILION, class_colours, legend, overlay
+from bcss_jax.common.figures import BLUE, VERMILION, class_colors, legend, overlay
 from bcss_jax.data.discovery import Tile
 from bcss_jax.data.inspection import stain
 from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.survey import BINS, Survey
 
-# Colour, marker and hatching of a part: no part is told by its colour alone.
+# Color, marker and hatching of a part: no part is told by its color alone.
 PART_STYLES = {"train": (BLUE, "o", ""), "val": (VERMILION, "s", "///"), "test": ("#009E73", "^", "...")}
 CHANNELS = (("red", VERMILION, "-"), ("green", "#009E73", "--"), ("blue", BLUE, ":"))
 IGNORED = "0.8"
@@ -41,7 +41,7 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
     ]
     figure = Figure(figsize=(9, 2.0 + 0.3 * len(rows)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(scheme.class_names, class_colours(scheme) / 255, strict=True)) | {"ignored": IGNORED}
+    colors = dict(zip(scheme.class_names, class_colors(scheme) / 255, strict=True)) | {"ignored": IGNORED}
     names = [*scheme.evaluated_names, "ignored"]
     for y, row in enumerate(rows):
         if row is None:
@@ -54,7 +54,7 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
         for name in names:
             width = 100 * counts[name] / total
             hatch = "////" if name == "ignored" else None
-            axes.barh(y, width, 0.72, left, color=colours[name], edgecolor="white", linewidth=0.5, hatch=hatch)
+            axes.barh(y, width, 0.72, left, color=colors[name], edgecolor="white", linewidth=0.5, hatch=hatch)
             if width >= 6:
                 frame = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
                 axes.text(left + width / 2, y, f"{width:.0f}", ha="center", va="center", fontsize=8, bbox=frame)
@@ -63,11 +63,11 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
     axes.set_yticks([y for y, row in enumerate(rows) if row], [row[0] for row in rows if row])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("share of the labelled tiles' pixels, %")
+    axes.set_xlabel("share of the labeled tiles' pixels, %")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     handles = [
-        Patch(facecolor=colours[n], label=n, hatch="////" if n == "ignored" else None, edgecolor="white") for n in names
+        Patch(facecolor=colors[n], label=n, hatch="////" if n == "ignored" else None, edgecolor="white") for n in names
     ]
     figure.legend(handles=handles, loc="outside lower center", ncol=6, frameon=False, fontsize=9)
     figure.suptitle(f"{title}: classes of {scheme.name}", fontsize=11)
@@ -97,14 +97,14 @@ def codes(found: dict, title: str) -> Figure:
         axes.set_xlim(0, 1.12 * above.max())
     for number, (part, values) in enumerate(shares.items()):
         y = np.arange(len(present)) + (number - (len(per_part) - 1) / 2) * height
-        colour, _, hatch = PART_STYLES[part]
-        axes.barh(y, values, height, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
+        color, _, hatch = PART_STYLES[part]
+        axes.barh(y, values, height, color=color, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
         for value, at in zip(values, y, strict=True):
             place = value if value or not log else above.min() / 3
             axes.annotate(f"{value:.2g}" if value < 10 else f"{value:.0f}", (place, at), (3, 0), textcoords="offset points", va="center", fontsize=7)  # fmt: skip
     axes.set_yticks(range(len(present)), [f"{name} ({book.index(name)})" for name in present])
     axes.invert_yaxis()
-    axes.set_xlabel(f"share of the part's labelled pixels, %{', logarithmic' if log else ''}")
+    axes.set_xlabel(f"share of the part's labeled pixels, %{', logarithmic' if log else ''}")
     axes.set_ylabel("code of the masks")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -130,14 +130,14 @@ def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, 
     panels = figure.subplots(2, columns, squeeze=False, height_ratios=(1, 0.9))
     values = (np.arange(BINS) + 0.5) * 256 / BINS
     shares = 100 * survey.histograms[chosen] / survey.histograms[chosen].sum(axis=2, keepdims=True)
-    # One scale for all, unless a patch of nearly one colour would flatten the others.
+    # One scale for all, unless a patch of nearly one color would flatten the others.
     tops = shares.max(axis=(1, 2))
     same_scale = tops.max() <= 3 * tops.min()
     for column, index in enumerate(chosen):
         picture, axes = panels[:, column]
         _show(picture, source.pixels(survey.tiles[index])[0], _short_name(survey.tiles[index]))
-        for (channel, colour, style), share in zip(CHANNELS, shares[column], strict=True):
-            axes.plot(values, share, style, color=colour, label=channel, linewidth=1.8)
+        for (channel, color, style), share in zip(CHANNELS, shares[column], strict=True):
+            axes.plot(values, share, style, color=color, label=channel, linewidth=1.8)
         axes.set_xlim(0, 255)
         axes.set_xticks(range(0, 256, 64))
         axes.set_ylim(0, 1.05 * (tops.max() if same_scale else tops[column]))
@@ -147,7 +147,7 @@ def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, 
         axes.grid(color="0.9")
     handles, names = panels[1, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncol=3, frameon=False, fontsize=9)
-    figure.suptitle("\n".join(textwrap.wrap(f"{title}: colours of {why}", 30 * columns)), fontsize=11)
+    figure.suptitle("\n".join(textwrap.wrap(f"{title}: colors of {why}", 30 * columns)), fontsize=11)
     return figure
 
 
@@ -207,10 +207,10 @@ def stains(survey: Survey, found: dict, title: str) -> Figure:
     axes, spread, notes = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, :])
     notes.axis("off")
     size = 16 if len(judged) < 2000 else 4
-    for part, (colour, marker, _) in PART_STYLES.items():
+    for part, (color, marker, _) in PART_STYLES.items():
         of_part = judged & np.array([tile.split == part for tile in survey.tiles])
         if of_part.any():
-            style = {"s": size, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0, "rasterized": True}
+            style = {"s": size, "color": color, "marker": marker, "alpha": 0.6, "linewidths": 0, "rasterized": True}
             axes.scatter(eosin[of_part], haematoxylin[of_part], label=part, **style)
     index = {tile.key: i for i, tile in enumerate(survey.tiles)}
     for number, entry in enumerate(numbered, 1):

@@ -29,7 +29,7 @@ def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
         parts_of[tile.patient][tile.split] += 1
     recurring = {patient: dict(counts) for patient, counts in sorted(parts_of.items()) if len(counts) > 1}
     said, other_mpp = names.mpp(tiles)
-    by_name, overlapping = names.neighbours(tiles, [content.size for content in survey.contents])
+    by_name, overlapping = names.neighbors(tiles, [content.size for content in survey.contents])
     outliers = stain.outliers(survey.tissue, survey.densities)
     return {
         "tiles": {part: sum(tile.split == part for tile in tiles) for part in parts},
@@ -43,7 +43,7 @@ def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
         "no_evaluated_class": _listed(_without_class(survey, scheme)),
         "same_pixels": _same_pixels(survey),
         "near_copies": _near_copies(survey, parts),
-        "neighbours_by_name": {
+        "neighbors_by_name": {
             "per_part": {part: by_name[part] for part in parts},
             "overlapping": _listed([[tiles[i].key, tiles[j].key] for i, j in overlapping]),
         },
@@ -100,19 +100,19 @@ def _without_class(survey: Survey, scheme: labels.LabelScheme) -> list[str]:
 
 def _same_pixels(survey: Survey) -> dict:
     """Images that occur several times, exactly."""
-    groups, one_colour = collections.defaultdict(list), []
+    groups, one_color = collections.defaultdict(list), []
     for tile, content in zip(survey.tiles, survey.contents, strict=True):
         if content.digest:
             groups[content.digest].append(tile)
         else:
-            one_colour.append(tile.key)
+            one_color.append(tile.key)
     repeated = [group for group in groups.values() if len(group) > 1]
     between = [group for group in repeated if len({tile.split for tile in group}) > 1]
     within = [group for group in repeated if len({tile.split for tile in group}) == 1]
     return {
         "between_parts": _listed([[{"tile": tile.key, "part": tile.split} for tile in group] for group in between]),
         "within_a_part": _listed([[tile.key for tile in group] for group in within]),
-        "of_one_colour_not_compared": _listed(one_colour),
+        "of_one_colour_not_compared": _listed(one_color),
     }
 
 
@@ -181,13 +181,13 @@ def lines(found: dict, title: str, layout: str) -> list[str]:
             ),
         )
     )
-    for part, count in found["neighbours_by_name"]["per_part"].items():
+    for part, count in found["neighbors_by_name"]["per_part"].items():
         if count["overlapping"] or count["touching"]:
             text.append(
                 f"by their names {count['overlapping']:,} of {number_of(count['tiles'], 'tile')} of {part} overlap a tile of "
                 f"another part, and {count['touching']:,} touch one"
             )
-    if not any(count["overlapping"] or count["touching"] for count in found["neighbours_by_name"]["per_part"].values()):
+    if not any(count["overlapping"] or count["touching"] for count in found["neighbors_by_name"]["per_part"].values()):
         text.append("by their names no tiles of different parts overlap or touch")
     meaning = {"0": "0, which is cut off,", "not said": "nothing"}
     said = ", ".join(

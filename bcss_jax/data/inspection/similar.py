@@ -1,6 +1,6 @@
 """Finds pictures that show the same, whichever way round: a hash of 255 bits per picture, and a search by distance.
 
-The hash holds the signs of the 16 x 16 lowest coefficients of the discrete cosine transform of the grey picture, the mean
+The hash holds the signs of the 16 x 16 lowest coefficients of the discrete cosine transform of the gray picture, the mean
 left out (a perceptual hash, longer than the usual 64 bits because tissue differs less than photographs do). Mirroring a
 picture only changes signs of coefficients, and a quarter turn also swaps rows and columns: the hashes of all eight
 orientations follow from one.
@@ -20,7 +20,7 @@ from PIL import Image
 SIDE = 64  # pixels that a picture is scaled to
 FREQUENCIES = 16
 WORDS = FREQUENCIES**2 // 64
-LEAST_CONTRAST = 3.0  # grey levels, standard deviation of the scaled picture
+LEAST_CONTRAST = 3.0  # gray levels, standard deviation of the scaled picture
 # Bits that copies may differ in. Unrelated tiles of two real regions and of the sample differ in 127.5 with a standard
 # deviation of 8.0, as coins would (1.4 million comparisons, none below 88); JPEG at quality 10 changes at most 23, a
 # shift of 3 pixels both ways 55, and one of 4 pixels 55 in the median.
@@ -46,7 +46,7 @@ class Hash:
 
     Attributes:
       words: uint64 [4].
-      contrast: standard deviation of the scaled grey picture, grey levels.
+      contrast: standard deviation of the scaled gray picture, gray levels.
     """
 
     words: np.ndarray
@@ -56,10 +56,10 @@ class Hash:
 def hash_of(image: np.ndarray) -> Hash:
     """The hash of an image, uint8 [H, W, 3]."""
     small = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    grey = np.asarray(small, np.float64)
-    bits = (_COSINES @ (grey - grey.mean()) @ _COSINES.T).ravel() > 0
+    gray = np.asarray(small, np.float64)
+    bits = (_COSINES @ (gray - gray.mean()) @ _COSINES.T).ravel() > 0
     bits[0] = False  # the mean, always zero but for rounding
-    return Hash(_packed(bits[_ORDER]), float(grey.std()))
+    return Hash(_packed(bits[_ORDER]), float(gray.std()))
 
 
 def pairs_between(words: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[tuple[int, int, int, int]]:

@@ -73,7 +73,7 @@ class Source:
                 patch_size=settings.patch_size,
                 stride=settings.stride,
                 required=(),
-                with_unlabelled=True,
+                with_unlabeled=True,
                 refuse=(lambda error: self.refused.append(str(error))) if collect else None,
             )
         except DataError as error:

@@ -1,4 +1,4 @@
-"""How strongly and in which colours a tile is stained, and which tiles stand out from the data set.
+"""How strongly and in which colors a tile is stained, and which tiles stand out from the data set.
 
 Optical density is what adds up where stains do: -log10 of the light that comes through. The mean density of a tile's
 tissue is taken apart into haematoxylin, eosin and a remainder that neither explains (pen marks, other dyes, folds), with
@@ -18,7 +18,7 @@ _DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)  # of each v
 TISSUE_DENSITY = 0.15  # mean of the channels from which a pixel counts as tissue, not glass
 LEAST_TISSUE = 0.05  # share of a tile's pixels below which its stain is not judged
 FAR = 5.0  # robust z-score from which a tile stands out
-NAMES = ("optical density", "haematoxylin", "eosin", "other colour")
+NAMES = ("optical density", "haematoxylin", "eosin", "other color")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bcss_jax.data.checks import Content, listed
+from bcss_jax.data.checks import TileStats, listed
 from bcss_jax.data.discovery import Tile
 from bcss_jax.data.inspection import similar, stain
 from bcss_jax.data.inspection.source import Settings, Source
@@ -32,7 +32,7 @@ class Survey:
 
     settings: Settings
     tiles: list[Tile]
-    contents: list[Content]
+    contents: list[TileStats]
     histograms: np.ndarray
     tissue: np.ndarray
     densities: np.ndarray
@@ -90,7 +90,7 @@ def _measure(image: np.ndarray) -> tuple[np.ndarray, stain.Density, similar.Hash
 
 
 def most_different(histograms: np.ndarray) -> tuple[int, int]:
-    """Two tiles whose colours differ most: the earth mover's distance of their histograms, [N, 3, BINS].
+    """Two tiles whose colors differ most: the earth mover's distance of their histograms, [N, 3, BINS].
 
     Not all pairs are compared. From the tile nearest to the mean of all the search goes to the farthest, from there to
     the farthest again, and so on as long as the distance grows.

@@ -1,6 +1,6 @@
 """Pictures of an evaluation: curves of several runs, confusion, calibration, the worst and the best images.
 
-What tells things apart is never colour alone: runs have markers as well, training is dashed, cells and bins have their
+What tells things apart is never color alone: runs have markers as well, training is dashed, cells and bins have their
 numbers. Each picture is written as PNG and as PDF.
 """
 
@@ -20,8 +20,8 @@ from bcss_jax.common.figures import BLUE, VERMILION, sample_rows, without_outlie
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.labels import LabelScheme
 
-# Okabe and Ito's without the yellow, which white paper swallows. Seven colours and five markers: 35 different runs.
-RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+# Okabe and Ito's without the yellow, which white paper swallows. Seven colors and five markers: 35 different runs.
+RUN_COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 RUN_MARKERS = ("o", "s", "^", "D", "v")
 DOTS = 20  # markers on a curve, at most
 DPI = 160
@@ -100,17 +100,17 @@ def curves(histories: Mapping[str, Sequence[dict]], stacked: bool = False) -> Fi
     legend = 0.25 * -(-len(histories) // columns)
     figure = Figure(figsize=(4.8, 7 + legend) if stacked else (10, 3.95 + legend), layout="constrained")
     losses, ious = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
-    looks = zip(itertools.cycle(RUN_COLOURS), itertools.cycle(RUN_MARKERS), strict=False)
+    looks = zip(itertools.cycle(RUN_COLORS), itertools.cycle(RUN_MARKERS), strict=False)
     handles, without_iou = [], []
-    for (name, rows), (colour, marker) in zip(histories.items(), looks, strict=False):
+    for (name, rows), (color, marker) in zip(histories.items(), looks, strict=False):
         epochs = _column(rows, "epoch")
-        look = {"color": colour, "marker": marker, "markersize": 4.5, "markevery": max(1, len(rows) // DOTS)}
+        look = {"color": color, "marker": marker, "markersize": 4.5, "markevery": max(1, len(rows) // DOTS)}
         for axes, measure in ((losses, "loss"), (ious, "iou")):
             axes.plot(epochs, _column(rows, f"train_{measure}"), "--", linewidth=1, markerfacecolor="white", **look)
             axes.plot(epochs, _column(rows, f"val_{measure}"), "-", linewidth=1.6, **look)
         if np.isnan(_column(rows, "val_iou")).all():
             without_iou.append(name)
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=_plain(name)))
+        handles.append(Line2D([], [], color=color, marker=marker, markersize=5, label=_plain(name)))
     without_outliers(losses)
     for axes, label in ((losses, "loss"), (ious, "mean IoU (mIoU)")):
         axes.set_xlabel("epoch")
@@ -156,7 +156,7 @@ def confusion(counts: dict, title: str) -> Figure:
     figure.suptitle(_title(title), fontsize=12)
     for row, column in np.ndindex(pixels.shape):
         text = f"{shares[row, column]:.1%}\n{pixels[row, column]:,}" if total[row, 0] else "no pixel"
-        # Text is light where the cell's own brightness is below a half, as seen without colour.
+        # Text is light where the cell's own brightness is below a half, as seen without color.
         dark = np.dot(colormaps["Blues"](shares[row, column])[:3], (0.299, 0.587, 0.114)) < 0.5
         axes.text(column, row, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
     return figure
@@ -179,13 +179,13 @@ def reliability(calibration: dict, title: str, temperature: dict | None) -> Figu
     figure = Figure(figsize=(5, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle=":", label="confidence = share of correct pixels")
-    for label, ece, curve, colour, marker, style in lines:
+    for label, ece, curve, color, marker, style in lines:
         label = f"{label}: ECE {ece:.3f}"
         confidence, accuracy = (np.array(curve[name], np.float64) for name in ("confidence", "accuracy"))
-        upper.plot(confidence, accuracy, style, color=colour, marker=marker, markersize=5, label=label)
+        upper.plot(confidence, accuracy, style, color=color, marker=marker, markersize=5, label=label)
         pixels = np.asarray(curve["pixels"], np.float64)
         edges = np.linspace(0, 1, len(pixels) + 1)
-        lower.stairs(pixels / pixels.sum(), edges, color=colour, linestyle=style, linewidth=1.4)
+        lower.stairs(pixels / pixels.sum(), edges, color=color, linestyle=style, linewidth=1.4)
     figure.suptitle(_title(title), fontsize=12)
     upper.set_ylabel("correct pixels in the bin")
     upper.set_ylim(0, 1)

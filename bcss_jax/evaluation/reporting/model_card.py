@@ -147,7 +147,7 @@ def _pretrained(evaluation):
     if pretrained:
         yield (
             f"Training began from `{_code(pretrained['file'])}` (SHA-256 `{_code(pretrained['sha256'])}`). Their source and "
-            "licence are not on record here; the licence may bind this model too, so look it up where the file came from."
+            "license are not on record here; the license may bind this model too, so look it up where the file came from."
         )
     elif evaluation["config"] is None:
         yield "Not on record: this is an ensemble; see its members."
@@ -164,7 +164,7 @@ def _loading(evaluation):
         yield "```"
         yield ""
         yield (
-            f"nnU-Net's method, fold(s) {markdown_text(', '.join(one['folds']))}: each image is cropped and normalised by "
+            f"nnU-Net's method, fold(s) {markdown_text(', '.join(one['folds']))}: each image is cropped and normalized by "
             "itself, seen in overlapping windows and mirrorings; the mean of the folds' logits counts."
         )
         yield ""

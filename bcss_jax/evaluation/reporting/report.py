@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from bcss_jax.common.figures import class_colours, dice_lines, error_map, hatched
+from bcss_jax.common.figures import class_colors, dice_lines, error_map, hatched
 from bcss_jax.common.files import write_text
 from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
@@ -220,15 +220,15 @@ def _ranks(entries, scheme):
 
 
 def _tint(labels, scheme: LabelScheme):
-    """Class colours to be laid over the image, RGBA; pixels without truth are hatched."""
-    colours = class_colours(scheme)[np.where(labels < scheme.num_classes, labels, 0)]
-    colours = hatched(colours, labels == scheme.ignore_index)
-    return np.concatenate([colours, np.full((*labels.shape, 1), TINT, np.uint8)], axis=-1)
+    """Class colors to be laid over the image, RGBA; pixels without truth are hatched."""
+    colors = class_colors(scheme)[np.where(labels < scheme.num_classes, labels, 0)]
+    colors = hatched(colors, labels == scheme.ignore_index)
+    return np.concatenate([colors, np.full((*labels.shape, 1), TINT, np.uint8)], axis=-1)
 
 
 def _legend(scheme):
     return [
-        (scheme.class_names[label], "#" + bytes(class_colours(scheme)[label].tolist()).hex())
+        (scheme.class_names[label], "#" + bytes(class_colors(scheme)[label].tolist()).hex())
         for label in scheme.evaluated
     ]
 

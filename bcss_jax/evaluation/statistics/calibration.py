@@ -102,7 +102,7 @@ def reliability(counts: ConfidenceCounts) -> dict:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
     """The temperature T that makes softmax(logits / T) over the evaluated classes fit the labels best.
 
-    It minimises the mean negative log-likelihood, which is convex in 1/T: its derivative, the mean over pixels of
+    It minimizes the mean negative log-likelihood, which is convex in 1/T: its derivative, the mean over pixels of
     (expected logit - logit of the label), has one zero.
 
     Args:

@@ -1,11 +1,11 @@
-"""How far the outline of a predicted class lies from the true one, in micrometres.
+"""How far the outline of a predicted class lies from the true one, in micrometers.
 
-The border of a mask are its pixels that have one of their four neighbours outside of it. Two measures compare the
+The border of a mask are its pixels that have one of their four neighbors outside of it. Two measures compare the
 borders of truth and prediction:
 
 * HD95: the 95th percentile (linearly interpolated) of the distances from the border pixels of one mask to the nearest
   border pixel of the other; of the two directions the larger. 0 is perfect.
-* NSD, normalised surface Dice: the fraction of all border pixels, of both masks, that have the other border within a
+* NSD, normalized surface Dice: the fraction of all border pixels, of both masks, that have the other border within a
   tolerance. 1 is perfect.
 
 Where truth is known everywhere both equal MONAI's `compute_hausdorff_distance(percentile=95)` and
@@ -15,11 +15,11 @@ the image's edge for the border of what touches it: two tiles that are filled by
 
 Pixels without truth are outside of both masks, whatever was predicted there. That alone would reward every model for
 the outline of the known area, which both masks share without any merit. Hence a border pixel that is one only because
-of neighbours without truth is not counted if the other mask holds the same pixel; it remains something to measure
+of neighbors without truth is not counted if the other mask holds the same pixel; it remains something to measure
 distances to. What is left out in this way has the distance 0 by construction, so no error is ever hidden.
 
 Sources: Huttenlocher et al. 1993 (Hausdorff distance; the percentile is of medical practice), Nikolov et al. 2018
-(arXiv:1809.04430, normalised surface Dice), MONAI 1.6, google-deepmind/surface-distance.
+(arXiv:1809.04430, normalized surface Dice), MONAI 1.6, google-deepmind/surface-distance.
 """
 
 import math
@@ -34,7 +34,7 @@ class SurfaceScore(NamedTuple):
     """Of one class in one image, or arrays of them.
 
     Attributes:
-      hd95_um: micrometres; NaN where the class is in neither mask.
+      hd95_um: micrometers; NaN where the class is in neither mask.
       nsd: 0 to 1; NaN likewise.
     """
 
@@ -51,8 +51,8 @@ def surface_score(
       truth: bool [H, W].
       prediction: bool [H, W].
       ignored: bool [H, W], pixels without truth; nothing depends on the two masks there.
-      mpp: micrometres per pixel, above 0.
-      tolerance_um: micrometres by which outlines may differ, 0 or more.
+      mpp: micrometers per pixel, above 0.
+      tolerance_um: micrometers by which outlines may differ, 0 or more.
 
     Returns:
       NaN twice if the class is in neither mask. If it is in one of them only, HD95 is the image's diagonal and NSD 0,

@@ -1,4 +1,4 @@
-"""Normalisation layers. Maps are (N, H, W, C); statistics are float32 whatever the type of the maps."""
+"""Normalization layers. Maps are (N, H, W, C); statistics are float32 whatever the type of the maps."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,9 +37,9 @@ def join(*maps: Measured) -> Measured:
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over N, H and W, then ReLU if asked for.
+    """Batch normalization over N, H and W, then ReLU if asked for.
 
-    As PyTorch's `BatchNorm2d` (eps 1e-5, momentum 0.1): the batch is normalised by its biased variance, the running
+    As PyTorch's `BatchNorm2d` (eps 1e-5, momentum 0.1): the batch is normalized by its biased variance, the running
     variance gathers the unbiased one. Statistics are float32 whatever the type of the maps. Under jit over a sharded
     batch they are those of the whole batch.
     """
@@ -88,7 +88,7 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalisation of each image over H, W and a group of consecutive channels, then an activation if one is given.
+    """Normalization of each image over H, W and a group of consecutive channels, then an activation if one is given.
 
     As PyTorch's `GroupNorm`; one group per channel makes it `InstanceNorm2d(affine=True)`.
     """
@@ -124,7 +124,7 @@ class GroupNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalisation of each token over its features."""
+    """Normalization of each token over its features."""
 
     def __init__(self, features: int, *, eps: float):
         """Number of features, and what is added to the variance."""

@@ -1,7 +1,7 @@
-"""ResNet with standardised kernels and GroupNorm: the convolutional part of hybrid vision transformers.
+"""ResNet with standardized kernels and GroupNorm: the convolutional part of hybrid vision transformers.
 
 Source: Kolesnikov et al. 2019 (BiT, arXiv:1912.11370) in the forms of github.com/Beckschen/TransUNet and
-github.com/google-research/vision_transformer. Units normalise after each convolution, whatever the name says.
+github.com/google-research/vision_transformer. Units normalize after each convolution, whatever the name says.
 """
 
 import jax
@@ -26,11 +26,11 @@ class StdConv(layers.Conv):
         self.google = google
 
     def weights(self) -> jax.Array:
-        """The standardised kernel, float32."""
+        """The standardized kernel, float32."""
         kernel = self.kernel[...]
-        centred = kernel - kernel.mean((0, 1, 2))
-        var = jnp.square(centred).mean((0, 1, 2))
-        return centred / (jnp.sqrt(var) + 1e-5 if self.google else jnp.sqrt(var + 1e-5))
+        centered = kernel - kernel.mean((0, 1, 2))
+        var = jnp.square(centered).mean((0, 1, 2))
+        return centered / (jnp.sqrt(var) + 1e-5 if self.google else jnp.sqrt(var + 1e-5))
 
 
 class Unit(nnx.Module):

@@ -36,7 +36,7 @@ def line(summary: dict, place: str, path: Path, done: Done) -> str:
     parts = [f"{summary['tissue_area_mm2']:.2f} mm2 of tissue ({classes})"]
     ratio, seam = summary["tumor_stroma_ratio"], summary["seams"]["score"]
     if ratio is not None:
-        parts.append(f"tumour to stroma {ratio:.2f}")
+        parts.append(f"tumor to stroma {ratio:.2f}")
     if summary["unreadable_area_mm2"]:
         parts.append(f"{summary['unreadable_area_mm2']:.3f} mm2 unreadable")
     if seam is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from bcss_jax.common.files import storage_errors
 
 
-class Overwriting:
+class OverwriteJournal:
     """The notes of a command with --overwrite, of this one or of one that was stopped before."""
 
     def __init__(self, output: Path, part: str):
@@ -19,11 +19,11 @@ class Overwriting:
         self._output, self._path = output, output / f".overwrite-{part}"
 
     @classmethod
-    def of_slide(cls, output: Path, folder: str) -> "Overwriting":
+    def of_slide(cls, output: Path, folder: str) -> "OverwriteJournal":
         """The notes of a command for one slide, by the name of its folder in the output."""
         return cls(output, f"slide-{folder}")
 
-    def has_made_way(self, folder: Path) -> bool:
+    def is_cleared(self, folder: Path) -> bool:
         """Whether the folder was emptied since: what is in it now is not to be overwritten.
 
         Raises:

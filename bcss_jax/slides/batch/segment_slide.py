@@ -19,7 +19,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.timing import StageClock
 from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
-from bcss_jax.slides.batch.overwrite_journal import Overwriting
+from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
@@ -29,14 +29,14 @@ from bcss_jax.slides.reading.pool import Block, ReaderPool
 from bcss_jax.slides.reading.resolution import resolved_mpp
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
-from bcss_jax.slides.stitching import labelling
+from bcss_jax.slides.stitching import labeling
 from bcss_jax.slides.stitching.blend import weights_of
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.domain import out_of_domain
 from bcss_jax.slides.tissue.tissue_file import read_tissue
-from bcss_jax.slides.tissue.tissue_mask import Tissue, looks_like_glass, tissue_by_colour
+from bcss_jax.slides.tissue.tissue_mask import Tissue, looks_like_glass, tissue_by_color
 from bcss_jax.slides.windows import windows_of
 from bcss_jax.training.summary import device, versions
 
@@ -53,9 +53,9 @@ class Settings:
 
     Attributes:
       window: side of the windows, pixels.
-      overlap: of neighbouring windows, a share of their side.
+      overlap: of neighboring windows, a share of their side.
       blend: one of `blend.BLENDS`.
-      tissue: "colour" (found by colour) or "all" (the whole slide); a file given for a slide goes before.
+      tissue: "color" (found by color) or "all" (the whole slide); a file given for a slide goes before.
       probabilities: write them too.
       min_area_um2: smaller regions are left out of regions.geojson.
       truth_codes: code book of masks of truth; it and the region decide about scores alone, not about labels.
@@ -99,7 +99,7 @@ class SlideSegmenter:
         return SlideFolder(path, identity)
 
     def segment(
-        self, entry: Entry, path: Path, overwriting: Overwriting | None, interruption: Interruption
+        self, entry: Entry, path: Path, overwriting: OverwriteJournal | None, interruption: Interruption
     ) -> tuple[dict, Done]:
         """Segments a slide, going on where that was stopped, and scores it if there is a truth.
 
@@ -121,7 +121,7 @@ class SlideSegmenter:
             except DataError as error:
                 note_failure(path, error)
                 raise
-            anew = overwriting is not None and not overwriting.has_made_way(path)
+            anew = overwriting is not None and not overwriting.is_cleared(path)
             summary, done = None if anew else folder.finished(), Done.BEFORE
             if summary is None:
                 folder.begin(replace=overwriting is not None, anew=anew)
@@ -187,7 +187,7 @@ class SlideSegmenter:
                     folder.forget_labels()
             store = TileStore(folder.labels, grid.width, grid.height)
             resumed = store.has_row(0)  # rows are written from the first one on
-            seconds = labelling.label_slide(
+            seconds = labeling.label_slide(
                 pool,
                 tissue,
                 windows,
@@ -204,8 +204,8 @@ class SlideSegmenter:
             clock.lap("labelling")
         counts = store.counts()
         known = counts.sum() - counts[BACKGROUND]
-        if counts[UNREADABLE] > labelling.MAX_UNREADABLE * known:
-            raise labelling.too_unreadable(name)
+        if counts[UNREADABLE] > labeling.MAX_UNREADABLE * known:
+            raise labeling.too_unreadable(name)
         stop = functools.partial(_stop_if_asked, interruption, name)
         files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop)
         stop()
@@ -225,7 +225,9 @@ class SlideSegmenter:
             "grid": dataclasses.asdict(grid),
             "classes": [
                 {
-                    **each._asdict(),
+                    "value": each.value,
+                    "name": each.name,
+                    "colour": each.color,
                     "pixels": int(counts[each.value]),
                     "area_mm2": float(counts[each.value] * grid.pixel_mm2),
                 }
@@ -233,9 +235,9 @@ class SlideSegmenter:
             ],
             "tissue_area_mm2": float(known * grid.pixel_mm2),
             "unreadable_area_mm2": float(counts[UNREADABLE] * grid.pixel_mm2),
-            "tumor_stroma_ratio": _tumour_stroma_ratio(self.classes, counts),
+            "tumor_stroma_ratio": _tumor_stroma_ratio(self.classes, counts),
             "windows": {"computed": int(tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
-            "seams": seam_score(labelling.seam_counts(store)),
+            "seams": seam_score(labeling.seam_counts(store)),
             "files": files,
             "resumed": resumed,  # with labels of before it was stopped, so that seconds are those of the last session alone
             "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
@@ -251,10 +253,10 @@ class SlideSegmenter:
             return Tissue(np.ones((1, 1), bool), grid)
         height, width = thumbnail.pixels.shape[:2]
         mpp = (grid.mpp * grid.width / width, grid.mpp * grid.height / height)
-        tissue = Tissue(tissue_by_colour(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
+        tissue = Tissue(tissue_by_color(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
         if tissue.share > NEARLY_ALL and looks_like_glass(thumbnail.pixels, tissue.mask):
             log.warning(
-                "%s: nearly all of it is taken for tissue, though most has one colour, as glass has; look at overlay.png, "
+                "%s: nearly all of it is taken for tissue, though most has one color, as glass has; look at overlay.png, "
                 "and say with --tissue=FILE where tissue is",
                 printable(entry.slide.name),
             )
@@ -312,6 +314,6 @@ def _for_overlay(thumbnail, pool):
     return np.asarray(image)
 
 
-def _tumour_stroma_ratio(classes, counts):
+def _tumor_stroma_ratio(classes, counts):
     pixels = {each.name: int(counts[each.value]) for each in classes}
     return pixels["tumor"] / pixels["stroma"] if pixels.get("stroma") and "tumor" in pixels else None

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
+from bcss_jax.common.files import folder_name, portable_name
 from bcss_jax.errors import ConfigError, DataError, printable
 
 COLUMNS = ("slide", "mpp", "tissue", "truth", "name")
@@ -16,7 +17,7 @@ class Entry(NamedTuple):
     Attributes:
       slide: the file.
       mpp: um per pixel, if the slide's own is not to be taken.
-      tissue: file of a tissue mask or of regions, if it is not to be found by colour.
+      tissue: file of a tissue mask or of regions, if it is not to be found by color.
       truth: file of a mask to score against, if there is one.
       name: of the folder of its results, if that is not to be named after the file.
     """
@@ -91,22 +92,12 @@ def shard_of(entries: list[Entry], shard: str | None) -> list[Entry]:
     return entries[int(number) :: int(count)]
 
 
-def folder_name(slide: Path) -> str:
-    """Name of a slide's folder of results: its own without the ending, and without what no file system bears."""
-    return _bearable(slide.name.removesuffix(slide.suffix))
-
-
 def check_name(name: str | None) -> None:
     """Raises ValueError if a name given for a slide's folder of results is none that every file system bears."""
-    if name is not None and name != _bearable(name):
-        raise ValueError(f"expected the name of a folder, such as {ascii(_bearable(name))}, found {ascii(name)[:200]}")
-
-
-def _bearable(name: str) -> str:
-    name = "".join(
-        c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name.encode(errors="replace").decode()
-    )
-    return name.strip(". ")[:120] or "slide"
+    if name is not None and name != portable_name(name):
+        raise ValueError(
+            f"expected the name of a folder, such as {ascii(portable_name(name))}, found {ascii(name)[:200]}"
+        )
 
 
 def _delimiter(text):

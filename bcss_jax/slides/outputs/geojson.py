@@ -1,7 +1,7 @@
 """regions.geojson: the regions of a slide as annotations for QuPath, and regions given as GeoJSON.
 
 QuPath's reader (qupath-core, QuPathTypeAdapters, GsonTools and ROITypeAdapters of 0.5 and 0.6) wants a FeatureCollection
-whose features have a geometry and the properties `objectType`, `classification` with name *and* colour, and, if there
+whose features have a geometry and the properties `objectType`, `classification` with name *and* color, and, if there
 are any, `measurements`, a flat table of numbers; it writes coordinates with two decimals. It counts pixels of level 0
 from the corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, Leica, ...), unless the slide was added
 with `--no-crop` (qupath#820, qupath#1278): `origin` takes care of that.
@@ -74,7 +74,7 @@ def write(
     properties = {
         entry.value: {
             "objectType": "annotation",
-            "classification": {"name": QUPATH_NAMES.get(entry.name, entry.name), "color": list(entry.colour)},
+            "classification": {"name": QUPATH_NAMES.get(entry.name, entry.name), "color": list(entry.color)},
             "isLocked": True,  # nobody drags a region by mistake
         }
         for entry in classes
@@ -98,7 +98,7 @@ def _texts(size: int, scale: float, origin: float) -> list[str]:
     lines = np.arange(size + 1) * scale - origin
     if float(scale).is_integer() and float(origin).is_integer():
         return [str(round(line)) for line in lines.tolist()]
-    decimals = max(2, 1 - math.floor(math.log10(scale)))  # so that neighbours stay different
+    decimals = max(2, 1 - math.floor(math.log10(scale)))  # so that neighbors stay different
     return [repr(line) for line in (np.round(lines, decimals) + 0.0).tolist()]
 
 

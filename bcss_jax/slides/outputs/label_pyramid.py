@@ -1,15 +1,15 @@
 """labels.ome.tif: the labels of a slide as a tiled pyramid that slide viewers and Python open.
 
 An OME-TIFF (BigTIFF where 4 GiB may not do) of one channel, deflate, reduced levels in SubIFDs down to one tile, um per
-pixel in the OME-XML and in TIFF's own resolution tags. Names and colours of the classes stand in two OME
-MapAnnotations, value -> name and value -> colour, since OME has no code book of its own; the colours are the TIFF's
+pixel in the OME-XML and in TIFF's own resolution tags. Names and colors of the classes stand in two OME
+MapAnnotations, value -> name and value -> color, since OME has no code book of its own; the colors are the TIFF's
 palette as well.
 
 What readers make of it: tifffile, and so napari and scikit-image, gives the values at all levels, likewise tiffslide and
-GDAL; OpenSlide shows level 0 in the classes' colours and knows the um per pixel; Pillow takes it for a palette image
+GDAL; OpenSlide shows level 0 in the classes' colors and knows the um per pixel; Pillow takes it for a palette image
 (the tests open it with these). By their sources, not run here: Bio-Formats gives the values, with the palette as look-up
-table, as Fiji shows them; QuPath reads through Bio-Formats and takes a single channel's values as grey, so what is
-coloured in QuPath is regions.geojson.
+table, as Fiji shows them; QuPath reads through Bio-Formats and takes a single channel's values as gray, so what is
+colored in QuPath is regions.geojson.
 
 Bytes depend on the labels and the arguments alone: no date, no UUID.
 """
@@ -28,8 +28,8 @@ from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.grid import nearest
 from bcss_jax.slides.store.tile_store import TileStore
 
-BACKGROUND_COLOUR, UNREADABLE_COLOUR = (255, 255, 255), (150, 150, 150)
-NAMES, COLOURS = "bcss_jax/class_names", "bcss_jax/class_colours"  # namespaces of the annotations
+BACKGROUND_COLOR, UNREADABLE_COLOR = (255, 255, 255), (150, 150, 150)
+NAMES, COLORS = "bcss_jax/class_names", "bcss_jax/class_colors"  # namespaces of the annotations
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -65,7 +65,7 @@ def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideCl
 def read_resized(path: Path, height: int, width: int) -> np.ndarray:
     """The labels of a pyramid at the size of a thumbnail of the whole slide: uint8 [height, width].
 
-    Of the smallest level that has at least that size, the labels at the pixels' centres.
+    Of the smallest level that has at least that size, the labels at the pixels' centers.
     """
     with tifffile.TiffFile(path) as file:
         levels = file.series[0].levels
@@ -125,7 +125,7 @@ def _write_levels(
 ) -> None:
     """Writes the TIFF."""
     size = levels[0].tile_size
-    centimetres = 1e4 / mpp
+    centimeters = 1e4 / mpp
     options = dict(
         dtype=np.uint8,
         tile=(size, size),
@@ -144,7 +144,7 @@ def _write_levels(
                 subifds=len(levels) - 1 if number == 0 else None,
                 subfiletype=1 if number else 0,
                 description=_ome_xml(level, mpp, classes, name) if number == 0 else None,
-                resolution=(centimetres / 2**number, centimetres / 2**number),
+                resolution=(centimeters / 2**number, centimeters / 2**number),
                 **options,
             )
 
@@ -186,22 +186,22 @@ def _may_pass_4_gib(levels: Sequence[TileStore]) -> bool:
 def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
     """TIFF's ColorMap: uint16 [3, 256]; values without meaning are black."""
     palette = np.zeros((256, 3), np.uint16)
-    palette[BACKGROUND], palette[UNREADABLE] = BACKGROUND_COLOUR, UNREADABLE_COLOUR
+    palette[BACKGROUND], palette[UNREADABLE] = BACKGROUND_COLOR, UNREADABLE_COLOR
     for entry in classes:
-        palette[entry.value] = entry.colour
+        palette[entry.value] = entry.color
     return palette.T * 257
 
 
 def _ome_xml(store: TileStore, mpp: float, classes: Sequence[SlideClass], name: str) -> bytes:
     """The ImageDescription, in ASCII."""
     entries = [
-        SlideClass(BACKGROUND, "background", BACKGROUND_COLOUR),
+        SlideClass(BACKGROUND, "background", BACKGROUND_COLOR),
         *classes,
-        SlideClass(UNREADABLE, "unreadable", UNREADABLE_COLOUR),
+        SlideClass(UNREADABLE, "unreadable", UNREADABLE_COLOR),
     ]
     tables = {
         NAMES: {entry.value: _NOT_XML.sub("\ufffd", entry.name) for entry in entries},
-        COLOURS: {entry.value: "#{:02X}{:02X}{:02X}".format(*entry.colour) for entry in entries},
+        COLORS: {entry.value: "#{:02X}{:02X}{:02X}".format(*entry.color) for entry in entries},
     }
     root = ElementTree.Element("OME", {"xmlns": _SCHEMA, "Creator": "bcss_jax"})
     image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", "Name": _NOT_XML.sub("\ufffd", name)})

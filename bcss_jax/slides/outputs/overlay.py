@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from bcss_jax.common import figures
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 
-TINT = 0.45  # share of the class's colour within a region; its outline has the colour alone
+TINT = 0.45  # share of the class's color within a region; its outline has the color alone
 _LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B (ITU-R BT.601)
 _DPI = 100
 _FADED = 0.35  # share of the thumbnail that is left where two results agree
@@ -28,9 +28,9 @@ class Panel(NamedTuple):
 
 
 def tinted(thumbnail: np.ndarray, labels: np.ndarray, classes: Sequence[SlideClass]) -> np.ndarray:
-    """The thumbnail in grey tinted with the classes' colours, and outlines; unreadable parts hatched, background as it is.
+    """The thumbnail in gray tinted with the classes' colors, and outlines; unreadable parts hatched, background as it is.
 
-    On the pinks of H&E a tint would be another colour than in the legend, and a pink one none at all; hence the grey.
+    On the pinks of H&E a tint would be another color than in the legend, and a pink one none at all; hence the gray.
 
     Args:
       thumbnail: uint8 [H, W, 3].
@@ -46,7 +46,7 @@ def tinted(thumbnail: np.ndarray, labels: np.ndarray, classes: Sequence[SlideCla
     share[[entry.value for entry in classes]] = TINT
     share = share[labels]
     share[_outlines(labels) & (share[..., 0] > 0)] = 1
-    base = np.where(share > 0, _grey(thumbnail), thumbnail)
+    base = np.where(share > 0, _gray(thumbnail), thumbnail)
     picture = np.round(base * (1 - share) + _palette(classes)[labels] * share).astype(np.uint8)
     return figures.hatched(picture, labels == UNREADABLE)
 
@@ -54,7 +54,7 @@ def tinted(thumbnail: np.ndarray, labels: np.ndarray, classes: Sequence[SlideCla
 def differences(
     thumbnail: np.ndarray, first: np.ndarray, second: np.ndarray, classes: Sequence[SlideClass]
 ) -> np.ndarray:
-    """The thumbnail in faint grey, and in the second result's colours where it and the first give a pixel different classes.
+    """The thumbnail in faint gray, and in the second result's colors where it and the first give a pixel different classes.
 
     Pixels that are background in one of them, or unreadable, are not compared.
 
@@ -67,7 +67,7 @@ def differences(
     Returns:
       uint8 [H, W, 3].
     """
-    faded = np.round(255 - (255 - _grey(thumbnail)) * _FADED).astype(np.uint8)
+    faded = np.round(255 - (255 - _gray(thumbnail)) * _FADED).astype(np.uint8)
     differs = _compared(first, second) & (first != second)
     picture = np.where(differs[..., None], _palette(classes)[second], faded)
     return figures.hatched(picture, (first == UNREADABLE) | (second == UNREADABLE))
@@ -157,7 +157,7 @@ def comparison(
     pictures = [
         ("slide", thumbnail),
         *((panel.title, tinted(thumbnail, panel.labels, classes)) for panel in panels),
-        (f"{names[0]} and {names[1]} differ in {share:.1f} %, in the colours of {names[1]}",
+        (f"{names[0]} and {names[1]} differ in {share:.1f} %, in the colors of {names[1]}",
          differences(thumbnail, first.labels, second.labels, classes)),
     ]  # fmt: skip
 
@@ -198,7 +198,7 @@ def _name(panel: Panel) -> str:
     return panel.title.split("\n")[0].split(",")[0]
 
 
-def _grey(thumbnail: np.ndarray) -> np.ndarray:
+def _gray(thumbnail: np.ndarray) -> np.ndarray:
     """float32 [H, W, 1]."""
     return (thumbnail @ np.array(_LUMINANCE, np.float32))[..., None]
 
@@ -206,7 +206,7 @@ def _grey(thumbnail: np.ndarray) -> np.ndarray:
 def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
     palette = np.zeros((256, 3), np.uint8)
     for entry in classes:
-        palette[entry.value] = entry.colour
+        palette[entry.value] = entry.color
     return palette
 
 
@@ -226,7 +226,7 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
 def _patches(classes: Sequence[SlideClass], texts: Mapping[int, str]) -> list[Patch]:
     """Legend entries of the labels in `texts`."""
     patches = [
-        Patch(facecolor=(*np.divide(entry.colour, 255), TINT + 0.2), edgecolor=np.divide(entry.colour, 255), linewidth=1.5,
+        Patch(facecolor=(*np.divide(entry.color, 255), TINT + 0.2), edgecolor=np.divide(entry.color, 255), linewidth=1.5,
               label=texts[entry.value])
         for entry in classes
     ]  # fmt: skip

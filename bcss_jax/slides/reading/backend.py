@@ -9,7 +9,7 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, printable
 
-MAX_SIDE = 8_000_000  # pixels; a metre at 0.125 um. What says more is a damaged header
+MAX_SIDE = 8_000_000  # pixels; a meter at 0.125 um. What says more is a damaged header
 DEFAULT_TILE = (256, 256)  # pieces in which a damaged region is tried where the format has no tiles
 
 
@@ -76,8 +76,8 @@ class Slide(abc.ABC):
 
 
 def other_pixels(path: Path, found: str) -> DataError:
-    """The error for a slide whose pixels are no colours of 8 bits."""
-    return DataError(f"{printable(path)}: expected a slide with 8-bit RGB or grey, found {found}; save it as 8-bit RGB")
+    """The error for a slide whose pixels are no colors of 8 bits."""
+    return DataError(f"{printable(path)}: expected a slide with 8-bit RGB or gray, found {found}; save it as 8-bit RGB")
 
 
 def on_white(image: Image.Image) -> np.ndarray:

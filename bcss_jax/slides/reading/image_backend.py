@@ -1,6 +1,6 @@
 """Plain PNG, JPEG and untiled TIFF files as slides of one level, decoded whole.
 
-What a viewer shows is what is read: grey as three equal channels, a palette as its colours, transparent parts as white,
+What a viewer shows is what is read: gray as three equal channels, a palette as its colors, transparent parts as white,
 as from the formats of scanners. More than 8 bits are refused, for how to scale them is a choice.
 """
 
@@ -23,7 +23,7 @@ class ImageSlide(Slide):
         """Decodes it.
 
         Raises:
-          DataError: as `tiles.load_8_bit`, or colours other than RGB.
+          DataError: as `tiles.load_8_bit`, or colors other than RGB.
         """
         self.path = path
         self._pixels = _rgb(path, image_files.load_8_bit(path))
@@ -45,5 +45,5 @@ def _rgb(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         return on_white(image.convert("RGBA"))
     if image.mode not in ("RGB", "L", "P", "1"):
-        raise other_pixels(path, f"the colour mode {image.mode}")
+        raise other_pixels(path, f"the color mode {image.mode}")
     return np.asarray(image.convert("RGB"))

@@ -72,7 +72,7 @@ def _odd(page) -> str | None:
         PHOTOMETRIC.PALETTE,
         8,
     ):
-        return f"the colour mode {getattr(page.photometric, 'name', page.photometric)}"
+        return f"the color mode {getattr(page.photometric, 'name', page.photometric)}"
     orientation = page.tags.valueof("Orientation", 1)
     if orientation != 1 or page.fillorder != 1:
         return f"the orientation {orientation} and fill order {int(page.fillorder)}"

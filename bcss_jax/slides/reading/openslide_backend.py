@@ -23,7 +23,7 @@ class OpenSlideSlide(Slide):
         Raises:
           openslide.OpenSlideError: it is damaged.
           ValueError: it is another format, or has an impossible size or too few tiles.
-          DataError: its pixels are no colours of 8 bits.
+          DataError: its pixels are no colors of 8 bits.
         """
         self.path = path
         try:
@@ -90,7 +90,7 @@ def _check_tiles(path: Path, level_0: Level) -> None:
     """What OpenSlide does not say.
 
     Tiles that a damaged header promises and the file does not list pass for glass; of 16 bits only the upper 8 are given,
-    which is black if just 12 of them are used; of channels that are no colours the first one is given as grey.
+    which is black if just 12 of them are used; of channels that are no colors the first one is given as gray.
     """
     import tifffile  # not needed for other formats
 

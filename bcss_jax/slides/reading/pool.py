@@ -13,7 +13,7 @@ import numpy as np
 
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.slide import best_level
-from bcss_jax.slides.reading.workers import Block, Crew, SlideInfo
+from bcss_jax.slides.reading.workers import Block, SlideInfo, Workers
 
 __all__ = ["Block", "ReaderPool", "SlideInfo"]
 
@@ -43,16 +43,16 @@ class ReaderPool:
         """
         if processes < 1:
             raise ValueError(f"{processes} processes")
-        self._crew = Crew(Path(path), timeout_s)
-        self._finalizer = weakref.finalize(self, self._crew.stop)
+        self._workers = Workers(Path(path), timeout_s)
+        self._finalizer = weakref.finalize(self, self._workers.stop)
         try:
-            self._crew.hire(1)
-            self.info, in_memory = self._crew.submit(None).result()
+            self._workers.start(1)
+            self.info, in_memory = self._workers.submit(None).result()
         except BaseException:
             self.close()
             raise
         if not in_memory:
-            self._crew.hire(processes - 1)
+            self._workers.start(processes - 1)
 
     def submit(self, grid: Grid, x: int, y: int, width: int, height: int) -> "concurrent.futures.Future[Block]":
         """Asks for a block of a grid, as `reader.read_block`.
@@ -70,7 +70,7 @@ class ReaderPool:
                 f"a block of {width}x{height} at ({x}, {y}) does not lie in a grid of {grid.width}x{grid.height}"
             )
         grid_numbers = [int(grid.width), int(grid.height), float(grid.mpp), *(float(along) for along in grid.scale)]
-        return self._crew.submit({"grid": grid_numbers, "box": [int(x), int(y), int(width), int(height)]})
+        return self._workers.submit({"grid": grid_numbers, "box": [int(x), int(y), int(width), int(height)]})
 
     def thumbnail(self, max_side: int) -> Block:
         """The whole slide, no side longer than `max_side`; a bit smaller where that spares reading a far larger level.
@@ -108,7 +108,7 @@ class ReaderPool:
     def close(self) -> None:
         """Ends the processes at once; blocks asked for and not yet there are cancelled."""
         self._finalizer()
-        self._crew.join()
+        self._workers.join()
 
     def __enter__(self) -> "ReaderPool":
         """The pool itself."""

@@ -1,6 +1,6 @@
 """How large a pixel of a slide is: from the slide, or from the user, never guessed.
 
-um per pixel (mpp) of H&E scans lie near 0.25 (40x) or 0.5 (20x). What lies far off is nearly always nanometres, a
+um per pixel (mpp) of H&E scans lie near 0.25 (40x) or 0.5 (20x). What lies far off is nearly always nanometers, a
 screen's resolution (72 dpi) or an empty field.
 """
 
@@ -94,13 +94,13 @@ def _nonsense(values: tuple[float, ...]) -> str | None:
         if not math.isfinite(value) or value <= 0:
             return f"{value:g}"
         if value > COARSEST_MPP:
-            nanometres = value / 1000
-            plausible = PLAUSIBLE_MPP[0] <= nanometres <= PLAUSIBLE_MPP[1]
-            return f"{value:g}" + (f" (nanometres? that would be {nanometres:g} um)" if plausible else "")
+            nanometers = value / 1000
+            plausible = PLAUSIBLE_MPP[0] <= nanometers <= PLAUSIBLE_MPP[1]
+            return f"{value:g}" + (f" (nanometers? that would be {nanometers:g} um)" if plausible else "")
         if value < FINEST_MPP:
-            micrometres = value * 1000
-            plausible = PLAUSIBLE_MPP[0] <= micrometres <= PLAUSIBLE_MPP[1]
-            return f"{value:g}" + (f" (millimetres? that would be {micrometres:g} um)" if plausible else "")
+            micrometers = value * 1000
+            plausible = PLAUSIBLE_MPP[0] <= micrometers <= PLAUSIBLE_MPP[1]
+            return f"{value:g}" + (f" (millimeters? that would be {micrometers:g} um)" if plausible else "")
     return None
 
 

@@ -58,7 +58,7 @@ def read_block(
     """Pixels of a grid, from the level that suits it, resampled without aliasing (Lanczos).
 
       A pixel does not depend on the block it is read with: exactly, where the level has the grid's resolution; where it is
-    resampled, to one grey level, and to two in a pixel of a hundred thousand (Pillow rounds after each axis). Parts that
+    resampled, to one gray level, and to two in a pixel of a hundred thousand (Pillow rounds after each axis). Parts that
     cannot be decoded are white; where resampled, they shine into the three pixels around them.
 
       Args:
@@ -240,7 +240,7 @@ def _open_tiff(path: Path) -> Slide:
 
 
 def _is_small_picture(path: Path) -> bool:
-    """Whether a TIFF holds nothing but an untiled picture that fits into memory, with colours of any kind."""
+    """Whether a TIFF holds nothing but an untiled picture that fits into memory, with colors of any kind."""
     import tifffile
 
     try:

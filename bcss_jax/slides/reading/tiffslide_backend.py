@@ -16,7 +16,7 @@ CODED_AS_IS = ("RGB", "YCBCR", "MINISBLACK")  # photometric interpretations that
 
 
 class TiffSlideSlide(Slide):
-    """A TIFF with 8-bit RGB or grey, tiled, in strips, or uncompressed in one piece."""
+    """A TIFF with 8-bit RGB or gray, tiled, in strips, or uncompressed in one piece."""
 
     format = "tiffslide"
 
@@ -25,7 +25,7 @@ class TiffSlideSlide(Slide):
 
         Raises:
           ValueError: it is no TIFF that can be read in parts; the message says what was found.
-          DataError: its pixels are no colours of 8 bits.
+          DataError: its pixels are no colors of 8 bits.
           Exception: whatever tifffile raises at a damaged file.
         """
         self.path = path
@@ -117,7 +117,7 @@ def _require_rgb(path: Path, page, axes: str) -> None:
     elif page.samplesperpixel not in (1, 3, 4):
         found = f"{page.samplesperpixel} channels"
     elif page.photometric.name not in CODED_AS_IS:
-        found = f"the colours {page.photometric.name}"
+        found = f"the colors {page.photometric.name}"
     elif page.photometric.name == "YCBCR" and page.compression.name == "NONE":
         found = "YCbCr without compression"
     if found is not None:
@@ -177,14 +177,14 @@ def _mpp(properties) -> tuple[float, float] | None:
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """Grey, RGB or RGBA uint8 [H, W, 1, 3 or 4] as RGB uint8 [H, W, 3] over white."""
+    """Gray, RGB or RGBA uint8 [H, W, 1, 3 or 4] as RGB uint8 [H, W, 3] over white."""
     channels = pixels.shape[-1]
     if channels == 1:
         return np.repeat(pixels, 3, axis=-1)
     if channels == 3:
         return np.ascontiguousarray(pixels)
-    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    color, alpha = pixels[..., :3], pixels[..., 3:]
     if alpha.min() == 255:
-        return np.ascontiguousarray(colour)
+        return np.ascontiguousarray(color)
     weight = alpha.astype(np.uint16)
-    return ((colour * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    return ((color * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)

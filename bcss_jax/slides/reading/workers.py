@@ -54,7 +54,7 @@ class Block(NamedTuple):
     unreadable: np.ndarray | None
 
 
-class Crew:
+class Workers:
     """The threads and processes behind a pool. They know the crew and not the pool, so that the pool can be forgotten."""
 
     def __init__(self, path: Path, timeout_s: float):
@@ -67,7 +67,7 @@ class Crew:
         self._children: set[ReaderChild] = set()
         self._threads: list[threading.Thread] = []
 
-    def hire(self, count: int) -> None:
+    def start(self, count: int) -> None:
         """Adds threads, each with a process as soon as there is something to read."""
         for _ in range(count):
             thread = threading.Thread(target=self._work, name="slide reader", daemon=True)

@@ -45,7 +45,7 @@ _ROW, _COLUMN = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
 class TileRow:
     """A row of tiles, taken from left to right; 0 is no region.
 
-    A tile has the corners at the upper left of its pixels, so those at its right and lower edge are its neighbours'.
+    A tile has the corners at the upper left of its pixels, so those at its right and lower edge are its neighbors'.
 
     Attributes:
       values: labels of the new components, which are numbered from `count` on, in pieces.

@@ -60,7 +60,7 @@ class Truth:
         return self._table[codes]
 
     def resized(self, height: int, width: int) -> np.ndarray:
-        """The labels at the size of a thumbnail, by nearest neighbour: uint8 [height, width]; errors as `rows`."""
+        """The labels at the size of a thumbnail, by nearest neighbor: uint8 [height, width]; errors as `rows`."""
         rows, columns = (nearest(new, old) for new, old in zip((height, width), self.shape, strict=True))
         return np.stack([self.rows(row, row + 1)[0, columns] for row in rows.tolist()])
 
@@ -100,7 +100,7 @@ def part_of(band: np.ndarray, start: int, part: tuple[slice, slice] | None) -> n
 def open_truth(
     path: Path, scheme: LabelScheme, codes: str, grid: Grid, region: tuple[int, int, int, int] | None
 ) -> Iterator[Truth]:
-    """Opens a mask, to be brought onto the grid by nearest neighbour.
+    """Opens a mask, to be brought onto the grid by nearest neighbor.
 
     Args:
       path: PNG or TIFF of codes, of the size of the slide's level 0 or of the grid.
@@ -131,7 +131,7 @@ def open_truth(
 def check_truth(
     path: Path, scheme: LabelScheme, codes: str, grid: Grid, region: tuple[int, int, int, int] | None
 ) -> None:
-    """Reads a mask once, before hours of labelling begin.
+    """Reads a mask once, before hours of labeling begin.
 
     Args:
       path: as the others, of `open_truth`.

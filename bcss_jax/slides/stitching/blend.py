@@ -23,7 +23,7 @@ def weights_of(windows: Windows, blend: str) -> np.ndarray:
 
     Args:
       windows: the windows.
-      blend: "gaussian": a window's cell counts, blurred with a Gaussian, so that neighbours hand over to each other over the
+      blend: "gaussian": a window's cell counts, blurred with a Gaussian, so that neighbors hand over to each other over the
         whole of their overlap, and evenly: with a standard deviation of 1/5 of it, which is steeper in the middle, the seam
         score of a TransUNet on TCGA-A2-A0D2 was 1.13 in place of 1.01. nnU-Net's bell curve, made for an overlap of a half,
         hands over within a few pixels at a quarter, and does not end at 0. "centre": a window's cell counts, nothing else.
@@ -44,7 +44,7 @@ def weights_of(windows: Windows, blend: str) -> np.ndarray:
 
 
 def _blurred_cell(distance, windows: Windows):
-    """The cell's indicator, blurred, at a distance from its centre along an axis."""
+    """The cell's indicator, blurred, at a distance from its center along an axis."""
     sigma = SIGMA * 2 * windows.margin
     return norm.cdf((windows.stride / 2 + distance) / sigma) - norm.cdf((distance - windows.stride / 2) / sigma)
 

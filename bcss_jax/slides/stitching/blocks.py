@@ -98,7 +98,7 @@ class Blocks:
 
     def _in_order(self, chosen, first_row) -> Iterator[Key]:
         """Each block once, in the order in which windows need it."""
-        before = set()  # of the row of windows before: blocks are wanted again only by neighbours
+        before = set()  # of the row of windows before: blocks are wanted again only by neighbors
         for row in range(first_row, len(chosen)):
             here = {}  # in order
             for column in np.flatnonzero(chosen[row]):

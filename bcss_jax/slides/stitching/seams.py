@@ -1,4 +1,4 @@
-"""How visible the seams between windows are: how much neighbouring pixels disagree across them, and how much beside them.
+"""How visible the seams between windows are: how much neighboring pixels disagree across them, and how much beside them.
 
 Seams are of two kinds (`Windows.seams`), each compared with its own surroundings; the score is the worse of the two, since
 a step where windows hand over to each other would be diluted by the places where they only begin or end.

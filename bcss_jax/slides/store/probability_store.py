@@ -1,7 +1,7 @@
 """probabilities.zarr: the classes' probabilities of a slide, optional, written tile by tile.
 
 Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0", axes c, y, x, um per pixel
-as scale, names and colours of the channels under "omero". A value is round(255 p); chunks of zeros, where nothing was
+as scale, names and colors of the channels under "omero". A value is round(255 p); chunks of zeros, where nothing was
 computed, are not stored.
 """
 
@@ -108,7 +108,7 @@ def _attributes(mpp: float, classes: Sequence[SlideClass], name: str) -> dict:
     channels = [
         {
             "label": entry.name,
-            "color": "{:02X}{:02X}{:02X}".format(*entry.colour),
+            "color": "{:02X}{:02X}{:02X}".format(*entry.color),
             "active": True,
             "window": {"min": 0, "max": 255, "start": 0, "end": 255},
         }

@@ -32,7 +32,7 @@ def read_tissue(path: Path, grid: Grid, origin: tuple[float, float] = (0, 0)) ->
     if not path.exists():
         raise DataError(
             f"{printable(path)}: expected a tissue mask or regions, found no such file; --tissue takes a file, or the words "
-            "colour and all"
+            "color and all"
         )
     regions = path.suffix.lower() in (".json", ".geojson")
     return Tissue(_drawn(path, grid, origin) if regions else _mask(path, grid), grid)

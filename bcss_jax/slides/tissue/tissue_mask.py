@@ -1,6 +1,6 @@
-"""Where a slide has tissue: by the colour of a thumbnail, or by a mask or regions that are given.
+"""Where a slide has tissue: by the color of a thumbnail, or by a mask or regions that are given.
 
-Glass is bright and without colour. A pixel's score is the optical density of its darkest channel, in which haematoxylin and
+Glass is bright and without color. A pixel's score is the optical density of its darkest channel, in which haematoxylin and
 eosin both are strong and glass is not; Otsu's threshold (scikit-image) parts the two. On slides that are all tissue, or
 all glass, it would cut through the one that there is, so it is kept between `LEAST` and `MOST`: fainter is glass
 everywhere, stronger is tissue everywhere. Densities are those that the slide would have if its glass were as bright as it
@@ -19,23 +19,23 @@ from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.windows import Windows
 
 LEAST, MOST = 0.06, 0.12  # optical density
-USUAL_GLASS = 240  # grey level of glass, which is not corrected where it is as bright as this or brighter
-DIMMEST_GLASS = 150  # grey level of its darkest channel
-GLASS_CHROMA = 48  # grey levels between the channels of glass, at most: tinted by a lamp or a wrong white balance
-STAINED = 8  # grey levels by which green is the darkest channel of what is stained
-GLASS_RANGE = 25  # grey levels between the brightest glass and the darkest
-GLASS_SHARE = 0.05  # of the slide, at least, for its colour to be known
-PADDING = 8  # grey level of black around what was scanned, at most: JPEG makes it no pure black
+USUAL_GLASS = 240  # gray level of glass, which is not corrected where it is as bright as this or brighter
+DIMMEST_GLASS = 150  # gray level of its darkest channel
+GLASS_CHROMA = 48  # gray levels between the channels of glass, at most: tinted by a lamp or a wrong white balance
+STAINED = 8  # gray levels by which green is the darkest channel of what is stained
+GLASS_RANGE = 25  # gray levels between the brightest glass and the darkest
+GLASS_SHARE = 0.05  # of the slide, at least, for its color to be known
+PADDING = 8  # gray level of black around what was scanned, at most: JPEG makes it no pure black
 RIM = 2  # pixels around padding that are mixed with it
-INK = 8  # grey levels by which red is darker than green
-ONE_COLOUR = 0.5  # share of the tissue that has one density up to `SAME_DENSITY`, from which on it may be glass
+INK = 8  # gray levels by which red is darker than green
+ONE_COLOR = 0.5  # share of the tissue that has one density up to `SAME_DENSITY`, from which on it may be glass
 SAME_DENSITY = 0.03
 SMOOTHING_UM = 4.0  # standard deviation of the blur before the threshold: gaps between fibres are tissue
 SMALLEST_UM2 = 20_000.0  # tissue: smaller spots are dust
 LARGEST_HOLE_UM2 = 4_000.0  # in tissue: smaller ones, as of fat cells and vessels, are taken as tissue
 
 
-def tissue_by_colour(
+def tissue_by_color(
     thumbnail: np.ndarray, mpp: tuple[float, float], unreadable: np.ndarray | None = None
 ) -> np.ndarray:
     """Finds tissue.
@@ -66,7 +66,7 @@ def tissue_by_colour(
 
 
 def glass_of(thumbnail: np.ndarray, scanned: np.ndarray) -> np.ndarray | None:
-    """The colour of the slide's glass; None if there is too little to tell.
+    """The color of the slide's glass; None if there is too little to tell.
 
     The brightest of what has no stain; pure white is left out, with which readers fill up what was not scanned.
 
@@ -89,17 +89,17 @@ def glass_of(thumbnail: np.ndarray, scanned: np.ndarray) -> np.ndarray | None:
 
 
 def looks_like_glass(thumbnail: np.ndarray, tissue: np.ndarray) -> bool:
-    """Whether most of what was found as tissue has one colour, as glass has and tissue has not.
+    """Whether most of what was found as tissue has one color, as glass has and tissue has not.
 
     Args:
       thumbnail: uint8 RGB [h, w, 3].
-      tissue: bool [h, w], as `tissue_by_colour` found it.
+      tissue: bool [h, w], as `tissue_by_color` found it.
     """
     density = _density(thumbnail, None)[tissue]
     step = SAME_DENSITY / 3
     counts = np.bincount((density / step).astype(np.int64), minlength=3)
     together = counts[:-2] + counts[1:-1] + counts[2:]
-    return bool(density.size) and together.max() > ONE_COLOUR * density.size
+    return bool(density.size) and together.max() > ONE_COLOR * density.size
 
 
 def _density(thumbnail, glass):

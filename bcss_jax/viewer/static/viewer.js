@@ -14,26 +14,26 @@ const source = (geometry, folder, kind) => ({
   getTileUrl: (level, x, y) => `${data.url}/${folder}/${level}/${x}_${y}.${kind}`,
 });
 
-// Colour of each label as RGBA in the byte order of ImageData; 0, transparent, for what is not shown.
+// Color of each label as RGBA in the byte order of ImageData; 0, transparent, for what is not shown.
 const palette = (shown) => {
-  const colours = new Uint32Array(256);
-  const bytes = new Uint8Array(colours.buffer);
-  for (const [value, rgb] of Object.entries(data.colours)) if (shown(value)) bytes.set([...rgb, 255], 4 * value);
-  return colours;
+  const colors = new Uint32Array(256);
+  const bytes = new Uint8Array(colors.buffer);
+  for (const [value, rgb] of Object.entries(data.colors)) if (shown(value)) bytes.set([...rgb, 255], 4 * value);
+  return colors;
 };
-// Labels [height + 2 MARGIN, width + 2 MARGIN] as colours [height, width].
-const areas = (labels, width, height, colours) => {
+// Labels [height + 2 MARGIN, width + 2 MARGIN] as colors [height, width].
+const areas = (labels, width, height, colors) => {
   const pixels = new Uint32Array(width * height);
   const stride = width + 2 * MARGIN;
   for (let y = 0; y < height; y++) {
     const row = (y + MARGIN) * stride + MARGIN;
-    for (let x = 0; x < width; x++) pixels[y * width + x] = colours[labels[row + x]];
+    for (let x = 0; x < width; x++) pixels[y * width + x] = colors[labels[row + x]];
   }
   return pixels;
 };
 // The same, of those pixels alone that have another label at most MARGIN pixels away along x or y or both.
-const outlines = (labels, width, height, colours) => {
-  const pixels = areas(labels, width, height, colours);
+const outlines = (labels, width, height, colors) => {
+  const pixels = areas(labels, width, height, colors);
   const stride = width + 2 * MARGIN;
   const alike = new Uint8Array(labels.length); // all labels beside, in the same row, are this one
   for (let i = MARGIN; i < labels.length - MARGIN; i++) {
@@ -169,9 +169,9 @@ const whole = (immediately) => {
   viewer.viewport.fitBounds(new OpenSeadragon.Rect(x / width, y / width, w / width, h / width), immediately);
 };
 const remember = () => {
-  const centre = viewer.viewport.getCenter();
+  const center = viewer.viewport.getCenter();
   const zoom = viewer.viewport.getZoom() * screen();
-  history.replaceState(null, "", `#${Math.round(centre.x * width)},${Math.round(centre.y * width)},${zoom.toPrecision(4)}`);
+  history.replaceState(null, "", `#${Math.round(center.x * width)},${Math.round(center.y * width)},${zoom.toPrecision(4)}`);
 };
 
 // The longest bar of 1, 2 or 5 times a power of ten um that is no longer than 140 screen pixels.

@@ -110,13 +110,13 @@ def test_robust_z():
 
 
 def test_the_most_different_patches():
-    greys = [100, 120, 110, 250, 105, 20, 130]
-    images = [np.full((4, 4, 3), grey, np.uint8) for grey in greys]
+    grays = [100, 120, 110, 250, 105, 20, 130]
+    images = [np.full((4, 4, 3), gray, np.uint8) for gray in grays]
     assert survey.most_different(np.stack([survey._measure(each)[0] for each in images])) == (3, 5)
     assert survey.most_different(survey._measure(images[0])[0][None]) == (0, 0)
 
 
-def test_neighbours_by_name(tmp_path):
+def test_neighbors_by_name(tmp_path):
     root = kaggle512(tmp_path, train=(TRAIN,), val=(VAL,), tiles_each=1)
     for part, patient, x in (
         ("val", TRAIN, 512),
@@ -128,7 +128,7 @@ def test_neighbours_by_name(tmp_path):
         save(root / f"{part}_mask_512" / f"{name(patient, x)}.png", mask(x))
     tiles = find_tiles("kaggle512", root)
     keys = [tile.key for tile in tiles]
-    counts, pairs = names.neighbours(tiles, [(512, 512)] * len(tiles))
+    counts, pairs = names.neighbors(tiles, [(512, 512)] * len(tiles))
     assert counts == {
         "train": {"tiles": 2, "overlapping": 1, "touching": 1},
         "val": {"tiles": 4, "overlapping": 1, "touching": 1},
@@ -233,9 +233,9 @@ def test_histograms_equal_counting_pixels(planted, inspected):
     patches = found["rgb_histograms"]["pixels"]
     assert set(patches) == {name(TRAIN, 12000), name(VAL, 10000)}  # the odd stain and the glass
     pixels = np.asarray(Image.open(planted / "train_512" / f"{name(TRAIN, 12000)}.png"))
-    for channel, colour in enumerate(("red", "green", "blue")):
+    for channel, color in enumerate(("red", "green", "blue")):
         expected = np.histogram(pixels[..., channel], bins=64, range=(0, 256))[0]
-        assert patches[name(TRAIN, 12000)][colour] == expected.tolist()
+        assert patches[name(TRAIN, 12000)][color] == expected.tolist()
 
 
 def test_pictures_are_written_whole(inspected):
@@ -290,7 +290,7 @@ def test_results_of_other_settings_are_kept(planted, inspected, tmp_path, capfd,
         (
             lambda root: Image.fromarray(image()).convert("P").save(root / "train_512" / f"{name()}.png"),
             3,
-            "expected RGB, found the colour mode P",
+            "expected RGB, found the color mode P",
         ),
     ],
     ids=["no folder", "no masks", "damaged", "name", "16 bits", "palette"],

@@ -50,7 +50,7 @@ def test_no_place_to_write(tmp_path):
 
 
 @pytest.mark.parametrize("stacked", (False, True))
-def test_curves_of_several_runs_differ_without_colour_too(stacked):
+def test_curves_of_several_runs_differ_without_color_too(stacked):
     figure = figures.curves({f"run{i}": history(3 + i) for i in range(9)}, stacked)
     for axes in figure.axes:
         lines = axes.get_lines()

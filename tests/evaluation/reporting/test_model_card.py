@@ -46,7 +46,7 @@ def test_the_limits_of_the_published_split_and_of_the_sample(small):
     assert "synthetic" in sections(text)["Limits"] and "CC0" not in text
 
 
-def test_pretrained_weights_are_named_without_a_made_up_licence(small):
+def test_pretrained_weights_are_named_without_a_made_up_license(small):
     pretrained = {"file": "resnet101.safetensors", "sha256": "cd" * 32}
     part = sections(model_card.markdown(small | {"pretrained": pretrained}))["Pretrained weights"]
     assert "resnet101.safetensors" in part and "cd" * 32 in part and "not on record" in part

@@ -12,7 +12,7 @@ import pytest
 from helpers.evaluation_small import COUNT, SIZE, data, differences, evaluation, results
 from PIL import Image
 
-from bcss_jax.common.figures import CLASS_COLOURS
+from bcss_jax.common.figures import CLASS_COLORS
 from bcss_jax.errors import DataError, StorageError
 from bcss_jax.evaluation.reporting import report
 from bcss_jax.labels import SCHEMES, LabelScheme
@@ -154,7 +154,7 @@ def test_the_gallery_holds_the_pictures(small):
         pixels = np.asarray(layer)
         assert pixels.shape == (SIZE, SIZE, 4) and 0 < pixels[0, 0, 3] < 255 and len(np.unique(pixels[..., 3])) == 1
         for label, name in ((1, "tumor"), (2, "stroma")):
-            assert (pixels[labels == label][:, :3] == CLASS_COLOURS[name]).all()
+            assert (pixels[labels == label][:, :3] == CLASS_COLORS[name]).all()
     right = (entry["truth"] == entry["prediction"])[..., None]
     assert (np.asarray(errors)[right[..., 0]] == 255).all()
     assert {"#e69f00", "#0072b2"} <= {each["fill"] for each in page.all("rect")}

@@ -113,7 +113,7 @@ def negative_log_likelihood(logits, labels, temperature):
     return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
 
 
-def test_temperature_minimises_the_negative_log_likelihood():
+def test_temperature_minimizes_the_negative_log_likelihood():
     rng = np.random.default_rng(7)
     logits = rng.normal(size=(4000, 4)) * 2
     of_class = np.stack([rng.choice(3, p=p) for p in softmax(logits[:, 1:])])

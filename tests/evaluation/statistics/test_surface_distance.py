@@ -1,4 +1,4 @@
-"""HD95 and normalised surface Dice against distances of all pairs of pixels, and against MONAI."""
+"""HD95 and normalized surface Dice against distances of all pairs of pixels, and against MONAI."""
 
 import math
 

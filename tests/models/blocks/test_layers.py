@@ -108,7 +108,7 @@ def test_batch_norm_of_maps_far_from_zero(mean):
 
 
 def plainly(x, scale, bias, shape, axes):
-    """Normalisation as it is written in the papers, for automatic differentiation."""
+    """Normalization as it is written in the papers, for automatic differentiation."""
     parts = x.reshape(shape)
     parts = (parts - parts.mean(axes, keepdims=True)) / jnp.sqrt(parts.var(axes, keepdims=True) + 1e-5)
     return parts.reshape(x.shape) * scale + bias

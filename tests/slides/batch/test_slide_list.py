@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bcss_jax.common.files import folder_name
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.slides.batch.slide_list import Entry, check_name, folder_name, read_list, shard_of
+from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 
 
 def written(tmp_path, content):
@@ -59,7 +60,7 @@ def test_names_that_are_no_folders(tmp_path, name):
         ("", "found none"),
         ("slide,mpp\n", "found none"),
         ("name,mpp\na,1\n", "line 1: expected a header with the column slide"),
-        ("slide,colour\na,1\n", "line 1: expected the columns .*'colour'"),
+        ("slide,color\na,1\n", "line 1: expected the columns .*'color'"),
         ("slide,slide\na,b\n", "line 1: .*'slide' twice"),
         ("slide,mpp\na.svs,0.25\nb.svs\n", "line 3: expected 2 fields"),
         ("slide,mpp\na.svs,fast\n", "line 2: expected um per pixel, found 'fast'"),

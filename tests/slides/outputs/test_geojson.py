@@ -20,8 +20,8 @@ from bcss_jax.slides.reading import geojson_regions
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 
 # What QuPath's reader takes: QuPathTypeAdapters.PathObjectTypeAdapter, GsonTools.PathClassTypeAdapter (a classification
-# without colour is an error there), ROITypeAdapters, MeasurementListTypeAdapter. In the words of JSON Schema.
-COLOUR = {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+# without color is an error there), ROITypeAdapters, MeasurementListTypeAdapter. In the words of JSON Schema.
+COLOR = {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "integer", "minimum": 0, "maximum": 255}}
 POINT = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "number"}}
 RINGS = {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 4, "items": POINT}}
 QUPATH = {
@@ -50,7 +50,7 @@ QUPATH = {
                             "classification": {
                                 "type": "object",
                                 "required": ["name", "color"],
-                                "properties": {"name": {"type": "string", "minLength": 1}, "color": COLOUR},
+                                "properties": {"name": {"type": "string", "minLength": 1}, "color": COLOR},
                             },
                             "measurements": {"type": "object", "additionalProperties": {"type": "number"}},
                         },

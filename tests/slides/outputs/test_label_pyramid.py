@@ -109,7 +109,7 @@ def test_the_metadata_are_ome_xml(written):
     with tifffile.TiffFile(path) as file:
         text = file.ome_metadata
         parsed = tifffile.xml2dict(text)["OME"]
-        colours = file.pages[0].colormap
+        colors = file.pages[0].colormap
     root = ElementTree.fromstring(text)
     assert root.tag == "{http://www.openmicroscopy.org/Schemas/OME/2016-06}OME"
     pixels = parsed["Image"]["Pixels"]
@@ -128,10 +128,10 @@ def test_the_metadata_are_ome_xml(written):
     }
     assert {m["K"]: m["value"] for m in hexadecimal["Value"]["M"]}[1] == "#E69F00"
     assert [ref["ID"] for ref in parsed["Image"]["AnnotationRef"]] == [names["ID"], hexadecimal["ID"]]
-    assert tuple(colours[:, 1] // 257) == (230, 159, 0) and tuple(colours[:, 0] // 257) == (255, 255, 255)
+    assert tuple(colors[:, 1] // 257) == (230, 159, 0) and tuple(colors[:, 0] // 257) == (255, 255, 255)
 
 
-def test_openslide_shows_the_colours(written):
+def test_openslide_shows_the_colors(written):
     path, labels = written
     with openslide.OpenSlide(path) as slide:
         assert slide.dimensions == (3433, 2311)
@@ -140,7 +140,7 @@ def test_openslide_shows_the_colours(written):
     palette = np.zeros((256, 3), np.uint8)
     palette[0], palette[255] = 255, 150
     for entry in CLASSES:
-        palette[entry.value] = entry.colour
+        palette[entry.value] = entry.color
     np.testing.assert_array_equal(seen, palette[labels[800:1700, 1500:2400]])
 
 

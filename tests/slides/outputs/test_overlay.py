@@ -12,11 +12,11 @@ from bcss_jax.slides.outputs import overlay
 
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 PINK = (220, 120, 180)
-GREY = 0.299 * 220 + 0.587 * 120 + 0.114 * 180
+GRAY = 0.299 * 220 + 0.587 * 120 + 0.114 * 180
 
 
 def slide(height=120, width=160):
-    """Background above; tumour left, stroma right, some of it unreadable."""
+    """Background above; tumor left, stroma right, some of it unreadable."""
     thumbnail = np.full((height, width, 3), PINK, np.uint8)
     labels = np.zeros((height, width), np.uint8)
     labels[40:, : width // 2], labels[40:, width // 2 :] = 1, 2
@@ -24,16 +24,16 @@ def slide(height=120, width=160):
     return thumbnail, labels
 
 
-def tint(colour):
-    return np.round((1 - overlay.TINT) * GREY + overlay.TINT * np.array(colour))
+def tint(color):
+    return np.round((1 - overlay.TINT) * GRAY + overlay.TINT * np.array(color))
 
 
 def read(path):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def count(picture, colour, tolerance=1):
-    return (np.abs(picture.astype(int) - np.asarray(colour)).max(-1) <= tolerance).sum()
+def count(picture, color, tolerance=1):
+    return (np.abs(picture.astype(int) - np.asarray(color)).max(-1) <= tolerance).sum()
 
 
 def test_tints_outlines_background_and_unreadable_pixel_by_pixel():
@@ -41,11 +41,11 @@ def test_tints_outlines_background_and_unreadable_pixel_by_pixel():
     picture = overlay.tinted(thumbnail, labels, CLASSES).astype(int)
     np.testing.assert_array_equal(picture[:39], np.broadcast_to(PINK, (39, 160, 3)))
     np.testing.assert_array_equal(picture[39], np.broadcast_to(PINK, (160, 3)))  # outlines lie within the regions
-    assert np.abs(picture[42:118, 2:78] - tint(CLASSES[0].colour)).max() <= 1
-    assert np.abs(picture[42:98, 82:138] - tint(CLASSES[1].colour)).max() <= 1
-    np.testing.assert_array_equal(picture[40, :80], np.broadcast_to(CLASSES[0].colour, (80, 3)))
-    np.testing.assert_array_equal(picture[50, 79], CLASSES[0].colour)
-    np.testing.assert_array_equal(picture[50, 80], CLASSES[1].colour)
+    assert np.abs(picture[42:118, 2:78] - tint(CLASSES[0].color)).max() <= 1
+    assert np.abs(picture[42:98, 82:138] - tint(CLASSES[1].color)).max() <= 1
+    np.testing.assert_array_equal(picture[40, :80], np.broadcast_to(CLASSES[0].color, (80, 3)))
+    np.testing.assert_array_equal(picture[50, 79], CLASSES[0].color)
+    np.testing.assert_array_equal(picture[50, 80], CLASSES[1].color)
     hatch = picture[-20:, -20:]
     assert (hatch.max(-1) == hatch.min(-1)).all() and len(np.unique(hatch)) == 2
     np.testing.assert_array_equal(thumbnail, slide()[0])
@@ -57,7 +57,7 @@ def test_sizes_that_differ_are_refused():
         overlay.tinted(thumbnail, labels[:-1], CLASSES)
 
 
-def test_differences_have_the_second_results_colours():
+def test_differences_have_the_second_results_colors():
     thumbnail, first = slide()
     second = first.copy()
     second[60:70, 10:20] = 2
@@ -65,11 +65,11 @@ def test_differences_have_the_second_results_colours():
     first = first.copy()
     first[60:70, 50:60] = 255
     picture = overlay.differences(thumbnail, first, second, CLASSES).astype(int)
-    faint = np.round(255 - (255 - GREY) * overlay._FADED)
-    assert (picture[60:70, 10:20] == CLASSES[1].colour).all()
+    faint = np.round(255 - (255 - GRAY) * overlay._FADED)
+    assert (picture[60:70, 10:20] == CLASSES[1].color).all()
     assert np.abs(picture[60:70, 30:40] - faint).max() <= 1 and np.abs(picture[:30] - faint).max() <= 1
     assert len(np.unique(picture[60:70, 50:60])) == 2  # hatched
-    assert count(picture, CLASSES[1].colour) == 100 and not count(picture, CLASSES[0].colour)
+    assert count(picture, CLASSES[1].color) == 100 and not count(picture, CLASSES[0].color)
 
 
 def test_the_picture_shows_the_thumbnail_pixel_by_pixel_with_a_legend_and_a_bar(tmp_path):
@@ -80,12 +80,12 @@ def test_the_picture_shows_the_thumbnail_pixel_by_pixel_with_a_legend_and_a_bar(
     picture = read(path)
     assert picture.shape[0] > 650 and picture.shape[1] > 800
     expected = overlay.tinted(thumbnail, labels, CLASSES)
-    for colour in (PINK, tint(CLASSES[0].colour), tint(CLASSES[1].colour)):  # less what the bar and the frame cover
-        shown, there = count(picture, colour), count(expected, colour)
+    for color in (PINK, tint(CLASSES[0].color), tint(CLASSES[1].color)):  # less what the bar and the frame cover
+        shown, there = count(picture, color), count(expected, color)
         assert 0.9 * there < shown < 1.05 * there
     black = (picture.max(-1) < 40).sum(1)  # the bar: 200 pixels of 0.01 mm are 2 mm
     assert 190 <= black.max() <= 215
-    legend = 255 - (255 - np.array(CLASSES[0].colour)) * (overlay.TINT + 0.2)
+    legend = 255 - (255 - np.array(CLASSES[0].color)) * (overlay.TINT + 0.2)
     assert count(picture[-60:], legend, 2) > 100
 
 
@@ -131,7 +131,7 @@ def test_a_comparison_names_the_two_and_their_difference(tmp_path, monkeypatch):
     assert titles[:4] == ["slide", "truth", "U-Net\nDice 0.9", "TransUNet"]
     assert f"U-Net and TransUNet differ in {100 * 2500 / compared:.1f} %" in titles[4].replace("\n", " ")
     picture = read(path)
-    assert count(picture, tint(CLASSES[0].colour), 3) > 10_000 and count(picture, CLASSES[1].colour, 3) > 2000
+    assert count(picture, tint(CLASSES[0].color), 3) > 10_000 and count(picture, CLASSES[1].color, 3) > 2000
 
 
 def test_the_same_picture_has_the_same_bytes_and_failures_are_one_line(tmp_path, monkeypatch):
@@ -151,10 +151,10 @@ def test_the_same_picture_has_the_same_bytes_and_failures_are_one_line(tmp_path,
 
 
 def test_classes_of_all_schemes_stay_apart_on_tissue():
-    """Tints on grey differ from each other and from what is not tinted."""
+    """Tints on gray differ from each other and from what is not tinted."""
     for scheme in SCHEMES.values():
         classes = classes_of(scheme)
-        seen = [tint(entry.colour) for entry in classes] + [np.array(PINK)]
+        seen = [tint(entry.color) for entry in classes] + [np.array(PINK)]
         apart = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
         assert min(apart) > 20
-    assert figures.CLASS_COLOURS["tumor"] == CLASSES[0].colour
+    assert figures.CLASS_COLORS["tumor"] == CLASSES[0].color

@@ -290,7 +290,7 @@ def test_a_flat_tiff_of_ten_gigabytes_is_never_read_whole(tmp_path):
         grid = own_grid(pool.info)
         block = pool.submit(grid, 41_000, 33_000, 70, 50).result(timeout=30)
         np.testing.assert_array_equal(block.pixels, picture(70, 50))
-        with open(f"/proc/{next(iter(pool._crew._children)).process.pid}/status") as file:
+        with open(f"/proc/{next(iter(pool._workers._children)).process.pid}/status") as file:
             peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
         assert peak < 400, "MiB"
 
@@ -298,23 +298,23 @@ def test_a_flat_tiff_of_ten_gigabytes_is_never_read_whole(tmp_path):
 # B42: no H&E.
 
 
-def test_a_grey_slide_is_read_and_told(tmp_path):
-    grey = picture(320, 256)[..., 0]
-    path = tiled(tmp_path / "a.tif", grey)
+def test_a_gray_slide_is_read_and_told(tmp_path):
+    gray = picture(320, 256)[..., 0]
+    path = tiled(tmp_path / "a.tif", gray)
     with ReaderPool(path, 1) as pool:
-        np.testing.assert_array_equal(read_all(pool).pixels, np.repeat(grey[..., None], 3, -1))
-        assert out_of_domain(pool.thumbnail(100).pixels) == "shades of grey only"
-    np.testing.assert_array_equal(TiffSlideSlide(path).read(0, 0, 0, 320, 256)[..., 1], grey)
+        np.testing.assert_array_equal(read_all(pool).pixels, np.repeat(gray[..., None], 3, -1))
+        assert out_of_domain(pool.thumbnail(100).pixels) == "shades of gray only"
+    np.testing.assert_array_equal(TiffSlideSlide(path).read(0, 0, 0, 320, 256)[..., 1], gray)
 
 
 @pytest.mark.parametrize("name, off", [("a.png", 0), ("a.jpg", 3), ("a.tif", 0)])
-def test_a_plain_grey_image_likewise(tmp_path, name, off):
-    grey = picture(320, 256)[..., 0]
-    Image.fromarray(grey).save(tmp_path / name, quality=98)
+def test_a_plain_gray_image_likewise(tmp_path, name, off):
+    gray = picture(320, 256)[..., 0]
+    Image.fromarray(gray).save(tmp_path / name, quality=98)
     with ReaderPool(tmp_path / name, 1) as pool:
         pixels = read_all(pool).pixels
-        assert (pixels == pixels[..., :1]).all() and np.abs(pixels[..., 0].astype(int) - grey).mean() <= off
-        assert out_of_domain(pool.thumbnail(100).pixels) == "shades of grey only"
+        assert (pixels == pixels[..., :1]).all() and np.abs(pixels[..., 0].astype(int) - gray).mean() <= off
+        assert out_of_domain(pool.thumbnail(100).pixels) == "shades of gray only"
 
 
 def test_what_is_out_of_domain(shared):

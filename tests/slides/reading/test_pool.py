@@ -36,7 +36,7 @@ def path(tmp_path_factory, pixels):
 
 
 def children(pool):
-    return [child.process.pid for child in pool._crew._children]
+    return [child.process.pid for child in pool._workers._children]
 
 
 def alive(pid):
@@ -236,7 +236,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(path, pixels):
 def test_hanging_twice_is_one_line(path, monkeypatch):
     monkeypatch.setattr(child_module, "START_SECONDS", 0.5)
     with ReaderPool(path, 1, timeout_s=30) as pool:
-        pool._crew._timeout_s = 0.5
+        pool._workers._timeout_s = 0.5
         with every_child_gets(signal.SIGSTOP):
             with pytest.raises(DataError, match=r"no answer within 0\.5 s \(tried 2 times\)"):
                 pool.submit(own_grid(pool.info), 0, 0, 9, 9).result(timeout=30)
@@ -332,7 +332,7 @@ def test_closing_ends_everything_at_once(path):
     grid = own_grid(pool.info)
     futures = [pool.submit(grid, 0, 0, 200, 200) for _ in range(2000)]
     futures[1].result()
-    pids, threads = children(pool), list(pool._crew._threads)
+    pids, threads = children(pool), list(pool._workers._threads)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)  # however slow this test is: they do not get through with all
     pool.close()
@@ -362,7 +362,7 @@ pool = ReaderPool(sys.argv[1], 2)
 grid = Grid(301, 203, 0.25, (1.0, 1.0))
 futures = [pool.submit(grid, 0, 0, 301, 203) for _ in range(2000)]
 futures[10].result()
-print(*(child.process.pid for child in pool._crew._children), flush=True)
+print(*(child.process.pid for child in pool._workers._children), flush=True)
 if sys.argv[2] == "wait":
     futures[-1].result()
 """

@@ -33,9 +33,9 @@ def test_nonsense_is_refused_wherever_it_stands(value):
 
 
 def test_the_message_guesses_the_unit():
-    with pytest.raises(DataError, match=r"found 250 \(nanometres\? that would be 0\.25 um\)"):
+    with pytest.raises(DataError, match=r"found 250 \(nanometers\? that would be 0\.25 um\)"):
         resolved((250.0, 250.0))
-    with pytest.raises(ConfigError, match=r"found 0\.00025 \(millimetres\? that would be 0\.25 um\)"):
+    with pytest.raises(ConfigError, match=r"found 0\.00025 \(millimeters\? that would be 0\.25 um\)"):
         resolved(None, 0.00025)
 
 

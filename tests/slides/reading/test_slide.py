@@ -168,7 +168,7 @@ def test_plain_images_of_other_modes_are_what_a_viewer_shows(tmp_path, suffix, m
         assert (whole(slide)[:, :40] == 255).all()
 
 
-def test_a_colour_of_a_palette_that_is_transparent_is_white(tmp_path):
+def test_a_color_of_a_palette_that_is_transparent_is_white(tmp_path):
     indices = np.uint8([[0, 1], [2, 1]])
     image = Image.fromarray(indices, "P")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
@@ -185,7 +185,7 @@ def test_more_than_8_bits_are_refused_however_they_are_stored(tmp_path, options,
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels.astype(dtype) * 16, photometric=photometric, **options)  # 12 bits of 16 are used
     with pytest.raises(
-        DataError, match=f"a.tif: expected .*8-bit RGB or grey, found .*({found}).*; save it as 8-bit RGB"
+        DataError, match=f"a.tif: expected .*8-bit RGB or gray, found .*({found}).*; save it as 8-bit RGB"
     ):
         open_slide(path)
 
@@ -197,7 +197,7 @@ def test_a_png_of_16_bits_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}])
-def test_channels_that_are_no_colours_are_refused(tmp_path, options):
+def test_channels_that_are_no_colors_are_refused(tmp_path, options):
     pixels = np.dstack([picture(99, 99), picture(99, 99)])
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig", **options)
@@ -205,17 +205,17 @@ def test_channels_that_are_no_colours_are_refused(tmp_path, options):
         open_slide(path)
 
 
-def test_colours_of_print_are_refused(tmp_path):
+def test_colors_of_print_are_refused(tmp_path):
     Image.fromarray(picture(99, 99)).convert("CMYK").save(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match="found the colour mode CMYK; save it as 8-bit RGB"):
+    with pytest.raises(DataError, match="found the color mode CMYK; save it as 8-bit RGB"):
         open_slide(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}])
-def test_tiffs_of_inverted_grey(tmp_path, options):
-    grey = picture(99, 99)[..., 0]
-    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite", **options)
-    np.testing.assert_array_equal(whole(open_slide(tmp_path / "a.tif")), np.repeat(255 - grey[..., None], 3, -1))
+def test_tiffs_of_inverted_gray(tmp_path, options):
+    gray = picture(99, 99)[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", gray, photometric="miniswhite", **options)
+    np.testing.assert_array_equal(whole(open_slide(tmp_path / "a.tif")), np.repeat(255 - gray[..., None], 3, -1))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_tiffs_of_inverted_grey(tmp_path, options):
 def test_tiffslide_refuses_what_is_no_8_bit_rgb(tmp_path, found, options):
     pixels = options.pop("pixels")
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), **{"photometric": "rgb", **options})
-    with pytest.raises(DataError, match=f"8-bit RGB or grey, found .*{found}; save it as 8-bit RGB"):
+    with pytest.raises(DataError, match=f"8-bit RGB or gray, found .*{found}; save it as 8-bit RGB"):
         TiffSlideSlide(tmp_path / "a.tif")
 
 

@@ -224,12 +224,12 @@ class _Rows:
 
 def _steps_of(piece, labels):
     """Probabilities in steps of 1/255, uint8 [K, h, w], 0 where no label is."""
-    labelled = (labels != BACKGROUND) & (labels != UNREADABLE)
+    labeled = (labels != BACKGROUND) & (labels != UNREADABLE)
     steps = np.empty(piece.sums.shape, np.uint8)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.float32(255) / piece.weights
         for sums, step in zip(
             piece.sums, steps, strict=True
         ):  # one by one: what lies between takes four times the memory
-            step[...] = np.where(labelled, np.rint(sums * scale), 0)
+            step[...] = np.where(labeled, np.rint(sums * scale), 0)
     return steps

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import zarr
-from helpers.slides_small import ArrayPool, colour_model, tissue_picture
+from helpers.slides_small import ArrayPool, color_model, tissue_picture
 
 from bcss_jax import models
 from bcss_jax.common.interruption import Interruption
@@ -17,7 +17,7 @@ from bcss_jax.labels import SCHEMES
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.slides.classes import UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.stitching import labelling
+from bcss_jax.slides.stitching import labeling
 from bcss_jax.slides.stitching.blend import weights_of
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
@@ -56,7 +56,7 @@ def label(
     predictor = WindowPredictor(placed, weights, batch, mesh)
     with Interruption() as own:
         own.begin()
-        labelling.label_slide(
+        labeling.label_slide(
             pool, tissue, windows, predictor, weights, store, probabilities, interruption=interruption or own, **run
         )
     found = np.block([[store.pixels(row, column) for column in range(store.columns)] for row in range(store.rows)])
@@ -83,7 +83,7 @@ def network(window=32, name="unet"):
 def test_a_network_that_sees_single_pixels_gives_what_it_gives_the_whole_slide(tmp_path, overlap, blend):
     pixels, expected = tissue_picture(150, 210)
     mask = expected > 0
-    found, store = label(tmp_path, ArrayPool(pixels), colour_model(), mask, overlap=overlap, blend=blend)
+    found, store = label(tmp_path, ArrayPool(pixels), color_model(), mask, overlap=overlap, blend=blend)
     np.testing.assert_array_equal(found, expected)
     assert sorted(np.unique(found)) == [0, 1, 2]
 
@@ -95,7 +95,7 @@ def test_only_blocks_under_tissue_are_read_and_each_once(tmp_path, monkeypatch):
     mask = np.zeros((256, 256), bool)
     mask[40:90, 100:140] = True
     pool = ArrayPool(pixels)
-    found, _ = label(tmp_path, pool, colour_model(), mask)
+    found, _ = label(tmp_path, pool, color_model(), mask)
     assert found[mask].all() and not found[~mask].any()
     assert len(set(pool.asked)) == len(pool.asked)
     windows = windows_of(256, 256, 16, 0.25)
@@ -128,7 +128,7 @@ def test_blended_probabilities_are_the_weighted_means_of_the_windows(tmp_path):
             total[y0:y1, x0:x1] += weights[inside]
     found = zarr.open(tmp_path / "p.zarr", mode="r")["0"][:]
     assert np.abs(found - 255 * sums / total).max() <= 0.51
-    assert found.std() > 1  # it is no picture of one grey
+    assert found.std() > 1  # it is no picture of one gray
 
 
 @pytest.mark.parametrize("name", ("unet", "unet_resnet34"))
@@ -165,7 +165,7 @@ def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overl
     monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 64)
     monkeypatch.setattr("bcss_jax.slides.stitching.blend.LANE", 50)
     pixels, expected = tissue_picture(300, 200, seed=1)
-    run = dict(model=colour_model(), mask=expected > 0, overlap=overlap)
+    run = dict(model=color_model(), mask=expected > 0, overlap=overlap)
     whole = ArrayPool(pixels)
     label(tmp_path / "whole", whole, **run)
     rng = np.random.default_rng(0)
@@ -188,7 +188,7 @@ def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overl
 
 def test_a_request_to_stop_keeps_what_is_complete(tmp_path):
     pixels, expected = tissue_picture(300, 200)
-    run = dict(model=colour_model(), mask=expected > 0)
+    run = dict(model=color_model(), mask=expected > 0)
     label(tmp_path / "whole", ArrayPool(pixels), **run)
 
     class StopsAt:
@@ -210,18 +210,18 @@ def test_unreadable_tissue_is_marked_and_too_much_of_it_fails(tmp_path):
     pixels, expected = tissue_picture(200, 200)
     damaged = np.zeros(expected.shape, bool)
     damaged[50:66, 60:70] = True
-    found, _ = label(tmp_path / "some", ArrayPool(pixels, damaged), colour_model(), np.ones((1, 1), bool))
+    found, _ = label(tmp_path / "some", ArrayPool(pixels, damaged), color_model(), np.ones((1, 1), bool))
     assert (found[damaged] == UNREADABLE).all() and (found[~damaged] != UNREADABLE).all()
     damaged[50:90, 60:80] = True
     with pytest.raises(DataError, match="slide: over 1% of the tissue cannot be decoded"):
-        label(tmp_path / "much", ArrayPool(pixels, damaged), colour_model(), np.ones((1, 1), bool))
+        label(tmp_path / "much", ArrayPool(pixels, damaged), color_model(), np.ones((1, 1), bool))
 
 
 @pytest.mark.parametrize("height, width", ((1, 1), (1, 2000), (2000, 1), (5, 9), (64, 64), (65, 63)))
 def test_slides_smaller_than_a_window_and_strips(tmp_path, height, width):
     pixels, expected = tissue_picture(height, width, seed=3)
     mask = np.ones((1, 1), bool)
-    found, _ = label(tmp_path, ArrayPool(pixels), colour_model(), mask)
+    found, _ = label(tmp_path, ArrayPool(pixels), color_model(), mask)
     assert found.shape == expected.shape
     np.testing.assert_array_equal(found[expected > 0], expected[expected > 0])
 
@@ -229,6 +229,6 @@ def test_slides_smaller_than_a_window_and_strips(tmp_path, height, width):
 def test_a_slide_without_tissue_is_not_read(tmp_path):
     pixels, _ = tissue_picture(150, 100)
     pool = ArrayPool(pixels)
-    found, store = label(tmp_path, pool, colour_model(), np.zeros((10, 10), bool))
+    found, store = label(tmp_path, pool, color_model(), np.zeros((10, 10), bool))
     assert not found.any() and not pool.asked and store.complete()
-    assert seam_score(labelling.seam_counts(store))["score"] is None
+    assert seam_score(labeling.seam_counts(store))["score"] is None
