@@ -116,8 +116,8 @@ class Jax:
         """Puts the model on all devices."""
         self.mesh = sharding.make_mesh()
         sharding.check_batch_size("--batch", args.batch, 1, self.mesh)
-        _, params, rest = split_model(model)
-        weights = jax.device_put((params, rest), sharding.replicated(self.mesh))
+        _, params, model_state = split_model(model)
+        weights = jax.device_put((params, model_state), sharding.replicated(self.mesh))
         self.member = functools.partial(
             predict.log_probabilities, ModelFunction(model, IMAGENET), SCHEME, False, *weights
         )

@@ -85,9 +85,9 @@ class Side:
             self.checkpoint = checkpoint
             arguments = {key: value for key, value in config["model"].items() if key != "name"}
             model = models.create(config["model"]["name"], num_classes=scheme.num_classes, **arguments)
-            params, rest = run.weights(mesh)
+            params, model_state = run.weights(mesh)
             nnx.update(
-                model, nnx.merge_state(_state(model, nnx.Param, params), _state(model, nnx.Not(nnx.Param), rest))
+                model, nnx.merge_state(_state(model, nnx.Param, params), _state(model, nnx.Not(nnx.Param), model_state))
             )
             state = pretrained.to_torch_state(model)
             self.job |= {"network": config["model"]["name"], "arguments": arguments}

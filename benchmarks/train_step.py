@@ -86,10 +86,10 @@ class Jax:
             deep_supervision=heads,
         )
         run = ModelFunction(model)
-        forward = jax.jit(lambda params, rest, images: run(params, rest, images, train=False)[0])
-        _, params, rest = split_model(model)
+        forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])
+        _, params, model_state = split_model(model)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
-        state = step.TrainState(jnp.int32(0), params, rest, tx.init(params), Plateau(0.5, 5).init())
+        state = step.TrainState(jnp.int32(0), params, model_state, tx.init(params), Plateau(0.5, 5).init())
         # A copy: the step is given its state to overwrite, and the model keeps its own arrays.
         self.state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
         batch = sharding.place_batch({"images": images, "labels": labels}, mesh)
@@ -99,7 +99,7 @@ class Jax:
         self._train = train.lower(self.state, self.images, self.labels).compile()
         self.compile_s = time.perf_counter() - start
         start = time.perf_counter()
-        lowered = forward.lower(self.state.params, self.state.rest, self.images)
+        lowered = forward.lower(self.state.params, self.state.model_state, self.images)
         self._forward = lowered.compile()
         self.compile_forward_s = time.perf_counter() - start
         # Forward, gradient of the maps and gradient of the weights take about as many operations each.
@@ -117,7 +117,7 @@ class Jax:
         """Seconds a forward pass."""
         start = time.perf_counter()
         for _ in range(steps):
-            logits = self._forward(self.state.params, self.state.rest, self.images)
+            logits = self._forward(self.state.params, self.state.model_state, self.images)
         jax.block_until_ready(logits)
         return (time.perf_counter() - start) / steps
 

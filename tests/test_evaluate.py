@@ -55,10 +55,10 @@ def new_run(tiles, prepared):
         scheme = labels.SCHEMES[scheme]
         data = tfrecords.prepare(layout, data_dir=data_dir, prepared_dir=prepared, scheme=scheme)
         model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
-        _, params, rest = split_model(model)
+        _, params, model_state = split_model(model)
         about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data.describe()}
         progress = {"epoch": 2, "history": [{"epoch": 1, "train_loss": 0.5, "scores": {}}, {"epoch": 2}]}
-        save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None}, progress=progress)
+        save_checkpoint(folder / "checkpoints", params, model_state, about | {"pretrained": None}, progress=progress)
         return folder
 
     return write
@@ -121,8 +121,8 @@ def model_and_weights(folder):
 
 def probabilities(member, images):
     """Softmax over the two evaluated classes, in float64."""
-    function, params, rest = member
-    logits = np.asarray(function(params, rest, images, train=False)[0], np.float64)[..., 1:]
+    function, params, model_state = member
+    logits = np.asarray(function(params, model_state, images, train=False)[0], np.float64)[..., 1:]
     exps = np.exp(logits - logits.max(-1, keepdims=True))
     return exps / exps.sum(-1, keepdims=True)
 
@@ -194,8 +194,8 @@ def test_images_that_are_not_square_are_only_flipped(expected):
 def test_an_untrained_logit_of_the_ignored_class_weighs_nothing(expected):
     scheme = labels.SCHEMES["tumor_stroma"]
 
-    def function(params, rest, images, *, train):
-        return images[..., :3].astype(np.float32) * params, rest
+    def function(params, model_state, images, *, train):
+        return images[..., :3].astype(np.float32) * params, model_state
 
     images = np.array([[[[250, 2, 0], [0, 200, 0]]]], np.uint8)
     found = np.asarray(predict.log_probabilities(function, scheme, False, np.float32(1), {}, images))
@@ -290,8 +290,8 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
 ):
     output, keep, kept = tmp_path / "here", results_folder.ResultsFolder.keep, []
 
-    def then_killed(self, name, *rest):
-        keep(self, name, *rest)
+    def then_killed(self, name, *model_state):
+        keep(self, name, *model_state)
         kept.append(name)
         if kept.count("two") == 1:
             raise Killed

@@ -45,12 +45,12 @@ def pictures(count, seed=0, size=WINDOW):
 
 def in_memory(network):
     """A network that was never trained, as `model_of_run` gives those that were."""
-    function, (_, params, rest) = ModelFunction(network), split_model(network)
+    function, (_, params, model_state) = ModelFunction(network), split_model(network)
 
     def probabilities(arrays, images):
         return jnp.exp(log_probabilities(function, SCHEME, False, *arrays, images))[..., np.asarray(SCHEME.evaluated)]
 
-    return SlideModel("small", SCHEME, 0.25, WINDOW, {}, {}, (params, rest), probabilities)
+    return SlideModel("small", SCHEME, 0.25, WINDOW, {}, {}, (params, model_state), probabilities)
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,7 @@ def folder_name(slide: Path) -> str:
 
 
 def portable_name(name: str) -> str:
+    """Returns the name with every character replaced that some file system does not allow."""
     name = "".join(
         c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name.encode(errors="replace").decode()
     )

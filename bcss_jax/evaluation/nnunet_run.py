@@ -163,7 +163,7 @@ class NnunetRun:
                 raise DataError(
                     f"{fold.folder}: the run has saved another checkpoint meanwhile; run the same command again"
                 )
-            weights.append((trained.params, trained.rest))
+            weights.append((trained.params, trained.model_state))
         run, plan, dataset = run_of(self.trained.network), self.about["plan"], self.about["dataset"]
         patch_size = plan["configurations"]["2d"]["patch_size"]
 

@@ -41,7 +41,7 @@ def views(height: int, width: int, tta: bool) -> tuple[View, ...]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def log_probabilities(
-    function: ModelFunction, scheme: LabelScheme, tta: bool, params: dict, rest: dict, images: jax.Array
+    function: ModelFunction, scheme: LabelScheme, tta: bool, params: dict, model_state: dict, images: jax.Array
 ) -> jax.Array:
     """Logarithms of the probabilities that a model gives the classes of each pixel.
 
@@ -50,7 +50,7 @@ def log_probabilities(
       scheme: its label scheme.
       tta: mean over flips and turns.
       params: of the model.
-      rest: of the model.
+      model_state: of the model.
       images: uint8 [N, H, W, 3].
 
     Returns:
@@ -58,7 +58,7 @@ def log_probabilities(
     """
 
     def seen(images):
-        return of_logits(scheme, function(params, rest, images, train=False)[0])
+        return of_logits(scheme, function(params, model_state, images, train=False)[0])
 
     several = views(*images.shape[1:3], tta)
     if len(several) == 1:

@@ -57,7 +57,7 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
     Raises:
       DataError: the checkpoint cannot be read.
     """
-    params, rest = run.weights(mesh)
+    params, model_state = run.weights(mesh)
     evaluated = np.asarray(run.scheme.evaluated)
 
     def probabilities(arrays, images):
@@ -79,7 +79,7 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         LAYOUT_WINDOWS.get(data["layout"], data["patch_size"]),
         {**run.identity(), "tta": tta},
         about,
-        (params, rest),
+        (params, model_state),
         probabilities,
     )
 

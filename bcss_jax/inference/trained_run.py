@@ -39,7 +39,7 @@ class TrainedRun:
       about: what it says of itself.
       scheme: its label scheme.
       function: its network, equal to that of another run of the same structure.
-      sha256: of `params`, and of `rest` (batch statistics).
+      sha256: of `params`, and of `model_state` (batch statistics).
     """
 
     name: str
@@ -101,13 +101,13 @@ class TrainedRun:
         return functools.partial(log_probabilities, self.function, self.scheme, tta, *self.weights(mesh))
 
     def weights(self, mesh: Mesh) -> tuple[dict, dict]:
-        """`params` and `rest` on all devices of the mesh; errors as of `member`."""
+        """`params` and `model_state` on all devices of the mesh; errors as of `member`."""
         trained = checkpoint.load_trained(self.folder, mesh, self.which)
         if trained.step != self.step:
             raise DataError(
                 f"{self.folder}: the run has saved another checkpoint meanwhile; run the same command again"
             )
-        return trained.params, trained.rest
+        return trained.params, trained.model_state
 
 
 def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
@@ -146,7 +146,7 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
             f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
         ) from error
     function = ModelFunction(checkpoint.network_of(trained), statistics)
-    sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.rest)}
+    sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
     return TrainedRun(folder_name(_name(folder)), folder, which, trained.step, about, scheme, function, sha256)
 
 

@@ -35,11 +35,11 @@ def main() -> None:
 def measure(name: str) -> tuple[int, float, float]:
     """Parameters, GFLOPs of a forward pass over one image, and bytes that training keeps per image."""
     model = nnx.eval_shape(lambda: models.create(name, num_classes=NUM_CLASSES))
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
     run = ModelFunction(model)
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
-    forward = jax.jit(lambda params, rest, images: run(params, rest, images, train=False)[0])
-    flops = forward.lower(params, rest, images).cost_analysis()["flops"]
+    forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])
+    flops = forward.lower(params, model_state, images).cost_analysis()["flops"]
 
     def saved(batch):
         """Bytes of all arrays that the way back through a batch needs, parameters and input apart."""
@@ -47,14 +47,14 @@ def measure(name: str) -> tuple[int, float, float]:
         given = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8)
         labels = jax.ShapeDtypeStruct((batch, SIZE, SIZE), jnp.uint8)
 
-        def pullback(params, rest, images, labels, keys):
+        def pullback(params, model_state, images, labels, keys):
             def loss(params):
-                logits, rest_after = run(params, rest, images, train=True, dropout_keys=keys)
+                logits, rest_after = run(params, model_state, images, train=True, dropout_keys=keys)
                 return losses.ce_dice(logits, labels, ignore_index=0), rest_after
 
             return jax.vjp(loss, params, has_aux=True)[1]
 
-        kept = jax.eval_shape(pullback, params, rest, given, labels, keys)
+        kept = jax.eval_shape(pullback, params, model_state, given, labels, keys)
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     # What two images need more than one: what does not grow with the batch (parameters) drops out.

@@ -34,12 +34,12 @@ def normalize(images: jax.Array, statistics: ImageStatistics = IMAGENET) -> jax.
 
 def split_model(model: nnx.Module) -> tuple[Any, dict, dict]:
     """Takes a module apart: (graph definition, parameters, other state), the last two as plain dicts of arrays."""
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 
 
 class ModelFunction:
-    """A module as a pure function of (params, rest, images).
+    """A module as a pure function of (params, model_state, images).
 
     Those of two modules of one structure are equal, so that what is compiled for one serves the other.
     """
@@ -66,7 +66,7 @@ class ModelFunction:
     def __call__(
         self,
         params: dict,
-        rest: dict,
+        model_state: dict,
         images: jax.Array,
         *,
         train: bool,
@@ -78,7 +78,7 @@ class ModelFunction:
 
         Args:
           params: as from `split_model`.
-          rest: as from `split_model`.
+          model_state: as from `split_model`.
           images: [N, H, W, 3] uint8 RGB, normalized here; without statistics floats, taken as they are.
           train: batch statistics are used and updated, else the running ones.
           dropout_keys: a random key per example [N]; needed to train a model with dropout, others pass it over.
@@ -86,11 +86,11 @@ class ModelFunction:
           all_logits: deep supervision: the logits of every head instead of the first alone.
 
         Returns:
-          float32 logits [N, H, W, C], or a tuple of them at falling resolution, and the new `rest`.
+          float32 logits [N, H, W, C], or a tuple of them at falling resolution, and the new `model_state`.
         """
         p, r = jax.tree.map(lambda x: x, self._params), jax.tree.map(lambda x: x, self._rest)
         nnx.replace_by_pure_dict(p, params)
-        nnx.replace_by_pure_dict(r, rest)
+        nnx.replace_by_pure_dict(r, model_state)
         model = nnx.merge(self._graphdef, p, r)
         model.train() if train else model.eval()
         for part in frozen:

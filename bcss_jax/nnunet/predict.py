@@ -21,7 +21,7 @@ from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.nnunet import ensemble, windows
 from bcss_jax.training import sharding
 
-Run = Callable[[dict, dict, jax.Array], jax.Array]  # (params, rest, images [N, H, W, C]) -> logits [N, H, W, K]
+Run = Callable[[dict, dict, jax.Array], jax.Array]  # (params, model_state, images [N, H, W, C]) -> logits [N, H, W, K]
 Weights = tuple[dict, dict]
 
 
@@ -31,8 +31,8 @@ class _Run:
 
     function: ModelFunction
 
-    def __call__(self, params, rest, images):
-        return self.function(params, rest, images, train=False)[0]
+    def __call__(self, params, model_state, images):
+        return self.function(params, model_state, images, train=False)[0]
 
 
 def run_of(model: nnx.Module) -> Run:
@@ -90,9 +90,9 @@ def predict_logits(
     """Logits of one image.
 
     Args:
-      run: pure function (params, rest, images) -> logits, such as `run_of` gives; pass the same one for all images, so
+      run: pure function (params, model_state, images) -> logits, such as `run_of` gives; pass the same one for all images, so
         that it is compiled once.
-      weights: the (params, rest) it gets, on the host or on devices of this process.
+      weights: the (params, model_state) it gets, on the host or on devices of this process.
       image: preprocessed, [H, W, C]; smaller ones than the patch are padded with zeros.
       patch_size: height and width of the windows.
       mirror: True: both axes; False: none; or the axes (0: height, 1: width), as a checkpoint of nnU-Net's has them.
@@ -112,7 +112,7 @@ def predict_logits(
     if not np.isfinite(image).all():
         raise DataError("an image to predict holds values that are not finite; check its preprocessing")
     mesh = mesh or sharding.make_mesh(jax.local_devices())
-    params, rest = jax.device_put(weights, sharding.replicated(mesh))
+    params, model_state = jax.device_put(weights, sharding.replicated(mesh))
     split, axes = sharding.split_over_data(mesh), _mirror_axes(mirror)
     image, area = windows.padded(image, patch_size)
     places = windows.corners(image.shape[:2], patch_size, step)
@@ -125,7 +125,7 @@ def predict_logits(
             cut = np.zeros((size, *patch_size, image.shape[2]), np.float32)  # the last batch may leave some zero
             for window, place in zip(cut, here, strict=False):
                 window[...] = image[_at(place, patch_size)]
-            yield here, _mirrored(run, axes, params, rest, jax.device_put(cut, split))
+            yield here, _mirrored(run, axes, params, model_state, jax.device_put(cut, split))
 
     weight = windows.gaussian(patch_size)[..., None]
     total, count = None, np.zeros((*image.shape[:2], 1), np.float32)
@@ -162,12 +162,12 @@ def labels_of(scores: np.ndarray, properties: dict | None = None) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _mirrored(run: Run, axes: tuple[int, ...], params: dict, rest: dict, images: jax.Array) -> jax.Array:
+def _mirrored(run: Run, axes: tuple[int, ...], params: dict, model_state: dict, images: jax.Array) -> jax.Array:
     """Mean of the logits over all combinations of mirrored axes, each mirrored back."""
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
     # One batch with the mirrorings of a window side by side: the network is compiled once, no window leaves its device.
     views = jnp.stack([jnp.flip(images, [axis + 1 for axis in flip]) for flip in flips], axis=1)
-    logits = run(params, rest, views.reshape(-1, *images.shape[1:]))
+    logits = run(params, model_state, views.reshape(-1, *images.shape[1:]))
     logits = logits.astype(jnp.float32).reshape(*views.shape[:2], *logits.shape[1:])
     return sum(jnp.flip(logits[:, i], [axis + 1 for axis in flip]) for i, flip in enumerate(flips)) / len(flips)
 

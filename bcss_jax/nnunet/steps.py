@@ -115,7 +115,7 @@ def make_steps(
         **common,
     )
     evaluate = make_eval_step(model, mesh, choose_among=tuple(range(num_classes)), **common)
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
     # On the host: the training step overwrites the state that it is given.
-    start = jax.device_get(TrainState(np.int32(0), params, rest, tx.init(params), schedule.init()))
+    start = jax.device_get(TrainState(np.int32(0), params, model_state, tx.init(params), schedule.init()))
     return Steps(train, evaluate, schedule, start, mesh, num_classes, patch_size, batch_size, seed, length)

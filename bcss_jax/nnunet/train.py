@@ -119,7 +119,7 @@ def train_fold(
         first = record.epoch * length.val_iterations
         drawn = drawing | {"seed": steps.seed + VALIDATION, "cut_size": steps.patch_size}
         for batch in batches(val_cases, first=first, last=first + length.val_iterations, **drawn):
-            report = steps.evaluate(state.params, state.rest, batch["images"], _inside(batch["labels"]))
+            report = steps.evaluate(state.params, state.model_state, batch["images"], _inside(batch["labels"]))
             sums = jax.device_get(report["sums"])
             loss_sum += float(losses.loss_from_sums(sums)) - OFFSET if sums["pixels"] else 0.0
             counts += np.asarray(report["confusion"], np.int64).sum(0)

@@ -1,8 +1,8 @@
 """Checkpoints of a run: the latest and the best, written asynchronously and atomically by Orbax.
 
-A checkpoint holds `params`, `rest` (BatchNorm statistics), `optimizer` (its state, the learning-rate schedule's and the step),
+A checkpoint holds `params`, `model_state` (BatchNorm statistics), `optimizer` (its state, the learning-rate schedule's and the step),
 `progress` (where in the run, history so far; JSON) and `about` (config, label scheme, versions; JSON). Evaluation needs
-`params`, `rest` and `about` alone, and no config file. Nothing in it is pickled.
+`params`, `model_state` and `about` alone, and no config file. Nothing in it is pickled.
 """
 
 import contextlib
@@ -149,9 +149,9 @@ class Checkpoints:
                 if jax.process_count() > 1:
                     multihost_utils.sync_global_devices("unreadable checkpoints set aside")
                 self._manager.reload()
-            optimizer, rest = got.optimizer, got.rest if "rest" in arrays else {}
+            optimizer, model_state = got.optimizer, got.rest if "rest" in arrays else {}
             return (
-                TrainState(optimizer["step"], got.params, rest, optimizer["opt_state"], optimizer["schedule"]),
+                TrainState(optimizer["step"], got.params, model_state, optimizer["opt_state"], optimizer["schedule"]),
                 got.progress,
                 about,
             )
@@ -171,7 +171,7 @@ class Trained:
 
     folder: Path  # of the checkpoints
     params: dict
-    rest: dict
+    model_state: dict
     about: dict
     step: int
 
@@ -203,12 +203,12 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
             about = reader.restore(folder / str(step) / "about")
         _check_version(folder / str(step), about)
         params = _read_arrays(folder / str(step) / "params", mesh)
-        rest = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
+        model_state = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
     except UserError:  # among them a request to stop
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
         raise DataError(f"{folder}/{step}: checkpoint cannot be read ({first_line(error)})") from error
-    return Trained(folder, params, rest, about, step)
+    return Trained(folder, params, model_state, about, step)
 
 
 def read_record(folder: Path, step: int | None = None) -> dict:
@@ -243,9 +243,9 @@ def network_of(trained: Trained) -> nnx.Module:
         model = nnx.eval_shape(lambda: models.create(**arguments))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where}: describes no network of this program ({first_line(error)})") from error
-    _, params, rest = split_model(model)
-    expected = _shapes({"params": params, "rest": rest})
-    found = _shapes({"params": trained.params, "rest": trained.rest})
+    _, params, model_state = split_model(model)
+    expected = _shapes({"params": params, "rest": model_state})
+    found = _shapes({"params": trained.params, "rest": trained.model_state})
     lines = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
     lines += [f"unknown {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
     both = sorted(expected.keys() & found.keys())
@@ -275,10 +275,10 @@ def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
     """
     trained = load_trained(folder, make_mesh(jax.local_devices()[:1]), which)
     model = network_of(trained)
-    _, params, rest = nnx.split(model, nnx.Param, ...)
+    _, params, model_state = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(params, trained.params)
-    nnx.replace_by_pure_dict(rest, trained.rest)
-    nnx.update(model, params, rest)
+    nnx.replace_by_pure_dict(model_state, trained.model_state)
+    nnx.update(model, params, model_state)
     return model, trained.about
 
 
@@ -333,7 +333,7 @@ def _copy(tree):
 def _array_items(state: TrainState) -> dict:
     """The state as separate items, for evaluation to read some of them. Orbax does not take an empty one."""
     optimizer = {"step": state.step, "opt_state": state.opt_state, "schedule": state.schedule}
-    items = {"params": state.params, "rest": state.rest, "optimizer": optimizer}
+    items = {"params": state.params, "rest": state.model_state, "optimizer": optimizer}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 

@@ -120,11 +120,11 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     )
 
     # --- State: new, or where the run was ---
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
     num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-    start = TrainState(np.int32(0), params, rest, tx.init(params), schedule.init())
+    start = TrainState(np.int32(0), params, model_state, tx.init(params), schedule.init())
     state = place_replicated(start, mesh)
-    del model, new_train_step, params, rest, start
+    del model, new_train_step, params, model_state, start
     say(f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)")
 
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -184,7 +184,9 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
         record.totals.add(report["sums"], report["confusion"])
         return float(report["loss"])
 
-    def evaluate(params, rest, part: str = "val", keep: frozenset[int] = frozenset()) -> tuple[SplitTotals, dict, dict]:
+    def evaluate(
+        params, model_state, part: str = "val", keep: frozenset[int] = frozenset()
+    ) -> tuple[SplitTotals, dict, dict]:
         """Goes through a part of the data: totals, scores.
 
         With `keep`, positions of examples: only through their batches, and their images, labels and predictions besides.
@@ -196,7 +198,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
             if keep and keep.isdisjoint(positions):
                 continue
             placed = place_batch({"image": batch["image"], "label": batch["label"]}, mesh)
-            report = jax.device_get(eval_step(params, rest, placed["image"], placed["label"]))
+            report = jax.device_get(eval_step(params, model_state, placed["image"], placed["label"]))
             real = min(config.eval_batch_size, count - number * config.eval_batch_size)
             totals.add(report["sums"], report["confusion"].sum(0))
             per_image.append(report["confusion"][:real])
@@ -263,7 +265,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
                 train_seconds = time.perf_counter() - epoch_start
                 images_per_second = (record.step_in_epoch - first_step) * config.batch_size / train_seconds
 
-                totals, scores, _ = evaluate(state.params, state.rest)
+                totals, scores, _ = evaluate(state.params, state.model_state)
                 learning_rate = config.optimizer.learning_rate * float(state.schedule.scale)
                 row = epoch_row(
                     record,
@@ -300,13 +302,13 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
         rows = config.eval_batch_size // jax.process_count()
         own = [position for position in range(num_val) if position % config.eval_batch_size < rows]
         chosen = frozenset(own[i] for i in np.linspace(0, len(own) - 1, min(SAMPLE_PICTURES, len(own))).astype(int))
-        _, _, kept = evaluate(best.params, best.rest, keep=chosen)
+        _, _, kept = evaluate(best.params, best.model_state, keep=chosen)
         # The published Kaggle set has no masks for its test part; where there are some, they are looked at once, here.
         test = {}
         if data.splits.get("test"):
             say(f"evaluating the {data.splits['test']} test images")
             for which, weights in (("best", best), ("last", state)):
-                test[which] = evaluate(weights.params, weights.rest, "test")[1]
+                test[which] = evaluate(weights.params, weights.model_state, "test")[1]
         if not speaks:
             return
         table = data.table("val")

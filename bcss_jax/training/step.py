@@ -24,14 +24,14 @@ class TrainState:
     Attributes:
       step: int32 scalar, batches seen so far.
       params: trained parameters, nested dict.
-      rest: the model's other state (BatchNorm statistics), nested dict.
+      model_state: the model's other state (BatchNorm statistics), nested dict.
       opt_state: the optimizer's state.
       schedule: the learning-rate scale's state (`optimizer.Plateau` or `optimizer.Poly`).
     """
 
     step: jax.Array
     params: Any
-    rest: Any
+    model_state: Any
     opt_state: Any
     schedule: Any
 
@@ -97,44 +97,47 @@ def make_train_step(
     )
     loss_of = functools.partial(losses.deep_supervision_loss, weights=weights, smooth=smooth)
 
-    def forward(params, rest, images, labels, keys):
+    def forward(params, model_state, images, labels, keys):
         params = {name: jax.lax.stop_gradient(p) if name in frozen else p for name, p in params.items()}
-        logits, rest = run(
-            params, rest, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=bool(deep_supervision)
+        logits, model_state = run(
+            params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=bool(deep_supervision)
         )
         logits = logits if deep_supervision else (logits,)
         counts = metrics.confusion(metrics.predict(logits[0], classes), labels, num_classes, ignore_index)
-        return sums_of(logits, labels), (rest, counts.sum(0))
+        return sums_of(logits, labels), (model_state, counts.sum(0))
 
-    def whole(params, rest, *batch):
+    def whole(params, model_state, *batch):
         def loss(params):
-            sums, aux = forward(params, rest, *batch)
+            sums, aux = forward(params, model_state, *batch)
             return loss_of(sums), (sums, aux)
 
-        (_, (sums, (rest, counts))), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return grads, sums, rest, counts
+        (_, (sums, (model_state, counts))), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return grads, sums, model_state, counts
 
-    def in_parts(params, rest, *batch):
+    def in_parts(params, model_state, *batch):
         # Every n-th example, so that each device keeps its own examples in each part.
         batch = [jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for x in batch]
 
         def add_sums(total, part):
-            sums, _ = forward(params, rest, *part)
+            sums, _ = forward(params, model_state, *part)
             return jax.tree.map(jnp.add, total, sums), None
 
         def add_grads(carry, part):
-            grads, rest, counts = carry
-            _, pullback, (rest, part_counts) = jax.vjp(lambda p: forward(p, rest, *part), params, has_aux=True)
-            return (jax.tree.map(jnp.add, grads, pullback(slope)[0]), rest, counts + part_counts), None
+            grads, model_state, counts = carry
+            _, pullback, (model_state, part_counts) = jax.vjp(
+                lambda p: forward(p, model_state, *part), params, has_aux=True
+            )
+            return (jax.tree.map(jnp.add, grads, pullback(slope)[0]), model_state, counts + part_counts), None
 
         zeros = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(forward, params, rest, *(x[0] for x in batch))[0]
+            lambda s: jnp.zeros(s.shape, s.dtype),
+            jax.eval_shape(forward, params, model_state, *(x[0] for x in batch))[0],
         )
         sums, _ = jax.lax.scan(add_sums, zeros, batch)
         slope = jax.grad(loss_of)(sums)
-        start = (jax.tree.map(jnp.zeros_like, params), rest, jnp.zeros((num_classes, num_classes), jnp.int32))
-        (grads, rest, counts), _ = jax.lax.scan(add_grads, start, batch)
-        return grads, sums, rest, counts
+        start = (jax.tree.map(jnp.zeros_like, params), model_state, jnp.zeros((num_classes, num_classes), jnp.int32))
+        (grads, model_state, counts), _ = jax.lax.scan(add_grads, start, batch)
+        return grads, sums, model_state, counts
 
     def train_step(state: TrainState, images, labels):
         gradients = whole if micro_batches == 1 else in_parts
@@ -142,16 +145,16 @@ def make_train_step(
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(images)))
         if augment:
             images, labels = augment(images, labels, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
-        grads, sums, rest, counts = gradients(state.params, state.rest, images, labels, keys)
+        grads, sums, model_state, counts = gradients(state.params, state.model_state, images, labels, keys)
         loss, grad_norm = loss_of(sums), optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.schedule.scale, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         has_truth = sums[0]["pixels"] > 0
-        old = (state.params, state.rest, state.opt_state)
-        new = (optax.apply_updates(state.params, updates), rest, opt_state)
+        old = (state.params, state.model_state, state.opt_state)
+        new = (optax.apply_updates(state.params, updates), model_state, opt_state)
         new = _with_frozen(new, old, frozen)
-        params, rest, opt_state = jax.tree.map(lambda n, o: jnp.where(finite & has_truth, n, o), new, old)
+        params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite & has_truth, n, o), new, old)
         report = {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -160,7 +163,7 @@ def make_train_step(
             "finite": finite,
             "has_truth": has_truth,
         }
-        return TrainState(state.step + 1, params, rest, opt_state, state.schedule), report
+        return TrainState(state.step + 1, params, model_state, opt_state, state.schedule), report
 
     everywhere, split = replicated(mesh), split_over_data(mesh)
     # Fixed output shardings: without them the second call would see another sharding and compile again.
@@ -190,13 +193,13 @@ def make_eval_step(
     Arguments as `make_train_step`, and `choose_among`: the labels that predictions are chosen from, if not `classes`.
 
     Returns:
-      `eval_step(params, rest, images, labels) -> report` with replicated arrays: `sums` (`losses.loss_sums`),
+      `eval_step(params, model_state, images, labels) -> report` with replicated arrays: `sums` (`losses.loss_sums`),
       `confusion` int32 [N, C, C] per image, `predictions` uint8 [N, H, W].
     """
     run = ModelFunction(model, statistics)
 
-    def eval_step(params, rest, images, labels):
-        logits, _ = run(params, rest, images, train=False)
+    def eval_step(params, model_state, images, labels):
+        logits, _ = run(params, model_state, images, train=False)
         predictions = metrics.predict(logits, choose_among or classes)
         return {
             "sums": losses.loss_sums(

@@ -82,10 +82,10 @@ def new_run(tiles, prepared):
         for number, split in enumerate(splits or [{"train": both, "val": both}]):
             fold = str(number) if splits else "all"
             model = models.create(**saved["model"], num_classes=found.scheme.num_classes, seed=number)
-            _, params, rest = split_model(model)
+            _, params, model_state = split_model(model)
             of_fold = about | {"fold": fold, "data_sha256": folds.sha256(fingerprint, split, the_plan)}
             where = folder / f"fold_{fold}" / "checkpoints"
-            save_checkpoint(where, params, rest, of_fold, step_number=4, progress={"epoch": 2})
+            save_checkpoint(where, params, model_state, of_fold, step_number=4, progress={"epoch": 2})
         return folder
 
     return write
@@ -177,9 +177,9 @@ def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, 
     settings.data.update(layout="kaggle224", dir=str(tiles))
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "pretrained": None}
     about["data"] = tfrecords.prepare("kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=scheme).describe()
-    _, params, rest = split_model(models.create(**settings.model, num_classes=3, seed=1))
+    _, params, model_state = split_model(models.create(**settings.model, num_classes=3, seed=1))
     progress = {"epoch": 1, "history": []}
-    save_checkpoint(tmp_path / "unet" / "checkpoints", params, rest, about, step_number=1, progress=progress)
+    save_checkpoint(tmp_path / "unet" / "checkpoints", params, model_state, about, step_number=1, progress=progress)
     both = f"{tmp_path / 'unet'},{runs['case']}"
     assert command(both, tmp_path / "here", "--split=test", "--ensemble") == 0
     content = document(tmp_path / "here")

@@ -77,13 +77,13 @@ def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
     settings.data.update(layout="roi", dir="nowhere", patch_size=window)
     scheme = SCHEMES[scheme]
     model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
     # Random weights prefer one class nearly everywhere: the bias is set so that the classes share a slide.
     images, _ = tissue_picture(window, 4 * window)
-    logits, _ = ModelFunction(model)(params, rest, images[None], train=False)
+    logits, _ = ModelFunction(model)(params, model_state, images[None], train=False)
     tumor, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
     bias = params["outc"]["bias"]
     params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumor] - logits[..., stroma]))
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
-    save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None})
+    save_checkpoint(folder / "checkpoints", params, model_state, about | {"pretrained": None})
     return folder

@@ -11,20 +11,20 @@ from helpers import evaluation_small
 WINDOW = 32
 
 
-def save_checkpoint(checkpoints, params, rest, about, *, step_number=7, progress=None):
+def save_checkpoint(checkpoints, params, model_state, about, *, step_number=7, progress=None):
     """A checkpoint as training saves it.
 
     Args:
       checkpoints: its folder.
       params: as of `split_model`.
-      rest: likewise.
+      model_state: likewise.
       about: as training writes it; "versions" is added.
       step_number: of the checkpoint.
       progress: epoch 2 of two if not given; its epoch is the best.
     """
     tx = optimizer.adamw(1e-3, 1e-4)
     plateau = optimizer.Plateau(0.5, 2).init()
-    state = step.TrainState(np.int32(step_number), params, rest, tx.init(params), plateau)
+    state = step.TrainState(np.int32(step_number), params, model_state, tx.init(params), plateau)
     progress = progress or {"epoch": 2, "history": [{"epoch": 1}, {"epoch": 2}]}
     opened = checkpoint.Checkpoints(checkpoints)
     opened.save(state, progress, {**about, "versions": {"jax": "of the training"}}, improved_at=progress["epoch"])
@@ -39,7 +39,7 @@ def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
     settings.data.update(layout="roi", dir="/nowhere", mpp=0.5, patch_size=WINDOW)
     scheme = SCHEMES[scheme]
     model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data(mpp=0.5)}
-    save_checkpoint(folder / "checkpoints", params, rest, about | {"pretrained": None})
+    save_checkpoint(folder / "checkpoints", params, model_state, about | {"pretrained": None})
     return folder

@@ -33,8 +33,8 @@ def batch(n=8, size=32):
 
 
 def start(model, mesh, tx):
-    _, params, rest = split_model(model)
-    state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    _, params, model_state = split_model(model)
+    state = step.TrainState(np.int32(0), params, model_state, tx.init(params), optimizer.Plateau(0.5, 2).init())
     return sharding.place_replicated(state, mesh)
 
 
@@ -75,7 +75,7 @@ def test_it_learns_with_every_parameter_in_both_precisions_and_on_many_devices(n
 
     _, state, rounded = run(name, steps=4, dtype="bfloat16")
     assert rounded[-1] < rounded[0] and abs(rounded[0] - values[0]) < 0.05 * values[0]
-    assert all(p.dtype == np.float32 for p in jax.tree.leaves((state.params, state.rest)))
+    assert all(p.dtype == np.float32 for p in jax.tree.leaves((state.params, state.model_state)))
 
 
 @pytest.mark.parametrize("name", NO_BATCH_STATISTICS)

@@ -19,12 +19,12 @@ def image_of(height, width, channels=3, seed=0):
     return np.random.RandomState(seed).standard_normal((height, width, channels)).astype(np.float32)
 
 
-def pixelwise(params, rest, images):
+def pixelwise(params, model_state, images):
     """Every pixel by itself: whatever the windows, the result is that of the whole image."""
-    return images @ params["w"] + rest["b"]
+    return images @ params["w"] + model_state["b"]
 
 
-def by_place(params, rest, images):
+def by_place(params, model_state, images):
     """The image plus numbers that depend on the place in the window."""
     return images + params["place"]
 
@@ -72,7 +72,7 @@ def test_folds_share_one_compiled_function():
 def test_step_sets_the_distance_of_the_windows():
     calls = []
 
-    def counted(params, rest, images):
+    def counted(params, model_state, images):
         jax.debug.callback(lambda n: calls.append(n), images.shape[0])
         return images
 
@@ -85,7 +85,7 @@ def test_step_sets_the_distance_of_the_windows():
 def test_images_of_all_sizes_are_compiled_once():
     traced = []
 
-    def run(params, rest, images):
+    def run(params, model_state, images):
         traced.append(images.shape)
         return images
 

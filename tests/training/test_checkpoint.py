@@ -22,9 +22,9 @@ class Tiny(nnx.Module):
 
 def new_state(devices=None):
     mesh = sharding.make_mesh(jax.devices()[:1] if devices is None else devices)
-    _, params, rest = split_model(Tiny(nnx.Rngs(0)))
+    _, params, model_state = split_model(Tiny(nnx.Rngs(0)))
     tx = optimizer.adamw(1e-3, 1e-4)
-    state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    state = step.TrainState(np.int32(0), params, model_state, tx.init(params), optimizer.Plateau(0.5, 2).init())
     return sharding.place_replicated(state, mesh), mesh
 
 
@@ -90,7 +90,7 @@ def test_best_and_latest_load_without_optimizer_and_config_file(tmp_path):
         assert trained.step == number
         assert_equal(trained.params, at(state, number).params)
         assert jax.tree.structure(trained.params) == jax.tree.structure(state.params)  # list positions stay numbers
-        assert_equal(trained.rest, at(state, number).rest)
+        assert_equal(trained.model_state, at(state, number).model_state)
 
 
 @pytest.mark.parametrize("before, after", ((1, 8), (8, 1), (8, 2)))
@@ -108,12 +108,12 @@ def test_another_number_of_devices(tmp_path, before, after):
 
 def test_a_model_without_batch_statistics(tmp_path):
     state, mesh = new_state()
-    state = dataclasses.replace(state, rest={})
+    state = dataclasses.replace(state, model_state={})
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(at(state, 1), {}, {}, 1)
     checkpoints.wait()
     got, _, _ = checkpoints.restore(abstract(state))
-    assert got.rest == {} and checkpoint.load_trained(tmp_path, mesh).rest == {}
+    assert got.rest == {} and checkpoint.load_trained(tmp_path, mesh).model_state == {}
     assert_equal(got, at(state, 1))
 
 

@@ -118,7 +118,7 @@ def test_a_checkpoint_is_enough_to_predict_with(finished):
     assert scheme == json.loads(json.dumps(labels.SCHEMES["tumor_stroma"].to_json()))
     model = models.create(**config["model"], num_classes=len(scheme["class_names"]), dtype=config["dtype"])
     images = np.zeros((1, 16, 16, 3), np.uint8)
-    logits, _ = ModelFunction(model)(trained.params, trained.rest, images, train=False)
+    logits, _ = ModelFunction(model)(trained.params, trained.model_state, images, train=False)
     assert logits.shape == (1, 16, 16, 3)
     from bcss_jax.training.summary import params_sha256
 

@@ -31,8 +31,8 @@ def unet(dtype="float32"):
 
 
 def start(model, mesh, tx=TX):
-    _, params, rest = split_model(model)
-    state = step.TrainState(np.int32(0), params, rest, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    _, params, model_state = split_model(model)
+    state = step.TrainState(np.int32(0), params, model_state, tx.init(params), optimizer.Plateau(0.5, 2).init())
     return sharding.place_replicated(state, mesh)
 
 
@@ -61,7 +61,9 @@ def test_eight_devices_equal_one_with_global_batch_statistics():
     eight, reports_eight = run(unet(), 8)
     for a, b in zip(reports_one, reports_eight, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one.rest, eight.rest)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one.model_state, eight.model_state
+    )
     assert int(one.step) == int(eight.step) == 5
 
 
@@ -129,7 +131,7 @@ def test_all_ignored_changes_nothing_but_the_step():
     assert not report["has_truth"] and float(report["loss"]) == 0.0 and float(report["grad_norm"]) == 0.0
     assert int(after.step) == 1
     jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
-    jax.tree.map(np.testing.assert_array_equal, before.rest, jax.device_get(after.rest))
+    jax.tree.map(np.testing.assert_array_equal, before.model_state, jax.device_get(after.model_state))
     jax.tree.map(np.testing.assert_array_equal, before.opt_state, jax.device_get(after.opt_state))
 
 
@@ -142,7 +144,7 @@ def test_a_non_finite_step_changes_nothing_but_the_step():
     after, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, *batch(mesh))
     assert not report["finite"] and not np.isfinite(report["loss"])
     jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
-    jax.tree.map(np.testing.assert_array_equal, before.rest, jax.device_get(after.rest))
+    jax.tree.map(np.testing.assert_array_equal, before.model_state, jax.device_get(after.model_state))
     jax.tree.map(np.testing.assert_array_equal, before.opt_state, jax.device_get(after.opt_state))
 
 
@@ -173,11 +175,11 @@ def test_evaluation_counts_and_ignores_padding():
     state = start(model, mesh)
     eval_step = step.make_eval_step(model, mesh, **OBJECTIVE)
     images, labels = batch(mesh, n=4)
-    whole = jax.device_get(eval_step(state.params, state.rest, images, labels))
+    whole = jax.device_get(eval_step(state.params, state.model_state, images, labels))
     padded = sharding.place_batch(
         {"i": np.array(images), "l": np.array(labels) * (np.arange(4) < 3)[:, None, None].astype(np.uint8)}, mesh
     )
-    part = jax.device_get(eval_step(state.params, state.rest, padded["i"], padded["l"]))
+    part = jax.device_get(eval_step(state.params, state.model_state, padded["i"], padded["l"]))
     np.testing.assert_array_equal(part["confusion"][:3], whole["confusion"][:3])
     assert not part["confusion"][3].any()
     assert part["sums"]["pixels"] == (np.array(labels)[:3] != 0).sum()
@@ -254,7 +256,7 @@ def test_dropout_changes_with_seed_and_step_and_not_in_evaluation():
     assert loss(0, 0) == loss(0, 0) and len({loss(0, 0), loss(1, 0), loss(0, 1)}) == 3
     state = start(model, mesh)
     eval_step = step.make_eval_step(model, mesh, **OBJECTIVE)
-    sums = [eval_step(state.params, state.rest, *data)["sums"]["cross_entropy"] for _ in range(2)]
+    sums = [eval_step(state.params, state.model_state, *data)["sums"]["cross_entropy"] for _ in range(2)]
     assert float(sums[0]) == float(sums[1])
     with pytest.raises(ValueError, match="dropout_keys"):
         model.train()
@@ -290,7 +292,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
     for i in range(3):
         state, _ = frozen(state, *batch(mesh, i))
     held = jax.tree.map(np.array, jax.device_get(state))
-    for tree in ("params", "rest"):
+    for tree in ("params", "model_state"):
         jax.tree.map(np.testing.assert_array_equal, getattr(held, tree)["encoder"], getattr(first, tree)["encoder"])
     assert (held.params["a"]["kernel"] != first.params["a"]["kernel"]).any()
     apart = held.opt_state.inner_states
@@ -307,7 +309,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
 def test_image_statistics_are_taken_out():
     model = Pixelwise(nnx.Rngs(0))
     run = ModelFunction(model, ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
     images = np.random.RandomState(0).randint(0, 256, (1, 4, 4, 3)).astype(np.uint8)
-    logits, _ = run(params, rest, images, train=False)
+    logits, _ = run(params, model_state, images, train=False)
     np.testing.assert_allclose(logits, model(images / 127.5 - 1.0), atol=1e-5)

@@ -69,14 +69,14 @@ def network(window=32, name="unet"):
     arguments = dict(width=4) if name == "unet" else {}
     model = models.create(name, num_classes=scheme.num_classes, **arguments)
     function = ModelFunction(model)
-    _, params, rest = split_model(model)
+    _, params, model_state = split_model(model)
 
     def probabilities(arrays, images):
         return jax.numpy.exp(log_probabilities(function, scheme, False, *arrays, images))[
             ..., np.asarray(scheme.evaluated)
         ]
 
-    return SlideModel("small", scheme, 0.25, window, {}, {}, (params, rest), probabilities)
+    return SlideModel("small", scheme, 0.25, window, {}, {}, (params, model_state), probabilities)
 
 
 @pytest.mark.parametrize("overlap, blend", ((0.0, "centre"), (0.25, "gaussian"), (0.5, "gaussian"), (0.5, "centre")))
