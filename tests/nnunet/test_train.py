@@ -130,10 +130,9 @@ def test_the_loss_is_nnunets(ignore):
     weights = losses.deep_supervision_weights(len(logits))
 
     def ours(logits):
-        sums = losses.deep_supervision_sums(
-            logits, jnp.asarray(labels), weights=weights, ignore_index=3, classes=(1, 2)
-        )
-        return losses.deep_supervision_loss(sums, weights=weights)
+        objective = losses.Objective(num_classes=3, ignore_index=3, classes=(1, 2), deep_supervision=weights)
+        sums = losses.deep_supervision_sums(logits, jnp.asarray(labels), objective)
+        return losses.deep_supervision_loss(sums, objective)
 
     value, gradients = jax.value_and_grad(ours)([jnp.asarray(each) for each in logits])
     dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
