@@ -28,9 +28,7 @@ def test_cross_entropy_is_torchs(shared, name):
 def test_dice_is_monais_without_background(shared, name, batch):
     expected, logits, labels, ignore = case(shared, name)
     key = f"monai_dice_bg0_batch{int(batch)}"
-    check(
-        lambda x: losses.soft_dice(x, labels, Objective(3, ignore, (1, 2), dice_batch=batch)), logits, expected[key]
-    )
+    check(lambda x: losses.soft_dice(x, labels, Objective(3, ignore, (1, 2), dice_batch=batch)), logits, expected[key])
     check(lambda x: losses.soft_dice(x, labels, Objective(3, ignore, dice_batch=batch)), logits, expected[key])
 
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from bcss_jax import losses, metrics
 from bcss_jax.losses import Objective
-from bcss_jax.models.apply import IMAGENET, ImageStatistics, ModelFunction
+from bcss_jax.models.apply import IMAGENET, ImageStatistics, ModelFunction, split_model
+from bcss_jax.training.optimizer import Plateau, Poly
 from bcss_jax.training.sharding import replicated, split_over_data
 
 
@@ -35,6 +37,12 @@ class TrainState:
     model_state: Any
     opt_state: Any
     schedule: Any
+
+    @classmethod
+    def create(cls, model: nnx.Module, tx: optax.GradientTransformation, schedule: Plateau | Poly) -> "TrainState":
+        """Returns the state before the first step. It shares the arrays of the model."""
+        _, params, model_state = split_model(model)
+        return cls(np.int32(0), params, model_state, tx.init(params), schedule.init())
 
 
 def make_train_step(
