@@ -222,7 +222,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     lines, defaults = [], default().to_dict()
     old, new = _as_json(old), _as_json(new)
     if prefix == "model." and new["name"] in models.MODELS:
-        defaults["model"] = models.defaults(new["name"])
+        defaults["model"] = models.default_arguments(new["name"])
     defaults = _as_json(defaults)
     for part in prefix.split(".")[:-1]:
         defaults = defaults.get(part, {})
