@@ -30,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 
 from bcss_jax.common.files import storage_errors
 from bcss_jax.slides.regions.corners import TileRow, place
-from bcss_jax.slides.regions.open_region import OpenRegion
+from bcss_jax.slides.regions.growing_region import OpenRegion
 from bcss_jax.slides.regions.rings import Part, Rings
 from bcss_jax.slides.regions.spill import Spill
 from bcss_jax.slides.store.tile_store import TileStore

@@ -18,14 +18,14 @@ from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import DataError, Preempted
 from bcss_jax.inference.slide_model import WindowPredictor
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.stitching.blend import Blender, Finished
-from bcss_jax.slides.stitching.blocks import AHEAD, Blocks
+from bcss_jax.slides.stitching.block_cache import AHEAD, Blocks
 from bcss_jax.slides.stitching.seams import Seams
-from bcss_jax.slides.stitching.tile_rows import TileRows, seams_file
+from bcss_jax.slides.stitching.tile_writer import TileRows, seams_file
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.slides.tissue.tissue_mask import Tissue
+from bcss_jax.slides.tissue.tissue_by_color import Tissue
 from bcss_jax.slides.windows import Windows, cut
 
 BATCHES_AHEAD = 2  # on the devices while the host blends

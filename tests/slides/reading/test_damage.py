@@ -13,11 +13,11 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.slides.reading.child import ChildFailed, ReaderChild
-from bcss_jax.slides.reading.pool import ReaderPool
-from bcss_jax.slides.reading.slide import open_slide, read_block
+from bcss_jax.slides.reading.open_slide import open_slide, read_block
+from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.reading.reader_process import ChildFailed, ReaderChild
 from bcss_jax.slides.reading.tiffslide_backend import TiffSlideSlide
-from bcss_jax.slides.tissue.domain import out_of_domain
+from bcss_jax.slides.tissue.stain_check import out_of_domain
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from bcss_jax.slides.stitching.blend import weights_of
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.slides.tissue.tissue_mask import Tissue
+from bcss_jax.slides.tissue.tissue_by_color import Tissue
 from bcss_jax.slides.windows import cut, windows_of
 from bcss_jax.training.sharding import make_mesh, replicated
 
@@ -89,8 +89,8 @@ def test_a_network_that_sees_single_pixels_gives_what_it_gives_the_whole_slide(t
 
 
 def test_only_blocks_under_tissue_are_read_and_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.ROWS", 32)
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.ROWS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.COLUMNS", 32)
     pixels, _ = tissue_picture(256, 256)
     mask = np.zeros((256, 256), bool)
     mask[40:90, 100:140] = True
@@ -161,8 +161,8 @@ def bytes_of(folder):
 
 @pytest.mark.parametrize("overlap", (0.25, 0.5, 0.7))
 def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overlap):
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.ROWS", 32)
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 64)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.ROWS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.COLUMNS", 64)
     monkeypatch.setattr("bcss_jax.slides.stitching.blend.LANE", 50)
     pixels, expected = tissue_picture(300, 200, seed=1)
     run = dict(model=color_model(), mask=expected > 0, overlap=overlap)

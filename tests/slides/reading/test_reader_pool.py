@@ -17,12 +17,10 @@ from PIL import Image
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.slides.reading import child as child_module
-from bcss_jax.slides.reading import pool as pool_module
-from bcss_jax.slides.reading import workers
+from bcss_jax.slides.reading import reader_pool, reader_process, reader_workers
 from bcss_jax.slides.reading.backend import Level
-from bcss_jax.slides.reading.child import ChildFailed, ChildHung, ReaderChild
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.reading.reader_process import ChildFailed, ChildHung, ReaderChild
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +132,7 @@ def test_a_level_a_bit_too_small_for_a_thumbnail_is_taken_as_it_is(path, pixels)
 def test_a_thumbnail_is_made_in_pieces(path, pixels, monkeypatch):
     with ReaderPool(path, 2) as pool:
         whole = pool.thumbnail(120).pixels
-        monkeypatch.setattr(pool_module, "THUMBNAIL_SOURCE", 20)
+        monkeypatch.setattr(reader_pool, "THUMBNAIL_SOURCE", 20)
         submit, sizes = pool.submit, []
         monkeypatch.setattr(pool, "submit", lambda grid, *box: sizes.append(box[2:]) or submit(grid, *box))
         in_pieces = pool.thumbnail(120).pixels
@@ -167,7 +165,7 @@ def test_the_thumbnail_of_a_large_slide_without_a_pyramid_takes_little_memory(tm
 
 
 def test_the_process_imports_no_heavy_library_and_bounds_its_memory(path):
-    code = "import sys, bcss_jax.slides.reading.process, bcss_jax.slides.reading.openslide_backend; print(*sys.modules)"
+    code = "import sys, bcss_jax.slides.reading.reader_main, bcss_jax.slides.reading.openslide_backend; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     loaded = set(result.stdout.split())
     assert "openslide" in loaded, result.stderr
@@ -234,7 +232,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(path, pixels):
 
 
 def test_hanging_twice_is_one_line(path, monkeypatch):
-    monkeypatch.setattr(child_module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(reader_process, "START_SECONDS", 0.5)
     with ReaderPool(path, 1, timeout_s=30) as pool:
         pool._workers._timeout_s = 0.5
         with every_child_gets(signal.SIGSTOP):
@@ -259,7 +257,7 @@ def opened_by():
 
 
 def test_opening_that_hangs_is_not_tried_again(path, monkeypatch):
-    monkeypatch.setattr(workers, "OPENING_SECONDS", 0.5)
+    monkeypatch.setattr(reader_workers, "OPENING_SECONDS", 0.5)
     with opened_by() as seen, every_child_gets(signal.SIGSTOP):
         with pytest.raises(DataError) as error:
             ReaderPool(path, 2)
@@ -357,7 +355,7 @@ def test_a_forgotten_pool_ends_its_processes(path):
 PARENT = """
 import sys
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
 pool = ReaderPool(sys.argv[1], 2)
 grid = Grid(301, 203, 0.25, (1.0, 1.0))
 futures = [pool.submit(grid, 0, 0, 301, 203) for _ in range(2000)]

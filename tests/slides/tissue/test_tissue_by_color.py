@@ -12,8 +12,8 @@ from PIL import Image
 from bcss_jax.slides.batch.segment_slide import SlideSegmenter
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.pool import Block
-from bcss_jax.slides.tissue.tissue_mask import Tissue, glass_of, looks_like_glass, tissue_by_color
+from bcss_jax.slides.reading.reader_pool import Block
+from bcss_jax.slides.tissue.tissue_by_color import Tissue, glass_of, looks_like_glass, tissue_by_color
 from bcss_jax.slides.windows import windows_of
 
 EOSIN, NUCLEI, PEN = (230, 150, 190), (110, 60, 140), (60, 150, 110)

@@ -39,7 +39,7 @@ class ReaderChild:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._stderr = tempfile.TemporaryFile("a+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bcss_jax.slides.reading.process"],
+            [sys.executable, "-m", "bcss_jax.slides.reading.reader_main"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -11,9 +11,9 @@ from PIL import Image
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import grid_of
 from bcss_jax.slides.reading import backend, openslide_backend
-from bcss_jax.slides.reading import slide as slide_module
+from bcss_jax.slides.reading import open_slide as open_slide_module
 from bcss_jax.slides.reading.backend import levels_of
-from bcss_jax.slides.reading.slide import Level, best_level, open_slide, read_block
+from bcss_jax.slides.reading.open_slide import Level, best_level, open_slide, read_block
 from bcss_jax.slides.reading.tiffslide_backend import TiffSlideSlide
 
 
@@ -98,7 +98,7 @@ def test_tiffslide_stands_in_where_openslide_is_not_installed(tmp_path):
     tiled(tmp_path / "a.tif", picture(100, 80))
     code = (
         "import sys; sys.modules['openslide'] = None\n"
-        "from bcss_jax.slides.reading.slide import open_slide\n"
+        "from bcss_jax.slides.reading.open_slide import open_slide\n"
         "slide = open_slide(sys.argv[1]); print(slide.format, slide.read(0, 0, 0, 100, 80).mean())"
     )
     result = subprocess.run(
@@ -117,7 +117,7 @@ def test_untiled_tiffs_are_read_whole_when_small_and_in_pieces_when_large(tmp_pa
     assert (slide.format, slide.in_memory) == ("tiff", True)
     assert slide.mpp == pytest.approx((0.25, 0.25))
     np.testing.assert_array_equal(whole(slide), pixels)
-    monkeypatch.setattr(slide_module, "IN_MEMORY_PIXELS", 1000)
+    monkeypatch.setattr(open_slide_module, "IN_MEMORY_PIXELS", 1000)
     slide = open_slide(path)
     assert (slide.format, slide.in_memory) == ("tiffslide", False)
     np.testing.assert_array_equal(slide.read(0, 17, 31, 200, 150), pixels[31:181, 17:217])
@@ -128,7 +128,7 @@ def test_a_large_tiff_in_one_compressed_piece_is_refused(tmp_path, monkeypatch):
     tifffile.imwrite(
         path, np.zeros((4100, 4100, 3), np.uint8), photometric="rgb", compression="deflate", rowsperstrip=4100
     )
-    monkeypatch.setattr(slide_module, "IN_MEMORY_PIXELS", 1000)
+    monkeypatch.setattr(open_slide_module, "IN_MEMORY_PIXELS", 1000)
     with pytest.raises(DataError, match="found tiles or strips of 4100x4100 pixels, which cannot be read in parts"):
         open_slide(path)
 
@@ -356,7 +356,7 @@ def test_a_large_reduction_is_the_mean_of_areas_in_bounded_pieces(tmp_path, monk
     expected = pixels.reshape(30, 16, 40, 16, 3).mean(axis=(1, 3))
     block, _ = read_block(slide, grid, 0, 0, 40, 30)
     assert difference(block, expected).max() <= 1
-    monkeypatch.setattr(slide_module, "SOURCE_PIXELS", 100 * 100)
+    monkeypatch.setattr(open_slide_module, "SOURCE_PIXELS", 100 * 100)
     sizes = []
     read = slide.read
     monkeypatch.setattr(slide, "read", lambda level, x, y, w, h: sizes.append(w * h) or read(level, x, y, w, h))

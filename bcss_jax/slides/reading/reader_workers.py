@@ -12,7 +12,7 @@ import numpy as np
 
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import Level
-from bcss_jax.slides.reading.child import ChildFailed, ChildHung, ReaderChild
+from bcss_jax.slides.reading.reader_process import ChildFailed, ChildHung, ReaderChild
 
 ATTEMPTS = 2
 OPENING_SECONDS = 25.0  # a slide that takes longer, only to be opened, leads in circles; it is not tried again
