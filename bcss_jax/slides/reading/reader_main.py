@@ -27,7 +27,9 @@ import numpy as np
 
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.open_slide import Slide, open_slide, read_block
+from bcss_jax.slides.reading.backend import Slide
+from bcss_jax.slides.reading.open_slide import open_slide
+from bcss_jax.slides.reading.read_block import read_block
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what is mapped at the start; a block and its margins need far less
 PARENT_SECONDS = 1.0  # how often to look whether the parent is still there, should its end not close our stdin

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.open_slide import best_level
+from bcss_jax.slides.reading.read_block import best_level
 from bcss_jax.slides.reading.reader_workers import Block, SlideInfo, Workers
 
 __all__ = ["Block", "ReaderPool", "SlideInfo"]

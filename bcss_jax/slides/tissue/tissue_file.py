@@ -11,7 +11,7 @@ from bcss_jax.data.image_files import read_mask
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.geojson_regions import read_regions
-from bcss_jax.slides.tissue.tissue_by_color import Tissue
+from bcss_jax.slides.tissue.tissue_mask import Tissue
 
 ASPECT = 0.02  # by which a mask's width to height may differ from the slide's
 SIDE = 4096  # pixels of the mask that regions are drawn into, at most

@@ -1,20 +1,17 @@
-"""Tissue found by color, and where it asks for windows."""
+"""Tissue found by the color of a thumbnail."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from bcss_jax.slides.batch.segment_slide import SlideSegmenter
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.reader_pool import Block
-from bcss_jax.slides.tissue.tissue_by_color import Tissue, glass_of, looks_like_glass, tissue_by_color
-from bcss_jax.slides.windows import windows_of
+from bcss_jax.slides.tissue.tissue_by_color import glass_of, looks_like_glass, tissue_by_color
 
 EOSIN, NUCLEI, PEN = (230, 150, 190), (110, 60, 140), (60, 150, 110)
 MPP = (8.0, 8.0)
@@ -132,22 +129,3 @@ def test_the_log_warns_of_a_slide_that_is_all_of_one_color(caplog):
         assert len(caplog.records) == lines
         assert all("case.tif: nearly all of it is taken for tissue" in line for line in caplog.messages)
         assert tissue.mask.all() == bool(lines) and tissue.mask[expected].mean() > 0.98
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_windows_are_those_whose_cell_has_tissue(height, width, rows, columns, seed):
-    mask = np.random.default_rng(seed).random((rows, columns)) < 0.1
-    tissue = Tissue(mask, Grid(width, height, 0.25, (1.0, 1.0)))
-    windows = windows_of(height, width, 8, 0.25)
-    chosen = tissue.windows(windows)
-    whole = tissue.pixels(0, height, 0, width)
-    assert whole.shape == (height, width)
-    for row in range(windows.rows):
-        for column in range(windows.columns):
-            top, left = row * windows.stride, column * windows.stride
-            cell = whole[top : top + windows.stride, left : left + windows.stride]
-            # A mask finer than the grid may have tissue between the pixels that stand for it.
-            assert chosen[row, column] or not cell.any()
-            if rows <= height and columns <= width:
-                assert chosen[row, column] == cell.any()
