@@ -314,7 +314,8 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
 # Imports once, forks before anything runs in threads, kills the command after some seconds and tells its exit code.
 SPAWNER = """
 import json, os, signal, sys, time
-from bcss_jax import dataset, evaluate, input_pipeline
+from bcss_jax import evaluate
+from bcss_jax.data import input_pipeline, tfrecords
 from bcss_jax.evaluation import run
 
 run.KEEP_EVERY = 0.0  # after every batch
@@ -397,7 +398,7 @@ def test_results_of_other_settings_are_kept_unless_told_otherwise(finished, comm
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     assert command(runs[:1], output, "--tta") == 2
-    assert "tta: false -> true" in one_line(capsys)
+    assert "tta: False -> True" in one_line(capsys)
     assert files(output) == files(finished[0])
     assert command(runs[:1], output, "--tta", "--overwrite") == 0
     assert document(output)["settings"]["tta"] and not (output / "two").exists()
