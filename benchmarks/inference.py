@@ -30,8 +30,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from bcss_jax.evaluation import image_counts
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
@@ -45,7 +43,7 @@ from bcss_jax import models  # noqa: E402
 from bcss_jax.common.interruption import Interruption  # noqa: E402
 from bcss_jax.data import discovery  # noqa: E402
 from bcss_jax.errors import ConfigError, UserError  # noqa: E402
-from bcss_jax.evaluation import accumulate  # noqa: E402
+from bcss_jax.evaluation import accumulate, image_counts  # noqa: E402
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores  # noqa: E402
 from bcss_jax.inference import predict  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
