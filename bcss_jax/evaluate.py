@@ -26,9 +26,9 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.data import discovery
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation import nnunet_run
+from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
-from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.target import EvaluationTarget, differences, evaluate
 from bcss_jax.inference import trained_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh

@@ -22,7 +22,7 @@ import numpy as np
 from bcss_jax.common.files import storage_errors, write_bytes, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.errors import ConfigError, DataError, first_line
-from bcss_jax.evaluation import per_image
+from bcss_jax.evaluation import per_image_csv
 from bcss_jax.evaluation.reporting import figures, model_card, report, tables
 
 FORMAT = 1  # of evaluation.json and scores.json; raised when what stands in them changes its meaning
@@ -115,9 +115,9 @@ class ResultsFolder:
             log.warning("%s: files are missing or damaged; evaluating again", self.folder / name)
         return found["evaluation"] if complete else None
 
-    def rows(self, name: str) -> per_image.PerImage:
+    def rows(self, name: str) -> per_image_csv.PerImage:
         """The scores of each image of a finished run."""
-        return per_image.read(self.folder / name / "per_image.csv")
+        return per_image_csv.read(self.folder / name / "per_image.csv")
 
     def begun(self, name: str, identity: dict) -> dict[str, np.ndarray]:
         """What `keep` kept of a run that was stopped; empty if nothing."""

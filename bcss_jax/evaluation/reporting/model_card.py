@@ -176,7 +176,8 @@ def _loading(evaluation):
 
 def _loading_networks(evaluation, members):
     yield "```python"
-    yield "from bcss_jax import checkpoint, pretrained"
+    yield "from bcss_jax.models.weights import pretrained"
+    yield "from bcss_jax.training import checkpoint"
     yield ""
     for one in members:
         yield f"model, about = checkpoint.load_model({json.dumps(one['folder'])}, {json.dumps(one['which'])})"

@@ -26,7 +26,7 @@ from bcss_jax.evaluation.reporting.caveats import limits
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import LabelScheme
 
-TEMPLATES = importlib.resources.files("bcss_jax.evaluation") / "templates"
+TEMPLATES = importlib.resources.files("bcss_jax.evaluation.reporting") / "templates"
 TINT = 140  # of 255: opacity of the classes over the image
 JPEG_QUALITY = 92  # a third of a PNG's size; the exact pixels are in the gallery's folder
 
@@ -85,7 +85,7 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
     if not evaluations:
         raise DataError("report: expected evaluations, found none; evaluate a checkpoint first")
     environment = Environment(
-        loader=PackageLoader("bcss_jax.evaluation"),
+        loader=PackageLoader("bcss_jax.evaluation.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -24,18 +24,19 @@ from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
-from bcss_jax.slides.reading.pool import Block, ReaderPool
+from bcss_jax.slides.reading.reader_pool import Block, ReaderPool
 from bcss_jax.slides.reading.resolution import resolved_mpp
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
 from bcss_jax.slides.stitching import labeling
-from bcss_jax.slides.stitching.blend import weights_of
+from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.slides.tissue.domain import out_of_domain
+from bcss_jax.slides.tissue.stain_check import out_of_domain
+from bcss_jax.slides.tissue.tissue_by_color import looks_like_glass, tissue_by_color
 from bcss_jax.slides.tissue.tissue_file import read_tissue
-from bcss_jax.slides.tissue.tissue_mask import Tissue, looks_like_glass, tissue_by_color
+from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import windows_of
 from bcss_jax.training.summary import device, versions
 
@@ -78,7 +79,7 @@ class SlideSegmenter:
         """Takes the model, the most windows of a batch, the reader processes of a slide, and the devices."""
         self.model, self._settings, self._readers = model, settings, readers
         layout = windows_of(settings.window, settings.window, settings.window, settings.overlap)
-        self._weights = weights_of(layout, settings.blend)
+        self._weights = blend_weights(layout, settings.blend)
         self._predictor = WindowPredictor(model, self._weights, batch_size, mesh)
         self.classes = classes_of(model.scheme)
 
