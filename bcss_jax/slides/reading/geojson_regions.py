@@ -1,6 +1,5 @@
 """Reads polygons from GeoJSON files, for example tissue regions drawn in QuPath."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import shapely
 
+from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 
 _MAX_BYTES = 1 << 29  # larger files are refused
@@ -28,17 +28,12 @@ def read_regions(path: Path, origin: tuple[float, float] = (0, 0)) -> list[shape
       DataError: the file does not exist, is too large, is not JSON or contains no polygon, contains something else than
         polygons, or has coordinates that are not finite numbers.
     """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise DataError(
-                f"{path}: expected GeoJSON of at most {_MAX_BYTES} bytes, found {size}; give a mask image instead"
-            )
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not GeoJSON ({str(error)[:120]})") from error
+    if path.is_file() and path.stat().st_size > _MAX_BYTES:
+        raise DataError(
+            f"{path}: expected GeoJSON of at most {_MAX_BYTES} bytes, found {path.stat().st_size}; "
+            "give a mask image instead"
+        )
+    content = read_json(path, "GeoJSON", "export the regions again, or give a mask image")
     regions = []
     for number, geometry in enumerate(_geometries(content), 1):
         where = f"{path}: geometry {number}"
