@@ -398,7 +398,7 @@ def test_results_of_other_settings_are_kept_unless_told_otherwise(finished, comm
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     assert command(runs[:1], output, "--tta") == 2
-    assert "tta: false -> true" in one_line(capsys)
+    assert "tta: False -> True" in one_line(capsys)
     assert files(output) == files(finished[0])
     assert command(runs[:1], output, "--tta", "--overwrite") == 0
     assert document(output)["settings"]["tta"] and not (output / "two").exists()

@@ -168,7 +168,7 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         ) from error
     function = ModelFunction(checkpoint.network_of(trained), statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
-    return TrainedRun(safe_folder_name(_name(folder)), folder, which, trained.step, metadata, scheme, function, sha256)
+    return TrainedRun(sanitized_name(_name(folder)), folder, which, trained.step, metadata, scheme, function, sha256)
 
 
 def with_unique_names(runs: Sequence[_AnyRun], taken: Sequence[str] = ()) -> list[_AnyRun]:
@@ -188,7 +188,7 @@ def with_unique_names(runs: Sequence[_AnyRun], taken: Sequence[str] = ()) -> lis
         if folder in folders[:number]:
             raise ConfigError(f"--checkpoints names {printable(folder)} twice; name it once")
     names = [run.name for run in runs]
-    longer = [safe_folder_name(f"{run.run_folder.parent.name}_{name}") if names.count(name) > 1 else name
+    longer = [sanitized_name(f"{run.run_folder.parent.name}_{name}") if names.count(name) > 1 else name
               for run, name in zip(runs, names, strict=True)]  # fmt: skip
     unique = []
     for name in longer:
@@ -205,8 +205,8 @@ def joint_sha256(each: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(each)).encode()).hexdigest()
 
 
-def safe_folder_name(name: str) -> str:
-    """Returns the name with every character replaced that some file system does not allow in a folder's name."""
+def sanitized_name(name: str) -> str:
+    """Returns the name of an evaluation's folder: `_` replaces every character but letters, digits, `_`, `+`, `-` and `.`."""
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
 
 
