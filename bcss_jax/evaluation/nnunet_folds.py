@@ -32,14 +32,14 @@ class Fold:
       name: "0" to "4", or "all".
       folder: of its checkpoints.
       step: of the last one.
-      about: what that says of itself.
+      metadata: config, label scheme and versions, as the checkpoint stores them.
       sha256: of its parameters.
     """
 
     name: str
     folder: Path
     step: int
-    about: dict
+    metadata: dict
     sha256: str
 
 
@@ -60,7 +60,7 @@ class Folds:
     names: frozenset[str] | None
 
 
-def read(home: Path, mesh: Mesh) -> Folds:
+def read_folds(home: Path, mesh: Mesh) -> Folds:
     """Finds the folds' last checkpoints and checks them.
 
     Args:
