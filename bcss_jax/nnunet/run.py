@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from bcss_jax import models
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.errors import ConfigError
@@ -19,7 +20,7 @@ from bcss_jax.nnunet import folds, plan_file, postprocess, store
 from bcss_jax.nnunet.config import ALL, fold_names
 from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarize
 from bcss_jax.nnunet.network import class_and_arguments
-from bcss_jax.nnunet.plan import plan as plan_for
+from bcss_jax.nnunet.plan import make_plan
 from bcss_jax.nnunet.predict import make_predictor
 from bcss_jax.nnunet.steps import Length, Steps, make_steps
 from bcss_jax.nnunet.train import train_fold
@@ -83,13 +84,13 @@ def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
-    print_main(plan_file.table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
+    print_main(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
     splits = _splits(config, cases)
     if is_main_process():
         documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "splits_final": splits}
         for name, content in documents.items():
             write_text(workdir / f"{name}.json", json.dumps(content, indent=1) + "\n")
-        plan_file.write(workdir / "plans.json", plan)
+        plan_file.write_plan(workdir / "plans.json", plan)
     stored = store.preprocessed(cases.train, cases.dataset, plan, cases.folder)
     by_name = {case.name: (case, files) for case, files in zip(cases.train, stored, strict=True)}
     return _Planned(cases, fingerprint, plan, splits, by_name)
@@ -142,7 +143,7 @@ def _train_and_validate(
         [files for _, files in val_cases],
         class_names=planned.cases.scheme.class_names,
         folder=folder,
-        metadata=metadata | {"fold": fold, "data_sha256": folds.sha256(planned.fingerprint, split, planned.plan)},
+        metadata=metadata | {"fold": fold, "data_sha256": folds.fold_sha256(planned.fingerprint, split, planned.plan)},
         settings=LoopSettings(config.iterations, config.checkpoint_steps, config.log_seconds, config.max_bad_steps),
         interruption=interruption,
         title=title,
@@ -165,11 +166,11 @@ def _train_and_validate(
 def _plan(config, cases, fingerprint):
     if not config.plan:
         name = f"Dataset001_{config.name}"
-        return plan_for(
+        return make_plan(
             fingerprint, cases.dataset, config.preset, rule_before_2_3_1=config.rule_before_2_3_1, dataset_name=name
         )
-    plan = plan_file.read(config.plan)
-    plan_file.check(plan, cases.dataset, fingerprint)
+    plan = plan_file.read_plan(config.plan)
+    plan_file.check_plan(plan, cases.dataset, fingerprint)
     return plan
 
 
@@ -218,7 +219,7 @@ def _conclude(config: ConfigDict, workdir: Path, planned: _Planned) -> None:
         if config.postprocessing:
             by_name = {name: case for name, (case, _) in planned.preprocessed.items()}
             decision = decide_postprocessing(workdir, by_name, splits, cases.scheme)
-            postprocess_labels = functools.partial(postprocess.apply, decision=decision)
+            postprocess_labels = functools.partial(postprocess.apply_postprocessing, decision=decision)
             print_main(f"post-processing: keep only the largest component of {decision['keep_largest'] or 'nothing'}")
         print_main(f"figures:   {workdir / 'cross_validation.json'}")
     if cases.test and not (workdir / "test" / "summary.json").exists():
@@ -239,4 +240,4 @@ def _conclude(config: ConfigDict, workdir: Path, planned: _Planned) -> None:
 
 
 def _line(scores):
-    return ", ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in scores.items())
+    return ", ".join(f"{name} {format_score(value)}" for name, value in scores.items())

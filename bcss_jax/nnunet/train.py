@@ -15,12 +15,13 @@ import numpy as np
 from bcss_jax import losses, metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.errors import ConfigError
 from bcss_jax.nnunet.batches import batches
-from bcss_jax.nnunet.patches import Case, initial_patch_size
+from bcss_jax.nnunet.patches import PatchSource, initial_patch_size
 from bcss_jax.nnunet.record import COLUMNS, FoldRecord
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
@@ -37,8 +38,8 @@ TABLE = "epoch  train loss  val loss  pseudo-Dice  smoothed  learning rate  imag
 
 def train_fold(
     steps: Steps,
-    train_cases: Sequence[Case],
-    val_cases: Sequence[Case],
+    train_cases: Sequence[PatchSource],
+    val_cases: Sequence[PatchSource],
     *,
     class_names: tuple[str, ...],
     folder: Path,
@@ -115,8 +116,8 @@ class _Fold:
     """What the epochs of a fold are trained and validated on. Attributes as the arguments of `train_fold`."""
 
     steps: Steps
-    train_cases: Sequence[Case]
-    val_cases: Sequence[Case]
+    train_cases: Sequence[PatchSource]
+    val_cases: Sequence[PatchSource]
     class_names: tuple[str, ...]
     title: str
 
@@ -207,7 +208,7 @@ def _inside(labels):
 
 def _table_line(row):
     numbers = [row[name] for name in ("train_loss", "val_loss", "val_dice", "smoothed_dice")]
-    loss, val_loss, dice, smoothed = ("n/a" if number is None else f"{number:.4f}" for number in numbers)
+    loss, val_loss, dice, smoothed = map(format_score, numbers)
     return (
         f"{row['epoch']:5d}  {loss:>10}  {val_loss:>8}  {dice:>11}  {smoothed:>8}  {row['learning_rate']:13.2e}"
         f"  {row['images_per_second']:8.2f}  {row['input_wait']:10.1%}  {duration(row['seconds']):>6}"
