@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bcss_jax import labels
-from bcss_jax.data.discovery import Tile, require_parts
+from bcss_jax.data.discovery import Tile, require_splits
 from bcss_jax.data.image_files import read_image, read_pair
 from bcss_jax.errors import ConfigError, DataError, printable
 
@@ -177,7 +177,7 @@ def check(
             + "; mend or remove them, or leave out up to a share of them with --config.data.max_bad=0.01"
         )
     usable = [tile for tile in tiles if tile.key in contents]
-    require_parts(usable, required)
+    require_splits(usable, required)
     rows = [(tile.key, tile.split, tile.patient, contents[tile.key]) for tile in usable]
     report = judge(rows, usable[0].codes, patients_may_recur=patients_may_recur)
     return usable, dataclasses.replace(report, missing=missing, bad=bad, warnings=warnings)

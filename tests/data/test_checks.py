@@ -13,7 +13,7 @@ from PIL import Image
 from bcss_jax import labels
 from bcss_jax.data import image_files
 from bcss_jax.data.checks import check, content_of, judge
-from bcss_jax.data.discovery import find_tiles
+from bcss_jax.data.discovery import DataSettings, find_tiles
 from bcss_jax.errors import ConfigError, DataError
 
 TILE = f"{name()}.png"  # the tile that each test spoils
@@ -25,7 +25,7 @@ def root(tmp_path):
 
 
 def checked(root, **options):
-    return check(find_tiles("kaggle512", root), **options)
+    return check(find_tiles(DataSettings("kaggle512", root)), **options)
 
 
 def line_of(error):
@@ -279,7 +279,7 @@ def test_repeats_within_a_part_are_counted(root):
 
 def test_counts(root):
     usable, report = checked(root)
-    assert usable == find_tiles("kaggle512", root)
+    assert usable == find_tiles(DataSettings("kaggle512", root))
     assert report.tiles == {"train": 4, "val": 2} and report.patients == {"train": 2, "val": 1}
     assert sum(report.code_pixels["train"].values()) == 4 * 256
     codes = np.concatenate([np.asarray(Image.open(tile.mask)).ravel() for tile in usable if tile.split == "val"])
@@ -309,7 +309,7 @@ def test_patches_of_a_region(tmp_path):
         region = f"{patient}-DX1_xmin100_ymin200_MPP-0.2500.png"
         save(tmp_path / "images" / region, image(seed, size=32))
         save(tmp_path / "masks" / region, mask(seed, size=32))
-    found = find_tiles("roi", tmp_path, patch_size=16, stride=16)
+    found = find_tiles(DataSettings("roi", tmp_path, patch_size=16, stride=16))
     assert check(found)[1].tiles == {"train": 4, "val": 4}
     save(tmp_path / "masks" / region, mask(size=31))
     with pytest.raises(DataError, match="expected 32x32 pixels as in .*, found 31x31"):
@@ -361,7 +361,7 @@ def test_real_tiles():
     folder = DATA / "bcss_kaggle224"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
-    found = find_tiles("kaggle224", folder)
+    found = find_tiles(DataSettings("kaggle224", folder))
     with pytest.raises(DataError, match="every patient in one part only"):
         check(found)
     _, report = check(found, patients_may_recur=True)
@@ -381,5 +381,5 @@ def test_real_region_without_mask():
 
 
 def find_tiles_of_one_institute(folder):
-    found = find_tiles("roi", folder, patch_size=1024, stride=1024, required=())
+    found = find_tiles(DataSettings("roi", folder, patch_size=1024, stride=1024), required=())
     return [dataclasses.replace(tile, split="val" if "A3XX" in tile.key else "train") for tile in found]

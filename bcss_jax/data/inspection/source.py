@@ -1,6 +1,5 @@
 """Where the tiles of a data set come from: read from its folder, or drawn, for commands that look at all of them."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,16 @@ import numpy as np
 
 from bcss_jax.data import synthetic
 from bcss_jax.data.checks import Finding, content_of, cut, examine, read_files
-from bcss_jax.data.discovery import Tile, find_tiles
+from bcss_jax.data.discovery import DataSettings, Tile, find_tiles
 from bcss_jax.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Which data set; the attributes are the arguments of `layouts.find_tiles`, and none of them matters for the sample.
-
-    Attributes:
-      layout: a layout of `layouts.LAYOUTS`.
-      dir: the data folder; None for the sample.
-    """
-
-    layout: str
-    dir: Path | None
-    split: str = "published"
-    mpp: float = 0.25
-    patch_size: int = 224
-    stride: int = 224
-
-    @property
-    def title(self) -> str:
-        """For headings."""
-        if self.layout == "sample":
-            return "built-in sample"
-        # Regions have no published parts.
-        split = "institute" if self.layout == "roi" else self.split
-        return f"{self.dir.resolve().name} ({self.layout}, split {split})"
+def title_of(settings: DataSettings) -> str:
+    """Returns the name of a data set for headings."""
+    folder = settings.folder
+    if folder is None:
+        return "built-in sample"
+    return f"{folder.resolve().name} ({settings.layout}, split {settings.effective_split_by})"
 
 
 class Source:
@@ -48,7 +29,7 @@ class Source:
       refused: a line per file that is left out because of its name, a link, or its size.
     """
 
-    def __init__(self, settings: Settings, *, collect: bool = False):
+    def __init__(self, settings: DataSettings, *, collect: bool = False):
         """Lists the tiles.
 
         Args:
@@ -66,12 +47,7 @@ class Source:
             return
         try:
             self.tiles = find_tiles(
-                settings.layout,
-                settings.dir,
-                split=settings.split,
-                mpp=settings.mpp,
-                patch_size=settings.patch_size,
-                stride=settings.stride,
+                settings,
                 required=(),
                 with_unlabeled=True,
                 refuse=(lambda error: self.refused.append(str(error))) if collect else None,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from bcss_jax.data.checks import TileStats, listed
-from bcss_jax.data.discovery import Tile
+from bcss_jax.data.discovery import DataSettings, Tile
 from bcss_jax.data.inspection import similar, stain
-from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.inspection.source import Source
 from bcss_jax.errors import DataError
 
 BINS = 64  # of a histogram: four values of a pixel each
@@ -30,7 +30,7 @@ class Survey:
       warnings: what is odd but usable.
     """
 
-    settings: Settings
+    settings: DataSettings
     tiles: list[Tile]
     contents: list[TileStats]
     histograms: np.ndarray

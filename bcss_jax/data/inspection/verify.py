@@ -56,7 +56,7 @@ def verify(source: Source, progress: Callable[[int], None] | None = None) -> Ver
     shared, repeated = checks.same_images(rows)
     defects["in two parts"] += shared
     recurring = checks.recurring_patients(rows)
-    if recurring and source.settings.layout == "kaggle224" and source.settings.split == "published":
+    if recurring and source.settings.layout == "kaggle224" and source.settings.split_by == "published":
         notes.append(f"patients with tiles in more than one part: {len(recurring)}, as this data set was published")
     elif recurring:
         defects["patients in two parts"].append(checks.recurring_line(recurring))

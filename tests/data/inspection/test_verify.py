@@ -7,8 +7,8 @@ from helpers.tile_files import image, kaggle512, mask, name, png_bytes, save
 from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
 from bcss_jax.data.checks import check
-from bcss_jax.data.discovery import find_tiles
-from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.discovery import DataSettings, find_tiles
+from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import DataError
 
@@ -83,9 +83,9 @@ def test_the_first_ten_are_named_and_all_counted(tmp_path, capfd):
 def test_it_judges_as_training_does(root):
     """What `check` refuses is a defect, with the same words."""
     (root / "train_512" / f"{name()}.png").write_bytes(b"<html>")
-    verdict = verify(Source(Settings("kaggle512", root), collect=True))
+    verdict = verify(Source(DataSettings("kaggle512", root), collect=True))
     with pytest.raises(DataError) as error:
-        check(find_tiles("kaggle512", root))
+        check(find_tiles(DataSettings("kaggle512", root)))
     assert str(error.value).startswith(verdict.defects["unusable"][0])
 
 
@@ -108,7 +108,9 @@ def test_published_kaggle224(tmp_path, capfd, test_masks):
     assert "note: patients with tiles in more than one part: 1, as this data set was published" in out
     assert ("note: test: 2 images have no masks (none were published)" in out) == (not test_masks)
     assert "6 usable tiles (train 2, val 2, test 2)" in out
-    assert len(find_tiles("kaggle224", tmp_path)) == 4 + 2 * test_masks  # training gets only what has a mask
+    assert (
+        len(find_tiles(DataSettings("kaggle224", tmp_path))) == 4 + 2 * test_masks
+    )  # training gets only what has a mask
     next((tmp_path / "BCSS" / "test").iterdir()).write_bytes(b"")
     assert run(capfd, f"--data.dir={tmp_path}")[0] == 3
 
@@ -175,7 +177,7 @@ def test_wrong_arguments_make_one_line(tmp_path, monkeypatch, capfd, arguments, 
 
 def test_progress_counts_tiles(root):
     seen = []
-    verify(Source(Settings("kaggle512", root)), seen.append)
+    verify(Source(DataSettings("kaggle512", root)), seen.append)
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
