@@ -105,17 +105,17 @@ def _verify(args: argparse.Namespace) -> None:
     if len(defects) > NAMED:
         print(f"and {len(defects) - NAMED} more", file=sys.stderr)
     usable = sum(verdict.tiles.values())
-    parts = ", ".join(f"{part} {count}" for part, count in verdict.tiles.items()) or "no part"
+    splits = ", ".join(f"{split} {count}" for split, count in verdict.tiles.items()) or "no split"
     rate = f"{verdict.seconds:.1f} s, {len(source.tiles) / max(verdict.seconds, 1e-9):.0f} tiles/s"
     print(
-        f"{number_of(usable, 'usable tile')} ({parts}) of {number_of(verdict.patients, 'patient')} from "
+        f"{number_of(usable, 'usable tile')} ({splits}) of {number_of(verdict.patients, 'patient')} from "
         f"{number_of(verdict.institutes, 'institute')}; {number_of(verdict.pairs, 'pair')} of files read in {rate}",
         flush=True,
     )
     if defects:
         counted = ", ".join(f"{len(lines)} {kind}" for kind, lines in verdict.defects.items())
         where = printable(settings.folder) if settings.folder else "the sample"
-        raise DataError(f"{where}: {number_of(len(defects), 'defect')} ({counted}); mend what is named above")
+        raise DataError(f"{where}: {number_of(len(defects), 'defect')} ({counted}); repair what is named above")
     print("no defect")
 
 

@@ -29,7 +29,7 @@ from bcss_jax import labels
 from bcss_jax.common.files import wait_for_lock
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data import checks, discovery, synthetic
+from bcss_jax.data import checks, discovery, synthetic, tile_reader
 from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.data.image_files import read_pair
@@ -264,16 +264,16 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
     log.info("checking and writing the data set, once, to %s", folder)
     if settings.layout == "sample":
         examples = _sample_examples()
-        rows = [
-            (example.key, part, example.patient, checks.content_of(example.image, example.mask))
-            for part, group in examples.items()
+        checked = [
+            checks.CheckedTile(example.key, split, example.patient, tile_reader.tile_stats(example.image, example.mask))
+            for split, group in examples.items()
             for example in group
         ]
-        report = checks.judge(rows, "bcss22")
+        report = checks.report_on(checked, "bcss22")
         tables = {part: [_table_row(example) for example in group] for part, group in examples.items()}
     else:
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            tiles, report = checks.check(
+            tiles, report = checks.check_tiles(
                 tiles,
                 allow_missing=settings.allow_missing,
                 max_bad=settings.max_bad,
@@ -335,7 +335,7 @@ def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
         group = list(group)
         image, mask = read_pair(image_path, mask_path, group[0].codes, warn=lambda line: None)  # the check has warned
         for tile in group:
-            tile_image, tile_mask = checks.cut(image, mask, tile)
+            tile_image, tile_mask = tile_reader.crop(image, mask, tile)
             yield Example(next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
 
 
@@ -373,5 +373,5 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
         found = " ".join(str(failure).split())
         raise StorageError(
             f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "
-            "free space, mend the permissions, delete what is damaged, or choose another --config.data.prepared_dir"
+            "free space, check the permissions, delete what is damaged, or choose another --config.data.prepared_dir"
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data import checks, discovery, synthetic
+from bcss_jax.data import checks, discovery, synthetic, tile_reader
 from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.image_files import SUFFIXES, read_pair
@@ -94,9 +94,11 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
     if layout == "sample":
         digest = digest_of_files(options | {"drawn_by": synthetic.VERSION}, [], None)
         patches = list(synthetic.draw())
-        contents = [checks.content_of(patch.image, patch.mask) for patch in patches]
-        rows = [(p.key, p.split, p.patient, content) for p, content in zip(patches, contents, strict=True)]
-        description = _description(settings, synthetic.MPP, digest, checks.judge(rows, settings.codes))
+        checked = [
+            checks.CheckedTile(patch.key, patch.split, patch.patient, tile_reader.tile_stats(patch.image, patch.mask))
+            for patch in patches
+        ]
+        description = _description(settings, synthetic.MPP, digest, checks.report_on(checked, settings.codes))
         cases = [_drawn(patch, to_label) for patch in patches]
         return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
     tiles = discovery.find_tiles(dataclasses.replace(settings, patch_size=None), required=())
@@ -116,7 +118,7 @@ def _checked(tiles, folder, allow_missing, max_bad):
     file = folder / "cases.json"
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            usable, report = checks.check(
+            usable, report = checks.check_tiles(
                 tiles,
                 allow_missing=allow_missing,
                 max_bad=max_bad,

@@ -241,14 +241,14 @@ def test_prepared_dir_that_is_a_file(root, tmp_path):
 
 def test_two_at_once(tmp_path, monkeypatch):
     root = kaggle512(tmp_path / "data", tiles_each=2)
-    check, checks, results = checks_module.check, [], []
+    check, checks, results = checks_module.check_tiles, [], []
 
     def slow_check(*arguments, **options):
         checks.append(1)
         time.sleep(0.5)
         return check(*arguments, **options)
 
-    monkeypatch.setattr(checks_module, "check", slow_check)
+    monkeypatch.setattr(checks_module, "check_tiles", slow_check)
     threads = [
         threading.Thread(target=lambda: results.append(prepare(root, tmp_path / "prepared").splits)) for _ in range(2)
     ]

@@ -15,7 +15,7 @@ from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.inspection import pictures
 from bcss_jax.data.inspection.report import lines, report
 from bcss_jax.data.inspection.source import Source, title_of
-from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take
+from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take_survey
 from bcss_jax.errors import ConfigError
 
 RESULT = "inspect.json"
@@ -59,7 +59,7 @@ def inspect(
         output.mkdir(parents=True, exist_ok=True)
         _remove_old(output)
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
-        survey = take(source, line.update)
+        survey = take_survey(source, line.update)
     found = report(survey, scheme)
     why = "chosen patches" if patches else "the two most different patches"
     if chosen is None:

@@ -22,14 +22,14 @@ def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
     """
     tiles = survey.tiles
     parts = [part for part in SPLITS if any(tile.split == part for tile in tiles)]
-    names_of_sizes = collections.Counter("x".join(map(str, content.size[::-1])) for content in survey.contents)
+    names_of_sizes = collections.Counter("x".join(map(str, stats.size[::-1])) for stats in survey.stats)
     patients = {part: {tile.patient for tile in tiles if tile.split == part} for part in parts}
     parts_of = collections.defaultdict(collections.Counter)
     for tile in tiles:
         parts_of[tile.patient][tile.split] += 1
     recurring = {patient: dict(counts) for patient, counts in sorted(parts_of.items()) if len(counts) > 1}
     said, other_mpp = neighbors.mpp_of_names(tiles)
-    by_name, overlapping = neighbors.neighbors(tiles, [content.size for content in survey.contents])
+    by_name, overlapping = neighbors.neighbors(tiles, [stats.size for stats in survey.stats])
     outliers = stain.outliers(survey.tissue, survey.densities)
     return {
         "tiles": {part: sum(tile.split == part for tile in tiles) for part in parts},
@@ -101,9 +101,9 @@ def _without_class(survey: Survey, scheme: labels.LabelScheme) -> list[str]:
 def _same_pixels(survey: Survey) -> dict:
     """Images that occur several times, exactly."""
     groups, one_color = collections.defaultdict(list), []
-    for tile, content in zip(survey.tiles, survey.contents, strict=True):
-        if content.digest:
-            groups[content.digest].append(tile)
+    for tile, stats in zip(survey.tiles, survey.stats, strict=True):
+        if stats.digest:
+            groups[stats.digest].append(tile)
         else:
             one_color.append(tile.key)
     repeated = [group for group in groups.values() if len(group) > 1]
@@ -133,7 +133,7 @@ def _near_copies(survey: Survey, parts: list[str]) -> dict:
             "bits": bits,
         }
         for i, j, orientation, bits in sorted(found, key=lambda pair: (pair[3], pair))
-        if not survey.contents[i].digest or survey.contents[i].digest != survey.contents[j].digest
+        if not survey.stats[i].digest or survey.stats[i].digest != survey.stats[j].digest
     ]
     return {
         "method": f"hash of 255 bits in eight orientations, {similar.NEAR} may differ; see bcss_jax/data/inspection/similar.py for "

@@ -350,7 +350,7 @@ def test_images_without_masks_are_part_of_it(tmp_path, capfd, tissue, undrawn):
 
 def test_examples_are_of_many_institutes(tmp_path):
     root = kaggle512(tmp_path, train=[f"TCGA-A{i}-A0D2" for i in range(9)], tiles_each=1)
-    taken = survey.take(Source(DataSettings("kaggle512", root)))
+    taken = survey.take_survey(Source(DataSettings("kaggle512", root)))
     chosen = pictures.choose_examples(taken, labels.SCHEMES["tumor_stroma"])
     assert len({taken.tiles[index].institute for index in chosen}) == len(chosen) == pictures.EXAMPLES
 

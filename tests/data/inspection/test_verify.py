@@ -6,7 +6,7 @@ from helpers.tile_files import image, kaggle512, mask, name, png_bytes, save
 
 from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
-from bcss_jax.data.checks import check
+from bcss_jax.data.checks import check_tiles
 from bcss_jax.data.discovery import DataSettings, find_tiles
 from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.verify import verify
@@ -55,16 +55,16 @@ def test_all_defects_are_found_named_and_counted(root, capfd):
     code, out, err = verify_512(capfd, root)
     assert code == 3
     for line in (
-        r"^name or place: .*holiday.png: expected a name such as .*, which says slide and place, found another; rename",
+        r"^name or place: .*holiday.png: expected a name such as .*, which gives slide and place, found another; rename",
         r"^name or place: .*TCGA-BH-A0B2.*: expected a file or folder, found a link that leads nowhere",
         r"^missing: .*train_512/TCGA-BH-A0B1.*: expected its mask .*, found none",
         rf"^unusable: .*train_512/{train}.png: expected a readable PNG, JPEG or TIFF file",
         rf"^unusable: .*val_mask_512/{val}.png: expected the codes 0 to 21 .*77: \d+",
         r"^of another size: .*TCGA-OL-A5D7.*: expected 16x16 pixels as most tiles have, found 8x8",
-        r"^in two parts: TCGA-OL-A5D6.*_512_0.*: expected an image of its own in val, found the same pixels as in TCGA-BH",
-        r"^patients in two parts: .* found 1 in several \(TCGA-A2-A0D2\).* use --data.split=institute$",
-        r"^error: .*data: 8 defects \(2 name or place, 1 missing, 2 unusable, 1 of another size, 1 in two parts, "
-        r"1 patients in two parts\); mend",
+        r"^in two splits: TCGA-OL-A5D6.*_512_0.*: expected an image that only val has, found the same pixels as in TCGA-BH",
+        r"^patients in two splits: .* found 1 in several \(TCGA-A2-A0D2\).* use --data.split=institute$",
+        r"^error: .*data: 8 defects \(2 name or place, 1 missing, 2 unusable, 1 of another size, 1 in two splits, "
+        r"1 patients in two splits\); repair",
     ):
         assert re.search(line, err, re.MULTILINE), line
     assert len(err.splitlines()) == 9
@@ -85,7 +85,7 @@ def test_it_judges_as_training_does(root):
     (root / "train_512" / f"{name()}.png").write_bytes(b"<html>")
     verdict = verify(Source(DataSettings("kaggle512", root), collect=True))
     with pytest.raises(DataError) as error:
-        check(find_tiles(DataSettings("kaggle512", root)))
+        check_tiles(find_tiles(DataSettings("kaggle512", root)))
     assert str(error.value).startswith(verdict.defects["unusable"][0])
 
 
@@ -105,7 +105,7 @@ def test_published_kaggle224(tmp_path, capfd, test_masks):
     kaggle224(tmp_path / "BCSS", test_masks)
     code, out, _ = run(capfd, f"--data.dir={tmp_path}")
     assert code == 0
-    assert "note: patients with tiles in more than one part: 1, as this data set was published" in out
+    assert "note: 1 patients have tiles in more than one split, as this data set was published" in out
     assert ("note: test: 2 images have no masks (none were published)" in out) == (not test_masks)
     assert "6 usable tiles (train 2, val 2, test 2)" in out
     assert (
@@ -151,7 +151,7 @@ def test_only_bad_names(root, capfd):
     for path in (root / "train_512").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     code, _, err = verify_512(capfd, root)
-    assert code == 3 and err.count("which says slide and place") == 4 and "no image in" in err
+    assert code == 3 and err.count("which gives slide and place") == 4 and "no image in" in err
 
 
 @pytest.mark.parametrize(
