@@ -1,6 +1,5 @@
 """One slide with one model, from the file to its folder of results."""
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -9,15 +8,15 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.timing import StageClock
-from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line, printable
+from bcss_jax.errors import DataError, Preempted, UserError, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
@@ -130,7 +129,9 @@ class SlideSegmenter:
                     overwriting.note(path)
             try:
                 if summary is None:
-                    with _memory_errors(printable(entry.slide.name)):
+                    with out_of_memory_errors(
+                        f"{printable(entry.slide.name)}: a batch of windows", "a smaller --batch_size"
+                    ):
                         summary, done = self._segment(entry, folder, interruption), Done.COMPUTED
                     folder.finish(summary)
                 if not folder.is_scored(summary):
@@ -281,19 +282,6 @@ class SlideSegmenter:
             stop=stop,
         )
         return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
-
-
-@contextlib.contextmanager
-def _memory_errors(name):
-    """A device that is too small is told in one line."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise StorageError(
-            f"{name}: the device's memory does not hold a batch of windows ({first_line(error)}); try a smaller --batch_size"
-        ) from error
 
 
 def _stop_if_asked(interruption, name):

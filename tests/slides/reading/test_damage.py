@@ -339,7 +339,7 @@ def test_what_is_no_slide_is_one_line(child, tmp_path):
         ("empty.svs", "found an empty file"),
         ("text.svs", "found another format"),
         ("folder.svs", "found a folder"),
-        ("pipe.svs", "found no regular file"),
+        ("pipe.svs", "found a special file"),
         ("half.png", "expected a readable PNG"),
         ("missing.svs", "found no such file"),
     ):
