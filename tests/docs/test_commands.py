@@ -94,7 +94,7 @@ def _check_training(arguments: list[str]) -> None:
         if option.startswith("--config."):
             assert option.removeprefix("--config.") in field_names(config), f"{file} has no setting {option}"
         else:
-            assert option == "--config" or f'"{option[2:]}"' in source, f"training has no option {option}"
+            assert option in ("--config", "--help") or f'"{option[2:]}"' in source, f"training has no option {option}"
 
 
 def _check(words: list[str]) -> None:
