@@ -83,7 +83,7 @@ def new_run(tiles, prepared):
             fold = str(number) if splits else "all"
             model = models.create(**saved["model"], num_classes=found.scheme.num_classes, seed=number)
             _, params, model_state = split_model(model)
-            of_fold = about | {"fold": fold, "data_sha256": folds.sha256(fingerprint, split, the_plan)}
+            of_fold = about | {"fold": fold, "data_sha256": folds.fold_sha256(fingerprint, split, the_plan)}
             where = folder / f"fold_{fold}" / "checkpoints"
             save_checkpoint(where, params, model_state, of_fold, step_number=4, progress={"epoch": 2})
         return folder
