@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from bcss_jax.common.formatting import format_table_score
+from bcss_jax.common.html_templates import template_environment
 from bcss_jax.slides.classes import UNREADABLE
 from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.results import Result, Summary
@@ -123,12 +122,4 @@ def _area(mm2):
 
 
 def _environment():
-    environment = Environment(
-        loader=PackageLoader("bcss_jax.viewer"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"area": _area, "score": format_table_score, "url": url, "hex": _hex}
-    return environment
+    return template_environment("bcss_jax.viewer", area=_area, score=format_table_score, url=url, hex=_hex)
