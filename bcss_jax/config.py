@@ -5,13 +5,14 @@ read a config; everything below gets plain arguments.
 """
 
 import difflib
-import json
 import math
 import numbers
 
 from ml_collections import ConfigDict
 
 from bcss_jax import models
+from bcss_jax.common.json_files import as_json
+from bcss_jax.common.json_files import differences as json_differences
 from bcss_jax.data.discovery import LAYOUTS
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
@@ -214,30 +215,17 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines `field: old -> new` for every setting that would make another run of it; `RUNTIME_FIELDS` do not.
+def differences(old: dict, new: dict) -> list[str]:
+    """Returns lines `config.field: old -> new` for every setting that changes the result of a run.
 
-    A setting that `old` does not have, because it is newer than that run, counts as having had its default.
+    `RUNTIME_FIELDS` do not. A setting that `old` does not have, because it is newer than that run, counts as having had
+    its default.
     """
-    lines, defaults = [], default().to_dict()
-    old, new = _as_json(old), _as_json(new)
-    if prefix == "model." and new["name"] in models.MODELS:
-        defaults["model"] = models.defaults(new["name"])
-    defaults = _as_json(defaults)
-    for part in prefix.split(".")[:-1]:
-        defaults = defaults.get(part, {})
-    for key in sorted(old.keys() | new.keys()):
-        field, a, b = prefix + key, old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, field + ".")
-        elif a != b and field not in RUNTIME_FIELDS:
-            lines.append(f"config.{field}: {a} -> {b}")
-    return lines
-
-
-def _as_json(value):
-    """With lists where there are tuples: a run's config comes back from a file."""
-    return json.loads(json.dumps(value, default=str))
+    old, new, defaults = (as_json(each, str) for each in (old, new, default().to_dict()))
+    if new["model"]["name"] in models.MODELS:
+        defaults["model"] = as_json(models.defaults(new["model"]["name"]), str)
+    found = json_differences(old, new, defaults=defaults, missing="(none)")
+    return [f"config.{field}: {a} -> {b}" for field, (a, b) in found.items() if field not in RUNTIME_FIELDS]
 
 
 def _get(config, field):

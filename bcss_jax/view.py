@@ -102,7 +102,7 @@ def _listening(host: str, port: int | None) -> socket.socket:
 
 
 def _open_pool(path: Path, processes: int):
-    from bcss_jax.slides.reading.pool import ReaderPool  # not needed for a result whose slide is gone
+    from bcss_jax.slides.reading.reader_pool import ReaderPool  # not needed for a result whose slide is gone
 
     return ReaderPool(path, processes)
 

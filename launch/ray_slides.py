@@ -27,7 +27,9 @@ from typing import NamedTuple
 # Read when ray is imported.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 if "RAY_ADDRESS" not in os.environ:
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # makes it listen on the loopback interface only, on Linux too
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+        "0"  # makes it listen on the loopback interface only, on Linux too
+    )
 
 try:
     import ray
@@ -147,7 +149,9 @@ def _split_options(others: list[str]) -> tuple[Path, bool, str | None, list[str]
             raise ConfigError(f"options after --: --{name} is missing; give it as for python -m bcss_jax.segment")
     for name in of_one:
         if getattr(found, name) is not None:
-            raise ConfigError(f"options after --: --{name} applies to a single slide; give the slides with --slides before the --")
+            raise ConfigError(
+                f"options after --: --{name} applies to a single slide; give the slides with --slides before the --"
+            )
     if found.tissue not in (None, "colour", "all"):
         raise ConfigError(
             f"options after --: --tissue={found.tissue}: applies to a single slide; use the column tissue of the list, or "
@@ -161,7 +165,11 @@ def _cluster(args: argparse.Namespace) -> Iterator[None]:
     """Connects to Ray. A cluster that is started here listens on the loopback interface only, and is stopped at the end."""
     settings = {"logging_level": "ERROR", "log_to_driver": False}
     if args.workers is not None:
-        settings |= {"address": "local", "num_cpus": args.workers * args.cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        settings |= {
+            "address": "local",
+            "num_cpus": args.workers * args.cpus,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
         settings |= {"include_dashboard": False}
     try:
         ray.init(**settings)
@@ -214,7 +222,9 @@ def _segment(arguments: list[str], folder: str, on_gpu: bool) -> tuple[int, str]
       InterruptedError: it was stopped, or another process is still working on the slide; the task is to be retried.
     """
     segment = [sys.executable, "-c", END_WITH_PARENT, str(os.getpid()), "-m", "bcss_jax.segment", *arguments]
-    environment = os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # otherwise all tasks share all GPUs
+    environment = (
+        os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )  # otherwise all tasks share all GPUs
     result = subprocess.run(
         segment, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )

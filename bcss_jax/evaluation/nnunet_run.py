@@ -26,7 +26,7 @@ from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation import nnunet_folds
 from bcss_jax.evaluation.nnunet_folds import WHICH, Folds
 from bcss_jax.inference.predict import Member, View, of_logits
-from bcss_jax.inference.trained_run import folder_name, joint_sha256
+from bcss_jax.inference.trained_run import joint_sha256, sanitized_name
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
 from bcss_jax.nnunet.folds import trained_folds
@@ -208,4 +208,4 @@ def read(path: Path, mesh: Mesh) -> NnunetRun:
       UserError: as `nnunet_folds.read`.
     """
     home = Path(path).expanduser().resolve()
-    return NnunetRun(folder_name(home.name), home, nnunet_folds.read(home, mesh))
+    return NnunetRun(sanitized_name(home.name), home, nnunet_folds.read(home, mesh))

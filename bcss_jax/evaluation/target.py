@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from bcss_jax import metrics
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import NumericalError
-from bcss_jax.evaluation import per_image
+from bcss_jax.evaluation import per_image_csv
+from bcss_jax.evaluation.accumulate import TOLERANCE_UM, Part, Seconds, count, pictures, sampled_logits, temperature
 from bcss_jax.evaluation.image_counts import Predictor
 from bcss_jax.evaluation.nnunet_run import NnunetRun
 from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.results_folder import ResultsFolder
-from bcss_jax.evaluation.run import TOLERANCE_UM, Part, Seconds, count, pictures, sampled_logits, temperature
 from bcss_jax.evaluation.scores import scores
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.evaluation.statistics.calibration import ConfidenceCounts
@@ -141,8 +141,8 @@ def evaluate(
     except NumericalError as error:
         raise NumericalError(f"{subject.name}: {error}") from error
     shown, size = _gallery(subject, results, predictor, counted)
-    rows = per_image.per_image(images, counted["confusion"], counted["hd95_um"], counted["nsd"], scheme)
-    per_image.write(results.folder / subject.folder / "per_image.csv", rows)
+    rows = per_image_csv.per_image(images, counted["confusion"], counted["hd95_um"], counted["nsd"], scheme)
+    per_image_csv.write(results.folder / subject.folder / "per_image.csv", rows)
     evaluation = subject.describe() | {
         "augmentation": [view._asdict() for view in subject.views(*size, tta)],
         "scores": found,

@@ -147,7 +147,7 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         ) from error
     function = ModelFunction(checkpoint.network_of(trained), statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
-    return TrainedRun(folder_name(_name(folder)), folder, which, trained.step, about, scheme, function, sha256)
+    return TrainedRun(sanitized_name(_name(folder)), folder, which, trained.step, about, scheme, function, sha256)
 
 
 def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> list[TrainedRun]:
@@ -161,7 +161,7 @@ def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> 
         if folder in folders[:number]:
             raise ConfigError(f"--checkpoints names {printable(folder)} twice; name it once")
     names = [run.name for run in runs]
-    longer = [folder_name(f"{run.home.parent.name}_{name}") if names.count(name) > 1 else name
+    longer = [sanitized_name(f"{run.home.parent.name}_{name}") if names.count(name) > 1 else name
               for run, name in zip(runs, names, strict=True)]  # fmt: skip
     unique = []
     for name in longer:
@@ -178,8 +178,8 @@ def joint_sha256(each: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(each)).encode()).hexdigest()
 
 
-def folder_name(name: str) -> str:
-    """A name that can be that of a folder, in any file system."""
+def sanitized_name(name: str) -> str:
+    """Returns the name with `_` for every character but letters, digits and `+-.`: the name of an evaluation's folder."""
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
 
 

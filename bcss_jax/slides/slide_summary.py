@@ -4,11 +4,11 @@ Segmenting writes it, scoring adds scores to it, and the tables of a batch, comp
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
 
@@ -136,7 +136,7 @@ class SlideSummary:
         for each in values["classes"]:
             each["colour"] = each.pop("color")
         values["classes"] = [{name: each[name] for name in _CLASS_KEYS} for each in values["classes"]]
-        return {name: value for name, value in values.items() if name not in _OPTIONAL or value is not None}
+        return as_json({name: value for name, value in values.items() if name not in _OPTIONAL or value is not None})
 
     @classmethod
     def from_json(cls, values: Any) -> "SlideSummary":
@@ -177,13 +177,12 @@ def read_summary(path: Path) -> SlideSummary:
     Raises:
       DataError: it cannot be read, or is not the summary of a slide.
     """
+    expected, remedy = "the summary of a segmented slide", "segment the slide again"
+    values = read_json(path, expected, remedy)
     try:
-        return SlideSummary.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{printable(path)}: expected the summary of a segmented slide, found: {first_line(error)}; segment the slide "
-            "again"
-        ) from error
+        return SlideSummary.from_json(values)
+    except ValueError as error:
+        raise DataError(f"{printable(path)}: expected {expected}, found: {first_line(error)}; {remedy}") from error
 
 
 def _slide(values):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from bcss_jax.common.formatting import format_table_score
 from bcss_jax.common.html import html_environment
 from bcss_jax.errors import printable
 from bcss_jax.slides.classes import UNREADABLE
@@ -128,10 +129,6 @@ def _area(mm2):
     return f"{mm2:,.0f}" if mm2 >= 100 else f"{mm2:.1f}" if mm2 >= 10 else f"{mm2:.2f}" if mm2 >= 1 else f"{mm2:.3f}"
 
 
-def _score(value):
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _printable(value):
     """Escapes what cannot be printed, or not be encoded, in a text that is no markup."""
     return printable(value) if type(value) is str else value
@@ -139,5 +136,5 @@ def _printable(value):
 
 def _template(name):
     environment = html_environment("bcss_jax.viewer", finalize=_printable)
-    environment.filters |= {"area": _area, "score": _score, "url": url, "hex": _hex}
+    environment.filters |= {"area": _area, "score": format_table_score, "url": url, "hex": _hex}
     return environment.get_template(name)

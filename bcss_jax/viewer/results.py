@@ -31,12 +31,12 @@ class Result:
     @property
     def title(self) -> str:
         """Name of the slide, or of the folder if the slide's name is not known."""
-        return self.summary.slide.name if self.summary else self.key
+        return printable(self.summary.slide.name) if self.summary else self.key
 
     @property
     def model(self) -> str:
         """Name of the model; "" if it is not known."""
-        return self.summary.model["name"] if self.summary else ""
+        return printable(self.summary.model["name"]) if self.summary else ""
 
 
 def find(folder: Path) -> dict[str, Result]:

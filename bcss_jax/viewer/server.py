@@ -59,7 +59,7 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
 
     Args:
       folder: with results, as in `results.find`.
-      open_pool: (path, processes) -> a `bcss_jax.slides.reading.pool.ReaderPool`.
+      open_pool: (path, processes) -> a `bcss_jax.slides.reading.reader_pool.ReaderPool`.
       slide_files: finds the slides.
       allowed_hosts: host names that requests may use for the server.
     """

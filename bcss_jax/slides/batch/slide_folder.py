@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.errors import ConfigError, DataError, UserError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary
@@ -57,7 +58,7 @@ class SlideFolder:
           identity: JSON, with the ground truth if there is one: `files.truth` and the settings in `TRUTH_KEYS`.
         """
         self.path = path
-        self._identity_with_truth = json.loads(json.dumps({"format": slide_summary.FORMAT, **identity}))
+        self._identity_with_truth = as_json({"format": slide_summary.FORMAT, **identity})
         self.identity: dict[str, Any] = _without_truth(self._identity_with_truth)
 
     @property
@@ -110,8 +111,8 @@ class SlideFolder:
         is_worth_keeping = (self.path / slide_summary.FILE).exists() or any(self.labels.glob("row-*"))
         if is_worth_keeping and found is not None and found != self.identity:
             raise ConfigError(
-                f"{self.path} holds results of other settings ({', '.join(_changed(found, self.identity))} differ); name "
-                "another --output, use the same settings, or replace the results with --overwrite"
+                f"{self.path} holds results of other settings ({describe_differences(differences(found, self.identity))}); "
+                "name another --output, use the same settings, or replace the results with --overwrite"
             )
 
     def begin(self, *, replace: bool, recompute: bool) -> None:
@@ -290,10 +291,9 @@ def _finished_summary(path) -> SlideSummary | None:
 def _read_object(path) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "a JSON object", "it is left out", kind=dict)
+    except DataError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _without_truth(identity: Any) -> Any:
@@ -304,15 +304,3 @@ def _without_truth(identity: Any) -> Any:
     return identity | {
         name: {key: value for key, value in part.items() if key not in TRUTH_KEYS} for name, part in parts.items()
     }
-
-
-def _changed(old, new, prefix=""):
-    """Names of the settings that differ."""
-    names = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += _changed(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(prefix + key)
-    return names
