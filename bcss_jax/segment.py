@@ -239,7 +239,8 @@ def _region(text):
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise ConfigError(f"--truth_region={text}: must be x,y,width,height in level-0 pixels, as in 0,1344,3391,1074")
-    return tuple(map(int, parts))
+    x, y, width, height = map(int, parts)
+    return x, y, width, height
 
 
 def _folders(output, entry, segmenters) -> list[Path]:

@@ -74,7 +74,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
             raise ValueError(f"made for {', '.join(program.platforms)}, the devices here are {platform}")
         split = PartitionSpec("data")
         run = jax.shard_map(program.call, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        _parse(run, (mesh.size, *image_shape(metadata["window"])[1:]))
+        _parse(run, (mesh.size, metadata["window"], metadata["window"], 3))
     except UserError:  # among them a request to stop
         raise
     except OSError as error:
@@ -152,7 +152,7 @@ def _checked(metadata: Any) -> LabelScheme:
     if found != FORMAT or isinstance(found, bool):
         remedy = ", which a newer bcss_jax reads" if isinstance(found, int) and found > FORMAT else ""
         raise ValueError(f"format {ascii(found)[:80]} of {METADATA}{remedy}; this program reads {FORMAT}")
-    scheme = scheme_from_json(metadata.get("label_scheme"))
+    scheme = scheme_from_json(metadata.get("label_scheme", {}))
     checkpoint = metadata.get("checkpoint")
     parts = checkpoint if isinstance(checkpoint, dict) else {}
     right = {

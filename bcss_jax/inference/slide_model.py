@@ -76,7 +76,7 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         run.name,
         run.scheme,
         float(data["mpp"]),
-        LAYOUT_WINDOWS.get(data["layout"], data["patch_size"]),
+        LAYOUT_WINDOWS[data["layout"]] if data["layout"] in LAYOUT_WINDOWS else data["patch_size"],
         {**run.identity(), "tta": tta},
         metadata,
         (params, model_state),

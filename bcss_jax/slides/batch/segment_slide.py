@@ -275,8 +275,9 @@ class SlideSegmenter:
         windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
         probabilities = None
         if settings.probabilities:
-            size = dict(width=grid.width, height=grid.height, mpp=grid.mpp)
-            probabilities = ProbabilityStore(folder.path / PROBABILITIES, **size, classes=self.classes, name=name)
+            probabilities = ProbabilityStore(
+                folder.path / PROBABILITIES, grid.width, grid.height, mpp=grid.mpp, classes=self.classes, name=name
+            )
             if not probabilities.kept:
                 folder.delete_labels()
         store = TileStore(folder.labels, grid.width, grid.height)

@@ -137,13 +137,13 @@ def _entry(row, header, where, folder):
             mpp = float(cells["mpp"].replace(",", "."))
         except ValueError as error:
             raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
-    others = [str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth")]
+    tissue, truth = (str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth"))
     name = cells.get("name") or None
     try:
         check_name(name)
     except ValueError as error:
         raise DataError(f"{where}: {error}; correct it") from error
-    return Entry(folder / cells["slide"], mpp, *others, name)
+    return Entry(folder / cells["slide"], mpp, tissue, truth, name)
 
 
 def _refuse_shared_folders(entries, where):

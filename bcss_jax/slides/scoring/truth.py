@@ -134,7 +134,7 @@ def open_truth(
         table = lookup_table(scheme, codes)
     except ValueError as error:
         raise ConfigError(f"--truth_codes={codes}: {error}") from error
-    width, height = (round(size * along) for size, along in zip((grid.width, grid.height), grid.scale, strict=True))
+    width, height = (round(size * scale) for size, scale in zip((grid.width, grid.height), grid.scale, strict=True))
     with open_mask(path, codes) as mask:
         if mask.shape not in ((height, width), (grid.height, grid.width)):
             raise DataError(
@@ -173,7 +173,8 @@ def _rectangle(region, grid, width, height):
     x, y, w, h = region
     if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
         raise ConfigError(f"--truth_region={x},{y},{w},{h}: does not lie on the slide of {width}x{height} pixels")
-    return tuple(
-        slice(math.ceil(start / along), min(whole, math.ceil((start + size) / along)))
-        for start, size, along, whole in ((y, h, grid.scale[1], grid.height), (x, w, grid.scale[0], grid.width))
+    rows, columns = (
+        slice(math.ceil(start / scale), min(whole, math.ceil((start + size) / scale)))
+        for start, size, scale, whole in ((y, h, grid.scale[1], grid.height), (x, w, grid.scale[0], grid.width))
     )
+    return rows, columns
