@@ -73,7 +73,9 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
     mesh = make_mesh(jax.local_devices())
     runs = [
-        nnunet_run.read(path, mesh) if nnunet_run.is_one(path) else trained_run.read(path, mesh, args.which)
+        nnunet_run.read_nnunet_run(path, mesh)
+        if nnunet_run.is_nnunet_run(path)
+        else trained_run.read_trained_run(path, mesh, args.which)
         for path in paths
     ]
     runs = trained_run.with_unique_names(runs, OF_ALL)

@@ -72,10 +72,10 @@ class EvaluationTarget:
             "data": self.part.data,
             "part": self.part.name,
             "config": first.config,
-            "versions": first.about.get("versions"),
-            "pretrained": first.about.get("pretrained"),
+            "versions": first.metadata.get("versions"),
+            "pretrained": first.metadata.get("pretrained"),
             "params_sha256": first.sha256["params"],
-            "checkpoint": first.position(),
+            "checkpoint": first.describe_checkpoint(),
             "history": first.history(),
         }
         if len(self.runs) == 1:
@@ -85,7 +85,7 @@ class EvaluationTarget:
             "model": "ensemble",
             "trained_on": first.trained_on if alike else None,
             "params_sha256": joint_sha256([run.sha256["params"] for run in self.runs]),
-            "checkpoint": {"members": [{"name": run.name, **run.position()} for run in self.runs]},
+            "checkpoint": {"members": [{"name": run.name, **run.describe_checkpoint()} for run in self.runs]},
             **{name: None for name in ("config", "versions", "pretrained")},
             "history": [],
         }
