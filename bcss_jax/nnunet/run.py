@@ -12,6 +12,7 @@ from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models import MODELS
@@ -73,14 +74,17 @@ def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
     """Reads the data set, plans for it, writes the plan to `workdir`, and preprocesses the training cases."""
     data = config.data
     cases = case_sets.find(
-        data.layout,
-        data_dir=data.dir,
+        DataSettings(
+            data.layout,
+            data.dir or None,
+            data.split,
+            data.mpp,
+            patch_size=None,
+            allow_missing=data.allow_missing,
+            max_bad=data.max_bad,
+        ),
         prepared_dir=data.prepared_dir,
         scheme=SCHEMES[config.labels],
-        split=data.split,
-        mpp=data.mpp,
-        allow_missing=data.allow_missing,
-        max_bad=data.max_bad,
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)

@@ -25,6 +25,7 @@ from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.data import tfrecords
 from bcss_jax.data.augment import Augmentation
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import eval_batches, train_batches
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.weights.pretrained import load_pretrained
@@ -129,18 +130,17 @@ class Run:
 
     def _prepare_data(self) -> tfrecords.PreparedData:
         config, scheme = self._config, self._scheme
-        data = tfrecords.prepare(
+        settings = DataSettings(
             config.data.layout,
-            data_dir=config.data.dir or None,
-            prepared_dir=Path(config.data.prepared_dir).expanduser(),
-            split=config.data.split,
-            mpp=config.data.mpp,
-            patch_size=config.data.patch_size,
-            stride=config.data.stride,
-            scheme=scheme,
-            allow_missing=config.data.allow_missing,
-            max_bad=config.data.max_bad,
+            config.data.dir or None,
+            config.data.split,
+            config.data.mpp,
+            config.data.patch_size,
+            config.data.stride,
+            config.data.allow_missing,
+            config.data.max_bad,
         )
+        data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
         print_main(
             f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, classes "
             f"{', '.join(scheme.evaluated_names)}"
