@@ -79,32 +79,33 @@ def read_folds(home: Path, mesh: Mesh) -> Folds:
     for trained in found.values():
         where = trained.folder / str(trained.step)
         try:
-            schemes.append(_scheme(home, trained.about))
+            schemes.append(_scheme(home, trained.metadata))
             networks.append(checkpoint.network_of(trained))
-            plan, dataset = trained.about["plan"], trained.about["dataset"]
+            plan, dataset = trained.metadata["plan"], trained.metadata["dataset"]
             plan_file.check_plan(plan, dataset)
             preprocess(np.ones((2, 2, 3), np.uint8), None, plan, dataset)  # all that it needs is in the plan
             [int(side) for side in plan["configurations"]["2d"]["patch_size"]]
-            data = trained.about.get("data")
+            data = trained.metadata.get("data")
             if data is not None and not {"layout", "split", "tiles", "content_sha256"} <= data.keys():
                 raise KeyError("data")
-            json.dumps(trained.about, allow_nan=False)  # it is written down again
+            json.dumps(trained.metadata, allow_nan=False)  # it is written down again
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
             ) from error
-    abouts = [trained.about for trained in found.values()]
+    abouts = [trained.metadata for trained in found.values()]
     for name in ("plan", "dataset", "label_scheme"):
         if any(about[name] != abouts[0][name] for about in abouts):
             raise DataError(f"{home}: expected folds of one {name}, found several; keep folds that belong together")
     _refuse_postprocessing(home)
     return Folds(
         tuple(
-            Fold(name, each.folder, each.step, each.about, params_sha256(each.params)) for name, each in found.items()
+            Fold(name, each.folder, each.step, each.metadata, params_sha256(each.params))
+            for name, each in found.items()
         ),
         schemes[0],
         networks[0],
-        _trained_names(home, {name: trained.about for name, trained in found.items()}),
+        _trained_names(home, {name: trained.metadata for name, trained in found.items()}),
     )
 
 
