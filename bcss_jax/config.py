@@ -223,7 +223,7 @@ def differences(old: dict, new: dict) -> list[str]:
     """
     old, new, defaults = (as_json(each, str) for each in (old, new, default().to_dict()))
     if new["model"]["name"] in models.MODELS:
-        defaults["model"] = as_json(models.defaults(new["model"]["name"]), str)
+        defaults["model"] = as_json(models.default_arguments(new["model"]["name"]), str)
     found = json_differences(old, new, defaults=defaults, missing="(none)")
     return [f"config.{field}: {a} -> {b}" for field, (a, b) in found.items() if field not in RUNTIME_FIELDS]
 

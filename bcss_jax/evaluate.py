@@ -8,7 +8,7 @@ the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 sto
 """
 
 import argparse
-import json
+import dataclasses
 import os
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.data import discovery
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, EvaluationSplit
 from bcss_jax.evaluation.nnunet_run import NnunetRun, is_nnunet_run, read_nnunet_run
@@ -51,7 +52,7 @@ def _parser():
     add("--checkpoints", required=True, help="folders of runs, or of their checkpoints, separated by commas")
     add("--output", required=True, type=Path, help="folder for the results")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint to use of each run")
-    add("--split", choices=discovery.PARTS, default="val", help="split of the data set to score")
+    add("--split", choices=discovery.SPLITS, default="val", help="split of the data set to score")
     from_checkpoint = "default: as in the checkpoint"
     add("--data.layout", dest="layout", choices=discovery.LAYOUTS, help=f"layout of the data set; {from_checkpoint}")
     add("--data.dir", dest="data_dir", help=f"folder of the data set; {from_checkpoint}")
@@ -129,7 +130,7 @@ def _targets(args, runs, batch_size) -> list[EvaluationTarget]:
     targets, prepared = [], {}
     for run in runs:
         settings = _data_settings(args, run)
-        key = json.dumps([settings, run.scheme.name], sort_keys=True)
+        key = settings, run.scheme.name
         if key not in prepared:
             prepared[key] = _splits(settings, args, run.scheme, batch_size)
         split, fit_split = prepared[key]
@@ -171,17 +172,19 @@ def _unseen_splits(run, split, fit_split) -> tuple[EvaluationSplit, EvaluationSp
     return split, split if seen else fit_split
 
 
-def _data_settings(args, run) -> dict:
-    """Returns the arguments of `tfrecords.prepare`: those of the checkpoint, unless the command line gives others."""
-    names = ("layout", "split", "mpp", "patch_size", "stride", "allow_missing", "max_bad")
-    # Runs of nnU-Net's method have no patches here and use the defaults of the other runs.
-    saved = {"patch_size": 224, "stride": 224, **run.config["data"]}
-    settings = {name: saved[name] for name in names} | {"data_dir": saved["dir"] or None}
-    if args.layout and args.layout != saved["layout"]:
-        settings |= {"layout": args.layout, "split": "published", "data_dir": None}
-    given = {"data_dir": args.data_dir, "split": args.data_split, "mpp": args.mpp}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    if settings["layout"] == "sample" and args.data_dir:
+def _data_settings(args, run) -> DataSettings:
+    """Returns the data settings of the checkpoint, unless the command line gives others."""
+    saved = run.config["data"]
+    # Runs of nnU-Net's method have no patches and use the defaults.
+    names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad")
+    settings = DataSettings(
+        saved["layout"], saved["dir"] or None, saved["split"], **{name: saved[name] for name in names if name in saved}
+    )
+    if args.layout and args.layout != settings.layout:
+        settings = dataclasses.replace(settings, layout=args.layout, split_by="published", dir=None)
+    given = {"dir": args.data_dir, "split_by": args.data_split, "mpp": args.mpp}
+    settings = dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if settings.layout == "sample" and args.data_dir:
         raise ConfigError(
             f"--data.dir={args.data_dir}: {run.name} was trained on the built-in sample, which has no folder; "
             "give the layout of the folder, for example --data.layout=kaggle224"
@@ -196,11 +199,11 @@ def _splits(settings, args, scheme, batch_size) -> tuple[EvaluationSplit, Evalua
     """
     from bcss_jax.data import tfrecords  # imported here: TensorFlow takes seconds, and a typo should fail before that
 
-    data = tfrecords.prepare(**settings, prepared_dir=args.prepared_dir, scheme=scheme)
+    data = tfrecords.prepare(settings, prepared_dir=args.prepared_dir, scheme=scheme)
     if not data.splits.get(args.split):
         available = ", ".join(f"{name} {count}" for name, count in data.splits.items())
         raise DataError(
-            f"{settings['data_dir'] or 'the built-in sample'}: expected images with masks in the split {args.split}, found "
+            f"{settings.dir or 'the built-in sample'}: expected images with masks in the split {args.split}, found "
             f"none ({available}); choose another --split"
         )
     split = _split(data, args.split, scheme, batch_size)

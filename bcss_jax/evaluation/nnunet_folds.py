@@ -73,7 +73,7 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
         does not belong to them.
       ConfigError: No label scheme of the project has the labels of the run, or the run postprocesses its labels.
     """
-    names = folds.trained_folds(run_folder)
+    names = folds.trained_fold_names(run_folder)
     found = {name: checkpoint.load_trained(run_folder / f"fold_{name}" / "checkpoints", mesh, WHICH)
              for name in [name for name in names if name != ALL] or names}  # fmt: skip
     schemes, networks = [], []
@@ -83,7 +83,7 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
             schemes.append(_scheme(run_folder, trained.about))
             networks.append(checkpoint.network_of(trained))
             plan, dataset = trained.about["plan"], trained.about["dataset"]
-            plan_file.check(plan, dataset)
+            plan_file.check_plan(plan, dataset)
             preprocess(np.ones((2, 2, 3), np.uint8), None, plan, dataset)  # fails if the plan lacks something
             [int(side) for side in plan["configurations"]["2d"]["patch_size"]]
             data = trained.about.get("data")
@@ -159,7 +159,7 @@ def _trained_names(run_folder, metadata):
         names = set()
         for name, of_fold in metadata.items():
             split = splits[int(name)]
-            if folds.sha256(fingerprint, split, of_fold["plan"]) != of_fold["data_sha256"]:
+            if folds.fold_sha256(fingerprint, split, of_fold["plan"]) != of_fold["data_sha256"]:
                 raise ValueError(f"fold {name} was trained with another split, plan or data set")
             names.update(split["train"])
         return frozenset(names)

@@ -45,9 +45,7 @@ class ImageResults:
 
 
 def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed: int = 0) -> dict:
-    """Returns the scores of a set of images, as JSON, with None where there is no score.
-
-    CLASSES below stands for a dict with the names of the evaluated classes and "macro", their mean.
+    """Returns the scores of a set of images.
 
     Args:
       results: results of each image.
@@ -56,17 +54,20 @@ def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed:
       seed: seed of the bootstrap.
 
     Returns:
-      `number`: number of images, patients, institutes, and pixels with ground truth.
-      `scores`: `metrics.scores`.
-      `precision`, `recall`: CLASSES, from the pixels of all images.
-      `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
-      `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
-      `surface`: `{"tolerance_um", "hd95_um": CLASSES, "nsd": CLASSES, "images": class -> numbers}`. Means over the images
-        that have a score. A class that was missed or falsely predicted counts with the diagonal of the image and 0.
+      JSON, with None where there is no score. CLASSES stands for a dict with the names of the evaluated classes and
+      "macro", their mean:
+
+      * `number`: number of images, patients, institutes, and pixels with ground truth.
+      * `scores`: `metrics.scores`.
+      * `precision`, `recall`: CLASSES, from the pixels of all images.
+      * `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
+      * `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
+      * `surface`: `{"tolerance_um", "hd95_um": CLASSES, "nsd": CLASSES, "images": class -> numbers}`. Means over the
+        images that have a score. A class that was missed or falsely predicted counts with the diagonal of the image and 0.
         `images`, as in `metrics.scores`, says how often that happened.
-      `calibration`: `calibration.reliability`.
-      `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`, where
-        NAME is dice_global, iou_global, dice_image, iou_image, hd95_um and nsd.
+      * `calibration`: `calibration.reliability`.
+      * `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`,
+        where NAME is dice_global, iou_global, dice_image, iou_image, hd95_um and nsd.
 
     Raises:
       DataError: There are no images, an image occurs twice, or no pixel has ground truth.
