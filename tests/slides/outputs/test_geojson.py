@@ -207,7 +207,7 @@ def test_the_same_labels_give_the_same_bytes(tmp_path):
 
 def test_long_rings_are_written_in_pieces(tmp_path, monkeypatch):
     content = written(tmp_path, blobs())
-    monkeypatch.setattr(geojson, "_POINTS", 7)
+    monkeypatch.setattr(geojson, "_POINTS_AT_A_TIME", 7)
     assert written(tmp_path, blobs()) == content
 
 
