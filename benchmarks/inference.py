@@ -127,7 +127,9 @@ class Jax:
         self.data, self.batch, self.workers = data, args.batch, args.workers
         positions = np.random.default_rng(1).integers(0, data.labels[0].size, (len(data.labels), SAMPLED))
         self.positions = positions.astype(np.int32)
-        self.split = accumulate.EvaluationSplit("val", {}, [{"mpp": MPP}] * len(data.labels), self.batches, lambda indices: iter(()))
+        self.split = accumulate.EvaluationSplit(
+            "val", {}, [{"mpp": MPP}] * len(data.labels), self.batches, lambda indices: iter(())
+        )
         self._kept = None
 
     def batches(self, first: int = 0):
