@@ -73,7 +73,7 @@ class ModelFunction:
         dropout_keys: jax.Array | None = None,
         frozen: tuple[str, ...] = (),
         all_logits: bool = False,
-    ) -> tuple[jax.Array, dict]:
+    ) -> tuple[Any, dict]:
         """Runs the model.
 
         Args:

@@ -66,7 +66,7 @@ class _Planned:
     fingerprint: dict
     plan: dict
     splits: list[dict]
-    preprocessed: dict[str, tuple[case_sets.Case, store.Stored]]
+    preprocessed: dict[str, tuple[case_sets.Case, store.StoredCase]]
 
 
 def _plan_run(config: Any, workdir: Path) -> _Planned:
@@ -190,7 +190,7 @@ def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
         parts = {part: [case.name for case in cases.train if case.part == part] for part in ("train", "val")}
         if not all(parts.values()):
             raise ConfigError(
-                "config.folds=published: the data set has no train and val part of its own; use patient or case"
+                "config.folds=published: the data set has no published train and val split; use patient or case"
             )
         splits = [parts]
     patient_of = dict(zip(names, patients, strict=True))

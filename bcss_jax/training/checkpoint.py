@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,10 +158,10 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, dict, dict]:
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in _array_items(abstract).items()}
-        metadata = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        items: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        metadata = items.about
         _check_version(self.folder / str(step), metadata)
-        items = ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        restored: Any = self._manager.restore(step, args=ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore()))
         optimizer, model_state = restored.optimizer, restored.rest if "rest" in arrays else {}
         state = TrainState(
             optimizer["step"], restored.params, model_state, optimizer["opt_state"], optimizer["schedule"]
