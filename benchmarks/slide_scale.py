@@ -166,7 +166,8 @@ def main() -> None:
             print(
                 f"{width} x {height}, {slide.stat().st_size / 2**20:.0f} MiB file: {area:.2f} mm2 in "
                 f"{summary['windows']['computed']} windows, {seconds:.1f} s, {parts['total'] / area:.2f} s/mm2 "
-                f"(computing {parts['computing'] / area:.2f}), peak {peak / 2**20:.0f} MiB, {(peak - alone) / 2**20:.0f} over the model's own; "
+                f"(computing {parts['computing'] / area:.2f}), peak {peak / 2**20:.0f} MiB, "
+                f"{(peak - alone) / 2**20:.0f} over the model's own; "
                 + ", ".join(f"{name} {value:.1f}" for name, value in parts.items()),
                 flush=True,
             )
