@@ -149,7 +149,11 @@ def _trained_names(home, abouts):
     if ALL in abouts:
         return None
     fingerprint, splits = (
-        read_json(home / name, "what the run wrote about its data set", "put the run's files back")
+        read_json(
+            home / name,
+            "the split that the folds were trained with, or its data set's fingerprint",
+            "put the run's files back",
+        )
         for name in ("dataset_fingerprint.json", "splits_final.json")
     )
     try:
