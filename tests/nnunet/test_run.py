@@ -94,7 +94,7 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
     _, metadata = load_model(workdir / "fold_0" / "checkpoints", "latest")
     fingerprint = json.loads((workdir / "dataset_fingerprint.json").read_text())
     assert metadata["data_sha256"] == folds.fold_sha256(fingerprint, splits[0], metadata["plan"])
-    assert "the table comes when all folds are trained" in printed
+    assert "the table is written when all folds are trained" in printed
 
 
 def test_the_same_command_resumes_and_other_settings_are_refused(raw, planned, trained):
