@@ -15,7 +15,8 @@ import contextlib
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -193,7 +194,7 @@ def _batches(
     positioned = tf.data.Dataset.zip(tf.data.Dataset.range(num_positions), ordered.repeat())
     mine = positioned.skip(start_step * batch_size)
     if process_count > 1:
-        mine = mine.filter(lambda position, _: position % batch_size // rows == process_index)
+        mine = mine.filter(lambda position, _: position % batch_size // rows == process_index)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
 
     options = tf.data.Options()
     options.deterministic = True
@@ -208,7 +209,7 @@ def _batches(
         .prefetch(PREFETCHED_BATCHES)
     )
 
-    def iterate():
+    def iterate() -> Generator[Batch, None, None]:
         arrays = batches.as_numpy_iterator()
         done = 0
         while True:
@@ -220,7 +221,7 @@ def _batches(
                 raise _explained(
                     error, mine.skip(done * rows).take(rows).map(lambda _, example: example), size, table, change
                 ) from error
-            yield batch
+            yield cast(Batch, batch)
             done += 1
 
     iterator = iterate()
