@@ -112,7 +112,7 @@ def _subjects(args, runs, batch_size) -> list[EvaluationTarget]:
     found, prepared = [], {}
     for run in runs:
         settings = _data_settings(args, run)
-        key = json.dumps([settings, run.scheme.name], sort_keys=True)
+        key = (json.dumps(settings, sort_keys=True), run.scheme)
         if key not in prepared:
             prepared[key] = _parts(settings, args, run.scheme, batch_size)
         part, fit_on = prepared[key]
@@ -215,7 +215,7 @@ def _evaluate(subject, results, batch_size, tta, mesh, interruption) -> dict:
 
 
 def _conclude(output, evaluations) -> None:
-    for group in tables.by_scheme(evaluations).values():
+    for group in tables.by_scheme(evaluations):
         print(f"\n{tables.text(group)}")
     print(f"\nlook at:   {output / 'report.html'}  {output / 'figures'}")
     print(f"figures:   {output / 'evaluation.json'}  {output / evaluations[0]['folder'] / 'per_image.csv'}")

@@ -27,6 +27,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.config import default, field_names, unknown_field, validate
 from bcss_jax.data import cache
 from bcss_jax.errors import ConfigError, StorageError, UserError
+from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
 
@@ -126,7 +127,8 @@ def _given(name: str, prefix: bool = False) -> list[str]:
 def _run(interruption: Interruption) -> int:
     config = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
-    (nnunet_config.validate if nnunet else validate)(config)
+    scheme = find_scheme(config.labels)
+    (nnunet_config.validate if nnunet else validate)(config, scheme)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -134,7 +136,7 @@ def _run(interruption: Interruption) -> int:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as held:
-        _together(lambda: _take(workdir, config, held))
+        _together(lambda: _take(workdir, config, scheme, held))
         # Here, because importing TensorFlow takes seconds that a typo in the command line should not cost.
         if nnunet:
             from bcss_jax.nnunet.run import run as train
@@ -154,7 +156,7 @@ def _run(interruption: Interruption) -> int:
     return 0
 
 
-def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
+def _take(workdir: Path, config: ConfigDict, scheme: LabelScheme, held: contextlib.ExitStack) -> None:
     """Locks the folder of the run and claims it. nnU-Net's folds may be separate jobs in one folder: each is locked."""
     folds = config.get("method") == "nnunet"
     if not folds:
@@ -163,7 +165,8 @@ def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None
         for fold in sorted(workdir.glob("fold_*")):
             held.enter_context(files.locked(fold))
     with files.storage_errors(workdir), cache.held(workdir / "claim"):
-        workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
+        settings = json.loads(config.to_json()) | {"label_scheme": scheme.to_json()}
+        workdirs.claim(workdir, settings, _FRESH.value)
     if folds:
         if _FRESH.value:
             held.close()  # the locks on what was there; they went with it

@@ -24,7 +24,7 @@ from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, Use
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
-from bcss_jax.labels import CODE_BOOKS
+from bcss_jax.labels import CODE_BOOKS, LabelScheme
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import Settings, SlideSegmenter
@@ -183,13 +183,18 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
         default = max(1, share * 224**2 // window**2) * mesh.size
         batch_size = _at_least_one("batch_size", args.batch_size, default)
         found.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
-    schemes = [each.model.scheme.name for each in found]
-    if len(set(schemes)) > 1:
-        raise ConfigError(
-            f"--checkpoint: {found[0].model.name} knows the classes {schemes[0]}, others {', '.join(sorted(set(schemes[1:])))}; only "
-            "models of one label scheme can be compared"
-        )
+    first = found[0].model
+    for model in (each.model for each in found):
+        if model.scheme != first.scheme:
+            raise ConfigError(
+                f"--checkpoint: {first.name} has the label scheme {_told(first.scheme)}, {model.name} has "
+                f"{_told(model.scheme)}; only models of one label scheme can be compared"
+            )
     return found
+
+
+def _told(scheme: LabelScheme) -> str:
+    return f"{scheme.name} ({', '.join(scheme.evaluated_names)})"
 
 
 def _models(args, mesh) -> list[SlideModel]:

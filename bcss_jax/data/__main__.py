@@ -21,7 +21,7 @@ from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Settings, Source
 from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import ConfigError, DataError, in_flags_of_command, printable
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import SCHEMES, find_scheme
 
 NAMED = 10  # defects, and notes, that are printed; all are counted
 # Flags of training, as errors name them -> those of this command.
@@ -66,7 +66,9 @@ def _parser():
     inspect_parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="gets pictures and inspect.json"
     )
-    inspect_parser.add_argument("--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}")
+    inspect_parser.add_argument(
+        "--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}, or a TOML file"
+    )
     inspect_parser.add_argument(
         "--patches", metavar="KEY,KEY", help="tiles whose colors are drawn; the two that differ most if not given"
     )
@@ -121,14 +123,14 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    _one_of("--labels", args.labels, SCHEMES)
+    scheme = find_scheme(args.labels, "--labels")
     patches = None
     if args.patches is not None:
         patches = [patch.strip().removesuffix(".png") for patch in args.patches.split(",") if patch.strip()]
         if not patches:
             raise ConfigError("--patches: expected keys of tiles with commas between them, found none")
     settings = _settings(args)
-    for line in inspect(settings, SCHEMES[args.labels], args.output, patches=patches, overwrite=args.overwrite):
+    for line in inspect(settings, scheme, args.output, patches=patches, overwrite=args.overwrite):
         print(line)
 
 

@@ -67,8 +67,13 @@ class CheckReport:
         lists = ("patients_in_two_parts", "missing", "bad", "warnings")
         return {name: len(value) if name in lists else value for name, value in self.to_json().items()}
 
-    def log(self, scheme: labels.LabelScheme) -> None:
-        """Logs the counts, and as warnings what the user should know before training with this scheme."""
+    def log(self, scheme: labels.LabelScheme, codes: str) -> None:
+        """Logs the counts, and as warnings what the user should know before training with this scheme.
+
+        Args:
+          scheme: the label scheme. Tiles without truth were counted under the schemes of the package only.
+          codes: code book of the masks.
+        """
         for part, count in self.tiles.items():
             log.info("%s: %d tiles of %d patients", part, count, self.patients[part])
         if self.patients_in_two_parts:
@@ -76,7 +81,8 @@ class CheckReport:
                 "patients with tiles in more than one part: %d, so validation figures flatter; --config.data.split=institute avoids it",
                 len(self.patients_in_two_parts),
             )
-        for part, names in self.absent.get(scheme.name, {}).items():
+        for part, pixels in self.code_pixels.items():
+            names = labels.absent_classes(scheme, codes, pixels)
             if names:
                 log.warning("%s holds no pixel of %s: there is no figure for it", part, ", ".join(names))
         for part, count in self.all_ignored.get(scheme.name, {}).items():

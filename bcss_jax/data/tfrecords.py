@@ -260,7 +260,7 @@ def prepare(
                     _make(folder, layout, tiles, allow_missing, max_bad, split)
         report = checks.CheckReport(**json.loads((folder / "report.json").read_text()))
     log.info("prepared data: %s", folder)
-    report.log(scheme)
+    report.log(scheme, codes)
     return PreparedData(report=report, **data)
 
 

@@ -30,6 +30,7 @@ from bcss_jax.inference.trained_run import folder_name, joint_sha256
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
 from bcss_jax.nnunet.folds import trained_folds
+from bcss_jax.nnunet.labels import num_outputs, outputs_of_labels
 from bcss_jax.nnunet.predict import predict_logits, run_of
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.training import checkpoint, sharding
@@ -99,7 +100,7 @@ class NnunetRun:
             "folds": members,
             **settings,
             "plan": self.about["plan"],
-            "labels": self.scheme.name,
+            "labels": self.scheme.name if self.scheme.is_shipped else self.scheme.identity(),
         }
 
     def position(self) -> dict:
@@ -170,12 +171,12 @@ class NnunetRun:
         def logits_of(image):
             found = preprocess(image, None, plan, dataset)
             (y0, y1), (x0, x1) = found.properties["bbox_used_for_cropping"]
-            whole = np.zeros((*image.shape[:2], self.scheme.num_classes), np.float32)
+            whole = np.zeros((*image.shape[:2], num_outputs(dataset)), np.float32)
             whole[..., 0] = CERTAIN
             whole[y0:y1, x0:x1] = ensemble.mean_of_folds(
                 predict_logits(run, each, found.data, patch_size, mesh=mesh) for each in weights
             )
-            return whole
+            return whole[..., outputs_of_labels(self.scheme)]
 
         def predict(images):
             found = {}  # each picture once: those that fill up a batch are copies

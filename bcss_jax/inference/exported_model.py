@@ -93,7 +93,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
     name = folder_name(Path(path))
     identity = {
         "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
-        "label_scheme": about["label_scheme"],
+        "label_scheme": scheme.identity(),
         "mpp": about["mpp"],
     }
     described = {

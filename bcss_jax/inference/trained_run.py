@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bcss_jax.config import validate
 from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
-from bcss_jax.labels import LabelScheme, scheme_from_json
+from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ImageStatistics, ModelFunction
 from bcss_jax.nnunet.folds import trained_folds
 from bcss_jax.training import checkpoint
@@ -74,7 +74,7 @@ class TrainedRun:
     def identity(self) -> dict:
         """What decides its predictions, as JSON."""
         config = {name: self.config[name] for name in ("model", "dtype", "image_mean", "image_std")}
-        return {**self.sha256, **config, "label_scheme": self.about["label_scheme"]}
+        return {**self.sha256, **config, "label_scheme": self.scheme.identity()}
 
     def position(self) -> dict:
         """Where the checkpoint comes from, as JSON."""
@@ -134,11 +134,11 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         raise DataError(f"{where}: {error}; the checkpoint was changed or is not of this program") from error
     try:
         settings = ConfigDict(config)
-        validate(settings)
+        validate(settings, scheme)
         json.dumps(about, allow_nan=False)  # it is written down again
         if not {"layout", "split", "tiles"} <= about["data"].keys():
             raise KeyError("data")
-        if settings.labels != scheme.name:
+        if name_of(settings.labels) != scheme.name:
             raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
         statistics = ImageStatistics(tuple(settings.image_mean), tuple(settings.image_std))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:

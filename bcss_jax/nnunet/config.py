@@ -5,9 +5,9 @@ What the plan decides (patch, batch, network, normalization) is no setting: `pla
 
 from ml_collections import ConfigDict
 
-from bcss_jax.config import check_at_least, check_data_folder, check_one_of
+from bcss_jax.config import check_at_least, check_data_folder, check_masks, check_one_of
 from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
 from bcss_jax.nnunet.folds import NUM_FOLDS
 from bcss_jax.nnunet.plan import PRESETS
@@ -32,7 +32,9 @@ def default() -> ConfigDict:
     config.data.allow_missing = False  # leave out images without mask (and the reverse) instead of refusing
     config.data.max_bad = 0.0  # share of unreadable files that is left out instead of refusing
 
-    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes; a raw data folder has its own
+    config.labels = (
+        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file; a raw data folder has its own
+    )
     config.plan = ""  # file of a plan; if not given, the data set is planned for
     config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
     config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most
@@ -54,15 +56,21 @@ def default() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
     """Checks names and ranges.
+
+    Args:
+      config: all settings.
+      scheme: the label scheme of the run; None: the one that `config.labels` names.
 
     Raises:
       ConfigError: one line with the field, what it is and what it may be.
     """
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
-    check_one_of(config, "labels", tuple(SCHEMES))
+    scheme = scheme or find_scheme(config.labels)
+    if config.data.layout != RAW:
+        check_masks(config, scheme)
     check_one_of(config, "preset", tuple(PRESETS))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
     check_one_of(config, "folds", FOLDS)

@@ -11,7 +11,7 @@ from bcss_jax import models
 from bcss_jax.common.files import write_text
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
 from bcss_jax.nnunet import folds, plan_file, postprocess, store
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
         data.layout,
         data_dir=data.dir,
         prepared_dir=data.prepared_dir,
-        scheme=SCHEMES[config.labels],
+        scheme=find_scheme(config.labels),
         split=data.split,
         mpp=data.mpp,
         allow_missing=data.allow_missing,
@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
     about = {
         "config": config.to_dict() | {"model": settings},
         "label_scheme": cases.scheme.to_json(),
+        "project_scheme": cases.project_scheme.to_json() if cases.project_scheme else None,
         "plan": plan,
         "dataset": cases.dataset,
         "data": cases.description,

@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     say = functools.partial(print, flush=True) if speaks else (lambda line: None)
 
     # --- Devices, model, steps: what can be wrong with the settings shows before any data are read ---
-    scheme = labels.SCHEMES[config.labels]
+    scheme = labels.find_scheme(config.labels)
     augmentation = Augmentation(**config.augment)
     mesh = make_mesh()
     check_batch_size("config.batch_size", config.batch_size, config.micro_batches, mesh)

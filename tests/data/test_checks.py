@@ -197,7 +197,7 @@ def test_b09_class_absent_from_a_part_is_a_warning(root, caplog):
     _, report = checked(root)
     assert report.absent["tumor_stroma"] == {"train": [], "val": ["stroma"]}
     assert report.absent["five_classes"]["val"] == ["stroma", "inflammatory", "necrosis"]
-    report.log(labels.SCHEMES["tumor_stroma"])
+    report.log(labels.SCHEMES["tumor_stroma"], "bcss22")
     assert caplog.messages == ["val holds no pixel of stroma: there is no figure for it"]
 
 

@@ -94,6 +94,8 @@ def inspect(
 def _about(settings: Settings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
     """What makes the results of one call differ from those of another."""
     about = {"data.layout": settings.layout, "labels": scheme.name, "patches": patches}
+    if not scheme.is_shipped:
+        about["label_scheme"] = json.loads(json.dumps(scheme.to_json()))
     if settings.layout != "sample":
         about |= {"data.dir": str(settings.dir.resolve()), "data.split": settings.split, "data.mpp": settings.mpp}
     if settings.layout == "roi":

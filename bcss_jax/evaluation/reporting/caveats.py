@@ -1,6 +1,7 @@
 """What must be said beside the figures of an evaluation, in sentences: each follows from what is known about it."""
 
 from bcss_jax.evaluation.statistics import bootstrap
+from bcss_jax.labels import unchecked_scheme
 
 
 def limits(evaluation: dict) -> list[str]:
@@ -66,7 +67,7 @@ def _about_the_classes(scheme, scores):
             yield f"Images with {name} in which it is missed altogether: {counts['missed']} of {counts['present']}."
         if counts["false"]:
             yield f"Images without {name} in which it is predicted all the same: {counts['false']}."
-    if "other" not in evaluated:
+    if unchecked_scheme(scheme).ignores_tissue:
         yield (
             f"Every pixel is called {' or '.join(evaluated)}, whatever it shows: there is no class for other tissue, and "
             "pixels without one of these as truth are not counted."
