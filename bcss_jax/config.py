@@ -5,13 +5,14 @@ read a config; everything below gets plain arguments.
 """
 
 import difflib
-import json
 import math
 import numbers
 
 from ml_collections import ConfigDict
 
 from bcss_jax import models
+from bcss_jax.common.json_files import as_json
+from bcss_jax.common.json_files import differences as json_differences
 from bcss_jax.data.discovery import CODES, LAYOUTS
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
@@ -215,34 +216,21 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
     return names
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Returns a line `field: old -> new` for every setting that changes the result of a run, without `RUNTIME_FIELDS`.
+def differences(old: dict, new: dict) -> list[str]:
+    """Returns lines `config.field: old -> new` for every setting that changes the result of a run.
 
-    Args:
-      old: settings of a run that was started. A setting that it lacks, because the setting is newer than the run, counts
-        as having its default.
-      new: settings to compare with.
-      prefix: of the fields' names, such as "data.".
-
-    In both, `label_scheme` may have the content of `labels`, which then decides, wherever the file is.
+    `RUNTIME_FIELDS` do not. A setting that `old` does not have, because it is newer than that run, counts as having had
+    its default. `label_scheme`, if it is there, holds the content of `labels` and decides instead of the file's place.
     """
-    lines, defaults = [], default().to_dict()
-    old, new = _as_json(old), _as_json(new)
-    if not prefix:
-        lines += _label_differences(old, new)
-        old, new = ({key: values[key] for key in values.keys() - {"labels", "label_scheme"}} for values in (old, new))
-    if prefix == "model." and new["name"] in models.MODELS:
-        defaults["model"] = models.defaults(new["name"])
-    defaults = _as_json(defaults)
-    for part in prefix.split(".")[:-1]:
-        defaults = defaults.get(part, {})
-    for key in sorted(old.keys() | new.keys()):
-        field, a, b = prefix + key, old.get(key, defaults.get(key, "(none)")), new.get(key, "(none)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, field + ".")
-        elif a != b and field not in RUNTIME_FIELDS:
-            lines.append(f"config.{field}: {a} -> {b}")
-    return lines
+    old, new, defaults = (as_json(each, str) for each in (old, new, default().to_dict()))
+    name = new.get("model", {}).get("name")  # nnU-Net's method has no such setting
+    if name in models.MODELS:
+        defaults["model"] = as_json(models.defaults(name), str)
+    lines = _label_differences(old, new)
+    old, new = ({key: values[key] for key in values.keys() - {"labels", "label_scheme"}} for values in (old, new))
+    del defaults["labels"]
+    found = json_differences(old, new, defaults=defaults, missing="(none)")
+    return lines + [f"config.{field}: {a} -> {b}" for field, (a, b) in found.items() if field not in RUNTIME_FIELDS]
 
 
 def _label_differences(old: dict, new: dict) -> list[str]:
@@ -261,11 +249,6 @@ def _label_differences(old: dict, new: dict) -> list[str]:
         return [f"config.labels: {names[0]} -> {names[1]}"]
     fields = [field for field, value in a.to_json().items() if b.to_json()[field] != value]
     return [f"config.labels: {names[0]} has changed ({', '.join(fields)}) since the run was started"]
-
-
-def _as_json(value):
-    """With lists where there are tuples: a run's config comes back from a file."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def _get(config, field):

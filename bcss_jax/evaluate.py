@@ -21,13 +21,14 @@ import jax
 
 from bcss_jax import labels
 from bcss_jax.common import command
+from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.data import discovery
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError
+from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation import nnunet_run
+from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
-from bcss_jax.evaluation.run import SAMPLED_PIXELS, TOLERANCE_UM, Part
 from bcss_jax.evaluation.target import EvaluationTarget, differences, evaluate
 from bcss_jax.inference import trained_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh
@@ -72,7 +73,9 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
     mesh = make_mesh(jax.local_devices())
     runs = [
-        nnunet_run.read(path, mesh) if nnunet_run.is_one(path) else trained_run.read(path, mesh, args.which)
+        nnunet_run.read_nnunet_run(path, mesh)
+        if nnunet_run.is_nnunet_run(path)
+        else trained_run.read_trained_run(path, mesh, args.which)
         for path in paths
     ]
     runs = trained_run.with_unique_names(runs, OF_ALL)
@@ -204,14 +207,8 @@ def _part(data, name, scheme, batch_size) -> Part:
 
 
 def _evaluate(subject, results, batch_size, tta, mesh, interruption) -> dict:
-    try:
+    with out_of_memory_errors(f"{subject.name}: a batch of {batch_size} images", "a smaller --batch_size"):
         return evaluate(subject, results, batch_size=batch_size, tta=tta, mesh=mesh, interruption=interruption)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise StorageError(
-            f"{subject.name}: the device's memory does not hold {batch_size} images at a time; try a smaller --batch_size"
-        ) from error
 
 
 def _conclude(output, evaluations) -> None:

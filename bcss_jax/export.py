@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.output.is_dir():
         raise ConfigError(f"--output={args.output} is a folder; name a file, such as {args.output / 'unet.jaxexport'}")
     mesh = make_mesh(jax.local_devices()[:1])
-    model = model_of_run(trained_run.read(args.checkpoint, mesh, args.which), mesh, args.tta)
+    model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
     content = artifact_of(model)
     with storage_errors(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)

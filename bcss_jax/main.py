@@ -23,10 +23,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from bcss_jax.common import command
+from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.config import default, field_names, unknown_field, validate
-from bcss_jax.data import cache
-from bcss_jax.errors import ConfigError, StorageError, UserError
+from bcss_jax.errors import ConfigError, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
@@ -143,16 +143,12 @@ def _run(interruption: Interruption) -> int:
         else:
             from bcss_jax.training.loop import train
 
-        try:
+        smaller_batches = "" if nnunet else "a smaller --config.eval_batch_size, "
+        with out_of_memory_errors(
+            f"a batch in {config.micro_batches} micro-batch(es)",
+            f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16",
+        ):
             train(config, workdir, interruption)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            parts, eval_batch = 2 * config.micro_batches, "" if nnunet else "a smaller --config.eval_batch_size "
-            raise StorageError(
-                f"the device's memory does not hold a batch in {config.micro_batches} part(s); try "
-                f"--config.micro_batches={parts}, {eval_batch}or --config.dtype=bfloat16"
-            ) from error
     return 0
 
 
@@ -164,7 +160,7 @@ def _take(workdir: Path, config: ConfigDict, scheme: LabelScheme, held: contextl
     elif _FRESH.value:  # what another job is at work on must not be deleted
         for fold in sorted(workdir.glob("fold_*")):
             held.enter_context(files.locked(fold))
-    with files.storage_errors(workdir), cache.held(workdir / "claim"):
+    with files.storage_errors(workdir), files.wait_for_lock(workdir / "claim"):
         settings = json.loads(config.to_json()) | {"label_scheme": scheme.to_json()}
         workdirs.claim(workdir, settings, _FRESH.value)
     if folds:

@@ -206,7 +206,7 @@ def _models(args, mesh) -> list[SlideModel]:
     taken = [files[path].name for path in paths if path in files]
     if len(set(taken)) < len(taken):
         raise ConfigError(f"--checkpoint names two files {max(taken, key=taken.count)}; name each once, or rename one")
-    runs = [trained_run.read(path, mesh, args.which) for path in paths if path not in files]
+    runs = [trained_run.read_trained_run(path, mesh, args.which) for path in paths if path not in files]
     runs = iter(trained_run.with_unique_names(runs, taken))
     return [files[path] if path in files else model_of_run(next(runs), mesh, args.tta) for path in paths]
 

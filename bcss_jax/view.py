@@ -99,7 +99,7 @@ def _listening(host: str, port: int | None) -> socket.socket:
 
 
 def _open_pool(path: Path, processes: int):
-    from bcss_jax.slides.reading.pool import ReaderPool  # here, because a result whose slide is gone needs none
+    from bcss_jax.slides.reading.reader_pool import ReaderPool  # here, because a result whose slide is gone needs none
 
     return ReaderPool(path, processes)
 

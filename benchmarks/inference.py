@@ -3,7 +3,7 @@
     python benchmarks/inference.py --model=unet_resnet101 --batch=4 --images=16
     python benchmarks/inference.py --data_dir=FOLDER --rounds=5
 
-Here that is the path of `python -m bcss_jax.evaluate`: batches, `Predictor`, `run.count`. There it is a loop over a
+Here that is the path of `python -m bcss_jax.evaluate`: batches, `Predictor`, `accumulate.count`. There it is a loop over a
 DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders, otherwise what
 `torch_twins.py` builds) and the same counts in PyTorch; outlines (HD95, NSD) come from the same function on threads, on
 both sides while the next batch is computed. The network gets PyTorch's weights through `bcss_jax.models.weights.pretrained`, with batch
@@ -43,7 +43,7 @@ from bcss_jax import models  # noqa: E402
 from bcss_jax.common.interruption import Interruption  # noqa: E402
 from bcss_jax.data import discovery  # noqa: E402
 from bcss_jax.errors import ConfigError, UserError  # noqa: E402
-from bcss_jax.evaluation import image_counts, run  # noqa: E402
+from bcss_jax.evaluation import accumulate, image_counts  # noqa: E402
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores  # noqa: E402
 from bcss_jax.inference import predict  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
@@ -123,7 +123,7 @@ class Jax:
         self.data, self.batch, self.workers = data, args.batch, args.workers
         positions = np.random.default_rng(1).integers(0, data.labels[0].size, (len(data.labels), SAMPLED))
         self.positions = positions.astype(np.int32)
-        self.part = run.Part("val", {}, [{"mpp": MPP}] * len(data.labels), self.batches, None)
+        self.part = accumulate.Part("val", {}, [{"mpp": MPP}] * len(data.labels), self.batches, None)
         self._kept = None
 
     def batches(self, first: int = 0):
@@ -155,10 +155,10 @@ class Jax:
         """Counts and outlines of each image."""
         with Interruption() as interruption, contextlib.redirect_stdout(io.StringIO()):
             interruption.begin()
-            return run.count(
+            return accumulate.count(
                 self.predictor,
                 self.part,
-                run.Seconds(),
+                accumulate.Seconds(),
                 begun={},
                 keep=lambda arrays: None,
                 interruption=interruption,
@@ -195,7 +195,7 @@ class Jax:
 def outlines(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(HD95, NSD) of an image, each [K]: both sides' metrics on the host."""
     return surface_scores(
-        truth, prediction, SCHEME.evaluated, SCHEME.ignore_index, mpp=MPP, tolerance_um=run.TOLERANCE_UM
+        truth, prediction, SCHEME.evaluated, SCHEME.ignore_index, mpp=MPP, tolerance_um=accumulate.TOLERANCE_UM
     )
 
 

@@ -66,7 +66,7 @@ class Side:
     def __init__(self, name: str, checkpoint: Path, folder: Path):
         """Writes weights; `name` is "checkpoint" or "color"."""
         self.name, mesh = name, make_mesh(jax.local_devices()[:1])
-        run = trained_run.read(checkpoint, mesh, "best")
+        run = trained_run.read_trained_run(checkpoint, mesh, "best")
         config, scheme, evaluated = run.config, run.scheme, list(run.scheme.evaluated)
         self.mpp = float(config["data"]["mpp"])
         self.window = LAYOUT_WINDOWS.get(config["data"]["layout"], config["data"]["patch_size"])

@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
 from bcss_jax.slides.grid import grid_of  # noqa: E402
-from bcss_jax.slides.reading.pool import ReaderPool  # noqa: E402
+from bcss_jax.slides.reading.reader_pool import ReaderPool  # noqa: E402
 
 AHEAD = 4  # blocks asked for ahead, per process
 

@@ -21,7 +21,7 @@ from PIL import Image
 from bcss_jax import config, evaluate, labels, models
 from bcss_jax.data import tfrecords
 from bcss_jax.errors import in_flags_of_command
-from bcss_jax.evaluation import image_counts, per_image, results_folder, run
+from bcss_jax.evaluation import accumulate, image_counts, per_image_csv, results_folder
 from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.inference import predict
@@ -165,7 +165,7 @@ def test_figures_are_those_of_plain_numpy(finished, with_views, expected, which,
     # A pixel whose two probabilities are equal to the last digit may fall to either side.
     assert np.abs(np.subtract(found["scores"]["confusion"]["pixels"], pixels)).sum() <= 2
     assert found["scores"]["number"]["images"] == VAL and found["scores"]["number"]["pixels"] == (truth > 0).sum()
-    rows = per_image.read(output / found["folder"] / "per_image.csv")
+    rows = per_image_csv.read(output / found["folder"] / "per_image.csv")
     assert sorted(rows.key) == keys
     for n, key in enumerate(rows.key):
         t, p = truth[keys.index(key)], prediction[keys.index(key)]
@@ -296,7 +296,7 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
         if kept.count("two") == 1:
             raise Killed
 
-    monkeypatch.setattr(run, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(accumulate, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(results_folder.ResultsFolder, "keep", then_killed)
     with pytest.raises(Killed):
         command(runs, output, "--ensemble")
@@ -314,10 +314,11 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
 # Imports once, forks before anything runs in threads, kills the command after some seconds and tells its exit code.
 SPAWNER = """
 import json, os, signal, sys, time
-from bcss_jax import dataset, evaluate, input_pipeline
-from bcss_jax.evaluation import run
+from bcss_jax import evaluate
+from bcss_jax.data import input_pipeline, tfrecords
+from bcss_jax.evaluation import accumulate
 
-run.KEEP_EVERY = 0.0  # after every batch
+accumulate.KEEP_EVERY = 0.0  # after every batch
 for line in sys.stdin:
     log, seconds, arguments = json.loads(line)
     child = os.fork()
@@ -397,7 +398,7 @@ def test_results_of_other_settings_are_kept_unless_told_otherwise(finished, comm
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     assert command(runs[:1], output, "--tta") == 2
-    assert "tta: false -> true" in one_line(capsys)
+    assert "tta: False -> True" in one_line(capsys)
     assert files(output) == files(finished[0])
     assert command(runs[:1], output, "--tta", "--overwrite") == 0
     assert document(output)["settings"]["tta"] and not (output / "two").exists()

@@ -68,7 +68,7 @@ def artifact(run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(run):
     mesh = make_mesh(jax.devices()[:1])
-    return model_of_run(trained_run.read(run, mesh, "best"), mesh, tta=False)
+    return model_of_run(trained_run.read_trained_run(run, mesh, "best"), mesh, tta=False)
 
 
 def loaded(path):
@@ -165,7 +165,7 @@ def test_with_the_mean_over_flips_and_turns(run, tmp_path):
     images = pictures(2)
     got = np.asarray(jax.jit(program.call)(images))
     mesh = make_mesh(jax.devices()[:1])
-    model = model_of_run(trained_run.read(run, mesh, "best"), mesh, tta=True)
+    model = model_of_run(trained_run.read_trained_run(run, mesh, "best"), mesh, tta=True)
     np.testing.assert_array_equal(got, np.asarray(jax.jit(model.probabilities)(model.arrays, images)))
     turned = np.asarray(jax.jit(program.call)(np.rot90(images, axes=(1, 2))))
     np.testing.assert_allclose(turned, np.rot90(got, axes=(1, 2)), atol=1e-6)

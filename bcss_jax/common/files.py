@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from PIL import Image
 
 from bcss_jax.errors import InUseError, StorageError
 
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN)  # what flock says of a lock that another process has; all else is no such news
+LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -33,7 +35,7 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in HELD:
+            if error.errno not in LOCKED_BY_ANOTHER:
                 raise StorageError(
                     f"{workdir}: cannot be locked ({error.strerror}): its file system offers no locks, which keep two "
                     "processes out of one folder; choose a folder on another one, or have it mounted with them (Lustre: "
@@ -45,6 +47,31 @@ def locked(workdir: Path) -> Iterator[None]:
         with storage_errors(path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path, *, required: bool = True) -> Iterator[None]:
+    """Holds a lock for this process, and waits while another process holds it. The lock ends with the process.
+
+    Args:
+      path: what the lock protects. The lock file is `PATH.lock` beside it; its folder is made if necessary.
+      required: False to wait without a note, and to go on without a lock where the file system has none.
+
+    Raises:
+      OSError: the lock file cannot be written, or there are no locks (if `required`).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if required:
+                log.info("%s: another process is preparing it; waiting", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            if required:
+                raise
         yield
 
 
@@ -99,9 +126,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def folder_name(slide: Path) -> str:
-    """Name of a slide's folder of results: its own without the ending, and without what no file system bears."""
-    return portable_name(slide.name.removesuffix(slide.suffix))
+def portable_stem(path: Path) -> str:
+    """Returns a file's name without its suffix, as a portable name: the name of a slide's folder of results."""
+    return portable_name(path.name.removesuffix(path.suffix))
 
 
 def portable_name(name: str) -> str:

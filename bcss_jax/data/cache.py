@@ -1,17 +1,12 @@
-"""A folder of prepared data: named after what it was made from, and made by one process while others wait."""
+"""Names the cache of prepared data after the files and options that it is made from."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from bcss_jax.errors import DataError, printable
-
-log = logging.getLogger(__name__)
 
 
 def digest_of_files(options: dict, files: Iterable[Path], root: str | os.PathLike | None) -> str:
@@ -38,16 +33,3 @@ def digest_of_files(options: dict, files: Iterable[Path], root: str | os.PathLik
             ) from error
         digest.update(json.dumps([os.path.relpath(path, root), state]).encode())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds the lock on a prepared folder; the system frees it when the process ends, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is preparing it; waiting", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

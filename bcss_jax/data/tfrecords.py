@@ -27,9 +27,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from bcss_jax import labels
+from bcss_jax.common.files import wait_for_lock
+from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic
-from bcss_jax.data.cache import digest_of_files, held
+from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.data.image_files import read_pair
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
@@ -167,8 +169,7 @@ class PreparedData:
 
     @functools.cached_property
     def _tables(self) -> dict[str, list[dict]]:
-        with _as_storage_error(self.folder):
-            return json.loads((self.folder / "tables.json").read_text())
+        return _read_prepared(self.folder / "tables.json")
 
     def load(self, part: str) -> tf.data.Dataset:
         """The tiles of a part, undecoded, in stored order: shuffled by a hash of the key, the same every time.
@@ -255,10 +256,10 @@ def prepare(
 
     with _as_storage_error(prepared_dir):
         if not folder.is_dir():
-            with held(folder):
+            with wait_for_lock(folder):
                 if not folder.is_dir():  # nobody else made it while we waited
                     _make(folder, layout, tiles, allow_missing, max_bad, split)
-        report = checks.CheckReport(**json.loads((folder / "report.json").read_text()))
+    report = checks.CheckReport(**_read_prepared(folder / "report.json"))
     log.info("prepared data: %s", folder)
     report.log(scheme, codes)
     return PreparedData(report=report, **data)
@@ -359,6 +360,11 @@ def _png(pixels: np.ndarray) -> bytes:
     if not done:
         raise RuntimeError(f"OpenCV cannot encode an array of shape {pixels.shape} and type {pixels.dtype}")
     return encoded.tobytes()
+
+
+def _read_prepared(path: Path):
+    remedy = "delete that folder, or choose another one with --config.data.prepared_dir"
+    return read_json(path, "a file of prepared data", remedy, kind=dict, error_type=StorageError)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from bcss_jax import metrics
 from bcss_jax.evaluation.statistics.calibration import confidence_counts
-from bcss_jax.inference.predict import Member, mean
+from bcss_jax.inference.predict import Member, mean_log_probabilities
 from bcss_jax.labels import LabelScheme
 from bcss_jax.training import sharding
 
@@ -54,5 +54,5 @@ class Predictor:
         """Starts to compute `counts` of a batch, and returns at once."""
         placed = sharding.place_batch({"images": images, "labels": labels, "positions": positions}, self._mesh)
         each = [member(placed["images"]) for member in self._members]
-        joined = each[0] if len(each) == 1 else mean(each)
+        joined = each[0] if len(each) == 1 else mean_log_probabilities(each)
         return counts(self.scheme, joined, placed["labels"], placed["positions"])

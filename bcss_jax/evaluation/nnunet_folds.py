@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.labels import LabelScheme, find_scheme, name_of, scheme_from_json
 from bcss_jax.nnunet import cases, folds, labels, plan_file
@@ -31,14 +32,14 @@ class Fold:
       name: "0" to "4", or "all".
       folder: of its checkpoints.
       step: of the last one.
-      about: what that says of itself.
+      metadata: config, label scheme and versions, as the checkpoint stores them.
       sha256: of its parameters.
     """
 
     name: str
     folder: Path
     step: int
-    about: dict
+    metadata: dict
     sha256: str
 
 
@@ -59,7 +60,7 @@ class Folds:
     names: frozenset[str] | None
 
 
-def read(home: Path, mesh: Mesh) -> Folds:
+def read_folds(home: Path, mesh: Mesh) -> Folds:
     """Finds the folds' last checkpoints and checks them.
 
     Args:
@@ -124,7 +125,7 @@ def _scheme(home, about):
     except UserError as error:
         raise ValueError(first_line(error)) from error
     dataset = labels.dataset_of(scheme, about["dataset"]["numTraining"])
-    expected = json.loads(json.dumps([dataset, cases.scheme_of(dataset, scheme).to_json()]))
+    expected = as_json([dataset, cases.scheme_of(dataset, scheme).to_json()])
     found = {name: value for name, value in expected[1].items() if name in about["label_scheme"]}
     if [about["dataset"], about["label_scheme"]] != [expected[0], found] or name_of(settings.labels) != scheme.name:
         raise ValueError(f"its config says labels={scheme.name}, its data set or label scheme says something else")
@@ -135,11 +136,12 @@ def _refuse_postprocessing(home):
     file = home / "postprocessing.json"
     if not file.exists():
         return
-    try:
-        steps = json.loads(file.read_text(encoding="utf-8"))["keep_largest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{printable(file)}: expected JSON, found: {first_line(error)}; decide anew") from error
-    if steps:
+    decision = read_json(file, "the postprocessing of a run", "determine it again", kind=dict)
+    if "keep_largest" not in decision:
+        raise DataError(
+            f"{printable(file)}: expected the field keep_largest, found none; determine the postprocessing again"
+        )
+    if decision["keep_largest"]:
         raise ConfigError(
             f"{printable(file)}: the run changes its labels afterwards (largest components only); the evaluation scores "
             "probabilities, so move that file away to score them without, or see the run's test folder"
@@ -150,11 +152,11 @@ def _trained_names(home, abouts):
     """Names of what the folds were trained on, None for everything."""
     if ALL in abouts:
         return None
+    fingerprint, splits = (
+        read_json(home / name, "what the run wrote about its data set", "put the run's files back")
+        for name in ("dataset_fingerprint.json", "splits_final.json")
+    )
     try:
-        fingerprint, splits = (
-            json.loads((home / name).read_text(encoding="utf-8"))
-            for name in ("dataset_fingerprint.json", "splits_final.json")
-        )
         seen = set()
         for name, about in abouts.items():
             split = splits[int(name)]
@@ -162,7 +164,7 @@ def _trained_names(home, abouts):
                 raise ValueError(f"fold {name} was trained with another split, plan or data set")
             seen.update(split["train"])
         return frozenset(seen)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
             f"{printable(home / 'splits_final.json')}: expected the split that the folds were trained with, and the data "
             f"set's fingerprint beside it, found: {first_line(error)}; put the run's files back"

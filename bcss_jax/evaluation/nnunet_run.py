@@ -25,8 +25,8 @@ from bcss_jax import config
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation import nnunet_folds
 from bcss_jax.evaluation.nnunet_folds import WHICH, Folds
-from bcss_jax.inference.predict import Member, View, of_logits
-from bcss_jax.inference.trained_run import folder_name, joint_sha256
+from bcss_jax.inference.predict import Member, View, log_probabilities_from_logits
+from bcss_jax.inference.trained_run import joint_sha256, sanitized_name
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
 from bcss_jax.nnunet.folds import trained_folds
@@ -47,12 +47,12 @@ class NnunetRun:
 
     Attributes:
       name: as there.
-      home: the folder of the run.
+      run_folder: folder of the run.
       trained: its folds, and what they have in common.
     """
 
     name: str
-    home: Path
+    run_folder: Path
     trained: Folds
 
     @property
@@ -66,14 +66,14 @@ class NnunetRun:
         return self.trained.scheme
 
     @property
-    def about(self) -> dict:
+    def metadata(self) -> dict:
         """What the first fold's checkpoint says of itself; the others say the same."""
-        return self.folds[0].about
+        return self.folds[0].metadata
 
     @property
     def config(self) -> dict:
         """All settings of the training."""
-        return self.about["config"]
+        return self.metadata["config"]
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ class NnunetRun:
     @property
     def trained_on(self) -> dict | None:
         """As of other runs; None of checkpoints that are older than this record."""
-        return self.about.get("data")
+        return self.metadata.get("data")
 
     @property
     def batch_size(self) -> int:
@@ -99,11 +99,11 @@ class NnunetRun:
             "method": "nnunet",
             "folds": members,
             **settings,
-            "plan": self.about["plan"],
+            "plan": self.metadata["plan"],
             "labels": self.scheme.name if self.scheme.is_shipped else self.scheme.identity(),
         }
 
-    def position(self) -> dict:
+    def describe_checkpoint(self) -> dict:
         """As of other runs; `folds` has step and epoch of each, the others what they share."""
         each = {}
         for fold in self.folds:
@@ -113,7 +113,7 @@ class NnunetRun:
             }
         alike = {key: {fold[key] for fold in each.values()} for key in ("step", "epoch")}
         shared = {key: values.pop() if len(values) == 1 else None for key, values in alike.items()}
-        return {"folder": str(self.home), "which": WHICH, **shared, "folds": each}
+        return {"folder": str(self.run_folder), "which": WHICH, **shared, "folds": each}
 
     def history(self) -> list[dict]:
         """Nothing: its loss and pseudo-Dice of patches are not what the curves of other runs show."""
@@ -138,13 +138,13 @@ class NnunetRun:
         """
         if layout == "roi":
             raise ConfigError(
-                f"{self.home}: nnU-Net's method sees whole regions, the other runs see patches of them, so the same images "
+                f"{self.run_folder}: nnU-Net's method sees whole regions, the other runs see patches of them, so the same images "
                 "cannot be scored; choose data of tiles, or see the run's cross_validation.json"
             )
         seen = self.seen(part, keys, layout)
         if seen:
             raise ConfigError(
-                f"{self.home}: {'fold' if len(self.folds) == 1 else 'folds'} "
+                f"{self.run_folder}: {'fold' if len(self.folds) == 1 else 'folds'} "
                 f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of {part}, so "
                 "their scores would flatter; choose --split=test, or train with --config.folds=published, which keeps val "
                 "apart; the folds' own scores are in the run's cross_validation.json"
@@ -162,10 +162,10 @@ class NnunetRun:
             trained = checkpoint.load_trained(fold.folder, mesh, WHICH)
             if trained.step != fold.step:
                 raise DataError(
-                    f"{fold.folder}: the run has saved another checkpoint meanwhile; run the same command again"
+                    f"{fold.folder}: the run has saved another checkpoint in the meantime; run the same command again"
                 )
             weights.append((trained.params, trained.model_state))
-        run, plan, dataset = run_of(self.trained.network), self.about["plan"], self.about["dataset"]
+        run, plan, dataset = run_of(self.trained.network), self.metadata["plan"], self.metadata["dataset"]
         patch_size = plan["configurations"]["2d"]["patch_size"]
 
         def logits_of(image):
@@ -190,15 +190,15 @@ class NnunetRun:
         return predict
 
 
-_of_logits = functools.partial(jax.jit, static_argnums=0)(of_logits)
+_of_logits = functools.partial(jax.jit, static_argnums=0)(log_probabilities_from_logits)
 
 
-def is_one(path: Path) -> bool:
+def is_nnunet_run(path: Path) -> bool:
     """Whether a path is the folder of a run of nnU-Net's method."""
     return bool(trained_folds(Path(path).expanduser()))
 
 
-def read(path: Path, mesh: Mesh) -> NnunetRun:
+def read_nnunet_run(path: Path, mesh: Mesh) -> NnunetRun:
     """Finds a run's checkpoints and checks them.
 
     Args:
@@ -206,7 +206,7 @@ def read(path: Path, mesh: Mesh) -> NnunetRun:
       mesh: devices to read onto.
 
     Raises:
-      UserError: as `nnunet_folds.read`.
+      UserError: as `nnunet_folds.read_folds`.
     """
     home = Path(path).expanduser().resolve()
-    return NnunetRun(folder_name(home.name), home, nnunet_folds.read(home, mesh))
+    return NnunetRun(sanitized_name(home.name), home, nnunet_folds.read_folds(home, mesh))

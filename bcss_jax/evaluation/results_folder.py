@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.common.files import storage_errors, write_bytes, write_text
+from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.errors import ConfigError, DataError, first_line
-from bcss_jax.evaluation import per_image
+from bcss_jax.evaluation import per_image_csv
 from bcss_jax.evaluation.reporting import figures, model_card, report, tables
 
 FORMAT = 1  # of evaluation.json and scores.json; raised when what stands in them changes its meaning
@@ -44,7 +45,7 @@ class ResultsFolder:
         Raises:
           ConfigError: it holds results of other settings, or files that are of no evaluation.
         """
-        self.folder, self.settings, self._overwrite = folder, _as_json(settings), overwrite
+        self.folder, self.settings, self._overwrite = folder, as_json(settings), overwrite
         document = folder / "evaluation.json"
         found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
         if found and not document.exists():
@@ -52,13 +53,13 @@ class ResultsFolder:
                 f"{folder} holds {', '.join(found[:5])} but no evaluation.json, so no evaluation; name another --output"
             )
         runs = {path.parent for name in ("scores.json", "progress.npz") for path in folder.glob(f"*/{name}")}
-        content = _read_json(document) if found else None
+        content = _read_results(document) if found else None
         known = isinstance(content, dict) and content.get("format") == FORMAT
-        changed = _differences(content["settings"], self.settings) if known else []
+        changed = differences(content["settings"], self.settings) if known else {}
         self._claimed = known and not changed
         self._in_the_way = [] if self._claimed else sorted(runs)
         if self._in_the_way and not overwrite:  # without any, nothing was computed, and settings may be mended
-            what = f"of other settings ({'; '.join(changed)})" if known else "that this program cannot read"
+            what = f"of other settings ({describe_differences(changed)})" if known else "that this program cannot read"
             raise ConfigError(
                 f"{folder} holds results {what}; name another --output, take the same settings, or replace them with "
                 "--overwrite"
@@ -93,9 +94,9 @@ class ResultsFolder:
             raise ConfigError(f"{folder} is not of an evaluation ({', '.join(others[:5])}); name another --output")
         for found in (self._finished(name), self._begun(name)):
             if found is not None and found["identity"] != identity and not self._overwrite:
-                changed = _differences(found["identity"], identity)
+                changed = describe_differences(differences(found["identity"], identity))
                 raise ConfigError(
-                    f"{folder} holds results of another model or other data ({', '.join(changed)} differ); name "
+                    f"{folder} holds results of another model or other data ({changed}); name "
                     "another --output, or replace them with --overwrite"
                 )
 
@@ -114,9 +115,9 @@ class ResultsFolder:
             log.warning("%s: files are missing or damaged; evaluating again", self.folder / name)
         return found["evaluation"] if complete else None
 
-    def rows(self, name: str) -> per_image.PerImage:
+    def rows(self, name: str) -> per_image_csv.PerImage:
         """The scores of each image of a finished run."""
-        return per_image.read(self.folder / name / "per_image.csv")
+        return per_image_csv.read(self.folder / name / "per_image.csv")
 
     def begun(self, name: str, identity: dict) -> dict[str, np.ndarray]:
         """What `keep` kept of a run that was stopped; empty if nothing."""
@@ -158,11 +159,11 @@ class ResultsFolder:
         report.write(self.folder / "report.html", content, galleries)
 
     def _whole(self, identity):
-        return _as_json({"format": FORMAT, **identity, "settings": self.settings})
+        return as_json({"format": FORMAT, **identity, "settings": self.settings})
 
     def _finished(self, name):
         path = self.folder / name / "scores.json"
-        found = _read_json(path) if path.exists() else None
+        found = _read_results(path) if path.exists() else None
         sound = isinstance(found, dict) and isinstance(found.get("identity"), dict) and "evaluation" in found
         return found if sound or found is None else _damaged(path, "other fields")
 
@@ -184,11 +185,12 @@ def _clear(folder, names):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _read_json(path):
+def _read_results(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return _damaged(path, first_line(error))
+        return read_json(path, "results of an evaluation", "they are left out")
+    except DataError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _damaged(path, why):
@@ -196,20 +198,5 @@ def _damaged(path, why):
     return None
 
 
-def _differences(old, new):
-    """`field: old -> new` for short values, the field's name for others."""
-    found = []
-    for field in sorted(old.keys() | new.keys()):
-        pair = [json.dumps(values.get(field)) for values in (old, new)]
-        if pair[0] != pair[1]:
-            found.append(f"{field}: {pair[0]} -> {pair[1]}" if max(map(len, pair)) < 40 else field)
-    return found
-
-
 def _json(content):
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def _as_json(value):
-    """With lists where there are tuples, as what comes back from a file."""
-    return json.loads(json.dumps(value))

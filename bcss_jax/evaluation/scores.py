@@ -7,7 +7,7 @@ import numpy as np
 
 from bcss_jax import metrics
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation.per_image import per_image
+from bcss_jax.evaluation.per_image_csv import per_image
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.evaluation.statistics.calibration import ConfidenceCounts, reliability
 from bcss_jax.labels import LabelScheme

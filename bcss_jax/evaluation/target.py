@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from bcss_jax import metrics
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import NumericalError
-from bcss_jax.evaluation import per_image
+from bcss_jax.evaluation import per_image_csv
+from bcss_jax.evaluation.accumulate import TOLERANCE_UM, Part, Seconds, count, pictures, sampled_logits, temperature
 from bcss_jax.evaluation.image_counts import Predictor
 from bcss_jax.evaluation.nnunet_run import NnunetRun
 from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.results_folder import ResultsFolder
-from bcss_jax.evaluation.run import TOLERANCE_UM, Part, Seconds, count, pictures, sampled_logits, temperature
 from bcss_jax.evaluation.scores import scores
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.evaluation.statistics.calibration import ConfidenceCounts
@@ -72,10 +72,10 @@ class EvaluationTarget:
             "data": self.part.data,
             "part": self.part.name,
             "config": first.config,
-            "versions": first.about.get("versions"),
-            "pretrained": first.about.get("pretrained"),
+            "versions": first.metadata.get("versions"),
+            "pretrained": first.metadata.get("pretrained"),
             "params_sha256": first.sha256["params"],
-            "checkpoint": first.position(),
+            "checkpoint": first.describe_checkpoint(),
             "history": first.history(),
         }
         if len(self.runs) == 1:
@@ -85,7 +85,7 @@ class EvaluationTarget:
             "model": "ensemble",
             "trained_on": first.trained_on if alike else None,
             "params_sha256": joint_sha256([run.sha256["params"] for run in self.runs]),
-            "checkpoint": {"members": [{"name": run.name, **run.position()} for run in self.runs]},
+            "checkpoint": {"members": [{"name": run.name, **run.describe_checkpoint()} for run in self.runs]},
             **{name: None for name in ("config", "versions", "pretrained")},
             "history": [],
         }
@@ -141,8 +141,8 @@ def evaluate(
     except NumericalError as error:
         raise NumericalError(f"{subject.name}: {error}") from error
     shown, size = _gallery(subject, results, predictor, counted)
-    rows = per_image.per_image(images, counted["confusion"], counted["hd95_um"], counted["nsd"], scheme)
-    per_image.write(results.folder / subject.folder / "per_image.csv", rows)
+    rows = per_image_csv.per_image(images, counted["confusion"], counted["hd95_um"], counted["nsd"], scheme)
+    per_image_csv.write(results.folder / subject.folder / "per_image.csv", rows)
     evaluation = subject.describe() | {
         "augmentation": [view._asdict() for view in subject.views(*size, tta)],
         "scores": found,

@@ -38,7 +38,7 @@ from jax import export
 from jax.sharding import Mesh, PartitionSpec
 from jaxlib.mlir.dialects import stablehlo
 
-from bcss_jax.common.files import folder_name
+from bcss_jax.common.files import portable_stem
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
@@ -90,7 +90,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         )
     if about["tta"] and not tta:
         log.info("%s: exported with --tta, so the mean over flips and turns of every window", where)
-    name = folder_name(Path(path))
+    name = portable_stem(Path(path))
     identity = {
         "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
         "label_scheme": scheme.identity(),

@@ -1,12 +1,12 @@
-"""Probabilities that trained models predict for a batch of images, on the devices.
+"""Predicts class probabilities for batches of images, on the devices.
 
-A pixel's probabilities are those of the evaluated classes alone: the logit of an ignored class was never trained, so it
-must not weigh in a mean. They are kept as logarithms, which do not underflow where a model is sure of itself. Models of
-one structure share what is compiled, because a `ModelFunction` is equal to another of the same structure.
+The probabilities of a pixel cover the evaluated classes only: the logit of an ignored class was never trained and must
+not contribute to a mean. The functions work with logarithms, which do not underflow where a model is very confident.
+Models with the same structure share their compiled code, because `ModelFunction`s of the same structure are equal.
 
-Test-time augmentation is the mean of the probabilities over flips and turns of the image, each undone in the
-prediction: the eight of a square, or the four that leave a rectangle's shape as it is. An ensemble is the mean over
-models, of the same kind.
+Test-time augmentation averages the probabilities over flips and quarter turns of the image, each undone in the
+prediction: all eight for a square image, and the four that keep the shape of a rectangle. An ensemble averages the
+probabilities of its models in the same way.
 """
 
 import functools
@@ -20,19 +20,24 @@ import numpy as np
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction
 
-# What a trained run says of images: uint8 [N, H, W, 3] on the devices -> `log_probabilities` of them.
+# A model of an evaluation: uint8 images [N, H, W, 3] on the devices -> their `log_probabilities`.
 Member = Callable[[jax.Array], jax.Array]
 
 
 class View(NamedTuple):
-    """One of the flips and turns of an image."""
+    """One flip and turn of an image.
+
+    Attributes:
+      quarter_turns: number of counterclockwise quarter turns.
+      flipped: whether left and right are exchanged before the turn.
+    """
 
     quarter_turns: int
-    flipped: bool  # left and right exchanged, before it is turned
+    flipped: bool
 
 
 def views(height: int, width: int, tta: bool) -> tuple[View, ...]:
-    """The views that are averaged for images of a size; the first is the image as it is."""
+    """Returns the views to average for images of this size; the first is the unchanged image."""
     if not tta:
         return (View(0, False),)
     turns = (0, 1, 2, 3) if height == width else (0, 2)
@@ -43,56 +48,57 @@ def views(height: int, width: int, tta: bool) -> tuple[View, ...]:
 def log_probabilities(
     function: ModelFunction, scheme: LabelScheme, tta: bool, params: dict, model_state: dict, images: jax.Array
 ) -> jax.Array:
-    """Logarithms of the probabilities that a model gives the classes of each pixel.
+    """Returns the logarithm of the probability of each class at each pixel.
 
     Args:
       function: the model.
       scheme: its label scheme.
-      tta: mean over flips and turns.
-      params: of the model.
-      model_state: of the model.
+      tta: whether to average over flips and turns.
+      params: parameters of the model.
+      model_state: other state of the model, such as batch statistics.
       images: uint8 [N, H, W, 3].
 
     Returns:
       float32 [N, H, W, C], minus infinity for the classes that are not evaluated.
     """
 
-    def seen(images):
-        return of_logits(scheme, function(params, model_state, images, train=False)[0])
+    def predict(images):
+        return log_probabilities_from_logits(scheme, function(params, model_state, images, train=False)[0])
 
-    several = views(*images.shape[1:3], tta)
+    height, width = images.shape[1:3]
+    several = views(height, width, tta)
     if len(several) == 1:
-        return seen(images)
-    undo = [functools.partial(_undone, view=view) for view in several]
+        return predict(images)
+    undo = [functools.partial(_undo_view, view=view) for view in several]
 
     def add(total, numbered):
         number, turned = numbered
-        return jnp.logaddexp(total, jax.lax.switch(number, undo, seen(turned))), None
+        return jnp.logaddexp(total, jax.lax.switch(number, undo, predict(turned))), None
 
-    # One after the other: the network is compiled once, and needs no more memory than for one view.
-    turned = jnp.stack([_turned(images, view) for view in several])
+    # A scan compiles the network once and needs no more memory than one view.
+    turned = jnp.stack([_apply_view(images, view) for view in several])
     nothing = jnp.full((*images.shape[:3], scheme.num_classes), -jnp.inf, jnp.float32)
     total, _ = jax.lax.scan(add, nothing, (jnp.arange(len(several)), turned))
     return total - np.float32(np.log(len(several)))
 
 
-def of_logits(scheme: LabelScheme, logits: jax.Array) -> jax.Array:
-    """Logits [N, H, W, C] as `log_probabilities`."""
+def log_probabilities_from_logits(scheme: LabelScheme, logits: jax.Array) -> jax.Array:
+    """Turns logits [N, H, W, C] into the result of `log_probabilities`."""
     evaluated = np.isin(np.arange(scheme.num_classes), scheme.evaluated)
     return jax.nn.log_softmax(jnp.where(evaluated, logits.astype(jnp.float32), -jnp.inf))
 
 
 @jax.jit
-def mean(each: list[jax.Array]) -> jax.Array:
-    """Logarithms of the mean probabilities, from the logarithms of each model's."""
-    return functools.reduce(jnp.logaddexp, each) - np.float32(np.log(len(each)))
+def mean_log_probabilities(members: list[jax.Array]) -> jax.Array:
+    """Returns the logarithm of the mean probabilities, given the `log_probabilities` of each model."""
+    return functools.reduce(jnp.logaddexp, members) - np.float32(np.log(len(members)))
 
 
-def _turned(images, view):
+def _apply_view(images, view):
     images = jnp.flip(images, axis=2) if view.flipped else images
     return jnp.rot90(images, view.quarter_turns, axes=(1, 2))
 
 
-def _undone(predicted, view):
+def _undo_view(predicted, view):
     predicted = jnp.rot90(predicted, -view.quarter_turns, axes=(1, 2))
     return jnp.flip(predicted, axis=2) if view.flipped else predicted

@@ -69,7 +69,7 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         "network": run.config["model"]["name"],
         "label_scheme": run.scheme.to_json(),
         "params_sha256": run.sha256["params"],
-        "checkpoint": run.position(),
+        "checkpoint": run.describe_checkpoint(),
         "tta": tta,
     }
     return SlideModel(

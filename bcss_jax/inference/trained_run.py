@@ -1,7 +1,7 @@
-"""A trained run as the evaluation needs it: found by its path, and checked before anything is computed.
+"""Finds the checkpoint of a trained run by its path and checks it before anything is computed.
 
-Everything that decides what the figures mean comes from the checkpoint: network, label scheme, image statistics, data.
-Nothing in a run's folder is executed or unpickled; a checkpoint is JSON and arrays.
+Everything that decides what the scores mean comes from the checkpoint: network, label scheme, image statistics, data.
+Nothing in a run's folder is executed or unpickled; a checkpoint consists of JSON and arrays.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -29,114 +30,134 @@ from bcss_jax.training.summary import params_sha256
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A checkpoint that can be evaluated; its arrays stay on the disk until `member` reads them.
+    """A checked checkpoint. Its arrays stay on disk until `member` or `weights` reads them.
 
     Attributes:
-      name: unique among those of an evaluation; letters, digits, `_`, `.`, `+` and `-`, so that it can be a folder's.
-      folder: of the checkpoints.
+      name: unique within an evaluation. It consists of letters, digits, `_`, `.`, `+` and `-`, so that it can name a
+        folder.
+      folder: folder of the checkpoints.
       which: "best" or "latest".
-      step: of the checkpoint.
-      about: what it says of itself.
-      scheme: its label scheme.
-      function: its network, equal to that of another run of the same structure.
-      sha256: of `params`, and of `model_state` (batch statistics).
+      step: training step of the checkpoint.
+      metadata: config, label scheme, data and versions, as the checkpoint stores them.
+      scheme: label scheme of the model.
+      function: the network. Runs with the same structure have equal functions.
+      sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics ("rest").
     """
 
     name: str
     folder: Path
     which: str
     step: int
-    about: dict
+    metadata: dict
     scheme: LabelScheme
     function: ModelFunction
     sha256: dict[str, str]
 
     @property
     def config(self) -> dict:
-        """All settings of the training."""
-        return self.about["config"]
+        """The training configuration."""
+        return self.metadata["config"]
 
     @property
-    def home(self) -> Path:
-        """The folder of the run."""
+    def run_folder(self) -> Path:
+        """Folder of the run."""
         return self.folder.parent if self.folder.name == "checkpoints" else self.folder
 
     @property
     def trained_on(self) -> dict:
-        """`dataset.PreparedData.describe` of the training."""
-        return self.about["data"]
+        """Description of the training data (`tfrecords.PreparedData.describe`)."""
+        return self.metadata["data"]
 
     @property
     def batch_size(self) -> int:
-        """Images at a time in the validation of its training."""
+        """Validation batch size of the training."""
         return self.config["eval_batch_size"]
 
     def identity(self) -> dict:
-        """What decides its predictions, as JSON."""
+        """Returns everything that decides the predictions, as JSON."""
         config = {name: self.config[name] for name in ("model", "dtype", "image_mean", "image_std")}
         return {**self.sha256, **config, "label_scheme": self.scheme.identity()}
 
-    def position(self) -> dict:
-        """Where the checkpoint comes from, as JSON."""
+    def describe_checkpoint(self) -> dict:
+        """Returns folder, step and epoch of the checkpoint, as JSON."""
         epoch = checkpoint.read_record(self.folder, self.step).get("epoch")
         return {"folder": str(self.folder), "which": self.which, "step": self.step, "epoch": epoch}
 
     def history(self) -> list[dict]:
-        """The rows of history.csv that the newest checkpoint knows of."""
+        """Returns the rows of history.csv that the newest checkpoint stores."""
         rows = checkpoint.read_record(self.folder).get("history")
         rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
         finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731
         return [{name: finite(row.get(name)) for name in COLUMNS} for row in rows]
 
     def views(self, height: int, width: int, tta: bool) -> tuple[View, ...]:
-        """The flips and turns of an image that `member` looks at."""
+        """Returns the flips and turns of an image that `member` averages over."""
         return views(height, width, tta)
 
     def member(self, mesh: Mesh, tta: bool) -> Member:
-        """The model on all devices of the mesh, with test-time augmentation or without.
+        """Loads the model onto all devices of the mesh and returns its prediction function.
+
+        Args:
+          mesh: the devices.
+          tta: whether to use test-time augmentation.
 
         Raises:
-          DataError: the checkpoint cannot be read, or another one has taken its place.
+          DataError: The checkpoint cannot be read, or the run has replaced it.
         """
         return functools.partial(log_probabilities, self.function, self.scheme, tta, *self.weights(mesh))
 
     def weights(self, mesh: Mesh) -> tuple[dict, dict]:
-        """`params` and `model_state` on all devices of the mesh; errors as of `member`."""
+        """Loads `params` and `model_state` onto all devices of the mesh. Raises the errors of `member`."""
         trained = checkpoint.load_trained(self.folder, mesh, self.which)
         if trained.step != self.step:
             raise DataError(
-                f"{self.folder}: the run has saved another checkpoint meanwhile; run the same command again"
+                f"{self.folder}: the run has saved another checkpoint in the meantime; run the same command again"
             )
         return trained.params, trained.model_state
 
 
-def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
-    """Finds a run's checkpoint and checks it.
+class _Run(Protocol):
+    """A run that `with_unique_names` can rename: a dataclass with a name and a folder."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def run_folder(self) -> Path: ...
+
+
+_AnyRun = TypeVar("_AnyRun", bound=_Run)
+
+
+def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
+    """Finds and checks the checkpoint of a run.
 
     Args:
-      path: the folder of a run, or of its checkpoints.
+      path: folder of the run, or of its checkpoints.
       mesh: devices to read onto.
       which: "best" or "latest".
 
     Raises:
-      DataError: there is no checkpoint of this program, or it is damaged, of another format, or contradicts itself.
-      ConfigError: it is one that another command evaluates.
+      DataError: There is no checkpoint of this program, or it is damaged, has another format, or contradicts itself.
+      ConfigError: The checkpoint belongs to nnU-Net's method, which has its own commands.
     """
     folder = _checkpoints_of(path)
     trained = checkpoint.load_trained(folder, mesh, which)
-    where, about = folder / str(trained.step), trained.about
-    config = about.get("config")
+    where, metadata = folder / str(trained.step), trained.about
+    config = metadata.get("config")
     if isinstance(config, dict) and config.get("method") == "nnunet":
         raise _fold_of_nnunet(path)
     try:
-        scheme = scheme_from_json(about.get("label_scheme"))
+        scheme = scheme_from_json(metadata.get("label_scheme"))
     except ValueError as error:
         raise DataError(f"{where}: {error}; the checkpoint was changed or is not of this program") from error
     try:
-        settings = ConfigDict(config)
+        settings: Any = ConfigDict(config)
         validate(settings, scheme)
-        json.dumps(about, allow_nan=False)  # it is written down again
-        if not {"layout", "split", "tiles"} <= about["data"].keys():
+        json.dumps(metadata, allow_nan=False)  # the evaluation writes it to JSON again
+        if not {"layout", "split", "tiles"} <= metadata["data"].keys():
             raise KeyError("data")
         if name_of(settings.labels) != scheme.name:
             raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
@@ -147,21 +168,27 @@ def read(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         ) from error
     function = ModelFunction(checkpoint.network_of(trained), statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
-    return TrainedRun(folder_name(_name(folder)), folder, which, trained.step, about, scheme, function, sha256)
+    return TrainedRun(sanitized_name(_name(folder)), folder, which, trained.step, metadata, scheme, function, sha256)
 
 
-def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> list[TrainedRun]:
-    """The same runs; those of one name get that of the folder above in front, and a number if that is not enough.
+def with_unique_names(runs: Sequence[_AnyRun], taken: Sequence[str] = ()) -> list[_AnyRun]:
+    """Returns the runs with unique names.
+
+    Runs with the same name get the name of the parent folder as a prefix, and a number where that is not enough.
+
+    Args:
+      runs: the runs.
+      taken: names that no run may have.
 
     Raises:
-      ConfigError: the same checkpoint twice.
+      ConfigError: Two runs have the same folder.
     """
-    folders = [run.home for run in runs]
+    folders = [run.run_folder for run in runs]
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
             raise ConfigError(f"--checkpoints names {printable(folder)} twice; name it once")
     names = [run.name for run in runs]
-    longer = [folder_name(f"{run.home.parent.name}_{name}") if names.count(name) > 1 else name
+    longer = [sanitized_name(f"{run.run_folder.parent.name}_{name}") if names.count(name) > 1 else name
               for run, name in zip(runs, names, strict=True)]  # fmt: skip
     unique = []
     for name in longer:
@@ -174,12 +201,12 @@ def with_unique_names(runs: Sequence[TrainedRun], taken: Sequence[str] = ()) -> 
 
 
 def joint_sha256(each: Sequence[str]) -> str:
-    """Of several hashes, in their order."""
+    """Returns one hash for a sequence of hashes."""
     return hashlib.sha256(json.dumps(list(each)).encode()).hexdigest()
 
 
-def folder_name(name: str) -> str:
-    """A name that can be that of a folder, in any file system."""
+def sanitized_name(name: str) -> str:
+    """Returns the name of an evaluation's folder: `_` replaces every character but letters, digits, `_`, `+`, `-` and `.`."""
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
 
 
@@ -187,8 +214,8 @@ def _checkpoints_of(path):
     path = Path(path).expanduser()
     if path.is_file():
         raise DataError(
-            f"{printable(path)}: expected the folder of a run or its checkpoints, found a file; weights of other programs "
-            "are read by --config.pretrained of python -m bcss_jax.main only"
+            f"{printable(path)}: expected the folder of a run or of its checkpoints, found a file; to start training from "
+            "the weights of another program, use --config.pretrained of python -m bcss_jax.main"
         )
     if not path.is_dir():
         raise DataError(f"{printable(path)}: no such folder; expected the folder of a run, such as runs/unet")
@@ -197,18 +224,19 @@ def _checkpoints_of(path):
             return folder.resolve()
     if trained_folds(path):
         raise ConfigError(
-            f"{printable(path)}: a run of nnU-Net's method, which crops, normalizes and joins folds in its own way; python -m "
-            "bcss_jax.nnunet predict segments images with it"
+            f"{printable(path)}: a run of nnU-Net's method, which crops and normalizes images and joins its folds in its own "
+            "way; use python -m bcss_jax.nnunet predict to segment images with it"
         )
     raise DataError(
-        f"{printable(path)}: expected the folder of a run or its checkpoints, found no checkpoint in it; train first, or "
+        f"{printable(path)}: expected the folder of a run or of its checkpoints, found no checkpoint in it; train first, or "
         "name another folder"
     )
 
 
 def _fold_of_nnunet(path):
     return ConfigError(
-        f"{printable(path)}: one fold of nnU-Net's method; name the folder of its run, whose folds are evaluated together"
+        f"{printable(path)}: a single fold of nnU-Net's method; name the folder of the run, because its folds are evaluated "
+        "together"
     )
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 from bcss_jax import losses, models
 from bcss_jax.models.apply import ModelFunction, split_model
+from bcss_jax.models.cost import forward_flops
 
 SIZE, BATCH, NUM_CLASSES = 224, 128, 3
 MEMORY = 16e9
@@ -38,8 +39,7 @@ def measure(name: str) -> tuple[int, float, float]:
     _, params, model_state = split_model(model)
     run = ModelFunction(model)
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
-    forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])
-    flops = forward.lower(params, model_state, images).cost_analysis()["flops"]
+    flops = forward_flops(run, params, model_state, images)
 
     def saved(batch):
         """Bytes of all arrays that the way back through a batch needs, parameters and input apart."""

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.common.figures import CLASS_COLORS
-from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
+from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic
-from bcss_jax.data.cache import digest_of_files, held
+from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.image_files import SUFFIXES, read_pair
-from bcss_jax.errors import ConfigError, DataError, printable
+from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.nnunet import labels
 
@@ -125,7 +126,7 @@ def find(
     options |= {"split": split, "allow_missing": allow_missing, "max_bad": max_bad}
     digest = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
     folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
-    with storage_errors(prepared_dir), held(folder):
+    with storage_errors(prepared_dir), wait_for_lock(folder):
         usable, report = _checked(tiles, folder, allow_missing, max_bad)
     description = _description(layout, "institute" if layout == "roi" else split, mpp, digest, report)
     cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
@@ -148,7 +149,9 @@ def _checked(tiles, folder, allow_missing, max_bad):
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()}))
-    found = json.loads(file.read_text())
+    found = read_json(
+        file, "the checked cases of a data set", "delete it to check them again", kind=dict, error_type=StorageError
+    )
     return set(found["usable"]), checks.CheckReport(**found["report"])
 
 
@@ -199,15 +202,12 @@ def _from_tile(tile, to_label):
 def _raw(root, prepared_dir):
     """The cases of a folder in nnU-Net's layout."""
     file = root / "dataset.json"
-    try:
-        dataset = json.loads(file.read_text())
-    except OSError as error:
-        raise DataError(
-            f"{printable(file)}: expected a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr, found: "
-            f"{error.strerror}; name that folder with --config.data.dir"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{printable(file)}: expected JSON, found: {error}; mend the file") from error
+    dataset = read_json(
+        file,
+        "a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr",
+        "correct the file, or name another folder with --config.data.dir",
+        kind=dict,
+    )
     labels.check_dataset(dataset)
     ending = dataset.get("file_ending", ".png")
     if ending not in SUFFIXES:

@@ -8,6 +8,8 @@ from PIL import Image
 
 from bcss_jax import metrics
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_score
+from bcss_jax.common.json_files import read_json
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
@@ -28,7 +30,7 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str
     files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
     if not all(file.exists() for file in files):
         return None
-    summaries = [json.loads(file.read_text()) for file in files]
+    summaries = [read_json(file, "the scores of a fold", "validate the fold again", kind=dict) for file in files]
     counts = [np.array(list(each["counts"].values())) for each in summaries]
     together = metrics.scores(np.concatenate(counts), 1, scheme.class_names, scheme.evaluated)
     by_fold = [{key: value for key, value in each.items() if key != "counts"} for each in summaries]
@@ -51,7 +53,7 @@ def _table(found, counts, scheme):
     rows += [["all", str(sum(map(len, counts)))]]
     for row, scores in zip(rows, [*found["folds"], found["all_cases"]], strict=True):
         values = [scores["dice_global"][name] for name in (*names, "macro")] + [scores["dice_image"]["macro"]]
-        row += ["n/a" if value is None else f"{value:.4f}" for value in values]
+        row += map(format_score, values)
     rows.insert(0, ["fold", "cases", *names, "mean", "mean by case"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]

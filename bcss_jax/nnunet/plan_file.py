@@ -10,6 +10,7 @@ import numbers
 from pathlib import Path
 
 from bcss_jax.common.files import write_text
+from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import PRESETS, channel_names, reasons
@@ -36,21 +37,19 @@ def read(path: Path | str) -> dict:
       DataError: it is no such file, or describes what is not supported; the one line says what.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected an nnU-Net plan (JSON)") from error
-    try:
-        plan = json.loads(content)
-    except ValueError as error:
-        if content.startswith(b"\x80"):  # the first byte of a pickle
-            raise DataError(f"{path}: a pickle, so a plan of nnU-Net v1; expected JSON; plan anew") from error
-        raise DataError(f"{path}: not JSON ({error}); expected an nnU-Net plan such as nnUNetPlans.json") from error
+    if path.is_file() and _is_pickle(path):
+        raise DataError(f"{path}: expected JSON, found a pickle, as nnU-Net v1 wrote its plans; plan again")
+    plan = read_json(path, "an nnU-Net plan such as nnUNetPlans.json", "plan again, or name another file")
     try:
         _check_plan(plan)
     except (ConfigError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
     return plan
+
+
+def _is_pickle(path):
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def write(path: Path | str, plan: dict) -> None:

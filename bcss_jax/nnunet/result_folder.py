@@ -23,6 +23,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.common.files import storage_errors, whole_file, write_text
+from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.weights import files as weight_files
 from bcss_jax.models.weights.pretrained import load_torch_state
@@ -149,7 +150,7 @@ def write(
         raise ConfigError(f"{folder}: checkpoints of nnU-Net are written by PyTorch: pip install 'torch>=2.10'")
     import torch
 
-    plan, dataset = (json.loads(json.dumps(content)) for content in (plan, dataset))  # plain, and none of the caller's
+    plan, dataset = (as_json(content) for content in (plan, dataset))  # plain, and none of the caller's
     missing = {}
     for name, content in (("plans.json", plan), ("dataset.json", dataset)):
         if not (folder / name).exists():
@@ -178,13 +179,7 @@ def _read_json(path: Path) -> dict:
         raise DataError(
             f"{path}: missing; a folder of nnU-Net results holds plans.json, dataset.json and fold_0/{CHECKPOINT}, ..."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a dictionary, found {type(content).__name__}")
-    return content
+    return read_json(path, "a JSON object as nnU-Net writes it", "copy the file again", kind=dict)
 
 
 def _folds_of(folder: Path, checkpoint: str) -> list[Fold]:

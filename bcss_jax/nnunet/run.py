@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from bcss_jax import models
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import find_scheme
@@ -199,4 +200,4 @@ def _conclude(config, workdir, cases, plan, splits, by_name, say):
 
 
 def _line(scores):
-    return ", ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in scores.items())
+    return ", ".join(f"{name} {format_score(value)}" for name, value in scores.items())

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
+from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data.cache import held
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, StorageError
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
@@ -69,7 +69,7 @@ def fingerprint_of(cases: Cases) -> dict:
       StorageError: it cannot be kept.
     """
     file = cases.folder / "dataset_fingerprint.json"
-    with storage_errors(file), held(cases.folder):
+    with storage_errors(file), wait_for_lock(cases.folder):
         if not file.exists():
             cases.folder.mkdir(parents=True, exist_ok=True)
             count = len(cases.train)
@@ -83,7 +83,9 @@ def fingerprint_of(cases: Cases) -> dict:
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
                 found = fingerprint(images, masks, names=[case.name for case in cases.train])
             write_text(file, json.dumps(found, indent=1))
-        return json.loads(file.read_text())
+        return read_json(
+            file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError
+        )
 
 
 def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[Stored]:
@@ -105,7 +107,7 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
     home = folder / f"preprocessed-{digest[:12]}"
     stored = [Stored(case.name, home / hashlib.sha256(case.name.encode()).hexdigest()[:24]) for case in cases]
-    with storage_errors(home), held(home):
+    with storage_errors(home), wait_for_lock(home):
         home.mkdir(parents=True, exist_ok=True)
         missing = [
             (case, to) for case, to in zip(cases, stored, strict=True) if not to.path.with_suffix(".json").exists()

@@ -16,6 +16,7 @@ import numpy as np
 from bcss_jax import losses, metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
@@ -214,7 +215,7 @@ def _inside(labels):
 
 def _table_line(row):
     numbers = [row[name] for name in ("train_loss", "val_loss", "val_dice", "smoothed_dice")]
-    loss, val_loss, dice, smoothed = ("n/a" if number is None else f"{number:.4f}" for number in numbers)
+    loss, val_loss, dice, smoothed = map(format_score, numbers)
     return (
         f"{row['epoch']:5d}  {loss:>10}  {val_loss:>8}  {dice:>11}  {smoothed:>8}  {row['learning_rate']:13.2e}"
         f"  {row['images_per_second']:8.2f}  {row['input_wait']:10.1%}  {duration(row['seconds']):>6}"

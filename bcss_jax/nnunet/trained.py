@@ -1,12 +1,12 @@
 """What predicts: the folds of a run of ours or of a result folder of nnU-Net, with their plan and data set."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from flax import nnx
 
+from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import plan_file, result_folder
 from bcss_jax.nnunet.folds import trained_folds
@@ -72,9 +72,8 @@ def read(folder: Path, folds: Sequence[str] | None = None) -> Trained:
     if any(each != plans[0] for each in plans):
         raise DataError(f"{folder}: expected folds of one plan, found several; name the folds that belong together")
     decision = folder / "postprocessing.json"
-    try:
-        postprocessing = json.loads(decision.read_text()) if decision.exists() else None
-    except ValueError as error:
-        raise DataError(f"{decision}: expected JSON, found: {error}; delete it or decide anew") from error
+    postprocessing = None
+    if decision.exists():
+        postprocessing = read_json(decision, "the postprocessing of a run", "delete it or determine it again")
     plan_file.check(*plans[0])
     return Trained(*plans[0], models, (0, 1), postprocessing)

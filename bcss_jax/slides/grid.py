@@ -27,7 +27,7 @@ class Grid:
         return (self.mpp / 1000) ** 2
 
 
-def nearest(size: int, given: int) -> np.ndarray:
+def nearest_indices(size: int, given: int) -> np.ndarray:
     """Of an axis with `given` pixels, the one that lies under each of `size` pixels over the same length: integers [size]."""
     return ((2 * np.arange(size) + 1) * given) // (2 * size)
 

@@ -121,7 +121,7 @@ def windows_of(height: int, width: int, size: int, overlap: float) -> Windows:
     return Windows(height, width, size, max(1, size - 2 * round(size * overlap / 2)))
 
 
-def cut(
+def cut_window(
     pixels: np.ndarray, corner: tuple[int, int], size: int, origin: tuple[int, int], shape: tuple[int, int]
 ) -> np.ndarray:
     """A window, with what lies beyond the slide reflected.

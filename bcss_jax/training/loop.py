@@ -21,6 +21,7 @@ from PIL import Image
 from bcss_jax import labels, losses, metrics, models
 from bcss_jax.common import figures
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.data import synthetic, tfrecords
@@ -340,7 +341,7 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
     write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     why = f"no better validation loss for {record.stalled_epochs()} epochs" if stopped_early else "all epochs done"
-    dice = ", ".join(f"{name} {_number(value)}" for name, value in result["dice_global"].items())
+    dice = ", ".join(f"{name} {format_score(value)}" for name, value in result["dice_global"].items())
     say(f"finished after epoch {record.epoch} ({why}) in {duration(record.seconds)}")
     say(f"best epoch {result['best_epoch']}: Dice over the validation split: {dice}")
     say(f"look at:   {workdir / 'curves.png'}  {workdir / 'samples.png'}")
@@ -389,11 +390,7 @@ def _stalled(record: RunRecord, patience: int) -> bool:
 
 def _table_line(row: dict) -> str:
     return (
-        f"{row['epoch']:5d}  {_number(row['train_loss']):>10}  {_number(row['val_loss']):>8}  {_number(row['val_dice']):>8}"
-        f"  {_number(row['val_iou']):>8}  {row['learning_rate']:13.2e}  {row['images_per_second']:8.2f}"
+        f"{row['epoch']:5d}  {format_score(row['train_loss']):>10}  {format_score(row['val_loss']):>8}  {format_score(row['val_dice']):>8}"
+        f"  {format_score(row['val_iou']):>8}  {row['learning_rate']:13.2e}  {row['images_per_second']:8.2f}"
         f"  {row['input_wait']:10.1%}  {duration(row['seconds']):>6}{'  best' if row['best'] else ''}"
     )
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"

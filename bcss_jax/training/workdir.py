@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import ConfigError
 
 # All that a run writes into its folder, and so all that `--fresh` takes away.
@@ -40,10 +41,7 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
     saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))
     begun = saved or (workdir / "history.csv").exists()
     if path.exists() and begun:
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path}: not readable as JSON ({error}); start over with --fresh") from error
+        old = read_json(path, "the config of a run", "start over with --fresh", kind=dict, error_type=ConfigError)
         changed = differences(old, config)
         if changed:
             raise ConfigError(

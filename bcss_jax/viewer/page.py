@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bcss_jax.common.formatting import format_table_score
 from bcss_jax.slides.classes import UNREADABLE
 from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.results import Result, Summary
@@ -121,10 +122,6 @@ def _area(mm2):
     return f"{mm2:,.0f}" if mm2 >= 100 else f"{mm2:.1f}" if mm2 >= 10 else f"{mm2:.2f}" if mm2 >= 1 else f"{mm2:.3f}"
 
 
-def _score(value):
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _environment():
     environment = Environment(
         loader=PackageLoader("bcss_jax.viewer"),
@@ -133,5 +130,5 @@ def _environment():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"area": _area, "score": _score, "url": url, "hex": _hex}
+    environment.filters |= {"area": _area, "score": format_table_score, "url": url, "hex": _hex}
     return environment

@@ -4,11 +4,11 @@ Files say anything. What is wrong with one result becomes a line beside its name
 """
 
 import dataclasses
-import json
 import math
 import os
 from pathlib import Path
 
+from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
 
@@ -152,12 +152,12 @@ def read(path: Path) -> Summary:
     Raises:
       DataError: it cannot be read, or is not what this version writes.
     """
+    values = read_json(path, "the summary of a segmented slide", "segment the slide again")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r}, this version reads {FORMAT}")
         return _summary(values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         found = f"{error} missing" if isinstance(error, KeyError) else first_line(error)
         raise DataError(
             f"{printable(path)}: expected the summary of a segmented slide, found: {found}; segment the slide again"

@@ -58,7 +58,7 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
 
     Args:
       folder: with results, as in `results.find`.
-      open_pool: (path, processes) -> a `bcss_jax.slides.reading.pool.ReaderPool`.
+      open_pool: (path, processes) -> a `bcss_jax.slides.reading.reader_pool.ReaderPool`.
       slide_files: where the slides are.
       allowed_hosts: names that requests may call the server by.
     """

@@ -27,7 +27,7 @@ class SlideTiles:
         Args:
           path: of its file.
           summary: of its segmentation: how large it is.
-          open_pool: (path, processes) -> a `bcss_jax.slides.reading.pool.ReaderPool`.
+          open_pool: (path, processes) -> a `bcss_jax.slides.reading.reader_pool.ReaderPool`.
 
         Raises:
           DataError: the slide cannot be read, or is not the one that was segmented.

@@ -60,7 +60,7 @@ def test_parsers(capsys):
 
 def test_a_command_as_a_process_logs_to_stderr():
     code = (
-        "import logging; from bcss_jax import command; log = logging.getLogger('bcss_jax.x')\n"
+        "import logging; from bcss_jax.common import command; log = logging.getLogger('bcss_jax.x')\n"
         "def main():\n    command.log_progress(); log.info('a'); logging.getLogger('other').info('b'); return 6\n"
         "command.start(main)"
     )

@@ -216,11 +216,11 @@ def test_b15_decompression_bomb_is_refused_by_its_header(root, monkeypatch):
     # The peak of a process that has done nothing else: 60,000 x 60,000 pixels would be gigabytes and take seconds.
     script = """
 import resource, sys, time
-from bcss_jax import tiles
+from bcss_jax.data import image_files
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
-    tiles.read_image(sys.argv[1])
-except tiles.DataError:
+    image_files.read_image(sys.argv[1])
+except image_files.DataError:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - start)
 """
     result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, cwd=ROOT, check=True)

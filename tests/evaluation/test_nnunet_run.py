@@ -166,7 +166,7 @@ def test_folds_of_a_cross_validation_are_joined_on_the_test_part_alone(command, 
 
 
 def test_a_network_trained_on_everything_is_scored_on_the_test_part_alone(runs):
-    run = nnunet_run.read(runs["all"], sharding.make_mesh(jax.devices()[:1]))
+    run = nnunet_run.read_nnunet_run(runs["all"], sharding.make_mesh(jax.devices()[:1]))
     assert [run.seen(part, ["a", "b"], "kaggle224") for part in ("train", "val", "test")] == [2, 2, 0]
     assert run.seen("val", ["a", "b"], "sample") == 0  # other images
 
@@ -194,7 +194,9 @@ def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, 
 
 def test_a_black_border_is_background(new_run, tiles, tmp_path):
     mesh = sharding.make_mesh(jax.devices()[:1])
-    member = nnunet_run.read(new_run(tmp_path / "other", labels="tumor_stroma_other"), mesh).member(mesh, False)
+    member = nnunet_run.read_nnunet_run(new_run(tmp_path / "other", labels="tumor_stroma_other"), mesh).member(
+        mesh, False
+    )
     pixels = np.asarray(Image.open(sorted((tiles / "val").iterdir())[0]))[None]
     found = np.exp(member(pixels))
     assert not pixels[0, :3].any() and (found[0, :3, :, 0] > 0.999).all()  # the class "other" is nnU-Net's background
@@ -296,7 +298,7 @@ def test_files_of_the_run_that_do_not_fit(command, runs, tmp_path, capsys, chang
 
 
 def test_regions_are_left_to_its_own_command(runs):
-    run = nnunet_run.read(runs["published"], sharding.make_mesh(jax.devices()[:1]))
+    run = nnunet_run.read_nnunet_run(runs["published"], sharding.make_mesh(jax.devices()[:1]))
     with pytest.raises(Exception, match="sees whole regions") as caught:
         run.check_unseen("test", ["a"], "roi")
     assert caught.value.exit_code == 2

@@ -77,3 +77,13 @@ def own_grid(slide, mpp=0.25, model_mpp=0.25):
     """The grid of a slide (or of a pool's `info`) of square pixels."""
     level = slide.levels[0]
     return grid_of(level.width, level.height, (mpp, mpp), model_mpp)
+
+
+def whole(slide, level=0):
+    """All pixels of a level."""
+    return slide.read(level, 0, 0, *slide.levels[level][:2])
+
+
+def difference(a, b):
+    """Absolute differences of pixels, as integers."""
+    return np.abs(a.astype(int) - b)

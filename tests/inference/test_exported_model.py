@@ -47,7 +47,7 @@ def artifact(run, tmp_path_factory):
 def of_run(run):
     """What the checkpoint says of eleven windows, on one device."""
     mesh = mesh_of(1)
-    model = model_of_run(trained_run.read(run, mesh, "best"), mesh, tta=False)
+    model = model_of_run(trained_run.read_trained_run(run, mesh, "best"), mesh, tta=False)
     return np.stack(list(WindowPredictor(model, WEIGHTS, 4, mesh)(pictures(11))()))
 
 
@@ -74,7 +74,7 @@ def test_each_device_computes_its_share(artifact):
 
 def test_what_is_known_of_the_model(artifact, run):
     mesh = mesh_of(2)
-    model, original = model_of_artifact(artifact, mesh, tta=False), trained_run.read(run, mesh, "best")
+    model, original = model_of_artifact(artifact, mesh, tta=False), trained_run.read_trained_run(run, mesh, "best")
     assert (model.name, model.mpp, model.window, model.any_window) == ("unet", 0.5, WINDOW, False)
     assert model.scheme == original.scheme
     assert model.about["params_sha256"] == original.sha256["params"] and model.about["network"] == "unet"

@@ -175,7 +175,7 @@ FAIL_AND_SUM_UP = """
 import sys, time
 from pathlib import Path
 from bcss_jax.errors import DataError
-from bcss_jax.slides import batch_summary
+from bcss_jax.slides.batch import batch_summary
 from bcss_jax.slides.batch.slide_folder import note_failure
 from bcss_jax.slides.batch.slide_list import Entry, shard_of
 

@@ -239,9 +239,9 @@ def test_nnunets_files_are_read_and_fit_their_data(shared, case):
 @pytest.mark.parametrize(
     "content, part",
     [
-        (b"{", "not JSON"),
-        (b"\xff\xfe\x00", "not JSON"),
-        (b"\x80\x04\x95\x00", "a pickle, so a plan of nnU-Net v1"),
+        (b"{", "no JSON"),
+        (b"\xff\xfe\x00", "no JSON"),
+        (b"\x80\x04\x95\x00", "found a pickle, as nnU-Net v1 wrote"),
         (b"[1]", "holds list"),
         ({"plans_per_stage": {}}, "a plan of nnU-Net v1"),
         ({"plans_name": "x"}, "lacks transpose_forward, configurations, foreground"),
@@ -283,7 +283,7 @@ def test_files_that_are_no_plan_to_train_from(tmp_path, content, part):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="expected an nnU-Net plan .*, found: No such file"):
         plan_file.read(tmp_path / "plan.json")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.slides.stitching import blend
-from bcss_jax.slides.windows import cut, windows_of
+from bcss_jax.slides.windows import cut_window, windows_of
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(2, 24), st.sampled_from([0, 0.25, 0.5, 0.7]))
 
@@ -44,7 +44,7 @@ def lane(request, monkeypatch):
 def test_rows_are_the_sums_over_all_windows(size, seed, how):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
-    weights = blend.weights_of(windows, how)
+    weights = blend.blend_weights(windows, how)
     rng = np.random.default_rng(seed)
     # Small integers: sums are exact whatever their order.
     predictions = rng.integers(0, 8, (windows.rows, windows.columns, 2, side, side)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_rows_are_the_sums_over_all_windows(size, seed, how):
 def test_going_on_at_a_pixel_row_gives_the_same_bits(size, seed, data):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
-    weights = blend.weights_of(windows, "gaussian")
+    weights = blend.blend_weights(windows, "gaussian")
     rng = np.random.default_rng(seed)
     predictions = rng.random((windows.rows, windows.columns, 2, side, side), np.float32) * weights
     chosen = rng.random((windows.rows, windows.columns)) < 0.8
@@ -89,7 +89,7 @@ def test_all_windows_cover_every_pixel_and_weights_cancel(size):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
     for how in blend.BLENDS:
-        weights = blend.weights_of(windows, how)
+        weights = blend.blend_weights(windows, how)
         value = np.full((windows.rows, windows.columns, 1, side, side), 0.25, np.float32) * weights
         _, sums, total = blended(windows, weights, value, np.ones((windows.rows, windows.columns), bool))
         assert (total > 0).all()
@@ -113,7 +113,7 @@ def test_windows_over_the_edge_are_reflections(size):
             y, x = windows.corner(row, column)
             low, high = max(y, 0), min(y + side, height)
             left, right = max(x, 0), min(x + side, width)
-            found = cut(slide[low:high, left:right], (y, x), side, (low, left), slide.shape[:2])
+            found = cut_window(slide[low:high, left:right], (y, x), side, (low, left), slide.shape[:2])
             ys = [low + reflected(i - low, high - low) for i in range(y, y + side)]
             xs = [left + reflected(i - left, right - left) for i in range(x, x + side)]
             np.testing.assert_array_equal(found, slide[np.ix_(ys, xs)])

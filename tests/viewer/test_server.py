@@ -12,7 +12,7 @@ from helpers.viewer_small import Pool, Served, blobs, means, pyramid, write_labe
 from PIL import Image
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.viewer import server
 from bcss_jax.viewer.label_tiles import MARGIN
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from bcss_jax import labels
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.json_files import describe_differences, differences, read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import CODES
 from bcss_jax.data.inspection import pictures
@@ -117,16 +118,14 @@ def _check_output(output: Path, about: dict, overwrite: bool) -> None:
     path = output / RESULT
     if overwrite or not path.exists():
         return
-    try:
-        old = json.loads(path.read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: expected results of an inspection, found something else; add --overwrite"
-        ) from error
-    changed = [f"{key}: {old.get(key)} -> {about.get(key)}" for key in sorted(old.keys() | about.keys()) if old.get(key) != about.get(key)]  # fmt: skip
+    found = read_json(path, "results of an inspection", "add --overwrite", kind=dict, error_type=ConfigError)
+    if not isinstance(found.get("settings"), dict):
+        raise ConfigError(f"{path}: expected results of an inspection, found JSON without settings; add --overwrite")
+    changed = differences(found["settings"], about)
     if changed:
         raise ConfigError(
-            f"--output={output} holds results of other settings ({'; '.join(changed)}); use another folder, or --overwrite"
+            f"--output={output} holds results of other settings ({describe_differences(changed)}); use another folder, or "
+            "--overwrite"
         )
 
 

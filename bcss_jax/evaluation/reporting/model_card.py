@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_interval, format_table_score
 from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.reporting.caveats import limits
 from bcss_jax.evaluation.reporting.tables import markdown_text
@@ -111,13 +112,13 @@ def _scores(evaluation, classes):
         low, high = intervals["dice_global"][name]
         cells = [
             markdown_text(name),
-            _score(found["scores"]["dice_global"][name]),
-            "–" if low is None else f"{low:.3f} to {high:.3f}",
-            _score(found["scores"]["iou_global"][name]),
-            _score(found["precision"][name]),
-            _score(found["recall"][name]),
-            _score(found["surface"]["hd95_um"][name], 1),
-            _score(found["surface"]["nsd"][name]),
+            format_table_score(found["scores"]["dice_global"][name]),
+            format_interval(low, high),
+            format_table_score(found["scores"]["iou_global"][name]),
+            format_table_score(found["precision"][name]),
+            format_table_score(found["recall"][name]),
+            format_table_score(found["surface"]["hd95_um"][name], 1),
+            format_table_score(found["surface"]["nsd"][name]),
         ]
         yield f"| {' | '.join(cells)} |"
     reasons = tables.not_comparable(evaluation)
@@ -127,7 +128,7 @@ def _scores(evaluation, classes):
         f"Intervals: bootstrap, {intervals['resamples']:,} resamples of {intervals['n']:,} {intervals['over']}.",
         f"HD95 and NSD (tolerance {found['surface']['tolerance_um']} µm) are means over images; a class that was missed or "
         "invented counts there with the image's diagonal and 0.",
-        f"Expected calibration error: {_score(found['calibration']['ece'])}.",
+        f"Expected calibration error: {format_table_score(found['calibration']['ece'])}.",
         f"Not comparable with the recipe's Table 1: {'; '.join(reasons)}."
         if reasons
         else f"{tables.COMPARABLE}; which average of Dice the recipe reports is not known.",
@@ -175,7 +176,8 @@ def _loading(evaluation):
 
 def _loading_networks(evaluation, members):
     yield "```python"
-    yield "from bcss_jax import checkpoint, pretrained"
+    yield "from bcss_jax.models.weights import pretrained"
+    yield "from bcss_jax.training import checkpoint"
     yield ""
     for one in members:
         yield f"model, about = checkpoint.load_model({json.dumps(one['folder'])}, {json.dumps(one['which'])})"
@@ -212,7 +214,3 @@ def _list(lines):
 def _code(text):
     """For between two backticks, where Markdown escapes nothing."""
     return " ".join(str(text).replace("`", "'").split())
-
-
-def _score(value, digits=3):
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -19,13 +19,14 @@ from PIL import Image
 
 from bcss_jax.common.figures import class_colors, dice_lines, error_map, hatched
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_table_score
 from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
 from bcss_jax.evaluation.reporting.caveats import limits
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import LabelScheme, absent_classes
 
-TEMPLATES = importlib.resources.files("bcss_jax.evaluation") / "templates"
+TEMPLATES = importlib.resources.files("bcss_jax.evaluation.reporting") / "templates"
 TINT = 140  # of 255: opacity of the classes over the image
 JPEG_QUALITY = 92  # a third of a PNG's size; the exact pixels are in the gallery's folder
 
@@ -84,13 +85,13 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
     if not evaluations:
         raise DataError("report: expected evaluations, found none; evaluate a checkpoint first")
     environment = Environment(
-        loader=PackageLoader("bcss_jax.evaluation"),
+        loader=PackageLoader("bcss_jax.evaluation.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "json": _json, "breakable": _breakable}
+    environment.filters |= {"score": format_table_score, "json": _json, "breakable": _breakable}
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
         style=Markup(style),
@@ -261,10 +262,6 @@ def _data_uri(content, kind):
 
 def _hash(text):
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _score(value, digits=3):
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _breakable(name):

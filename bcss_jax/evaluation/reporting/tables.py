@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bcss_jax.common.files import write_text
+from bcss_jax.common.formatting import format_interval, format_table_score
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES, complete_json
 
@@ -82,9 +83,9 @@ def text(evaluations: Sequence[dict]) -> str:
         rows.append(
             [
                 _one_line(evaluation["name"]),
-                *(_score(found["scores"]["dice_global"][name]) for name in names),
-                "–" if low is None else f"{low:.3f} to {high:.3f}",
-                *map(_score, (*surface, found["calibration"]["ece"])),
+                *(format_table_score(found["scores"]["dice_global"][name]) for name in names),
+                format_interval(low, high),
+                *map(format_table_score, (*surface, found["calibration"]["ece"])),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -165,15 +166,15 @@ def _rows(evaluations):
     for evaluation in evaluations:
         values, intervals = evaluation["scores"]["scores"], evaluation["scores"]["intervals"]
         low, high = intervals["dice_global"]["macro"]
-        ends = "–" if low is None else f"{low:.3f} to {high:.3f} ({intervals['n']} {intervals['over']})"
+        ends = format_interval(low, high) + ("" if low is None else f" ({intervals['n']} {intervals['over']})")
         yield [
             evaluation["name"],
             _data(evaluation),
-            *(_score(values["dice_global"][name]) for name in (*names, "macro")),
+            *(format_table_score(values["dice_global"][name]) for name in (*names, "macro")),
             ends,
-            _score(values["dice_image"]["macro"]),
-            _score(values["dice_batch"]["macro"]),
-            _score(PUBLISHED.get(evaluation["model"], ("", None))[1]),
+            format_table_score(values["dice_image"]["macro"]),
+            format_table_score(values["dice_batch"]["macro"]),
+            format_table_score(PUBLISHED.get(evaluation["model"], ("", None))[1]),
         ]
 
 
@@ -219,10 +220,6 @@ def _split(data):
 
 def _data(evaluation):
     return f"{_split(evaluation['data'])}, {evaluation['part']}, {evaluation['scores']['number']['images']} images"
-
-
-def _score(value):
-    return "–" if value is None else f"{value:.3f}"
 
 
 def markdown_text(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import io
 import os
 import socket
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.batch.slide_folder import Done, models_in, reason_of, status_of
 from bcss_jax.slides.batch.slide_list import Entry
@@ -103,11 +102,9 @@ def write(output: Path, entries: list[Entry], several: bool) -> None:
       StorageError: it cannot be written.
     """
     own = output / f".summary-{socket.gethostname()}-{os.getpid()}.csv"
-    with storage_errors(output), open(output / ".summary.lock", "a") as lock:
-        # So that what another process has just finished is not missing. Where a shared file system knows no locks, the
-        # table may be a slide behind until the next one is finished.
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    # The lock keeps rows that another process has just finished from being lost. Without locks, the table may be one slide
+    # behind until the next slide is finished.
+    with storage_errors(output), wait_for_lock(output / ".summary", required=False):
         write_text(own, _table(output, entries, several))
         os.replace(own, output / "summary.csv")
 

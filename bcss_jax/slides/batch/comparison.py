@@ -11,7 +11,7 @@ from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.outputs import label_pyramid, overlay
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.scoring.truth import open_truth
 
 SIDE = 1200  # pixels of the longer side of a panel

@@ -1,6 +1,5 @@
 """One slide with one model, from the file to its folder of results."""
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -9,15 +8,15 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.timing import StageClock
-from bcss_jax.errors import DataError, Preempted, StorageError, UserError, first_line, printable
+from bcss_jax.errors import DataError, Preempted, UserError, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
@@ -25,18 +24,19 @@ from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
-from bcss_jax.slides.reading.pool import Block, ReaderPool
+from bcss_jax.slides.reading.reader_pool import Block, ReaderPool
 from bcss_jax.slides.reading.resolution import resolved_mpp
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
 from bcss_jax.slides.stitching import labeling
-from bcss_jax.slides.stitching.blend import weights_of
+from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.slides.tissue.domain import out_of_domain
+from bcss_jax.slides.tissue.stain_check import out_of_domain
+from bcss_jax.slides.tissue.tissue_by_color import looks_like_glass, tissue_by_color
 from bcss_jax.slides.tissue.tissue_file import read_tissue
-from bcss_jax.slides.tissue.tissue_mask import Tissue, looks_like_glass, tissue_by_color
+from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import windows_of
 from bcss_jax.training.summary import device, versions
 
@@ -79,7 +79,7 @@ class SlideSegmenter:
         """Takes the model, the most windows of a batch, the reader processes of a slide, and the devices."""
         self.model, self._settings, self._readers = model, settings, readers
         layout = windows_of(settings.window, settings.window, settings.window, settings.overlap)
-        self._weights = weights_of(layout, settings.blend)
+        self._weights = blend_weights(layout, settings.blend)
         self._predictor = WindowPredictor(model, self._weights, batch_size, mesh)
         self.classes = classes_of(model.scheme)
 
@@ -129,7 +129,9 @@ class SlideSegmenter:
                     overwriting.note(path)
             try:
                 if summary is None:
-                    with _memory_errors(printable(entry.slide.name)):
+                    with out_of_memory_errors(
+                        f"{printable(entry.slide.name)}: a batch of windows", "a smaller --batch_size"
+                    ):
                         summary, done = self._segment(entry, folder, interruption), Done.COMPUTED
                     folder.finish(summary)
                 if not folder.is_scored(summary):
@@ -280,19 +282,6 @@ class SlideSegmenter:
             stop=stop,
         )
         return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
-
-
-@contextlib.contextmanager
-def _memory_errors(name):
-    """A device that is too small is told in one line."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise StorageError(
-            f"{name}: the device's memory does not hold a batch of windows ({first_line(error)}); try a smaller --batch_size"
-        ) from error
 
 
 def _stop_if_asked(interruption, name):

@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 
 from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.errors import ConfigError, DataError, UserError, printable
 
 FORMAT = 1  # of summary.json
@@ -50,7 +51,7 @@ class SlideFolder:
 
         Looks at nothing yet.
         """
-        self.path, self._with_truth = path, json.loads(json.dumps({"format": FORMAT, **identity}))
+        self.path, self._with_truth = path, as_json({"format": FORMAT, **identity})
         self._identity = _of_labels(self._with_truth)
 
     @property
@@ -104,7 +105,7 @@ class SlideFolder:
         to_lose = (self.path / "summary.json").exists() or any(self.labels.glob("row-*"))
         if to_lose and before is not None and before != self._identity:
             raise ConfigError(
-                f"{self.path} holds results of other settings ({', '.join(_changed(before, self._identity))} differ); name "
+                f"{self.path} holds results of other settings ({describe_differences(differences(before, self._identity))}); name "
                 "another --output, take the same settings, or replace them with --overwrite"
             )
 
@@ -263,12 +264,11 @@ def is_of_slide(path: Path) -> bool:
 
 
 def _read(path):
-    """JSON of an object; None if there is none."""
+    """Returns the JSON object in a file, or None if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "a JSON object", "it is left out", kind=dict)
+    except DataError:
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _of_labels(identity):
@@ -279,15 +279,3 @@ def _of_labels(identity):
     return identity | {
         name: {key: value for key, value in part.items() if key not in OF_TRUTH} for name, part in parts.items()
     }
-
-
-def _changed(old, new, prefix=""):
-    """Names of the settings that differ."""
-    names = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += _changed(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(prefix + key)
-    return names

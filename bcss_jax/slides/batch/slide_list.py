@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from bcss_jax.common.files import folder_name, portable_name
+from bcss_jax.common.files import portable_name, portable_stem
 from bcss_jax.errors import ConfigError, DataError, printable
 
 COLUMNS = ("slide", "mpp", "tissue", "truth", "name")
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of the folder of its results."""
-        return self.name or folder_name(self.slide)
+        return self.name or portable_stem(self.slide)
 
 
 def read_list(path: Path) -> list[Entry]:

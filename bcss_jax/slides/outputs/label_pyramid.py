@@ -25,7 +25,7 @@ import tifffile
 
 from bcss_jax.common.files import whole_file
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
-from bcss_jax.slides.grid import nearest
+from bcss_jax.slides.grid import nearest_indices
 from bcss_jax.slides.store.tile_store import TileStore
 
 BACKGROUND_COLOR, UNREADABLE_COLOR = (255, 255, 255), (150, 150, 150)
@@ -71,7 +71,7 @@ def read_resized(path: Path, height: int, width: int) -> np.ndarray:
         levels = file.series[0].levels
         enough = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
         labels = (enough[-1] if enough else levels[0]).asarray()
-    rows, columns = (nearest(new, old) for new, old in zip((height, width), labels.shape, strict=True))
+    rows, columns = (nearest_indices(new, old) for new, old in zip((height, width), labels.shape, strict=True))
     return labels[rows[:, None], columns]
 
 

@@ -1,12 +1,12 @@
 """Reads polygons from GeoJSON files, such as tissue regions drawn in QuPath."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import shapely
 
+from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 
 _MAX_BYTES = 1 << 29  # of a file that is read
@@ -30,15 +30,11 @@ def read_regions(path: Path, origin: tuple[float, float] = (0, 0)) -> list[shape
       DataError: no such file, too large, not JSON, no polygon in it, something that is not a polygon, or coordinates
         that are no finite numbers.
     """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes; GeoJSON of more than {_MAX_BYTES} is not read, give a mask image")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not GeoJSON ({str(error)[:120]})") from error
+    if path.is_file() and path.stat().st_size > _MAX_BYTES:
+        raise DataError(
+            f"{path}: {path.stat().st_size} bytes; GeoJSON of more than {_MAX_BYTES} is not read, give a mask image"
+        )
+    content = read_json(path, "GeoJSON", "export the regions again, or give a mask image")
     found = []
     for number, geometry in enumerate(_geometries(content), 1):
         where = f"{path}: geometry {number}"

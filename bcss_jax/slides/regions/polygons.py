@@ -30,8 +30,8 @@ from scipy.sparse.csgraph import connected_components
 
 from bcss_jax.common.files import storage_errors
 from bcss_jax.slides.regions.corners import TileRow, place
-from bcss_jax.slides.regions.open_region import OpenRegion
-from bcss_jax.slides.regions.rings import Part, Rings
+from bcss_jax.slides.regions.growing_region import GrowingRegion
+from bcss_jax.slides.regions.rings import Band, Rings
 from bcss_jax.slides.regions.spill import Spill
 from bcss_jax.slides.store.tile_store import TileStore
 
@@ -109,7 +109,7 @@ class _Growing:
         self.values = np.zeros(0, np.uint8)
         self.labels = np.zeros(1 + width, np.uint8)
         self.components = np.zeros(1 + width, np.int64)
-        self._open: list[OpenRegion] = []  # of each component
+        self._open: list[GrowingRegion] = []  # of each component
         self._rings, self._parts = Rings(), 0
         self._spill, self._min_pixels = spill, min_pixels
 
@@ -127,7 +127,7 @@ class _Growing:
         goes_on[united[tiles.components_below[present]]] = True
         number = np.cumsum(goes_on) - 1  # of those that go on
 
-        grown: dict[int, OpenRegion] = {}
+        grown: dict[int, GrowingRegion] = {}
         for new, before in zip(united.tolist(), self._open, strict=False):
             if new in grown:
                 grown[new].take(before)
@@ -162,7 +162,7 @@ class _Growing:
         return [region for region in in_order if region.pixels >= self._min_pixels]
 
     def _add(
-        self, part: Part, grown: dict[int, OpenRegion], goes_on: np.ndarray, values: np.ndarray
+        self, part: Band, grown: dict[int, GrowingRegion], goes_on: np.ndarray, values: np.ndarray
     ) -> Iterator[tuple[int, Region]]:
         """Takes a part of a row of tiles; gives the first corners of the regions that it holds whole, and these."""
         held = goes_on.copy()
@@ -174,7 +174,7 @@ class _Growing:
         for (new, first, pixels, corners), start, end in zip(
             part.totals[mine].tolist(), *bounds[:, mine].tolist(), strict=True
         ):
-            region = grown.setdefault(new, OpenRegion())
+            region = grown.setdefault(new, GrowingRegion())
             region.add(first, pixels, corners)
             points = part.points[ends[start] - part.rings[start, 1] : ends[end - 1]] if end > start else part.points[:0]
             region.put_rings(self._parts, points, part.rings[start:end, 1], self._spill)
@@ -206,11 +206,11 @@ def _rows_together(corners: np.ndarray) -> Iterator[np.ndarray | slice]:
     yield from (mine for mine in np.split(order, np.cumsum(np.bincount(part))[:-1]) if len(mine))
 
 
-def _hand_out(rows: np.ndarray, grown: dict[int, OpenRegion], name: str) -> None:
+def _hand_out(rows: np.ndarray, grown: dict[int, GrowingRegion], name: str) -> None:
     """Gives each region its rows; they are in the order of the components, which stand first in them."""
     bounds = [*np.flatnonzero(np.diff(rows[:, 0], prepend=-1)).tolist(), len(rows)]
     for start, end in zip(bounds, bounds[1:], strict=False):
-        getattr(grown.setdefault(int(rows[start, 0]), OpenRegion()), name).append(rows[start:end].copy())
+        getattr(grown.setdefault(int(rows[start, 0]), GrowingRegion()), name).append(rows[start:end].copy())
 
 
 def _cut(points: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray]]:

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components, depth_first_order
 from bcss_jax.slides.regions.corners import CONVEX, DIAGONAL, DOWN, PLACE, leaves_vertically, place
 
 
-class Part(NamedTuple):
+class Band(NamedTuple):
     """What a part of the slide adds; all in the order of the components.
 
     Attributes:
@@ -51,7 +51,7 @@ class Rings:
         self._ends[0], self._joints[:2] = components[self._ends[0]], components[self._joints[:2]]
 
     def decide(self, goes_on: np.ndarray) -> np.ndarray:
-        """The links at joints of which it has shown whether they are in one region: int64 [l, 3], as in `Part`."""
+        """The links at joints of which it has shown whether they are in one region: int64 [l, 3], as in `Band`."""
         one, other, before, after, other_before, other_after = self._joints
         same = one == other
         apart = ~same & ~(goes_on[one] & goes_on[other])
@@ -66,7 +66,7 @@ class Rings:
         self._joints = self._joints[:, ~same & ~apart]
         return _by_component(np.concatenate(links))
 
-    def add(self, component: np.ndarray, corners: np.ndarray, values: np.ndarray, goes_on: np.ndarray) -> Part:
+    def add(self, component: np.ndarray, corners: np.ndarray, values: np.ndarray, goes_on: np.ndarray) -> Band:
         """Follows the edges of the next part, whose rows of pixels lie below all before.
 
         Args:
@@ -126,7 +126,7 @@ class Rings:
         pixels = np.add.reduceat(pixels, heads) if edges else np.zeros(0, np.int64)
         totals = [component[2 * heads], corners[2 * heads], pixels, 2 * np.diff(heads, append=edges)]
         rings = np.stack([owner[:rings], points_of[:rings]], 1)
-        return Part(points, rings, _by_component(pieces), _by_component(links), np.stack(totals, 1))
+        return Band(points, rings, _by_component(pieces), _by_component(links), np.stack(totals, 1))
 
     @staticmethod
     def _turn_diagonals(component, corners, values, goes_on):

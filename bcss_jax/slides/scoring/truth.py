@@ -9,7 +9,7 @@ import numpy as np
 
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
-from bcss_jax.slides.grid import Grid, nearest
+from bcss_jax.slides.grid import Grid, nearest_indices
 from bcss_jax.slides.reading.mask_file import Mask, open_mask
 
 BAND = 1 << 22  # pixels that are read at a time, of the mask and of the grid
@@ -33,7 +33,9 @@ class Truth:
         """As `open_truth` makes it; `table` gives the label of a code, `region` rows and columns."""
         self.shape, self.region = (grid.height, grid.width), region
         self._path, self._mask, self._table, self._scheme = path, mask, table, scheme
-        self._rows, self._columns = (nearest(size, given) for size, given in zip(self.shape, mask.shape, strict=True))
+        self._rows, self._columns = (
+            nearest_indices(size, given) for size, given in zip(self.shape, mask.shape, strict=True)
+        )
 
     def bands(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """First and last (exclusive) rows of the bands to read the grid in, or a part of it."""
@@ -61,7 +63,7 @@ class Truth:
 
     def resized(self, height: int, width: int) -> np.ndarray:
         """The labels at the size of a thumbnail, by nearest neighbor: uint8 [height, width]; errors as `rows`."""
-        rows, columns = (nearest(new, old) for new, old in zip((height, width), self.shape, strict=True))
+        rows, columns = (nearest_indices(new, old) for new, old in zip((height, width), self.shape, strict=True))
         return np.stack([self.rows(row, row + 1)[0, columns] for row in rows.tolist()])
 
     def check(self) -> None:

@@ -18,7 +18,7 @@ BLENDS = ("gaussian", "centre")
 SIGMA = 0.35  # standard deviation of the Gaussian, as a share of the overlap
 
 
-def weights_of(windows: Windows, blend: str) -> np.ndarray:
+def blend_weights(windows: Windows, blend: str) -> np.ndarray:
     """How much each pixel of a window counts.
 
     Args:
@@ -49,7 +49,7 @@ def _blurred_cell(distance, windows: Windows):
     return norm.cdf((windows.stride / 2 + distance) / sigma) - norm.cdf((distance - windows.stride / 2) / sigma)
 
 
-class Finished(NamedTuple):
+class FinishedPixels(NamedTuple):
     """Pixels that no further window changes: some columns of the pixel rows that a row of windows finishes.
 
     Attributes:
@@ -94,7 +94,7 @@ class Blender:
         self._left = 0
         self._row = first_row
 
-    def add(self, row: int, column: int, weighted: np.ndarray) -> list[Finished]:
+    def add(self, row: int, column: int, weighted: np.ndarray) -> list[FinishedPixels]:
         """Adds a window, and gives what it leaves behind.
 
         Args:
@@ -117,7 +117,7 @@ class Blender:
         self._covered[-1].append((x0, x1))
         return found
 
-    def finish(self, row: int) -> list[Finished]:
+    def finish(self, row: int) -> list[FinishedPixels]:
         """Ends a row of windows, and gives what is left of the pixel rows that it finishes."""
         assert row == self._row, f"row {row} of windows was finished before row {self._row}"
         found = self._move_to(self._windows.width)
@@ -126,7 +126,7 @@ class Blender:
         self._load(0)
         return found
 
-    def _move_to(self, x: int) -> list[Finished]:
+    def _move_to(self, x: int) -> list[FinishedPixels]:
         """Moves the lane's left end; all columns before are complete, as far as this row of windows goes."""
         found = []
         while self._left < x:
@@ -154,7 +154,7 @@ class Blender:
             columns = slice(left - self._left, right - self._left)
             if count:
                 sums, weights = (array[..., :count, columns].copy() for array in self._lane)
-                found.append(Finished(left, right, sums, weights))
+                found.append(FinishedPixels(left, right, sums, weights))
             for carried, array in zip(self._carried, self._lane, strict=True):
                 carried[..., :left_over, left:right] = array[..., count : count + carried.shape[-2], columns]
                 carried[..., left_over:, left:right] = 0

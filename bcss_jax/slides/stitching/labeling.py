@@ -18,22 +18,22 @@ from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import DataError, Preempted
 from bcss_jax.inference.slide_model import WindowPredictor
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
-from bcss_jax.slides.reading.pool import ReaderPool
-from bcss_jax.slides.stitching.blend import Blender, Finished
-from bcss_jax.slides.stitching.blocks import AHEAD, Blocks
-from bcss_jax.slides.stitching.seams import Seams
-from bcss_jax.slides.stitching.tile_rows import TileRows, seams_file
+from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
+from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
+from bcss_jax.slides.stitching.seams import SeamCounter
+from bcss_jax.slides.stitching.tile_writer import TileWriter, seams_file
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
-from bcss_jax.slides.windows import Windows, cut
+from bcss_jax.slides.windows import Windows, cut_window
 
 BATCHES_AHEAD = 2  # on the devices while the host blends
 MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
 
 
 @dataclasses.dataclass
-class Seconds(Stopwatch):
+class LabelingSeconds(Stopwatch):
     """What the main thread's time went into, and the writer's beside it.
 
     Attributes:
@@ -64,7 +64,7 @@ def label_slide(
     readers: int,
     interruption: Interruption,
     label: str,
-) -> Seconds:
+) -> LabelingSeconds:
     """Computes all labels that are not in the store yet.
 
     Args:
@@ -73,7 +73,7 @@ def label_slide(
       windows: the windows of that grid.
       predictor: the model.
       weights: of a window's pixels, those that the predictor applies.
-      store: gets the labels (values of `classes`), and the counts of `Seams` beside each row of tiles.
+      store: gets the labels (values of `classes`), and the counts of `SeamCounter` beside each row of tiles.
       probabilities: gets the probabilities, if they are wanted.
       classes: K.
       readers: processes of the pool.
@@ -85,7 +85,7 @@ def label_slide(
       StorageError: something cannot be written.
       Preempted: asked to stop; the same call goes on from there.
     """
-    seconds = Seconds()
+    seconds = LabelingSeconds()
     missing = [row for row in range(store.rows) if not (store.has_row(row) and seams_file(store, row).exists())]
     if not missing:
         return seconds
@@ -93,10 +93,10 @@ def label_slide(
     again = windows.row_that_finishes(missing[0] * store.tile_size)
     start = windows.first_row_that_changes(max(windows.finished_rows(again)[0] - 1, 0))
     chosen = tissue.windows(windows)
-    blocks = Blocks(pool, tissue.grid, windows, chosen, start, AHEAD * readers)
+    blocks = BlockCache(pool, tissue.grid, windows, chosen, start, AHEAD * readers)
     blender = Blender(windows, weights, classes, start)
-    tiles = TileRows(store, probabilities, missing[0], classes, seconds)
-    seams, wants_steps = Seams(windows, classes), probabilities is not None
+    tiles = TileWriter(store, probabilities, missing[0], classes, seconds)
+    seams, wants_steps = SeamCounter(windows, classes), probabilities is not None
     rows = _Rows(label, tissue, blocks, seams, windows, again, tiles, wants_steps, seconds)
     with (
         contextlib.closing(tiles),
@@ -130,7 +130,7 @@ def too_unreadable(name: str) -> DataError:
 
 
 def seam_counts(store: TileStore) -> np.ndarray:
-    """The counts of `Seams` of all rows of tiles, int64 [2, 2, 2]."""
+    """The counts of `SeamCounter` of all rows of tiles, int64 [2, 2, 2]."""
     return np.sum([json.loads(seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64)
 
 
@@ -142,7 +142,7 @@ def _batches(blocks, windows, chosen, start, predictor, seconds):
             with seconds.counted("reading"):
                 pixels, origin = blocks.window(row, column)
                 corner, shape = windows.corner(row, column), (windows.height, windows.width)
-                images.append(cut(pixels, corner, windows.size, origin, shape))
+                images.append(cut_window(pixels, corner, windows.size, origin, shape))
             events.append((row, column))
             blocks.forget(above=windows.corner(row + 1, 0)[0], left_of=corner[1])
             if len(images) == predictor.batch_size:
@@ -177,7 +177,7 @@ class _Rows:
         self._unreadable = 0
         self._bearable = MAX_UNREADABLE * tissue.share * windows.width * windows.height
 
-    def add(self, row: int, piece: Finished) -> None:
+    def add(self, row: int, piece: FinishedPixels) -> None:
         """Takes some columns of what a row of windows finishes. Of the row above the first one only its end is right."""
         top, bottom = self._windows.finished_rows(row)
         if row < self._again - 1:

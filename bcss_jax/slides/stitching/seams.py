@@ -9,11 +9,11 @@ sums do not depend on their order.
 
 import numpy as np
 
-from bcss_jax.slides.stitching.blend import Finished
+from bcss_jax.slides.stitching.blend import FinishedPixels
 from bcss_jax.slides.windows import Windows
 
 
-class Seams:
+class SeamCounter:
     """Counts disagreement on the pixel rows of a slide, which come from top to bottom."""
 
     def __init__(self, windows: Windows, classes: int):
@@ -27,7 +27,7 @@ class Seams:
     def _nothing(self):
         return np.full((self._classes, self._width), -1, np.int16)
 
-    def add(self, top: int, piece: Finished) -> None:
+    def add(self, top: int, piece: FinishedPixels) -> None:
         """Adds some columns of the pixel rows from `top` on; `end_row` when all that were computed are there."""
         height = len(piece.weights)
         kinds = self._columns[..., piece.left : piece.right - 1]
@@ -69,7 +69,7 @@ class Seams:
 
 
 def no_counts() -> np.ndarray:
-    """What `Seams.take` gives where nothing was counted."""
+    """What `SeamCounter.take` gives where nothing was counted."""
     return np.zeros((2, 2, 2), np.int64)
 
 
@@ -77,7 +77,7 @@ def seam_score(counts: np.ndarray) -> dict:
     """What a summary says.
 
     Args:
-      counts: integers [2, 2, 2], the sum of what `Seams.take` gave.
+      counts: integers [2, 2, 2], the sum of what `SeamCounter.take` gave.
 
     Returns:
       JSON: `score`, the higher one of both kinds (1: seams cannot be told; None: no pixels or no disagreement to compare),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bcss_jax.common.files import folder_name
+from bcss_jax.common.files import portable_stem
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 
@@ -109,5 +109,5 @@ def test_a_shard_that_cannot_be(shard):
     ),
 )
 def test_names_of_folders(slide, name):
-    assert folder_name(Path(slide)) in (name, name.replace("_", "?"))
-    assert "/" not in folder_name(Path(slide)) and "\n" not in folder_name(Path(slide))
+    assert portable_stem(Path(slide)) in (name, name.replace("_", "?"))
+    assert "/" not in portable_stem(Path(slide)) and "\n" not in portable_stem(Path(slide))

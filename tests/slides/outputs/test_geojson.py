@@ -269,9 +269,9 @@ def with_points(*points):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "not GeoJSON"),
-        ("\x89PNG", "not GeoJSON"),
-        ("[" * 100_000, "not GeoJSON"),
+        ("", "expected GeoJSON, found: no JSON"),
+        ("\x89PNG", "expected GeoJSON, found: no JSON"),
+        ("[" * 100_000, "expected GeoJSON, found: no JSON"),
         ("[]", "no polygon"),
         ('{"type": "FeatureCollection", "features": []}', "no polygon"),
         ("7", "geometry 1 is 7, expected Polygon"),
@@ -301,7 +301,7 @@ def test_what_is_wrong_is_one_line(tmp_path, text, message):
 
 def test_no_file_and_a_file_that_is_too_large(tmp_path, monkeypatch):
     path = tmp_path / "tissue.geojson"
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="expected GeoJSON, found: No such file"):
         geojson_regions.read_regions(path)
     path.write_text(json.dumps(POLYGON))
     monkeypatch.setattr(geojson_regions, "_MAX_BYTES", 10)

@@ -13,17 +13,18 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.slides.reading.child import ChildFailed, ReaderChild
-from bcss_jax.slides.reading.pool import ReaderPool
-from bcss_jax.slides.reading.slide import open_slide, read_block
+from bcss_jax.slides.reading.open_slide import open_slide
+from bcss_jax.slides.reading.read_block import read_block
+from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess
 from bcss_jax.slides.reading.tiffslide_backend import TiffSlideSlide
-from bcss_jax.slides.tissue.domain import out_of_domain
+from bcss_jax.slides.tissue.stain_check import out_of_domain
 
 
 @pytest.fixture(scope="module")
 def child():
     """A reader process that opens one file after the other, which is quicker than a pool for each."""
-    child = ReaderChild()
+    child = ReaderProcess()
     child.wait_ready()
     yield child
     child.kill()
@@ -400,11 +401,11 @@ def test_mutated_slides_give_pixels_or_one_line(tmp_path, kind):
             mutant = tmp_path / f"{number}.svs"
             mutant.write_bytes(data)
             if child is None:
-                child = ReaderChild()
+                child = ReaderProcess()
                 child.wait_ready()
             try:
                 outcomes.append(outcome(child, mutant))
-            except ChildFailed as failure:
+            except ReaderFailed as failure:
                 assert "no answer" not in str(failure), number
                 outcomes.append("died")
                 child.kill()

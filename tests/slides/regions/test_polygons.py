@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from bcss_jax.errors import StorageError
-from bcss_jax.slides.regions import open_region, polygons, spill
+from bcss_jax.slides.regions import growing_region, polygons, spill
 from bcss_jax.slides.regions.polygons import regions
 from bcss_jax.slides.store.tile_store import TileStore
 
@@ -96,7 +96,7 @@ def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
     with (
         mock.patch.object(polygons, "_LARGE", few),
         mock.patch.object(polygons, "_AT_A_TIME", few),
-        mock.patch.object(open_region, "_TOGETHER", few),
+        mock.patch.object(growing_region, "_TOGETHER", few),
     ):
         found = traced(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3])
     again, times = drawn(found, labels.shape)

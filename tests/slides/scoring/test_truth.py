@@ -16,7 +16,7 @@ from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import SCHEMES, lookup_table
 from bcss_jax.slides.classes import UNREADABLE
-from bcss_jax.slides.grid import Grid, grid_of, nearest
+from bcss_jax.slides.grid import Grid, grid_of, nearest_indices
 from bcss_jax.slides.reading import tiff_rows
 from bcss_jax.slides.reading.mask_file import open_mask
 from bcss_jax.slides.scoring import slide_scores
@@ -89,7 +89,7 @@ def score(folder, summary, path, region=None, scheme=SCHEME):
 
 def scores_at_once(codes, predicted, grid, scheme):
     """The whole arrays at a time: confusion as counted pair by pair, and both distances."""
-    places = [nearest(size, given) for size, given in zip((grid.height, grid.width), codes.shape, strict=True)]
+    places = [nearest_indices(size, given) for size, given in zip((grid.height, grid.width), codes.shape, strict=True)]
     labels = lookup_table(scheme, "bcss22")[codes[np.ix_(*places)]]
     known = np.isin(labels, scheme.evaluated)
     values = {value: label for value, label in enumerate(scheme.evaluated, 1)}
@@ -142,14 +142,14 @@ def test_bands_give_what_the_whole_gives(tmp_path_factory, height, width, mpp, o
     inside = np.zeros(predicted.shape, bool)
     rows, columns = (np.arange(size) * along for size, along in zip(inside.shape, grid.scale[::-1], strict=True))
     inside[np.ix_((rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w))] = True
-    places = [nearest(size, given) for size, given in zip(inside.shape, codes.shape, strict=True)]
+    places = [nearest_indices(size, given) for size, given in zip(inside.shape, codes.shape, strict=True)]
     part = np.where(inside, codes[np.ix_(*places)], 0)
     counts, _ = scores_at_once(part, predicted, grid, scheme)
     pixels = counts[np.ix_(scheme.evaluated, [*scheme.evaluated, scheme.num_classes])]
     assert found["scores_of_region"]["confusion"]["pixels"] == pixels.tolist()
     assert found["scores_of_region"]["level0_x_y_width_height"] == list(region)
     whole = lookup_table(scheme, "bcss22")[codes[np.ix_(*places)]]
-    at = [nearest(size, given) for size, given in zip((7, 5), whole.shape, strict=True)]
+    at = [nearest_indices(size, given) for size, given in zip((7, 5), whole.shape, strict=True)]
     np.testing.assert_array_equal(small, whole[np.ix_(*at)])
 
 

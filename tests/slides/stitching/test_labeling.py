@@ -18,12 +18,12 @@ from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.slides.classes import UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.stitching import labeling
-from bcss_jax.slides.stitching.blend import weights_of
+from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
-from bcss_jax.slides.windows import cut, windows_of
+from bcss_jax.slides.windows import cut_window, windows_of
 from bcss_jax.training.sharding import make_mesh, replicated
 
 TILE = 64
@@ -46,7 +46,7 @@ def label(
     """Labels of a slide, uint8 [H, W], and the store."""
     height, width = pool.pixels.shape[:2]
     windows = windows_of(height, width, model.window, overlap)
-    weights = weights_of(windows, blend)
+    weights = blend_weights(windows, blend)
     mesh = make_mesh(jax.devices()[:devices])
     arrays = jax.device_put(model.arrays, replicated(mesh))
     placed = SlideModel(*(arrays if name == "arrays" else getattr(model, name) for name in model.__dataclass_fields__))
@@ -89,8 +89,8 @@ def test_a_network_that_sees_single_pixels_gives_what_it_gives_the_whole_slide(t
 
 
 def test_only_blocks_under_tissue_are_read_and_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.ROWS", 32)
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.ROWS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.COLUMNS", 32)
     pixels, _ = tissue_picture(256, 256)
     mask = np.zeros((256, 256), bool)
     mask[40:90, 100:140] = True
@@ -115,13 +115,13 @@ def test_blended_probabilities_are_the_weighted_means_of_the_windows(tmp_path):
     store = ProbabilityStore(tmp_path / "p.zarr", 90, 70, mpp=0.25, classes=classes_of(model.scheme), name="slide")
     label(tmp_path / "labels", ArrayPool(pixels), model, np.ones((1, 1), bool), probabilities=store, tile=512)
     windows = windows_of(70, 90, size, 0.25)
-    weights = weights_of(windows, "gaussian").astype(np.float64)
+    weights = blend_weights(windows, "gaussian").astype(np.float64)
     sums, total = np.zeros((2, 70, 90)), np.zeros((70, 90))
     for row in range(windows.rows):
         for column in range(windows.columns):
             y, x = windows.corner(row, column)
             y0, y1, x0, x1 = max(y, 0), min(y + size, 70), max(x, 0), min(x + size, 90)
-            window = cut(pixels[y0:y1, x0:x1], (y, x), size, (y0, x0), (70, 90))
+            window = cut_window(pixels[y0:y1, x0:x1], (y, x), size, (y0, x0), (70, 90))
             seen = np.asarray(model.probabilities(model.arrays, window[None]), np.float64)[0].transpose(2, 0, 1)
             inside = np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
             sums[:, y0:y1, x0:x1] += (seen * weights)[:, *inside]
@@ -161,8 +161,8 @@ def bytes_of(folder):
 
 @pytest.mark.parametrize("overlap", (0.25, 0.5, 0.7))
 def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overlap):
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.ROWS", 32)
-    monkeypatch.setattr("bcss_jax.slides.stitching.blocks.COLUMNS", 64)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.ROWS", 32)
+    monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.COLUMNS", 64)
     monkeypatch.setattr("bcss_jax.slides.stitching.blend.LANE", 50)
     pixels, expected = tissue_picture(300, 200, seed=1)
     run = dict(model=color_model(), mask=expected > 0, overlap=overlap)

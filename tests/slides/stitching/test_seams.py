@@ -4,19 +4,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcss_jax.slides.stitching.blend import Finished
-from bcss_jax.slides.stitching.seams import Seams, no_counts, seam_score
+from bcss_jax.slides.stitching.blend import FinishedPixels
+from bcss_jax.slides.stitching.seams import SeamCounter, no_counts, seam_score
 from bcss_jax.slides.windows import windows_of
 
 
 def counted(windows, sums, weights, cuts):
-    seams = Seams(windows, len(sums))
+    seams = SeamCounter(windows, len(sums))
     total = no_counts()
     for top, end in zip([0, *cuts], [*cuts, windows.height], strict=True):
         columns = (weights[top:end] > 0).any(0)
         ends = np.flatnonzero(np.diff(columns, prepend=False, append=False)).reshape(-1, 2)
         for x0, x1 in ends.tolist():
-            seams.add(top, Finished(x0, x1, sums[:, top:end, x0:x1], weights[top:end, x0:x1]))
+            seams.add(top, FinishedPixels(x0, x1, sums[:, top:end, x0:x1], weights[top:end, x0:x1]))
         seams.end_row()
         total += seams.take()
     return total

@@ -28,7 +28,7 @@ class _Tile(NamedTuple):
     steps: np.ndarray | None
 
 
-class TileRows:
+class TileWriter:
     """Rows of tiles in the making. A row counts as written when its last file is: that in the store."""
 
     def __init__(
@@ -37,7 +37,7 @@ class TileRows:
         """Starts with nothing, and the writing thread.
 
         Args:
-          store: gets the labels, and beside each row of tiles the counts of `Seams`.
+          store: gets the labels, and beside each row of tiles the counts of `SeamCounter`.
           probabilities: gets the probabilities, if they are wanted; its chunks are the store's tiles.
           first: the first row of tiles to write; pixels of those above are ignored.
           classes: K.
@@ -78,7 +78,7 @@ class TileRows:
 
         Args:
           bottom: pixel row.
-          seams: counts of `Seams` since the last call; the row of tiles that the pixel rows end in is given them.
+          seams: counts of `SeamCounter` since the last call; the row of tiles that the pixel rows end in is given them.
         """
         self._hand_over(bottom, self._store.width)
         last = (bottom - 1) // self._store.tile_size

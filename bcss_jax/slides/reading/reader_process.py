@@ -21,15 +21,15 @@ MAX_ANSWER = 2**31
 STDERR_BYTES = 2**20  # more of it is thrown away: some libraries complain about every tile
 
 
-class ChildFailed(Exception):
+class ReaderFailed(Exception):
     """The process crashed, ended, said nonsense or did not answer in time, and is dead. The message says which."""
 
 
-class ChildHung(ChildFailed):
+class ReaderTimedOut(ReaderFailed):
     """It did not answer in time."""
 
 
-class ReaderChild:
+class ReaderProcess:
     """A running `reader_process`."""
 
     def __init__(self):
@@ -39,7 +39,7 @@ class ReaderChild:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._stderr = tempfile.TemporaryFile("a+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bcss_jax.slides.reading.process"],
+            [sys.executable, "-m", "bcss_jax.slides.reading.reader_main"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -55,7 +55,7 @@ class ReaderChild:
         """Waits until it takes requests.
 
         Raises:
-          ChildFailed: it does not start.
+          ReaderFailed: it does not start.
         """
         self._receive(START_SECONDS)
 
@@ -63,7 +63,7 @@ class ReaderChild:
         """Sends a request and waits for the answer: its header and its bytes.
 
         Raises:
-          ChildFailed: there is none; `ChildHung` if there was none in time.
+          ReaderFailed: there is none; `ReaderTimedOut` if there was none in time.
         """
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -89,7 +89,7 @@ class ReaderChild:
         received = bytearray()
         while b"\n" not in received:
             if len(received) > MAX_HEADER:
-                raise ChildFailed("it sent nonsense")
+                raise ReaderFailed("it sent nonsense")
             self._wait(deadline, timeout_s)
             chunk = os.read(self._answers, 4096)
             if not chunk:
@@ -103,7 +103,7 @@ class ReaderChild:
             if not len(begun) <= size <= MAX_ANSWER:
                 raise ValueError
         except (ValueError, TypeError, AttributeError):
-            raise ChildFailed("it sent nonsense") from None
+            raise ReaderFailed("it sent nonsense") from None
         body = memoryview(bytearray(size))
         body[: len(begun)] = begun
         filled = len(begun)
@@ -118,14 +118,14 @@ class ReaderChild:
     def _wait(self, deadline: float, timeout_s: float) -> None:
         remaining = max(0.0, deadline - time.monotonic())
         if not self._poll.poll(remaining * 1000):
-            raise ChildHung(f"no answer within {timeout_s:g} s")
+            raise ReaderTimedOut(f"no answer within {timeout_s:g} s")
 
-    def _failed(self) -> ChildFailed:
+    def _failed(self) -> ReaderFailed:
         """Why it closed its pipes."""
         try:
             code = self.process.wait(5.0)
         except subprocess.TimeoutExpired:
-            return ChildFailed("it closed its output")
+            return ReaderFailed("it closed its output")
         how = f"exit code {code}"
         if code < 0:
             try:
@@ -135,7 +135,7 @@ class ReaderChild:
             if how == "SIGKILL":
                 how += ", perhaps for lack of memory"
         last = self._last_words()
-        return ChildFailed(f"the reading process died ({how})" + (f", saying {last!r}" if last else ""))
+        return ReaderFailed(f"the reading process died ({how})" + (f", saying {last!r}" if last else ""))
 
     def _last_words(self) -> str:
         self._stderr.seek(max(0, os.fstat(self._stderr.fileno()).st_size - 4096))

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: what holds it, and what a file system without locks is told apart by."""
+"""Locks of folders: who holds one, how others wait, and what a file system without locks looks like."""
 
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.paths import ROOT
@@ -16,7 +17,7 @@ from bcss_jax.errors import InUseError, StorageError
 HOLDER = """
 import sys
 from pathlib import Path
-from bcss_jax import workdir
+from bcss_jax.common import files
 with files.locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -73,3 +74,29 @@ def test_a_disk_that_takes_nothing_is_one_line(tmp_path):
                 raise AssertionError("the folder is not held")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_lock_is_waited_for_and_the_wait_is_noted(tmp_path, caplog):
+    caplog.set_level("INFO", "bcss_jax")
+    with open(tmp_path / "cache.lock", "w") as held, ThreadPoolExecutor(1) as thread:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def wait():
+            with files.wait_for_lock(tmp_path / "cache"):
+                return True
+
+        waiting = thread.submit(wait)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert waiting.result(10)
+    assert "cache: another process is preparing it; waiting" in caplog.text
+
+
+def test_a_lock_that_is_not_required_is_left_out_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", fails_with(errno.ENOLCK))
+    with files.wait_for_lock(tmp_path / "new" / "table", required=False):
+        assert (tmp_path / "new" / "table.lock").exists()
+    with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+        with files.wait_for_lock(tmp_path / "table"):
+            raise AssertionError("the lock is not held")

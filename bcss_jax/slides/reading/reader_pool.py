@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.slide import best_level
-from bcss_jax.slides.reading.workers import Block, SlideInfo, Workers
+from bcss_jax.slides.reading.read_block import best_level
+from bcss_jax.slides.reading.reader_workers import Block, SlideInfo, Workers
 
 __all__ = ["Block", "ReaderPool", "SlideInfo"]
 

@@ -1,4 +1,4 @@
-"""The process that reads one slide for `reader_pool`: `python -m bcss_jax.slides.reading.process`.
+"""The process that reads one slide for `reader_pool`: `python -m bcss_jax.slides.reading.reader_main`.
 
 A damaged file can crash the C libraries that read it, hang them, or make them ask for all memory there is; here that
 costs this process and nothing else. It takes requests as lines of JSON on stdin and answers on stdout with a line of
@@ -27,7 +27,9 @@ import numpy as np
 
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.slide import Slide, open_slide, read_block
+from bcss_jax.slides.reading.backend import Slide
+from bcss_jax.slides.reading.open_slide import open_slide
+from bcss_jax.slides.reading.read_block import read_block
 
 MEMORY = 3 * 2**30  # bytes of address space beyond what is mapped at the start; a block and its margins need far less
 PARENT_SECONDS = 1.0  # how often to look whether the parent is still there, should its end not close our stdin

@@ -7,7 +7,7 @@ import pytest
 
 from bcss_jax import metrics
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation.per_image import per_image, read, write
+from bcss_jax.evaluation.per_image_csv import per_image, read, write
 from bcss_jax.labels import SCHEMES
 
 SCHEME = SCHEMES["tumor_stroma"]

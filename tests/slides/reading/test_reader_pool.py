@@ -17,12 +17,10 @@ from PIL import Image
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.slides.reading import child as child_module
-from bcss_jax.slides.reading import pool as pool_module
-from bcss_jax.slides.reading import workers
+from bcss_jax.slides.reading import reader_pool, reader_process, reader_workers
 from bcss_jax.slides.reading.backend import Level
-from bcss_jax.slides.reading.child import ChildFailed, ChildHung, ReaderChild
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess, ReaderTimedOut
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +55,14 @@ def gone(pids, seconds=10.0):
 @contextlib.contextmanager
 def every_child_gets(number):
     """Sends a signal to each process just before it is asked something."""
-    ask = ReaderChild.ask
+    ask = ReaderProcess.ask
 
     def after_signal(child, *arguments):
         child.process.send_signal(number)
         return ask(child, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReaderChild, "ask", after_signal)
+        patch.setattr(ReaderProcess, "ask", after_signal)
         yield
 
 
@@ -134,7 +132,7 @@ def test_a_level_a_bit_too_small_for_a_thumbnail_is_taken_as_it_is(path, pixels)
 def test_a_thumbnail_is_made_in_pieces(path, pixels, monkeypatch):
     with ReaderPool(path, 2) as pool:
         whole = pool.thumbnail(120).pixels
-        monkeypatch.setattr(pool_module, "THUMBNAIL_SOURCE", 20)
+        monkeypatch.setattr(reader_pool, "THUMBNAIL_SOURCE", 20)
         submit, sizes = pool.submit, []
         monkeypatch.setattr(pool, "submit", lambda grid, *box: sizes.append(box[2:]) or submit(grid, *box))
         in_pieces = pool.thumbnail(120).pixels
@@ -167,7 +165,7 @@ def test_the_thumbnail_of_a_large_slide_without_a_pyramid_takes_little_memory(tm
 
 
 def test_the_process_imports_no_heavy_library_and_bounds_its_memory(path):
-    code = "import sys, bcss_jax.slides.reading.process, bcss_jax.slides.reading.openslide_backend; print(*sys.modules)"
+    code = "import sys, bcss_jax.slides.reading.reader_main, bcss_jax.slides.reading.openslide_backend; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     loaded = set(result.stdout.split())
     assert "openslide" in loaded, result.stderr
@@ -234,7 +232,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(path, pixels):
 
 
 def test_hanging_twice_is_one_line(path, monkeypatch):
-    monkeypatch.setattr(child_module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(reader_process, "START_SECONDS", 0.5)
     with ReaderPool(path, 1, timeout_s=30) as pool:
         pool._workers._timeout_s = 0.5
         with every_child_gets(signal.SIGSTOP):
@@ -246,7 +244,7 @@ def test_hanging_twice_is_one_line(path, monkeypatch):
 @contextlib.contextmanager
 def opened_by():
     """The processes that were started, and the seconds that each had to open the slide."""
-    ask, seen = ReaderChild.ask, []
+    ask, seen = ReaderProcess.ask, []
 
     def noted(child, request, timeout_s):
         if "open" in request:
@@ -254,12 +252,12 @@ def opened_by():
         return ask(child, request, timeout_s)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReaderChild, "ask", noted)
+        patch.setattr(ReaderProcess, "ask", noted)
         yield seen
 
 
 def test_opening_that_hangs_is_not_tried_again(path, monkeypatch):
-    monkeypatch.setattr(workers, "OPENING_SECONDS", 0.5)
+    monkeypatch.setattr(reader_workers, "OPENING_SECONDS", 0.5)
     with opened_by() as seen, every_child_gets(signal.SIGSTOP):
         with pytest.raises(DataError) as error:
             ReaderPool(path, 2)
@@ -277,38 +275,38 @@ def test_opening_has_less_than_the_half_minute_that_a_damaged_slide_may_cost(pat
 
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_slide_and_tried_again(path, monkeypatch):
-    start, starts = ReaderChild.wait_ready, []
+    start, starts = ReaderProcess.wait_ready, []
 
     def once_late(child):
         starts.append(child)
         if len(starts) == 1:
-            raise ChildHung("no answer within 120 s")
+            raise ReaderTimedOut("no answer within 120 s")
         start(child)
 
-    monkeypatch.setattr(ReaderChild, "wait_ready", once_late)
+    monkeypatch.setattr(ReaderProcess, "wait_ready", once_late)
     with ReaderPool(path, 1) as pool:
         assert pool.info.width == 301 and len(starts) == 2
 
 
 def test_a_crash_while_opening_is_one_line(path, monkeypatch):
-    start = ReaderChild.wait_ready
+    start = ReaderProcess.wait_ready
 
     def crash(child):
         start(child)
         child.process.send_signal(signal.SIGBUS)
 
-    monkeypatch.setattr(ReaderChild, "wait_ready", crash)
+    monkeypatch.setattr(ReaderProcess, "wait_ready", crash)
     with pytest.raises(DataError, match=r"a\.tif: expected a slide that can be read, found .*SIGBUS.*tried 2 times"):
         ReaderPool(path, 2)
 
 
 def test_the_last_line_on_stderr_is_told():
-    child = ReaderChild()
+    child = ReaderProcess()
     try:
         child.wait_ready()
         child.process.stdin.write(b"no JSON\n")
         with pytest.raises(
-            ChildFailed, match=r"died \(exit code 1\), saying 'json\.decoder\.JSONDecodeError: Expecting"
+            ReaderFailed, match=r"died \(exit code 1\), saying 'json\.decoder\.JSONDecodeError: Expecting"
         ):
             child.ask({}, 10.0)
     finally:
@@ -318,7 +316,7 @@ def test_the_last_line_on_stderr_is_told():
 def test_an_answer_that_makes_no_sense_reaches_who_waits(path, monkeypatch):
     with ReaderPool(path, 1) as pool:
         (pid,) = children(pool)
-        monkeypatch.setattr(ReaderChild, "ask", lambda *_: ({}, memoryview(b"")))
+        monkeypatch.setattr(ReaderProcess, "ask", lambda *_: ({}, memoryview(b"")))
         with pytest.raises(KeyError):
             pool.submit(own_grid(pool.info), 0, 0, 9, 9).result(timeout=30)
         assert gone([pid])
@@ -357,7 +355,7 @@ def test_a_forgotten_pool_ends_its_processes(path):
 PARENT = """
 import sys
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import ReaderPool
 pool = ReaderPool(sys.argv[1], 2)
 grid = Grid(301, 203, 0.25, (1.0, 1.0))
 futures = [pool.submit(grid, 0, 0, 301, 203) for _ in range(2000)]

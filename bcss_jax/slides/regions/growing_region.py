@@ -12,14 +12,14 @@ from bcss_jax.slides.regions.spill import Spill
 _TOGETHER = 1 << 15  # points of a ring that are given at a time
 
 
-class OpenRegion:
+class GrowingRegion:
     """A region so far: rings that have closed, which are holes, and pieces of others.
 
     Attributes:
       first: its first corner.
       pixels: inside its rings and pieces.
       corners: how many it has.
-      pieces: int64 [n, 5], as in `rings.Part`, but where their points are in the file, in arrays.
+      pieces: int64 [n, 5], as in `rings.Band`, but where their points are in the file, in arrays.
       links: int64 [n, 3], likewise, in arrays.
     """
 
@@ -32,7 +32,7 @@ class OpenRegion:
         self.pieces: list[np.ndarray] = []
         self.links: list[np.ndarray] = []
 
-    def take(self, other: "OpenRegion") -> None:
+    def take(self, other: "GrowingRegion") -> None:
         """Takes what another has, which has turned out to be the same region."""
         self.add(other.first, other.pixels, other.corners)
         for name in ("_blocks", "pieces", "links"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import Level
-from bcss_jax.slides.reading.child import ChildFailed, ChildHung, ReaderChild
+from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess, ReaderTimedOut
 
 ATTEMPTS = 2
 OPENING_SECONDS = 25.0  # a slide that takes longer, only to be opened, leads in circles; it is not tried again
@@ -64,7 +64,7 @@ class Workers:
         self._tasks = queue.SimpleQueue()
         self._lock = threading.RLock()  # guards what follows; again for `stop` if the collector calls it under the lock
         self._stopped = False
-        self._children: set[ReaderChild] = set()
+        self._children: set[ReaderProcess] = set()
         self._threads: list[threading.Thread] = []
 
     def start(self, count: int) -> None:
@@ -131,7 +131,7 @@ class Workers:
                 if "error" in header:
                     raise _Failed(DataError(header["error"]), child)
                 return child, _block(header, body)
-            except ChildFailed as failure:
+            except ReaderFailed as failure:
                 reasons.append(str(failure))
                 child = self._dismiss(child)
                 if isinstance(failure, _OpeningHung):
@@ -148,7 +148,7 @@ class Workers:
         with self._lock:
             if self._stopped:
                 raise _Failed(concurrent.futures.CancelledError(), None)
-            process = ReaderChild()
+            process = ReaderProcess()
             self._children.add(process)
         try:
             process.wait_ready()
@@ -160,10 +160,10 @@ class Workers:
             self._dismiss((process, None))
             raise
 
-    def _opened(self, process: ReaderChild) -> tuple[dict, memoryview]:
+    def _opened(self, process: ReaderProcess) -> tuple[dict, memoryview]:
         try:
             return process.ask({"open": os.fspath(self._path)}, min(self._timeout_s, OPENING_SECONDS))
-        except ChildHung as failure:
+        except ReaderTimedOut as failure:
             raise _OpeningHung(str(failure)) from failure
 
     def _dismiss(self, child: tuple | None) -> None:
@@ -188,7 +188,7 @@ class Workers:
         )
 
 
-class _OpeningHung(ChildFailed):
+class _OpeningHung(ReaderFailed):
     """A process did not open the slide in time; another one would not either."""
 
 

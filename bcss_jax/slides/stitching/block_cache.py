@@ -16,7 +16,7 @@ AHEAD = 16  # blocks that are asked for before they are needed, per reader proce
 Key = tuple[int, int]  # row and column of a block
 
 
-class Blocks:
+class BlockCache:
     """Blocks of a slide, for windows that come row by row."""
 
     def __init__(self, pool, grid: Grid, windows: Windows, chosen: np.ndarray, first_row: int, ahead: int):
