@@ -225,7 +225,7 @@ def differences(old: dict, new: dict) -> list[str]:
     old, new, defaults = (as_json(each, str) for each in (old, new, default().to_dict()))
     name = new.get("model", {}).get("name")  # nnU-Net's method has no such setting
     if name in models.MODELS:
-        defaults["model"] = as_json(models.defaults(name), str)
+        defaults["model"] = as_json(models.default_arguments(name), str)
     lines = _label_differences(old, new)
     old, new = ({key: values[key] for key in values.keys() - {"labels", "label_scheme"}} for values in (old, new))
     del defaults["labels"]

@@ -8,7 +8,7 @@ stopped. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stoppe
 """
 
 import argparse
-import json
+import dataclasses
 import os
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.data import discovery
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation import nnunet_run
 from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, Part
@@ -51,7 +52,7 @@ def _parser():
     add("--checkpoints", required=True, help="folders of runs, or of their checkpoints, separated by commas")
     add("--output", required=True, type=Path, help="folder of the results")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of each run")
-    add("--split", choices=discovery.PARTS, default="val", help="part of the data to score")
+    add("--split", choices=discovery.SPLITS, default="val", help="part of the data to score")
     add("--data.layout", dest="layout", choices=discovery.LAYOUTS, help="the checkpoint's if not given")
     add("--data.dir", dest="data_dir", help="folder of the data set; the checkpoint's if not given")
     add(
@@ -115,7 +116,7 @@ def _subjects(args, runs, batch_size) -> list[EvaluationTarget]:
     found, prepared = [], {}
     for run in runs:
         settings = _data_settings(args, run)
-        key = (json.dumps(settings, sort_keys=True), run.scheme)
+        key = settings, run.scheme
         if key not in prepared:
             prepared[key] = _parts(settings, args, run.scheme, batch_size)
         part, fit_on = prepared[key]
@@ -149,17 +150,18 @@ def _unseen(run, part, fit_on) -> tuple[Part, Part]:
     return part, part if run.seen(fit_on.name, keys[fit_on.name], fit_on.data["layout"]) else fit_on
 
 
-def _data_settings(args, run) -> dict:
-    """Arguments of `dataset.prepare`: the checkpoint's, and those of the command line in their place."""
-    names = ("layout", "split", "mpp", "patch_size", "stride", "allow_missing", "max_bad")
-    # nnU-Net's method cuts no patches: those of the other runs' default.
-    saved = {"patch_size": 224, "stride": 224, **run.config["data"]}
-    settings = {name: saved[name] for name in names} | {"data_dir": saved["dir"] or None}
-    if args.layout and args.layout != saved["layout"]:
-        settings |= {"layout": args.layout, "split": "published", "data_dir": None}
-    given = {"data_dir": args.data_dir, "split": args.data_split, "mpp": args.mpp}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    if settings["layout"] == "sample" and args.data_dir:
+def _data_settings(args, run) -> DataSettings:
+    """Returns the data settings of the checkpoint, with those of the command line in their place."""
+    saved = run.config["data"]
+    names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad")  # nnU-Net's method has no patches: the defaults
+    settings = DataSettings(
+        saved["layout"], saved["dir"] or None, saved["split"], **{name: saved[name] for name in names if name in saved}
+    )
+    if args.layout and args.layout != settings.layout:
+        settings = dataclasses.replace(settings, layout=args.layout, split_by="published", dir=None)
+    given = {"dir": args.data_dir, "split_by": args.data_split, "mpp": args.mpp}
+    settings = dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if settings.layout == "sample" and args.data_dir:
         raise ConfigError(
             f"--data.dir={args.data_dir}: {run.name} was trained on the built-in sample, which has no folder; "
             "say how that folder is laid out, as in --data.layout=kaggle224"
@@ -171,11 +173,11 @@ def _parts(settings, args, scheme, batch_size) -> tuple[Part, Part]:
     """The part to score, and the one that the temperature is fitted on: val if there is another one than that."""
     from bcss_jax.data import tfrecords  # here, because TensorFlow takes seconds that a typo should not cost
 
-    data = tfrecords.prepare(**settings, prepared_dir=args.prepared_dir, scheme=scheme)
+    data = tfrecords.prepare(settings, prepared_dir=args.prepared_dir, scheme=scheme)
     if not data.splits.get(args.split):
         there = ", ".join(f"{part} {count}" for part, count in data.splits.items())
         raise DataError(
-            f"{settings['data_dir'] or 'the built-in sample'}: expected images with masks in the part {args.split}, found "
+            f"{settings.dir or 'the built-in sample'}: expected images with masks in the part {args.split}, found "
             f"none ({there}); choose another --split"
         )
     part = _part(data, args.split, scheme, batch_size)

@@ -25,7 +25,7 @@ from bcss_jax.common import command
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.errors import ConfigError
 from bcss_jax.inference import trained_run
-from bcss_jax.inference.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
+from bcss_jax.inference.exported_model import FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
 from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.summary import versions
@@ -105,26 +105,29 @@ def artifact_of(model: SlideModel) -> bytes:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.arrays))
     if size > MAX_PROGRAM - (1 << 26):
         raise ConfigError(f"{model.name}: weights of {size / 1e9:.1f} GB, an exported program holds at most 2 GB")
-    about = {
+    metadata = {
         "format": FORMAT,
         "name": model.name,
-        "network": model.about["network"],
+        "network": model.metadata["network"],
         "label_scheme": model.scheme.to_json(),
         "classes": list(model.scheme.evaluated_names),
         "mpp": model.mpp,
         "window": model.window,
         "image_shape": image_shape(model.window),
         "image_dtype": "uint8",
-        "tta": model.about["tta"],
+        "tta": model.metadata["tta"],
         "platforms": PLATFORMS,
-        "params_sha256": model.about["params_sha256"],
-        "checkpoint": {name: model.about["checkpoint"][name] for name in ("which", "step", "epoch")},
+        "params_sha256": model.metadata["params_sha256"],
+        "checkpoint": {name: model.metadata["checkpoint"][name] for name in ("which", "step", "epoch")},
         "versions": versions(),
         "use": USE,
     }
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
-        for name, entry in ((ABOUT, json.dumps(about, indent=1).encode()), (PROGRAM, exported(model).serialize())):
+        for name, entry in (
+            (METADATA, json.dumps(metadata, indent=1).encode()),
+            (PROGRAM, exported(model).serialize()),
+        ):
             file.writestr(zipfile.ZipInfo(name), entry)  # without a date
     return content.getvalue()
 

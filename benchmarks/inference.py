@@ -91,7 +91,11 @@ class Images:
             raise ConfigError(f"--images={args.images} must be a multiple of --batch={args.batch}")
         self.paths = self.more_paths = None
         if args.data_dir:
-            tiles = [tile for tile in discovery.find_tiles("kaggle224", args.data_dir) if tile.split == "val"]
+            tiles = [
+                tile
+                for tile in discovery.find_tiles(discovery.DataSettings("kaggle224", args.data_dir))
+                if tile.split == "val"
+            ]
             tiles = [tiles[n % len(tiles)] for n in range(args.images)]
             self.paths = [str(tile.image) for tile in tiles], [str(tile.mask) for tile in tiles]
             self.more_paths = [paths * -(-READ // args.images) for paths in self.paths]

@@ -20,6 +20,7 @@ from PIL import Image
 
 from bcss_jax import config, evaluate, labels, models
 from bcss_jax.data import tfrecords
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import in_flags_of_command
 from bcss_jax.evaluation import accumulate, image_counts, per_image_csv, results_folder
 from bcss_jax.evaluation.reporting import gallery
@@ -53,7 +54,7 @@ def new_run(tiles, prepared):
         settings.update(name=folder.name, labels=scheme, eval_batch_size=BATCH)
         settings.data.update(layout=layout, dir=str(data_dir))
         scheme = labels.SCHEMES[scheme]
-        data = tfrecords.prepare(layout, data_dir=data_dir, prepared_dir=prepared, scheme=scheme)
+        data = tfrecords.prepare(DataSettings(layout, data_dir), prepared_dir=prepared, scheme=scheme)
         model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
         _, params, model_state = split_model(model)
         about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data.describe()}

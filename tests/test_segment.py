@@ -1,5 +1,7 @@
 """The command that segments slides: from a checkpoint and files to folders of results, and what it says of bad input."""
 
+# ruff: noqa: F811 (fixtures are imported, and named by the tests that use them)
+
 import csv
 import json
 import re
@@ -9,14 +11,17 @@ import pytest
 import shapely
 import tifffile
 from helpers import slide_files
-from helpers.segment_command import (
+from helpers.segment_command import (  # noqa: F401 (fixtures)
     EVERYTHING,
     OF_THE_SESSION,
     Killed,
     call,
     command,
     contents,
+    finished,
     one_line,
+    runs,
+    slide,
     statuses_in,
     summary_of,
 )
@@ -29,26 +34,6 @@ from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.tissue.tissue_file import read_tissue
 
 OUTPUTS = {"labels.ome.tif", "regions.geojson", "overlay.png", "summary.json"}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    return [write_run(folder / "one", seed=1), write_run(folder / "two", seed=2)]
-
-
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory):
-    """A tiled TIFF of 200 x 150 pixels at 0.25 um."""
-    pixels, _ = tissue_picture(150, 200)
-    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
-
-
-@pytest.fixture(scope="module")
-def finished(runs, slide, tmp_path_factory):
-    output = tmp_path_factory.mktemp("finished") / "out"
-    assert command(runs[0], slide, output, "--probabilities") == 0
-    return output / "case"
 
 
 def test_a_slide_gets_labels_regions_overlay_and_summary(finished, slide):
@@ -231,7 +216,7 @@ def test_a_gray_image_is_segmented_and_told_to_be_no_h_and_e(runs, tmp_path, cap
     assert command(runs[0], tmp_path / "gray.png", tmp_path / "out", "--mpp=0.25") == 0
     assert {path.name for path in (tmp_path / "out" / "gray").iterdir()} >= OUTPUTS
     (said,) = [record.getMessage() for record in caplog.records if "H&E" in record.getMessage()]
-    assert said.startswith("gray.png: has shades of gray only; the model knows H&E in bright field alone")
+    assert said.startswith("gray.png: has shades of gray only; the model was trained on H&E in bright field")
 
 
 def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_path, capsys):
@@ -306,7 +291,7 @@ def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, m
 
 def test_a_truth_or_tissue_that_is_corrected_in_its_middle_is_noticed(runs, slide, tmp_path, capsys, monkeypatch):
     """Size and ends of a TIFF without compression stay as they are."""
-    monkeypatch.setattr(slide_folder, "HASHED", 1 << 12)
+    monkeypatch.setattr(slide_folder, "HASHED_BYTES", 1 << 12)
     mask = np.ones((150, 200), np.uint8)
     mask[:, :50] = 2
     options = [f"--{name}={tmp_path / name}.tif" for name in ("truth", "tissue")]
@@ -401,7 +386,7 @@ def test_a_slide_in_progress_goes_on_whatever_the_truth(runs, slide, masks, fini
     assert summary_of(tmp_path / "case")["scores"]["dice"]["macro"] < 1
 
 
-@pytest.mark.parametrize("place", ("_score", "keep_scores"))
+@pytest.mark.parametrize("place", ("_score", "write_scores"))
 def test_killed_around_the_scores_the_same_command_ends_with_the_same(
     runs, slide, masks, tmp_path, monkeypatch, capsys, place
 ):

@@ -1,5 +1,7 @@
 """Commands that segment slides and are stopped, killed or cannot write: the same command goes on, with --overwrite too."""
 
+# ruff: noqa: F811 (fixtures are imported, and named by the tests that use them)
+
 import csv
 import errno
 import os
@@ -14,8 +16,20 @@ import pytest
 import tifffile
 from helpers import failing_disk, slide_files
 from helpers.paths import ROOT
-from helpers.segment_command import EVERYTHING, Killed, call, command, contents, one_line, statuses_in, summary_of
-from helpers.slides_small import tissue_picture, write_run
+from helpers.segment_command import (  # noqa: F401 (fixtures)
+    EVERYTHING,
+    Killed,
+    call,
+    command,
+    contents,
+    finished,
+    one_line,
+    runs,
+    slide,
+    statuses_in,
+    summary_of,
+)
+from helpers.slides_small import tissue_picture
 
 from bcss_jax import segment
 from bcss_jax.errors import Preempted, StorageError
@@ -24,27 +38,7 @@ from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.training import workdir
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    return [write_run(folder / "one", seed=1), write_run(folder / "two", seed=2)]
-
-
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory):
-    """A tiled TIFF of 200 x 150 pixels at 0.25 um."""
-    pixels, _ = tissue_picture(150, 200)
-    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
-
-
-@pytest.fixture(scope="module")
-def finished(runs, slide, tmp_path_factory):
-    output = tmp_path_factory.mktemp("finished") / "out"
-    assert command(runs[0], slide, output, "--probabilities") == 0
-    return output / "case"
-
-
-@pytest.mark.parametrize("place", ("finish", "forget_work", "pyramid", "regions", "overlay", "labelling"))
+@pytest.mark.parametrize("place", ("finish", "delete_work", "pyramid", "regions", "overlay", "labelling"))
 def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
     runs, slide, finished, tmp_path, monkeypatch, place
 ):
@@ -58,13 +52,13 @@ def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
                 raise Killed
 
     with monkeypatch.context() as patch:
-        if place in ("finish", "forget_work"):
+        if place in ("finish", "delete_work"):
             patch.setattr(segment_slide.SlideFolder, place, killed)
         else:
             patch.setattr(segment_slide, "StageClock", Clock)
         with pytest.raises(Killed):
             command(runs[0], slide, tmp_path, "--probabilities")
-    if place != "forget_work":
+    if place != "delete_work":
         (tmp_path / "case" / ".overlay.png.123.tmp").write_bytes(b"half a picture")
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(tmp_path / "case") == contents(finished)
@@ -117,7 +111,7 @@ def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, caps
     half = tmp_path / "out" / "1" / ".work" / "labels"
     (half / "mark").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(segment_slide.SlideFolder, "forget_work", lambda _: None)  # to see what was gone on with
+        patch.setattr(segment_slide.SlideFolder, "delete_work", lambda _: None)  # to see what was gone on with
         assert call(*options) == 0
     capsys.readouterr()
     after = stamps(tmp_path / "out")
@@ -130,11 +124,11 @@ def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, caps
 
 def test_the_table_of_a_list_is_not_written_after_each_slide_but_at_the_end(three, tmp_path, monkeypatch):
     """However it ends: it looks into all folders, those of other shards too."""
-    written, write = [], segment.batch_summary.write
-    monkeypatch.setattr(segment.batch_summary, "write", lambda *arguments: written.append(write(*arguments)))
+    written, write = [], segment.batch_summary.write_table
+    monkeypatch.setattr(segment.batch_summary, "write_table", lambda *arguments: written.append(write(*arguments)))
     assert call(*three) == 0
     assert len(written) == 1 and statuses_in(tmp_path / "out") == ["done"] * 3
-    monkeypatch.setattr(segment.batch_summary, "EVERY_S", 0)
+    monkeypatch.setattr(segment.batch_summary, "INTERVAL_S", 0)
     assert call(*three) == 0
     assert len(written) == 1 + 3 + 1
 
@@ -188,12 +182,12 @@ def test_half_a_note_names_no_folder(tmp_path):
     notes = OverwriteJournal(tmp_path, "0of1")
     assert not notes.is_cleared(tmp_path / "case1")
     (tmp_path / ".overwrite-0of1").write_text('\n"case10"\n\n"case1')
-    notes.note(tmp_path / "case7" / "unet")
+    notes.add(tmp_path / "case7" / "unet")
     assert [notes.is_cleared(tmp_path / name) for name in ("case10", "case1", "case7/unet", "case7")] == [
         True, False, True, False,
     ]  # fmt: skip
-    notes.end()
-    notes.end()
+    notes.delete()
+    notes.delete()
     assert not list(tmp_path.iterdir())
 
 
@@ -203,7 +197,7 @@ def test_a_comparison_older_than_the_results_is_drawn_anew(runs, slide, tmp_path
     picture = tmp_path / "case" / "comparison.png"
     drawn = picture.stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr(segment.comparison, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(segment.comparison, "draw_comparison", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             command(both, slide, tmp_path, "--overwrite")
     assert command(both, slide, tmp_path, "--overwrite") == 0
@@ -222,7 +216,7 @@ def test_seconds_of_a_slide_that_was_gone_on_with_are_told_to_be_of_the_last_ses
         patch.setattr(segment_slide.results, "write", stopped)
         assert call(*options, *EVERYTHING) == 75
     assert call(*options, *EVERYTHING) == 0
-    assert re.search(r"; \d+\.\d s, since it was gone on with\n", capsys.readouterr().out)
+    assert re.search(r"; \d+\.\d s since it was resumed\n", capsys.readouterr().out)
     assert summary_of(tmp_path / "case")["resumed"] is True and summary_of(finished)["resumed"] is False
     with open(tmp_path / "summary.csv", newline="") as file:
         assert [row["resumed"] for row in csv.DictReader(file)] == ["yes"]

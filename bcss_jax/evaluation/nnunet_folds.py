@@ -72,7 +72,7 @@ def read_folds(home: Path, mesh: Mesh) -> Folds:
         not theirs.
       ConfigError: its labels are those of none of the project's schemes, or it changes its labels afterwards.
     """
-    names = folds.trained_folds(home)
+    names = folds.trained_fold_names(home)
     found = {name: checkpoint.load_trained(home / f"fold_{name}" / "checkpoints", mesh, WHICH)
              for name in [name for name in names if name != ALL] or names}  # fmt: skip
     schemes, networks = [], []
@@ -82,7 +82,7 @@ def read_folds(home: Path, mesh: Mesh) -> Folds:
             schemes.append(_scheme(home, trained.about))
             networks.append(checkpoint.network_of(trained))
             plan, dataset = trained.about["plan"], trained.about["dataset"]
-            plan_file.check(plan, dataset)
+            plan_file.check_plan(plan, dataset)
             preprocess(np.ones((2, 2, 3), np.uint8), None, plan, dataset)  # all that it needs is in the plan
             [int(side) for side in plan["configurations"]["2d"]["patch_size"]]
             data = trained.about.get("data")
@@ -160,7 +160,7 @@ def _trained_names(home, abouts):
         seen = set()
         for name, about in abouts.items():
             split = splits[int(name)]
-            if folds.sha256(fingerprint, split, about["plan"]) != about["data_sha256"]:
+            if folds.fold_sha256(fingerprint, split, about["plan"]) != about["data_sha256"]:
                 raise ValueError(f"fold {name} was trained with another split, plan or data set")
             seen.update(split["train"])
         return frozenset(seen)

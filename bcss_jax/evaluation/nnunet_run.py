@@ -6,7 +6,7 @@ images are those of the other runs, and the prediction is the most likely of the
 
 The folds of a cross-validation have all been trained on parts of train and val together, so only images that no fold was
 trained on are scored. Which ones those are says splits_final.json, which must be the one that the checkpoints were
-trained with (`folds.sha256`).
+trained with (`folds.fold_sha256`).
 
 nnU-Net's labels are those of the project's scheme, but for `ignore` (`nnunet.labels`), so its logits are too. Its
 background is the class "other" where the scheme has one, and otherwise a logit that no pixel ever had for its truth.
@@ -29,9 +29,9 @@ from bcss_jax.inference.predict import Member, View, log_probabilities_from_logi
 from bcss_jax.inference.trained_run import joint_sha256, sanitized_name
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
-from bcss_jax.nnunet.folds import trained_folds
+from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.nnunet.labels import num_outputs, outputs_of_labels
-from bcss_jax.nnunet.predict import predict_logits, run_of
+from bcss_jax.nnunet.predict import inference_function, predict_logits
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.training import checkpoint, sharding
 
@@ -165,7 +165,7 @@ class NnunetRun:
                     f"{fold.folder}: the run has saved another checkpoint in the meantime; run the same command again"
                 )
             weights.append((trained.params, trained.model_state))
-        run, plan, dataset = run_of(self.trained.network), self.metadata["plan"], self.metadata["dataset"]
+        run, plan, dataset = inference_function(self.trained.network), self.metadata["plan"], self.metadata["dataset"]
         patch_size = plan["configurations"]["2d"]["patch_size"]
 
         def logits_of(image):
@@ -195,7 +195,7 @@ _of_logits = functools.partial(jax.jit, static_argnums=0)(log_probabilities_from
 
 def is_nnunet_run(path: Path) -> bool:
     """Whether a path is the folder of a run of nnU-Net's method."""
-    return bool(trained_folds(Path(path).expanduser()))
+    return bool(trained_fold_names(Path(path).expanduser()))
 
 
 def read_nnunet_run(path: Path, mesh: Mesh) -> NnunetRun:

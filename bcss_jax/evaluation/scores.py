@@ -41,16 +41,17 @@ def scores(
     Returns:
       JSON, None where there is no score. Where it says CLASSES stand the names of the evaluated classes and "macro",
       their mean:
-      `number`: of images, patients, institutes, and pixels with truth.
-      `scores`: `metrics.scores`.
-      `precision`, `recall`: CLASSES; from the pixels of all images.
-      `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
-      `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
-      `surface`: `{"tolerance_um", "hd95_um": CLASSES, "nsd": CLASSES, "images": class -> numbers}`. Means over the
+
+      * `number`: of images, patients, institutes, and pixels with truth.
+      * `scores`: `metrics.scores`.
+      * `precision`, `recall`: CLASSES; from the pixels of all images.
+      * `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
+      * `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
+      * `surface`: `{"tolerance_um", "hd95_um": CLASSES, "nsd": CLASSES, "images": class -> numbers}`. Means over the
         images that have a score; a class that was missed, or invented, counts there with the image's diagonal and 0.
         How often that was: `images`, as in `metrics.scores`.
-      `calibration`: `calibration.reliability`.
-      `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`
+      * `calibration`: `calibration.reliability`.
+      * `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`
         with NAME dice_global, iou_global, dice_image, iou_image, hd95_um, nsd.
 
     Raises:

@@ -14,10 +14,10 @@ jax alone runs it (`pip install jax flatbuffers`):
     from jax import export
 
     with zipfile.ZipFile("unet.jaxexport") as file:
-        about = json.loads(file.read("model.json"))
+        metadata = json.loads(file.read("model.json"))
         model = export.deserialize(bytearray(file.read("model.stablehlo")))
-    images = np.zeros((2, about["window"], about["window"], 3), np.uint8)  # RGB at about["mpp"] um per pixel
-    probabilities = np.asarray(jax.jit(model.call)(images))  # the last axis: about["classes"]
+    images = np.zeros((2, metadata["window"], metadata["window"], 3), np.uint8)  # RGB at metadata["mpp"] um per pixel
+    probabilities = np.asarray(jax.jit(model.call)(images))  # the last axis: metadata["classes"]
 
 A file of this kind is a program: take it only from those whom you trust. JAX promises to read it for six months of its
 own releases (docs.jax.dev/en/latest/export); a checkpoint is what to keep.
@@ -44,8 +44,8 @@ from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
 
 FORMAT = 1  # of model.json; raised when older code could not use what newer code writes
-PROGRAM, ABOUT = "model.stablehlo", "model.json"
-MAX_ABOUT = 1 << 20  # bytes
+PROGRAM, METADATA = "model.stablehlo", "model.json"
+MAX_METADATA = 1 << 20  # bytes
 MAX_PROGRAM = (1 << 31) - 1  # bytes, what a flatbuffer can hold
 MAX_WINDOW = 1 << 14  # pixels
 log = logging.getLogger(__name__)
@@ -65,16 +65,16 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
     """
     where = printable(path)
     try:
-        about, content = _read(path)
-        scheme = _checked(about)
+        metadata, content = _read(path)
+        scheme = _checked(metadata)
         program = _program(content, where)
-        _check_interface(program, about["window"], len(scheme.evaluated))
+        _check_interface(program, metadata["window"], len(scheme.evaluated))
         platform = _platform(mesh)
         if platform not in program.platforms:
             raise ValueError(f"made for {', '.join(program.platforms)}, the devices here are {platform}")
         split = PartitionSpec("data")
         run = jax.shard_map(program.call, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        _parse(run, (mesh.size, *image_shape(about["window"])[1:]))
+        _parse(run, (mesh.size, metadata["window"], metadata["window"], 3))
     except UserError:  # among them a request to stop
         raise
     except OSError as error:
@@ -84,31 +84,35 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
             f"{where}: expected a network written by python -m bcss_jax.export, found: {first_line(error)}; export the "
             "checkpoint again"
         ) from error
-    if tta and not about["tta"]:
+    if tta and not metadata["tta"]:
         raise ConfigError(
             f"--tta: {where} was exported without it; export the checkpoint again with --tta, or name the run itself"
         )
-    if about["tta"] and not tta:
+    if metadata["tta"] and not tta:
         log.info("%s: exported with --tta, so the mean over flips and turns of every window", where)
     name = portable_stem(Path(path))
     identity = {
         "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
         "label_scheme": scheme.identity(),
-        "mpp": about["mpp"],
+        "mpp": metadata["mpp"],
     }
     described = {
         "name": name,
-        "network": about["network"],
+        "network": metadata["network"],
         "label_scheme": scheme.to_json(),
-        "params_sha256": about["params_sha256"],
-        "checkpoint": {"artefact": str(Path(path).resolve()), "exported_from": about["name"], **about["checkpoint"]},
-        "tta": about["tta"],
+        "params_sha256": metadata["params_sha256"],
+        "checkpoint": {
+            "artefact": str(Path(path).resolve()),
+            "exported_from": metadata["name"],
+            **metadata["checkpoint"],
+        },
+        "tta": metadata["tta"],
     }
     return SlideModel(
         name,
         scheme,
-        float(about["mpp"]),
-        about["window"],
+        float(metadata["mpp"]),
+        metadata["window"],
         identity,
         described,
         (),
@@ -123,42 +127,43 @@ def _read(path: Path) -> tuple[dict, bytes]:
         raise ValueError("no ZIP archive, or a part of one")
     with zipfile.ZipFile(path) as file:
         entries = {entry.filename: entry for entry in file.infolist()}
-        if sorted(entry.filename for entry in file.infolist()) != [ABOUT, PROGRAM]:
+        if sorted(entry.filename for entry in file.infolist()) != [METADATA, PROGRAM]:
             raise ValueError(f"an archive of {', '.join(map(ascii, sorted(entries)))[:200]}")
-        for name, most in ((ABOUT, MAX_ABOUT), (PROGRAM, MAX_PROGRAM)):
+        for name, most in ((METADATA, MAX_METADATA), (PROGRAM, MAX_PROGRAM)):
             entry = entries[name]
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise ValueError(f"{name} is compressed")
             if entry.file_size > min(most, Path(path).stat().st_size):
                 raise ValueError(f"{name} claims {entry.file_size} bytes")
         try:
-            about = json.loads(file.read(ABOUT), parse_constant=_refuse_constant)
+            metadata = json.loads(file.read(METADATA), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{ABOUT} is no JSON ({first_line(error)})") from error
-        return about, file.read(PROGRAM)
+            raise ValueError(f"{METADATA} is no JSON ({first_line(error)})") from error
+        return metadata, file.read(PROGRAM)
 
 
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is no number")
 
 
-def _checked(about: Any) -> LabelScheme:
+def _checked(metadata: Any) -> LabelScheme:
     """The label scheme of model.json. Raises ValueError unless all that is used of it is as `bcss_jax.export` writes it."""
-    found = about.get("format") if isinstance(about, dict) else None
+    found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != FORMAT or isinstance(found, bool):
         remedy = ", which a newer bcss_jax reads" if isinstance(found, int) and found > FORMAT else ""
-        raise ValueError(f"format {ascii(found)[:80]} of {ABOUT}{remedy}; this program reads {FORMAT}")
-    scheme = scheme_from_json(about.get("label_scheme"))
-    checkpoint = about.get("checkpoint")
+        raise ValueError(f"format {ascii(found)[:80]} of {METADATA}{remedy}; this program reads {FORMAT}")
+    scheme = scheme_from_json(metadata.get("label_scheme", {}))
+    checkpoint = metadata.get("checkpoint")
     parts = checkpoint if isinstance(checkpoint, dict) else {}
     right = {
-        "name": _is_text(about.get("name")),
-        "network": _is_text(about.get("network")),
-        "classes": about.get("classes") == list(scheme.evaluated_names),
-        "mpp": type(about.get("mpp")) in (int, float) and 0 < about["mpp"] < 1000,
-        "window": type(about.get("window")) is int and 0 < about["window"] <= MAX_WINDOW,
-        "tta": type(about.get("tta")) is bool,
-        "params_sha256": _is_text(about.get("params_sha256")) and re.fullmatch("[0-9a-f]{64}", about["params_sha256"]),
+        "name": _is_text(metadata.get("name")),
+        "network": _is_text(metadata.get("network")),
+        "classes": metadata.get("classes") == list(scheme.evaluated_names),
+        "mpp": type(metadata.get("mpp")) in (int, float) and 0 < metadata["mpp"] < 1000,
+        "window": type(metadata.get("window")) is int and 0 < metadata["window"] <= MAX_WINDOW,
+        "tta": type(metadata.get("tta")) is bool,
+        "params_sha256": _is_text(metadata.get("params_sha256"))
+        and re.fullmatch("[0-9a-f]{64}", metadata["params_sha256"]),
         "checkpoint": set(parts) == {"which", "step", "epoch"}
         and parts["which"] in ("best", "latest")
         and type(parts["step"]) is int
@@ -166,7 +171,7 @@ def _checked(about: Any) -> LabelScheme:
     }
     wrong = [name for name, fits in right.items() if not fits]
     if wrong:
-        raise ValueError(f"{wrong[0]} in {ABOUT} is {ascii(about.get(wrong[0]))[:80]}")
+        raise ValueError(f"{wrong[0]} in {METADATA} is {ascii(metadata.get(wrong[0]))[:80]}")
     return scheme
 
 
@@ -206,7 +211,7 @@ def _check_interface(program: export.Exported, window: int, classes: int) -> Non
     expected = [("uint8", *image_shape(window)[1:]), ("float32", window, window, classes)]
     if len(program.in_avals) != 1 or found != expected or len(set(of_symbols)) != 1 or of_symbols[0].isdecimal():
         raise ValueError(f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}"
-                         f", {ABOUT} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
+                         f", {METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
     if program.nr_devices != 1 or program.ordered_effects or program.unordered_effects:
         raise ValueError("a program that does more than compute")
 

@@ -29,7 +29,7 @@ class SlideModel:
       mpp: um per pixel that it was trained at.
       window: side of its training images, pixels.
       identity: what decides its predictions, as JSON.
-      about: what a summary says of it, as JSON.
+      metadata: what a summary says of it, as JSON.
       arrays: its weights, on all devices of a mesh.
       probabilities: (arrays, images uint8 [N, window, window, 3]) -> float32 [N, window, window, K]; traceable.
       any_window: takes windows of other sizes too.
@@ -40,7 +40,7 @@ class SlideModel:
     mpp: float
     window: int
     identity: dict
-    about: dict
+    metadata: dict
     arrays: Any
     probabilities: Callable[[Any, jax.Array], jax.Array]
     any_window: bool = True
@@ -64,7 +64,7 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         return jnp.exp(log_probabilities(run.function, run.scheme, tta, *arrays, images))[..., evaluated]
 
     data = run.config["data"]
-    about = {
+    metadata = {
         "name": run.name,
         "network": run.config["model"]["name"],
         "label_scheme": run.scheme.to_json(),
@@ -76,9 +76,9 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         run.name,
         run.scheme,
         float(data["mpp"]),
-        LAYOUT_WINDOWS.get(data["layout"], data["patch_size"]),
+        LAYOUT_WINDOWS[data["layout"]] if data["layout"] in LAYOUT_WINDOWS else data["patch_size"],
         {**run.identity(), "tta": tta},
-        about,
+        metadata,
         (params, model_state),
         probabilities,
     )

@@ -22,7 +22,7 @@ from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ImageStatistics, ModelFunction
-from bcss_jax.nnunet.folds import trained_folds
+from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.training import checkpoint
 from bcss_jax.training.history import COLUMNS
 from bcss_jax.training.summary import params_sha256
@@ -222,7 +222,7 @@ def _checkpoints_of(path):
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and any(each.name.isdecimal() for each in folder.iterdir()):
             return folder.resolve()
-    if trained_folds(path):
+    if trained_fold_names(path):
         raise ConfigError(
             f"{printable(path)}: a run of nnU-Net's method, which crops and normalizes images and joins its folds in its own "
             "way; use python -m bcss_jax.nnunet predict to segment images with it"

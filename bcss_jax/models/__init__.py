@@ -53,7 +53,7 @@ def create(name: str, **kwargs) -> nnx.Module:
     return model
 
 
-def defaults(name: str) -> dict:
+def default_arguments(name: str) -> dict:
     """The arguments of a model that have a default, and these."""
     return {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
 

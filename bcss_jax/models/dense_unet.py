@@ -41,7 +41,7 @@ class NormConv(nnx.Module):
             inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, *maps: norms.Measured) -> jax.Array:
+    def __call__(self, *maps: norms.MapWithStatistics) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, outputs)."""
         return self.conv(self.norm(*maps))
 
@@ -136,16 +136,16 @@ class DenseUNet(nnx.Module):
         x = self.stem(images.astype(self.dtype))
         skips = []
         for level in range(1, self.depth + 1):
-            maps = getattr(self, f"down{level}")(norms.measure(x))
+            maps = getattr(self, f"down{level}")(norms.with_statistics(x))
             skips.append(maps)
             transition = getattr(self, f"down{level}_transition")
             # The mean before the convolution, not after it: the result is the same, and the work a quarter.
             x = transition.conv(resampling.avg_pool(transition.norm(*maps), (2, 2)))
-        x = jnp.concatenate([m.values for m in self.bottleneck(norms.measure(x))], axis=-1)
+        x = jnp.concatenate([m.values for m in self.bottleneck(norms.with_statistics(x))], axis=-1)
         for step in range(1, self.depth + 1):
             skip = skips.pop()
             x = resampling.pad_to(getattr(self, f"upsample{step}")(x), skip[0].values.shape)
-            maps = getattr(self, f"up{step}")(norms.measure(x), *skip)
+            maps = getattr(self, f"up{step}")(norms.with_statistics(x), *skip)
             x = getattr(self, f"up{step}_transition")(*maps)
         return self.head(self.norm(x)).astype(jnp.float32)
 

@@ -6,7 +6,7 @@ The files follow the method: `fingerprint`, `plan` (with `topology`), `preproces
 JSON files.
 """
 
-from bcss_jax.nnunet.fingerprint import fingerprint
-from bcss_jax.nnunet.plan import plan
+from bcss_jax.nnunet.fingerprint import extract_fingerprint
+from bcss_jax.nnunet.plan import make_plan
 
-__all__ = ["fingerprint", "plan"]
+__all__ = ["extract_fingerprint", "make_plan"]

@@ -21,14 +21,15 @@ from bcss_jax.common import command, figures
 from bcss_jax.common.files import whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import image_files
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
-from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, trained
-from bcss_jax.nnunet.plan import PRESETS
-from bcss_jax.nnunet.plan import plan as plan_for
-from bcss_jax.nnunet.predict import labels_of, make_predictor
+from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
+from bcss_jax.nnunet.plan import PRESETS, make_plan
+from bcss_jax.nnunet.predict import make_predictor, predicted_labels
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.nnunet.trained import load_trained_folds
 
 # Flags of training, as errors name them -> those of this command.
 FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
@@ -87,7 +88,7 @@ def predict(args: argparse.Namespace) -> None:
     there = [path for path in targets if path.exists()]
     if there and not args.overwrite:
         raise ConfigError(f"{there[0]}: there is a prediction already; use another --out, or --overwrite")
-    models = [trained.read(folder, args.folds) for folder in args.model]
+    models = [load_trained_folds(folder, args.folds) for folder in args.model]
     if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
         raise DataError("the models have different labels; only models of the same labels can be averaged")
     predictors = [
@@ -110,7 +111,7 @@ def predict(args: argparse.Namespace) -> None:
             image = image_files.read_image(path)
             labels = _labels(image, path, models, predictors)
             for decision in decisions:
-                labels = postprocess.apply(labels, decision)
+                labels = postprocess.apply_postprocessing(labels, decision)
             write_png(target, labels)
             _write_overlay(args.out / "overlays" / f"{path.stem}.jpg", figures.overlay(image, labels, scheme))
             line.update(done)
@@ -129,7 +130,7 @@ def _labels(image, path, models, predictors):
             raise DataError(f"{errors.printable(path)}: {error}") from error
         scores.append(predictor(case.data))
     # All plans crop alike, so that what they give is of one size.
-    return labels_of(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
+    return predicted_labels(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
 
 
 def _images(where):
@@ -156,9 +157,9 @@ def _write_overlay(path, picture):
 
 def export(args: argparse.Namespace) -> None:
     """Writes the folds of a model as a result folder of nnU-Net."""
-    model = trained.read(args.model, args.folds)
+    model = load_trained_folds(args.model, args.folds)
     folds = {int(name) if name.isdecimal() else name: to_torch_state(each) for name, each in model.models.items()}
-    result_folder.write(args.out, model.plan, model.dataset, folds, mirror_axes=model.mirror_axes)
+    result_folder.write_result_folder(args.out, model.plan, model.dataset, folds, mirror_axes=model.mirror_axes)
     names = " ".join(model.models)
     print(f"wrote fold(s) {names}; nnU-Net predicts with them: ")
     print(f"nnUNetv2_predict_from_modelfolder -m {args.out} -f {names} -i IMAGES -o OUT")
@@ -166,13 +167,15 @@ def export(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Takes the fingerprint of a raw data folder and plans for it."""
-    found = cases.find(cases.RAW, data_dir=args.raw, prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"])
+    found = cases.find(
+        DataSettings(cases.RAW, args.raw), prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"]
+    )
     fingerprint = store.fingerprint_of(found)
-    decided = plan_for(
+    decided = make_plan(
         fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name
     )
-    print(plan_file.table(decided, fingerprint, found.dataset, rule_before_2_3_1=args.old_rule))
-    plan_file.write(args.out, decided)
+    print(plan_file.plan_table(decided, fingerprint, found.dataset, rule_before_2_3_1=args.old_rule))
+    plan_file.write_plan(args.out, decided)
     print(f"plan: {args.out}")
 
 

@@ -18,7 +18,7 @@ def padded_size(batch_size: int, mesh: Mesh) -> int:
 
 
 def batches(
-    cases: Sequence[patches.Case],
+    cases: Sequence[patches.PatchSource],
     *,
     seed: int,
     first: int,
@@ -39,7 +39,7 @@ def batches(
       first: step of the first batch.
       last: step after that of the last batch.
       batch_size: examples.
-      patch_size: as in `patches.choose`.
+      patch_size: as in `patches.choose_patch`.
       cut_size: height and width of the images.
       padding: label of the examples that fill a batch up to a multiple of the devices.
       mesh: devices that the batch is split over.
@@ -55,11 +55,11 @@ def batches(
         if index >= batch_size:
             channels = cases[0].data.shape[-1]
             return np.zeros((*cut_size, channels), np.float32), np.full(cut_size, padding, np.int16)
-        chosen = patches.choose(
+        chosen = patches.choose_patch(
             cases, seed, step, index, batch_size=batch_size, patch_size=patch_size, cut_size=cut_size
         )
         case = cases[chosen.case]
-        image, labels = patches.cut(case.data, case.labels, chosen.corner, cut_size)
+        image, labels = patches.cut_patch(case.data, case.labels, chosen.corner, cut_size)
         return image, labels.astype(np.int16)
 
     def batch(step):

@@ -72,14 +72,14 @@ def decide_postprocessing(workdir: Path, cases: dict[str, Case], splits: list[di
       scheme: of the labels.
 
     Returns:
-      As `postprocess.determine`.
+      As `postprocess.determine_postprocessing`.
     """
     where = [(number, name) for number, split in enumerate(splits) for name in split["val"]]
     predictions = _Read(
         lambda number, name: Image.open(workdir / f"fold_{number}" / "validation" / f"{name}.png"), where
     )
     truths = _Read(lambda number, name: cases[name].read()[1], where)
-    decision = postprocess.determine(predictions, truths, scheme.evaluated, scheme.ignore_index)
+    decision = postprocess.determine_postprocessing(predictions, truths, scheme.evaluated, scheme.ignore_index)
     write_text(workdir / "postprocessing.json", json.dumps(decision, indent=1) + "\n")
     return decision
 

@@ -18,7 +18,7 @@ _SEED = 1234
 _DRAWN_AT_ONCE = 1 << 20
 
 
-def fingerprint(
+def extract_fingerprint(
     images: Sequence[np.ndarray] | Iterable[np.ndarray],
     masks: Sequence[np.ndarray] | Iterable[np.ndarray],
     *,

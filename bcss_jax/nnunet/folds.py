@@ -73,12 +73,12 @@ def patients_on_both_sides(split: Split, patient_of: dict[str, str]) -> list[str
     return sorted({patient_of[name] for name in split["train"]} & {patient_of[name] for name in split["val"]})
 
 
-def sha256(fingerprint: dict, split: Split, plan: dict) -> str:
+def fold_sha256(fingerprint: dict, split: Split, plan: dict) -> str:
     """What a fold is trained on, and how, as a hash: in its checkpoints."""
     return hashlib.sha256(json.dumps([fingerprint, split, plan], sort_keys=True).encode()).hexdigest()
 
 
-def trained_folds(run: Path) -> list[str]:
+def trained_fold_names(run: Path) -> list[str]:
     """Names of the folds, sorted, that have checkpoints in the folder of a run; none if it is no run of nnU-Net's method."""
     return sorted(folder.parent.name.removeprefix("fold_") for folder in run.glob("fold_*/checkpoints"))
 

@@ -19,7 +19,7 @@ _NETWORKS = {
 }
 
 
-def from_plan(
+def network_from_plan(
     plan: dict[str, Any],
     num_classes: int,
     *,
@@ -46,7 +46,7 @@ def from_plan(
 
 
 def class_and_arguments(plan: dict[str, Any], configuration: str = "2d") -> tuple[type, dict[str, Any]]:
-    """What `from_plan` builds: the class and what the plan has to say of its arguments. Errors as there."""
+    """What `network_from_plan` builds: the class and what the plan has to say of its arguments. Errors as there."""
     part, path = plan, []
     for key in ("configurations", configuration, "architecture"):
         path.append(key)

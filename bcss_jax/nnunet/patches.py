@@ -19,7 +19,7 @@ Pair = tuple[int, int]
 _SMALLEST_SCALE = 0.85
 
 
-class Case(NamedTuple):
+class PatchSource(NamedTuple):
     """What patches are cut from.
 
     Attributes:
@@ -73,8 +73,8 @@ def forced_foreground(batch_size: int, share: float = 0.33) -> np.ndarray:
     return np.arange(batch_size) >= round(batch_size * (1 - share))
 
 
-def choose(
-    cases: Sequence[Case],
+def choose_patch(
+    cases: Sequence[PatchSource],
     seed: int,
     step: int,
     index: int,
@@ -146,7 +146,7 @@ def corner_about(pixel: Sequence[int], shape: Pair, patch_size: Pair, cut_size: 
     return tuple(max(low, int(p) - cut // 2) for low, p, cut in zip(lowest, pixel, cut_size, strict=True))
 
 
-def cut(data: np.ndarray, labels: np.ndarray, corner: Pair, size: Pair) -> tuple[np.ndarray, np.ndarray]:
+def cut_patch(data: np.ndarray, labels: np.ndarray, corner: Pair, size: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Cuts a patch out of a case; beyond the case the image is 0 and the label -1.
 
     Args:

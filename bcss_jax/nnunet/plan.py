@@ -87,7 +87,7 @@ class Reasons(NamedTuple):
     batch_by_share: int
 
 
-def plan(
+def make_plan(
     fingerprint: dict,
     dataset: dict,
     preset: str = "nnUNetPlans",
@@ -98,7 +98,7 @@ def plan(
     """nnU-Net's plan for a data set.
 
     Args:
-      fingerprint: of `bcss_jax.nnunet.fingerprint`, or nnU-Net's dataset_fingerprint.json.
+      fingerprint: of `fingerprint.extract_fingerprint`, or nnU-Net's dataset_fingerprint.json.
       dataset: nnU-Net's dataset.json; `channel_names`, `labels`, `numTraining` and `file_ending` are read.
       preset: a key of `PRESETS`, or nnU-Net's name for its plan.
       rule_before_2_3_1: limit the patch of `nnUNetPlans` as nnU-Net did before 2.3.1: by the memory of a batch of
@@ -148,14 +148,14 @@ def plan(
 def reasons(
     fingerprint: dict, dataset: dict, preset: str = "nnUNetPlans", *, rule_before_2_3_1: bool = False
 ) -> Reasons:
-    """The way to a plan. Arguments and errors as of `plan`."""
+    """The way to a plan. Arguments and errors as of `make_plan`."""
     chosen = _preset(preset)
     _check(fingerprint, dataset)
     transpose, median, spacing = _geometry(fingerprint)
     per_unit = [1 / s for s in spacing]
     edge = (_MAX_PATCH**2 / math.prod(per_unit)) ** 0.5  # of the first patch, in the spacing's unit
     start = [min(round(pixels * edge), m) for pixels, m in zip(per_unit, median, strict=True)]
-    network, steps = topology.topology(start, spacing), []
+    network, steps = topology.make_topology(start, spacing), []
     while True:
         if len(network.strides) < 2:
             raise DataError(
@@ -168,7 +168,7 @@ def reasons(
         fitting = _MIN_BATCH if not chosen.residual and not rule_before_2_3_1 else _REFERENCE_BATCH
         if estimate * fitting <= chosen.memory * _REFERENCE_BATCH:
             break
-        network = topology.smaller(network, median, spacing)
+        network = topology.shrink(network, median, spacing)
     pixels = math.prod(median) * dataset["numTraining"]
     by_memory = round(chosen.memory / estimate * _REFERENCE_BATCH)
     by_share = round(pixels * chosen.share / math.prod(network.patch_size))
@@ -269,7 +269,7 @@ def _resampling():
 
 
 def _architecture(network, residual):
-    encoder, decoder = topology.blocks(len(network.strides), residual)
+    encoder, decoder = topology.blocks_per_stage(len(network.strides), residual)
     name = "ResidualEncoderUNet" if residual else "PlainConvUNet"
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{name}",

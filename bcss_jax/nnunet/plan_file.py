@@ -1,6 +1,6 @@
 """Plans as files: read, checked, written, and as a table for people.
 
-A plan may come from here, from nnU-Net, or from an editor, so `read` asks of each field whether training can use it.
+A plan may come from here, from nnU-Net, or from an editor, so `read_plan` asks of each field whether training can use it.
 """
 
 import itertools
@@ -13,8 +13,7 @@ from bcss_jax.common.files import write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.nnunet.network import class_and_arguments
-from bcss_jax.nnunet.plan import PRESETS, channel_names, reasons
-from bcss_jax.nnunet.plan import plan as plan_of
+from bcss_jax.nnunet.plan import PRESETS, channel_names, make_plan, reasons
 from bcss_jax.nnunet.preprocess import NORMALIZATIONS
 from bcss_jax.nnunet.topology import total_stride
 
@@ -27,7 +26,7 @@ _FIELDS_V1 = {"plans_per_stage", "num_stages", "base_num_features"}
 _TOLERANCE = 1e-4  # of statistics, relative to their spread
 
 
-def read(path: Path | str) -> dict:
+def read_plan(path: Path | str) -> dict:
     """A plan from its file.
 
     Args:
@@ -52,7 +51,7 @@ def _is_pickle(path):
         return file.read(1) == b"\x80"
 
 
-def write(path: Path | str, plan: dict) -> None:
+def write_plan(path: Path | str, plan: dict) -> None:
     """Writes a plan as nnU-Net does, whole or not at all.
 
     Raises:
@@ -61,11 +60,11 @@ def write(path: Path | str, plan: dict) -> None:
     write_text(Path(path), json.dumps(plan, indent=4) + "\n")
 
 
-def check(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
+def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
     """Refuses a plan of another data set.
 
     Args:
-      plan: of `read` or `bcss_jax.nnunet.plan`.
+      plan: of `read_plan` or `bcss_jax.nnunet.plan`.
       dataset: nnU-Net's dataset.json of the data that are to be used.
       fingerprint: of these data, to compare sizes and intensities as well.
 
@@ -81,7 +80,7 @@ def check(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
     if fingerprint is None:
         return
     try:
-        expected = plan_of(fingerprint, dataset, dataset_name="these")
+        expected = make_plan(fingerprint, dataset, dataset_name="these")
     except DataError:
         return  # there is no plan for these data: the one at hand is the user's own decision
     theirs, ours = (each["configurations"]["2d"]["median_image_size_in_voxels"] for each in (plan, expected))
@@ -103,11 +102,11 @@ def check(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
             )
 
 
-def table(plan: dict, fingerprint: dict, dataset: dict, *, rule_before_2_3_1: bool = False) -> str:
+def plan_table(plan: dict, fingerprint: dict, dataset: dict, *, rule_before_2_3_1: bool = False) -> str:
     """What was decided and from what, for people.
 
     Args:
-      plan: of `bcss_jax.nnunet.plan` or `read`. What was edited is marked.
+      plan: of `bcss_jax.nnunet.plan` or `read_plan`. What was edited is marked.
       fingerprint: what it was decided from.
       dataset: likewise.
       rule_before_2_3_1: whether that rule was used.
@@ -118,7 +117,7 @@ def table(plan: dict, fingerprint: dict, dataset: dict, *, rule_before_2_3_1: bo
     chosen = [preset for preset in PRESETS.values() if preset.planner == plan.get("experiment_planner_used")]
     preset = (chosen or [PRESETS["nnUNetPlans"]])[0]
     rows, marked = [], False
-    planned = _decisions(plan_of(fingerprint, dataset, preset.plans_name))
+    planned = _decisions(make_plan(fingerprint, dataset, preset.plans_name))
     why = _explanations(reasons(fingerprint, dataset, preset.plans_name), preset, fingerprint, dataset)
     for name, decided in _decisions(plan).items():
         edited = decided != planned[name]

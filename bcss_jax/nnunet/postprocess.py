@@ -47,14 +47,14 @@ def keep_largest(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     return result
 
 
-def apply(labels: np.ndarray, decision: dict) -> np.ndarray:
-    """Labels [H, W] after the steps of a decision that `determine` came to."""
+def apply_postprocessing(labels: np.ndarray, decision: dict) -> np.ndarray:
+    """Labels [H, W] after the steps of a decision that `determine_postprocessing` came to."""
     for classes in decision["keep_largest"]:
         labels = keep_largest(labels, classes)
     return labels
 
 
-def determine(
+def determine_postprocessing(
     predictions: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],
     classes: Sequence[int],
@@ -106,7 +106,7 @@ def _mean_dice(predictions, truths, classes, ignore, steps) -> np.ndarray:
         truth, prediction = np.asarray(truths[case]), np.asarray(predictions[case])
         if truth.shape != prediction.shape:
             raise DataError(f"case {case}: the prediction is {prediction.shape}, its truth {truth.shape}")
-        prediction = apply(prediction, {"keep_largest": steps})
+        prediction = apply_postprocessing(prediction, {"keep_largest": steps})
         counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
         truth, prediction = truth[counted], prediction[counted]
         for i, label in enumerate(classes):

@@ -35,10 +35,10 @@ class _Run:
         return self.function(params, model_state, images, train=False)[0]
 
 
-def run_of(model: nnx.Module) -> Run:
+def inference_function(model: nnx.Module) -> Run:
     """A model of `bcss_jax.models` as a pure function of its weights and of preprocessed float images.
 
-    Weights are `model_function.split_model(model)[1:]`, or those of another model of the same structure, whose `run_of`
+    Weights are `model_function.split_model(model)[1:]`, or those of another model of the same structure, whose `inference_function`
     is equal and shares what was compiled.
     """
     return _Run(ModelFunction(model, statistics=None))
@@ -66,7 +66,7 @@ def make_predictor(
     if not models:
         raise ValueError("at least one model is needed")
     mesh = mesh or sharding.make_mesh(jax.local_devices())
-    run = run_of(models[0])
+    run = inference_function(models[0])
     weights = [jax.device_put(split_model(model)[1:], sharding.replicated(mesh)) for model in models]
     settings = dict(mirror=mirror, batch=batch, step=step, mesh=mesh)
 
@@ -90,7 +90,7 @@ def predict_logits(
     """Logits of one image.
 
     Args:
-      run: pure function (params, model_state, images) -> logits, such as `run_of` gives; pass the same one for all images, so
+      run: pure function (params, model_state, images) -> logits, such as `inference_function` gives; pass the same one for all images, so
         that it is compiled once.
       weights: the (params, model_state) it gets, on the host or on devices of this process.
       image: preprocessed, [H, W, C]; smaller ones than the patch are padded with zeros.
@@ -114,8 +114,8 @@ def predict_logits(
     mesh = mesh or sharding.make_mesh(jax.local_devices())
     params, model_state = jax.device_put(weights, sharding.replicated(mesh))
     split, axes = sharding.split_over_data(mesh), _mirror_axes(mirror)
-    image, area = windows.padded(image, patch_size)
-    places = windows.corners(image.shape[:2], patch_size, step)
+    image, area = windows.pad_to_window(image, patch_size)
+    places = windows.window_corners(image.shape[:2], patch_size, step)
     # An image of few windows gets a smaller batch, of a power of two, so that few sizes are compiled.
     size = -(-min(batch, 1 << (len(places) - 1).bit_length()) // mesh.size) * mesh.size
 
@@ -127,7 +127,7 @@ def predict_logits(
                 window[...] = image[_at(place, patch_size)]
             yield here, _mirrored(run, axes, params, model_state, jax.device_put(cut, split))
 
-    weight = windows.gaussian(patch_size)[..., None]
+    weight = windows.window_weights(patch_size)[..., None]
     total, count = None, np.zeros((*image.shape[:2], 1), np.float32)
     for here, logits in _one_ahead(dispatched()):
         logits = np.asarray(logits)
@@ -141,12 +141,12 @@ def predict_logits(
     return total[area]
 
 
-def labels_of(scores: np.ndarray, properties: dict | None = None) -> np.ndarray:
+def predicted_labels(scores: np.ndarray, properties: dict | None = None) -> np.ndarray:
     """The most likely label of every pixel of the image before it was cropped.
 
     Args:
       scores: logits or probabilities [H, W, K], of the cropped image.
-      properties: of the preprocessed case (`preprocess.Case`), for its `shape_before_cropping` and
+      properties: of the preprocessed case (`preprocess.PreprocessedCase`), for its `shape_before_cropping` and
         `bbox_used_for_cropping`; None: nothing was cropped.
 
     Returns:

@@ -19,7 +19,7 @@ _SEED = 1234
 _MIN_LOCATIONS, _MIN_SHARE = 10_000, 0.01  # of each class that are kept
 
 
-class Case(NamedTuple):
+class PreprocessedCase(NamedTuple):
     """A preprocessed image.
 
     Attributes:
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     properties: dict
 
 
-def preprocess(image: np.ndarray, mask: np.ndarray | None, plan: dict, dataset: dict) -> Case:
+def preprocess(image: np.ndarray, mask: np.ndarray | None, plan: dict, dataset: dict) -> PreprocessedCase:
     """An image as the network sees it.
 
     Args:
@@ -74,7 +74,7 @@ def preprocess(image: np.ndarray, mask: np.ndarray | None, plan: dict, dataset: 
             raise DataError(f"the plan has the normalization {scheme!r}; known are {', '.join(NORMALIZATIONS)}")
         NORMALIZATIONS[scheme](channels[index], labels >= 0 if use_mask else None, intensities.get(str(index)))
     data = np.ascontiguousarray(channels.transpose(1, 2, 0))
-    return Case(data, labels.astype(np.int16 if labels.max() > 127 else np.int8), properties)
+    return PreprocessedCase(data, labels.astype(np.int16 if labels.max() > 127 else np.int8), properties)
 
 
 def crop_to_nonzero(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, Box]:
@@ -108,7 +108,7 @@ def class_locations(labels: np.ndarray, dataset: dict) -> dict[int | tuple[int, 
       dataset: nnU-Net's dataset.json.
 
     Returns:
-      See `Case`; the pixels that nnU-Net draws, in its order. Classes that do not occur have an empty array.
+      See `PreprocessedCase`; the pixels that nnU-Net draws, in its order. Classes that do not occur have an empty array.
     """
     ignore, outputs = label_rules.ignore_label(dataset), label_rules.num_outputs(dataset)
     wanted = [(label,) for label in range(1, outputs)]

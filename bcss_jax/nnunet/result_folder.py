@@ -25,11 +25,11 @@ from flax.typing import Dtype
 from bcss_jax.common.files import storage_errors, whole_file, write_text
 from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.models.weights import files as weight_files
+from bcss_jax.models.weights.files import read_torch_checkpoint
 from bcss_jax.models.weights.pretrained import load_torch_state
 from bcss_jax.nnunet import plan_file
 from bcss_jax.nnunet.labels import check_dataset, num_outputs
-from bcss_jax.nnunet.network import from_plan
+from bcss_jax.nnunet.network import network_from_plan
 
 Fold = int | str  # a number, or "all" for a training on all cases
 State = Mapping[str, np.ndarray]  # PyTorch name -> array in PyTorch's layout
@@ -78,12 +78,12 @@ class ResultFolder:
           DataError: they do not fit the plan's network.
         """
         try:
-            return load_torch_state(from_plan(self.plan, self.num_classes, dtype=dtype), self.folds[fold])
+            return load_torch_state(network_from_plan(self.plan, self.num_classes, dtype=dtype), self.folds[fold])
         except (ConfigError, DataError) as error:
             raise DataError(f"{self.path / f'fold_{fold}'}: trained by {self.trainer}: {error}") from error
 
 
-def read(folder: Path, folds: Sequence[Fold] | None = None, checkpoint: str = CHECKPOINT) -> ResultFolder:
+def read_result_folder(folder: Path, folds: Sequence[Fold] | None = None, checkpoint: str = CHECKPOINT) -> ResultFolder:
     """Reads a result folder of nnU-Net v2 or of ours.
 
     Args:
@@ -99,10 +99,10 @@ def read(folder: Path, folds: Sequence[Fold] | None = None, checkpoint: str = CH
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of nnU-Net results")
-    plan, dataset = plan_file.read(folder / "plans.json"), _read_json(folder / "dataset.json")
+    plan, dataset = plan_file.read_plan(folder / "plans.json"), _read_json(folder / "dataset.json")
     try:
         check_dataset(dataset)
-        plan_file.check(plan, dataset)
+        plan_file.check_plan(plan, dataset)
     except DataError as error:
         raise DataError(f"{folder / 'dataset.json'}: {error}") from error
     found = _folds_of(folder, checkpoint) if folds is None else list(folds)
@@ -119,7 +119,7 @@ def read(folder: Path, folds: Sequence[Fold] | None = None, checkpoint: str = CH
     return ResultFolder(folder, plan, dataset, *about, {fold: state for fold, (state, _) in contents.items()})
 
 
-def write(
+def write_result_folder(
     folder: Path,
     plan: Mapping[str, Any],
     dataset: Mapping[str, Any],
@@ -196,7 +196,7 @@ def _read_checkpoint(path: Path) -> tuple[State, tuple[str, tuple[int, ...]]]:
     if not path.is_file():
         files = sorted(str(file.relative_to(path.parents[1])) for file in path.parents[1].glob("fold_*/*.pth"))
         raise DataError(f"{path}: missing; checkpoints of this folder: {', '.join(files) or 'none'}")
-    weights, about = weight_files.read_torch_checkpoint(path)
+    weights, about = read_torch_checkpoint(path)
     init_args, trainer = about.get("init_args"), about.get("trainer_name")
     if not isinstance(init_args, dict) or not isinstance(trainer, str):
         raise DataError(

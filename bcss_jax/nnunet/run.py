@@ -11,6 +11,7 @@ from bcss_jax import models
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
@@ -19,7 +20,7 @@ from bcss_jax.nnunet import folds, plan_file, postprocess, store
 from bcss_jax.nnunet.config import ALL, fold_names
 from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarize
 from bcss_jax.nnunet.network import class_and_arguments
-from bcss_jax.nnunet.plan import plan as plan_for
+from bcss_jax.nnunet.plan import make_plan
 from bcss_jax.nnunet.predict import make_predictor
 from bcss_jax.nnunet.steps import Length, make_steps
 from bcss_jax.nnunet.train import train_fold
@@ -46,24 +47,27 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
     # --- Data, fingerprint, plan ---
     data = config.data
     cases = case_sets.find(
-        data.layout,
-        data_dir=data.dir,
+        DataSettings(
+            data.layout,
+            data.dir or None,
+            data.split,
+            data.mpp,
+            patch_size=None,
+            allow_missing=data.allow_missing,
+            max_bad=data.max_bad,
+        ),
         prepared_dir=data.prepared_dir,
         scheme=find_scheme(config.labels),
-        split=data.split,
-        mpp=data.mpp,
-        allow_missing=data.allow_missing,
-        max_bad=data.max_bad,
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
-    say(plan_file.table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
+    say(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
     splits = _splits(config, cases, say)
     if speaks:
         documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "splits_final": splits}
         for name, content in documents.items():
             write_text(workdir / f"{name}.json", json.dumps(content, indent=1) + "\n")
-        plan_file.write(workdir / "plans.json", plan)
+        plan_file.write_plan(workdir / "plans.json", plan)
     stored = store.preprocessed(cases.train, cases.dataset, plan, cases.folder)
     by_name = {case.name: (case, prepared) for case, prepared in zip(cases.train, stored, strict=True)}
 
@@ -101,7 +105,7 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
             [by_name[case][1] for case in split["val"]],
             class_names=cases.scheme.class_names,
             folder=folder,
-            about=about | {"fold": name, "data_sha256": folds.sha256(fingerprint, split, plan)},
+            about=about | {"fold": name, "data_sha256": folds.fold_sha256(fingerprint, split, plan)},
             checkpoint_steps=config.checkpoint_steps,
             log_seconds=config.log_seconds,
             max_bad_steps=config.max_bad_steps,
@@ -130,11 +134,11 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
 def _plan(config, cases, fingerprint):
     if not config.plan:
         name = f"Dataset001_{config.name}"
-        return plan_for(
+        return make_plan(
             fingerprint, cases.dataset, config.preset, rule_before_2_3_1=config.rule_before_2_3_1, dataset_name=name
         )
-    plan = plan_file.read(config.plan)
-    plan_file.check(plan, cases.dataset, fingerprint)
+    plan = plan_file.read_plan(config.plan)
+    plan_file.check_plan(plan, cases.dataset, fingerprint)
     return plan
 
 
@@ -180,7 +184,7 @@ def _conclude(config, workdir, cases, plan, splits, by_name, say):
         say(together[1])
         if config.postprocessing:
             decision = decide_postprocessing(workdir, {n: c for n, (c, _) in by_name.items()}, splits, cases.scheme)
-            change = functools.partial(postprocess.apply, decision=decision)
+            change = functools.partial(postprocess.apply_postprocessing, decision=decision)
             say(f"post-processing: keep only the largest component of {decision['keep_largest'] or 'nothing'}")
         say(f"figures:   {workdir / 'cross_validation.json'}")
     if cases.test and not (workdir / "test" / "summary.json").exists():

@@ -17,7 +17,7 @@ from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import DataError, StorageError
 from bcss_jax.nnunet.cases import Case, Cases
-from bcss_jax.nnunet.fingerprint import fingerprint
+from bcss_jax.nnunet.fingerprint import extract_fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
 
 
@@ -45,13 +45,13 @@ class Stored:
 
     @property
     def class_locations(self) -> dict[Hashable, np.ndarray]:
-        """As in `preprocess.Case`."""
+        """As in `preprocess.PreprocessedCase`."""
         with np.load(self._file("locations.npz"), allow_pickle=False) as arrays:
             return {_key(name): array for name, array in arrays.items()}
 
     @property
     def properties(self) -> dict:
-        """As in `preprocess.Case`, without the class locations."""
+        """As in `preprocess.PreprocessedCase`, without the class locations."""
         return json.loads(self._file("json").read_text())
 
     def _open(self, ending):
@@ -81,7 +81,7 @@ def fingerprint_of(cases: Cases) -> dict:
                     return cases.train[index].read()
 
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
-                found = fingerprint(images, masks, names=[case.name for case in cases.train])
+                found = extract_fingerprint(images, masks, names=[case.name for case in cases.train])
             write_text(file, json.dumps(found, indent=1))
         return read_json(
             file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError

@@ -44,7 +44,7 @@ def total_stride(strides: Sequence[Sequence[int]]) -> Pair:
     return math.prod(stride[0] for stride in strides), math.prod(stride[1] for stride in strides)
 
 
-def topology(size: Sequence[float], spacing: Sequence[float]) -> Topology:
+def make_topology(size: Sequence[float], spacing: Sequence[float]) -> Topology:
     """The network for images of a size.
 
     An axis is halved while it keeps `MIN_EDGE` pixels. Of axes with different spacing the finer goes first, until they
@@ -77,7 +77,7 @@ def topology(size: Sequence[float], spacing: Sequence[float]) -> Topology:
     return Topology(patch, tuple(strides), tuple(kernels))
 
 
-def smaller(current: Topology, median: Sequence[float], spacing: Sequence[float]) -> Topology:
+def shrink(current: Topology, median: Sequence[float], spacing: Sequence[float]) -> Topology:
     """The network for the next smaller patch: that axis shrinks which is longest compared to the median image.
 
     By as much as the strides of the *shrunk* patch ask for: those of the present one would jump over sizes (from 256
@@ -89,12 +89,12 @@ def smaller(current: Topology, median: Sequence[float], spacing: Sequence[float]
     def shrunk(by):
         size = list(current.patch_size)
         size[axis] -= by
-        return topology(size, spacing)
+        return make_topology(size, spacing)
 
     return shrunk(shrunk(current.divisor[axis]).divisor[axis])
 
 
-def blocks(stages: int, residual: bool) -> tuple[list[int], list[int]]:
+def blocks_per_stage(stages: int, residual: bool) -> tuple[list[int], list[int]]:
     """Depth of the network at its resolutions.
 
     Args:
@@ -117,7 +117,7 @@ def memory_estimate(network: Topology, residual: bool, num_labels: int) -> int:
       residual: residual blocks in the encoder.
       num_labels: entries of the data set's `labels`; nnU-Net counts background and `ignore` here.
     """
-    encoder, decoder = blocks(len(network.strides), residual)
+    encoder, decoder = blocks_per_stage(len(network.strides), residual)
     height, width = network.patch_size
     total = num_labels * height * width  # the logits at full resolution
     for stage, (features, stride) in enumerate(zip(network.features, network.strides, strict=True)):

@@ -21,7 +21,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
 from bcss_jax.nnunet.batches import batches
-from bcss_jax.nnunet.patches import Case, initial_patch_size
+from bcss_jax.nnunet.patches import PatchSource, initial_patch_size
 from bcss_jax.nnunet.record import COLUMNS, FoldRecord
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
@@ -38,8 +38,8 @@ TABLE = "epoch  train loss  val loss  pseudo-Dice  smoothed  learning rate  imag
 
 def train_fold(
     steps: Steps,
-    train_cases: Sequence[Case],
-    val_cases: Sequence[Case],
+    train_cases: Sequence[PatchSource],
+    val_cases: Sequence[PatchSource],
     *,
     class_names: tuple[str, ...],
     folder: Path,

@@ -9,12 +9,12 @@ from flax import nnx
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet import plan_file, result_folder
-from bcss_jax.nnunet.folds import trained_folds
+from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.training.checkpoint import load_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedFolds:
     """Networks of one plan.
 
     Attributes:
@@ -22,7 +22,7 @@ class Trained:
       dataset: contents of dataset.json.
       models: the network of each fold, by the fold's name, in evaluation mode.
       mirror_axes: axes that were mirrored in training: 0 height, 1 width.
-      postprocessing: as `postprocess.determine`, where the run decided on it.
+      postprocessing: as `postprocess.determine_postprocessing`, where the run decided on it.
     """
 
     plan: dict
@@ -37,7 +37,7 @@ class Trained:
         return tuple(self.plan["configurations"]["2d"]["patch_size"])
 
 
-def read(folder: Path, folds: Sequence[str] | None = None) -> Trained:
+def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> TrainedFolds:
     """Reads the last weights of folds.
 
     Args:
@@ -49,12 +49,12 @@ def read(folder: Path, folds: Sequence[str] | None = None) -> Trained:
       ConfigError: a result folder of nnU-Net needs torch >= 2.10, which is not installed.
     """
     folder = Path(folder).expanduser()
-    ours = trained_folds(folder)
+    ours = trained_fold_names(folder)
     if not ours:
         numbers = None if folds is None else [int(fold) if fold.isdecimal() else fold for fold in folds]
-        found = result_folder.read(folder, numbers)
+        found = result_folder.read_result_folder(folder, numbers)
         models = {str(fold): found.model(fold) for fold in found.folds}
-        return Trained(found.plan, found.dataset, models, found.mirror_axes, None)
+        return TrainedFolds(found.plan, found.dataset, models, found.mirror_axes, None)
     chosen = list(folds) if folds is not None else [name for name in ours if name != "all"] or ours
     absent = [name for name in chosen if name not in ours]
     if absent:
@@ -75,5 +75,5 @@ def read(folder: Path, folds: Sequence[str] | None = None) -> Trained:
     postprocessing = None
     if decision.exists():
         postprocessing = read_json(decision, "the postprocessing of a run", "delete it or determine it again")
-    plan_file.check(*plans[0])
-    return Trained(*plans[0], models, (0, 1), postprocessing)
+    plan_file.check_plan(*plans[0])
+    return TrainedFolds(*plans[0], models, (0, 1), postprocessing)

@@ -13,7 +13,7 @@ from bcss_jax.common.files import write_png, write_text
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
-from bcss_jax.nnunet.predict import labels_of
+from bcss_jax.nnunet.predict import predicted_labels
 from bcss_jax.nnunet.store import Stored
 
 PICTURES, PICTURE_SIDE = 6, 512
@@ -52,7 +52,7 @@ def validate(
     chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
     with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
         for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):
-            labels = change(labels_of(predict(prepared.data), prepared.properties))
+            labels = change(predicted_labels(predict(prepared.data), prepared.properties))
             image, truth = case.read()
             counts[case.name] = confusion(labels, truth, scheme)
             write_png(folder / f"{case.name}.png", labels)

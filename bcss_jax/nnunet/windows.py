@@ -17,7 +17,7 @@ _SIGMA = 1 / 8  # of the Gaussian, as a share of the patch's edge
 _PEAK = 10.0  # nnU-Net's, for the range of its half precision; cancels in the weighted mean
 
 
-def starts(size: int, window: int, step: float = 0.5) -> list[int]:
+def window_starts(size: int, window: int, step: float = 0.5) -> list[int]:
     """First pixels of the windows along one axis: evenly spread, the last one flush with the end.
 
     Args:
@@ -26,7 +26,7 @@ def starts(size: int, window: int, step: float = 0.5) -> list[int]:
       step: the largest distance of two windows, as a share of `window`.
 
     Raises:
-      ValueError: the image is smaller than a window (see `padded`), or the step is not above 0 and at most 1.
+      ValueError: the image is smaller than a window (see `pad_to_window`), or the step is not above 0 and at most 1.
     """
     if size < window:
         raise ValueError(f"an image of {size} pixels is smaller than the window of {window}; pad it first")
@@ -37,13 +37,13 @@ def starts(size: int, window: int, step: float = 0.5) -> list[int]:
     return [round(distance * i) for i in range(gaps + 1)]
 
 
-def corners(shape: Sequence[int], patch_size: Sequence[int], step: float = 0.5) -> list[Pair]:
-    """Upper left pixels (y, x) of all windows of an image, row by row; arguments as of `starts`."""
-    rows, columns = (starts(size, window, step) for size, window in zip(shape, patch_size, strict=True))
+def window_corners(shape: Sequence[int], patch_size: Sequence[int], step: float = 0.5) -> list[Pair]:
+    """Upper left pixels (y, x) of all windows of an image, row by row; arguments as of `window_starts`."""
+    rows, columns = (window_starts(size, window, step) for size, window in zip(shape, patch_size, strict=True))
     return [(y, x) for y in rows for x in columns]
 
 
-def gaussian(patch_size: Sequence[int]) -> np.ndarray:
+def window_weights(patch_size: Sequence[int]) -> np.ndarray:
     """Weights of a window's pixels: float32 [height, width], 10 at pixel (height // 2, width // 2), never 0.
 
     nnU-Net blurs an image with a single bright pixel. The filter reaches beyond the window on every side, so the result
@@ -53,7 +53,7 @@ def gaussian(patch_size: Sequence[int]) -> np.ndarray:
     return (_PEAK * np.outer(rows, columns)).astype(np.float32)
 
 
-def padded(image: np.ndarray, patch_size: Sequence[int]) -> tuple[np.ndarray, Area]:
+def pad_to_window(image: np.ndarray, patch_size: Sequence[int]) -> tuple[np.ndarray, Area]:
     """Surrounds an image with zeros so that a window fits.
 
     Args:

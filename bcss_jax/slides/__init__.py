@@ -1,5 +1,7 @@
-"""Whole slides: read at a model's resolution, cut into windows, segmented, stitched and written, in bounded memory.
+"""Segments whole slides in bounded memory.
 
-The way through it: `reader` in processes of their own (`reader_pool`) -> `tissue` -> `windows` -> `blend` -> `tile_store`
--> `label_pyramid`, `polygons`, `geojson`, `overlay`, `summary`. `python -m bcss_jax.segment` is the command.
+The rooms, in the order of the work: `reading` opens a slide and reads blocks of it in separate processes, `tissue` finds
+where to look, `stitching` predicts and blends overlapping windows, `store` keeps labels and probabilities, `regions`
+traces polygons, `outputs` writes the results, `scoring` compares them with masks, and `batch` runs all of this over a
+list of slides. The command is `python -m bcss_jax.segment`.
 """

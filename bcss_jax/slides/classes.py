@@ -1,15 +1,18 @@
-"""What the pixels of a segmented slide mean: one code book for all label schemes, in which 0 is never a tissue class."""
+"""The meaning of the pixel values in a segmented slide: one code book for all label schemes.
+
+Value 0 is never a tissue class.
+"""
 
 from typing import NamedTuple
 
 from bcss_jax.labels import LabelScheme
 
-BACKGROUND = 0  # no tissue, or not asked for: nothing was computed
-UNREADABLE = 255  # tissue whose pixels the slide does not give
+BACKGROUND = 0  # no tissue, or not requested: nothing was computed
+UNREADABLE = 255  # tissue whose pixels could not be read from the slide
 
 
 class SlideClass(NamedTuple):
-    """A class: `value` in label images, its name, its color (RGB)."""
+    """A class of a label image: its pixel `value`, its name and its color (RGB)."""
 
     value: int
     name: str
@@ -17,8 +20,8 @@ class SlideClass(NamedTuple):
 
 
 def classes_of(scheme: LabelScheme) -> tuple[SlideClass, ...]:
-    """The evaluated classes of a scheme, with the values 1, 2, ... in its order."""
-    from bcss_jax.common import figures  # here, because Matplotlib takes a second that the viewer should not cost
+    """Returns the evaluated classes of a scheme in the scheme's order, with the values 1, 2, ..."""
+    from bcss_jax.common import figures  # imported here: Matplotlib takes a second, which the viewer need not wait for
 
     colors = figures.class_colors(scheme)
     return tuple(

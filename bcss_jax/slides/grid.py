@@ -1,4 +1,4 @@
-"""The pixel grid that a slide is segmented on: the whole of level 0 at the model's resolution."""
+"""The pixel grid that a slide is segmented on: all of level 0, resampled to the model's resolution."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Pixel (x, y) of the grid covers level-0 pixels from (x * scale[0], y * scale[1]) on.
+    """The pixel grid of a slide. Pixel (x, y) starts at the level-0 pixel (x * scale[0], y * scale[1]).
 
     Attributes:
       width: pixels.
       height: pixels.
-      mpp: um per pixel, the model's.
-      scale: level-0 pixels per pixel of the grid, along x and y.
+      mpp: um per pixel, as the model expects it.
+      scale: level-0 pixels per grid pixel, along x and y.
     """
 
     width: int
@@ -27,17 +27,25 @@ class Grid:
         return (self.mpp / 1000) ** 2
 
 
-def nearest_indices(size: int, given: int) -> np.ndarray:
-    """Of an axis with `given` pixels, the one that lies under each of `size` pixels over the same length: integers [size]."""
-    return ((2 * np.arange(size) + 1) * given) // (2 * size)
+def nearest_indices(size: int, source_size: int) -> np.ndarray:
+    """Returns the indices that resample an axis by nearest neighbor.
+
+    Args:
+      size: pixels of the resampled axis.
+      source_size: pixels of the given axis, which spans the same length.
+
+    Returns:
+      int64 [size]: for each pixel, the index of the source pixel under its center.
+    """
+    return ((2 * np.arange(size) + 1) * source_size) // (2 * size)
 
 
 def grid_of(width: int, height: int, slide_mpp: tuple[float, float], model_mpp: float) -> Grid:
-    """The grid of a slide.
+    """Returns the grid of a slide.
 
     Args:
-      width: of level 0, pixels.
-      height: likewise.
+      width: pixels of level 0.
+      height: pixels of level 0.
       slide_mpp: um per level-0 pixel along x and y.
       model_mpp: um per pixel that the model was trained at.
     """

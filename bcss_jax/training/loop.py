@@ -26,6 +26,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine, duration
 from bcss_jax.data import synthetic, tfrecords
 from bcss_jax.data.augment import Augmentation
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import InputWait, eval_batches, train_batches
 from bcss_jax.errors import ConfigError, NumericalError, Preempted
 from bcss_jax.models.apply import ImageStatistics, split_model
@@ -96,18 +97,17 @@ def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None
         say(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{left}")
 
     # --- Data ---
-    data = tfrecords.prepare(
+    settings = DataSettings(
         config.data.layout,
-        data_dir=config.data.dir or None,
-        prepared_dir=Path(config.data.prepared_dir).expanduser(),
-        split=config.data.split,
-        mpp=config.data.mpp,
-        patch_size=config.data.patch_size,
-        stride=config.data.stride,
-        scheme=scheme,
-        allow_missing=config.data.allow_missing,
-        max_bad=config.data.max_bad,
+        config.data.dir or None,
+        config.data.split,
+        config.data.mpp,
+        config.data.patch_size,
+        config.data.stride,
+        config.data.allow_missing,
+        config.data.max_bad,
     )
+    data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
     num_train, num_val = data.splits["train"], data.splits["val"]
     pipeline = {
         "table": labels.lookup_table(scheme, data.codes),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bcss_jax import config, evaluate, models
 from bcss_jax.data import tfrecords
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.evaluation import nnunet_run
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.apply import split_model
@@ -62,7 +63,7 @@ def new_run(tiles, prepared):
         saved.update(labels=labels, folds=how if how != "all" else "patient", fold="all" if how == "all" else "each")
         saved.data.update(layout="kaggle224", dir=str(tiles), prepared_dir=str(prepared), **settings)
         found = cases.find(
-            "kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=SCHEMES[labels], split=saved.data.split
+            DataSettings("kaggle224", tiles, saved.data.split), prepared_dir=prepared, scheme=SCHEMES[labels]
         )
         by_part = {part: [c.name for c in found.train if c.part == part] for part in ("train", "val")}
         both = sorted(by_part["train"] + by_part["val"])
@@ -83,7 +84,7 @@ def new_run(tiles, prepared):
             fold = str(number) if splits else "all"
             model = models.create(**saved["model"], num_classes=found.scheme.num_classes, seed=number)
             _, params, model_state = split_model(model)
-            of_fold = about | {"fold": fold, "data_sha256": folds.sha256(fingerprint, split, the_plan)}
+            of_fold = about | {"fold": fold, "data_sha256": folds.fold_sha256(fingerprint, split, the_plan)}
             where = folder / f"fold_{fold}" / "checkpoints"
             save_checkpoint(where, params, model_state, of_fold, step_number=4, progress={"epoch": 2})
         return folder
@@ -176,7 +177,7 @@ def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, 
     settings.update(eval_batch_size=8)
     settings.data.update(layout="kaggle224", dir=str(tiles))
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "pretrained": None}
-    about["data"] = tfrecords.prepare("kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=scheme).describe()
+    about["data"] = tfrecords.prepare(DataSettings("kaggle224", tiles), prepared_dir=prepared, scheme=scheme).describe()
     _, params, model_state = split_model(models.create(**settings.model, num_classes=3, seed=1))
     progress = {"epoch": 1, "history": []}
     save_checkpoint(tmp_path / "unet" / "checkpoints", params, model_state, about, step_number=1, progress=progress)

@@ -15,10 +15,11 @@ import uvicorn
 from PIL import Image
 
 from bcss_jax.slides.batch.slide_folder import fingerprints
+from bcss_jax.slides.grid import Grid
 from bcss_jax.viewer import server
 from bcss_jax.viewer.slide_files import SlideFiles
+from helpers.slide_summaries import slide_summary
 
-COLORS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
 TILE = 64
 
 
@@ -52,27 +53,12 @@ def write_labels(path, levels):
             )
 
 
-def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLORS), **more):
-    """A summary.json as segmenting writes it; `more` goes before, or beside, such as `scores`."""
-    classes = [
-        {"value": value, "name": name, "colour": list(color), "pixels": 1000 * value, "area_mm2": 0.75 * value}
-        for value, (name, color) in enumerate(zip(names, COLORS.values(), strict=True), 1)
-    ]
+def summary(slide, width, height, grid_shape, mpp=0.25, **more):
+    """The content of a summary.json; `more` as in `slide_summary`."""
     rows, columns = grid_shape
-    return {
-        "format": 1,
-        "slide": {
-            "path": str(slide), "name": slide.name, "format": "png", "width": width, "height": height,
-            "mpp": [mpp * columns / width] * 2, "bounds": None,
-        },
-        "model": {"name": model, "label_scheme": {}, "mpp": mpp, "window": 224, "params_sha256": "0" * 64},
-        "grid": {"width": columns, "height": rows, "mpp": mpp, "scale": [width / columns, height / rows]},
-        "classes": classes,
-        "tissue_area_mm2": 2.25, "tumor_stroma_ratio": 0.5, "unreadable_area_mm2": unreadable,
-        "files": {"labels": "labels.ome.tif", "regions": None, "overlay": None, "probabilities": None},
-        "seconds": {}, "versions": {}, "device": {},
-        "identity": {"files": {"slide": {"bytes": 1, "sha256_of_ends": "0" * 64}}},
-    } | more  # fmt: skip
+    grid = Grid(columns, rows, mpp, (width / columns, height / rows))
+    pixels = (12_000_000, 24_000_000)  # 0.75 and 1.5 mm2 at 0.25 um per pixel
+    return slide_summary(slide, width, height, grid, **{"pixels": pixels} | more).to_json()
 
 
 def tissue(height, width, seed=0):

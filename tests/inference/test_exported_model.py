@@ -77,11 +77,11 @@ def test_what_is_known_of_the_model(artifact, run):
     model, original = model_of_artifact(artifact, mesh, tta=False), trained_run.read_trained_run(run, mesh, "best")
     assert (model.name, model.mpp, model.window, model.any_window) == ("unet", 0.5, WINDOW, False)
     assert model.scheme == original.scheme
-    assert model.about["params_sha256"] == original.sha256["params"] and model.about["network"] == "unet"
-    assert model.about["checkpoint"] == {
+    assert model.metadata["params_sha256"] == original.sha256["params"] and model.metadata["network"] == "unet"
+    assert model.metadata["checkpoint"] == {
         "artefact": str(artifact), "exported_from": "small", "which": "best", "step": 7, "epoch": 2,
     }  # fmt: skip
-    json.dumps([model.about, model.identity], allow_nan=False)
+    json.dumps([model.metadata, model.identity], allow_nan=False)
 
 
 def test_the_mean_over_flips_has_to_be_in_the_file(artifact, run, tmp_path, caplog):
@@ -90,7 +90,7 @@ def test_the_mean_over_flips_has_to_be_in_the_file(artifact, run, tmp_path, capl
     path = tmp_path / "tta.jaxexport"
     assert export.main([f"--checkpoint={run}", f"--output={path}", "--tta"]) == 0
     asked, unasked = (model_of_artifact(path, mesh_of(1), tta=tta) for tta in (True, False))
-    assert asked.about["tta"] and asked.identity == unasked.identity
+    assert asked.metadata["tta"] and asked.identity == unasked.identity
     assert asked.identity != model_of_artifact(artifact, mesh_of(1), tta=False).identity
 
 
@@ -205,7 +205,7 @@ def test_sizes_are_looked_at_before_anything_is_read(artifact, tmp_path, capsys,
     last = content.rindex(b"PK\x01\x02")
     claims = content[: last + 20] + struct.pack("<II", (1 << 31) - 1, (1 << 31) - 1) + content[last + 28 :]
     assert "model.stablehlo claims 2147483647 bytes" in refused(tmp_path / "a", claims, capsys)
-    large = archive(json.dumps(about) + " " * exported_model.MAX_ABOUT, program)
+    large = archive(json.dumps(about) + " " * exported_model.MAX_METADATA, program)
     assert "model.json claims" in refused(tmp_path / "a", large, capsys)
 
 

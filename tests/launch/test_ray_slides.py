@@ -190,7 +190,7 @@ def test_asked_to_stop_it_ends_with_all_that_it_started(slides, artifact, tmp_pa
     finally:
         driver.kill()
     assert driver.returncode == 75, err
-    assert re.search(r"^note: stopped with \d slides not done; the same command goes on from there$", err, re.M)
+    assert re.search(r"^note: stopped with \d slides not done; the same command resumes from there$", err, re.M)
     wait_for(lambda: gone(segmenting), "the segmenting process to end", seconds=10)
     with open(tmp_path / "out" / "summary.csv", newline="") as file:
         assert "pending" in [row["status"] for row in csv.DictReader(file)]
@@ -262,16 +262,16 @@ def test_a_crash_is_noted_for_the_summary(ray_slides, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("own", "others", "code", "said"),
     [
-        (["--workers=2"], ["--checkpoint=a"], 2, "behind -- there must be --output"),
-        (["--workers=2"], ["--output={tmp}/out"], 2, "behind -- there must be --checkpoint"),
+        (["--workers=2"], ["--checkpoint=a"], 2, "options after --: --output is missing"),
+        (["--workers=2"], ["--output={tmp}/out"], 2, "options after --: --checkpoint is missing"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--slide=b"], 2, "--slide is of one slide"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"], 2, "--shard is of one slide"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "is the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "is the column tissue"),
-        (["--workers=2"], ["--checkpoint=a", "--output"], 2, "behind --: "),
+        (["--workers=2"], ["--checkpoint=a", "--output"], 2, "options after --: "),
         (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
         (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
-        ([], ["--checkpoint=a", "--output={tmp}/out"], 2, "which cluster?"),
+        ([], ["--checkpoint=a", "--output={tmp}/out"], 2, "no cluster is given"),
         (["--workers=2", "--slides={tmp}/none.csv"], ["--checkpoint=a", "--output={tmp}/out"], 3, "none.csv: expected"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/file/out"], 5, "cannot be written"),
     ],

@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 from bcss_jax import segment
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError
 from bcss_jax.slides.batch import batch_summary
-from bcss_jax.slides.batch.slide_folder import note_failure
+from bcss_jax.slides.batch.slide_folder import write_failure
 from bcss_jax.slides.batch.slide_list import Entry, shard_of
 
 SCRIPT, JOB = ROOT / "launch" / "slurm_slides.sh", ROOT / "launch" / "gke_slides.yaml"
@@ -176,7 +176,7 @@ import sys, time
 from pathlib import Path
 from bcss_jax.errors import DataError
 from bcss_jax.slides.batch import batch_summary
-from bcss_jax.slides.batch.slide_folder import note_failure
+from bcss_jax.slides.batch.slide_folder import write_failure
 from bcss_jax.slides.batch.slide_list import Entry, shard_of
 
 output, shard = Path(sys.argv[1]), sys.argv[2]
@@ -187,8 +187,8 @@ while len(list(output.glob("ready*"))) < 4:
 for entry in shard_of(entries, shard):
     folder = output / entry.slide.stem
     folder.mkdir()
-    note_failure(folder, DataError(f"{entry.slide.name}: of no use"))
-    batch_summary.write(output, entries, several=False)
+    write_failure(folder, DataError(f"{entry.slide.name}: of no use"))
+    batch_summary.write_table(output, entries, several=False)
 """
 
 
@@ -207,11 +207,11 @@ def test_a_shard_waits_for_another_that_sums_up(tmp_path):
     """What the other one has finished meanwhile is in the table too."""
     with open(tmp_path / ".summary.lock", "a") as lock, ThreadPoolExecutor(1) as thread:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        written = thread.submit(batch_summary.write, tmp_path, [Entry(Path("a.svs"))], several=False)
+        written = thread.submit(batch_summary.write_table, tmp_path, [Entry(Path("a.svs"))], several=False)
         with pytest.raises(TimeoutError):
             written.result(0.3)
         (tmp_path / "a").mkdir()
-        note_failure(tmp_path / "a", DataError("of no use"))
+        write_failure(tmp_path / "a", DataError("of no use"))
         fcntl.flock(lock, fcntl.LOCK_UN)
         written.result(10)
     assert "a.svs,,failed,of no use" in (tmp_path / "summary.csv").read_text()

@@ -7,7 +7,7 @@ import pytest
 from helpers.nnunet_small import real_region
 
 from bcss_jax.errors import DataError
-from bcss_jax.nnunet import fingerprint, plan
+from bcss_jax.nnunet import extract_fingerprint, make_plan
 
 SAMPLES = 30_000  # of the whole data set, in place of nnU-Net's 100 million
 
@@ -91,7 +91,7 @@ def assert_equal(found, expected):
 def test_equals_nnunets(monkeypatch, tmp_path, border, count, samples):
     images, masks = images_and_masks(count, border, seed=count)
     expected = nnunets(images, masks, samples, monkeypatch, tmp_path)
-    found = fingerprint(images, masks, samples=samples)
+    found = extract_fingerprint(images, masks, samples=samples)
     assert_equal(found, expected)
     assert (found["median_relative_size_after_cropping"] < 1) == bool(border)
     assert json.loads(json.dumps(found)) == found
@@ -102,7 +102,7 @@ def test_equals_nnunets_when_more_is_drawn_than_at_once(monkeypatch, tmp_path):
     masks[1][3, 4] = 1
     samples = 2 * 1_100_000
     assert_equal(
-        fingerprint(images, masks, samples=samples), nnunets(images, masks, samples, monkeypatch, tmp_path)
+        extract_fingerprint(images, masks, samples=samples), nnunets(images, masks, samples, monkeypatch, tmp_path)
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_equals_nnunets_on_real_tissue(shared, monkeypatch, tmp_path):
     image, mask = real_region(shared)
     images, masks = [image[:300, :200], image[300:500, 100:400]], [mask[:300, :200], mask[300:500, 100:400]]
     expected = nnunets(images, masks, SAMPLES, monkeypatch, tmp_path)
-    assert_equal(fingerprint(images, masks, samples=SAMPLES), expected)
+    assert_equal(extract_fingerprint(images, masks, samples=SAMPLES), expected)
 
 
 class Lazy:
@@ -130,14 +130,14 @@ class Lazy:
 def test_lazy_sequences_are_gone_through_once():
     images, masks = images_and_masks(4)
     lazy = Lazy(images), Lazy(masks)
-    assert fingerprint(*lazy, samples=100) == fingerprint(images, masks, samples=100)
+    assert extract_fingerprint(*lazy, samples=100) == extract_fingerprint(images, masks, samples=100)
     assert all(each.asked == [0, 1, 2, 3] for each in lazy)
 
 
 @pytest.mark.parametrize("case", ["rgb224_n40", "rgbmixed1500x2000_n12"])
 def test_has_the_form_of_nnunets_files(shared, case):
     expected = json.loads((shared / "nnunet_plans" / case / "dataset_fingerprint.json").read_text())
-    found = fingerprint(*images_and_masks(3), samples=100)
+    found = extract_fingerprint(*images_and_masks(3), samples=100)
 
     def form(value):
         if isinstance(value, dict):
@@ -146,7 +146,7 @@ def test_has_the_form_of_nnunets_files(shared, case):
 
     assert form(found) == form(expected)
     dataset = json.loads((shared / "nnunet_plans" / case / "dataset.json").read_text())
-    assert plan(found, dataset)["configurations"]["2d"]["patch_size"]
+    assert make_plan(found, dataset)["configurations"]["2d"]["patch_size"]
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_has_the_form_of_nnunets_files(shared, case):
 )
 def test_what_has_no_fingerprint(change, part):
     with pytest.raises(DataError) as error:
-        fingerprint(*change(*images_and_masks(2)), samples=10)
+        extract_fingerprint(*change(*images_and_masks(2)), samples=10)
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
 def test_names_of_cases_in_messages():
     images, masks = images_and_masks(2)
     with pytest.raises(DataError, match="^slide B: "):
-        fingerprint([images[0], images[1][1:]], masks, names=["slide A", "slide B"], samples=10)
+        extract_fingerprint([images[0], images[1][1:]], masks, names=["slide A", "slide B"], samples=10)

@@ -291,7 +291,7 @@ def test_arguments_that_cannot_be(name, kwargs, part):
 
 
 def plan(name="nnunet"):
-    """A plan with what `from_plan` reads, of a small network."""
+    """A plan with what `network_from_plan` reads, of a small network."""
     blocks = {"nnunet": {"n_conv_per_stage": [2, 2]}, "nnunet_resenc": {"n_blocks_per_stage": [1, 2]}}[name]
     network = {"nnunet": "PlainConvUNet", "nnunet_resenc": "ResidualEncoderUNet"}[name]
     kwargs = blocks | {
@@ -309,7 +309,7 @@ def plan(name="nnunet"):
 def test_network_of_a_plan(name):
     kwargs = SMALL[name] | {"strides": (1, (1, 2)), "n_conv_per_stage_decoder": 1}
     expected = models.create(name, num_classes=4, in_channels=2, seed=3, **kwargs)
-    model = network.from_plan(plan(name), 4, in_channels=2, seed=3)
+    model = network.network_from_plan(plan(name), 4, in_channels=2, seed=3)
     assert nnx.graphdef(model) == nnx.graphdef(expected)
     for a, b in zip(jax.tree.leaves(nnx.state(model)), jax.tree.leaves(nnx.state(expected)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -326,10 +326,10 @@ def test_plans_of_nnunet_give_networks_of_the_known_sizes():
     }
     for path, parameters in expected.items():
         parsed = json.loads((PLANS / path).read_text())
-        assert count(nnx.eval_shape(lambda parsed=parsed: network.from_plan(parsed, 3))) == parameters, path
+        assert count(nnx.eval_shape(lambda parsed=parsed: network.network_from_plan(parsed, 3))) == parameters, path
     default = nnx.eval_shape(lambda: models.create("nnunet", num_classes=3))
     parsed = json.loads((PLANS / "rgb224_n40/nnUNetPlans.json").read_text())
-    assert nnx.graphdef(nnx.eval_shape(lambda: network.from_plan(parsed, 3))) == nnx.graphdef(default)
+    assert nnx.graphdef(nnx.eval_shape(lambda: network.network_from_plan(parsed, 3))) == nnx.graphdef(default)
 
 
 @pytest.mark.parametrize(
@@ -357,14 +357,14 @@ def test_plans_that_are_not_supported(change, part):
     for key in [key for key, value in kwargs.items() if value is ...]:
         del kwargs[key]
     with pytest.raises(ConfigError) as error:
-        network.from_plan(changed, 3)
+        network.network_from_plan(changed, 3)
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
 def test_plans_without_what_is_asked_for():
     def message(plan, **kwargs):
         with pytest.raises(ConfigError) as error:
-            network.from_plan(plan, 3, **kwargs)
+            network.network_from_plan(plan, 3, **kwargs)
         return str(error.value)
 
     assert "no configurations / 3d_fullres" in message(plan(), configuration="3d_fullres")

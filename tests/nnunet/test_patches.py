@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from bcss_jax.nnunet.patches import (
-    Case,
-    choose,
+    PatchSource,
+    choose_patch,
     corner_about,
     corner_bounds,
-    cut,
+    cut_patch,
     forced_foreground,
     initial_patch_size,
     rotation_range,
@@ -48,12 +48,12 @@ def case(shape=(60, 70), *, ignore=False, seed=0):
     locations = {1: np.argwhere(labels == 1), 2: np.argwhere(labels == 2)}
     if ignore:
         locations[ANNOTATED] = np.argwhere(labels != 3)
-    return Case(rng.standard_normal((*shape, 3)).astype(np.float32), labels, locations)
+    return PatchSource(rng.standard_normal((*shape, 3)).astype(np.float32), labels, locations)
 
 
 def drawn(cases, count=400, seed=5, index=0, **kwargs):
     given = {"batch_size": 3, "patch_size": (24, 20), "cut_size": (31, 27)} | kwargs
-    return [choose(cases, seed, step, index, **given) for step in range(count)]
+    return [choose_patch(cases, seed, step, index, **given) for step in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_forced_patches_show_each_label_equally_often():
         assert patch.forced and patch.corner[0] >= -4 and patch.corner[1] >= -4
         at = np.add(patch.corner, (31 // 2, 27 // 2))
         labels.append(2 if at[1] >= 30 else 1)
-        shown = cut(one.data, one.labels, patch.corner, (31, 27))[1]
+        shown = cut_patch(one.data, one.labels, patch.corner, (31, 27))[1]
         assert (shown == labels[-1]).any()
     assert abs(np.mean(np.array(labels) == 1) - 0.5) < 0.1  # though label 2 has more pixels
     assert not any(patch.forced for patch in drawn([one], 10, index=1))
@@ -187,14 +187,14 @@ def test_what_is_drawn_depends_on_seed_step_and_place_alone():
     cases = [case(seed=seed) for seed in range(7)]
     arguments = {"batch_size": 4, "patch_size": (24, 20), "cut_size": (31, 27)}
     places = [(seed, step, index) for seed in (0, 9) for step in (0, 1, 250) for index in range(4)]
-    first = {place: choose(cases, *place, **arguments) for place in places}
+    first = {place: choose_patch(cases, *place, **arguments) for place in places}
     np.random.seed(1)
     for place in reversed(places):
-        assert choose(cases, *place, **arguments) == first[place]
+        assert choose_patch(cases, *place, **arguments) == first[place]
     assert len(set(first.values())) > 20
     numbers = np.bincount([patch.case for patch in drawn(cases, 1400)], minlength=7)
     assert numbers.min() > 140 and numbers.max() < 260
-    assert choose(cases, 0, 0, 3, batch_size=4, patch_size=(24, 20)).forced
+    assert choose_patch(cases, 0, 0, 3, batch_size=4, patch_size=(24, 20)).forced
 
 
 class OnlyCut:
@@ -213,7 +213,7 @@ class OnlyCut:
 def test_cut(corner, tmp_path):
     one = case()
     size = (31, 27)
-    image, label = cut(one.data, one.labels, corner, size)
+    image, label = cut_patch(one.data, one.labels, corner, size)
     assert image.shape == (31, 27, 3) and label.shape == size
     assert image.dtype == np.float32 and label.dtype == np.int16
     for y, x in [(0, 0), (30, 26), (15, 13), (0, 26)]:
@@ -224,11 +224,11 @@ def test_cut(corner, tmp_path):
             assert (image[y, x] == 0).all() and label[y, x] == -1
 
     arrays = OnlyCut(one.data), OnlyCut(one.labels)
-    np.testing.assert_array_equal(cut(*arrays, corner, size)[0], image)
+    np.testing.assert_array_equal(cut_patch(*arrays, corner, size)[0], image)
     assert arrays[0].read <= 31 * 27 * 3 and arrays[1].read <= 31 * 27
     np.save(tmp_path / "data.npy", one.data)
     mapped = np.load(tmp_path / "data.npy", mmap_mode="r")
-    found = cut(mapped, one.labels, corner, size)[0]
+    found = cut_patch(mapped, one.labels, corner, size)[0]
     np.testing.assert_array_equal(found, image)
     assert type(found) is np.ndarray and found.flags.writeable
 
@@ -237,7 +237,7 @@ def test_cut(corner, tmp_path):
 def test_cut_is_nnunets(corner):
     boxes = pytest.importorskip("acvl_utils.cropping_and_padding.bounding_boxes", reason="compares with nnU-Net")
     one = case()
-    image, label = cut(one.data, one.labels, corner, (31, 27))
+    image, label = cut_patch(one.data, one.labels, corner, (31, 27))
     box = [[start, start + length] for start, length in zip(corner, (31, 27), strict=True)]
     expected = boxes.crop_and_pad_nd(np.moveaxis(one.data, -1, 0), box, 0)
     np.testing.assert_array_equal(np.moveaxis(image, -1, 0), expected)

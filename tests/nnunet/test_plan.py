@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.nnunet import network, plan, plan_file, topology
+from bcss_jax.nnunet import make_plan, network, plan_file, topology
 from bcss_jax.nnunet.plan import PRESETS, reasons
 
 CASES = ("rgb224_n40", "rgb224_n400", "rgb512_n20", "rgb512_n300", "rgbmixed1500x2000_n12")
@@ -103,10 +103,10 @@ def test_nnunets_own_plans_and_memory_estimates(shared, case, preset):
     before = copy.deepcopy((fingerprint, dataset))
     expected = stored(shared, case, PRESETS[preset].plans_name)
     name = f"Dataset{about['id']:03d}_{about['name']}"
-    made = plan(fingerprint, dataset, preset, dataset_name=name)
+    made = make_plan(fingerprint, dataset, preset, dataset_name=name)
     assert made == expected
     assert json.dumps(made) == json.dumps(expected)  # the order of the entries and integers as such, too
-    assert plan(fingerprint, dataset, PRESETS[preset].plans_name, dataset_name=name) == expected
+    assert make_plan(fingerprint, dataset, PRESETS[preset].plans_name, dataset_name=name) == expected
     steps = [
         (list(network.patch_size), [list(stride) for stride in network.strides], estimate)
         for network, estimate in reasons(fingerprint, dataset, preset).steps
@@ -121,7 +121,7 @@ def test_nnunets_planners_give_the_same_for_random_data_sets(planners, seed):
     fingerprint, dataset = random_case(seed)
     preset = list(PRESETS)[seed % 5]
     expected, estimates = planners(fingerprint, dataset, preset)
-    assert plan(fingerprint, dataset, preset, dataset_name="Dataset007_Test") == expected
+    assert make_plan(fingerprint, dataset, preset, dataset_name="Dataset007_Test") == expected
     assert [step.estimate for step in reasons(fingerprint, dataset, preset).steps] == estimates
 
 
@@ -132,7 +132,7 @@ def test_transposed_images_and_old_names_as_nnunet(planners):
     dataset["modality"] = dataset.pop("channel_names")
     expected, _ = planners(fingerprint, dataset, "nnUNetPlans")
     assert expected["transpose_forward"] == [1, 0, 2]
-    assert plan(fingerprint, dataset, dataset_name="Dataset007_Test") == expected
+    assert make_plan(fingerprint, dataset, dataset_name="Dataset007_Test") == expected
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_transposed_images_and_old_names_as_nnunet(planners):
 )
 def test_smallest_images_that_have_a_network(planners, shape, strides):
     fingerprint, dataset = fingerprint_of([shape] * 50), dataset_of(50)
-    made = plan(fingerprint, dataset, dataset_name="Dataset007_Test")
+    made = make_plan(fingerprint, dataset, dataset_name="Dataset007_Test")
     assert made["configurations"]["2d"]["architecture"]["arch_kwargs"]["strides"] == [list(s) for s in strides]
     assert made == planners(fingerprint, dataset, "nnUNetPlans")[0]
 
@@ -154,16 +154,16 @@ def test_smallest_images_that_have_a_network(planners, shape, strides):
 @pytest.mark.parametrize("shape", [(7, 7), (11, 5), (8, 7), (1, 1)])
 def test_images_that_are_too_small_are_refused(shape):
     with pytest.raises(DataError, match=f"{shape[0]} x {shape[1]} pixels.*both axes must have 8.*12") as error:
-        plan(fingerprint_of([shape] * 5), dataset_of(5))
+        make_plan(fingerprint_of([shape] * 5), dataset_of(5))
     assert "\n" not in str(error.value)
 
 
 def test_rule_before_2_3_1_limits_the_patch(shared):
     fingerprint, dataset = (stored(shared, CASES[-1], name) for name in ("dataset_fingerprint", "dataset"))
-    old = plan(fingerprint, dataset, rule_before_2_3_1=True)["configurations"]["2d"]
+    old = make_plan(fingerprint, dataset, rule_before_2_3_1=True)["configurations"]["2d"]
     assert old["patch_size"] == [512, 512] and 2 <= old["batch_size"] <= 12
-    assert plan(fingerprint, dataset)["configurations"]["2d"]["patch_size"] == [1024, 1280]
-    residual = [plan(fingerprint, dataset, "ResEncL", rule_before_2_3_1=rule) for rule in (True, False)]
+    assert make_plan(fingerprint, dataset)["configurations"]["2d"]["patch_size"] == [1024, 1280]
+    residual = [make_plan(fingerprint, dataset, "ResEncL", rule_before_2_3_1=rule) for rule in (True, False)]
     assert residual[0] == residual[1]
 
 
@@ -188,17 +188,17 @@ def test_what_cannot_be_planned(change, part):
         if value is ...:
             del target[key]
     with pytest.raises(DataError) as error:
-        plan(fingerprint, dataset)
+        make_plan(fingerprint, dataset)
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
 def test_unknown_preset():
     with pytest.raises(ConfigError, match="no nnU-Net preset 'huge'.*ResEncXL"):
-        plan(fingerprint_of([(64, 64)]), dataset_of(1), "huge")
+        make_plan(fingerprint_of([(64, 64)]), dataset_of(1), "huge")
 
 
 def test_memory_counts_every_convolution():
-    network_ = topology.topology((8, 12), (1, 1))
+    network_ = topology.make_topology((8, 12), (1, 1))
     assert network_.patch_size == (8, 12) and network_.divisor == (2, 2)
     full, half = 8 * 12, 4 * 6
     assert topology.memory_estimate(network_, False, 3) == (2 + 3) * 32 * full + 2 * 64 * half + 3 * full
@@ -209,20 +209,20 @@ def test_memory_counts_every_convolution():
 
 
 def small_plan(**changes):
-    made = plan(fingerprint_of([(64, 96)] * 10), dataset_of(10))
+    made = make_plan(fingerprint_of([(64, 96)] * 10), dataset_of(10))
     made["configurations"]["2d"] |= changes
     return made
 
 
 def test_a_written_plan_is_read_back_edited_and_gives_a_network(tmp_path):
     made, path = small_plan(), tmp_path / "plan.json"
-    plan_file.write(path, made)
+    plan_file.write_plan(path, made)
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
-    read = plan_file.read(path)
+    read = plan_file.read_plan(path)
     assert read == made
     read["configurations"]["2d"] |= {"patch_size": [32, 64], "batch_size": 7}
-    plan_file.write(path, read)
-    edited = plan_file.read(path)["configurations"]["2d"]
+    plan_file.write_plan(path, read)
+    edited = plan_file.read_plan(path)["configurations"]["2d"]
     assert (edited["patch_size"], edited["batch_size"]) == ([32, 64], 7)
     assert network.class_and_arguments(read)[1]["n_stages"] == 5
 
@@ -231,9 +231,9 @@ def test_a_written_plan_is_read_back_edited_and_gives_a_network(tmp_path):
 def test_nnunets_files_are_read_and_fit_their_data(shared, case):
     fingerprint, dataset = stored(shared, case, "dataset_fingerprint"), stored(shared, case, "dataset")
     for preset in PRESETS.values():
-        made = plan_file.read(shared / "nnunet_plans" / case / f"{preset.plans_name}.json")
-        plan_file.check(made, dataset, fingerprint)
-        assert "*" not in plan_file.table(made, fingerprint, dataset)
+        made = plan_file.read_plan(shared / "nnunet_plans" / case / f"{preset.plans_name}.json")
+        plan_file.check_plan(made, dataset, fingerprint)
+        assert "*" not in plan_file.plan_table(made, fingerprint, dataset)
 
 
 @pytest.mark.parametrize(
@@ -278,24 +278,24 @@ def test_files_that_are_no_plan_to_train_from(tmp_path, content, part):
         content = json.dumps(made).encode()
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
-        plan_file.read(path)
+        plan_file.read_plan(path)
     assert str(error.value).startswith(f"{path}: ") and part in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="expected an nnU-Net plan .*, found: No such file"):
-        plan_file.read(tmp_path / "plan.json")
+        plan_file.read_plan(tmp_path / "plan.json")
 
 
 def test_plans_of_other_data_are_refused():
     def message(dataset, fingerprint=None):
         with pytest.raises(DataError) as error:
-            plan_file.check(small_plan(), dataset, fingerprint)
+            plan_file.check_plan(small_plan(), dataset, fingerprint)
         assert "\n" not in str(error.value)
         return str(error.value)
 
     same = fingerprint_of([(64, 96)] * 10)
-    plan_file.check(small_plan(batch_size=3, patch_size=[32, 32]), dataset_of(10), same)
+    plan_file.check_plan(small_plan(batch_size=3, patch_size=[32, 32]), dataset_of(10), same)
     assert "is for 3 channels, the data have 1 (CT)" in message(dataset_of(10, {"0": "CT"}))
     assert "median image has 64x96 pixels, that of these data 64x97" in message(
         dataset_of(10), fingerprint_of([(64, 97)] * 10)
@@ -307,12 +307,12 @@ def test_plans_of_other_data_are_refused():
 
 def test_table_says_what_was_decided_from_what(shared):
     fingerprint, dataset = (stored(shared, CASES[1], name) for name in ("dataset_fingerprint", "dataset"))
-    made = plan(fingerprint, dataset)
-    text = plan_file.table(made, fingerprint, dataset)
+    made = make_plan(fingerprint, dataset)
+    text = plan_file.plan_table(made, fingerprint, dataset)
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "400 cases" in text and "224x224" in lines["patch size"] and "median image 224x224" in lines["patch size"]
     assert "20 " in lines["batch size"] and "5 % of the pixels are 20" in lines["batch size"]
     assert "memory allows 65" in lines["batch size"]
     assert max(map(len, text.splitlines())) < 180
     made["configurations"]["2d"]["batch_size"] = 33
-    assert "33 (*, rule: 20)" in plan_file.table(made, fingerprint, dataset)
+    assert "33 (*, rule: 20)" in plan_file.plan_table(made, fingerprint, dataset)

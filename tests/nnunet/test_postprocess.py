@@ -102,7 +102,7 @@ def test_decision_is_nnunets(name, tmp_path, monkeypatch):
     folders = str(tmp_path / "predictions"), str(tmp_path / "truths")
     functions, arguments = reference.determine_postprocessing(*folders, small.PLAN, small.DATASET, 1)
 
-    decision = postprocess.determine(predictions, truths, [1, 2], ignore=3)
+    decision = postprocess.determine_postprocessing(predictions, truths, [1, 2], ignore=3)
     expected = [np.atleast_1d(each["labels_or_regions"]).tolist() for each in arguments]
     assert decision["keep_largest"] == expected
     scores = json.loads((tmp_path / "predictions" / "postprocessing.json").read_text())
@@ -110,11 +110,11 @@ def test_decision_is_nnunets(name, tmp_path, monkeypatch):
         assert decision[ours] == pytest.approx({k: v["Dice"] for k, v in scores[theirs]["mean"].items()}, abs=1e-12)
     for prediction in predictions:
         after = reference.apply_postprocessing(prediction[None], functions, arguments)[0]
-        np.testing.assert_array_equal(postprocess.apply(prediction, decision), after)
+        np.testing.assert_array_equal(postprocess.apply_postprocessing(prediction, decision), after)
 
 
 def test_decisions_are_what_they_should_be_and_survive_json():
-    decisions = {name: postprocess.determine(*make(), [1, 2], ignore=3) for name, make in CASES.items()}
+    decisions = {name: postprocess.determine_postprocessing(*make(), [1, 2], ignore=3) for name, make in CASES.items()}
     assert decisions["specks of both"]["keep_largest"] == [[1, 2], [1]]
     assert decisions["two organs"]["keep_largest"] == [[1], [2]]
     assert not decisions["none"]["keep_largest"] and not decisions["tissue"]["keep_largest"]
@@ -127,22 +127,22 @@ def test_pixels_without_truth_do_not_count():
     truth = np.where(BLOBS == 2, 0, BLOBS)
     truth[3, 5] = 0
     prediction = np.where(BLOBS == 2, 0, BLOBS)  # one speck too many
-    assert postprocess.determine([prediction], [truth], [1])["keep_largest"] == [[1]]
+    assert postprocess.determine_postprocessing([prediction], [truth], [1])["keep_largest"] == [[1]]
     truth[3, 5] = 3
-    decision = postprocess.determine([prediction], [truth], [1], ignore=3)
+    decision = postprocess.determine_postprocessing([prediction], [truth], [1], ignore=3)
     assert decision == {"keep_largest": [], "dice_before": {"1": 1.0}, "dice_after": {"1": 1.0}}
 
 
 def test_a_class_that_never_occurs_has_no_score_and_nothing_is_kept():
     prediction = np.where(BLOBS == 2, 0, BLOBS)
-    decision = postprocess.determine([prediction], [np.where(prediction == 1, 1, 0)], [1, 2])
+    decision = postprocess.determine_postprocessing([prediction], [np.where(prediction == 1, 1, 0)], [1, 2])
     assert decision == {"keep_largest": [], "dice_before": {"1": 1.0, "2": None}, "dice_after": {"1": 1.0, "2": None}}
 
 
 def test_what_cannot_be_decided_on():
     with pytest.raises(DataError, match="0 predictions"):
-        postprocess.determine([], [], [1])
+        postprocess.determine_postprocessing([], [], [1])
     with pytest.raises(DataError, match="1 predictions and 2 truths"):
-        postprocess.determine([BLOBS], [BLOBS, BLOBS], [1])
+        postprocess.determine_postprocessing([BLOBS], [BLOBS, BLOBS], [1])
     with pytest.raises(DataError, match="case 0"):
-        postprocess.determine([BLOBS], [BLOBS[:2]], [1])
+        postprocess.determine_postprocessing([BLOBS], [BLOBS[:2]], [1])

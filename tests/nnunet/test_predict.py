@@ -49,7 +49,7 @@ def test_weights_and_mirrorings_by_hand(mirror, axes):
     total, count = np.zeros((21, 16)), np.zeros((21, 16))
     for y in (0, 3, 6, 10, 13):
         for x in (0, 4):
-            weight = windows.gaussian((8, 12)).astype(float)
+            weight = windows.window_weights((8, 12)).astype(float)
             total[y : y + 8, x : x + 12] += weight * seen[..., 0]
             count[y : y + 8, x : x + 12] += weight
     np.testing.assert_allclose(logits, image + (total / count)[..., None], atol=1e-5)
@@ -60,7 +60,7 @@ def test_folds_share_one_compiled_function():
     one, two, other = (
         nnunet.PlainConvUNet(**TINY | changes) for changes in ({}, {"seed": 1}, {"features_per_stage": (4, 8)})
     )
-    assert predict.run_of(one) == predict.run_of(two) != predict.run_of(other)
+    assert predict.inference_function(one) == predict.inference_function(two) != predict.inference_function(other)
     before = predict.make_predictor([one], (16, 16))(image)
     compiled = predict._mirrored._cache_size()
     assert not np.array_equal(predict.make_predictor([two], (16, 16))(image), before)
@@ -96,7 +96,7 @@ def test_images_of_all_sizes_are_compiled_once():
 
 def test_a_model_on_one_device_and_on_eight():
     model, image = nnunet.PlainConvUNet(**TINY), image_of(40, 30)
-    run, weights = predict.run_of(model), split_model(model)[1:]
+    run, weights = predict.inference_function(model), split_model(model)[1:]
     one, eight = (
         predict.predict_logits(run, weights, image, (16, 16), mesh=sharding.make_mesh(jax.devices()[:n]))
         for n in (1, 8)
@@ -121,7 +121,7 @@ def test_logits_are_nnunets(tmp_path, size):
     folder = small.nnunets_folder(tmp_path)
     image = small.preprocessed(small.case()[0])[: size[0], : size[1]]
     with jax.default_matmul_precision("highest"):
-        logits = predict.make_predictor([result_folder.read(folder).model(0)], small.PATCH)(image)
+        logits = predict.make_predictor([result_folder.read_result_folder(folder).model(0)], small.PATCH)(image)
 
     exact = small.reference_logits(folder, image, single=True)
     assert np.abs(logits - exact).max() < 1e-4 * exact.std()
@@ -138,10 +138,10 @@ def test_labels_are_put_back_where_the_crop_was():
     scores = np.zeros((2, 3, 4), np.float32)
     scores[0, 1, 3] = scores[1, :, 2] = 1
     properties = {"shape_before_cropping": (4, 5), "bbox_used_for_cropping": ((1, 3), (2, 5))}
-    labels = predict.labels_of(scores, properties)
+    labels = predict.predicted_labels(scores, properties)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, [[0] * 5, [0, 0, 0, 3, 0], [0, 0, 2, 2, 2], [0] * 5])
-    np.testing.assert_array_equal(predict.labels_of(scores), [[0, 3, 0], [2, 2, 2]])
+    np.testing.assert_array_equal(predict.predicted_labels(scores), [[0, 3, 0], [2, 2, 2]])
 
 
 @pytest.mark.parametrize(
@@ -162,4 +162,4 @@ def test_axes_that_no_image_has():
 def test_images_reach_the_model_as_they_are():
     model = nnunet.PlainConvUNet(**TINY)
     images = jnp.full((1, 16, 16, 3), 300.5).at[:, ::3].set(-2)
-    np.testing.assert_array_equal(predict.run_of(model)(*split_model(model)[1:], images), model(images))
+    np.testing.assert_array_equal(predict.inference_function(model)(*split_model(model)[1:], images), model(images))

@@ -8,7 +8,7 @@ import pytest
 from helpers.nnunet_small import real_region
 
 from bcss_jax.errors import DataError
-from bcss_jax.nnunet import plan
+from bcss_jax.nnunet import make_plan
 from bcss_jax.nnunet.preprocess import NORMALIZATIONS, class_locations, crop_to_nonzero, preprocess
 
 PLAIN = {"background": 0, "tumor": 1, "stroma": 2, "necrosis": 3}
@@ -28,7 +28,7 @@ def plan_and_dataset(names=("R", "G", "B"), labels=PLAIN, kept=1.0):
     }
     channels = {str(i): name for i, name in enumerate(names)}
     dataset = {"channel_names": channels, "labels": labels, "numTraining": 4, "file_ending": ".png"}
-    return plan(fingerprint, dataset), dataset
+    return make_plan(fingerprint, dataset), dataset
 
 
 def image_and_mask(border=0, shape=(70, 90), labels=4, seed=0):

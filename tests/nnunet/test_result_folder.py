@@ -1,6 +1,7 @@
 """Result folders: nnU-Net's predict here, ours predict there, several folds together, and what is refused."""
 
 import functools
+import importlib.util
 import json
 import pickle
 
@@ -9,10 +10,9 @@ import pytest
 from helpers import nnunet_small as small
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.models.weights import files as weight_files
 from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import predict, result_folder
-from bcss_jax.nnunet.network import from_plan
+from bcss_jax.nnunet.network import network_from_plan
 from bcss_jax.nnunet.preprocess import preprocess
 
 torch = pytest.importorskip("torch", reason="PyTorch, which reads and writes the checkpoints, is not installed")
@@ -30,7 +30,7 @@ class Canary:
 
 @functools.cache
 def state_of(fold):
-    return to_torch_state(from_plan(small.PLAN, 3, seed=fold))
+    return to_torch_state(network_from_plan(small.PLAN, 3, seed=fold))
 
 
 def states(folds=(0,)):
@@ -40,7 +40,7 @@ def states(folds=(0,)):
 @pytest.fixture
 def folder(tmp_path):
     """One of ours with a random network."""
-    result_folder.write(tmp_path / "results", small.PLAN, small.DATASET, states())
+    result_folder.write_result_folder(tmp_path / "results", small.PLAN, small.DATASET, states())
     return tmp_path / "results"
 
 
@@ -52,21 +52,21 @@ def change(folder, **entries):
 
 def labels(folder, image):
     """Ours from an image as it is in a file, by what the folder says."""
-    results = result_folder.read(folder)
+    results = result_folder.read_result_folder(folder)
     case = preprocess(image, None, results.plan, results.dataset)
     models = [results.model(fold) for fold in results.folds]
     predictor = predict.make_predictor(models, results.patch_size, mirror=results.mirror_axes)
-    return predict.labels_of(predictor(case.data), case.properties)
+    return predict.predicted_labels(predictor(case.data), case.properties)
 
 
 def test_labels_are_nnunets_there_and_back(tmp_path):
     pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed")
     folds = (0, 1)
     theirs, ours = small.nnunets_folder(tmp_path / "theirs", folds), tmp_path / "ours"
-    read = result_folder.read(theirs)
+    read = result_folder.read_result_folder(theirs)
     for fold in folds:  # through our models, and one after another, as separate jobs write them
         state = {fold: to_torch_state(read.model(fold))}
-        result_folder.write(ours, read.plan, read.dataset, state, mirror_axes=read.mirror_axes)
+        result_folder.write_result_folder(ours, read.plan, read.dataset, state, mirror_axes=read.mirror_axes)
     image = np.zeros((165, 180, 3), np.uint8)  # with a black border, which is cropped and put back
     image[7:157, 4:174] = small.case()[0]
     predicted = labels(ours, image)
@@ -80,7 +80,7 @@ def test_labels_are_nnunets_there_and_back(tmp_path):
 
 def test_what_nnunets_trainer_saved_is_read_weights_only(tmp_path):
     pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed")
-    read = result_folder.read(small.nnunets_folder(tmp_path, ("all",)))
+    read = result_folder.read_result_folder(small.nnunets_folder(tmp_path, ("all",)))
     assert read.plan == small.PLAN and read.dataset == small.DATASET and read.num_classes == 3
     assert (read.trainer, read.mirror_axes) == ("nnUNetTrainer", (0, 1))
     expected = small.trained_network().state_dict()
@@ -91,8 +91,8 @@ def test_what_nnunets_trainer_saved_is_read_weights_only(tmp_path):
 
 def test_written_and_read_again(tmp_path):
     folder, written = tmp_path / "a" / "b", states((0, 3))
-    result_folder.write(folder, small.PLAN, small.DATASET, written, mirror_axes=())
-    read = result_folder.read(folder)
+    result_folder.write_result_folder(folder, small.PLAN, small.DATASET, written, mirror_axes=())
+    read = result_folder.read_result_folder(folder)
     assert list(read.folds) == [0, 3] and read.mirror_axes == () and read.patch_size == (64, 64)
     for fold, state in written.items():
         assert read.folds[fold].keys() == state.keys()
@@ -100,7 +100,7 @@ def test_written_and_read_again(tmp_path):
             np.testing.assert_array_equal(read.folds[fold][name], array)
         for name, array in to_torch_state(read.model(fold)).items():
             np.testing.assert_array_equal(array, state[name])
-    assert list(result_folder.read(folder, folds=[3]).folds) == [3]
+    assert list(result_folder.read_result_folder(folder, folds=[3]).folds) == [3]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == ["dataset.json", "fold_0/checkpoint_final.pth", "fold_3/checkpoint_final.pth", "plans.json"]
     once = sum(array.nbytes for array in {id(v): np.asarray(v[...]) for v, _ in
@@ -110,19 +110,19 @@ def test_written_and_read_again(tmp_path):
 
 def test_another_checkpoint_and_folds_that_are_not_numbered(tmp_path):
     write = dict(plan=small.PLAN, dataset=small.DATASET)
-    result_folder.write(tmp_path, **write, folds={"all": states()[0]})
-    assert list(result_folder.read(tmp_path).folds) == ["all"]
-    result_folder.write(tmp_path, **write, folds=states((1,)), checkpoint="checkpoint_best.pth")
-    assert list(result_folder.read(tmp_path).folds) == ["all"]
-    assert list(result_folder.read(tmp_path, checkpoint="checkpoint_best.pth").folds) == [1]
+    result_folder.write_result_folder(tmp_path, **write, folds={"all": states()[0]})
+    assert list(result_folder.read_result_folder(tmp_path).folds) == ["all"]
+    result_folder.write_result_folder(tmp_path, **write, folds=states((1,)), checkpoint="checkpoint_best.pth")
+    assert list(result_folder.read_result_folder(tmp_path).folds) == ["all"]
+    assert list(result_folder.read_result_folder(tmp_path, checkpoint="checkpoint_best.pth").folds) == [1]
 
 
 def test_a_folder_of_another_plan_is_left_alone(folder):
     before = (folder / "plans.json").read_bytes()
     with pytest.raises(DataError, match="plans.json: differs"):
-        result_folder.write(folder, small.PLAN | {"plans_name": "other"}, small.DATASET, states((1,)))
+        result_folder.write_result_folder(folder, small.PLAN | {"plans_name": "other"}, small.DATASET, states((1,)))
     with pytest.raises(DataError, match="dataset.json: differs"):
-        result_folder.write(folder, small.PLAN, small.DATASET | {"numTraining": 2}, states((1,)))
+        result_folder.write_result_folder(folder, small.PLAN, small.DATASET | {"numTraining": 2}, states((1,)))
     assert (folder / "plans.json").read_bytes() == before and not (folder / "fold_1").exists()
 
 
@@ -135,7 +135,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(Exception, match="cannot be written .No space"):
-        result_folder.write(folder, small.PLAN, small.DATASET, states())
+        result_folder.write_result_folder(folder, small.PLAN, small.DATASET, states())
     assert (folder / "fold_0" / "checkpoint_final.pth").read_bytes() == before
 
 
@@ -144,7 +144,7 @@ def test_a_malicious_checkpoint_is_refused_without_being_run(folder, tmp_path, s
     path, canary = folder / "fold_0" / "checkpoint_final.pth", tmp_path / "canary"
     save(torch.load(path, weights_only=False) | {"logging": Canary(canary)}, path)
     with pytest.raises(DataError, match="weights-only") as error:
-        result_folder.read(folder)
+        result_folder.read_result_folder(folder)
     assert "fold_0" in str(error.value) and "\n" not in str(error.value) and not canary.exists()
 
 
@@ -153,19 +153,19 @@ def test_missing_and_damaged_json(folder, name):
     for content in ("{", "[]", None):
         (folder / name).unlink() if content is None else (folder / name).write_text(content)
         with pytest.raises(DataError, match=f"{folder / name}: .*(JSON|missing|No such file)") as error:
-            result_folder.read(folder)
+            result_folder.read_result_folder(folder)
         assert "\n" not in str(error.value)
 
 
 def test_missing_folders_folds_and_checkpoints(folder):
     with pytest.raises(DataError, match="there is no such folder"):
-        result_folder.read(folder / "other")
+        result_folder.read_result_folder(folder / "other")
     with pytest.raises(DataError, match="missing; checkpoints of this folder: fold_0/checkpoint_final.pth"):
-        result_folder.read(folder, folds=[2])
+        result_folder.read_result_folder(folder, folds=[2])
     with pytest.raises(DataError, match="no fold has a checkpoint_best.pth; found fold_0/checkpoint_final.pth"):
-        result_folder.read(folder, checkpoint="checkpoint_best.pth")
+        result_folder.read_result_folder(folder, checkpoint="checkpoint_best.pth")
     with pytest.raises(DataError, match="no folds asked for"):
-        result_folder.read(folder, folds=[])
+        result_folder.read_result_folder(folder, folds=[])
 
 
 @pytest.mark.parametrize(
@@ -181,14 +181,14 @@ def test_missing_folders_folds_and_checkpoints(folder):
 def test_what_was_trained_in_another_way(folder, entries, said):
     change(folder, **entries)
     with pytest.raises(DataError, match=said) as error:
-        result_folder.read(folder)
+        result_folder.read_result_folder(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer_5epochs", "nnUNetTrainerNoDeepSupervision", "nnUNetTrainerDA5"])
 def test_trainers_of_the_same_network(folder, trainer):
     change(folder, trainer_name=trainer, inference_allowed_mirroring_axes=None)
-    read = result_folder.read(folder)
+    read = result_folder.read_result_folder(folder)
     assert read.trainer == trainer and read.mirror_axes == ()
 
 
@@ -206,7 +206,7 @@ def test_data_sets_and_plans_that_are_not_supported(folder, name, part, value, s
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(content | {part: value}))
     with pytest.raises(DataError, match=said) as error:
-        result_folder.read(folder)
+        result_folder.read_result_folder(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -214,28 +214,27 @@ def test_a_network_that_is_not_supported(folder):
     text = (folder / "plans.json").read_text()
     (folder / "plans.json").write_text(text.replace("PlainConvUNet", "UMambaBot"))
     with pytest.raises(DataError, match="plans.json: .*'UMambaBot' is not supported"):
-        result_folder.read(folder)
+        result_folder.read_result_folder(folder)
 
 
 def test_weights_that_do_not_fit_the_plan(folder):
     plan = (folder / "plans.json").read_text().replace("32\n", "24\n")
     (folder / "plans.json").write_text(plan)
     with pytest.raises(DataError, match="fold_0: trained by nnUNetTrainer: the weights do not fit") as error:
-        result_folder.read(folder).model(0)
+        result_folder.read_result_folder(folder).model(0)
     assert "\n" not in str(error.value)
 
 
 def test_folds_of_two_trainings(folder):
-    result_folder.write(folder, small.PLAN, small.DATASET, states((1,)), mirror_axes=(0,))
+    result_folder.write_result_folder(folder, small.PLAN, small.DATASET, states((1,)), mirror_axes=(0,))
     with pytest.raises(DataError, match="fold 1 .* does not belong to fold 0"):
-        result_folder.read(folder)
+        result_folder.read_result_folder(folder)
 
 
 def test_without_pytorch_nothing_is_written_or_read(folder, monkeypatch):
-    for module in (weight_files, result_folder):
-        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install 'torch>=2.10'"):
-        result_folder.write(folder / "new", small.PLAN, small.DATASET, states())
+        result_folder.write_result_folder(folder / "new", small.PLAN, small.DATASET, states())
     assert not (folder / "new").exists()
     with pytest.raises(ConfigError, match="needs PyTorch"):
-        result_folder.read(folder)
+        result_folder.read_result_folder(folder)

@@ -61,10 +61,10 @@ def planned(raw):
 
     file = raw / "plans.json"
     assert main(["plan", f"--raw={raw}", f"--out={file}", f"--prepared_dir={raw / 'prepared'}"]) == 0
-    plan = plan_file.read(file)
+    plan = plan_file.read_plan(file)
     small = copy.deepcopy(PLAN["configurations"]["2d"])
     plan["configurations"]["2d"] |= {name: small[name] for name in ("architecture", "patch_size", "batch_size")}
-    plan_file.write(file, plan)
+    plan_file.write_plan(file, plan)
     return file
 
 
@@ -93,7 +93,7 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
     # What evaluation tells by which cases a fold was trained on.
     _, about = load_model(workdir / "fold_0" / "checkpoints", "latest")
     fingerprint = json.loads((workdir / "dataset_fingerprint.json").read_text())
-    assert about["data_sha256"] == folds.sha256(fingerprint, splits[0], about["plan"])
+    assert about["data_sha256"] == folds.fold_sha256(fingerprint, splits[0], about["plan"])
     assert "the table comes when all folds are trained" in printed
 
 

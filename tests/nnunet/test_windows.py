@@ -17,7 +17,7 @@ from bcss_jax.nnunet import windows
     ],
 )
 def test_starts_by_hand(size, window, expected):
-    assert windows.starts(size, window) == expected
+    assert windows.window_starts(size, window) == expected
 
 
 def test_starts_are_nnunets():
@@ -28,8 +28,8 @@ def test_starts_are_nnunets():
         size = [w + int(random.randint(0, 700)) for w in window]
         step = float(random.choice([0.5, 0.5, 1.0, 0.3]))
         expected = reference.compute_steps_for_sliding_window(size, window, step)
-        assert [windows.starts(s, w, step) for s, w in zip(size, window, strict=True)] == expected
-        assert windows.corners(size, window, step) == [(y, x) for y in expected[0] for x in expected[1]]
+        assert [windows.window_starts(s, w, step) for s, w in zip(size, window, strict=True)] == expected
+        assert windows.window_corners(size, window, step) == [(y, x) for y in expected[0] for x in expected[1]]
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (512, 512), (320, 512), (7, 5), (1, 3), (1024, 1280)])
@@ -39,11 +39,11 @@ def test_gaussian_is_nnunets(shape):
     expected = reference.compute_gaussian(
         shape, value_scaling_factor=10, dtype=torch.float32, device=torch.device("cpu")
     )
-    np.testing.assert_allclose(windows.gaussian(shape), expected.numpy(), rtol=3e-7)
+    np.testing.assert_allclose(windows.window_weights(shape), expected.numpy(), rtol=3e-7)
 
 
 def test_gaussian_by_hand():
-    weight = windows.gaussian((224, 224))
+    weight = windows.window_weights((224, 224))
     assert weight.dtype == np.float32 and weight[112, 112] == 10 == weight.max()
     np.testing.assert_allclose(
         [weight[56, 56], weight[0, 112], weight[0, 0]], [0.183156, 0.00335463, 1.1253517e-6], rtol=5e-6
@@ -53,7 +53,7 @@ def test_gaussian_by_hand():
 @pytest.mark.parametrize("shape", [(5, 9, 3), (8, 8, 1), (12, 3, 2), (7, 8, 3)])
 def test_padding_is_centered_and_undone(shape):
     image = np.random.RandomState(0).standard_normal(shape).astype(np.float32)
-    result, area = windows.padded(image, (8, 6))
+    result, area = windows.pad_to_window(image, (8, 6))
     assert result.shape == (max(shape[0], 8), max(shape[1], 6), shape[2])
     np.testing.assert_array_equal(result[area], image)
     assert np.isclose(result.sum(), image.sum(), rtol=1e-4)  # nothing but zeros around it
@@ -66,4 +66,4 @@ def test_padding_is_centered_and_undone(shape):
 @pytest.mark.parametrize("arguments", [(10, 11, 0.5), (10, 5, 0), (10, 5, 1.5)])
 def test_what_no_window_can_do(arguments):
     with pytest.raises(ValueError):
-        windows.starts(*arguments)
+        windows.window_starts(*arguments)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from helpers.chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
-from helpers.viewer_small import COLORS, Served, blobs, write_result
+from helpers.slide_summaries import COLORS
+from helpers.viewer_small import Served, blobs, write_result
 
 WIDTH, HEIGHT = 900, 640
 EVIL = "<img src=x onerror=window.hacked=1>_of_a_name_that_is_much_longer_than_any_screen_of_a_phone_is_wide"

@@ -38,7 +38,7 @@ def write(folder):
     labels = blobs(HEIGHT, WIDTH)
     for model in ("unet", "transunet"):
         write_result(folder / "out/a" / model, folder / "a.png", WIDTH, HEIGHT, labels, model=model)
-    write_result(folder / "out/b", folder / "b.png", WIDTH, HEIGHT, labels, unreadable=0.125)
+    write_result(folder / "out/b", folder / "b.png", WIDTH, HEIGHT, labels, unreadable_area_mm2=0.125)
     return folder / "out"
 
 
@@ -146,7 +146,7 @@ def test_a_page_loaded_again_shows_what_is_there_now(client, out):
     assert "b.png" not in client.get("/").text
     shutil.rmtree(out)
     answer = client.get("/")
-    assert answer.status == 200 and "There are no results any more" in answer.text
+    assert answer.status == 200 and "There are no results in this folder any more" in answer.text
 
 
 def test_two_models_of_a_slide_share_its_readers_and_few_slides_are_open(client, out):
@@ -267,15 +267,16 @@ def test_without_the_slide_the_labels_are_shown_over_white(client, out):
     page = client.get("/result/out/b")
     assert (
         page.status == 200
-        and "b.png: the slide is not there any more (start the viewer with --slides=FOLDER" in note(page)
+        and "b.png: the slide is not there any more (if it was moved, start the viewer with --slides=FOLDER"
+        in note(page)
     )
-    assert note(page).endswith("the result is shown over white")
+    assert note(page).endswith("the result is shown on white")
     found = data(client, "out/b")
     assert found["slide"] is None and found["labels"]["width"] == WIDTH
     assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404
     assert client.get("/result/out/b/labels/10/0_0.labels").status == 200
     (out / "b/labels.ome.tif").rename(out / "b/moved.tif")
-    assert "over white" not in client.get("/result/out/b").text and 'id="data"' not in client.get("/result/out/b").text
+    assert "on white" not in client.get("/result/out/b").text and 'id="data"' not in client.get("/result/out/b").text
     (out / "b/moved.tif").rename(out / "b/labels.ome.tif")
     os.rename(out.parent / "moved.png", out.parent / "b.png")
     assert data(client, "out/b")["slide"] is not None
@@ -291,14 +292,16 @@ def test_a_slide_that_was_moved_is_found_and_the_page_says_where(out):
         assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404  # a tile is worth no search
         page = client.get("/result/out/b")
         shown = page.text.split('id="moved">')[1].split("</p>")[0]
-        assert shown.startswith(f"Shown from {elsewhere}/case/b.png, which has the name and size of the slide")
+        assert shown.startswith(
+            f"Shown from {elsewhere}/case/b.png. Its name, its size and both ends of the file match"
+        )
         assert 'class="note">' not in page.text and data(client, "out/b")["slide"] is not None
         tile = client.get("/result/out/b/slide/10/0_0.jpg")
         assert tile.status == 200 and tile.content == before.content and tile.headers["etag"] != before.headers["etag"]
         (elsewhere / "case/b.png").write_bytes((elsewhere / "case/b.png").read_bytes() + b"more")
         assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404
         page = client.get("/result/out/b")
-        assert "b.png is another file (size or content differ); the result is shown over white" in note(page)
+        assert "b.png is a different file (its size or content differs); the result is shown on white" in note(page)
 
 
 def test_no_request_reaches_a_file_of_the_folder_with_slides(out):
@@ -326,10 +329,10 @@ def test_scores_are_shown_where_there_are_some(client, out):
     page = client.get("/result/out/b").text
     rows = page.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")
     assert [row.split("<td>")[-1].removesuffix("</td>") for row in rows[:3]] == ["0.912", "–", "–"]  # one is unreadable
-    assert "<dt>Mean Dice</dt><dd>0.912</dd>" in page and "of the region" not in page
+    assert "<dt>Mean Dice</dt><dd>0.912</dd>" in page and "in the region" not in page
     values["scores_of_region"] = {"dice": {"tumor": 0.5, "stroma": 0.25, "macro": 0.375}}
     (out / "b/summary.json").write_text(json.dumps(values))
-    assert "<dt>Mean Dice of the region</dt><dd>0.375</dd>" in client.get("/result/out/b").text
+    assert "<dt>Mean Dice in the region</dt><dd>0.375</dd>" in client.get("/result/out/b").text
 
 
 @pytest.mark.parametrize("content", [b"", b"II*\0damaged", None])

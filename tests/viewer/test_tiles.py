@@ -13,7 +13,8 @@ from PIL import Image
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.grid import Grid, grid_of
-from bcss_jax.viewer import results, slide_tiles
+from bcss_jax.slides.slide_summary import read_summary
+from bcss_jax.viewer import slide_tiles
 from bcss_jax.viewer.deep_zoom import DeepZoom
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import MARGIN, LabelTiles
@@ -163,11 +164,11 @@ def test_a_label_file_that_is_not_one_is_refused_in_one_line(tmp_path):
             with pytest.raises(DataError, match="ends early"):
                 file.sample(np.arange(300) + 0.5, np.arange(200) + 0.5, 1)
     tifffile.imwrite(path, labels)
-    refused("not tiles of one channel")
+    refused("not tiled with one channel")
     tifffile.imwrite(path, np.zeros((200, 300, 3), np.uint8), tile=(TILE, TILE), photometric="rgb")
-    refused("not tiles of one channel")
+    refused("not tiled with one channel")
     tifffile.imwrite(path, labels.astype(np.uint16), tile=(TILE, TILE))
-    refused("not tiles of one channel")
+    refused("not tiled with one channel")
     write_labels(path, [labels, labels[:150, :200]])
     refused("no power of two")
 
@@ -199,7 +200,7 @@ def test_tiles_of_the_slide(tmp_path):
     path = tmp_path / "slide.png"
     Image.fromarray(pixels).save(path)
     (tmp_path / "summary.json").write_text(json.dumps(summary(path, 530, 301, (301, 530))))
-    tiles = SlideTiles(path, results.read(tmp_path / "summary.json"), Pool)
+    tiles = SlideTiles(path, read_summary(tmp_path / "summary.json"), Pool)
     assert tiles.geometry == DeepZoom(530, 301)
     for level in range(tiles.geometry.max_level + 1):
         truth = means(pixels, 1 << (tiles.geometry.max_level - level))
@@ -233,5 +234,5 @@ def test_another_slide_under_the_same_name_is_refused(tmp_path):
         return pools[-1]
 
     with pytest.raises(DataError, match="expected the slide that was segmented, 80 x 60 pixels, found 40 x 30"):
-        SlideTiles(path, results.read(tmp_path / "summary.json"), open_pool)
+        SlideTiles(path, read_summary(tmp_path / "summary.json"), open_pool)
     assert pools[0].closed

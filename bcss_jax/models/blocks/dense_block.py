@@ -49,11 +49,11 @@ class DenseBlock(nnx.Module):
             setattr(self, f"layer{i + 1}", made)
         self.outputs = inputs + num_layers * growth
 
-    def __call__(self, *maps: norms.Measured) -> tuple[norms.Measured, ...]:
+    def __call__(self, *maps: norms.MapWithStatistics) -> tuple[norms.MapWithStatistics, ...]:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> these, and one (N, H, W, growth) per layer behind them; or one of all."""
         for i in range(self.num_layers):
-            new = norms.measure(getattr(self, f"layer{i + 1}")(*maps))
-            maps = (norms.join(*maps, new),) if self.joined else (*maps, new)
+            new = norms.with_statistics(getattr(self, f"layer{i + 1}")(*maps))
+            maps = (norms.concatenate(*maps, new),) if self.joined else (*maps, new)
         return maps
 
     def torch_entries(self) -> TorchEntries:

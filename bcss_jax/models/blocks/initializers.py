@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-Initial = Callable[[nnx.Rngs, tuple[int, ...]], nnx.Param]
+Initializer = Callable[[nnx.Rngs, tuple[int, ...]], nnx.Param]
 
 _BLOCK = 2**16
 

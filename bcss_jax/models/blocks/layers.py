@@ -33,7 +33,7 @@ class Conv(nnx.Module):
         same: bool = False,
         use_bias: bool,
         zero_bias: bool = False,
-        init: initializers.Initial = initializers.torch_default,
+        init: initializers.Initializer = initializers.torch_default,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -102,7 +102,7 @@ class ConvTranspose(nnx.Module):
         *,
         use_bias: bool = True,
         zero_bias: bool = False,
-        init: initializers.Initial | None = None,
+        init: initializers.Initializer | None = None,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -143,7 +143,7 @@ class Linear(nnx.Module):
         inputs: int,
         outputs: int,
         *,
-        init: initializers.Initial = initializers.torch_default,
+        init: initializers.Initializer = initializers.torch_default,
         bias_std: float | None = None,
         dtype: Dtype,
         rngs: nnx.Rngs,

@@ -11,7 +11,7 @@ from jax import lax
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries
 
 
-class Measured(NamedTuple):
+class MapWithStatistics(NamedTuple):
     """A map, and the mean and biased variance of its channels over N, H and W: one measurement for several `BatchNorm`s."""
 
     values: jax.Array
@@ -19,7 +19,7 @@ class Measured(NamedTuple):
     var: jax.Array
 
 
-def measure(x: jax.Array) -> Measured:
+def with_statistics(x: jax.Array) -> MapWithStatistics:
     """(N, H, W, C) with its statistics (C,), which are float32."""
     xf = x.astype(jnp.float32)
     # Both in one pass. A value of the map is taken off first: where the mean is many times the deviation, E[x^2] - E[x]^2
@@ -28,12 +28,12 @@ def measure(x: jax.Array) -> Measured:
     shifted = xf - shift
     mean = shifted.mean((0, 1, 2))
     var = jnp.maximum((shifted * shifted).mean((0, 1, 2)) - mean * mean, 0)
-    return Measured(x, mean + shift, var)
+    return MapWithStatistics(x, mean + shift, var)
 
 
-def join(*maps: Measured) -> Measured:
+def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
     """Maps (N, H, W, C1), (N, H, W, C2), ... as one, concatenated over channels."""
-    return Measured(*(jnp.concatenate(values, axis=-1) for values in zip(*maps, strict=True)))
+    return MapWithStatistics(*(jnp.concatenate(values, axis=-1) for values in zip(*maps, strict=True)))
 
 
 class BatchNorm(nnx.Module):
@@ -53,7 +53,7 @@ class BatchNorm(nnx.Module):
         self.relu = relu
         self.use_running_average = False
 
-    def __call__(self, *maps: jax.Array | Measured) -> jax.Array:
+    def __call__(self, *maps: jax.Array | MapWithStatistics) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ..., read as if concatenated over channels -> (N, H, W, C), of their type.
 
         In training the running statistics are updated.
@@ -61,7 +61,7 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            maps = [m if isinstance(m, Measured) else measure(m) for m in maps]
+            maps = [m if isinstance(m, MapWithStatistics) else with_statistics(m) for m in maps]
             mean, var = jnp.concatenate([m.mean for m in maps]), jnp.concatenate([m.var for m in maps])
             count = maps[0].values.size // maps[0].values.shape[-1]
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
         # Map by map, so that the maps themselves are never joined: that would be one more large array for the gradient.
         parts, first = [], 0
         for m in maps:
-            x = m.values if isinstance(m, Measured) else m
+            x = m.values if isinstance(m, MapWithStatistics) else m
             own = slice(first, first + x.shape[-1])
             y = ((x.astype(jnp.float32) - mean[own]) * a[own] + self.bias[own]).astype(x.dtype)
             parts.append(jax.nn.relu(y) if self.relu else y)

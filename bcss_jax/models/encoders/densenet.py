@@ -31,7 +31,7 @@ class DenseLayer(nnx.Module):
         self.norm2 = norms.BatchNorm(BOTTLENECK * growth, relu=True)
         self.conv2 = _conv(BOTTLENECK * growth, growth, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, *maps: norms.Measured) -> jax.Array:
+    def __call__(self, *maps: norms.MapWithStatistics) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, growth)."""
         return self.conv2(self.norm2(self.conv1(self.norm1(*maps))))
 
@@ -85,7 +85,7 @@ class DenseNet(nnx.Module):
         features = [x]
         x = resampling.max_pool_3x3(x)
         for i in range(1, self.blocks + 1):
-            x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.measure(x)))
+            x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.with_statistics(x)))
             features.append(x)
             if i < self.blocks:
                 # The reference convolves, then takes the mean. The order does not matter, and this is a quarter of the work.

@@ -37,7 +37,7 @@ class WeightFile:
     sha256: str
 
 
-def read(path: Path) -> WeightFile:
+def read_weights(path: Path) -> WeightFile:
     """Reads a file of weights.
 
     Args:
@@ -72,7 +72,7 @@ def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """Reads what a training program saved with PyTorch: the weights, and what stands beside them.
 
     Returns:
-      name -> array as of `read`, and the other entries (numbers, texts, lists, dictionaries, tensors).
+      name -> array as of `read_weights`, and the other entries (numbers, texts, lists, dictionaries, tensors).
 
     Raises:
       DataError: there is no such file, or it is damaged, or it holds more than plain values.

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from bcss_jax.errors import DataError
-from bcss_jax.models.weights import files, google_npz
+from bcss_jax.models.weights import google_npz
+from bcss_jax.models.weights.files import read_weights
 from bcss_jax.models.weights.torch_layout import TorchEntries
 
 # What training programs put before the names of a network that they wrap; `features` is torchvision's DenseNet.
@@ -26,7 +27,7 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
 
     Args:
       model: a model of `bcss_jax.models`. Weights that fit `model.encoder` go there, others must fit the whole model.
-      path: see `weight_files.read`; an .npz is Google's R50+ViT-B_16 (TransUNet), whose position table is resized.
+      path: see `read_weights`; an .npz is Google's R50+ViT-B_16 (TransUNet), whose position table is resized.
 
     Returns:
       JSON for the checkpoint: `file`, `sha256`, `part` (`encoder` or `model`), `tensors` (how many were read) and
@@ -34,9 +35,9 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
 
     Raises:
       DataError: the file cannot be read or does not fit; the one message lists what is wrong and what was expected.
-      ConfigError: as `weight_files.read`.
+      ConfigError: as `read_weights`.
     """
-    file = files.read(path)
+    file = read_weights(path)
     state, encoder = file.arrays, getattr(model, "encoder", None)
     if google_npz.is_google(state):
         if not hasattr(encoder, "grid"):

@@ -29,7 +29,10 @@ from bcss_jax.slides.grid import nearest_indices
 from bcss_jax.slides.store.tile_store import TileStore
 
 BACKGROUND_COLOR, UNREADABLE_COLOR = (255, 255, 255), (150, 150, 150)
-NAMES, COLORS = "bcss_jax/class_names", "bcss_jax/class_colors"  # namespaces of the annotations
+NAMES, COLORS = (
+    "bcss_jax/class_names",
+    "bcss_jax/class_colours",
+)  # namespaces of the annotations; the spelling is in files
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -108,8 +111,9 @@ def majority(labels: np.ndarray) -> np.ndarray:
 def _reduced_tile(store: TileStore, row: int, column: int, half: TileStore) -> np.ndarray | int:
     places = [(i, j) for i in (0, 1) for j in (0, 1) if 2 * row + i < store.rows and 2 * column + j < store.columns]
     values = {store.constant(2 * row + i, 2 * column + j) for i, j in places}
-    if values == {BACKGROUND} or (len(values) == 1 and None not in values and len(places) == 4):
-        return values.pop()
+    value = values.pop() if len(values) == 1 else None
+    if value is not None and (value == BACKGROUND or len(places) == 4):
+        return value
     side = store.tile_size // 2
     tile = np.zeros((half.row_height(row), half.column_width(column)), np.uint8)
     for i, j in places:
@@ -123,19 +127,10 @@ def _reduced_tile(store: TileStore, row: int, column: int, half: TileStore) -> n
 def _write_levels(
     path: Path, levels: Sequence[TileStore], mpp: float, classes: Sequence[SlideClass], name: str
 ) -> None:
-    """Writes the TIFF."""
+    """Writes the TIFF file."""
     size = levels[0].tile_size
     centimeters = 1e4 / mpp
-    options = dict(
-        dtype=np.uint8,
-        tile=(size, size),
-        photometric="palette",
-        colormap=_palette(classes),
-        compression="zlib",
-        resolutionunit="CENTIMETER",
-        software="bcss_jax",
-        metadata=None,
-    )
+    palette = _palette(classes)
     with tifffile.TiffWriter(path, bigtiff=_may_pass_4_gib(levels), byteorder="<", ome=False) as tiff:
         for number, level in enumerate(levels):
             tiff.write(
@@ -145,32 +140,43 @@ def _write_levels(
                 subfiletype=1 if number else 0,
                 description=_ome_xml(level, mpp, classes, name) if number == 0 else None,
                 resolution=(centimeters / 2**number, centimeters / 2**number),
-                **options,
+                dtype=np.uint8,
+                tile=(size, size),
+                photometric="palette",
+                colormap=palette,
+                compression="zlib",
+                resolutionunit="CENTIMETER",
+                software="bcss_jax",
+                metadata=None,
             )
 
 
 def _tiles(level: TileStore) -> Iterator[tuple[bytes, int]]:
-    """Streams of the tiles with their lengths. In a run of tiles with one value, the last one's stream is for all.
+    """Yields the streams of the tiles with their lengths. Successive tiles of the same single value share one stream.
 
-    tifffile gives a tile the place where the next stream will be written, so a tile without a stream shares the next
-    tile's. Readers see ordinary tiles, where TIFF's "sparse" ones, without bytes, are an error for some.
+    tifffile points a tile to the place where the next stream will be written, so a tile without a stream shares the stream
+    of the next tile. Readers see ordinary tiles; TIFF's "sparse" tiles, which have no bytes, are an error for some readers.
     """
-    previous, length, count = None, 0, 0
+    run_value, run_stream, run_length = None, b"", 0  # of the tiles that share a stream
     for row in range(level.rows):
         for column in range(level.columns):
             value = level.constant(row, column)
-            if count and value != previous[0]:
-                yield from [(b"", length)] * (count - 1)
-                yield previous[1], length
-                count = 0
+            if run_length and value != run_value:
+                yield from _run(run_stream, run_length)
+                run_length = 0
             stream = level.encoded(row, column)
             if value is None:
                 yield stream, len(stream)
             else:
-                previous, length, count = (value, stream), len(stream), count + 1
-    if count:
-        yield from [(b"", length)] * (count - 1)
-        yield previous[1], length
+                run_value, run_stream, run_length = value, stream, run_length + 1
+    if run_length:
+        yield from _run(run_stream, run_length)
+
+
+def _run(stream: bytes, tiles: int) -> Iterator[tuple[bytes, int]]:
+    """Yields nothing but the length of the stream for all tiles but the last one, which has the stream."""
+    yield from [(b"", len(stream))] * (tiles - 1)
+    yield stream, len(stream)
 
 
 def _may_pass_4_gib(levels: Sequence[TileStore]) -> bool:

@@ -226,10 +226,14 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
 def _patches(classes: Sequence[SlideClass], texts: Mapping[int, str]) -> list[Patch]:
     """Legend entries of the labels in `texts`."""
     patches = [
-        Patch(facecolor=(*np.divide(entry.color, 255), TINT + 0.2), edgecolor=np.divide(entry.color, 255), linewidth=1.5,
-              label=texts[entry.value])
+        Patch(
+            facecolor=(*np.divide(entry.color, 255), TINT + 0.2),
+            edgecolor=tuple(np.divide(entry.color, 255)),
+            linewidth=1.5,
+            label=texts[entry.value],
+        )
         for entry in classes
-    ]  # fmt: skip
+    ]
     if UNREADABLE in texts:
         patches.append(Patch(facecolor="0.8", edgecolor="0.59", hatch="////", label=texts[UNREADABLE]))
     return patches

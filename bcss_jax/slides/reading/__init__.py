@@ -1,1 +1,1 @@
-"""Reads slides and masks: backends, resolution, reader processes."""
+"""Reads slides and masks: file formats, resolution, and reader processes that survive damaged files."""

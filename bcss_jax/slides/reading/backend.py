@@ -1,4 +1,4 @@
-"""What every backend of the slide reader gives: levels, resolution, and 8-bit RGB pixels of a level on white."""
+"""The interface of every backend that reads slides: levels, resolution, and 8-bit RGB pixels on white."""
 
 import abc
 from pathlib import Path
@@ -9,16 +9,16 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, printable
 
-MAX_SIDE = 8_000_000  # pixels; a meter at 0.125 um. What says more is a damaged header
-DEFAULT_TILE = (256, 256)  # pieces in which a damaged region is tried where the format has no tiles
+MAX_SIDE = 8_000_000  # pixels, a meter at 0.125 um; a header that claims more is damaged
+DEFAULT_TILE = (256, 256)  # size of the pieces in which a damaged region is retried if the format has no tiles
 
 
 class TileError(Exception):
-    """A region of a level holds pixels that cannot be decoded. The message is the library's."""
+    """Raised when a region of a level holds pixels that cannot be decoded. The message is the library's."""
 
 
 class Level(NamedTuple):
-    """One resolution of a slide: its size in pixels and how many level-0 pixels one of its pixels spans."""
+    """One resolution of a slide: its size in pixels, and how many level-0 pixels one of its pixels spans."""
 
     width: int
     height: int
@@ -29,12 +29,12 @@ class Slide(abc.ABC):
     """An open slide.
 
     Attributes:
-      path: of its file.
-      format: e.g. "aperio", "generic-tiff", "tiffslide", "png".
+      path: the slide's file.
+      format: for example "aperio", "generic-tiff", "tiffslide" or "png".
       levels: level 0 first, each coarser than the one before.
-      mpp: um per pixel of level 0 along x and y as the slide says it, unchecked; None if it says nothing.
-      bounds: x, y, width, height of the scanned area in level-0 pixels; None if the slide does not say.
-      in_memory: the whole image is held decoded, so that several processes would hold it several times.
+      mpp: um per pixel of level 0 along x and y as stored in the slide, unchecked; None if the slide stores none.
+      bounds: x, y, width, height of the scanned area in level-0 pixels; None if the slide does not store it.
+      in_memory: whether the whole decoded image is held in memory, so that each further process would need a copy.
     """
 
     path: Path
@@ -46,47 +46,47 @@ class Slide(abc.ABC):
 
     @abc.abstractmethod
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Pixels of a region which lies within a level.
+        """Returns the pixels of a region that lies within a level.
 
         Args:
           level: index into `levels`.
           x: left edge in pixels of that level.
-          y: top edge, likewise.
+          y: top edge in pixels of that level.
           width: in pixels of that level.
-          height: likewise.
+          height: in pixels of that level.
 
         Returns:
-          uint8 [height, width, 3]; transparent and missing parts are white. The same pixel has the same value in every
-          region that holds it.
+          uint8 [height, width, 3]; transparent and missing areas are white. A pixel has the same value in every region
+          that contains it.
 
         Raises:
-          TileError: something in the region cannot be decoded. `reopen` before the next read.
+          TileError: part of the region cannot be decoded. Call `reopen` before the next read.
         """
 
     def tile_size(self, level: int) -> tuple[int, int]:
-        """Width and height of the tiles that a level is stored in: what can be damaged as a whole."""
+        """Returns the width and height of the tiles that a level is stored in; damage affects whole tiles."""
         return DEFAULT_TILE
 
-    def reopen(self) -> None:  # noqa: B027  most backends need nothing
-        """Makes the slide readable again after a `TileError`."""
+    def reopen(self) -> None:  # noqa: B027  most backends have nothing to do
+        """Makes the slide readable after a `TileError`."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Gives the file back; the slide cannot be read any more."""
+        """Closes the file; the slide cannot be read afterward."""
 
 
-def other_pixels(path: Path, found: str) -> DataError:
-    """The error for a slide whose pixels are no colors of 8 bits."""
+def unsupported_pixels(path: Path, found: str) -> DataError:
+    """Returns the error for a slide whose pixels are not 8-bit colors."""
     return DataError(f"{printable(path)}: expected a slide with 8-bit RGB or gray, found {found}; save it as 8-bit RGB")
 
 
 def on_white(image: Image.Image) -> np.ndarray:
-    """An RGBA image as uint8 [H, W, 3] over white."""
+    """Returns an RGBA image over white: uint8 [H, W, 3]."""
     alpha = image.getchannel("A")
     extrema = alpha.getextrema()
     if extrema == (255, 255):
         return np.asarray(image.convert("RGB"))
-    if extrema == (0, 0):  # nothing was scanned here: most of a sparse slide
+    if extrema == (0, 0):  # nothing was scanned here; this is most of a sparse slide
         return np.full((image.height, image.width, 3), 255, np.uint8)
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=alpha)
@@ -94,10 +94,11 @@ def on_white(image: Image.Image) -> np.ndarray:
 
 
 def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
-    """Levels from their sizes in pixels. What is no coarser copy of level 0 is left out, with all that follows.
+    """Returns the levels of a slide, given their sizes in pixels.
 
-    The spans are whole numbers where the sizes allow it: a level of half the size is rounded down to whole pixels, but
-    its pixels span exactly two.
+    The first size that is not a coarser copy of level 0 is left out, and so are all sizes after it. Downsample factors
+    are whole numbers where the sizes allow it: half of an odd size is rounded to whole pixels, but a pixel of that level
+    still spans exactly two level-0 pixels.
 
     Raises:
       ValueError: level 0 has no pixels, or more than a slide can have.
@@ -109,8 +110,8 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
     for level_width, level_height in sizes[1:]:
         if level_width < 1 or level_height < 1:
             break
-        along = (width, level_width) if width >= height else (height, level_height)  # the longer side tells it best
-        ratio = along[0] / along[1]
+        longer = (width, level_width) if width >= height else (height, level_height)  # gives the more precise ratio
+        ratio = longer[0] / longer[1]
         whole = round(ratio)
         if _fits(width, level_width, whole) and _fits(height, level_height, whole):
             ratio = float(whole)

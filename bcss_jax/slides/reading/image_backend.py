@@ -1,7 +1,8 @@
-"""Plain PNG, JPEG and untiled TIFF files as slides of one level, decoded whole.
+"""Reads PNG, JPEG and untiled TIFF files as slides of one level, decoded whole.
 
-What a viewer shows is what is read: gray as three equal channels, a palette as its colors, transparent parts as white,
-as from the formats of scanners. More than 8 bits are refused, for how to scale them is a choice.
+The pixels are those that a viewer shows: gray becomes three equal channels, a palette becomes its colors, and transparent
+areas become white, as in the formats of scanners. More than 8 bits per channel are refused, because there is more than
+one way to scale them.
 """
 
 from pathlib import Path
@@ -10,26 +11,27 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax.data import image_files
-from bcss_jax.slides.reading.backend import Slide, levels_of, on_white, other_pixels
+from bcss_jax.slides.reading.backend import Slide, levels_of, on_white, unsupported_pixels
 from bcss_jax.slides.reading.resolution import mpp_from_density
 
 
 class ImageSlide(Slide):
-    """An image that is held in memory: at most `tiles.MAX_PIXELS`."""
+    """An image that is held in memory, of at most `image_files.MAX_PIXELS` pixels."""
 
     in_memory = True
 
     def __init__(self, path: Path):
-        """Decodes it.
+        """Decodes the image.
 
         Raises:
-          DataError: as `tiles.load_8_bit`, or colors other than RGB.
+          DataError: `image_files.load_8_bit` refuses the file, or its colors are not RGB.
         """
         self.path = path
         self._pixels = _rgb(path, image_files.load_8_bit(path))
         height, width = self._pixels.shape[:2]
         self.levels = levels_of([(width, height)])
         with Image.open(path, formats=list(image_files.FORMATS)) as image:
+            assert image.format is not None  # a decoder has recognized it
             self.format = image.format.lower()
             density = image.info.get("dpi", (0.0, 0.0))
         self.mpp = mpp_from_density(float(density[0]), float(density[1]), "inch")
@@ -45,5 +47,5 @@ def _rgb(path: Path, image: Image.Image) -> np.ndarray:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         return on_white(image.convert("RGBA"))
     if image.mode not in ("RGB", "L", "P", "1"):
-        raise other_pixels(path, f"the color mode {image.mode}")
+        raise unsupported_pixels(path, f"the color mode {image.mode}")
     return np.asarray(image.convert("RGB"))

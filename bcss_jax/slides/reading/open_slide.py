@@ -1,47 +1,48 @@
-"""Opens a slide with whatever reads it, and gives blocks of it at the resolution of a grid.
+"""Opens a slide with the first backend that reads it.
 
-Runs in the reader processes (`reader_process`): a damaged file may crash the C libraries behind it.
+This runs in the reader processes (`reader_main`), because a damaged file may crash the C libraries of a backend.
 """
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.reading.backend import Slide
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
-IN_MEMORY_PIXELS = 64_000_000  # untiled TIFFs up to this are decoded once and held; larger ones are read strip by strip
+IN_MEMORY_PIXELS = 64_000_000  # untiled TIFFs of up to this size are decoded once and held; larger ones read by strips
 
 
 def open_slide(path: str | os.PathLike) -> Slide:
-    """Opens a slide: with OpenSlide, else a TIFF with tiffslide, else a PNG, JPEG or untiled TIFF as an image.
+    """Opens a slide with OpenSlide, or else a TIFF with tiffslide, or else a PNG, JPEG or untiled TIFF as an image.
 
     Raises:
-      DataError: no slide, damaged, or larger than can be read in parts.
+      DataError: the file is not a slide, is damaged, or is large and cannot be read in parts.
     """
     path = Path(path)
     magic = _magic(path)
     reasons = []
-    for opens in _backends(magic, reasons):
+    for open_with_backend in _backends(magic, reasons):
         try:
-            return opens(path)
+            return open_with_backend(path)
         except DataError:
             raise
-        except Exception as error:  # tifffile and the codecs raise whatever they meet
+        except Exception as error:  # tifffile and the codecs can raise anything
             reasons.append(_reason(error, path))
     found = reasons[-1] if reasons and magic.startswith(TIFF_MAGIC) else reasons[0] if reasons else "another format"
     raise _unusable(path, found)
 
 
 def _magic(path: Path) -> bytes:
-    """The first bytes of what must be a file that can be read."""
+    """Returns the first bytes of a file, or raises a DataError if it cannot be read."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            raise _unusable(path, "a folder" if stat.S_ISDIR(mode) else "no regular file")
+            raise _unusable(path, "a folder" if stat.S_ISDIR(mode) else "a special file")
         with open(path, "rb") as file:
             magic = file.read(16)
     except FileNotFoundError:
@@ -54,8 +55,11 @@ def _magic(path: Path) -> bytes:
     return magic
 
 
-def _backends(magic: bytes, reasons: list[str]) -> Iterator:
-    """What may open a file that begins like this, in the order of preference."""
+def _backends(magic: bytes, reasons: list[str]) -> Iterator[Callable[[Path], Slide]]:
+    """Yields the functions that may open a file with these first bytes, in order of preference.
+
+    `reasons` is extended if a backend is not installed.
+    """
     try:
         from bcss_jax.slides.reading.openslide_backend import OpenSlideSlide
 
@@ -82,16 +86,16 @@ def _open_tiff(path: Path) -> Slide:
 
 
 def _is_small_picture(path: Path) -> bool:
-    """Whether a TIFF holds nothing but an untiled picture that fits into memory, with colors of any kind."""
+    """Returns whether a TIFF holds only one untiled picture, of at most 8 bits per channel, that fits into memory."""
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            (page,) = tiff.pages
+            (page,) = (cast(tifffile.TiffPage, page) for page in tiff.pages)
             small = 0 < page.imagewidth * page.imagelength <= IN_MEMORY_PIXELS
             tiled = page.is_tiled or "TileWidth" in page.tags
             return small and not tiled and page.bitspersample <= 8 and page.samplesperpixel in (1, 3, 4)
-    except Exception:  # whatever is odd about it, tiffslide says
+    except Exception:  # opening the file with tiffslide raises the error that is reported
         return False
 
 

@@ -1,29 +1,40 @@
-"""Slides through OpenSlide: SVS, NDPI, MRXS, SCN, BIF, CZI, DICOM, Philips and generic tiled TIFF."""
+"""Reads slides with OpenSlide: SVS, NDPI, MRXS, SCN, BIF, CZI, DICOM, Philips and generic tiled TIFF."""
 
 import os
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import openslide
 
-from bcss_jax.slides.reading.backend import DEFAULT_TILE, Level, Slide, TileError, levels_of, on_white, other_pixels
+from bcss_jax.slides.reading.backend import (
+    DEFAULT_TILE,
+    Level,
+    Slide,
+    TileError,
+    levels_of,
+    on_white,
+    unsupported_pixels,
+)
 from bcss_jax.slides.reading.resolution import mpp_from_density
 
-PIXELS_AT_ONCE = 4096 * 4096  # more is read in strips: OpenSlide gives 4 bytes a pixel, and PIL copies them
-LISTED = ("aperio", "generic-tiff")  # vendors whose files are TIFFs that list the tiles of each level
-FROM_TAGS = ("generic-tiff",)  # vendors whose mpp OpenSlide takes from the TIFF's resolution tags
+PIXELS_AT_ONCE = (
+    4096 * 4096
+)  # larger regions are read in strips: OpenSlide returns 4 bytes a pixel, and PIL copies them
+TIFF_VENDORS = ("aperio", "generic-tiff")  # their files are TIFFs that list the tiles of each level
+MPP_FROM_TAGS = ("generic-tiff",)  # vendors for which OpenSlide takes mpp from the TIFF's resolution tags
 
 
 class OpenSlideSlide(Slide):
-    """A slide that OpenSlide knows."""
+    """A slide in a format that OpenSlide reads."""
 
     def __init__(self, path: Path):
-        """Opens it.
+        """Opens the slide.
 
         Raises:
-          openslide.OpenSlideError: it is damaged.
-          ValueError: it is another format, or has an impossible size or too few tiles.
-          DataError: its pixels are no colors of 8 bits.
+          openslide.OpenSlideError: the file is damaged.
+          ValueError: the file has another format, an impossible size or too few tiles.
+          DataError: the pixels are not 8-bit colors.
         """
         self.path = path
         try:
@@ -33,19 +44,19 @@ class OpenSlideSlide(Slide):
         properties = self._slide.properties
         self.format = properties.get("openslide.vendor", "openslide")
         self.levels = levels_of(list(self._slide.level_dimensions))
-        if self.format in LISTED:
+        if self.format in TIFF_VENDORS:
             _check_tiles(path, self.levels[0])
         self.mpp = _mpp(properties, self.format)
         self.bounds = _bounds(properties)
-        # Where a level's pixel lies: OpenSlide's own quotient of the sizes, of which ours keeps the whole number.
+        # OpenSlide's own ratios of the sizes, which give the positions of pixels; `levels` may hold rounded ratios.
         self._downsamples = self._slide.level_downsamples
         self._tiles = [_tile_size(properties, level) for level in range(len(self.levels))]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
         if self._downsamples[level].is_integer():
             return self._read(level, x, y, width, height)
-        # OpenSlide takes positions in level-0 pixels. Between pixels of this level it interpolates, by an amount that
-        # differs from region to region; read tile by tile, a pixel is the same in all of them.
+        # OpenSlide takes positions in level-0 pixels. At positions between pixels of this level it interpolates, by an
+        # amount that depends on the region. Reading tile by tile makes a pixel the same in all regions.
         tile_width, tile_height = self._tiles[level]
         size = self.levels[level]
         pixels = np.empty((height, width, 3), np.uint8)
@@ -75,7 +86,7 @@ class OpenSlideSlide(Slide):
         return self._tiles[level]
 
     def reopen(self) -> None:
-        """OpenSlide refuses everything after an error; only a new handle reads on."""
+        """Opens the file again: after an error, an OpenSlide handle refuses all further reads."""
         self._slide.close()
         try:
             self._slide = openslide.OpenSlide(os.fspath(self.path))
@@ -87,40 +98,45 @@ class OpenSlideSlide(Slide):
 
 
 def _check_tiles(path: Path, level_0: Level) -> None:
-    """What OpenSlide does not say.
+    """Refuses TIFFs that OpenSlide opens but misreads.
 
-    Tiles that a damaged header promises and the file does not list pass for glass; of 16 bits only the upper 8 are given,
-    which is black if just 12 of them are used; of channels that are no colors the first one is given as gray.
+    OpenSlide returns glass for tiles that a damaged header promises but the file does not list. It returns the upper 8
+    of 16 bits, which is black if only 12 bits are used. If the channels are not colors, it returns the first as gray.
+
+    Raises:
+      ValueError: the file lists too few tiles.
+      DataError: the pixels are not 8-bit colors.
     """
-    import tifffile  # not needed for other formats
+    import tifffile  # imported here: other formats do not need it
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = [
+            pages = [cast(tifffile.TiffPage, page) for page in tiff.pages]
+            tilings = [
                 (page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, len(page.dataoffsets))
-                for page in tiff.pages
+                for page in pages
                 if page.is_tiled
             ]
             depths = [
                 (int(page.bitspersample), int(page.samplesperpixel))
-                for page in tiff.pages
+                for page in pages
                 if (page.imagewidth, page.imagelength) == level_0[:2]
             ]
-    except Exception:  # whatever else is odd about it, OpenSlide has opened it
+    except Exception:  # tifffile objects to something else, but OpenSlide has opened the file
         return
-    for width, height, tile_width, tile_height, listed in pages:
+    for width, height, tile_width, tile_height, listed in tilings:
         expected = -(-width // tile_width) * -(-height // tile_height)
         if listed < expected:
-            raise ValueError(f"{listed} tiles for {width}x{height} pixels, which are {expected}")
+            raise ValueError(f"{listed} tiles for {width}x{height} pixels, which need {expected}")
     for bits, channels in depths:
         if bits > 8:
-            raise other_pixels(path, f"{bits} bits per channel")
+            raise unsupported_pixels(path, f"{bits} bits per channel")
         if channels > 4:
-            raise other_pixels(path, f"{channels} channels")
+            raise unsupported_pixels(path, f"{channels} channels")
 
 
 def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, position: tuple[int, int]) -> None:
-    """Copies the part of a tile that lies in a region."""
+    """Copies the overlap of a tile with a region into the region's `pixels`."""
     left, top = position[0] - origin[0], position[1] - origin[1]
     x0, y0 = max(0, left), max(0, top)
     part = tile[y0 - top : pixels.shape[0] - top, x0 - left : pixels.shape[1] - left]
@@ -128,31 +144,37 @@ def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, positi
 
 
 def _mpp(properties, vendor: str) -> tuple[float, float] | None:
-    """What the scanner says; else the resolution tags of the TIFF."""
+    """Returns the scanner's um per pixel, or else those of the TIFF's resolution tags."""
     mpp = _numbers(properties, "openslide.mpp-x", "openslide.mpp-y")
-    if mpp is not None and vendor in FROM_TAGS:
-        return mpp_from_density(*(10_000 / value if value else 0.0 for value in mpp), "centimeter")
-    if mpp is None:
-        density = _numbers(properties, "tiff.XResolution", "tiff.YResolution")
-        if density is not None:
-            mpp = mpp_from_density(*density, properties.get("tiff.ResolutionUnit", ""))
-    return mpp
+    if mpp is not None:
+        x, y = mpp
+        if vendor in MPP_FROM_TAGS:
+            return mpp_from_density(10_000 / x if x else 0.0, 10_000 / y if y else 0.0, "centimeter")
+        return x, y
+    density = _numbers(properties, "tiff.XResolution", "tiff.YResolution")
+    if density is None:
+        return None
+    x, y = density
+    return mpp_from_density(x, y, properties.get("tiff.ResolutionUnit", ""))
 
 
 def _bounds(properties) -> tuple[int, int, int, int] | None:
-    found = _numbers(properties, *(f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")))
-    return None if found is None else tuple(int(value) for value in found)
+    numbers = _numbers(properties, *(f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")))
+    if numbers is None:
+        return None
+    x, y, width, height = (int(value) for value in numbers)
+    return x, y, width, height
 
 
 def _tile_size(properties, level: int) -> tuple[int, int]:
-    found = _numbers(properties, *(f"openslide.level[{level}].tile-{name}" for name in ("width", "height")))
-    if found is None or not all(16 <= value <= 4096 for value in found):
+    size = _numbers(properties, *(f"openslide.level[{level}].tile-{name}" for name in ("width", "height")))
+    if size is None or not all(16 <= value <= 4096 for value in size):
         return DEFAULT_TILE
-    return int(found[0]), int(found[1])
+    return int(size[0]), int(size[1])
 
 
 def _numbers(properties, *names: str) -> tuple[float, ...] | None:
-    """The numbers under some names, if all are there."""
+    """Returns the properties of these names as numbers, or None if one is missing or not a number."""
     try:
         return tuple(float(properties[name]) for name in names)
     except (KeyError, ValueError):

@@ -8,42 +8,43 @@ from PIL import Image
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.backend import Level, Slide, TileError
 
-FINER_BY = 0.01  # a level this much coarser than the grid still serves it: 0.2502 um for 0.25
-EXACT = 0.05  # pixels that a level and the grid may drift apart over the whole slide and still count as the same
-SOURCE_PIXELS = 4096 * 4096  # at most so many pixels of a level are held to make a piece of a block
-AREA_FROM = 8.0  # from this reduction on, areas are averaged: looks the same as Lanczos, and needs no margin
+COARSER_BY = 0.01  # a level may be coarser than the grid by this fraction: 0.2502 um serves 0.25 um
+EXACT = 0.05  # if a level and the grid drift apart by at most this many pixels over the slide, pixels are copied
+SOURCE_PIXELS = 4096 * 4096  # limit on the pixels of a level that are held to make a piece of a block
+AREA_FROM = 8.0  # from this reduction on, areas are averaged: it looks the same as Lanczos and needs no margin
 
 
 def best_level(levels: tuple[Level, ...], scale: float) -> int:
-    """The coarsest level that is no coarser than a grid whose pixels span `scale` level-0 pixels."""
-    fitting = [number for number, level in enumerate(levels) if level.downsample <= scale * (1 + FINER_BY)]
+    """Returns the coarsest level that is not coarser than a grid whose pixels span `scale` level-0 pixels."""
+    fitting = [number for number, level in enumerate(levels) if level.downsample <= scale * (1 + COARSER_BY)]
     return fitting[-1] if fitting else 0
 
 
 def read_block(
     slide: Slide, grid: Grid, x: int, y: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels of a grid, from the level that suits it, resampled without aliasing (Lanczos).
+    """Reads a block of a grid from the level that suits it, resampled without aliasing (Lanczos).
 
-      A pixel does not depend on the block it is read with: exactly, where the level has the grid's resolution; where it is
-    resampled, to one gray level, and to two in a pixel of a hundred thousand (Pillow rounds after each axis). Parts that
-    cannot be decoded are white; where resampled, they shine into the three pixels around them.
+    A pixel does not depend on the block that it is read with. This is exact where the level has the grid's resolution.
+    Where the level is resampled, a pixel may differ by one gray level, and by two in one pixel of a hundred thousand,
+    because Pillow rounds after each axis. Areas that cannot be decoded are white. Where the level is resampled, the
+    white affects the three pixels around such an area.
 
-      Args:
-        slide: as `open_slide` gives it.
-        grid: the pixels to give.
-        x: left edge of the block in pixels of the grid.
-        y: top edge, likewise.
-        width: in pixels of the grid; the block lies within it.
-        height: likewise.
+    Args:
+      slide: a slide opened by `open_slide`.
+      grid: the grid of the slide.
+      x: left edge of the block in pixels of the grid.
+      y: top edge of the block in pixels of the grid.
+      width: in pixels of the grid; the block lies within it.
+      height: in pixels of the grid.
 
-      Returns:
-        uint8 [height, width, 3]; and bool [height, width], True where pixels of the slide could not be decoded, or None
-        if all could.
+    Returns:
+      uint8 [height, width, 3]; and bool [height, width] that is True where pixels of the slide could not be decoded, or
+      None if all could.
 
-      Raises:
-        ValueError: the block is not within the grid.
-        OSError: the slide does not open any more after a failure.
+    Raises:
+      ValueError: the block is not within the grid.
+      OSError: the slide cannot be reopened after a failure.
     """
     if not (0 <= x and 0 <= y and 0 < width <= grid.width - x and 0 < height <= grid.height - y):
         raise ValueError(
@@ -51,23 +52,23 @@ def read_block(
         )
     number = best_level(slide.levels, min(grid.scale))
     level = slide.levels[number]
-    scale = tuple(along / level.downsample for along in grid.scale)
+    scale = grid.scale[0] / level.downsample, grid.scale[1] / level.downsample
     if all(abs(along - 1) * size <= EXACT for along, size in zip(scale, (grid.width, grid.height), strict=True)):
         return _read_extended(slide, number, x, y, width, height)
     pixels = np.empty((height, width, 3), np.uint8)
     unreadable = np.zeros((height, width), bool)
     for left, top, columns, rows in _pieces(width, height, scale):
-        part = np.s_[top : top + rows, left : left + columns]
-        pixels[part], missing = _resampled(slide, number, scale, x + left, y + top, columns, rows)
+        piece = np.s_[top : top + rows, left : left + columns]
+        pixels[piece], missing = _resampled(slide, number, scale, x + left, y + top, columns, rows)
         if missing is not None:
-            unreadable[part] = missing
+            unreadable[piece] = missing
     return pixels, unreadable if unreadable.any() else None
 
 
 def _resampled(
     slide: Slide, level: int, scale: tuple[float, float], x: int, y: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A piece of a block whose pixels span `scale` pixels of the level, read with the margin that the filter needs."""
+    """Reads a piece of a block whose pixels span `scale` pixels of the level, with the margin that the filter needs."""
     averaged = min(scale) >= AREA_FROM
     kernel, reach = (Image.Resampling.BOX, 0.5) if averaged else (Image.Resampling.LANCZOS, 3.0)
     size = slide.levels[level][:2]
@@ -81,7 +82,7 @@ def _resampled(
         spans.append((first, last, low - first, min(high - first, float(last - first))))
     (x0, x1, left, right), (y0, y1, top, bottom) = spans
     pixels, missing = _read_extended(slide, level, x0, y0, x1 - x0, y1 - y0)
-    # In two steps: Pillow chooses the order of the axes by the block's shape, and clips to 0..255 after the first.
+    # One axis at a time: otherwise Pillow chooses their order by the block's shape, and it clips to 0..255 in between.
     image = Image.fromarray(pixels).resize((width, y1 - y0), kernel, box=(left, 0, right, y1 - y0))
     pixels = np.array(image.resize((width, height), kernel, box=(0, top, width, bottom)))
     if missing is not None:
@@ -93,7 +94,7 @@ def _resampled(
 def _touched(
     missing: np.ndarray, origin: tuple[float, float], scale: tuple[float, float], width: int, height: int
 ) -> np.ndarray:
-    """bool [height, width]: whether any source pixel under a pixel of the piece is missing."""
+    """Returns whether any source pixel under each pixel of the piece is missing: bool [height, width]."""
     counts = np.zeros((missing.shape[0] + 1, missing.shape[1] + 1), np.int32)
     counts[1:, 1:] = missing.cumsum(0).cumsum(1)
     (x0, x1), (y0, y1) = (
@@ -105,14 +106,14 @@ def _touched(
 
 
 def _under(start: float, along: float, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last + 1 source pixel under each of `count` pixels; a sliver of a hundredth does not count."""
+    """Returns the first and last + 1 source pixel under each of `count` pixels, ignoring overlaps of a hundredth."""
     edges = start + np.arange(count + 1) * along
     first = np.clip(np.floor(edges[:-1] + 0.01).astype(int), 0, size - 1)
     return first, np.clip(np.ceil(edges[1:] - 0.01).astype(int), first + 1, size)
 
 
 def _pieces(width: int, height: int, scale: tuple[float, float]) -> Iterator[tuple[int, int, int, int]]:
-    """Cuts a block so that no piece needs more than about `SOURCE_PIXELS`."""
+    """Yields (left, top, width, height) of pieces of a block that need at most about `SOURCE_PIXELS` source pixels."""
     side = SOURCE_PIXELS**0.5
     columns, rows = (max(1, int(side / max(1.0, along))) for along in scale)
     for top in range(0, height, rows):
@@ -123,7 +124,7 @@ def _pieces(width: int, height: int, scale: tuple[float, float]) -> Iterator[tup
 def _read_extended(
     slide: Slide, level: int, x: int, y: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A region of a level that may end a little outside, where its last pixels are repeated."""
+    """Reads a region that may extend a little beyond the level, where the last pixels are repeated."""
     size = slide.levels[level]
     x0, y0 = min(x, size.width - 1), min(y, size.height - 1)
     columns, rows = min(x + width, size.width) - x0, min(y + height, size.height) - y0
@@ -141,7 +142,7 @@ def _read_extended(
 def _read_decodable(
     slide: Slide, level: int, x: int, y: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A region of a level; if it cannot be decoded, tile by tile, with white for the tiles that cannot."""
+    """Reads a region of a level; if it cannot be decoded, reads tile by tile and fills undecodable tiles with white."""
     try:
         return slide.read(level, x, y, width, height), None
     except TileError:
@@ -153,10 +154,10 @@ def _read_decodable(
         for tile_left in range(x - x % tile_width, x + width, tile_width):
             left, top = max(x, tile_left), max(y, tile_top)
             right, bottom = min(x + width, tile_left + tile_width), min(y + height, tile_top + tile_height)
-            part = np.s_[top - y : bottom - y, left - x : right - x]
+            tile = np.s_[top - y : bottom - y, left - x : right - x]
             try:
-                pixels[part] = slide.read(level, left, top, right - left, bottom - top)
+                pixels[tile] = slide.read(level, left, top, right - left, bottom - top)
             except TileError:
                 slide.reopen()
-                missing[part] = True
+                missing[tile] = True
     return pixels, missing if missing.any() else None

@@ -1,19 +1,20 @@
-"""Rows of a TIFF that need not fit into memory: of its tiles or strips, one row at a time is decoded and held."""
+"""Reads a TIFF that need not fit into memory by rows: one row of its tiles or strips is decoded and held at a time."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import tifffile
 
 from bcss_jax.errors import first_line
 
-MAX_HELD = 1 << 28  # pixels of a row of tiles, or of a strip: 1,342 rows of a slide that is 200,000 pixels wide
+MAX_HELD = 1 << 28  # pixels of a row of tiles or of a strip: 1,342 pixel rows if the slide is 200,000 pixels wide
 
 
 class UnreadableTiff(Exception):
-    """What is wrong with the file, in a few words without its name."""
+    """Raised when a TIFF cannot be read. The message says why in a few words, without the file's name."""
 
 
 class TiffRows:
@@ -21,25 +22,26 @@ class TiffRows:
 
     Attributes:
       width: pixels.
-      height: likewise.
+      height: pixels.
       dtype: of the pixels.
-      page: what tifffile knows of the image.
+      page: tifffile's description of the image.
     """
 
     def __init__(self, path: Path):
-        """Opens it; to be closed, or used in a `with` statement.
+        """Opens the file; use the object in a `with` statement, which closes it.
 
         Raises:
-          UnreadableTiff: it is no TIFF, has several channels, or can only be decoded as a whole and is too large for that.
+          UnreadableTiff: the file is not a TIFF, has several channels, or can only be decoded as a whole but is too large
+            for that.
         """
         with _one_error(), contextlib.ExitStack() as opened:
             self._file = opened.enter_context(open(path, "rb"))
             tiff = opened.enter_context(tifffile.TiffFile(self._file))
-            page = self.page = tiff.pages[0]
+            page = self.page = cast(tifffile.TiffPage, tiff.pages[0])
             if page.samplesperpixel != 1 or page.imagedepth != 1 or page.dtype is None:
                 raise ValueError(f"{page.samplesperpixel} channels of {page.bitspersample} bits")
             self.width, self.height = page.imagewidth, page.imagelength
-            # Uncompressed, pixels have a known place in the file even if all are one strip.
+            # The position of an uncompressed pixel in the file is known, even if all pixels are in one strip.
             self._mapped = page.compression == 1 and not page.is_tiled and page.bitspersample in (8, 16, 32, 64)
             self._mapped &= page.predictor == 1 and page.fillorder == 1 and len(page.dataoffsets) == 1
             self.dtype = np.dtype(page.dtype)
@@ -55,12 +57,12 @@ class TiffRows:
                 raise ValueError(f"{what} in {self.width}x{self.height} pixels, too large to be decoded one by one")
             pieces = self._columns * -(-self.height // self._high)
             if not pieces == len(page.dataoffsets) == len(page.databytecounts):
-                raise ValueError(f"{len(page.dataoffsets)} tiles or strips in place of {pieces}")
+                raise ValueError(f"{len(page.dataoffsets)} tiles or strips instead of {pieces}")
             self._close = opened.pop_all().close
-        self._held: tuple[int, np.ndarray | None] = (-1, None)
+        self._last_decoded: tuple[int, np.ndarray] = (-1, np.empty((0, 0), self.dtype))  # number of the piece, pixels
 
     def __enter__(self) -> "TiffRows":
-        """Itself."""
+        """Returns the object itself."""
         return self
 
     def __exit__(self, *_) -> None:
@@ -68,22 +70,24 @@ class TiffRows:
         self._close()
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """The pixels of some rows, [stop - start, width] of `dtype`. Cheap in ascending order: nothing is decoded twice.
+        """Returns the pixels of some rows, [stop - start, width] of `dtype`.
+
+        Reading in ascending order is fastest: nothing is decoded twice.
 
         Raises:
-          UnreadableTiff: the file is damaged there, or cut off.
+          UnreadableTiff: these rows of the file are damaged or cut off.
         """
         if not 0 <= start < stop <= self.height:
             raise ValueError(f"no rows {start} to {stop} in {self.height}")
         with _one_error():
             if self._mapped:
                 return self._from_file(start, stop)
-            found = np.empty((stop - start, self.width), self.dtype)
+            pixels = np.empty((stop - start, self.width), self.dtype)
             for number in range(start // self._high, -(-stop // self._high)):
                 top = number * self._high
                 first, last = max(start, top), min(stop, top + self._high)
-                found[first - start : last - start] = self._decoded(number)[first - top : last - top]
-            return found
+                pixels[first - start : last - start] = self._decoded(number)[first - top : last - top]
+            return pixels
 
     def _from_file(self, start, stop):
         stride = self.width * self.dtype.itemsize
@@ -92,21 +96,23 @@ class TiffRows:
         return np.frombuffer(content, self.dtype.newbyteorder(order)).reshape(-1, self.width).astype(self.dtype)
 
     def _decoded(self, number):
-        """A row of tiles, or a strip: [up to _high, width]; the last one is kept."""
-        if self._held[0] != number:
-            self._held = (-1, None)  # two of them need not be held
+        """Returns a row of tiles or a strip, [up to _high, width], and keeps it for the next call."""
+        if self._last_decoded[0] != number:
+            self._last_decoded = (-1, np.empty((0, 0), self.dtype))  # freed first: memory for two is not needed
             pixels = np.empty((min(self._high, self.height - number * self._high), self.width), self.dtype)
             for column in range(self._columns):
                 target = pixels[:, column * self._wide : (column + 1) * self._wide]
                 target[...] = self._piece(number * self._columns + column, target.shape)
-            self._held = (number, pixels)
-        return self._held[1]
+            self._last_decoded = (number, pixels)
+        return self._last_decoded[1]
 
     def _piece(self, index, shape):
         offset, count = self.page.dataoffsets[index], self.page.databytecounts[index]
-        if not offset and not count:  # GDAL's "sparse" files leave out what is empty
+        if not offset and not count:  # GDAL's "sparse" files leave out empty tiles
             return self.page.nodata
         decoded = self.page.decode(self._bytes(offset, count), index)[0]
+        if decoded is None:
+            raise ValueError("a tile or strip without pixels")
         return decoded.reshape(decoded.shape[-3:-1])[: shape[0], : shape[1]]
 
     def _bytes(self, offset, count):
@@ -125,5 +131,5 @@ def _one_error() -> Iterator[None]:
         raise
     except OSError as error:
         raise UnreadableTiff(error.strerror or first_line(error)) from error
-    except Exception as error:  # of a damaged file tifffile and the decoders raise almost anything
+    except Exception as error:  # for a damaged file, tifffile and the decoders raise almost anything
         raise UnreadableTiff(first_line(error)) from error

@@ -1,4 +1,4 @@
-"""TIFFs that OpenSlide does not open (JPEG 2000 tiles, strips, a damaged end) through tiffslide, piece by piece."""
+"""Reads TIFFs that OpenSlide does not open (JPEG 2000 tiles, strips, a damaged end) with tiffslide, in pieces."""
 
 import math
 import os
@@ -7,31 +7,33 @@ from pathlib import Path
 import numpy as np
 import tiffslide
 
-from bcss_jax.slides.reading.backend import Slide, TileError, levels_of, other_pixels
+from bcss_jax.slides.reading.backend import Slide, TileError, levels_of, unsupported_pixels
 from bcss_jax.slides.reading.resolution import mpp_from_density
 
-MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which has to be decoded whole
+MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which is decoded as a whole
 AXES = ("YXS", "CYX", "YX")
-CODED_AS_IS = ("RGB", "YCBCR", "MINISBLACK")  # photometric interpretations that need no palette and no inversion
+PLAIN_PHOTOMETRICS = ("RGB", "YCBCR", "MINISBLACK")  # interpretations that need no palette and no inversion
 
 
 class TiffSlideSlide(Slide):
-    """A TIFF with 8-bit RGB or gray, tiled, in strips, or uncompressed in one piece."""
+    """A TIFF with 8-bit RGB or gray, in tiles, in strips, or uncompressed in one piece."""
 
     format = "tiffslide"
 
     def __init__(self, path: Path):
-        """Opens it.
+        """Opens the slide.
 
         Raises:
-          ValueError: it is no TIFF that can be read in parts; the message says what was found.
-          DataError: its pixels are no colors of 8 bits.
-          Exception: whatever tifffile raises at a damaged file.
+          ValueError: the file is not a TIFF that can be read in parts; the message says what was found.
+          DataError: the pixels are not 8-bit colors.
+          Exception: tifffile can raise anything for a damaged file.
         """
         self.path = path
-        self._file = open(path, "rb")  # a file rather than its name: names with "::" or "://" are URLs to tiffslide
+        # An open file instead of its name: tiffslide takes names with "::" or "://" for URLs.
+        self._file = open(path, "rb")
         try:
-            self._slide = tiffslide.TiffSlide(self._file)
+            # tiffslide accepts any binary file; its type hints name only fsspec's.
+            self._slide = tiffslide.TiffSlide(self._file)  # pyright: ignore[reportArgumentType]
             if not len(self._slide.ts_tifffile.pages):
                 raise ValueError("a TIFF file without an image (cut off?)")
             properties = self._slide.properties
@@ -60,7 +62,7 @@ class TiffSlideSlide(Slide):
                 return _on_white(self._uncompressed(page, x, y, width, height))
             location = self._location(level, x), self._location(level, y)
             pixels = self._slide.read_region(location, level, (width, height), as_array=True, padding=False)
-        except Exception as error:  # each codec has errors of its own; all mean the pixels
+        except Exception as error:  # every codec raises its own errors; all mean that pixels cannot be decoded
             raise TileError(" ".join(str(error).split())) from error
         if pixels.shape[:2] != (height, width):
             raise TileError(f"{pixels.shape[1]}x{pixels.shape[0]} of {width}x{height} pixels")
@@ -83,7 +85,7 @@ class TiffSlideSlide(Slide):
         self._file.close()
 
     def _location(self, level: int, position: int) -> int:
-        """The level-0 position that tiffslide turns into this position of a level."""
+        """Returns the level-0 position that tiffslide converts to this position of a level."""
         downsample = self._slide.level_downsamples[level]
         location = math.ceil(position * downsample)
         while int(location / downsample) < position:
@@ -91,21 +93,21 @@ class TiffSlideSlide(Slide):
         return location
 
     def _uncompressed(self, page, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """The region straight from the file, which is not mapped: where a disk fails, that would end the process."""
+        """Reads a region directly from the file. A memory map is avoided: a failing disk would end the process."""
         channels = page.samplesperpixel
         pixels = np.empty((height, width, channels), np.uint8)
-        whole = x == 0 and width == page.imagewidth
-        for part, row in [(pixels, y)] if whole else zip(pixels, range(y, y + height), strict=True):
-            self._fill(part, page.dataoffsets[0] + (row * page.imagewidth + x) * channels)
+        full_width = x == 0 and width == page.imagewidth
+        for rows, top in [(pixels, y)] if full_width else zip(pixels, range(y, y + height), strict=True):
+            self._fill(rows, page.dataoffsets[0] + (top * page.imagewidth + x) * channels)
         return pixels
 
     def _fill(self, array: np.ndarray, offset: int) -> None:
-        left = memoryview(array).cast("B")
-        while left:
-            count = os.preadv(self._file.fileno(), [left], offset)
+        unread = array.data.cast("B")
+        while unread:
+            count = os.preadv(self._file.fileno(), [unread], offset)
             if not count:
                 raise EOFError("the file ends before its pixels")
-            left, offset = left[count:], offset + count
+            unread, offset = unread[count:], offset + count
 
 
 def _require_rgb(path: Path, page, axes: str) -> None:
@@ -116,18 +118,18 @@ def _require_rgb(path: Path, page, axes: str) -> None:
         found = f"pixels of {page.dtype}"
     elif page.samplesperpixel not in (1, 3, 4):
         found = f"{page.samplesperpixel} channels"
-    elif page.photometric.name not in CODED_AS_IS:
+    elif page.photometric.name not in PLAIN_PHOTOMETRICS:
         found = f"the colors {page.photometric.name}"
     elif page.photometric.name == "YCBCR" and page.compression.name == "NONE":
         found = "YCbCr without compression"
     if found is not None:
-        raise other_pixels(path, found)
+        raise unsupported_pixels(path, found)
 
 
 def _require_pieces(page) -> None:
-    said = page.tags["ImageWidth"].value, page.tags["ImageLength"].value
-    if said != (page.imagewidth, page.imagelength):  # tifffile makes the best of it
-        raise ValueError(f"a size of {said[0]}x{said[1]} pixels")
+    width, height = page.tags["ImageWidth"].value, page.tags["ImageLength"].value
+    if (width, height) != (page.imagewidth, page.imagelength):  # tifffile replaces sizes that are impossible
+        raise ValueError(f"a size of {width}x{height} pixels")
     if _in_one_piece(page):
         return
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
@@ -146,7 +148,7 @@ def _in_one_piece(page) -> bool:
 
 
 def _missing_tiles(page) -> np.ndarray | None:
-    """bool [rows, columns] of tiles that the file leaves out, which tifffile would give as black."""
+    """Returns which tiles the file leaves out, bool [rows, columns], or None if none; tifffile returns them as black."""
     if not page.is_tiled:
         return None
     rows, columns = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
@@ -165,19 +167,18 @@ def _whiten(pixels: np.ndarray, missing: np.ndarray, page, x: int, y: int) -> No
 
 
 def _mpp(properties) -> tuple[float, float] | None:
-    """What the scanner says; else the resolution tags, which also hold what programs write for screens."""
-    found = properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")
+    """Returns the scanner's um per pixel, or else those of the resolution tags unless they describe a screen."""
     try:
-        mpp = float(found[0]), float(found[1])
+        x, y = float(properties.get("tiffslide.mpp-x")), float(properties.get("tiffslide.mpp-y"))
     except (TypeError, ValueError):
         return None
     if properties.get("tiffslide.vendor") in (None, "generic-tiff"):
-        return mpp_from_density(*(10_000 / value if value else 0.0 for value in mpp), "centimeter")
-    return mpp
+        return mpp_from_density(10_000 / x if x else 0.0, 10_000 / y if y else 0.0, "centimeter")
+    return x, y
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """Gray, RGB or RGBA uint8 [H, W, 1, 3 or 4] as RGB uint8 [H, W, 3] over white."""
+    """Converts gray, RGB or RGBA pixels, uint8 [H, W, 1, 3 or 4], to RGB over white, uint8 [H, W, 3]."""
     channels = pixels.shape[-1]
     if channels == 1:
         return np.repeat(pixels, 3, axis=-1)

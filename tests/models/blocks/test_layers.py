@@ -139,7 +139,7 @@ def test_the_gradient_of_batch_norms_that_share_a_measurement_is_that_of_their_d
     cotangents = normal(2, 4, 5, 6, 3), normal(3, 4, 5, 6, 5)
 
     def ours(x, more):
-        measured = norms.measure(x)
+        measured = norms.with_statistics(x)
         return norms.BatchNorm(3, relu=True)(measured), norms.BatchNorm(5, relu=False)(measured, more)
 
     def theirs(x, more):

@@ -1,6 +1,7 @@
 """Files of weights: every kind gives the same arrays, damaged and malicious ones are refused without being run."""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import pickle
 
@@ -10,7 +11,7 @@ import pytest
 from safetensors.flax import save_file
 
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.models.weights import files
+from bcss_jax.models.weights.files import read_weights
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 ARRAYS = {
@@ -39,7 +40,7 @@ def assert_arrays(arrays, expected=ARRAYS):
 
 def test_npz_and_its_digest(tmp_path):
     np.savez(tmp_path / "w.npz", **ARRAYS)
-    file = files.read(tmp_path / "w.npz")
+    file = read_weights(tmp_path / "w.npz")
     assert_arrays(file.arrays)
     assert file.sha256 == hashlib.sha256((tmp_path / "w.npz").read_bytes()).hexdigest()
 
@@ -47,7 +48,7 @@ def test_npz_and_its_digest(tmp_path):
 def test_safetensors_bfloat16_too(tmp_path):
     floats = {name: value for name, value in ARRAYS.items() if value.dtype == np.float32}
     save_file({name: jnp.asarray(value, jnp.bfloat16) for name, value in floats.items()}, tmp_path / "w.safetensors")
-    assert_arrays(files.read(tmp_path / "w.safetensors").arrays, floats)
+    assert_arrays(read_weights(tmp_path / "w.safetensors").arrays, floats)
 
 
 @needs_torch
@@ -57,7 +58,7 @@ def test_pth_bare_and_wrapped(tmp_path, wrapper):
 
     state = {name: torch.from_numpy(value.copy()) for name, value in ARRAYS.items()}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
-    assert_arrays(files.read(tmp_path / "w.pth").arrays)
+    assert_arrays(read_weights(tmp_path / "w.pth").arrays)
 
 
 @needs_torch
@@ -65,7 +66,7 @@ def test_half_precision_pth_becomes_float32(tmp_path):
     import torch
 
     torch.save({"w": torch.tensor([1.5, 2.0], dtype=torch.float16)}, tmp_path / "w.pt")
-    assert_arrays(files.read(tmp_path / "w.pt").arrays, {"w": np.float32([1.5, 2.0])})
+    assert_arrays(read_weights(tmp_path / "w.pt").arrays, {"w": np.float32([1.5, 2.0])})
 
 
 @needs_torch
@@ -77,7 +78,7 @@ def test_a_malicious_pickle_is_refused_without_being_run(tmp_path, name):
     for save in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
         save({"w": torch.zeros(2), "trap": Canary(canary)}, tmp_path / name)
         with pytest.raises(DataError, match="weights-only") as error:
-            files.read(tmp_path / name)
+            read_weights(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
         assert not canary.exists()
 
@@ -87,7 +88,7 @@ def test_a_pickle_under_another_name_is_refused_without_being_run(tmp_path, name
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(DataError, match="refused by"):
-        files.read(tmp_path / name)
+        read_weights(tmp_path / name)
     assert not canary.exists()
 
 
@@ -96,7 +97,7 @@ def test_an_npz_of_objects_is_refused_without_being_run(tmp_path):
     np.savez(tmp_path / "w.npz", trap=np.array([Canary(canary)], object))
     assert not canary.exists()  # written without being read
     with pytest.raises(DataError, match="objects are never unpickled"):
-        files.read(tmp_path / "w.npz")
+        read_weights(tmp_path / "w.npz")
     assert not canary.exists()
 
 
@@ -113,7 +114,7 @@ def test_truncated_files(tmp_path, share):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: int(share * len(content))])
         with pytest.raises(DataError, match="refused by"):
-            files.read(tmp_path / name)
+            read_weights(tmp_path / name)
 
 
 @needs_torch
@@ -122,35 +123,35 @@ def test_what_is_no_dictionary_of_tensors(tmp_path):
 
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(DataError, match="found list"):
-        files.read(tmp_path / "list.pth")
+        read_weights(tmp_path / "list.pth")
     torch.save({"w": torch.zeros(2), "lr": 0.1}, tmp_path / "more.pth")
     with pytest.raises(DataError, match="others under lr"):
-        files.read(tmp_path / "more.pth")
+        read_weights(tmp_path / "more.pth")
 
 
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
-        files.read(tmp_path / "w.npz")
+        read_weights(tmp_path / "w.npz")
     (tmp_path / "w.h5").touch()
     with pytest.raises(ConfigError, match="expected .safetensors, .npz or .pth"):
-        files.read(tmp_path / "w.h5")
+        read_weights(tmp_path / "w.h5")
 
 
 @pytest.mark.parametrize("version, said", ((None, "needs PyTorch"), ("2.9.1", "found 2.9.1")))
 def test_pth_without_a_safe_pytorch(tmp_path, monkeypatch, version, said):
     (tmp_path / "w.pth").touch()
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: version)
-    monkeypatch.setattr(files.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: version)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     with pytest.raises(ConfigError, match=said):
-        files.read(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
 
 
 def test_pth_without_pytorch_is_not_opened(tmp_path, monkeypatch):
     canary = tmp_path / "canary"
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Canary(canary)))
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs PyTorch"):
-        files.read(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
     assert not canary.exists()
 
 
@@ -161,7 +162,7 @@ def test_a_checkpoint_of_nnunets_kind_with_numpys_numbers(tmp_path):
     state = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in ARRAYS.items() if value.ndim}
     scores = {"_best_ema": np.float64(0.5), "logging": {"dice": [np.float32(0.1), np.int64(3), float("nan")]}}
     torch.save({"network_weights": state, **scores, "trainer_name": "nnUNetTrainer"}, tmp_path / "checkpoint_final.pth")
-    arrays = files.read(tmp_path / "checkpoint_final.pth").arrays
+    arrays = read_weights(tmp_path / "checkpoint_final.pth").arrays
     assert_arrays(arrays, {name: value for name, value in ARRAYS.items() if value.ndim})
 
 
@@ -170,7 +171,7 @@ def test_the_label_values_in_milesials_files_are_no_weights(tmp_path):
     import torch
 
     torch.save({"w": torch.ones(2), "mask_values": [0, 1]}, tmp_path / "w.pth")
-    assert_arrays(files.read(tmp_path / "w.pth").arrays, {"w": np.ones(2, np.float32)})
+    assert_arrays(read_weights(tmp_path / "w.pth").arrays, {"w": np.ones(2, np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_the_label_values_in_milesials_files_are_no_weights(tmp_path):
 def test_what_are_no_finite_numbers(tmp_path, array):
     np.savez(tmp_path / "w.npz", w=array)
     with pytest.raises(DataError, match="w.npz: w holds"):
-        files.read(tmp_path / "w.npz")
+        read_weights(tmp_path / "w.npz")
 
 
 @pytest.mark.parametrize("kind", ("npz", "compressed npz", "safetensors", "pth"))
@@ -199,7 +200,7 @@ def test_damaged_anywhere_a_file_is_read_or_refused(tmp_path, kind):
             damaged[place] ^= 1 << random.randint(8)
         path.write_bytes(damaged)
         try:
-            files.read(path)
+            read_weights(path)
         except DataError as error:
             refused += 1
             assert "\n" not in str(error)

@@ -65,10 +65,13 @@ def test_names_that_are_no_folders(tmp_path, name):
         ("slide,mpp\na.svs,0.25\nb.svs\n", "line 3: expected 2 fields"),
         ("slide,mpp\na.svs,fast\n", "line 2: expected um per pixel, found 'fast'"),
         ("slide,mpp\n,0.25\n", "line 2: expected a slide"),
-        ('slide\n"a\nb.svs"\na/x.svs\nb/X.tif\n', "line 5: .*same folder of results.*line 4; give each a name"),
+        (
+            'slide\n"a\nb.svs"\na/x.svs\nb/X.tif\n',
+            "line 5: .*same folder of results.*line 4; give each slide a different name",
+        ),
         ("slide,name\na/x.svs,one\nb.svs,ONE\n", "line 3: .*same folder of results.*line 2"),
         ('slide\n"a.svs\n', "line 2: expected CSV"),
-        (b"slide\n\xff\xfea.svs\n", "expected text as UTF-8"),
+        (b"slide\n\xff\xfea.svs\n", "expected UTF-8 text"),
     ),
 )
 def test_what_is_wrong_with_a_list_is_said_with_the_line(tmp_path, content, said):

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from bcss_jax.errors import DataError, StorageError
+from bcss_jax.errors import StorageError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import geojson
@@ -226,33 +225,6 @@ def test_a_failed_write_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatc
     assert (tmp_path / "regions.geojson").read_text() == "old"
 
 
-SQUARE = [[[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]]
-POLYGON = {"type": "Polygon", "coordinates": SQUARE}
-FEATURE = {"type": "Feature", "geometry": POLYGON, "properties": None}
-
-
-@pytest.mark.parametrize(
-    "content, areas",
-    [
-        (POLYGON, [100]),
-        (FEATURE, [100]),
-        ([FEATURE, FEATURE], [100, 100]),
-        ({"type": "FeatureCollection", "features": [FEATURE, POLYGON]}, [100, 100]),
-        ({"type": "MultiPolygon", "coordinates": [SQUARE, [[[20, 0, 5], [30, 0, 5], [30, 10, 5]]]]}, [150]),
-        ({"type": "Polygon", "coordinates": [*SQUARE, [[2, 2], [2, 4], [4, 4], [4, 2], [2, 2]]]}, [96]),
-        ({"type": "GeometryCollection", "geometries": [POLYGON]}, [100]),
-        ({"type": "Polygon", "coordinates": [[[0, 0], [10, 10], [10, 0], [0, 10], [0, 0]]]}, [50]),  # crosses itself
-    ],
-)
-def test_regions_are_read(tmp_path, content, areas):
-    path = tmp_path / "tissue.geojson"
-    for encoding in ("utf-8", "utf-8-sig"):
-        path.write_text(json.dumps(content), encoding=encoding)
-        found = geojson_regions.read_regions(path)
-        assert [geometry.area for geometry in found] == areas and all(geometry.is_valid for geometry in found)
-    assert geojson_regions.read_regions(path, (5, 7))[0].bounds[:2] == (5, 7)
-
-
 def test_what_was_written_is_read(tmp_path):
     labels = blobs()
     content = written(tmp_path, labels, origin=(10, 20))
@@ -260,50 +232,3 @@ def test_what_was_written_is_read(tmp_path):
     assert len(found) == len(content["features"])
     mask = rasterio.features.rasterize(found, labels.shape, dtype=np.uint8)
     np.testing.assert_array_equal(mask, labels > 0)
-
-
-def with_points(*points):
-    return json.dumps({"type": "Polygon", "coordinates": [list(points)]})
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "expected GeoJSON, found: no JSON"),
-        ("\x89PNG", "expected GeoJSON, found: no JSON"),
-        ("[" * 100_000, "expected GeoJSON, found: no JSON"),
-        ("[]", "no polygon"),
-        ('{"type": "FeatureCollection", "features": []}', "no polygon"),
-        ("7", "geometry 1 is 7, expected Polygon"),
-        ('{"type": "Point", "coordinates": [1, 2]}', "geometry 1 is 'Point', expected Polygon"),
-        ('{"type": "Feature", "geometry": null}', "geometry 1 is None"),
-        ('{"type": ["Polygon"]}', "geometry 1 is"),
-        ('{"type": "Polygon"}', "coordinates are not a list of rings"),
-        ('{"type": "MultiPolygon", "coordinates": 5}', "geometry 1: "),
-        ('{"type": "MultiPolygon", "coordinates": []}', "has no area"),
-        (with_points([0, 0], [1, float("nan")], [1, 1]), "the coordinate nan is no pixel"),
-        (with_points([0, 0], [1, float("inf")], [1, 1]), "the coordinate inf is no pixel"),
-        (with_points([0, 0], [1, 10**400], [1, 1]), "is no pixel"),
-        (with_points([0, 0], [1, "7"], [1, 1]), "the coordinate '7' is no number"),
-        (with_points([0, 0], [1, True], [1, 1]), "the coordinate True is no number"),
-        (with_points([0, 0], [1], [1, 1]), "is no point"),
-        (with_points([0, 0], [1, 1], [0, 0]), "a ring of 2 points"),
-        (with_points([0, 0], [1, 1], [2, 2], [0, 0]), "has no area"),
-    ],
-)
-def test_what_is_wrong_is_one_line(tmp_path, text, message):
-    path = tmp_path / "tissue.geojson"
-    path.write_text(text, encoding="latin-1")
-    with pytest.raises(DataError, match=re.escape(message)) as caught:
-        geojson_regions.read_regions(path)
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-
-
-def test_no_file_and_a_file_that_is_too_large(tmp_path, monkeypatch):
-    path = tmp_path / "tissue.geojson"
-    with pytest.raises(DataError, match="expected GeoJSON, found: No such file"):
-        geojson_regions.read_regions(path)
-    path.write_text(json.dumps(POLYGON))
-    monkeypatch.setattr(geojson_regions, "_MAX_BYTES", 10)
-    with pytest.raises(DataError, match="give a mask image"):
-        geojson_regions.read_regions(path)

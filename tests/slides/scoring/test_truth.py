@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from helpers.slide_summaries import slide_summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -72,19 +73,13 @@ def written(folder, codes, kind):
 def results_of(folder, predicted, grid):
     """Labels and their summary, as a finished slide has them."""
     tifffile.imwrite(folder / "labels.ome.tif", predicted, tile=(32, 32), compression="zlib", metadata=None)
-    pixels = {value: int((predicted == value).sum()) for value in (1, 2)}
-    return {
-        "slide": {"name": "a.svs"},
-        "files": {"labels": "labels.ome.tif"},
-        "grid": {"width": grid.width, "height": grid.height, "mpp": grid.mpp, "scale": grid.scale},
-        "classes": [{"value": value, "pixels": count} for value, count in pixels.items()],
-        "unreadable_area_mm2": (predicted == UNREADABLE).sum() * grid.pixel_mm2,
-        "seconds": {"total": 1.0},
-    }
+    pixels = tuple(int((predicted == value).sum()) for value in (1, 2))
+    unreadable = float((predicted == UNREADABLE).sum() * grid.pixel_mm2)
+    return slide_summary(folder / "a.svs", grid.width, grid.height, grid, pixels=pixels, unreadable_area_mm2=unreadable)
 
 
 def score(folder, summary, path, region=None, scheme=SCHEME):
-    return slide_scores.with_scores(summary, folder, path, scheme, "bcss22", region, lambda: None)
+    return slide_scores.with_scores(summary, folder, path, scheme, "bcss22", region, lambda: None).to_json()
 
 
 def scores_at_once(codes, predicted, grid, scheme):
@@ -345,16 +340,17 @@ def test_distances_that_are_left_out_are_told_why(tmp_path, monkeypatch, caplog)
     complete = score(tmp_path, summary, path, region)
     assert caplog.text == "" and complete["scores"]["nsd"]["macro"] == 1
     assert not any("distances_left_out" in complete[name] for name in ("scores", "scores_of_region"))
-    monkeypatch.setattr(slide_scores, "LARGEST_OUTLINES", 2000)  # the region's, to the pixel
+    monkeypatch.setattr(slide_scores, "MAX_DISTANCE_PIXELS", 2000)  # the region's, to the pixel
     found = score(tmp_path, summary, path, region)
     assert found["scores"]["hd95_um"] is None and found["scores"]["dice"] == complete["scores"]["dice"]
     reason = (
-        "what is known spans 50 x 80 pixels, and HD95 and NSD need at most 2,000 at once; --truth_region scores a part"
+        "the annotated area spans 50 x 80 pixels, and HD95 and NSD can be computed for at most 2,000; --truth_region scores "
+        "a part"
     )
     assert found["scores"]["distances_left_out"] == reason
     assert found["scores_of_region"] == complete["scores_of_region"]
     assert [record.getMessage() for record in caplog.records] == [f"a.svs: scores without HD95 and NSD: {reason}"]
-    monkeypatch.setattr(slide_scores, "LARGEST_OUTLINES", 1999)
+    monkeypatch.setattr(slide_scores, "MAX_DISTANCE_PIXELS", 1999)
     found = score(tmp_path, summary, path, region)
     assert "50 x 40" in found["scores_of_region"]["distances_left_out"] and "of the region without HD95" in caplog.text
 
@@ -376,14 +372,7 @@ def test_memory_does_not_grow_with_the_mask(tmp_path):
     grid = Grid(side, side, 0.25, (1.0, 1.0))
     constant(tmp_path / "mask.tif", side, 2, 1)
     constant(tmp_path / "labels.ome.tif", side, 2, 2)
-    summary = {
-        "slide": {"name": "a.svs"},
-        "files": {"labels": "labels.ome.tif"},
-        "grid": {"width": side, "height": side, "mpp": 0.25, "scale": (1.0, 1.0)},
-        "classes": [{"value": 1, "pixels": 0}, {"value": 2, "pixels": side**2}],
-        "unreadable_area_mm2": 0.0,
-        "seconds": {"total": 1.0},
-    }
+    summary = slide_summary(tmp_path / "a.svs", side, side, grid, pixels=(0, side**2))
     tracemalloc.start()
     try:
         found = score(tmp_path, summary, tmp_path / "mask.tif")["scores"]
@@ -393,8 +382,8 @@ def test_memory_does_not_grow_with_the_mask(tmp_path):
     finally:
         tracemalloc.stop()
     assert found["confusion"]["pixels"] == [[0, 512 * side, 0], [0, (side - 512) * side, 0]]
-    assert found["hd95_um"] is found["nsd"] is None  # known all over: too large for outlines
-    assert found["distances_left_out"].startswith("what is known spans 20000 x 20000 pixels")
+    assert found["hd95_um"] is found["nsd"] is None  # known all over: too large for surface distances
+    assert found["distances_left_out"].startswith("the annotated area spans 20000 x 20000 pixels")
     assert picture[:3].tolist() == [[1] * 100] * 3 and (picture[4:] == 2).all()
     assert peak < side**2 / 5
     with pytest.raises(DataError, match="expected at most 178956970 pixels"):
