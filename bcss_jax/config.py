@@ -260,7 +260,7 @@ def _get(config, field):
 def check_masks(config: ConfigDict, scheme: LabelScheme) -> None:
     """Raises ConfigError unless the masks of the layout can express the label scheme."""
     try:
-        lookup_table(scheme, CODES.get(config.data.layout, "bcss22"))
+        lookup_table(scheme, CODES[config.data.layout])
     except ValueError as error:
         raise ConfigError(
             f"config.labels={printable(config.labels)} with config.data.layout={config.data.layout}: {error}"
