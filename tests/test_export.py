@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.absent_modules import without_modules
 from helpers.small_networks import SMALL
 from helpers.trained_small import WINDOW, write_run
 
@@ -27,16 +28,7 @@ from bcss_jax.training.summary import params_sha256
 
 SCHEME = SCHEMES["tumor_stroma"]
 ABSENT = ("bcss_jax", "flax", "orbax", "optax", "tensorflow", "PIL")
-BLOCK = f"""
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {ABSENT}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
-"""
+BLOCK = without_modules(ABSENT)
 
 
 def pictures(count, seed=0, size=WINDOW):

@@ -82,7 +82,7 @@ def test_a_window_that_the_network_does_not_take_leaves_nothing_behind(runs, sli
     (tmp_path / "list.csv").write_text(f"slide\n{slide}\n")
     for slides in (f"--slide={slide}", f"--slides={tmp_path / 'list.csv'}"):
         assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'out'}", "--window=1", *EVERYTHING) == 2
-        assert re.search("--window=1: one does not take such windows .*too few.* leave it out", one_line(capsys))
+        assert re.search("--window=1: one cannot be applied to such windows .*too few.* leave it out", one_line(capsys))
         assert not (tmp_path / "out").exists()
 
 
@@ -482,7 +482,7 @@ def test_a_folder_that_is_no_run_and_a_slide_that_is_none(runs, slide, tmp_path,
     assert command(runs[0], tmp_path / "none.svs", tmp_path / "out") == 3
     assert "none.svs" in one_line(capsys)
     assert command(runs[0], tmp_path, tmp_path / "out") == 3
-    assert "found a folder; name the file itself, of a DICOM slide one of its .dcm files" in one_line(capsys)
+    assert "found a folder; name the file itself (for a DICOM slide, one of its .dcm files)" in one_line(capsys)
     (tmp_path / "text.svs").write_text("no slide")
     assert command(runs[0], tmp_path / "text.svs", tmp_path / "out") == 3
     assert "text.svs" in one_line(capsys)
@@ -530,7 +530,7 @@ def test_a_slide_in_use_is_tried_again_at_the_end(runs, tmp_path, capsys):
     options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
     with files.locked(tmp_path / "out" / "a"):
         assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 75
-        assert "other processes are at work on 1 of 2 slides (a.tif)" in one_line(capsys)
+        assert "other processes are working on 1 of 2 slides (a.tif)" in one_line(capsys)
         assert (tmp_path / "out" / "b" / "summary.json").exists()
     assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
 

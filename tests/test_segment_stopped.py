@@ -35,7 +35,6 @@ from bcss_jax import segment
 from bcss_jax.errors import Preempted, StorageError
 from bcss_jax.slides.batch import segment_slide
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.training import workdir
 
 
 @pytest.mark.parametrize("place", ("finish", "delete_work", "pyramid", "regions", "overlay", "labelling"))
@@ -312,7 +311,7 @@ def test_an_output_that_gets_full_or_read_only_ends_with_5_and_the_same_command_
 
     folder = tmp_path / "case"
     with monkeypatch.context() as patch:
-        patch.setattr(workdir.os, "replace", full)
+        patch.setattr(os, "replace", full)
         assert command(runs[0], tall, tmp_path) == 5
     assert failed and f"cannot be written ({os.strerror(number)})" in one_line(capsys)
     there = {path.name for path in folder.rglob("*")}

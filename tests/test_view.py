@@ -75,7 +75,7 @@ def test_another_site_cannot_ask_in_the_readers_name(out):
 
 def test_other_hosts_than_this_machine_come_with_a_warning(out):
     with running(out, "--host=0.0.0.0", "--port=0") as (_, said):
-        assert said.startswith("warning: --host=0.0.0.0: everybody who reaches this machine can see these slides\n")
+        assert said.startswith("warning: --host=0.0.0.0: everyone who can reach this machine can see these slides\n")
 
 
 def test_a_taken_port_is_one_line(out, capsys):
@@ -90,7 +90,7 @@ def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
         taken = other.getsockname()[1]
         monkeypatch.setattr(view, "PORT", taken)
         with view._listening("127.0.0.1", None) as found:
-            assert taken < found.getsockname()[1] < taken + view.TRIED
+            assert taken < found.getsockname()[1] < taken + view.TRIED_PORTS
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "eighty", ""])

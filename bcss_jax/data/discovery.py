@@ -92,14 +92,11 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tile:
-    """One image with its mask: a pair of files, or a window of such a pair.
+class TileOrigin:
+    """What is known of a tile besides its pixels and its split.
 
     Attributes:
       key: unique in the data set and stable: the stem of the tile's file, or what it would be.
-      image: the image file. It may be missing: `checks.check_tiles` handles that.
-      mask: the mask file. It may be missing too; None for images that were published without masks.
-      split: "train", "val" or "test".
       barcode: of the slide, for example "TCGA-A2-A0D2-DX1".
       patient: for example "TCGA-A2-A0D2".
       institute: for example "A2".
@@ -107,13 +104,9 @@ class Tile:
       y: offset in the region, in pixels from the top.
       mpp: nominal micrometers per pixel.
       codes: code book of the mask, "bcss22" or "kaggle3".
-      window: (x, y, size) in pixels of the files, or None for the whole files.
     """
 
     key: str
-    image: Path
-    mask: Path | None
-    split: str
     barcode: str
     patient: str
     institute: str
@@ -121,6 +114,22 @@ class Tile:
     y: int
     mpp: float
     codes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile(TileOrigin):
+    """One image with its mask: a pair of files, or a window of such a pair.
+
+    Attributes:
+      image: the image file. It may be missing: `checks.check_tiles` handles that.
+      mask: the mask file. It may be missing too; None for images that were published without masks.
+      split: "train", "val" or "test".
+      window: (x, y, size) in pixels of the files, or None for the whole files.
+    """
+
+    image: Path
+    mask: Path | None
+    split: str
     window: tuple[int, int, int] | None
 
 

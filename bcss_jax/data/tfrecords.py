@@ -42,24 +42,16 @@ SAMPLE_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """One tile as it is stored; the attributes are those of `layouts.Tile`.
+class Example(discovery.TileOrigin):
+    """One tile as it is stored.
 
     Attributes:
-      index: place in its part when sorted by key, from 0. The stored order is another one.
+      index: position in its split when sorted by key, from 0. The stored order is different.
       image: uint8 [H, W, 3].
       mask: uint8 [H, W], codes.
     """
 
     index: int
-    key: str
-    barcode: str
-    patient: str
-    institute: str
-    x: int
-    y: int
-    mpp: float
-    codes: str
     image: np.ndarray
     mask: np.ndarray
 
@@ -324,7 +316,7 @@ def _sample_examples() -> dict[str, list[Example]]:
     patches = collections.defaultdict(list)
     for patch in sorted(synthetic.draw(SAMPLE_SEED), key=lambda patch: patch.key):
         examples = patches[patch.split]
-        examples.append(Example(len(examples), **patch.origin(), image=patch.image, mask=patch.mask))
+        examples.append(Example(index=len(examples), **patch.origin(), image=patch.image, mask=patch.mask))
     return dict(patches)
 
 
@@ -336,13 +328,12 @@ def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
         image, mask = read_pair(image_path, mask_path, group[0].codes, warn=lambda line: None)  # the check has warned
         for tile in group:
             tile_image, tile_mask = tile_reader.crop(image, mask, tile)
-            yield Example(next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
+            yield Example(index=next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
 
 
-def _table_row(tile: discovery.Tile | Example) -> dict:
-    """What a tile's entry in `PreparedData.table` holds."""
-    names = ("key", "barcode", "patient", "institute", "x", "y", "mpp", "codes")
-    return {name: getattr(tile, name) for name in names}
+def _table_row(tile: discovery.TileOrigin) -> dict:
+    """Returns a tile's entry in `PreparedData.table`."""
+    return {field.name: getattr(tile, field.name) for field in dataclasses.fields(discovery.TileOrigin)}
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -1,12 +1,12 @@
-"""A network as one file that runs without this package: weights and preprocessing inside, for CPUs, GPUs and TPUs.
+"""A network in one file that runs without this package: weights and preprocessing included, for CPUs, GPUs and TPUs.
 
-The file is a ZIP archive, not compressed, with
+The file is an uncompressed ZIP archive with
 
-model.stablehlo  what `jax.export.Exported.serialize` gives: uint8 RGB [N, window, window, 3] -> float32 probabilities
+model.stablehlo  output of `jax.export.Exported.serialize`: uint8 RGB [N, window, window, 3] -> float32 probabilities
                  [N, window, window, K] of the evaluated classes, for any N
-model.json       format, label_scheme, classes (of the last axis), mpp, window, tta, where it comes from, and more
+model.json       format, label_scheme, classes (of the last axis), mpp, window, tta, the origin, and more
 
-jax alone runs it (`pip install jax flatbuffers`):
+It needs JAX only (`pip install jax flatbuffers`):
 
     import json, zipfile
     import jax
@@ -19,8 +19,8 @@ jax alone runs it (`pip install jax flatbuffers`):
     images = np.zeros((2, metadata["window"], metadata["window"], 3), np.uint8)  # RGB at metadata["mpp"] um per pixel
     probabilities = np.asarray(jax.jit(model.call)(images))  # the last axis: metadata["classes"]
 
-A file of this kind is a program: take it only from those whom you trust. JAX promises to read it for six months of its
-own releases (docs.jax.dev/en/latest/export); a checkpoint is what to keep.
+A file of this kind is a program: use it only if you trust its source. JAX promises to read it for six months of its
+releases (docs.jax.dev/en/latest/export); keep the checkpoint for longer.
 """
 
 import hashlib
@@ -43,25 +43,26 @@ from bcss_jax.errors import ConfigError, DataError, UserError, first_line, print
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
 
-FORMAT = 1  # of model.json; raised when older code could not use what newer code writes
+FORMAT = 1  # of model.json; raised when older code could not read what newer code writes
 PROGRAM, METADATA = "model.stablehlo", "model.json"
 MAX_METADATA = 1 << 20  # bytes
-MAX_PROGRAM = (1 << 31) - 1  # bytes, what a flatbuffer can hold
+MAX_PROGRAM = (1 << 31) - 1  # bytes, the limit of a flatbuffer
 MAX_WINDOW = 1 << 14  # pixels
 log = logging.getLogger(__name__)
 
 
 def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
-    """The model of an exported file; each device of the mesh computes its share of the images.
+    """Returns the model of an exported file; each device of the mesh computes its share of the images.
 
     Args:
       path: the file.
       mesh: devices to compute on.
-      tta: the mean over flips and quarter turns is asked for.
+      tta: test-time augmentation is requested.
 
     Raises:
-      DataError: it is none, damaged, of another format, contradicts itself, or is not for this jax or these devices.
-      ConfigError: it was exported without the mean over flips and turns that is asked for.
+      DataError: the file is not an exported model, is damaged, has another format, contradicts itself, or is not for this
+        JAX or these devices.
+      ConfigError: test-time augmentation is requested, but the model was exported without it.
     """
     where = printable(path)
     try:
@@ -75,7 +76,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         split = PartitionSpec("data")
         run = jax.shard_map(program.call, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
         _parse(run, (mesh.size, metadata["window"], metadata["window"], 3))
-    except UserError:  # among them a request to stop
+    except UserError:  # includes a request to stop
         raise
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror or first_line(error)}); check the path") from error
@@ -86,17 +87,17 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         ) from error
     if tta and not metadata["tta"]:
         raise ConfigError(
-            f"--tta: {where} was exported without it; export the checkpoint again with --tta, or name the run itself"
+            f"--tta: {where} was exported without it; export the checkpoint again with --tta, or name the run"
         )
     if metadata["tta"] and not tta:
-        log.info("%s: exported with --tta, so the mean over flips and turns of every window", where)
+        log.info("%s: exported with --tta: predictions are averaged over flips and turns of every window", where)
     name = portable_stem(Path(path))
     identity = {
         "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
         "label_scheme": scheme.identity(),
         "mpp": metadata["mpp"],
     }
-    described = {
+    description = {
         "name": name,
         "network": metadata["network"],
         "label_scheme": scheme.to_json(),
@@ -114,7 +115,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         float(metadata["mpp"]),
         metadata["window"],
         identity,
-        described,
+        description,
         (),
         lambda arrays, images: run(images),
         any_window=False,
@@ -122,9 +123,9 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
 
 
 def _read(path: Path) -> tuple[dict, bytes]:
-    """Content of model.json and bytes of the program. Sizes are looked at first: a damaged file may claim any."""
+    """Returns the content of model.json and the bytes of the program. Checks sizes first: a damaged file may state any."""
     if not zipfile.is_zipfile(path):
-        raise ValueError("no ZIP archive, or a part of one")
+        raise ValueError("a file that is not a ZIP archive, or is incomplete")
     with zipfile.ZipFile(path) as file:
         entries = {entry.filename: entry for entry in file.infolist()}
         if sorted(entry.filename for entry in file.infolist()) != [METADATA, PROGRAM]:
@@ -138,16 +139,16 @@ def _read(path: Path) -> tuple[dict, bytes]:
         try:
             metadata = json.loads(file.read(METADATA), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{METADATA} is no JSON ({first_line(error)})") from error
+            raise ValueError(f"{METADATA} is not JSON ({first_line(error)})") from error
         return metadata, file.read(PROGRAM)
 
 
 def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _checked(metadata: Any) -> LabelScheme:
-    """The label scheme of model.json. Raises ValueError unless all that is used of it is as `bcss_jax.export` writes it."""
+    """Returns the label scheme of model.json. Raises ValueError unless its fields are as `bcss_jax.export` writes them."""
     found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != FORMAT or isinstance(found, bool):
         remedy = ", which a newer bcss_jax reads" if isinstance(found, int) and found > FORMAT else ""
@@ -180,23 +181,23 @@ def _program(content: bytes, where: str) -> export.Exported:
         program = export.deserialize(bytearray(content))
     except UserError:
         raise
-    except Exception as error:  # flatbuffers and JAX raise many kinds for what is damaged
+    except Exception as error:  # flatbuffers and JAX raise many kinds of errors for damaged files
         raise ValueError(f"a {PROGRAM} that cannot be read ({type(error).__name__}: {first_line(error)})") from error
     made_by = re.search(rb"StableHLO_v(\d+)\.(\d+)", program.mlir_module_serialized[:64])
     known = stablehlo.get_current_version()
     newer = made_by and [int(number) for number in made_by.groups()] > [int(part) for part in known.split(".")[:2]]
     if newer or program.calling_convention_version > export.maximum_supported_calling_convention_version:
-        raise DataError(f"{where}: written by a newer jax than the {jax.__version__} here; update jax")
+        raise DataError(f"{where}: written by a newer JAX than the installed {jax.__version__}; update JAX")
     return program
 
 
 def _parse(run: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> None:
-    """Has the program itself read, which `deserialize` leaves until it is used."""
+    """Raises ValueError unless the program can be parsed, which `deserialize` does not do until the program is used."""
     try:
         jax.jit(run).lower(jax.ShapeDtypeStruct(shape, jnp.uint8))
     except UserError:
         raise
-    except Exception as error:  # MLIR and JAX raise many kinds
+    except Exception as error:  # MLIR and JAX raise many kinds of errors
         raise ValueError(f"a {PROGRAM} that cannot be read ({first_line(error)})") from error
 
 
@@ -205,11 +206,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_interface(program: export.Exported, window: int, classes: int) -> None:
-    """Raises ValueError unless the program takes and gives what model.json says."""
-    of_symbols = [str(aval.shape[0]) for aval in (*program.in_avals, *program.out_avals) if aval.shape]
+    """Raises ValueError unless the inputs and outputs of the program are those that model.json states."""
+    batch_sizes = [str(aval.shape[0]) for aval in (*program.in_avals, *program.out_avals) if aval.shape]
     found = [(aval.dtype.name, *aval.shape[1:]) for aval in (*program.in_avals, *program.out_avals)]
     expected = [("uint8", *image_shape(window)[1:]), ("float32", window, window, classes)]
-    if len(program.in_avals) != 1 or found != expected or len(set(of_symbols)) != 1 or of_symbols[0].isdecimal():
+    if len(program.in_avals) != 1 or found != expected or len(set(batch_sizes)) != 1 or batch_sizes[0].isdecimal():
         raise ValueError(f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}"
                          f", {METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
     if program.nr_devices != 1 or program.ordered_effects or program.unordered_effects:
@@ -217,12 +218,12 @@ def _check_interface(program: export.Exported, window: int, classes: int) -> Non
 
 
 def image_shape(window: int) -> list[int | None]:
-    """Of the images that a program takes; None: any number of them."""
+    """Returns the shape of the images that a program takes; None stands for any number of images."""
     return [None, window, window, 3]
 
 
 def _platform(mesh: Mesh) -> str:
-    """As jax.export calls it: what JAX's devices call gpu may be of two makers."""
+    """The platform as jax.export names it: JAX's devices of the platform gpu are either cuda or rocm."""
     device = mesh.devices.flat[0]
     if device.platform != "gpu":
         return device.platform

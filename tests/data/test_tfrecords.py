@@ -106,7 +106,7 @@ def test_the_order_is_shuffled_but_fixed(data, root, tmp_path):
 
 
 def test_a_second_call_reads_no_pixel(data, root, prepared_dir, monkeypatch):
-    monkeypatch.setattr(checks_module, "check", None)
+    monkeypatch.setattr(checks_module, "check_tiles", None)
     monkeypatch.setattr(tfrecords, "read_pair", None)
     assert prepare(root, prepared_dir) == data
 

@@ -177,7 +177,7 @@ def refused(path, content, capsys):
 def test_not_such_a_file(artifact, tmp_path, capsys):
     path, content = tmp_path / "a.jaxexport", artifact.read_bytes()
     for damaged in (b"", b"weights", content[: len(content) // 2], content[:-30]):
-        assert "no ZIP archive, or a part of one" in refused(path, damaged, capsys)
+        assert "a file that is not a ZIP archive, or is incomplete" in refused(path, damaged, capsys)
     about, program = parts(artifact)
     assert "an archive of 'model.json', 'model.stablehlo', 'more'" in refused(
         path, archive(about, program, more=""), capsys
@@ -220,7 +220,7 @@ def test_sizes_are_looked_at_before_anything_is_read(artifact, tmp_path, capsys,
         ({"classes": ["stroma", "tumor"]}, "classes in model.json is ['stroma', 'tumor']"),
         ({"mpp": -1}, "mpp in model.json is -1"),
         ({"mpp": "0.25"}, "mpp in model.json is '0.25'"),
-        ({"mpp": 1e400}, "Infinity is no number"),
+        ({"mpp": 1e400}, "Infinity is not a number"),
         ({"mpp": 10**400}, "mpp in model.json is 1000"),
         ({"window": 0}, "window in model.json is 0"),
         ({"window": 64}, "model.json says uint8[N,64,64,3] -> float32[N,64,64,2]"),
@@ -266,7 +266,7 @@ def test_a_program_of_a_newer_jax(artifact, tmp_path, capsys):
     newer = code[:start] + b"StableHLO_v9.99.0".ljust(end - start, b"0")[: end - start] + code[end:]
     for changed in ({"mlir_module_serialized": newer}, {"calling_convention_version": 99}):
         content = dataclasses.replace(program, **changed).serialize()
-        assert "written by a newer jax than the" in refused(tmp_path / "a", archive(about, content), capsys)
+        assert "written by a newer JAX than the" in refused(tmp_path / "a", archive(about, content), capsys)
 
 
 def test_a_program_for_other_devices_or_of_another_kind(artifact, tmp_path, capsys):
@@ -292,5 +292,5 @@ def test_a_request_to_stop_is_no_damage(artifact, monkeypatch):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(DataError, match="cannot be read|no ZIP"):
+    with pytest.raises(DataError, match="cannot be read|not a ZIP"):
         model_of_artifact(tmp_path / "missing", mesh_of(1), tta=False)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
+from helpers.chromium import DESKTOP, PHONE, Watched, refused, screenshot
 from helpers.slide_summaries import COLORS
 from helpers.viewer_small import Served, blobs, write_result
 
@@ -32,12 +32,6 @@ def served(tmp_path_factory):
     (folder / "out/damaged").mkdir()
     (folder / "out/damaged/summary.json").write_text("{")
     with Served(folder / "out", slides=folder / "slides") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
         yield found
 
 

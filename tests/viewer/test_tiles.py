@@ -170,7 +170,7 @@ def test_a_label_file_that_is_not_one_is_refused_in_one_line(tmp_path):
     tifffile.imwrite(path, labels.astype(np.uint16), tile=(TILE, TILE))
     refused("not tiled with one channel")
     write_labels(path, [labels, labels[:150, :200]])
-    refused("no power of two")
+    refused("divided by a power of two")
 
 
 def test_a_label_file_without_small_levels_is_refused(tmp_path):

@@ -58,7 +58,7 @@ def draw_comparison(
         values = np.zeros(256, np.uint8)
         values[list(scheme.evaluated)] = range(1, 1 + len(scheme.evaluated))
         with open_truth(Path(entry.truth), scheme, codes, grid, None) as truth:
-            panels.append(overlay.Panel("truth", values[truth.resized(height, width)]))
+            panels.append(overlay.Panel("ground truth", values[truth.resized(height, width)]))
     for summary, folder in zip(summaries, folders, strict=True):
         labels = label_pyramid.read_resized(folder / summary.labels_file, height, width)
         dice = (summary.dice or {}).get("macro")

@@ -61,10 +61,10 @@ class ReaderPool:
 
         Args:
           grid: the grid of the slide.
-          x: left edge of the block in pixels of the grid.
-          y: top edge of the block in pixels of the grid.
-          width: in pixels of the grid; the block lies within it.
-          height: in pixels of the grid.
+          x: left edge of the block; this and the next three are in pixels of the grid.
+          y: top edge of the block.
+          width: of the block.
+          height: of the block.
 
         Returns:
           The future `Block`. Its `result` raises a DataError with the position if the reader process crashed or hung
