@@ -50,7 +50,7 @@ def measure(name: str) -> tuple[int, float, float]:
         def pullback(params, model_state, images, labels, keys):
             def loss(params):
                 logits, rest_after = run(params, model_state, images, train=True, dropout_keys=keys)
-                return losses.ce_dice(logits, labels, ignore_index=0), rest_after
+                return losses.ce_dice(logits, labels, losses.Objective(NUM_CLASSES, ignore_index=0)), rest_after
 
             return jax.vjp(loss, params, has_aux=True)[1]
 

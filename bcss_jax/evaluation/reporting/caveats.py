@@ -4,7 +4,7 @@ from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import unchecked_scheme
 
 
-def limits(evaluation: dict) -> list[str]:
+def caveats(evaluation: dict) -> list[str]:
     """Reasons why the figures may say less than they seem to, the gravest first.
 
     Args:
