@@ -162,7 +162,7 @@ def test_runs_of_different_schemes_never_share_a_table(trained, tmp_path):
     content = json.loads((tmp_path / "results" / "evaluation.json").read_text())
     assert content["differences"] == [] and len(content["evaluations"]) == 2
     report = (tmp_path / "results" / "report.html").read_text()
-    assert len(re.findall("<h3>[^<]*; label scheme my_labels</h3>", report)) == 2
+    assert len(re.findall("<h3>[^<]*; label scheme my_labels</h3>", report)) == 4  # scores, and precision and recall
 
 
 def test_a_slide_has_its_names_and_colors(trained, tmp_path, capsys):
