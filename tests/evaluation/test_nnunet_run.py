@@ -225,7 +225,12 @@ def changed(run, tmp_path, change):
     ("change", "code", "text"),
     (
         (lambda about: about.update(format_version=99), 3, "checkpoint format 99"),
-        (lambda about: about["config"].update(labels="five_classes"), 3, "says something else"),
+        (
+            lambda about: about["config"].update(labels="five_classes"),
+            3,
+            "cannot express the label scheme five_classes",
+        ),
+        (lambda about: about["config"].update(labels="tumor_stroma_other"), 3, "says something else"),
         (lambda about: about["config"].update(labels="mine"), 3, "labels"),
         (
             lambda about: about["label_scheme"].update(class_names=["background", "stroma", "tumor"]),
