@@ -63,7 +63,7 @@ def test_evaluation_agrees_with_the_twin_and_bfloat16_is_near():
 
 
 def test_images_that_are_too_small():
-    with pytest.raises(ConfigError, match="3x9 pixels .* at least 4 pixels a side"):
+    with pytest.raises(ConfigError, match="3x9 pixels .* at least 4 pixels on each side"):
         models.create("dense_unet", num_classes=3, **SMALL)(jnp.zeros((1, 3, 9, 3)))
 
 

@@ -205,7 +205,7 @@ def test_only_parameters_and_batch_statistics():
 
 def test_images_that_are_too_small():
     model = EncoderUNet(2, encoder=SMALL["basic"][0])
-    with pytest.raises(ConfigError, match="31x40 pixels .* at least 32 pixels a side, here 32x40"):
+    with pytest.raises(ConfigError, match="31x40 pixels .* at least 32 pixels on each side, here 32x40"):
         model(jnp.zeros((1, 31, 40, 3)))
 
 
