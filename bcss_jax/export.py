@@ -1,9 +1,9 @@
-"""Writes a trained network as one file that runs without this package.
+"""Exports a trained network to one file that runs without this package.
 
     python -m bcss_jax.export --checkpoint=runs/unet --output=unet.jaxexport [--which=best] [--tta]
 
-The file holds a StableHLO program of jax.export with weights and preprocessing inside, and what it means as JSON
-(`bcss_jax.inference.exported_model` says how to run it with jax alone). `python -m bcss_jax.segment --checkpoint` takes it
+The file holds a StableHLO program of jax.export that includes weights and preprocessing, and a description as JSON
+(`bcss_jax.inference.exported_model` shows how to run it with JAX only). `python -m bcss_jax.segment --checkpoint` accepts it
 in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
 """
 
@@ -25,7 +25,7 @@ from bcss_jax.common import command
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.errors import ConfigError
 from bcss_jax.inference import trained_run
-from bcss_jax.inference.exported_model import ABOUT, FORMAT, MAX_PROGRAM, PROGRAM, image_shape
+from bcss_jax.inference.exported_model import FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
 from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.summary import versions
@@ -48,16 +48,18 @@ def _parser():
     parser = command.parser("python -m bcss_jax.export", __doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="folder of a run")
-    add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run")
-    add("--output", required=True, type=Path, help="the file to write; one that is there is replaced")
-    add("--tta", action="store_true", help="mean over flips and quarter turns of every image")
+    add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run (default best)")
+    add("--output", required=True, type=Path, help="file to write; an existing file is replaced")
+    add("--tta", action="store_true", help="average the predictions over flips and quarter turns of every image")
     command.add_debug(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
     if args.output.is_dir():
-        raise ConfigError(f"--output={args.output} is a folder; name a file, such as {args.output / 'unet.jaxexport'}")
+        raise ConfigError(
+            f"--output={args.output} is a folder; name a file, for example {args.output / 'unet.jaxexport'}"
+        )
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
     content = artifact_of(model)
@@ -71,10 +73,10 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def exported(model: SlideModel) -> jax.export.Exported:
-    """The network as a program of its own.
+    """Returns the network as a program.
 
-    The layers choose forms for the CPU (`models.layers.Conv`) that differ in their gradients alone, so that one program
-    is right on every platform.
+    The layers have variants for the CPU (`models.blocks.layers.Conv`) that differ only in their gradients, so one program is
+    correct on every platform.
 
     Args:
       model: a network with its weights.
@@ -85,53 +87,58 @@ def exported(model: SlideModel) -> jax.export.Exported:
     arrays = jax.tree.map(np.asarray, model.arrays)
 
     def probabilities(images):
-        # Without the barrier XLA computes with the weights while it compiles, which takes longer and rounds otherwise.
+        # Without the barrier XLA folds the weights while it compiles, which takes longer and rounds differently.
         return model.probabilities(jax.lax.optimization_barrier(arrays), images)
 
     shape = (*jax.export.symbolic_shape("N"), model.window, model.window, 3)
-    with _no_paths_of_this_machine():
+    with _without_local_paths():
         return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
 def artifact_of(model: SlideModel) -> bytes:
-    """The content of the file: the same bytes for the same model.
+    """Returns the content of the file, which has the same bytes for the same model.
 
     Args:
       model: of a checkpoint.
 
     Raises:
-      ConfigError: the network is larger than such a file may be.
+      ConfigError: the network is too large for such a file.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.arrays))
     if size > MAX_PROGRAM - (1 << 26):
-        raise ConfigError(f"{model.name}: weights of {size / 1e9:.1f} GB, an exported program holds at most 2 GB")
-    about = {
+        raise ConfigError(
+            f"{model.name}: its weights have {size / 1e9:.1f} GB, but an exported program holds at most 2 GB"
+        )
+    metadata = {
         "format": FORMAT,
         "name": model.name,
-        "network": model.about["network"],
+        "network": model.metadata["network"],
         "label_scheme": model.scheme.to_json(),
         "classes": list(model.scheme.evaluated_names),
         "mpp": model.mpp,
         "window": model.window,
         "image_shape": image_shape(model.window),
         "image_dtype": "uint8",
-        "tta": model.about["tta"],
+        "tta": model.metadata["tta"],
         "platforms": PLATFORMS,
-        "params_sha256": model.about["params_sha256"],
-        "checkpoint": {name: model.about["checkpoint"][name] for name in ("which", "step", "epoch")},
+        "params_sha256": model.metadata["params_sha256"],
+        "checkpoint": {name: model.metadata["checkpoint"][name] for name in ("which", "step", "epoch")},
         "versions": versions(),
         "use": USE,
     }
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
-        for name, entry in ((ABOUT, json.dumps(about, indent=1).encode()), (PROGRAM, exported(model).serialize())):
-            file.writestr(zipfile.ZipInfo(name), entry)  # without a date
+        for name, entry in (
+            (METADATA, json.dumps(metadata, indent=1).encode()),
+            (PROGRAM, exported(model).serialize()),
+        ):
+            file.writestr(zipfile.ZipInfo(name), entry)  # a ZipInfo without a date
     return content.getvalue()
 
 
 @contextlib.contextmanager
-def _no_paths_of_this_machine() -> Iterator[None]:
-    """Programs name the lines of source that they were made of: within, neither folders nor the lines that called them."""
+def _without_local_paths() -> Iterator[None]:
+    """Keeps folder names and calling lines out of the source locations that are stored in programs."""
     changed = {
         "jax_hlo_source_file_canonicalization_regex": r"^.*[/\\]",
         "jax_include_full_tracebacks_in_locations": False,

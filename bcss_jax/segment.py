@@ -3,12 +3,13 @@
     python -m bcss_jax.segment --checkpoint=runs/unet --slide=case.svs --output=out
     python -m bcss_jax.segment --checkpoint=runs/unet --slides=list.csv [--shard=0/4] --output=out
 
-Each slide gets a folder in `--output` with labels.ome.tif, regions.geojson (QuPath), overlay.png and summary.json. Label
-scheme and um per pixel come from the checkpoint. Several checkpoints (--checkpoint=a,b) get a folder each in that of the
-slide, and a picture that compares them. The same command goes on where it was stopped, and computes no slide twice; with
---overwrite too: it computes all slides anew until it has come to its end once, however often it is stopped before.
-Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv says why), 75 stopped on
-request.
+Each slide gets a folder in `--output` with labels.ome.tif, regions.geojson (for QuPath), overlay.png and summary.json.
+The label scheme and the resolution come from the checkpoint. Several checkpoints (--checkpoint=a,b) get one folder each
+in the folder of the slide, and a picture that compares them. The same command resumes where it was stopped and computes
+no slide twice. This holds with --overwrite too: each slide is computed again once, however often the command is stopped
+before it ends.
+Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv lists the reasons), 75
+stopped on request.
 """
 
 import argparse
@@ -27,53 +28,63 @@ from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_ru
 from bcss_jax.labels import CODE_BOOKS
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.slides.batch.segment_slide import Settings, SlideSegmenter
-from bcss_jax.slides.batch.slide_folder import note_failure, refuse_results_of_one
+from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
+from bcss_jax.slides.batch.slide_folder import refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.stitching.blend import BLENDS
 from bcss_jax.training.sharding import make_mesh
 
-ON_CPU, OTHERWISE = 4, 32  # windows of 224 pixels in a device's share of a batch, fewer of larger ones
-MOST_READERS = 8
+CPU_BATCH, ACCELERATOR_BATCH = 4, 32  # windows of 224 pixels for each device; fewer if they are larger
+MAX_READERS = 8
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and segments. Returns the exit code."""
     args = _parser().parse_args(argv)
     command.log_progress()
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a mask is one line
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # problems of a mask are reported in one line
     return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug)
 
 
 def _parser():
     parser = command.parser("python -m bcss_jax.segment", __doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="folder of a run, or file of bcss_jax.export; several: a,b")
-    add("--which", choices=("best", "latest"), default="best", help="checkpoint of a run")
+    add("--checkpoint", required=True, help="folder of a run, or file written by bcss_jax.export; several: a,b")
+    add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run (default best)")
     slides = parser.add_mutually_exclusive_group(required=True)
-    slides.add_argument("--slide", type=Path, help="SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
-    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and perhaps mpp, tissue, truth, name")
-    add("--name", help="of the slide's folder in --output; that of its file without ending if not given")
-    add("--shard", help="i/n: of a list every n-th slide, from the i-th (0 to n-1) on, for job arrays")
-    add("--output", required=True, type=Path, help="folder of the results")
-    add("--mpp", type=float, help="um per level-0 pixel, if the slide's own is missing or wrong")
-    add("--window", type=int, help="pixels of a window's side; that of the training images if not given")
-    add("--overlap", type=float, default=0.25, help="of neighboring windows, as a share of their side (default 0.25)")
-    add("--blend", choices=BLENDS, default="gaussian", help="how overlapping windows are joined (default gaussian)")
-    add("--tta", action="store_true", help="mean over flips and quarter turns of every window")
-    add("--batch_size", type=int, help="windows at a time, over all devices")
-    add("--readers", type=int, help="processes that read a slide; as many as cores, at most 8, if not given")
-    add("--tissue", default="colour", help="colour (default): found by color; all: everything; or a mask or .geojson")
+    slides.add_argument("--slide", type=Path, help="slide to segment: SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
+    slides.add_argument("--slides", type=Path, help="CSV with a column slide, and optionally mpp, tissue, truth, name")
+    add("--name", help="name of the slide's folder in --output (default: the file name without its extension)")
+    add("--shard", help="i/n: every n-th slide of the list, starting with the i-th (0 to n-1), for job arrays")
+    add("--output", required=True, type=Path, help="folder for the results")
+    add("--mpp", type=float, help="um per level-0 pixel, if the slide does not state it or states it wrongly")
+    add("--window", type=int, help="side of a window in pixels (default: that of the training images)")
+    add(
+        "--overlap",
+        type=float,
+        default=0.25,
+        help="overlap of neighboring windows, a share of their side (default 0.25)",
+    )
+    add("--blend", choices=BLENDS, default="gaussian", help="how overlapping windows are blended (default gaussian)")
+    add("--tta", action="store_true", help="average the predictions over flips and quarter turns of every window")
+    add("--batch_size", type=int, help="windows computed at a time, over all devices")
+    add("--readers", type=int, help=f"processes that read a slide (default: one for each core, at most {MAX_READERS})")
+    add(
+        "--tissue",
+        default="colour",
+        help="what is segmented: colour (default): tissue, found by its color; all: the whole slide; or the path of a mask "
+        "or a .geojson file",
+    )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
         "--min_area_um2",
         type=float,
         default=100.0,
-        help="smaller regions are left out of regions.geojson (default 100)",
+        help="leave smaller regions out of regions.geojson (default 100)",
     )
-    add("--truth", type=Path, help="mask of codes (PNG or TIFF) of the slide to score against")
-    add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of masks (default bcss22)")
-    add("--truth_region", help="x,y,width,height in level-0 pixels: scores of that part besides")
+    add("--truth", type=Path, help="ground truth of the slide to score against: a mask of codes (PNG or TIFF)")
+    add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of the masks (default bcss22)")
+    add("--truth_region", help="x,y,width,height in level-0 pixels: score this region too")
     add("--overwrite", action="store_true", help="compute again, and replace results of other settings")
     command.add_debug(parser)
     return parser
@@ -90,45 +101,51 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         _refuse_other_results(entries, segmenters, folders)
     if len(segmenters) > 1:
         for paths in folders.values():
-            refuse_results_of_one(paths[0].parent)
-    overwriting = _overwriting(args, entries)
+            refuse_results_of_one_model(paths[0].parent)
+    journal = _journal(args, entries)
 
-    def work(entry, place=""):  # on one slide
-        _segment(entry, place, segmenters, folders[entry], args, overwriting if args.overwrite else None, interruption)
-
-    def note(entry, error):
-        note_failure(folders[entry][0], error)
+    def segment(entry, position=""):
+        _segment(entry, position, segmenters, folders[entry], args, journal if args.overwrite else None, interruption)
 
     interruption.begin()
     if whole is None:
         try:
-            work(entries[0])
+            segment(entries[0])
         except UserError as error:
             if not isinstance(error, (Preempted, StorageError)):
-                overwriting.end()
+                journal.delete()
             raise
-        ended = runner.Ended(1, {}, {})
+        outcome = runner.BatchOutcome(1, {}, {})
     else:
-        with batch_summary.kept_up(args.output, whole, len(segmenters) > 1) as after_slide:
-            ended = runner.segment_all(entries, work, note, after_slide, args.debug, interruption)
-        print(f"\n{ended.done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
-    if not ended.busy:  # also without --overwrite: then what was not overwritten shall stay
-        overwriting.end()
-    runner.conclude(ended, args.output / "summary.csv")
+        with batch_summary.updated_table(args.output, whole, len(segmenters) > 1) as after_slide:
+            outcome = runner.segment_all(
+                entries,
+                segment,
+                lambda entry, error: write_failure(folders[entry][0], error),
+                after_slide,
+                args.debug,
+                interruption,
+            )
+        print(f"\n{outcome.done} of {len(entries)} slides done; {args.output / 'summary.csv'} lists them")
+    if not outcome.busy:  # without --overwrite too: what was not overwritten until now is to stay
+        journal.delete()
+    runner.raise_unless_done(outcome, args.output / "summary.csv")
 
 
 def _list(args) -> list[Entry]:
-    """All slides of the list, those of other shards too."""
+    """Returns all slides of the list, including those of other shards."""
     given = {"mpp": args.mpp, "truth": args.truth, "tissue": _tissue_file(args), "name": args.name}
     for name, value in given.items():
         if value is not None:
-            raise ConfigError(f"--{name}={value}: is of one slide; in a list it is the column {name} of {args.slides}")
+            raise ConfigError(
+                f"--{name}={value}: applies to a single slide; for a list use the column {name} of {args.slides}"
+            )
     return read_list(args.slides)
 
 
 def _single(args) -> Entry:
     if args.shard is not None:
-        raise ConfigError("--shard is a part of a list; give the list with --slides=list.csv")
+        raise ConfigError("--shard selects a part of a list; give the list with --slides=list.csv")
     try:
         check_name(args.name)
     except ValueError as error:
@@ -137,7 +154,7 @@ def _single(args) -> Entry:
     return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 
 
-def _overwriting(args, entries) -> OverwriteJournal:
+def _journal(args, entries) -> OverwriteJournal:
     if args.slides is None:
         return OverwriteJournal.of_slide(args.output, entries[0].folder)
     return OverwriteJournal(args.output, (args.shard or "0/1").replace("/", "of"))
@@ -150,12 +167,12 @@ def _tissue_file(args) -> str | None:
 def _segmenters(args, mesh) -> list[SlideSegmenter]:
     region = _region(args.truth_region)
     if region is not None and args.truth is None and args.slides is None:
-        raise ConfigError("--truth_region is a part of a mask of truth; give the mask with --truth")
+        raise ConfigError("--truth_region is a region of a ground truth mask; give the mask with --truth")
     if not args.min_area_um2 >= 0:
         raise ConfigError(f"--min_area_um2={args.min_area_um2}: must be 0 or more")
-    share = ON_CPU if mesh.devices.flat[0].platform == "cpu" else OTHERWISE
-    readers = _at_least_one("readers", args.readers, min(MOST_READERS, os.cpu_count() or 1))
-    found = []
+    per_device = CPU_BATCH if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_BATCH
+    readers = _at_least_one("readers", args.readers, min(MAX_READERS, os.cpu_count() or 1))
+    segmenters = []
     for model in _models(args, mesh):
         window = _at_least_one("window", args.window, model.window)
         if window != model.window and not model.any_window:
@@ -165,12 +182,12 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
         if window != model.window:
             check_window(model, window)
             logging.getLogger("bcss_jax").warning(
-                "--window=%d: %s was trained on images of %d pixels; others can change what it says",
+                "--window=%d: %s was trained on images of %d pixels; windows of another size can change its predictions",
                 window,
                 model.name,
                 model.window,
             )
-        settings = Settings(
+        settings = SegmentSettings(
             window=window,
             overlap=args.overlap,
             blend=args.blend,
@@ -180,30 +197,34 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             truth_codes=args.truth_codes,
             truth_region=region,
         )
-        default = max(1, share * 224**2 // window**2) * mesh.size
+        default = max(1, per_device * 224**2 // window**2) * mesh.size
         batch_size = _at_least_one("batch_size", args.batch_size, default)
-        found.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
-    schemes = [each.model.scheme.name for each in found]
+        segmenters.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
+    _refuse_different_schemes(segmenters)
+    return segmenters
+
+
+def _refuse_different_schemes(segmenters):
+    schemes = [each.model.scheme.name for each in segmenters]
     if len(set(schemes)) > 1:
         raise ConfigError(
-            f"--checkpoint: {found[0].model.name} knows the classes {schemes[0]}, others {', '.join(sorted(set(schemes[1:])))}; only "
-            "models of one label scheme can be compared"
+            f"--checkpoint: {segmenters[0].model.name} predicts the classes {schemes[0]}, others "
+            f"{', '.join(sorted(set(schemes[1:])))}; only models of one label scheme can be compared"
         )
-    return found
 
 
 def _models(args, mesh) -> list[SlideModel]:
-    """Of runs and of exported files, in the order in which they are named."""
+    """Returns the models of runs and of exported files, in the order in which they are named."""
     paths = [Path(path) for path in args.checkpoint.split(",") if path]
     if not paths:
-        raise ConfigError("--checkpoint names no folder; name a run, such as runs/unet")
-    files = {path: model_of_artifact(path, mesh, args.tta) for path in paths if path.is_file()}
-    taken = [files[path].name for path in paths if path in files]
+        raise ConfigError("--checkpoint names no folder; name a run, for example runs/unet")
+    exported = {path: model_of_artifact(path, mesh, args.tta) for path in paths if path.is_file()}
+    taken = [exported[path].name for path in paths if path in exported]
     if len(set(taken)) < len(taken):
         raise ConfigError(f"--checkpoint names two files {max(taken, key=taken.count)}; name each once, or rename one")
-    runs = [trained_run.read_trained_run(path, mesh, args.which) for path in paths if path not in files]
+    runs = [trained_run.read_trained_run(path, mesh, args.which) for path in paths if path not in exported]
     runs = iter(trained_run.with_unique_names(runs, taken))
-    return [files[path] if path in files else model_of_run(next(runs), mesh, args.tta) for path in paths]
+    return [exported[path] if path in exported else model_of_run(next(runs), mesh, args.tta) for path in paths]
 
 
 def _at_least_one(name, value, default):
@@ -218,7 +239,8 @@ def _region(text):
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise ConfigError(f"--truth_region={text}: must be x,y,width,height in level-0 pixels, as in 0,1344,3391,1074")
-    return tuple(map(int, parts))
+    x, y, width, height = map(int, parts)
+    return x, y, width, height
 
 
 def _folders(output, entry, segmenters) -> list[Path]:
@@ -227,27 +249,27 @@ def _folders(output, entry, segmenters) -> list[Path]:
 
 
 def _refuse_other_results(entries, segmenters, folders):
-    """Before a night's batch starts: what it would refuse to replace in the end."""
+    """Raises ConfigError before the first slide is computed if any folder holds results that may not be replaced."""
     for entry in entries:
         for segmenter, path in zip(segmenters, folders[entry], strict=True):
             try:
                 segmenter.folder_of(entry._replace(truth=None), path).check()  # labels do not depend on the truth
             except DataError:
-                pass  # the slide is not there; said when its turn comes
+                pass  # the slide is missing, which is reported when its turn comes
 
 
-def _segment(entry, place, segmenters, paths, args, overwriting, interruption) -> None:
+def _segment(entry, position, segmenters, paths, args, journal, interruption) -> None:
     summaries = []
     for segmenter, path in zip(segmenters, paths, strict=True):
-        summary, done = segmenter.segment(entry, path, overwriting, interruption)
-        print(batch_summary.line(summary, place, path, done), flush=True)
+        summary, done = segmenter.segment(entry, path, journal, interruption)
+        print(batch_summary.line_of(summary, position, path, done), flush=True)
         summaries.append(summary)
-    picture = paths[0].parent / "comparison.png"
-    if len(segmenters) > 1 and not comparison.is_current(picture, paths):
-        with files.locked(picture.parent):
-            comparison.write(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
     if len(segmenters) > 1:
-        print(f"  compared: {picture}", flush=True)
+        picture = paths[0].parent / "comparison.png"
+        if not comparison.is_current(picture, paths):
+            with files.locked(picture.parent):
+                comparison.draw_comparison(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
+        print(f"  comparison: {picture}", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
 from bcss_jax.common.progress import ProgressLine  # noqa: E402
-from bcss_jax.data import checks, discovery  # noqa: E402
-from bcss_jax.data.inspection.source import Settings, Source  # noqa: E402
+from bcss_jax.data import discovery, tile_reader  # noqa: E402
+from bcss_jax.data.inspection.source import Source  # noqa: E402
 from bcss_jax.data.inspection.verify import verify  # noqa: E402
 
 
 def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> None:
     """Links the tiles of a data set under new names until there are as many as asked for."""
-    tiles = discovery.find_tiles("kaggle224", data_dir)
+    tiles = discovery.find_tiles(discovery.DataSettings("kaggle224", data_dir))
     for number, tile in zip(range(copies), itertools.cycle(tiles), strict=False):
         round_, _ = divmod(number, len(tiles))
         for original, kind in ((tile.image, tile.split), (tile.mask, f"{tile.split}_mask")):
@@ -44,19 +44,19 @@ def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> No
 
 
 def by_processes(folder: pathlib.Path, processes: int) -> float:
-    """Seconds to examine all tiles with that many processes of one thread each, their start included."""
-    tiles = discovery.find_tiles("kaggle224", folder)
+    """Returns the seconds that reading all tiles takes with that many processes of one thread each, including their start."""
+    tiles = discovery.find_tiles(discovery.DataSettings("kaggle224", folder))
     start = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        found = list(pool.map(_examine_share, [tiles[i::processes] for i in range(processes)]))
+        found = list(pool.map(_read_share, [tiles[i::processes] for i in range(processes)]))
     assert sum(found) == len(tiles)
     return time.perf_counter() - start
 
 
-def _examine_share(tiles: list[discovery.Tile]) -> int:
+def _read_share(tiles: list[discovery.Tile]) -> int:
     os.cpu_count = lambda: 1  # one thread in each process
-    return sum(len(finding.contents) for _, finding in checks.examine(tiles))
+    return sum(len(result.stats) for _, result in tile_reader.read_pairs(tiles))
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
         folder = pathlib.Path(temporary)
         make_copies(args.data_dir, folder, args.copies)
         start = time.perf_counter()
-        source = Source(Settings("kaggle224", folder / "data"), collect=True)
+        source = Source(discovery.DataSettings("kaggle224", folder / "data"), collect=True)
         listed = time.perf_counter() - start
         with contextlib.closing(ProgressLine("verifying", len(source.tiles))) as line:
             verdict = verify(source, line.update)

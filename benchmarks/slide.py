@@ -1,24 +1,24 @@
-"""Seconds per mm2 and peak memory of whole slides, here and with TIAToolbox's SemanticSegmentor, and where the time goes.
+"""Measures seconds per mm2 and peak memory of whole slides, here and with TIAToolbox's SemanticSegmentor.
 
-    python benchmarks/slide.py --checkpoint=RUN [--slide=FILE] [--network=checkpoint,color] [--side=8000] [--mm2=2]
+    python benchmarks/slide.py --checkpoint=RUN [--slide=FILE] [--network=checkpoint,colour] [--side=8000] [--mm2=2]
         [--tiatoolbox_python=PYTHON] [--rounds=3] [--cores=2] [--folder=FOLDER]
 
-The slide of `--slide` is segmented whole, a synthetic one (that of `slide_scale.py`) where a mask says that tissue is.
-Both sides run as processes of their own in turn: `python -m bcss_jax.segment` with all that it writes, and
-`tiatoolbox_side.py`, which asks for labels (zarr) and then for regions (QuPath). Both get the same windows, stride, mask
-and cores, and the checkpoint's weights (there in the PyTorch twin). `--network=color` puts a 1x1 convolution in the
-network's place on both sides, so that nearly all of the time is spent outside the network.
+The slide of `--slide` is segmented whole; a synthetic slide (that of `slide_scale.py`) is segmented within a tissue mask.
+The two sides run in turn in separate processes: `python -m bcss_jax.segment` with everything that it writes, and
+`tiatoolbox_side.py`, which writes labels (zarr) and then regions (QuPath). Both use the same windows, stride, mask and
+cores, and the weights of the checkpoint (TIAToolbox in the PyTorch twin of the network). `--network=colour` replaces the
+network by a 1x1 convolution on both sides, so that nearly all of the time is spent outside the network.
 
-TIAToolbox merges windows without weights, begins its windows at the slide's edge and pads with white; here the bell of the
-Gaussian weighs and edges are reflected. The labels of both are compared. It writes neither a pyramid nor an overlay.
+TIAToolbox merges windows without weights, starts its windows at the edge of the slide and pads with white; bcss_jax weights
+windows with a Gaussian and reflects the edges. The labels of both are compared. TIAToolbox writes no pyramid and no overlay.
 
 slide    from the opened file to the last result, compilation included
-labels   the same as far as finished labels: a zarr array there, a tiled pyramid here
+labels   until the labels are finished: a zarr array for TIAToolbox, a tiled pyramid here
 process  the whole command, with imports and weights
-cpu      of all cores for the process: what a busy machine changes least
-peak     memory of the process and its children, pages that they share counted once, seen every 0.2 s
+cpu      seconds of all cores for the process, which a busy machine changes least
+peak     memory of the process and its children, sampled every 0.2 s; shared pages are counted once
 
-Ratios are TIAToolbox's time over ours (above 1: ours is faster), one per round, as median [least, most].
+Ratios are TIAToolbox's time divided by ours (above 1: ours is faster), one per round, as median [minimum, maximum].
 """
 
 import argparse
@@ -53,18 +53,18 @@ from bcss_jax.models.weights import pretrained  # noqa: E402
 from bcss_jax.slides.windows import windows_of  # noqa: E402
 from bcss_jax.training.sharding import make_mesh  # noqa: E402
 
-WHAT = ("slide", "labels", "process", "cpu")
-# Seconds of a summary, each stage's own: the regions are traced beside pyramid and overlay, the writer writes beside all.
+TIMES = ("slide", "labels", "process", "cpu")
+# Stages of a summary. The regions are traced while pyramid and overlay are made, and rows are written during all stages.
 WRITING = ("writing", "pyramid", "tracing", "overlay")
-# Haematoxylin is blue and dark, eosin is pink: which of the two a color is nearer to, times 4 so that it is not undecided.
+# Hematoxylin is blue and dark, eosin is pink: the sign tells which one a color is nearer to; the factor 4 makes it clear.
 COLOR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
 
 
 class Side:
-    """A network as both sides take it: a file for `bcss_jax.segment`, and a job for `tiatoolbox_side.py`."""
+    """A network for both sides: a file for `bcss_jax.segment`, and a job for `tiatoolbox_side.py`."""
 
     def __init__(self, name: str, checkpoint: Path, folder: Path):
-        """Writes weights; `name` is "checkpoint" or "color"."""
+        """Writes the weights; `name` is "checkpoint" or "colour"."""
         self.name, mesh = name, make_mesh(jax.local_devices()[:1])
         run = trained_run.read_trained_run(checkpoint, mesh, "best")
         config, scheme, evaluated = run.config, run.scheme, list(run.scheme.evaluated)
@@ -109,16 +109,16 @@ def _color_model(scheme, mpp, window, kernel) -> SlideModel:
         logits = jnp.einsum("nhwc,kc->nhwk", normalize(images), kernel)
         return jax.nn.softmax(logits[..., np.asarray(scheme.evaluated)])
 
-    about = {
+    metadata = {
         "network": "colour", "tta": False, "params_sha256": hashlib.sha256(kernel.tobytes()).hexdigest(),
         "checkpoint": {"which": "best", "step": 0, "epoch": None},
     }  # fmt: skip
-    return SlideModel("colour", scheme, mpp, window, {}, about, (kernel,), probabilities)
+    return SlideModel("colour", scheme, mpp, window, {}, metadata, (kernel,), probabilities)
 
 
 def watched(command: list[str]) -> dict:
-    """Runs a command. Returns its seconds (process), those of all its cores (cpu), and the most bytes held (peak)."""
-    begun, before, peak = time.perf_counter(), os.times(), 0
+    """Runs a command. Returns its seconds (process), the seconds of all cores (cpu), and its peak memory in bytes (peak)."""
+    begin, before, peak = time.perf_counter(), os.times(), 0
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
@@ -126,9 +126,9 @@ def watched(command: list[str]) -> dict:
         ) as process,
     ):
         while process.poll() is None:
-            peak = max(peak, held(process.pid))
+            peak = max(peak, memory_of(process.pid))
             time.sleep(0.2)
-        seconds, after = time.perf_counter() - begun, os.times()
+        seconds, after = time.perf_counter() - begin, os.times()
         if process.returncode:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace")[-3000:])
@@ -137,12 +137,12 @@ def watched(command: list[str]) -> dict:
     return {"process": seconds, "cpu": cpu, "peak": peak}
 
 
-def held(process: int) -> int:
-    """Bytes that a process and its children hold, a page that several share once."""
+def memory_of(process: int) -> int:
+    """Returns the bytes of a process and its children; shared pages are counted once."""
     total, waiting = 0, [process]
     while waiting:
         number = waiting.pop()
-        with contextlib.suppress(OSError, IndexError):  # it has ended
+        with contextlib.suppress(OSError, IndexError):  # the process has ended
             rollup = Path(f"/proc/{number}/smaps_rollup").read_text()
             total += int(rollup.partition("\nPss:")[2].split()[0]) * 1024
             for task in Path(f"/proc/{number}/task").iterdir():
@@ -151,7 +151,7 @@ def held(process: int) -> int:
 
 
 def ours(side: Side, slide: Path, tissue: Path | None, folder: Path, args) -> dict:
-    """A run of `python -m bcss_jax.segment`."""
+    """Runs `python -m bcss_jax.segment` and returns what it took."""
     output = folder / f"ours-{side.name}"
     taken = watched(
         [
@@ -166,7 +166,7 @@ def ours(side: Side, slide: Path, tissue: Path | None, folder: Path, args) -> di
 
 
 def theirs(side: Side, slide: Path, slide_mpp: float, tissue: Path | None, folder: Path, args) -> dict:
-    """A run of `tiatoolbox_side.py`."""
+    """Runs `tiatoolbox_side.py` and returns what it took."""
     stride = windows_of(side.window, side.window, side.window, args.overlap).stride
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         job = side.job | {
@@ -181,24 +181,24 @@ def theirs(side: Side, slide: Path, slide_mpp: float, tissue: Path | None, folde
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Median [least, most]."""
+    """Returns the text median [minimum, maximum]."""
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 def report(side: Side, slide: Path, here: list[dict], there: list[dict], folder: Path) -> None:
-    """Prints what the rounds of a slide with a network say."""
+    """Prints the results of all rounds of a slide with a network."""
     summary = here[-1]["summary"]
     area = summary["tissue_area_mm2"]
     print(f"\n{slide.name}, {side.name} ({side.job['network']}): {area:.3f} mm2, {len(here)} rounds")
     for runs in filter(None, (here, there)):
         windows, name = (summary["windows"]["computed"], "here") if runs is here else (there[-1]["windows"], "there")
-        texts = [f"{what} {spread([run[what] / area for run in runs])}" for what in WHAT]
+        texts = [f"{what} {spread([run[what] / area for run in runs])}" for what in TIMES]
         peak = spread([run["peak"] / 2**20 for run in runs], 0)
         print(f"  {name}, {windows} windows: s/mm2 {', '.join(texts)}; peak {peak} MiB")
     if there:
         pairs = list(zip(here, there, strict=True))
         print("  speed against " + there[-1]["versions"] + ": " + ", ".join(
-            f"{what} {spread([b[what] / a[what] for a, b in pairs])}x" for what in WHAT
+            f"{what} {spread([b[what] / a[what] for a, b in pairs])}x" for what in TIMES
         ))  # fmt: skip
         outside = [run["slide"] - run["network"] for run in there]
         print(f"  there outside the network: {spread([seconds / area for seconds in outside])} s/mm2 of slide")
@@ -216,7 +216,7 @@ def report(side: Side, slide: Path, here: list[dict], there: list[dict], folder:
 
 
 def agreement(mine: np.ndarray, other: np.ndarray) -> str:
-    """How alike two label maps are where this side has a class."""
+    """Returns how well two label maps agree where this side has a class."""
     height, width = (min(a, b) for a, b in zip(mine.shape, other.shape, strict=True))
     mine, other = mine[:height, :width], other[:height, :width]
     known = (mine > 0) & (mine < 255)
@@ -228,24 +228,24 @@ def agreement(mine: np.ndarray, other: np.ndarray) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """Command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=lambda path: Path(path).resolve(), required=True, help="folder of a run")
-    add("--slide", type=lambda path: Path(path).resolve(), help="a slide full of tissue")
-    add("--network", default="checkpoint,color", help="checkpoint, color, or both")
-    add("--side", type=int, default=8000, help="pixels of the synthetic slide's side; 0: none")
-    add("--mm2", type=float, default=2.0, help="tissue of the synthetic slide")
+    add("--slide", type=lambda path: Path(path).resolve(), help="slide that is full of tissue")
+    add("--network", default="checkpoint,colour", help="checkpoint, colour, or both")
+    add("--side", type=int, default=8000, help="side of the synthetic slide in pixels; 0: none")
+    add("--mm2", type=float, default=2.0, help="mm2 of tissue on the synthetic slide")
     add("--overlap", type=float, default=0.25)
-    add("--tiatoolbox_python", type=Path, help="python of an environment that has TIAToolbox")
+    add("--tiatoolbox_python", type=Path, help="Python of an environment that has TIAToolbox")
     add("--rounds", type=int, default=3)
     add("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    add("--folder", type=Path, help="for slides and results; a temporary one if not given")
+    add("--folder", type=Path, help="folder for slides and results (default: a temporary one)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Draws, runs in turn and prints."""
+    """Makes the slides, runs both sides in turn and prints the results."""
     args = arguments()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
@@ -255,13 +255,14 @@ def main() -> None:
             slides.append((folder / f"synthetic-{args.side}.tif", folder / f"synthetic-{args.side}.png"))
             tissue = tissue_tiles(args.side, args.mm2)
             write_slide(slides[-1][0], args.side, args.side, tissue)
-            # A pixel for 64: of full tiles alone, the mask has the slide's proportions if the side is a multiple of 64.
+            # One pixel of the mask for 64 of the slide: the mask has the proportions of the slide if the side is a multiple
+            # of 64.
             mask = np.kron(tissue, np.full((TILE // 64,) * 2, 255, np.uint8))
             Image.fromarray(mask[: args.side // 64, : args.side // 64]).save(slides[-1][1])
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # of all that is started here too
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # child processes inherit it
         print(f"{args.cores} cores, load of the last minutes {os.getloadavg()}")
         if args.tiatoolbox_python is None:
-            print("TIAToolbox is left out: --tiatoolbox_python=PYTHON names the environment that has it")
+            print("TIAToolbox is not run: name an environment that has it with --tiatoolbox_python=PYTHON")
         for name in args.network.split(","):
             side = Side(name, args.checkpoint, folder)
             for slide, tissue in slides:

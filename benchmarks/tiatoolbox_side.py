@@ -1,8 +1,8 @@
-"""One slide through TIAToolbox's SemanticSegmentor, as `slide.py` starts it in an environment that has TIAToolbox.
+"""Segments one slide with TIAToolbox's SemanticSegmentor; `slide.py` starts it in an environment that has TIAToolbox.
 
     python benchmarks/tiatoolbox_side.py JOB.json
 
-Writes what it took, and where its labels are, to the file that the job names.
+Writes the seconds that it took to the report, and the labels to the file, that the job names.
 """
 
 import json
@@ -27,10 +27,10 @@ from tiatoolbox.utils.misc import dict_to_store_semantic_segmentor  # noqa: E402
 
 
 class Network(ModelABC):
-    """The twin of a network, with its weights, normalization and probabilities; keeps the time spent inside."""
+    """The PyTorch twin of a network with its weights and normalization. It measures the time spent in the network."""
 
     def __init__(self, job: dict):
-        """Builds the network and fills it."""
+        """Builds the network and loads its weights."""
         super().__init__()
         if job["network"] == "colour":
             self.network = torch.nn.Conv2d(3, job["num_classes"], 1)
@@ -54,7 +54,7 @@ class Network(ModelABC):
 
     @staticmethod
     def infer_batch(model: torch.nn.Module, batch_data: torch.Tensor, *, device: str) -> np.ndarray:
-        """What the engine calls for each batch."""
+        """Computes a batch; called by the engine."""
         start = time.perf_counter()
         with torch.inference_mode():
             result = model(batch_data.to(device)).cpu().numpy()
@@ -63,12 +63,12 @@ class Network(ModelABC):
         return result
 
     def postproc(self, image: np.ndarray) -> np.ndarray:
-        """Probabilities [..., K] -> class with the highest."""
+        """Returns the class with the highest probability: [..., K] -> [...]."""
         return image.argmax(axis=-1)
 
 
 def main() -> None:
-    """Segments and reports."""
+    """Segments the slide and writes the report."""
     job = json.loads(Path(sys.argv[1]).read_text())
     imported = time.perf_counter()
     torch.set_num_threads(job["cores"])
@@ -93,12 +93,12 @@ def main() -> None:
     labeled = time.perf_counter()
     (result,) = found.values()
     labels, regions = zarr.open(str(result), mode="r"), Path(job["output"]) / "regions.json"
-    # What output_type="qupath" does with the same labels, and then removes them.
+    # The same as output_type="qupath", which removes the labels afterwards.
     dict_to_store_semantic_segmentor(
         labels, (1.0, 1.0), "qupath", dict(enumerate(job["classes"])), regions, ignore_index=None, verbose=False
     )
     ended = time.perf_counter()
-    np.save(job["labels"], labels["predictions"][:].astype(np.uint8) + 1)  # for the comparison; no part of the time
+    np.save(job["labels"], labels["predictions"][:].astype(np.uint8) + 1)  # for the comparison, not measured
     report = {
         "start": imported - began,
         "build": built - imported,

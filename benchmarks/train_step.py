@@ -28,6 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from bcss_jax import losses, models  # noqa: E402
 from bcss_jax.errors import UserError  # noqa: E402
+from bcss_jax.losses import Objective  # noqa: E402
 from bcss_jax.models.apply import IMAGENET, ModelFunction, split_model  # noqa: E402
 from bcss_jax.models.cost import forward_flops  # noqa: E402
 from bcss_jax.training import sharding, step  # noqa: E402
@@ -81,10 +82,7 @@ class Jax:
             model,
             tx,
             mesh,
-            num_classes=NUM_CLASSES,
-            ignore_index=IGNORED,
-            classes=EVALUATED,
-            deep_supervision=heads,
+            Objective(NUM_CLASSES, IGNORED, EVALUATED, deep_supervision=heads),
         )
         run = ModelFunction(model)
         forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])

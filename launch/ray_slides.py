@@ -1,15 +1,16 @@
-"""Segments a list of slides with Ray: one task a slide, tried again on another worker when its own dies.
+"""Segments a list of slides with Ray: one task for each slide, retried on another worker when its worker dies.
 
     python launch/ray_slides.py --slides=list.csv --workers=2 -- --checkpoint=runs/unet --output=out
     RAY_ADDRESS=auto python launch/ray_slides.py --slides=list.csv --gpus=1 -- --checkpoint=runs/unet --output=out
 
-What stands behind `--` goes to `python -m bcss_jax.segment`, which each task runs in a process of its own, in this folder:
-on a cluster all hosts share it, the slides and the results. With --workers a cluster of that many workers is started on
-this machine, reachable from it alone, and ended again; without it RAY_ADDRESS says where one is. Ray's reports of usage are
-switched off. `pip install -e '.[ray]'` installs it.
+The options after `--` are passed to `python -m bcss_jax.segment`, which each task runs in a separate process in this
+folder. On a cluster, all hosts share this folder, the slides and the results. With --workers a cluster of that many workers
+is started on this machine, which only this machine can reach, and stopped at the end; without it RAY_ADDRESS names a
+running cluster. Ray's usage reports are switched off. `pip install -e '.[ray]'` installs Ray.
 
-The same command goes on where it was stopped, and computes no slide twice, with --overwrite too. Exit codes: 0 done, 2 settings, 3 the list, 5
-storage, 6 some slides failed (summary.csv in the output says why), 75 stopped on request. Linux.
+The same command resumes where it was stopped and computes no slide twice, with --overwrite too. Exit codes: 0 done, 2
+settings, 3 the list, 5 storage, 6 some slides failed (summary.csv in the output lists the reasons), 75 stopped on request.
+Runs on Linux.
 """
 
 import argparse
@@ -26,7 +27,9 @@ from typing import NamedTuple
 # Read when ray is imported.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 if "RAY_ADDRESS" not in os.environ:
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # it listens on the loopback interface alone, on Linux too
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+        "0"  # makes it listen on the loopback interface only, on Linux too
+    )
 
 try:
     import ray
@@ -40,24 +43,24 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line, printable
 from bcss_jax.slides.batch import batch_summary
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.slides.batch.slide_folder import models_in, note_failure, status_of
+from bcss_jax.slides.batch.slide_folder import model_folders, status_of, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, read_list
 
 RETRIES = 5  # of a slide whose worker died, or was asked to stop
-STORE = 100 << 20  # bytes of Ray's object store; what tasks return is a few lines
-# Ends the process with its parent, however that ends: its successor on another worker needs the slide's lock. Ray 2.60
-# does so itself, 2.50 leaves it running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died before.
-WITH_ITS_PARENT = (
+OBJECT_STORE_BYTES = 100 << 20  # tasks return a few lines only
+# Ends the process when its parent ends, because the next try on another worker needs the slide's lock. Ray 2.60 does this
+# itself, Ray 2.50 leaves the process running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died before.
+END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) or sys.exit(75); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
 
 
 class Outcome(NamedTuple):
-    """What became of a slide: exit code of segment, and what it said."""
+    """How a slide ended: the exit code of segment, and what it printed."""
 
     code: int
-    said: str
+    output: str
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,19 +78,19 @@ def _parser():
         usage="%(prog)s --slides=list.csv [--workers=N] [--gpus=N] [--cpus=N] -- [options of bcss_jax.segment]",
     )
     add = parser.add_argument
-    add("--slides", required=True, type=Path, help="CSV with a column slide, as of bcss_jax.segment")
-    add("--workers", type=int, help="start a cluster on this machine that works on so many slides at a time")
-    add("--gpus", type=float, default=0, help="GPUs that a slide takes (default 0: it is computed on the CPU)")
-    add("--cpus", type=float, default=1, help="likewise cores, as Ray counts them (default 1)")
+    add("--slides", required=True, type=Path, help="CSV with a column slide, as for bcss_jax.segment")
+    add("--workers", type=int, help="start a cluster on this machine that segments this many slides at a time")
+    add("--gpus", type=float, default=0, help="GPUs for each slide (default 0: slides are computed on the CPU)")
+    add("--cpus", type=float, default=1, help="CPUs for each slide, as Ray counts them (default 1)")
     return parser
 
 
 def _run(args: argparse.Namespace, others: list[str]) -> None:
-    output, several, region, others = _parted(others)
+    output, several, region, others = _split_options(others)
     entries = read_list(args.slides)
     if (args.workers is None) == ("RAY_ADDRESS" not in os.environ):
         raise ConfigError(
-            "which cluster? either --workers=2, to start one on this machine, or RAY_ADDRESS=auto, for one that runs"
+            "no cluster is given; start one on this machine with --workers=2, or use a running one with RAY_ADDRESS=auto"
         )
     for name, value, least in (("workers", args.workers, 1), ("gpus", args.gpus, 0), ("cpus", args.cpus, 0)):
         if value is not None and not value >= least:
@@ -95,38 +98,41 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
-    overwriting = {entry: OverwriteJournal.of_slide(output, entry.folder) for entry in entries}
-    # Within, because Ray takes the signals for itself when it starts; and signals are noted, not raised into Ray's waiting.
+    journals = {entry: OverwriteJournal.of_slide(output, entry.folder) for entry in entries}
+    # The interruption begins after Ray has started, because Ray installs its own signal handlers when it starts.
     with _cluster(args), Interruption() as interruption:
         interruption.begin()
         try:
             tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
             for entry, outcome in _outcomes(entries, tasks, args, interruption):
                 outcomes[entry] = outcome
-                if (
-                    "--overwrite" in others and outcome.code == 0
-                ):  # segment has forgotten that it overwrote it: it came to its end
-                    for path in models_in(output / entry.folder) if several else [output / entry.folder]:
-                        overwriting[entry].note(path)
+                if "--overwrite" in others and outcome.code == 0:
+                    # Segmenting this slide has ended, which deleted its journal; the list has not ended.
+                    for path in model_folders(output / entry.folder) if several else [output / entry.folder]:
+                        journals[entry].add(path)
                 _report(entry, outcome, f"{len(outcomes)}/{len(entries)}", output, several)
         finally:
-            batch_summary.write(output, entries, several)
+            batch_summary.write_table(output, entries, several)
     codes = [outcome.code for outcome in outcomes.values()]
     if Preempted.exit_code not in codes:
-        for each in overwriting.values():
-            each.end()
+        for journal in journals.values():
+            journal.delete()
     failed = [code for code in codes if code not in (0, Preempted.exit_code)]
     print(f"\n{codes.count(0)} of {len(entries)} slides done; {output / 'summary.csv'} lists them")
     if failed == [ConfigError.exit_code] * len(entries):
-        raise ConfigError("the settings fit no slide; correct them as said above")
+        raise ConfigError("every slide was refused because of the settings; correct them as stated above")
     if failed:
-        raise PartialError(f"{len(failed)} of {len(entries)} slides failed; the same command tries them again")
+        raise PartialError(f"{len(failed)} of {len(entries)} slides failed; run the same command again to retry them")
     if any(codes):
-        raise Preempted("some slides were stopped again and again; the same command goes on")
+        raise Preempted("some slides were stopped in every try; the same command resumes them")
 
 
-def _parted(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
-    """From the options of segment: output, whether several networks write into it, the region to score, and all but that."""
+def _split_options(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
+    """Checks the options of segment.
+
+    Returns:
+      The output, whether several models write into it, the region to score, and the options without that region.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     of_one = ("slide", "slides", "shard", "mpp", "truth", "name")
     for name in ("output", "checkpoint", "tissue", *of_one):
@@ -135,29 +141,35 @@ def _parted(others: list[str]) -> tuple[Path, bool, str | None, list[str]]:
     scored.add_argument("--truth_region")
     try:
         found, _ = parser.parse_known_args(others)
-        of_truth, rest = scored.parse_known_args(others)
+        of_truth, remaining = scored.parse_known_args(others)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"behind --: {error}") from error
+        raise ConfigError(f"options after --: {error}") from error
     for name in ("output", "checkpoint"):
         if not getattr(found, name):
-            raise ConfigError(f"behind -- there must be --{name}, as of python -m bcss_jax.segment")
+            raise ConfigError(f"options after --: --{name} is missing; give it as for python -m bcss_jax.segment")
     for name in of_one:
         if getattr(found, name) is not None:
-            raise ConfigError(f"behind --: --{name} is of one slide; the slides come from --slides in front of it")
+            raise ConfigError(
+                f"options after --: --{name} applies to a single slide; give the slides with --slides before the --"
+            )
     if found.tissue not in (None, "colour", "all"):
         raise ConfigError(
-            f"behind --: --tissue={found.tissue}: is of one slide; in a list it is the column tissue, beside the words "
-            "color and all for every slide"
+            f"options after --: --tissue={found.tissue}: applies to a single slide; use the column tissue of the list, or "
+            "colour or all for every slide"
         )
-    return Path(found.output), "," in found.checkpoint, of_truth.truth_region, rest
+    return Path(found.output), "," in found.checkpoint, of_truth.truth_region, remaining
 
 
 @contextlib.contextmanager
 def _cluster(args: argparse.Namespace) -> Iterator[None]:
-    """Connects to Ray; a cluster that is started here listens on the loopback interface alone, and ends with this."""
+    """Connects to Ray. A cluster that is started here listens on the loopback interface only, and is stopped at the end."""
     settings = {"logging_level": "ERROR", "log_to_driver": False}
     if args.workers is not None:
-        settings |= {"address": "local", "num_cpus": args.workers * args.cpus, "object_store_memory": STORE}
+        settings |= {
+            "address": "local",
+            "num_cpus": args.workers * args.cpus,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
         settings |= {"include_dashboard": False}
     try:
         ray.init(**settings)
@@ -172,7 +184,7 @@ def _cluster(args: argparse.Namespace) -> Iterator[None]:
 def _outcomes(
     entries: list[Entry], tasks: list[list[str]], args: argparse.Namespace, interruption: Interruption
 ) -> Iterator[tuple[Entry, Outcome]]:
-    """Each slide with what became of its task, as they end. Raises Preempted when asked to stop."""
+    """Yields each slide with its outcome when its task ends. Raises Preempted when asked to stop."""
     task = ray.remote(
         num_cpus=args.cpus,
         num_gpus=args.gpus,
@@ -185,7 +197,7 @@ def _outcomes(
     }
     while running:
         if interruption.requested:
-            raise Preempted(f"stopped with {len(running)} slides not done; the same command goes on from there")
+            raise Preempted(f"stopped with {len(running)} slides not done; the same command resumes from there")
         for result in ray.wait(list(running), timeout=1)[0]:
             entry = running.pop(result)
             try:
@@ -197,20 +209,22 @@ def _outcomes(
 
 
 def _of_slide(entry: Entry, region: str | None) -> list[str]:
-    """Options of one slide; a region of the truth only where there is one, as in a list of segment."""
+    """Returns the options of one slide; the region to score only if the slide has a ground truth, as in a list of segment."""
     values = entry._asdict()
     values["truth_region"] = None if entry.truth is None else region
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 def _segment(arguments: list[str], folder: str, on_gpu: bool) -> tuple[int, str]:
-    """On a worker: segments one slide in a process of its own. Returns its exit code and what it said.
+    """Segments one slide in a separate process; runs on a worker. Returns the exit code and what the process printed.
 
     Raises:
-      InterruptedError: it was stopped, or another process is not yet through with the slide; to be tried again.
+      InterruptedError: it was stopped, or another process is still working on the slide; the task is to be retried.
     """
-    segment = [sys.executable, "-c", WITH_ITS_PARENT, str(os.getpid()), "-m", "bcss_jax.segment", *arguments]
-    environment = os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # else all share all of them
+    segment = [sys.executable, "-c", END_WITH_PARENT, str(os.getpid()), "-m", "bcss_jax.segment", *arguments]
+    environment = (
+        os.environ if on_gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )  # otherwise all tasks share all GPUs
     result = subprocess.run(
         segment, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
@@ -228,18 +242,18 @@ def _segment(arguments: list[str], folder: str, on_gpu: bool) -> tuple[int, str]
 def _report(entry: Entry, outcome: Outcome, place: str, output: Path, several: bool) -> None:
     name = printable(entry.slide.name)
     if outcome.code == 0:
-        print(f"{place} {outcome.said}", flush=True)
+        print(f"{place} {outcome.output}", flush=True)
         return
-    reason = outcome.said.removeprefix("error: ") or f"ended with exit code {outcome.code}"
+    reason = outcome.output.removeprefix("error: ") or f"ended with exit code {outcome.code}"
     print(f"{place} {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr, flush=True)
     folder = output / entry.folder
-    # A crash wrote nothing down. What another try with better settings may find is left as it is.
-    noted = several or status_of(folder)[0] != "pending" or outcome.code == Preempted.exit_code
-    if not noted:
+    # A process that crashed wrote no failure. Folders that another try may resume are left as they are.
+    is_recorded = several or status_of(folder).name != "pending" or outcome.code == Preempted.exit_code
+    if not is_recorded:
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
         kinds = {kind.exit_code: kind for kind in (ConfigError, DataError, StorageError)}
-        note_failure(folder, kinds.get(outcome.code, DataError)(reason))
+        write_failure(folder, kinds.get(outcome.code, DataError)(reason))
 
 
 if __name__ == "__main__":

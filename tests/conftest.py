@@ -22,3 +22,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder of reference values and data at {SHARED.name}/ beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; only tests that import `helpers.chromium`, and are skipped without a browser, ask for it."""
+    from helpers.chromium import chromium
+
+    with chromium() as found:
+        yield found

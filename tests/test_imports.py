@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.absent_modules import without_modules
 from helpers.paths import ROOT
 
 ABSENT = ("tensorflow", "tensorflow_datasets", "albumentations", "clu", "tensorboard")
@@ -25,20 +26,14 @@ NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.torch_unet",
 }
 
-BLOCKED = f"""
-import importlib, sys
+IMPORT_ALL = """
+import importlib
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {ABSENT}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        sys.exit(f"{{name}}: {{error}}")
+        sys.exit(f"{name}: {error}")
 """
 
 
@@ -50,7 +45,11 @@ def modules(*folders):
 
 def imports(*names):
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED, *names], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", without_modules(ABSENT) + IMPORT_ALL, *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from helpers.loss_cases import CASES, case
 
 from bcss_jax import losses
+from bcss_jax.losses import Objective
 
 
 def check(function, logits, expected):
@@ -17,27 +18,25 @@ def check(function, logits, expected):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cross_entropy_is_torchs(reference, name):
-    expected, logits, labels, ignore = case(reference, name)
-    check(lambda x: losses.cross_entropy(x, labels, ignore_index=ignore), logits, expected["torch_ce"])
+def test_cross_entropy_is_torchs(shared, name):
+    expected, logits, labels, ignore = case(shared, name)
+    check(lambda x: losses.cross_entropy(x, labels, Objective(3, ignore)), logits, expected["torch_ce"])
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("batch", (True, False))
-def test_dice_is_monais_without_background(reference, name, batch):
-    expected, logits, labels, ignore = case(reference, name)
+def test_dice_is_monais_without_background(shared, name, batch):
+    expected, logits, labels, ignore = case(shared, name)
     key = f"monai_dice_bg0_batch{int(batch)}"
-    check(
-        lambda x: losses.soft_dice(x, labels, ignore_index=ignore, classes=(1, 2), batch=batch), logits, expected[key]
-    )
-    check(lambda x: losses.soft_dice(x, labels, ignore_index=ignore, batch=batch), logits, expected[key])
+    check(lambda x: losses.soft_dice(x, labels, Objective(3, ignore, (1, 2), dice_batch=batch)), logits, expected[key])
+    check(lambda x: losses.soft_dice(x, labels, Objective(3, ignore, dice_batch=batch)), logits, expected[key])
 
 
 @pytest.mark.parametrize("name", ("plain", "ignore0", "ignore255"))
-def test_dice_with_background_is_monais(reference, name):
-    expected, logits, labels, ignore = case(reference, name)
+def test_dice_with_background_is_monais(shared, name):
+    expected, logits, labels, ignore = case(shared, name)
     check(
-        lambda x: losses.soft_dice(x, labels, ignore_index=ignore, classes=(0, 1, 2)),
+        lambda x: losses.soft_dice(x, labels, Objective(3, ignore, (0, 1, 2))),
         logits,
         expected["monai_dice_bg1_batch1"],
     )
@@ -45,11 +44,11 @@ def test_dice_with_background_is_monais(reference, name):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("batch", (True, False))
-def test_sum_is_nnunets_plus_one(reference, name, batch):
-    expected, logits, labels, ignore = case(reference, name)
+def test_sum_is_nnunets_plus_one(shared, name, batch):
+    expected, logits, labels, ignore = case(shared, name)
     expected = dict(expected[f"nnunet_dc_ce_batch{int(batch)}"])
     expected["value"] += 1.0
-    check(lambda x: losses.ce_dice(x, labels, ignore_index=ignore, batch=batch), logits, expected)
+    check(lambda x: losses.ce_dice(x, labels, Objective(3, ignore, dice_batch=batch)), logits, expected)
 
 
 def random_batch(seed=0, n=3, h=7, w=5, c=3, ignore=0):
@@ -64,11 +63,8 @@ def random_batch(seed=0, n=3, h=7, w=5, c=3, ignore=0):
 @pytest.mark.parametrize("rubbish", (1e30, np.nan, -np.inf))
 def test_logits_under_ignored_pixels_change_no_bit(batch, suppress, rubbish):
     logits, labels = random_batch()
-    function = jax.jit(
-        jax.value_and_grad(
-            lambda x: losses.ce_dice(x, labels, ignore_index=0, batch=batch, suppress_ignored_logit=suppress)
-        )
-    )
+    objective = Objective(3, ignore_index=0, dice_batch=batch, suppress_ignored_logit=suppress)
+    function = jax.jit(jax.value_and_grad(lambda x: losses.ce_dice(x, labels, objective)))
     value, grad = function(logits)
     value2, grad2 = function(np.where((labels == 0)[..., None], np.float32(rubbish), logits))
     assert np.isfinite(value) and np.abs(grad).sum() > 0
@@ -82,7 +78,7 @@ def test_image_content_under_ignored_pixels_changes_no_bit_of_a_pixelwise_networ
     # sees ignored pixels as the surroundings of others.)
     images, labels = random_batch(c=3)
     weights = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
-    function = jax.jit(jax.value_and_grad(lambda w, x: losses.ce_dice(x @ w, labels, ignore_index=0)))
+    function = jax.jit(jax.value_and_grad(lambda w, x: losses.ce_dice(x @ w, labels, Objective(3, ignore_index=0))))
     value, grad = function(weights, images)
     value2, grad2 = function(weights, np.where((labels == 0)[..., None], np.float32(7.5), images))
     assert np.asarray(value).tobytes() == np.asarray(value2).tobytes()
@@ -95,7 +91,8 @@ def test_image_content_under_ignored_pixels_changes_no_bit_of_a_pixelwise_networ
 def test_all_ignored_gives_loss_and_gradient_zero(loss, batch, smooth):
     logits, labels = random_batch()
     ignored = np.zeros_like(labels)
-    value, grad = jax.value_and_grad(lambda x: loss(x, ignored, ignore_index=0, batch=batch, smooth=smooth))(logits)
+    objective = Objective(3, ignore_index=0, dice_batch=batch, smooth=smooth)
+    value, grad = jax.value_and_grad(lambda x: loss(x, ignored, objective))(logits)
     assert float(value) == 0.0
     assert not np.asarray(grad).any()
 
@@ -103,17 +100,17 @@ def test_all_ignored_gives_loss_and_gradient_zero(loss, batch, smooth):
 def test_an_ignored_image_has_no_part_in_the_dice_per_image():
     logits, labels = random_batch()
     more = np.concatenate([logits, logits[:1]]), np.concatenate([labels, np.zeros_like(labels[:1])])
-    alone = losses.soft_dice(logits, labels, ignore_index=0, batch=False)
-    np.testing.assert_allclose(losses.soft_dice(*more, ignore_index=0, batch=False), alone, rtol=1e-6)
+    objective = Objective(3, ignore_index=0, dice_batch=False)
+    alone = losses.soft_dice(logits, labels, objective)
+    np.testing.assert_allclose(losses.soft_dice(*more, objective), alone, rtol=1e-6)
 
 
 def test_suppressed_logit_equals_a_softmax_without_it():
     logits, labels = random_batch()
-    value, grad = jax.value_and_grad(
-        lambda x: losses.ce_dice(x, labels, ignore_index=0, classes=(1, 2), suppress_ignored_logit=True)
-    )(logits)
+    objective = Objective(3, ignore_index=0, classes=(1, 2), suppress_ignored_logit=True)
+    value, grad = jax.value_and_grad(lambda x: losses.ce_dice(x, labels, objective))(logits)
     shifted = np.where(labels == 0, 255, labels - 1)
-    expected = losses.ce_dice(logits[..., 1:], shifted, ignore_index=255, classes=(0, 1))
+    expected = losses.ce_dice(logits[..., 1:], shifted, Objective(2, ignore_index=255, classes=(0, 1)))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert not np.asarray(grad)[..., 0].any()
 
@@ -121,18 +118,21 @@ def test_suppressed_logit_equals_a_softmax_without_it():
 @pytest.mark.parametrize("batch", (True, False))
 def test_sums_of_parts_give_the_loss_of_the_whole(batch):
     logits, labels = random_batch(n=4)
-    parts = [losses.loss_sums(logits[i : i + 2], labels[i : i + 2], ignore_index=0, batch=batch) for i in (0, 2)]
+    objective = Objective(3, ignore_index=0, dice_batch=batch)
+    parts = [losses.loss_sums(logits[i : i + 2], labels[i : i + 2], objective) for i in (0, 2)]
     total = jax.tree.map(jnp.add, *parts)
-    expected = losses.ce_dice(logits, labels, ignore_index=0, batch=batch)
-    np.testing.assert_allclose(losses.loss_from_sums(total), expected, rtol=1e-6)
+    expected = losses.ce_dice(logits, labels, objective)
+    np.testing.assert_allclose(losses.loss_from_sums(total, objective), expected, rtol=1e-6)
 
 
 def test_shapes_and_classes_that_do_not_fit_are_refused():
     logits, labels = random_batch()
     with pytest.raises(ValueError, match="same pixels"):
-        losses.ce_dice(logits, labels[:, :-1])
+        losses.ce_dice(logits, labels[:, :-1], Objective(3))
     with pytest.raises(ValueError, match="must name some of the 3 logits"):
-        losses.soft_dice(logits, labels, classes=(1, 3))
+        Objective(3, classes=(1, 3))
+    with pytest.raises(ValueError, match="do not have the 4 classes"):
+        losses.soft_dice(logits, labels, Objective(4))
 
 
 def test_deep_supervision_weights_are_nnunets():
@@ -147,14 +147,15 @@ def test_deep_supervision_sums_the_weighted_losses_of_all_heads():
     labels = np.random.RandomState(0).randint(0, 3, (2, 8, 12))
     heads = [np.random.RandomState(i).standard_normal((2, 8 >> i, 12 >> i, 3)).astype(np.float32) for i in range(3)]
     weights = losses.deep_supervision_weights(3)
-    sums = losses.deep_supervision_sums(heads, labels, weights=weights, ignore_index=0)
+    objective = Objective(3, ignore_index=0, deep_supervision=weights)
+    sums = losses.deep_supervision_sums(heads, labels, objective)
     smaller = [labels, labels[:, 1::2, 1::2]]  # "nearest-exact": the pixel that holds the center, rounded up
     expected = sum(
-        weight * losses.ce_dice(head, truth, ignore_index=0)
+        weight * losses.ce_dice(head, truth, objective)
         for weight, head, truth in zip(weights, heads, smaller, strict=False)
     )
     assert len(sums) == 2  # the last head has no weight
-    np.testing.assert_allclose(losses.deep_supervision_loss(sums, weights=weights), expected, rtol=1e-6)
+    np.testing.assert_allclose(losses.deep_supervision_loss(sums, objective), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", ((8, 12), (7, 9), (5, 5), (3, 2)))

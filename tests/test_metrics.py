@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from helpers.loss_cases import CASES, case, reference  # noqa: F401 (a fixture)
+from helpers.loss_cases import CASES, case
 
 from bcss_jax import metrics
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("over", ("all", "1plus"))
-def test_stored_values(reference, name, over):  # noqa: F811
-    values, logits, labels, ignore = case(reference, name)
+def test_stored_values(shared, name, over):
+    values, logits, labels, ignore = case(shared, name)
     expected = values[f"metrics_argmax_{over}"]
     predictions = metrics.predict(logits, None if over == "all" else (1, 2))
     # A label outside the logits (255, 3) is ignored and never counted.

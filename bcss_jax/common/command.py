@@ -18,7 +18,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parser(
-    command: str, doc: str, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser, usage: str | None = None
+    command: str,
+    doc: str | None,
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+    usage: str | None = None,
 ) -> argparse.ArgumentParser:
     """A parser without options, whose help is the docstring of the command's module.
 

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 
 class Stopwatch:
@@ -61,3 +62,31 @@ class Timed:
         self.seconds += now - self._clock
         self._clock = now
         return self.seconds
+
+
+T = TypeVar("T")
+
+
+class InputWait(Generic[T]):
+    """Iterator over `items` that measures how long its consumer waits for them.
+
+    Attributes:
+      seconds: time spent waiting so far.
+    """
+
+    def __init__(self, items: Iterable[T]):
+        """Wraps `items`."""
+        self.seconds = 0.0
+        self._items = iter(items)
+
+    def __iter__(self) -> Iterator[T]:
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> T:
+        """Returns the next item and adds the wait for it to `seconds`."""
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - start

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from bcss_jax.common import command
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data.discovery import LAYOUTS
+from bcss_jax.data.discovery import LAYOUTS, DataSettings
 from bcss_jax.data.inspection.inspect import inspect
 from bcss_jax.data.inspection.report import number_of
-from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import ConfigError, DataError, in_flags_of_command, printable
 from bcss_jax.labels import SCHEMES
@@ -74,14 +74,13 @@ def _parser():
     return parser
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace) -> DataSettings:
     _one_of("--data.layout", args.layout, LAYOUTS)
     if args.layout == "sample" and args.dir:
         raise ConfigError(f"--data.dir={args.dir}: the built-in sample has no folder; name the layout of yours")
     if args.layout != "sample" and not args.dir:
         raise ConfigError("--data.dir=FOLDER is missing; --data.layout=sample needs none")
-    folder = args.dir.expanduser() if args.dir else None
-    return Settings(args.layout, folder, args.split, args.mpp, args.patch_size, args.stride)
+    return DataSettings(args.layout, args.dir, args.split, args.mpp, args.patch_size, args.stride)
 
 
 def _one_of(option: str, value: str, values) -> None:
@@ -106,17 +105,17 @@ def _verify(args: argparse.Namespace) -> None:
     if len(defects) > NAMED:
         print(f"and {len(defects) - NAMED} more", file=sys.stderr)
     usable = sum(verdict.tiles.values())
-    parts = ", ".join(f"{part} {count}" for part, count in verdict.tiles.items()) or "no part"
+    splits = ", ".join(f"{split} {count}" for split, count in verdict.tiles.items()) or "no split"
     rate = f"{verdict.seconds:.1f} s, {len(source.tiles) / max(verdict.seconds, 1e-9):.0f} tiles/s"
     print(
-        f"{number_of(usable, 'usable tile')} ({parts}) of {number_of(verdict.patients, 'patient')} from "
+        f"{number_of(usable, 'usable tile')} ({splits}) of {number_of(verdict.patients, 'patient')} from "
         f"{number_of(verdict.institutes, 'institute')}; {number_of(verdict.pairs, 'pair')} of files read in {rate}",
         flush=True,
     )
     if defects:
         counted = ", ".join(f"{len(lines)} {kind}" for kind, lines in verdict.defects.items())
-        where = printable(settings.dir) if settings.dir else "the sample"
-        raise DataError(f"{where}: {number_of(len(defects), 'defect')} ({counted}); mend what is named above")
+        where = printable(settings.folder) if settings.folder else "the sample"
+        raise DataError(f"{where}: {number_of(len(defects), 'defect')} ({counted}); repair what is named above")
     print("no defect")
 
 

@@ -1,52 +1,44 @@
-"""Finds the tiles of a data folder and says which part (train, val, test) each belongs to.
+"""Finds the tiles of a data folder and the split (train, val, test) that each belongs to.
 
-Three layouts occur:
+There are three layouts:
 
 * `kaggle224`: the 224-pixel tiles of Kaggle `whats2000/breast-cancer-semantic-segmentation-bcss`: folders `train`,
   `train_mask`, `val`, `val_mask`, `test` and (never published) `test_mask`, in the data folder or in its `BCSS`.
-  Codes 0, 1, 2. As published, tiles of every patient lie in every part: the figures flatter. `split="institute"`
-  undoes that.
+  Codes 0, 1, 2. In the published split, tiles of every patient are in every split, so scores are too high. Splitting by
+  institute avoids this.
 * `kaggle512`: the 512-pixel tiles of the same source: `train_512`, `train_mask_512`, `val_512`, `val_mask_512`, in the
-  data folder or in its `BCSS_512`. The 22 original codes; published parts are the institutes of the challenge.
-* `roi`: whole regions, `images` and `masks`, as the original data set gives them; cut into patches here.
+  data folder or in its `BCSS_512`. The 22 original codes; the published split is by the institutes of the challenge.
+* `roi`: whole regions, `images` and `masks`, as the original data set provides them; they are cut into patches here.
 
-A tile is named `<barcode>_xmin<X>_ymin<Y>_MPP-0_<a>_<b>_size224.png`. In the tiles that could be compared with their
-region pixel by pixel (150 of one region, cut by ourselves in that layout) a is x and b is y. For the published set one
-third party says (row, column), the other way round; none could be checked, and nothing but a plot uses x and y.
-
-Micrometers per pixel come from the caller: the names say 0.25 (or, cut off, 0), which is nominal.
+`data/names.py` describes the names of the files. The names give 0.25 micrometers per pixel (or 0, where it was cut off),
+which is nominal; the value that is used comes from `DataSettings`.
 """
 
 import dataclasses
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bcss_jax.data import names
 from bcss_jax.data.image_files import SUFFIXES, image_size
 from bcss_jax.errors import ConfigError, DataError, printable
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 HOLD_OUT_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # the test set of the BCSS challenge; "val" here
 
-# Per part: folder of the images, folder of the masks, part.
+# For each split: folder of the images, folder of the masks, split.
 FOLDERS = {
-    "kaggle224": tuple((part, f"{part}_mask", part) for part in PARTS),
-    "kaggle512": tuple((f"{part}_512", f"{part}_mask_512", part) for part in ("train", "val")),
+    "kaggle224": tuple((split, f"{split}_mask", split) for split in SPLITS),
+    "kaggle512": tuple((f"{split}_512", f"{split}_mask_512", split) for split in ("train", "val")),
     "roi": (("images", "masks", "train"),),
 }
 LAYOUTS = ("sample", *FOLDERS)  # the sample is drawn, not found
 SUBFOLDER = {"kaggle224": "BCSS", "kaggle512": "BCSS_512", "roi": "."}  # where the Kaggle archive keeps them
-CODES = {"kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22"}
-
-PATIENT = r"TCGA-(?P<institute>[A-Z0-9]{2})-[A-Z0-9]{4}"
-REGION = rf"(?P<barcode>(?P<patient>{PATIENT})-[A-Z0-9-]+)_xmin\d+_ymin\d+_MPP-\d+(\.\d+)?"
-REGION_NAME = re.compile(REGION, re.ASCII)
-TILE_NAME = re.compile(REGION + r"_(?P<x>\d+)_(?P<y>\d+)_size\d+", re.ASCII)
+CODES = {"sample": "bcss22", "kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22"}
 
 HOW_TO_GET = (
     "get BCSS (CC0) from Kaggle whats2000/breast-cancer-semantic-segmentation-bcss, or the regions through github "
@@ -56,28 +48,65 @@ HOW_TO_GET = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Tile:
-    """One image with its mask: a pair of files, or a window of such a pair.
+class DataSettings:
+    """Which data set, how it is split, and which defects are tolerated.
+
+    Only `layout` matters for the built-in sample.
 
     Attributes:
-      key: unique in the data set and stable: the name of the tile's file, or what it would be.
-      image: the image file. It may be missing: `data_checks.check` deals with that.
-      mask: the mask file, likewise; None for images that were published without masks.
-      split: "train", "val" or "test".
-      barcode: of the slide, such as "TCGA-A2-A0D2-DX1".
-      patient: "TCGA-A2-A0D2".
-      institute: "A2".
-      x: offset in the region, pixels from the left (see the module's note on the published tiles).
-      y: offset in the region, pixels from the top.
+      layout: "sample" (drawn by `data/synthetic.py`), "kaggle224", "kaggle512" or "roi".
+      dir: the data folder.
+      split_by: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, whatever their folder.
+        Regions have no published split, so both values split them by institute.
+      mpp: micrometers per pixel of the files.
+      patch_size: side of the patches that are cut from regions, in pixels; None: whole regions. The other layouts are
+        already cut.
+      stride: distance between patches in a region, in pixels. The remainder at the right and lower edge is not used.
+      allow_missing: leave out images without a mask and masks without an image, instead of raising an error.
+      max_bad: share of the pairs of files, from 0 to 1, that may be unusable and are then left out.
+    """
+
+    layout: str
+    dir: str | os.PathLike | None = None
+    split_by: str = "published"
+    mpp: float = 0.25
+    patch_size: int | None = 224
+    stride: int = 224
+    allow_missing: bool = False
+    max_bad: float = 0.0
+
+    @property
+    def folder(self) -> Path | None:
+        """The data folder, with `~` expanded; None without one."""
+        return Path(self.dir).expanduser() if self.dir else None
+
+    @property
+    def codes(self) -> str:
+        """The code book of the masks, "bcss22" or "kaggle3"."""
+        return CODES[self.layout]
+
+    @property
+    def effective_split_by(self) -> str:
+        """How the tiles are in fact split: "published", "institute", or "built-in" for the sample."""
+        return {"sample": "built-in", "roi": "institute"}.get(self.layout, self.split_by)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileOrigin:
+    """What is known of a tile besides its pixels and its split.
+
+    Attributes:
+      key: unique in the data set and stable: the stem of the tile's file, or what it would be.
+      barcode: of the slide, for example "TCGA-A2-A0D2-DX1".
+      patient: for example "TCGA-A2-A0D2".
+      institute: for example "A2".
+      x: offset in the region, in pixels from the left (see `data/names.py` about the published tiles).
+      y: offset in the region, in pixels from the top.
       mpp: nominal micrometers per pixel.
       codes: code book of the mask, "bcss22" or "kaggle3".
-      window: (x, y, size) in pixels of the files, or None for the whole of them.
     """
 
     key: str
-    image: Path
-    mask: Path | None
-    split: str
     barcode: str
     patient: str
     institute: str
@@ -85,89 +114,62 @@ class Tile:
     y: int
     mpp: float
     codes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile(TileOrigin):
+    """One image with its mask: a pair of files, or a window of such a pair.
+
+    Attributes:
+      image: the image file. It may be missing: `checks.check_tiles` handles that.
+      mask: the mask file. It may be missing too; None for images that were published without masks.
+      split: "train", "val" or "test".
+      window: (x, y, size) in pixels of the files, or None for the whole files.
+    """
+
+    image: Path
+    mask: Path | None
+    split: str
     window: tuple[int, int, int] | None
 
 
 def find_tiles(
-    layout: str,
-    data_dir: str | os.PathLike,
+    settings: DataSettings,
     *,
-    split: str = "published",
-    mpp: float = 0.25,
-    patch_size: int | None = 224,
-    stride: int = 224,
     required: tuple[str, ...] = ("train", "val"),
     with_unlabeled: bool = False,
     refuse: Callable[[DataError], None] | None = None,
 ) -> list[Tile]:
     """Lists the tiles of a data folder, sorted by key.
 
-    No pixel is read (of regions the header is, for their size). An image without a mask and a mask without an image
-    are listed too; `data_checks.check` refuses or counts them. The published kaggle224 test images, which have no
-    masks at all, are left out, and their number is logged, unless they are asked for.
+    No pixel is read (only the header of regions, for their size). An image without a mask and a mask without an image
+    are listed too; `checks.check_tiles` refuses or counts them. The published kaggle224 test images, which have no
+    masks at all, are left out, and their number is logged, unless `with_unlabeled` asks for them.
 
     Args:
-      layout: "kaggle224", "kaggle512" or "roi".
-      data_dir: the data folder.
-      split: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, whatever their folder.
-        Regions have no published parts, so for them both mean the institutes.
-      mpp: micrometers per pixel of the files.
-      patch_size: side of the patches cut from regions, pixels; None: whole regions. The other layouts are cut already.
-      stride: step from patch to patch in a region, pixels. What is left at its right and lower edge is not used.
-      required: the parts that must not be empty.
-      with_unlabeled: list the test images that have no masks, in the part "test", with the mask None.
-      refuse: takes the error of a single file (its name, a link, a region's size), which is then left out; None: it is
-        raised.
+      settings: which data set.
+      required: the splits that must not be empty.
+      with_unlabeled: list the test images that have no masks, in the split "test" and with the mask None.
+      refuse: called with the error of a single file (its name, a link, the size of a region), which is then left out.
+        None: the error is raised.
 
     Raises:
-      ConfigError: an argument that cannot be.
-      DataError: folders missing or empty, a name that does not say its slide, two files of one name, a link that goes
-        in circles or out of the data folder, a region smaller than a patch, or a required part without any tile.
+      ConfigError: a setting is invalid.
+      DataError: folders are missing or empty, a name does not say its slide, two files have the same name, a link goes
+        in circles or out of the data folder, a region is smaller than a patch, or a required split has no tile.
     """
-    _check_arguments(layout, split, mpp, patch_size, stride)
-    home = _home(layout, data_dir)
+    _check_settings(settings)
+    home = _home(settings.layout, settings.folder)
     refuse = refuse or _raise
     tiles = []
-    for image_folder, mask_folder, part in FOLDERS[layout]:
-        name = REGION_NAME if layout == "roi" else TILE_NAME
-        unlabeled = part == "test" and not (home / mask_folder).exists()
-        if unlabeled and not (with_unlabeled and (home / image_folder).exists()):
-            if (home / image_folder).exists():
-                count = len(_files(home / image_folder, home, name, refuse))
-                log.info("%s: %d test tiles have no masks and are left out", printable(home / image_folder), count)
-            continue
-        images = _files(home / image_folder, home, name, refuse)
-        masks = {} if unlabeled else _files(home / mask_folder, home, name, refuse)
-        if not images:
-            raise _not_found(layout, data_dir, f"no image in {printable(home / image_folder)}")
-        for stem in sorted(images.keys() | masks.keys()):
-            match = name.fullmatch(stem)
-            image = images.get(stem, home / image_folder / f"{stem}.png")
-            whole = Tile(
-                key=stem,
-                image=image,
-                mask=None if unlabeled else masks.get(stem, home / mask_folder / f"{stem}.png"),
-                split=part,
-                barcode=match["barcode"],
-                patient=match["patient"],
-                institute=match["institute"],
-                x=0 if layout == "roi" else int(match["x"]),
-                y=0 if layout == "roi" else int(match["y"]),
-                mpp=float(mpp),
-                codes=CODES[layout],
-                window=None,
-            )
-            try:
-                tiles.extend(_patches(whole, patch_size, stride) if layout == "roi" and patch_size else (whole,))
-            except DataError as error:
-                refuse(error)
-    if split == "institute" or layout == "roi":
-        tiles = [
-            dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
-            if tile.mask
-            else tile
-            for tile in tiles
-        ]
+    for image_folder, mask_folder, split in FOLDERS[settings.layout]:
+        masks = None if split == "test" and not (home / mask_folder).exists() else home / mask_folder
+        if masks is None and not (with_unlabeled and (home / image_folder).exists()):
+            _log_unlabeled(home / image_folder, home, refuse)
+        else:
+            tiles += _tiles_of_split(settings, home, home / image_folder, masks, split, refuse)
+    if settings.effective_split_by == "institute":
+        tiles = [_split_by_institute(tile) if tile.mask else tile for tile in tiles]
     tiles.sort(key=lambda tile: tile.key)
     by_key = {}
     for tile in tiles:
@@ -175,46 +177,89 @@ def find_tiles(
             refuse(_same_name(by_key[tile.key].image, tile.image))
         by_key.setdefault(tile.key, tile)
     tiles = list(by_key.values())
-    require_parts(tiles, required)
+    require_splits(tiles, required)
     return tiles
 
 
-def require_parts(tiles: Iterable[Tile], required: tuple[str, ...] = ("train", "val")) -> None:
-    """Makes sure that there is something to train and something to validate on.
+def require_splits(tiles: Iterable[Tile], required: tuple[str, ...] = ("train", "val")) -> None:
+    """Checks that there are tiles to train on and tiles to validate on.
 
     Raises:
-      DataError: no tile in a required part; says which institutes there are.
+      DataError: a required split has no tile; the message names the institutes that were found.
     """
     tiles = list(tiles)
     present = {tile.split for tile in tiles}
-    for part in required:
-        if part not in present:
+    for split in required:
+        if split not in present:
             found = ", ".join(sorted({tile.institute for tile in tiles})) or "none"
             folder = printable(tiles[0].image.parent) if tiles else "the data folder"
             raise DataError(
-                f"{folder}: expected usable tiles for {part}, found none (institutes there: {found}; a split by institute "
+                f"{folder}: expected usable tiles for {split}, found none (institutes there: {found}; a split by institute "
                 f"holds out {', '.join(HOLD_OUT_INSTITUTES)} as val); add data of such institutes, or use the "
-                "published parts"
+                "published split"
             )
 
 
-def _check_arguments(layout: str, split: str, mpp: float, patch_size: int | None, stride: int) -> None:
-    if layout not in FOLDERS:
-        raise ConfigError(f"layout {layout!r} is none of {', '.join(FOLDERS)}")
-    if split not in ("published", "institute"):
-        raise ConfigError(f"split {split!r} is neither published nor institute")
-    if not (math.isfinite(mpp) and mpp > 0):
-        raise ConfigError(f"mpp must be micrometers per pixel, above 0; found {mpp}")
-    if (patch_size is not None and patch_size < 1) or stride < 1:
-        raise ConfigError(f"patch_size and stride must be 1 pixel or more; found {patch_size} and {stride}")
+def _tiles_of_split(
+    settings: DataSettings, home: Path, images: Path, masks: Path | None, split: str, refuse: Callable
+) -> list[Tile]:
+    """Lists the tiles of one pair of folders; `masks` is None for images that were published without masks."""
+    is_roi = settings.layout == "roi"
+    image_files = _files(images, home, refuse, regions=is_roi)
+    mask_files = {} if masks is None else _files(masks, home, refuse, regions=is_roi)
+    if not image_files:
+        raise _not_found(settings.layout, settings.folder, f"no image in {printable(images)}")
+    tiles = []
+    for stem in sorted(image_files.keys() | mask_files.keys()):
+        fields = names.parse_region_name(stem) if is_roi else names.parse_tile_name(stem)
+        assert fields is not None, "`_files` lists only names that can be parsed"
+        whole = Tile(
+            key=stem,
+            image=image_files.get(stem, images / f"{stem}.png"),
+            mask=None if masks is None else mask_files.get(stem, masks / f"{stem}.png"),
+            split=split,
+            **dataclasses.asdict(fields),
+            mpp=float(settings.mpp),
+            codes=settings.codes,
+            window=None,
+        )
+        try:
+            tiles += (
+                _patches(whole, settings.patch_size, settings.stride) if is_roi and settings.patch_size else [whole]
+            )
+        except DataError as error:
+            refuse(error)
+    return tiles
 
 
-def _home(layout: str, data_dir: str | os.PathLike) -> Path:
-    """The folder that holds the layout's folders: the data folder itself or the one of the Kaggle archive in it."""
+def _split_by_institute(tile: Tile) -> Tile:
+    return dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
+
+
+def _log_unlabeled(folder: Path, home: Path, refuse: Callable[[DataError], None]) -> None:
+    if folder.exists():
+        count = len(_files(folder, home, refuse, regions=False))
+        log.info("%s: %d test tiles have no masks and are left out", printable(folder), count)
+
+
+def _check_settings(settings: DataSettings) -> None:
+    if settings.layout not in FOLDERS:
+        raise ConfigError(f"layout {settings.layout!r} is none of {', '.join(FOLDERS)}")
+    if settings.split_by not in ("published", "institute"):
+        raise ConfigError(f"split {settings.split_by!r} is neither published nor institute")
+    if not (math.isfinite(settings.mpp) and settings.mpp > 0):
+        raise ConfigError(f"mpp must be micrometers per pixel, above 0; found {settings.mpp}")
+    if (settings.patch_size is not None and settings.patch_size < 1) or settings.stride < 1:
+        raise ConfigError(
+            f"patch_size and stride must be 1 pixel or more; found {settings.patch_size} and {settings.stride}"
+        )
+
+
+def _home(layout: str, root: Path | None) -> Path:
+    """Returns the folder that holds the layout's folders: the data folder, or the folder of the Kaggle archive in it."""
     needed = [folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2]]
-    if not data_dir:
-        raise _not_found(layout, "data_dir", "no folder given")
-    root = Path(data_dir)
+    if root is None:
+        raise _not_found(layout, None, "no folder given")
     candidates = [root] if SUBFOLDER[layout] == "." else [root, root / SUBFOLDER[layout]]
     missing = []
     for home in candidates:
@@ -223,17 +268,17 @@ def _home(layout: str, data_dir: str | os.PathLike) -> Path:
             _refuse_link(home, root)
             return home
     if not root.is_dir():
-        raise _not_found(layout, data_dir, "no such folder")
+        raise _not_found(layout, root, "no such folder")
     nearest = min(range(len(candidates)), key=lambda number: len(missing[number]))
     absent = "none of them" if missing[nearest] == needed else f"no {', '.join(missing[nearest])}"
-    raise _not_found(layout, data_dir, absent)
+    raise _not_found(layout, root, absent)
 
 
-def _not_found(layout: str, data_dir: str | os.PathLike, found: str) -> DataError:
+def _not_found(layout: str, folder: Path | None, found: str) -> DataError:
     folders = ", ".join(folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2])
     where = "" if SUBFOLDER[layout] == "." else f" (there or in {SUBFOLDER[layout]}/)"
     return DataError(
-        f"{printable(data_dir)}: expected the layout {layout} with the folders {folders}{where}, found {found}; {HOW_TO_GET}"
+        f"{printable(folder or 'data_dir')}: expected the layout {layout} with the folders {folders}{where}, found {found}; {HOW_TO_GET}"
     )
 
 
@@ -241,8 +286,12 @@ def _raise(error: DataError) -> None:
     raise error
 
 
-def _files(folder: Path, root: Path, name: re.Pattern, refuse: Callable[[DataError], None]) -> dict[str, Path]:
-    """Image files of a folder by stem; refuses names and links that cannot be trusted, counts what is no image."""
+def _files(folder: Path, root: Path, refuse: Callable[[DataError], None], *, regions: bool) -> dict[str, Path]:
+    """Lists the image files of a folder by stem.
+
+    Names and links that cannot be trusted are refused. Entries that are not images are counted in the log.
+    """
+    parse = names.parse_region_name if regions else names.parse_tile_name
     _refuse_link(folder, root)
     if not folder.is_dir():
         raise DataError(f"{printable(folder)}: expected a folder, found a file; restore the folder")
@@ -269,11 +318,11 @@ def _files(folder: Path, root: Path, name: re.Pattern, refuse: Callable[[DataErr
         if stem.casefold() in seen:
             refuse(_same_name(seen[stem.casefold()], path))
             continue
-        if not name.fullmatch(stem):
+        if parse(stem) is None:
+            example = names.REGION_EXAMPLE if regions else names.TILE_EXAMPLE
             refuse(
                 DataError(
-                    f"{printable(path)}: expected a name such as TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0"
-                    f"{'_448_672_size224.png' if name is TILE_NAME else '.2500.png'}, which says slide and place, "
+                    f"{printable(path)}: expected a name such as {example}, which gives slide and place, "
                     "found another; rename or remove the file"
                 )
             )

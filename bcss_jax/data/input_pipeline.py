@@ -14,9 +14,8 @@ import atexit
 import contextlib
 import os
 import re
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -150,36 +149,6 @@ def eval_batches(
         process_count=process_count,
         threads=threads,
     )
-
-
-class InputWait:
-    """Iterator over `batches` that measures how long its consumer waits for them.
-
-    Attributes:
-      seconds: spent waiting since construction or the last `reset`.
-    """
-
-    def __init__(self, batches: Iterable[Batch]):
-        """Wraps `batches`."""
-        self.seconds = 0.0
-        self._batches = iter(batches)
-
-    def __iter__(self):
-        """Returns itself."""
-        return self
-
-    def __next__(self) -> Batch:
-        """Returns the next batch and adds the wait for it to `seconds`."""
-        start = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self.seconds += time.perf_counter() - start
-
-    def reset(self) -> float:
-        """Returns `seconds` and starts again from zero."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 def _batches(

@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -30,7 +29,7 @@ from bcss_jax import labels
 from bcss_jax.common.files import wait_for_lock
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data import checks, discovery, synthetic
+from bcss_jax.data import checks, discovery, synthetic, tile_reader
 from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.data.image_files import read_pair
@@ -43,24 +42,16 @@ SAMPLE_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """One tile as it is stored; the attributes are those of `layouts.Tile`.
+class Example(discovery.TileOrigin):
+    """One tile as it is stored.
 
     Attributes:
-      index: place in its part when sorted by key, from 0. The stored order is another one.
+      index: position in its split when sorted by key, from 0. The stored order is different.
       image: uint8 [H, W, 3].
       mask: uint8 [H, W], codes.
     """
 
     index: int
-    key: str
-    barcode: str
-    patient: str
-    institute: str
-    x: int
-    y: int
-    mpp: float
-    codes: str
     image: np.ndarray
     mask: np.ndarray
 
@@ -128,7 +119,7 @@ class PreparedData:
     Attributes:
       folder: where it lies.
       layout: as given to `prepare`.
-      split: how the parts came about: "published", "institute", or "built-in" for the sample.
+      split_by: how the tiles are split: "published", "institute", or "built-in" for the sample.
       codes: code book of the masks.
       mpp: nominal micrometers per pixel.
       fingerprint: of all input files and options.
@@ -137,7 +128,7 @@ class PreparedData:
 
     folder: Path
     layout: str
-    split: str
+    split_by: str
     codes: str
     mpp: float
     fingerprint: str
@@ -155,7 +146,7 @@ class PreparedData:
         """
         return {
             "layout": self.layout,
-            "split": self.split,
+            "split": self.split_by,
             "codes": self.codes,
             "mpp": self.mpp,
             "fingerprint": self.fingerprint,
@@ -195,99 +186,90 @@ class PreparedData:
 
 
 def prepare(
-    layout: str,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    prepared_dir: str | os.PathLike,
-    scheme: labels.LabelScheme,
-    split: str = "published",
-    mpp: float = 0.25,
-    patch_size: int = 224,
-    stride: int = 224,
-    allow_missing: bool = False,
-    max_bad: float = 0.0,
+    settings: discovery.DataSettings, *, prepared_dir: str | os.PathLike, scheme: labels.LabelScheme
 ) -> PreparedData:
-    """Finds, checks and writes the tiles of a data set, unless that has been done.
+    """Finds, checks and writes the tiles of a data set, unless they have been prepared before.
 
-    Several processes may call it at once: one works, the others wait for it.
+    Several processes may call it at the same time: one works, the others wait for it.
 
     Args:
-      layout: "sample" (drawn here; `data_dir`, `split`, `mpp`, `patch_size` and `stride` do not apply), or a layout of
-        `layouts.find_tiles`.
-      data_dir: the data folder.
+      settings: which data set.
       prepared_dir: where prepared data sets are kept, a folder of a local or shared file system.
-      scheme: the label scheme; decides which warnings are logged, not what is written.
-      split: as in `layouts.find_tiles`.
-      mpp: as in `layouts.find_tiles`.
-      patch_size: as in `layouts.find_tiles`; for regions only.
-      stride: as in `layouts.find_tiles`; for regions only.
-      allow_missing: as in `data_checks.check`.
-      max_bad: as in `data_checks.check`.
+      scheme: the label scheme; it decides which warnings are logged, not what is written.
 
     Raises:
-      ConfigError: an argument that cannot be, or masks that cannot give this scheme's classes.
-      DataError: data missing or not usable.
+      ConfigError: a setting is invalid, or the masks cannot express the scheme's classes.
+      DataError: the data are missing or unusable.
       StorageError: `prepared_dir` cannot be written or read.
     """
+    layout = settings.layout
     if layout not in discovery.LAYOUTS:
         raise ConfigError(f"layout {layout!r} is none of {', '.join(discovery.LAYOUTS)}")
-    if not prepared_dir or re.match(r"\w+:/", os.fspath(prepared_dir)):  # one slash: what pathlib makes of gs://
+    if not prepared_dir or re.match(r"\w+:/", os.fspath(prepared_dir)):  # one slash: pathlib's spelling of gs://
         raise ConfigError(f"prepared_dir must be a folder of this machine's file systems; found {str(prepared_dir)!r}")
-    codes = "bcss22" if layout == "sample" else discovery.CODES[layout]
     try:
-        labels.lookup_table(scheme, codes)
+        labels.lookup_table(scheme, settings.codes)
     except ValueError as error:
         raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
 
-    options = {"layout": layout, "data_version": DATA_VERSION}
     if layout == "sample":
-        split, mpp, tiles = "built-in", synthetic.MPP, []
-        options["drawn_by"] = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()
+        tiles, mpp = [], synthetic.MPP
+        options = {"layout": layout, "data_version": DATA_VERSION, "drawn_by": synthetic.VERSION}
+        fingerprint = digest_of_files(options, [], None)
     else:
-        data_dir = Path(data_dir).expanduser() if data_dir else None
-        tiles = discovery.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=patch_size, stride=stride)
-        split = "institute" if layout == "roi" else split  # regions have no published parts
-        options |= {"split": split, "mpp": float(mpp), "allow_missing": allow_missing, "max_bad": max_bad}
-        if layout == "roi":
-            options |= {"patch_size": patch_size, "stride": stride}
-    fingerprint = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
+        tiles, mpp = discovery.find_tiles(settings), settings.mpp
+        files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
+        fingerprint = digest_of_files(_options(settings), files, settings.folder)
     folder = Path(prepared_dir).expanduser() / f"{layout}-{fingerprint[:16]}"
-    data = {"folder": folder, "layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": fingerprint}
-
     with _as_storage_error(prepared_dir):
         if not folder.is_dir():
             with wait_for_lock(folder):
-                if not folder.is_dir():  # nobody else made it while we waited
-                    _make(folder, layout, tiles, allow_missing, max_bad, split)
+                if not folder.is_dir():  # no other process made it during the wait
+                    _make(folder, settings, tiles)
     report = checks.CheckReport(**_read_prepared(folder / "report.json"))
     log.info("prepared data: %s", folder)
     report.log(scheme)
-    return PreparedData(report=report, **data)
+    return PreparedData(folder, layout, settings.effective_split_by, settings.codes, mpp, fingerprint, report)
 
 
-def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: float, split: str) -> None:
+def _options(settings: discovery.DataSettings) -> dict:
+    """Returns what the prepared data depend on besides the files. Other options give another folder."""
+    options = {
+        "layout": settings.layout,
+        "data_version": DATA_VERSION,
+        "split": settings.effective_split_by,
+        "mpp": float(settings.mpp),
+        "allow_missing": settings.allow_missing,
+        "max_bad": settings.max_bad,
+    }
+    if settings.layout == "roi":
+        options |= {"patch_size": settings.patch_size, "stride": settings.stride}
+    return options
+
+
+def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.Tile]) -> None:
     """Checks and writes everything under another name, then renames it. The lock is held."""
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         log.info("%s: left over by a run that was stopped; starting anew", partial)
         shutil.rmtree(partial)
     log.info("checking and writing the data set, once, to %s", folder)
-    if layout == "sample":
+    if settings.layout == "sample":
         examples = _sample_examples()
-        rows = [
-            (example.key, part, example.patient, checks.content_of(example.image, example.mask))
-            for part, group in examples.items()
+        checked = [
+            checks.CheckedTile(example.key, split, example.patient, tile_reader.tile_stats(example.image, example.mask))
+            for split, group in examples.items()
             for example in group
         ]
-        report = checks.judge(rows, "bcss22")
+        report = checks.report_on(checked, "bcss22")
         tables = {part: [_table_row(example) for example in group] for part, group in examples.items()}
     else:
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            tiles, report = checks.check(
+            tiles, report = checks.check_tiles(
                 tiles,
-                allow_missing=allow_missing,
-                max_bad=max_bad,
-                patients_may_recur=layout == "kaggle224" and split == "published",
+                allow_missing=settings.allow_missing,
+                max_bad=settings.max_bad,
+                patients_may_recur=settings.layout == "kaggle224" and settings.split_by == "published",
                 progress=line.update,
             )
         by_part = {
@@ -301,7 +283,7 @@ def _make(folder: Path, layout: str, tiles: list, allow_missing: bool, max_bad: 
         with contextlib.closing(ProgressLine("writing", sum(report.tiles.values()))) as line, _no_bars_of_tfds():
             done = itertools.count(1)
             examples = {part: _counted(group, lambda: line.update(next(done))) for part, group in examples.items()}
-            BcssTiles(config=layout, data_dir=partial, examples=examples).download_and_prepare(
+            BcssTiles(config=settings.layout, data_dir=partial, examples=examples).download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="tfrecord"
             )
         shutil.rmtree(partial / "downloads")  # tfds makes it whether or not there is anything to download
@@ -334,7 +316,7 @@ def _sample_examples() -> dict[str, list[Example]]:
     patches = collections.defaultdict(list)
     for patch in sorted(synthetic.draw(SAMPLE_SEED), key=lambda patch: patch.key):
         examples = patches[patch.split]
-        examples.append(Example(len(examples), **patch.origin(), image=patch.image, mask=patch.mask))
+        examples.append(Example(index=len(examples), **patch.origin(), image=patch.image, mask=patch.mask))
     return dict(patches)
 
 
@@ -345,14 +327,13 @@ def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
         group = list(group)
         image, mask = read_pair(image_path, mask_path, group[0].codes, warn=lambda line: None)  # the check has warned
         for tile in group:
-            tile_image, tile_mask = checks.cut(image, mask, tile)
-            yield Example(next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
+            tile_image, tile_mask = tile_reader.crop(image, mask, tile)
+            yield Example(index=next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
 
 
-def _table_row(tile: discovery.Tile | Example) -> dict:
-    """What a tile's entry in `PreparedData.table` holds."""
-    names = ("key", "barcode", "patient", "institute", "x", "y", "mpp", "codes")
-    return {name: getattr(tile, name) for name in names}
+def _table_row(tile: discovery.TileOrigin) -> dict:
+    """Returns a tile's entry in `PreparedData.table`."""
+    return {field.name: getattr(tile, field.name) for field in dataclasses.fields(discovery.TileOrigin)}
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -383,5 +364,5 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
         found = " ".join(str(failure).split())
         raise StorageError(
             f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "
-            "free space, mend the permissions, delete what is damaged, or choose another --config.data.prepared_dir"
+            "free space, check the permissions, delete what is damaged, or choose another --config.data.prepared_dir"
         ) from error

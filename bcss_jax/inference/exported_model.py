@@ -1,12 +1,12 @@
-"""A network as one file that runs without this package: weights and preprocessing inside, for CPUs, GPUs and TPUs.
+"""A network in one file that runs without this package: weights and preprocessing included, for CPUs, GPUs and TPUs.
 
-The file is a ZIP archive, not compressed, with
+The file is an uncompressed ZIP archive with
 
-model.stablehlo  what `jax.export.Exported.serialize` gives: uint8 RGB [N, window, window, 3] -> float32 probabilities
+model.stablehlo  output of `jax.export.Exported.serialize`: uint8 RGB [N, window, window, 3] -> float32 probabilities
                  [N, window, window, K] of the evaluated classes, for any N
-model.json       format, label_scheme, classes (of the last axis), mpp, window, tta, where it comes from, and more
+model.json       format, label_scheme, classes (of the last axis), mpp, window, tta, the origin, and more
 
-jax alone runs it (`pip install jax flatbuffers`):
+It needs JAX only (`pip install jax flatbuffers`):
 
     import json, zipfile
     import jax
@@ -14,13 +14,13 @@ jax alone runs it (`pip install jax flatbuffers`):
     from jax import export
 
     with zipfile.ZipFile("unet.jaxexport") as file:
-        about = json.loads(file.read("model.json"))
+        metadata = json.loads(file.read("model.json"))
         model = export.deserialize(bytearray(file.read("model.stablehlo")))
-    images = np.zeros((2, about["window"], about["window"], 3), np.uint8)  # RGB at about["mpp"] um per pixel
-    probabilities = np.asarray(jax.jit(model.call)(images))  # the last axis: about["classes"]
+    images = np.zeros((2, metadata["window"], metadata["window"], 3), np.uint8)  # RGB at metadata["mpp"] um per pixel
+    probabilities = np.asarray(jax.jit(model.call)(images))  # the last axis: metadata["classes"]
 
-A file of this kind is a program: take it only from those whom you trust. JAX promises to read it for six months of its
-own releases (docs.jax.dev/en/latest/export); a checkpoint is what to keep.
+A file of this kind is a program: use it only if you trust its source. JAX promises to read it for six months of its
+releases (docs.jax.dev/en/latest/export); keep the checkpoint for longer.
 """
 
 import hashlib
@@ -43,39 +43,40 @@ from bcss_jax.errors import ConfigError, DataError, UserError, first_line, print
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
 
-FORMAT = 1  # of model.json; raised when older code could not use what newer code writes
-PROGRAM, ABOUT = "model.stablehlo", "model.json"
-MAX_ABOUT = 1 << 20  # bytes
-MAX_PROGRAM = (1 << 31) - 1  # bytes, what a flatbuffer can hold
+FORMAT = 1  # of model.json; raised when older code could not read what newer code writes
+PROGRAM, METADATA = "model.stablehlo", "model.json"
+MAX_METADATA = 1 << 20  # bytes
+MAX_PROGRAM = (1 << 31) - 1  # bytes, the limit of a flatbuffer
 MAX_WINDOW = 1 << 14  # pixels
 log = logging.getLogger(__name__)
 
 
 def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
-    """The model of an exported file; each device of the mesh computes its share of the images.
+    """Returns the model of an exported file; each device of the mesh computes its share of the images.
 
     Args:
       path: the file.
       mesh: devices to compute on.
-      tta: the mean over flips and quarter turns is asked for.
+      tta: test-time augmentation is requested.
 
     Raises:
-      DataError: it is none, damaged, of another format, contradicts itself, or is not for this jax or these devices.
-      ConfigError: it was exported without the mean over flips and turns that is asked for.
+      DataError: the file is not an exported model, is damaged, has another format, contradicts itself, or is not for this
+        JAX or these devices.
+      ConfigError: test-time augmentation is requested, but the model was exported without it.
     """
     where = printable(path)
     try:
-        about, content = _read(path)
-        scheme = _checked(about)
+        metadata, content = _read(path)
+        scheme = _checked(metadata)
         program = _program(content, where)
-        _check_interface(program, about["window"], len(scheme.evaluated))
+        _check_interface(program, metadata["window"], len(scheme.evaluated))
         platform = _platform(mesh)
         if platform not in program.platforms:
             raise ValueError(f"made for {', '.join(program.platforms)}, the devices here are {platform}")
         split = PartitionSpec("data")
         run = jax.shard_map(program.call, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        _parse(run, (mesh.size, *image_shape(about["window"])[1:]))
-    except UserError:  # among them a request to stop
+        _parse(run, (mesh.size, metadata["window"], metadata["window"], 3))
+    except UserError:  # includes a request to stop
         raise
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror or first_line(error)}); check the path") from error
@@ -84,33 +85,37 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
             f"{where}: expected a network written by python -m bcss_jax.export, found: {first_line(error)}; export the "
             "checkpoint again"
         ) from error
-    if tta and not about["tta"]:
+    if tta and not metadata["tta"]:
         raise ConfigError(
-            f"--tta: {where} was exported without it; export the checkpoint again with --tta, or name the run itself"
+            f"--tta: {where} was exported without it; export the checkpoint again with --tta, or name the run"
         )
-    if about["tta"] and not tta:
-        log.info("%s: exported with --tta, so the mean over flips and turns of every window", where)
+    if metadata["tta"] and not tta:
+        log.info("%s: exported with --tta: predictions are averaged over flips and turns of every window", where)
     name = portable_stem(Path(path))
     identity = {
         "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
-        "label_scheme": about["label_scheme"],
-        "mpp": about["mpp"],
+        "label_scheme": metadata["label_scheme"],
+        "mpp": metadata["mpp"],
     }
-    described = {
+    description = {
         "name": name,
-        "network": about["network"],
+        "network": metadata["network"],
         "label_scheme": scheme.to_json(),
-        "params_sha256": about["params_sha256"],
-        "checkpoint": {"artefact": str(Path(path).resolve()), "exported_from": about["name"], **about["checkpoint"]},
-        "tta": about["tta"],
+        "params_sha256": metadata["params_sha256"],
+        "checkpoint": {
+            "artefact": str(Path(path).resolve()),
+            "exported_from": metadata["name"],
+            **metadata["checkpoint"],
+        },
+        "tta": metadata["tta"],
     }
     return SlideModel(
         name,
         scheme,
-        float(about["mpp"]),
-        about["window"],
+        float(metadata["mpp"]),
+        metadata["window"],
         identity,
-        described,
+        description,
         (),
         lambda arrays, images: run(images),
         any_window=False,
@@ -118,47 +123,48 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
 
 
 def _read(path: Path) -> tuple[dict, bytes]:
-    """Content of model.json and bytes of the program. Sizes are looked at first: a damaged file may claim any."""
+    """Returns the content of model.json and the bytes of the program. Checks sizes first: a damaged file may state any."""
     if not zipfile.is_zipfile(path):
-        raise ValueError("no ZIP archive, or a part of one")
+        raise ValueError("a file that is not a ZIP archive, or is incomplete")
     with zipfile.ZipFile(path) as file:
         entries = {entry.filename: entry for entry in file.infolist()}
-        if sorted(entry.filename for entry in file.infolist()) != [ABOUT, PROGRAM]:
+        if sorted(entry.filename for entry in file.infolist()) != [METADATA, PROGRAM]:
             raise ValueError(f"an archive of {', '.join(map(ascii, sorted(entries)))[:200]}")
-        for name, most in ((ABOUT, MAX_ABOUT), (PROGRAM, MAX_PROGRAM)):
+        for name, most in ((METADATA, MAX_METADATA), (PROGRAM, MAX_PROGRAM)):
             entry = entries[name]
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise ValueError(f"{name} is compressed")
             if entry.file_size > min(most, Path(path).stat().st_size):
                 raise ValueError(f"{name} claims {entry.file_size} bytes")
         try:
-            about = json.loads(file.read(ABOUT), parse_constant=_refuse_constant)
+            metadata = json.loads(file.read(METADATA), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{ABOUT} is no JSON ({first_line(error)})") from error
-        return about, file.read(PROGRAM)
+            raise ValueError(f"{METADATA} is not JSON ({first_line(error)})") from error
+        return metadata, file.read(PROGRAM)
 
 
 def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
-def _checked(about: Any) -> LabelScheme:
-    """The label scheme of model.json. Raises ValueError unless all that is used of it is as `bcss_jax.export` writes it."""
-    found = about.get("format") if isinstance(about, dict) else None
+def _checked(metadata: Any) -> LabelScheme:
+    """Returns the label scheme of model.json. Raises ValueError unless its fields are as `bcss_jax.export` writes them."""
+    found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != FORMAT or isinstance(found, bool):
         remedy = ", which a newer bcss_jax reads" if isinstance(found, int) and found > FORMAT else ""
-        raise ValueError(f"format {ascii(found)[:80]} of {ABOUT}{remedy}; this program reads {FORMAT}")
-    scheme = scheme_from_json(about.get("label_scheme"))
-    checkpoint = about.get("checkpoint")
+        raise ValueError(f"format {ascii(found)[:80]} of {METADATA}{remedy}; this program reads {FORMAT}")
+    scheme = scheme_from_json(metadata.get("label_scheme", {}))
+    checkpoint = metadata.get("checkpoint")
     parts = checkpoint if isinstance(checkpoint, dict) else {}
     right = {
-        "name": _is_text(about.get("name")),
-        "network": _is_text(about.get("network")),
-        "classes": about.get("classes") == list(scheme.evaluated_names),
-        "mpp": type(about.get("mpp")) in (int, float) and 0 < about["mpp"] < 1000,
-        "window": type(about.get("window")) is int and 0 < about["window"] <= MAX_WINDOW,
-        "tta": type(about.get("tta")) is bool,
-        "params_sha256": _is_text(about.get("params_sha256")) and re.fullmatch("[0-9a-f]{64}", about["params_sha256"]),
+        "name": _is_text(metadata.get("name")),
+        "network": _is_text(metadata.get("network")),
+        "classes": metadata.get("classes") == list(scheme.evaluated_names),
+        "mpp": type(metadata.get("mpp")) in (int, float) and 0 < metadata["mpp"] < 1000,
+        "window": type(metadata.get("window")) is int and 0 < metadata["window"] <= MAX_WINDOW,
+        "tta": type(metadata.get("tta")) is bool,
+        "params_sha256": _is_text(metadata.get("params_sha256"))
+        and re.fullmatch("[0-9a-f]{64}", metadata["params_sha256"]),
         "checkpoint": set(parts) == {"which", "step", "epoch"}
         and parts["which"] in ("best", "latest")
         and type(parts["step"]) is int
@@ -166,7 +172,7 @@ def _checked(about: Any) -> LabelScheme:
     }
     wrong = [name for name, fits in right.items() if not fits]
     if wrong:
-        raise ValueError(f"{wrong[0]} in {ABOUT} is {ascii(about.get(wrong[0]))[:80]}")
+        raise ValueError(f"{wrong[0]} in {METADATA} is {ascii(metadata.get(wrong[0]))[:80]}")
     return scheme
 
 
@@ -175,23 +181,23 @@ def _program(content: bytes, where: str) -> export.Exported:
         program = export.deserialize(bytearray(content))
     except UserError:
         raise
-    except Exception as error:  # flatbuffers and JAX raise many kinds for what is damaged
+    except Exception as error:  # flatbuffers and JAX raise many kinds of errors for damaged files
         raise ValueError(f"a {PROGRAM} that cannot be read ({type(error).__name__}: {first_line(error)})") from error
     made_by = re.search(rb"StableHLO_v(\d+)\.(\d+)", program.mlir_module_serialized[:64])
     known = stablehlo.get_current_version()
     newer = made_by and [int(number) for number in made_by.groups()] > [int(part) for part in known.split(".")[:2]]
     if newer or program.calling_convention_version > export.maximum_supported_calling_convention_version:
-        raise DataError(f"{where}: written by a newer jax than the {jax.__version__} here; update jax")
+        raise DataError(f"{where}: written by a newer JAX than the installed {jax.__version__}; update JAX")
     return program
 
 
 def _parse(run: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> None:
-    """Has the program itself read, which `deserialize` leaves until it is used."""
+    """Raises ValueError unless the program can be parsed, which `deserialize` does not do until the program is used."""
     try:
         jax.jit(run).lower(jax.ShapeDtypeStruct(shape, jnp.uint8))
     except UserError:
         raise
-    except Exception as error:  # MLIR and JAX raise many kinds
+    except Exception as error:  # MLIR and JAX raise many kinds of errors
         raise ValueError(f"a {PROGRAM} that cannot be read ({first_line(error)})") from error
 
 
@@ -200,24 +206,24 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_interface(program: export.Exported, window: int, classes: int) -> None:
-    """Raises ValueError unless the program takes and gives what model.json says."""
-    of_symbols = [str(aval.shape[0]) for aval in (*program.in_avals, *program.out_avals) if aval.shape]
+    """Raises ValueError unless the inputs and outputs of the program are those that model.json states."""
+    batch_sizes = [str(aval.shape[0]) for aval in (*program.in_avals, *program.out_avals) if aval.shape]
     found = [(aval.dtype.name, *aval.shape[1:]) for aval in (*program.in_avals, *program.out_avals)]
     expected = [("uint8", *image_shape(window)[1:]), ("float32", window, window, classes)]
-    if len(program.in_avals) != 1 or found != expected or len(set(of_symbols)) != 1 or of_symbols[0].isdecimal():
+    if len(program.in_avals) != 1 or found != expected or len(set(batch_sizes)) != 1 or batch_sizes[0].isdecimal():
         raise ValueError(f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}"
-                         f", {ABOUT} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
+                         f", {METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
     if program.nr_devices != 1 or program.ordered_effects or program.unordered_effects:
         raise ValueError("a program that does more than compute")
 
 
 def image_shape(window: int) -> list[int | None]:
-    """Of the images that a program takes; None: any number of them."""
+    """Returns the shape of the images that a program takes; None stands for any number of images."""
     return [None, window, window, 3]
 
 
 def _platform(mesh: Mesh) -> str:
-    """As jax.export calls it: what JAX's devices call gpu may be of two makers."""
+    """The platform as jax.export names it: JAX's devices of the platform gpu are either cuda or rocm."""
     device = mesh.devices.flat[0]
     if device.platform != "gpu":
         return device.platform

@@ -1,4 +1,4 @@
-"""A trained network as whole slides need it: windows of pixels in, weighted probabilities of the evaluated classes out."""
+"""Trained networks for whole slides: from windows of pixels to weighted probabilities of the evaluated classes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ class SlideModel:
 
     Attributes:
       name: of the run.
-      scheme: its label scheme.
-      mpp: um per pixel that it was trained at.
-      window: side of its training images, pixels.
-      identity: what decides its predictions, as JSON.
-      about: what a summary says of it, as JSON.
-      arrays: its weights, on all devices of a mesh.
+      scheme: label scheme of the training.
+      mpp: um per pixel of the training images.
+      window: side of the training images, pixels.
+      identity: JSON, everything that determines the predictions.
+      metadata: JSON, the description of the model in the summary of a slide.
+      arrays: the weights, on all devices of a mesh.
       probabilities: (arrays, images uint8 [N, window, window, 3]) -> float32 [N, window, window, K]; traceable.
-      any_window: takes windows of other sizes too.
+      any_window: the model accepts windows of other sizes too.
     """
 
     name: str
@@ -40,19 +40,19 @@ class SlideModel:
     mpp: float
     window: int
     identity: dict
-    about: dict
+    metadata: dict
     arrays: Any
     probabilities: Callable[[Any, jax.Array], jax.Array]
     any_window: bool = True
 
 
 def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
-    """The model of a checkpoint.
+    """Returns the model of a checkpoint.
 
     Args:
       run: the checkpoint.
-      mesh: devices to place its weights on.
-      tta: mean over flips and quarter turns of each window.
+      mesh: devices to place the weights on.
+      tta: average the predictions over flips and quarter turns of each window.
 
     Raises:
       DataError: the checkpoint cannot be read.
@@ -64,7 +64,7 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         return jnp.exp(log_probabilities(run.function, run.scheme, tta, *arrays, images))[..., evaluated]
 
     data = run.config["data"]
-    about = {
+    metadata = {
         "name": run.name,
         "network": run.config["model"]["name"],
         "label_scheme": run.scheme.to_json(),
@@ -76,43 +76,50 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         run.name,
         run.scheme,
         float(data["mpp"]),
-        LAYOUT_WINDOWS.get(data["layout"], data["patch_size"]),
+        LAYOUT_WINDOWS[data["layout"]] if data["layout"] in LAYOUT_WINDOWS else data["patch_size"],
         {**run.identity(), "tta": tta},
-        about,
+        metadata,
         (params, model_state),
         probabilities,
     )
 
 
 def check_window(model: SlideModel, window: int) -> None:
-    """Traces a network at windows of another size than its own, without computing anything.
+    """Traces a network with windows of another size than its training images, without computing anything.
 
     Args:
-      model: of any window.
-      window: pixels of a window's side.
+      model: accepts windows of any size as far as is known.
+      window: side of the windows, pixels.
 
     Raises:
-      ConfigError: it does not take such windows.
+      ConfigError: the network cannot be applied to such windows.
     """
     try:
         jax.eval_shape(model.probabilities, model.arrays, jax.ShapeDtypeStruct((1, window, window, 3), np.uint8))
     except (ConfigError, TypeError, ValueError) as error:
-        reason = first_line(error).partition(";")[0]  # what follows is advice for training
+        reason = first_line(error).partition(";")[0]  # the rest is advice for training
         raise ConfigError(
-            f"--window={window}: {model.name} does not take such windows ({reason}); leave it out for those of its "
-            f"training, {model.window} pixels"
+            f"--window={window}: {model.name} cannot be applied to such windows ({reason}); leave it out for the size "
+            f"of its training images, {model.window} pixels"
         ) from error
 
 
 class WindowPredictor:
-    """Runs a model over batches of windows on all devices of a mesh, compiled once.
+    """Applies a model to batches of windows on all devices of a mesh; compiled once.
 
-    On a CPU a device takes one window at a time, because XLA rounds differently in batches of different sizes: so the
-    result is the same bits whatever the batch size and the number of devices. Elsewhere the batch is split evenly.
+    On CPUs each device computes one window at a time, because XLA rounds differently for different batch sizes. The results
+    are therefore the same to the bit for every batch size and number of devices. On other devices the batch is split evenly.
     """
 
     def __init__(self, model: SlideModel, weights: np.ndarray, batch_size: int, mesh: Mesh):
-        """Takes the weights of a window's pixels (float32 [window, window]) and the most windows of a batch."""
+        """Compiles nothing yet.
+
+        Args:
+          model: the model.
+          weights: of the pixels of a window, float32 [window, window].
+          batch_size: windows of a batch, at most.
+          mesh: devices to compute on.
+        """
         self.batch_size = batch_size
         self._model, self._mesh = model, mesh
         on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -125,13 +132,14 @@ class WindowPredictor:
         self._run = jax.jit(weighted, out_shardings=sharding.split_over_data(mesh))
 
     def __call__(self, images: np.ndarray) -> Callable[[], Iterator[np.ndarray]]:
-        """Starts to compute, and returns at once.
+        """Starts the computation and returns immediately.
 
         Args:
           images: uint8 [N, window, window, 3].
 
         Returns:
-          A function that waits for probabilities times weights, float32 [K, window, window] of each window.
+          A function that waits for the result and returns probabilities times weights, float32 [K, window, window] for
+          each window.
         """
         started = []
         for first in range(0, len(images), self._at_once):

@@ -56,7 +56,7 @@ def measure(name: str) -> tuple[int, float, float]:
         def pullback(params, model_state, images, labels, keys):
             def loss(params):
                 logits, new_state = run(params, model_state, images, train=True, dropout_keys=keys)
-                return losses.ce_dice(logits, labels, ignore_index=0), new_state
+                return losses.ce_dice(logits, labels, losses.Objective(NUM_CLASSES, ignore_index=0)), new_state
 
             return jax.vjp(loss, params, has_aux=True)[1]
 

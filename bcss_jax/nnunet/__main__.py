@@ -21,6 +21,7 @@ from bcss_jax.common import command, figures
 from bcss_jax.common.files import whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import image_files
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
@@ -166,7 +167,9 @@ def export(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Takes the fingerprint of a raw data folder and plans for it."""
-    found = cases.find(cases.RAW, data_dir=args.raw, prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"])
+    found = cases.find(
+        DataSettings(cases.RAW, args.raw), prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"]
+    )
     fingerprint = store.fingerprint_of(found)
     decided = make_plan(
         fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,11 @@ import numpy as np
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data import checks, discovery, synthetic
+from bcss_jax.data import checks, discovery, synthetic, tile_reader
 from bcss_jax.data.cache import digest_of_files
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.image_files import SUFFIXES, read_pair
+from bcss_jax.data.names import patient_of
 from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.nnunet import labels
@@ -68,60 +69,46 @@ class Cases:
     description: dict | None
 
 
-def find(
-    layout: str,
-    *,
-    data_dir: str | os.PathLike | None,
-    prepared_dir: str | os.PathLike,
-    scheme: LabelScheme,
-    split: str = "published",
-    mpp: float = 0.25,
-    allow_missing: bool = False,
-    max_bad: float = 0.0,
-) -> Cases:
-    """Finds a data set's cases and checks them, unless that has been done.
+def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: LabelScheme) -> Cases:
+    """Finds a data set's cases and checks them, unless they have been checked before.
 
     Args:
-      layout: "sample", a layout of `layouts.find_tiles`, or "nnunet", a raw data folder of nnU-Net.
-      data_dir: the data folder; the sample has none.
-      prepared_dir: where what is derived from data sets is kept.
-      scheme: which classes; a raw data folder has its own.
-      split: as in `layouts.find_tiles`; which part a case belongs to.
-      mpp: as in `layouts.find_tiles`.
-      allow_missing: as in `data_checks.check`.
-      max_bad: as in `data_checks.check`.
+      settings: which data set; the layout "nnunet" is a raw data folder of nnU-Net. Regions are not cut into patches.
+      prepared_dir: where data derived from data sets are kept.
+      scheme: the label scheme; a raw data folder has its own.
 
     Raises:
-      ConfigError: an argument that cannot be.
-      DataError: data missing or not usable.
+      ConfigError: a setting is invalid.
+      DataError: the data are missing or unusable.
       StorageError: `prepared_dir` cannot be written.
     """
-    prepared_dir = Path(prepared_dir).expanduser()
+    layout, prepared_dir = settings.layout, Path(prepared_dir).expanduser()
     if layout == RAW:
-        return _raw(Path(data_dir or "").expanduser(), prepared_dir)
-    codes = "bcss22" if layout == "sample" else discovery.CODES[layout]
+        return _raw(settings.folder or Path(), prepared_dir)
     try:
-        table = lookup_table(scheme, codes)
+        table = lookup_table(scheme, settings.codes)
     except ValueError as error:
         raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
     to_label = labels.remap_table(scheme)[table]
     options = {"layout": layout, "scheme": scheme.name, "version": VERSION}
     if layout == "sample":
-        digest = digest_of_files(options, [Path(synthetic.__file__)], Path(synthetic.__file__).parent)
+        digest = digest_of_files(options | {"drawn_by": synthetic.VERSION}, [], None)
         patches = list(synthetic.draw())
-        contents = [checks.content_of(patch.image, patch.mask) for patch in patches]
-        rows = [(p.key, p.split, p.patient, content) for p, content in zip(patches, contents, strict=True)]
-        description = _description(layout, "built-in", synthetic.MPP, digest, checks.judge(rows, codes))
+        checked = [
+            checks.CheckedTile(patch.key, patch.split, patch.patient, tile_reader.tile_stats(patch.image, patch.mask))
+            for patch in patches
+        ]
+        description = _description(settings, synthetic.MPP, digest, checks.report_on(checked, settings.codes))
         cases = [_drawn(patch, to_label) for patch in patches]
         return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
-    data_dir = Path(data_dir).expanduser() if data_dir else None
-    tiles = discovery.find_tiles(layout, data_dir, split=split, mpp=mpp, patch_size=None, required=())
-    options |= {"split": split, "allow_missing": allow_missing, "max_bad": max_bad}
-    digest = digest_of_files(options, (path for tile in tiles for path in (tile.image, tile.mask)), data_dir)
+    tiles = discovery.find_tiles(dataclasses.replace(settings, patch_size=None), required=())
+    options |= {"split": settings.split_by, "allow_missing": settings.allow_missing, "max_bad": settings.max_bad}
+    files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
+    digest = digest_of_files(options, files, settings.folder)
     folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
     with storage_errors(prepared_dir), wait_for_lock(folder):
-        usable, report = _checked(tiles, folder, allow_missing, max_bad)
-    description = _description(layout, "institute" if layout == "roi" else split, mpp, digest, report)
+        usable, report = _checked(tiles, folder, settings.allow_missing, settings.max_bad)
+    description = _description(settings, settings.mpp, digest, report)
     cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
     return _with_parts(cases, scheme, folder, description)
 
@@ -131,7 +118,7 @@ def _checked(tiles, folder, allow_missing, max_bad):
     file = folder / "cases.json"
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            usable, report = checks.check(
+            usable, report = checks.check_tiles(
                 tiles,
                 allow_missing=allow_missing,
                 max_bad=max_bad,
@@ -148,10 +135,16 @@ def _checked(tiles, folder, allow_missing, max_bad):
     return set(found["usable"]), checks.CheckReport(**found["report"])
 
 
-def _description(layout, split, mpp, digest, report):
-    codes = "bcss22" if layout == "sample" else discovery.CODES[layout]
-    about = {"layout": layout, "split": split, "codes": codes, "mpp": mpp, "fingerprint": digest}
-    return about | {"data_version": f"nnunet {VERSION}", **report.counted()}
+def _description(settings, mpp, digest, report):
+    return {
+        "layout": settings.layout,
+        "split": settings.effective_split_by,
+        "codes": settings.codes,
+        "mpp": mpp,
+        "fingerprint": digest,
+        "data_version": f"nnunet {VERSION}",
+        **report.counted(),
+    }
 
 
 def _with_parts(cases, scheme, folder, description):
@@ -241,5 +234,4 @@ def _raw_pairs(root, part, ending):
 
 def _patient(name):
     """The TCGA patient that a name begins with; else every case counts as a patient of its own."""
-    found = re.match(discovery.PATIENT, name)
-    return found[0] if found else name
+    return patient_of(name) or name

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from bcss_jax.common.timing import Timed
+from bcss_jax.training.history import EpochRecord
 
 # Columns of history.csv; a column `dice_<class>` for each class besides.
 COLUMNS = (
@@ -16,29 +16,21 @@ SMOOTHING = 0.9  # share of the old value in the smoothed pseudo-Dice
 
 
 @dataclasses.dataclass
-class FoldRecord(Timed):
-    """Position, sums of the running epoch, and one row per finished one.
+class FoldRecord(EpochRecord):
+    """Record of a fold, whose best epoch has the highest smoothed pseudo-Dice. The rows of `history` are `COLUMNS`.
 
     Attributes:
-      epoch: finished epochs.
-      iteration: batches done of the running one.
-      loss_sum: of their losses.
-      counted: how many of them counted.
+      loss_sum: sum of the losses of the training batches of the current epoch.
+      counted: number of batches in that sum.
       counts: confusion counts [C, C] of their full-resolution predictions.
-      history: rows of `COLUMNS`.
-      bad_steps: steps with a non-finite loss or gradient so far.
     """
 
-    epoch: int = 0
-    iteration: int = 0
     loss_sum: float = 0.0
     counted: int = 0
     counts: list | None = None
-    history: list[dict] = dataclasses.field(default_factory=list)
-    bad_steps: int = 0
 
     def add(self, loss: float, counts: np.ndarray) -> None:
-        """Takes in a training batch."""
+        """Adds a training batch to the current epoch."""
         self.loss_sum += loss
         self.counted += 1
         self.counts = (np.asarray(counts, np.int64) + (0 if self.counts is None else np.asarray(self.counts))).tolist()
@@ -57,9 +49,17 @@ class FoldRecord(Timed):
         now = row["smoothed_dice"]
         row["best"] = now is not None and (not before or now > max(before))
         self.history.append(row)
-        self.epoch, self.iteration, self.loss_sum, self.counted, self.counts = self.epoch + 1, 0, 0.0, 0, None
+        self.epoch, self.step_in_epoch, self.loss_sum, self.counted, self.counts = self.epoch + 1, 0, 0.0, 0, None
         return row["best"]
 
     def to_json(self) -> dict:
-        """Everything, as JSON."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Returns the whole record as JSON."""
+        values = super().to_json()
+        values["iteration"] = values.pop("step_in_epoch")  # its name in checkpoints
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict) -> "FoldRecord":
+        """Returns the record that `to_json` wrote."""
+        values = dict(values)
+        return cls(step_in_epoch=values.pop("iteration"), **values)

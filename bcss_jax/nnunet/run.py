@@ -1,16 +1,18 @@
 """nnU-Net's method from data set to ensemble: fingerprint, plan, preprocessing, folds, cross-validation, test."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from bcss_jax import models
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.processes import is_main_process, print_main
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models import MODELS
@@ -21,66 +23,89 @@ from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarize
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import make_plan
 from bcss_jax.nnunet.predict import make_predictor
-from bcss_jax.nnunet.steps import Length, make_steps
+from bcss_jax.nnunet.steps import Length, Steps, make_steps
 from bcss_jax.nnunet.train import train_fold
 from bcss_jax.nnunet.validate import validate
 from bcss_jax.training.checkpoint import load_model
+from bcss_jax.training.epoch import LoopSettings
 from bcss_jax.training.summary import device, versions
 
 
 def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
-    """Plans, trains and validates the folds that the config asks for; the same call goes on where it was stopped.
+    """Plans, trains and validates the folds that the config asks for. The same call resumes a run that was stopped.
 
     Args:
       config: checked by `nnunet.config.validate`.
       workdir: of the run, claimed. Gets plans.json, dataset.json, dataset_fingerprint.json, splits_final.json and a
-        folder per fold; once all folds are there, cross_validation.json and the ensemble's scores on the test part.
-      interruption: asked after every iteration.
+        folder per fold; once all folds are there, cross_validation.json and the ensemble's scores on the test split.
+      interruption: asked after every step.
 
     Raises:
       UserError: of one of its kinds, with one line for the user.
     """
-    speaks = jax.process_index() == 0
-    say = functools.partial(print, flush=True) if speaks else lambda line: None
+    planned = _plan_run(config, workdir)
+    steps, metadata = _make_steps(config, planned)
+    for name in fold_names(config):
+        _train_and_validate(config, workdir, planned, steps, metadata, name, interruption)
+    if is_main_process():
+        _conclude(config, workdir, planned)
 
-    # --- Data, fingerprint, plan ---
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """What is fixed before the first fold is trained.
+
+    Attributes:
+      cases: of the data set.
+      fingerprint: of its training cases.
+      plan: contents of plans.json.
+      splits: the cases that each fold trains on and holds back, by name; empty if one network trains on all cases.
+      preprocessed: each training case and its preprocessed files, by name.
+    """
+
+    cases: case_sets.Cases
+    fingerprint: dict
+    plan: dict
+    splits: list[dict]
+    preprocessed: dict[str, tuple[case_sets.Case, store.Stored]]
+
+
+def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
+    """Reads the data set, plans for it, writes the plan to `workdir`, and preprocesses the training cases."""
     data = config.data
     cases = case_sets.find(
-        data.layout,
-        data_dir=data.dir,
+        DataSettings(
+            data.layout,
+            data.dir or None,
+            data.split,
+            data.mpp,
+            patch_size=None,
+            allow_missing=data.allow_missing,
+            max_bad=data.max_bad,
+        ),
         prepared_dir=data.prepared_dir,
         scheme=SCHEMES[config.labels],
-        split=data.split,
-        mpp=data.mpp,
-        allow_missing=data.allow_missing,
-        max_bad=data.max_bad,
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
-    say(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
-    splits = _splits(config, cases, say)
-    if speaks:
+    print_main(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
+    splits = _splits(config, cases)
+    if is_main_process():
         documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "splits_final": splits}
         for name, content in documents.items():
             write_text(workdir / f"{name}.json", json.dumps(content, indent=1) + "\n")
         plan_file.write_plan(workdir / "plans.json", plan)
     stored = store.preprocessed(cases.train, cases.dataset, plan, cases.folder)
-    by_name = {case.name: (case, prepared) for case, prepared in zip(cases.train, stored, strict=True)}
+    by_name = {case.name: (case, files) for case, files in zip(cases.train, stored, strict=True)}
+    return _Planned(cases, fingerprint, plan, splits, by_name)
 
-    # --- Folds ---
+
+def _make_steps(config: ConfigDict, planned: _Planned) -> tuple[Steps, dict]:
+    """Builds the plan's network and compiled steps, and the metadata of every checkpoint."""
+    cases, plan = planned.cases, planned.plan
     network, kwargs = class_and_arguments(plan)
     settings = {"name": next(name for name, model in MODELS.items() if model is network), **kwargs}
-    about = {
-        "config": config.to_dict() | {"model": settings},
-        "label_scheme": cases.scheme.to_json(),
-        "plan": plan,
-        "dataset": cases.dataset,
-        "data": cases.description,
-        "device": device(),
-        "versions": versions(),
-    }
-    configuration = plan["configurations"]["2d"]
-    num_classes = cases.scheme.num_classes
+    configuration, num_classes = plan["configurations"]["2d"], cases.scheme.num_classes
     steps = make_steps(
         models.create(**settings, num_classes=num_classes, dtype=config.dtype, seed=config.seed),
         configuration,
@@ -90,40 +115,56 @@ def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
         batch_size=configuration["batch_size"],
         micro_batches=config.micro_batches,
     )
-    for name in fold_names(config):
-        everything = sorted(by_name)
-        split = {"train": everything, "val": everything} if name == ALL else splits[int(name)]
-        folder, title = workdir / f"fold_{name}", f"{config.name}, fold {name}"
-        train_fold(
-            steps,
-            [by_name[case][1] for case in split["train"]],
-            [by_name[case][1] for case in split["val"]],
-            class_names=cases.scheme.class_names,
-            folder=folder,
-            about=about | {"fold": name, "data_sha256": folds.fold_sha256(fingerprint, split, plan)},
-            checkpoint_steps=config.checkpoint_steps,
-            log_seconds=config.log_seconds,
-            max_bad_steps=config.max_bad_steps,
-            interruption=interruption,
-            title=title,
-        )
-        if not speaks or name == ALL or (folder / "validation" / "summary.json").exists():
-            continue
-        scores = validate(
-            _predictor([folder], plan),
-            [by_name[case][0] for case in split["val"]],
-            [by_name[case][1] for case in split["val"]],
-            cases.scheme,
-            folder / "validation",
-            title=title,
-            log_seconds=config.log_seconds,
-        )
-        say(f"{title}: Dice over the held-back cases: {_line(scores['dice_global'])}")
-        say(f"look at:   {folder / 'progress.png'}  {folder / 'validation' / 'samples.png'}")
+    metadata = {
+        "config": config.to_dict() | {"model": settings},
+        "label_scheme": cases.scheme.to_json(),
+        "plan": plan,
+        "dataset": cases.dataset,
+        "data": cases.description,
+        "device": device(),
+        "versions": versions(),
+    }
+    return steps, metadata
 
-    # --- All folds together ---
-    if speaks:
-        _conclude(config, workdir, cases, plan, splits, by_name, say)
+
+def _train_and_validate(
+    config: ConfigDict,
+    workdir: Path,
+    planned: _Planned,
+    steps: Steps,
+    metadata: dict,
+    fold: str,
+    interruption: Interruption,
+) -> None:
+    """Trains a fold and scores the cases that it holds back."""
+    everything = sorted(planned.preprocessed)
+    split = {"train": everything, "val": everything} if fold == ALL else planned.splits[int(fold)]
+    folder, title = workdir / f"fold_{fold}", f"{config.name}, fold {fold}"
+    train_cases, val_cases = ([planned.preprocessed[name] for name in split[part]] for part in ("train", "val"))
+    train_fold(
+        steps,
+        [files for _, files in train_cases],
+        [files for _, files in val_cases],
+        class_names=planned.cases.scheme.class_names,
+        folder=folder,
+        metadata=metadata | {"fold": fold, "data_sha256": folds.fold_sha256(planned.fingerprint, split, planned.plan)},
+        settings=LoopSettings(config.iterations, config.checkpoint_steps, config.log_seconds, config.max_bad_steps),
+        interruption=interruption,
+        title=title,
+    )
+    if not is_main_process() or fold == ALL or (folder / "validation" / "summary.json").exists():
+        return
+    scores = validate(
+        _predictor([folder], planned.plan),
+        [case for case, _ in val_cases],
+        [files for _, files in val_cases],
+        planned.cases.scheme,
+        folder / "validation",
+        title=title,
+        log_seconds=config.log_seconds,
+    )
+    print_main(f"{title}: Dice over the held-back cases: {_line(scores['dice_global'])}")
+    print_main(f"look at:   {folder / 'progress.png'}  {folder / 'validation' / 'samples.png'}")
 
 
 def _plan(config, cases, fingerprint):
@@ -137,7 +178,8 @@ def _plan(config, cases, fingerprint):
     return plan
 
 
-def _splits(config, cases, say):
+def _splits(config: ConfigDict, cases: case_sets.Cases) -> list[dict]:
+    """Returns the names of the cases that each fold trains on ("train") and holds back ("val")."""
     names, patients = [case.name for case in cases.train], [case.patient for case in cases.train]
     if config.fold == ALL:
         return []
@@ -155,7 +197,7 @@ def _splits(config, cases, say):
     patient_of = dict(zip(names, patients, strict=True))
     leaking = {patient for split in splits for patient in folds.patients_on_both_sides(split, patient_of)}
     if leaking:
-        say(
+        print_main(
             f"folds: {len(leaking)} of {len(set(patients))} patients are on both sides of a fold, so its figures flatter "
             f"(config.folds={config.folds}); --config.folds=patient keeps them apart"
         )
@@ -168,34 +210,37 @@ def _predictor(fold_folders, plan):
     return make_predictor(trained, plan["configurations"]["2d"]["patch_size"])
 
 
-def _conclude(config, workdir, cases, plan, splits, by_name, say):
-    """Table of the folds, post-processing, and the test part, when all folds are there."""
+def _conclude(config: ConfigDict, workdir: Path, planned: _Planned) -> None:
+    """Once all folds are trained: writes their table, decides on post-processing, and scores the test split."""
+    cases, splits = planned.cases, planned.splits
     together = summarize(workdir, len(splits), cases.scheme) if splits else None
     if splits and not together:
-        say("cross-validation: the table comes when all folds are trained")
+        print_main("cross-validation: the table comes when all folds are trained")
         return
-    change = lambda labels: labels  # noqa: E731
+    postprocess_labels = None
     if together:
-        say(together[1])
+        print_main(together[1])
         if config.postprocessing:
-            decision = decide_postprocessing(workdir, {n: c for n, (c, _) in by_name.items()}, splits, cases.scheme)
-            change = functools.partial(postprocess.apply_postprocessing, decision=decision)
-            say(f"post-processing: keep only the largest component of {decision['keep_largest'] or 'nothing'}")
-        say(f"figures:   {workdir / 'cross_validation.json'}")
+            by_name = {name: case for name, (case, _) in planned.preprocessed.items()}
+            decision = decide_postprocessing(workdir, by_name, splits, cases.scheme)
+            postprocess_labels = functools.partial(postprocess.apply_postprocessing, decision=decision)
+            print_main(f"post-processing: keep only the largest component of {decision['keep_largest'] or 'nothing'}")
+        print_main(f"figures:   {workdir / 'cross_validation.json'}")
     if cases.test and not (workdir / "test" / "summary.json").exists():
         names = [ALL] if not splits else [str(number) for number in range(len(splits))]
         scores = validate(
-            _predictor([workdir / f"fold_{name}" for name in names], plan),
+            _predictor([workdir / f"fold_{name}" for name in names], planned.plan),
             cases.test,
-            store.preprocessed(cases.test, cases.dataset, plan, cases.folder),
+            store.preprocessed(cases.test, cases.dataset, planned.plan, cases.folder),
             cases.scheme,
             workdir / "test",
             title=f"{config.name}, test, {len(names)} fold(s)",
-            change=change,
             log_seconds=config.log_seconds,
+            postprocess=postprocess_labels,
         )
-        say(f"{config.name}: Dice over the test part, ensemble of {len(names)} fold(s): {_line(scores['dice_global'])}")
-        say(f"look at:   {workdir / 'test' / 'samples.png'}")
+        dice = _line(scores["dice_global"])
+        print_main(f"{config.name}: Dice over the test split, ensemble of {len(names)} fold(s): {dice}")
+        print_main(f"look at:   {workdir / 'test' / 'samples.png'}")
 
 
 def _line(scores):

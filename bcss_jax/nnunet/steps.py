@@ -13,7 +13,7 @@ from flax import nnx
 
 from bcss_jax import losses
 from bcss_jax.errors import ConfigError
-from bcss_jax.models.apply import split_model
+from bcss_jax.losses import Objective
 from bcss_jax.nnunet.augment import augment
 from bcss_jax.nnunet.batches import padded_size
 from bcss_jax.training.optimizer import Poly, clipped, sgd
@@ -48,7 +48,7 @@ class Steps:
       schedule: of the learning rate.
       start: the state before the first iteration, on the host.
       mesh: devices that share a batch.
-      num_classes: background included, without `ignore`.
+      objective: what is minimized and counted; its classes include the background, but not `ignore`.
       patch_size: height and width in pixels.
       batch_size: examples of a batch.
       seed: of patches and augmentation.
@@ -60,7 +60,7 @@ class Steps:
     schedule: Poly
     start: TrainState
     mesh: jax.sharding.Mesh
-    num_classes: int
+    objective: Objective
     patch_size: tuple[int, int]
     batch_size: int
     seed: int
@@ -98,24 +98,27 @@ def make_steps(
             f"config.micro_batches={micro_batches}: a batch of {batch_size} on {mesh.size} device(s) does not divide into "
             "so many parts; choose another number"
         )
-    # Labels above the classes are `ignore`, and those of the examples that fill a batch up.
-    common = dict(num_classes=num_classes, ignore_index=num_classes, classes=tuple(range(1, num_classes)))
-    common |= dict(statistics=None, dice_batch=bool(configuration["batch_dice"]))
+    objective = Objective(
+        num_classes=num_classes,
+        ignore_index=num_classes,  # the label of `ignore`, and of the examples that fill a batch up
+        classes=tuple(range(1, num_classes)),
+        dice_batch=bool(configuration["batch_dice"]),
+        deep_supervision=losses.deep_supervision_weights(model.num_scales),
+    )
     tx, schedule = clipped(sgd(LEARNING_RATE, WEIGHT_DECAY, MOMENTUM), CLIP_NORM), Poly(length.epochs)
     train = make_train_step(
         model,
         tx,
         mesh,
+        objective,
+        statistics=None,  # patches are normalized by the plan
         seed=seed,
         micro_batches=micro_batches,
-        deep_supervision=losses.deep_supervision_weights(model.num_scales),
         augment=functools.partial(
             augment, patch_size=patch_size, masked_channels=tuple(int(c) for c in np.flatnonzero(masked))
         ),
-        **common,
     )
-    evaluate = make_eval_step(model, mesh, choose_among=tuple(range(num_classes)), **common)
-    _, params, model_state = split_model(model)
+    evaluate = make_eval_step(model, mesh, objective, statistics=None, choose_among=tuple(range(num_classes)))
     # On the host: the training step overwrites the state that it is given.
-    start = jax.device_get(TrainState(np.int32(0), params, model_state, tx.init(params), schedule.init()))
-    return Steps(train, evaluate, schedule, start, mesh, num_classes, patch_size, batch_size, seed, length)
+    start = jax.device_get(TrainState.create(model, tx, schedule))
+    return Steps(train, evaluate, schedule, start, mesh, objective, patch_size, batch_size, seed, length)

@@ -4,9 +4,8 @@ Source: nnUNetTrainer of nnU-Net 2.8.1.
 """
 
 import contextlib
-import logging
+import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,17 +17,18 @@ from bcss_jax.common import figures
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.common.progress import ProgressLine, duration
-from bcss_jax.errors import ConfigError, NumericalError, Preempted
+from bcss_jax.common.processes import is_main_process, print_main
+from bcss_jax.common.progress import duration
+from bcss_jax.errors import ConfigError
 from bcss_jax.nnunet.batches import batches
 from bcss_jax.nnunet.patches import PatchSource, initial_patch_size
 from bcss_jax.nnunet.record import COLUMNS, FoldRecord
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
+from bcss_jax.training.epoch import LoopSettings, TrainingSession
 from bcss_jax.training.history import history_csv
-from bcss_jax.training.sharding import place_replicated, replicated
-
-log = logging.getLogger(__name__)
+from bcss_jax.training.sharding import place_replicated
+from bcss_jax.training.step import TrainState
 
 VALIDATION = 2**40  # added to the seed: validation patches are drawn apart from the training's
 # The project's Dice loss is 1 - Dice, nnU-Net's -Dice.
@@ -43,14 +43,12 @@ def train_fold(
     *,
     class_names: tuple[str, ...],
     folder: Path,
-    about: dict,
-    checkpoint_steps: int = 1000,
-    log_seconds: float = 10.0,
-    max_bad_steps: int = 3,
+    metadata: dict,
+    settings: LoopSettings,
     interruption: Interruption,
     title: str,
 ) -> FoldRecord:
-    """Trains until the last epoch is done; goes on from the last checkpoint in `folder`.
+    """Trains until the last epoch is done; resumes from the last checkpoint in `folder`.
 
     Args:
       steps: the same for all folds.
@@ -58,11 +56,9 @@ def train_fold(
       val_cases: preprocessed.
       class_names: background first, without `ignore`.
       folder: of the fold.
-      about: JSON that is kept in every checkpoint.
-      checkpoint_steps: iterations between checkpoints; there is always one at an epoch's end.
-      log_seconds: between progress lines where the output is no terminal.
-      max_bad_steps: iterations with a non-finite loss after which training gives up.
-      interruption: asked after every iteration.
+      metadata: JSON that is stored in every checkpoint.
+      settings: of the loop; a step is an iteration of nnU-Net.
+      interruption: asked after every step.
       title: of progress and pictures.
 
     Returns:
@@ -74,137 +70,134 @@ def train_fold(
       Preempted: stopped on request, and saved.
       StorageError: a checkpoint could not be written.
     """
-    length, mesh, speaks = steps.length, steps.mesh, jax.process_index() == 0
-    cut_size, foreground = initial_patch_size(steps.patch_size), tuple(range(1, steps.num_classes))
-    state = place_replicated(steps.start, mesh)
+    fold = _Fold(steps, train_cases, val_cases, class_names, title)
+    session, resumed = _start_or_resume(steps, folder, metadata, settings, interruption, title)
+    record, epochs = session.record, steps.length.epochs
+    interruption.begin()
+    with contextlib.closing(session.checkpoints):
+        if resumed:
+            print_main(f"{title}: resuming after epoch {record.epoch}, step {record.step_in_epoch}")
+        if record.epoch < epochs:
+            print_main(TABLE)
+        while record.epoch < epochs:
+            fold.train_epoch(session)
+            if is_main_process():
+                columns = (*COLUMNS, *(f"dice_{name}" for name in class_names[1:]))
+                write_text(folder / "history.csv", history_csv(record.history, columns))
+                figures.curves(
+                    record.history, folder / "progress.png", title, score="dice", heading="pseudo-Dice (mean)"
+                )
+            session.stop_if_asked(epochs)
+        session.checkpoints.wait()
+    return record
+
+
+def _start_or_resume(
+    steps, folder, metadata, settings, interruption, title
+) -> tuple[TrainingSession[FoldRecord], bool]:
+    """Returns the session of the fold, and whether it was restored from a checkpoint."""
+    state = place_replicated(steps.start, steps.mesh)
     checkpoints, record = Checkpoints(folder / "checkpoints"), FoldRecord()
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(state)
     if restored:
-        state, values, before = restored
-        record = FoldRecord(**values)
-        if before["data_sha256"] != about["data_sha256"]:
+        state, record_json, saved_metadata = restored
+        record = FoldRecord.from_json(record_json)
+        if saved_metadata["data_sha256"] != metadata["data_sha256"]:
             raise ConfigError(
                 f"{folder}: the cases are not those that this fold was trained on; put them back, or use --fresh or "
                 "another --workdir"
             )
-    drawing = dict(seed=steps.seed, batch_size=steps.batch_size, patch_size=steps.patch_size)
-    drawing |= dict(padding=steps.num_classes, mesh=mesh)
+    session = TrainingSession(state, record, checkpoints, metadata, settings, interruption, title)
+    return session, restored is not None
 
-    def say(line):
-        if speaks:
-            print(line, flush=True)
 
-    def absorb(step, report):
-        loss = float(report["loss"]) - OFFSET
-        if bool(report["finite"]):
-            record.add(loss, report["confusion"])
+@dataclasses.dataclass(frozen=True)
+class _Fold:
+    """What the epochs of a fold are trained and validated on. Attributes as the arguments of `train_fold`."""
+
+    steps: Steps
+    train_cases: Sequence[PatchSource]
+    val_cases: Sequence[PatchSource]
+    class_names: tuple[str, ...]
+    title: str
+
+    def train_epoch(self, session: TrainingSession[FoldRecord]) -> None:
+        """Trains the rest of the current epoch, validates, and saves."""
+        steps, record, length = self.steps, session.record, self.steps.length
+        first = record.epoch * length.iterations + record.step_in_epoch
+        last = (record.epoch + 1) * length.iterations
+        cut_size = initial_patch_size(steps.patch_size)
+        ready = batches(self.train_cases, first=first, last=last, cut_size=cut_size, seed=steps.seed, **self._drawing())
+
+        def train_step(state, batch):
+            return steps.train(state, batch["images"], batch["labels"])
+
+        def record_step(step, report):
+            loss = float(report["loss"]) - OFFSET
+            if report["finite"]:
+                record.add(loss, report["confusion"])
+            else:
+                session.record_bad_step(
+                    f"step {step}: loss {loss}, gradient norm {float(report['grad_norm'])}, left out",
+                    "Try --config.dtype=float32, or look at the data",
+                )
             return loss
-        record.bad_steps += 1
-        found = f"{title}: iteration {step}: loss {loss}, gradient norm {float(report['grad_norm'])}, left out"
-        log.warning("%s", found)
-        if record.bad_steps >= max_bad_steps:
-            raise NumericalError(
-                f"{found}. Training gives up after {record.bad_steps} such iterations (config.max_bad_steps); try "
-                "--config.dtype=float32 or look at the data"
-            )
-        return loss
 
-    def save(improved_at=None):
-        record.tick()
-        checkpoints.save(state, record.to_json(), about, improved_at)
+        with (
+            contextlib.closing(ready),
+            session.progress_line(f"{self.title}, epoch {record.epoch + 1}") as line,
+        ):
+            report = session.run_epoch(ready, train_step, record_step, line)
+            val_loss, dice = self._validate(session.state, record.epoch)
+            row = {
+                "epoch": record.epoch + 1,
+                "train_loss": record.loss_sum / max(record.counted, 1),
+                "val_loss": val_loss,
+                "train_dice": _mean_of_finite(metrics.dice(np.asarray(record.counts), steps.objective.classes))
+                if record.counted
+                else math.nan,
+                "val_dice": _mean_of_finite(dice),
+                "smoothed_dice": record.smoothed(_mean_of_finite(dice)),
+                "learning_rate": LEARNING_RATE * float(session.state.schedule.scale),
+                "grad_norm": report.grad_norm,
+                "images_per_second": report.steps * steps.batch_size / report.seconds,
+                "input_wait": report.input_wait,
+                "seconds": record.tick(),
+                **{f"dice_{name}": float(value) for name, value in zip(self.class_names[1:], dice, strict=True)},
+            }
+            session.end_epoch(row, steps.schedule, steps.mesh)
+            line.print(_table_line(record.history[-1]))
 
-    def validate():
-        """Mean loss and Dice of each class over this epoch's validation patches."""
-        loss_sum, counts = 0.0, np.zeros((steps.num_classes, steps.num_classes), np.int64)
-        first = record.epoch * length.val_iterations
-        drawn = drawing | {"seed": steps.seed + VALIDATION, "cut_size": steps.patch_size}
-        for batch in batches(val_cases, first=first, last=first + length.val_iterations, **drawn):
+    def _validate(self, state: TrainState, epoch: int) -> tuple[float, np.ndarray]:
+        """Returns the mean loss, and the Dice of each class but the background, of an epoch's validation patches."""
+        steps, count = self.steps, self.steps.length.val_iterations
+        num_classes = steps.objective.num_classes
+        loss_sum, counts = 0.0, np.zeros((num_classes, num_classes), np.int64)
+        first, seed = epoch * count, steps.seed + VALIDATION
+        drawing = self._drawing()
+        for batch in batches(
+            self.val_cases, first=first, last=first + count, cut_size=steps.patch_size, seed=seed, **drawing
+        ):
             report = steps.evaluate(state.params, state.model_state, batch["images"], _inside(batch["labels"]))
             sums = jax.device_get(report["sums"])
-            loss_sum += float(losses.loss_from_sums(sums)) - OFFSET if sums["pixels"] else 0.0
+            loss_sum += float(losses.loss_from_sums(sums, steps.objective)) - OFFSET if sums["pixels"] else 0.0
             counts += np.asarray(report["confusion"], np.int64).sum(0)
-        return loss_sum / length.val_iterations, metrics.dice(counts, foreground)
+        return loss_sum / count, metrics.dice(counts, steps.objective.classes)
 
-    interruption.begin()
-    with contextlib.closing(checkpoints):
-        if restored:
-            say(f"{title}: resuming after epoch {record.epoch}, iteration {record.iteration}")
-        if record.epoch < length.epochs:
-            say(TABLE)
-        while record.epoch < length.epochs:
-            begun, first = time.perf_counter(), record.iteration
-            iterations = range(record.epoch * length.iterations + first, (record.epoch + 1) * length.iterations)
-            ready = batches(train_cases, first=iterations.start, last=iterations.stop, cut_size=cut_size, **drawing)
-            label = f"{title}, epoch {record.epoch + 1}"
-            waited, grad_norm, loss = 0.0, math.nan, None
-            pending = None  # the iteration in flight: its numbers are read while the next one runs
-            with (
-                contextlib.closing(ready),
-                contextlib.closing(ProgressLine(label, length.iterations, first, log_seconds, speaks)) as line,
-            ):
-                for step in iterations:
-                    asked = time.perf_counter()
-                    batch = next(ready)
-                    waited += time.perf_counter() - asked
-                    state, report = steps.train(state, batch["images"], batch["labels"])
-                    record.iteration += 1
-                    if pending:
-                        loss = absorb(*pending)
-                    pending = step, report
-                    checkpoints.check()
-                    if record.iteration == length.iterations:
-                        continue  # the end of the epoch saves, and stops if asked to
-                    stop = interruption.agreed(step)
-                    if stop or (step + 1) % checkpoint_steps == 0:
-                        loss, pending = absorb(*pending), None
-                        save()
-                    if loss is not None:
-                        share = waited / (time.perf_counter() - begun)
-                        line.update(
-                            record.iteration - (pending is not None), f"loss {loss:.4f}, input wait {share:.1%}"
-                        )
-                    if stop:
-                        raise Preempted(f"{title}: stopped at iteration {step + 1} and saved; the same command goes on")
-                if pending:
-                    grad_norm = float(pending[1]["grad_norm"])
-                    absorb(*pending)
-                seconds = time.perf_counter() - begun
-                val_loss, dice = validate()
-                mean = float(np.nanmean(dice)) if np.isfinite(dice).any() else math.nan
-                train_dice = (
-                    metrics.dice(np.asarray(record.counts), foreground) if record.counted else np.array([np.nan])
-                )
-                row = {
-                    "epoch": record.epoch + 1,
-                    "train_loss": record.loss_sum / max(record.counted, 1),
-                    "val_loss": val_loss,
-                    "train_dice": float(np.nanmean(train_dice)) if np.isfinite(train_dice).any() else math.nan,
-                    "val_dice": mean,
-                    "smoothed_dice": record.smoothed(mean),
-                    "learning_rate": LEARNING_RATE * float(state.schedule.scale),
-                    "grad_norm": grad_norm,
-                    "images_per_second": len(iterations) * steps.batch_size / seconds,
-                    "input_wait": waited / seconds,
-                    "seconds": record.tick(),
-                    **{f"dice_{name}": float(value) for name, value in zip(class_names[1:], dice, strict=True)},
-                }
-                state.schedule = place_replicated(steps.schedule.update(jax.device_get(state.schedule), val_loss), mesh)
-                improved = record.end_epoch(row)
-                save(improved_at=record.epoch if improved else None)
-                line.print(_table_line(record.history[-1]))
-            if speaks:
-                write_text(
-                    folder / "history.csv",
-                    history_csv(record.history, (*COLUMNS, *(f"dice_{name}" for name in class_names[1:]))),
-                )
-                figures.curves(
-                    record.history, folder / "progress.png", title, score="dice", heading="pseudo-Dice (mean)"
-                )
-            if interruption.agreed(0) and record.epoch < length.epochs:
-                raise Preempted(f"{title}: stopped after epoch {record.epoch} and saved; the same command goes on")
-        checkpoints.wait()
-    return record
+    def _drawing(self) -> dict:
+        """Returns the arguments of `batches` that training and validation share."""
+        steps = self.steps
+        return {
+            "batch_size": steps.batch_size,
+            "patch_size": steps.patch_size,
+            "padding": steps.objective.num_classes,
+            "mesh": steps.mesh,
+        }
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not NaN; NaN if all are."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
 @jax.jit

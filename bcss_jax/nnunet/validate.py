@@ -27,7 +27,7 @@ def validate(
     folder: Path,
     *,
     title: str,
-    change: Callable[[np.ndarray], np.ndarray] = lambda labels: labels,
+    postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
     log_seconds: float = 10.0,
 ) -> dict:
     """Predicts cases, writes their labels as PNG, scores them and draws some.
@@ -39,7 +39,7 @@ def validate(
       scheme: of the labels.
       folder: gets `<name>.png`, `summary.json` and `samples.png`.
       title: of progress and picture.
-      change: post-processing of the labels.
+      postprocess: from labels [H, W] to labels; None: they stay as they are.
       log_seconds: between progress lines where the output is no terminal.
 
     Returns:
@@ -52,7 +52,8 @@ def validate(
     chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
     with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
         for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):
-            labels = change(predicted_labels(predict(prepared.data), prepared.properties))
+            labels = predicted_labels(predict(prepared.data), prepared.properties)
+            labels = postprocess(labels) if postprocess else labels
             image, truth = case.read()
             counts[case.name] = confusion(labels, truth, scheme)
             write_png(folder / f"{case.name}.png", labels)

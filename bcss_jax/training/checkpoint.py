@@ -116,11 +116,12 @@ class Checkpoints:
         """Steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict, dict] | None:
+    def restore(self, like: TrainState) -> tuple[TrainState, dict, dict] | None:
         """The latest checkpoint that can be read; a damaged one is reported and the one before it taken.
 
         Args:
-          abstract: shapes, dtypes and shardings to restore to (another number of devices than it was saved on is fine).
+          like: gives the shapes, dtypes and shardings to restore to; arrays, or `jax.ShapeDtypeStruct`. The number of
+            devices may differ from that of the saved run.
 
         Returns:
           (state, progress, about), or None where there is no checkpoint at all.
@@ -129,6 +130,7 @@ class Checkpoints:
           DataError: there are checkpoints and none can be read.
         """
         steps = self.steps()
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         for step in reversed(steps):
             arrays = {name: ocp.args.StandardRestore(tree) for name, tree in _array_items(abstract).items()}
             try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bcss_jax import losses, metrics
 from bcss_jax.common.timing import Timed
+from bcss_jax.losses import Objective
 
 # Columns of history.csv; one row per epoch. Scores are those of the validation split unless named train_.
 COLUMNS = (
@@ -33,9 +34,9 @@ class SplitTotals:
             self.sums[name] = self.sums.get(name, 0.0) + np.asarray(value, np.float64)
         self.confusion = self.confusion + np.asarray(confusion, np.int64)
 
-    def loss(self, smooth: float) -> float:
-        """Loss of everything added up, as if it were one batch; NaN if nothing was."""
-        return float(losses.loss_from_sums(self.sums, smooth=smooth)) if self.sums else math.nan
+    def loss(self, objective: Objective) -> float:
+        """Returns the loss of all batches together, as if they were one; NaN if there was none."""
+        return float(losses.loss_from_sums(self.sums, objective)) if self.sums else math.nan
 
     def macro(self, measure, classes) -> float:
         """Mean over classes of `metrics.dice` or `metrics.iou` of the counts; NaN where no class occurs."""
@@ -48,23 +49,42 @@ class SplitTotals:
 
 
 @dataclasses.dataclass
-class RunRecord(Timed):
-    """Position, totals of the running epoch, and one row per finished epoch.
+class EpochRecord(Timed):
+    """Position of a run, and one row per finished epoch.
 
     Attributes:
-      epoch: finished epochs.
-      step_in_epoch: batches done of the running one.
-      totals: of the running epoch's training batches.
-      history: rows of `COLUMNS`, each with `scores` (`metrics.scores` of the validation split) besides.
-      bad_steps: steps with a non-finite loss or gradient so far.
-      empty_steps: steps in which all pixels were ignored.
+      epoch: number of finished epochs.
+      step_in_epoch: number of finished steps of the current epoch.
+      history: one row per finished epoch.
+      bad_steps: number of steps with a non-finite loss or gradient so far.
     """
 
     epoch: int = 0
     step_in_epoch: int = 0
-    totals: SplitTotals = dataclasses.field(default_factory=SplitTotals)
     history: list[dict] = dataclasses.field(default_factory=list)
     bad_steps: int = 0
+
+    def end_epoch(self, row: dict) -> bool:
+        """Adds the row of the finished epoch and starts the next. Returns whether this epoch is the best so far."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict:
+        """Returns the whole record as JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass
+class RunRecord(EpochRecord):
+    """Record of a run whose best epoch has the lowest validation loss.
+
+    The rows of `history` have the columns `COLUMNS`, and `scores` (`metrics.scores` of the validation split).
+
+    Attributes:
+      totals: of the training batches of the current epoch.
+      empty_steps: number of steps in which all pixels were ignored.
+    """
+
+    totals: SplitTotals = dataclasses.field(default_factory=SplitTotals)
     empty_steps: int = 0
 
     def best(self) -> dict | None:
@@ -87,9 +107,8 @@ class RunRecord(Timed):
         return best is self.history[-1]
 
     def to_json(self) -> dict:
-        """Everything, as JSON."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"totals": self.totals.to_json()}
+        """Returns the whole record as JSON."""
+        return super().to_json() | {"totals": self.totals.to_json()}
 
     @classmethod
     def from_json(cls, values: dict) -> "RunRecord":
@@ -106,14 +125,21 @@ def history_csv(history: list[dict], columns: Sequence[str] = COLUMNS) -> str:
     return text.getvalue()
 
 
-def epoch_row(
-    record: RunRecord, validation: SplitTotals, scores: dict, classes: tuple[int, ...], smooth: float, **more
-) -> dict:
-    """The row of a finished epoch: totals of both splits, `scores` of the validation split, and what else is given."""
+def epoch_row(record: RunRecord, validation: SplitTotals, scores: dict, objective: Objective, **more) -> dict:
+    """Returns the row of a finished epoch.
+
+    Args:
+      record: with the totals of the training batches.
+      validation: totals of the validation split.
+      scores: `metrics.scores` of the validation split.
+      objective: of the run.
+      **more: further columns.
+    """
+    classes = objective.classes
     return {
         "epoch": record.epoch + 1,
-        "train_loss": record.totals.loss(smooth),
-        "val_loss": validation.loss(smooth),
+        "train_loss": record.totals.loss(objective),
+        "val_loss": validation.loss(objective),
         "train_iou": record.totals.macro(metrics.iou, classes),
         "val_iou": scores["iou_global"]["macro"],
         "train_dice": record.totals.macro(metrics.dice, classes),

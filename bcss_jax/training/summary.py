@@ -43,13 +43,13 @@ def device() -> dict:
     }
 
 
-def summary(*, name: str, about: dict, record, scheme, params: dict, stopped_early: bool, test: dict) -> dict:
+def summary(*, name: str, metadata: dict, record, scheme, params: dict, stopped_early: bool, test: dict) -> dict:
     """The content of summary.json.
 
     Args:
       name: of the system.
-      about: what the last checkpoint says of config, data, device and versions.
-      record: the finished `run_record.RunRecord`, with at least one epoch.
+      metadata: of the last checkpoint: config, data, device and versions.
+      record: the finished `history.RunRecord`, with at least one epoch.
       scheme: `labels.LabelScheme`.
       params: the final parameters.
       stopped_early: training ended before `config.epochs`.
@@ -76,9 +76,9 @@ def summary(*, name: str, about: dict, record, scheme, params: dict, stopped_ear
         "parameters": int(sum(np.prod(value.shape) for value in jax.tree.leaves(params))),
         "label_scheme": scheme.to_json(),
         "argmax_over": list(scheme.evaluated_names),
-        "data": about["data"],
-        "pretrained": about["pretrained"],
-        "device": about["device"],
-        "versions": about["versions"],
-        "config": about["config"],
+        "data": metadata["data"],
+        "pretrained": metadata["pretrained"],
+        "device": metadata["device"],
+        "versions": metadata["versions"],
+        "config": metadata["config"],
     }

@@ -1,1 +1,1 @@
-"""A web page on this machine that shows a slide with its segmentation over it: `python -m bcss_jax.view`."""
+"""Serves web pages that show slides with their segmentation: `python -m bcss_jax.view`."""

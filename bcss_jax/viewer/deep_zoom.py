@@ -1,4 +1,4 @@
-"""The geometry of deep zoom images (DZI): powers of two from one pixel to the full size, in tiles of 256 pixels."""
+"""Geometry of deep zoom images (DZI): levels from one pixel to the full size, each twice the one below, in tiles."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ TILE = 256  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A tile: pixels [y, y + height) x [x, x + width) of a level whose pixels are `step` pixels of the full size."""
+    """A tile: pixels [y, y + height) x [x, x + width) of a level whose pixels span `step` pixels of the full size."""
 
     x: int
     y: int
@@ -18,9 +18,9 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class DeepZoom:
-    """A deep zoom image of `width` x `height` pixels, without overlap of its tiles.
+    """A deep zoom image of `width` x `height` pixels; its tiles do not overlap.
 
-    Level `max_level` has the full size, the one below half of it, rounded up, and so on; no level is below 0.
+    Level `max_level` has the full size, the level below half of it (rounded up), and so on down to level 0.
     """
 
     width: int
@@ -28,16 +28,16 @@ class DeepZoom:
 
     @property
     def max_level(self) -> int:
-        """The level of the full size."""
+        """The level that has the full size."""
         return (max(self.width, self.height) - 1).bit_length()
 
     def size(self, level: int) -> tuple[int, int]:
-        """(width, height) of a level from 0 to `max_level`, pixels."""
+        """Returns (width, height) in pixels of a level from 0 to `max_level`."""
         step = 1 << (self.max_level - level)
         return -(-self.width // step), -(-self.height // step)
 
     def tile(self, level: int, column: int, row: int) -> Tile | None:
-        """A tile, smaller at the right and lower edge; None if there is none of these numbers."""
+        """Returns a tile, which is smaller at the right and lower edge; None if no tile has these numbers."""
         if not 0 <= level <= self.max_level:
             return None
         width, height = self.size(level)

@@ -1,4 +1,4 @@
-"""Reads parts of a labels.ome.tif: a tiled pyramid whose smaller levels are SubIFDs of the first."""
+"""Reads regions of a labels.ome.tif, a tiled pyramid whose smaller levels are SubIFDs of the first one."""
 
 import contextlib
 import os
@@ -12,15 +12,15 @@ from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.grid import Grid
 
-MAX_TILE = 4096  # pixels; nobody writes larger ones, and one is decoded whole
-MAX_TOP = 8192  # pixels of a side of the smallest level: without a pyramid, the whole slide at once would be read
-COARSER = 1.1  # a level may be coarser than asked for by so much
+MAX_TILE = 4096  # pixels of a side; a tile is decoded whole, and larger ones are not usual
+MAX_TOP = 8192  # pixels of a side of the smallest level, which may be read whole
+COARSER = 1.1  # a level may be coarser than the requested resolution by this factor
 
 
 class LabelFile:
     """The labels of a slide.
 
-    Tiles are decoded one at a time, so that memory does not depend on the slide. Threads may read at the same time.
+    Tiles are decoded one at a time, so memory does not depend on the size of the slide. Threads may read at the same time.
     """
 
     def __init__(self, path: Path, grid: Grid):
@@ -28,10 +28,10 @@ class LabelFile:
 
         Args:
           path: of the file.
-          grid: that its first level has to have.
+          grid: its first level must have the size of this grid.
 
         Raises:
-          DataError: it is missing, damaged, or not the labels of this grid.
+          DataError: the file is missing or damaged, or does not hold the labels of this grid.
         """
         self._path, self._lock = path, threading.Lock()
         with _as_data_error(path), contextlib.ExitStack() as opened:
@@ -51,12 +51,12 @@ class LabelFile:
         self._file.close()
 
     def sample(self, x: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
-        """Nearest labels at points of the grid.
+        """Returns the nearest labels at points of the grid.
 
         Args:
-          x: float [w], ascending, in pixels of the grid: pixel 0 reaches from 0 to 1.
+          x: float [w], ascending, in pixels of the grid: pixel 0 covers [0, 1).
           y: float [h], likewise.
-          step: distance of neighboring points in pixels of the grid; a level of about that resolution is read.
+          step: distance of neighboring points in pixels of the grid; the level of about that resolution is read.
 
         Returns:
           uint8 [h, w]; 0 outside the grid.
@@ -80,7 +80,7 @@ class LabelFile:
         return labels
 
     def _tile(self, page, row, column) -> np.ndarray | None:
-        """uint8 [tilelength, tilewidth]; None if the file leaves it out because it is empty."""
+        """Returns a tile, uint8 [tilelength, tilewidth]; None if the file leaves it out because it is empty."""
         index = row * -(-page.imagewidth // page.tilewidth) + column
         offset, count = page.dataoffsets[index], page.databytecounts[index]
         if not count:
@@ -93,25 +93,27 @@ class LabelFile:
         decoded = page.decode(encoded, index)[0]
         tile = np.zeros((page.tilelength, page.tilewidth), np.uint8)
         decoded = decoded.reshape(decoded.shape[-3:-1])
-        tile[: decoded.shape[0], : decoded.shape[1]] = decoded  # those at the edges come cut to the image
+        tile[: decoded.shape[0], : decoded.shape[1]] = decoded  # tiles at the edges are cropped to the image
         return tile
 
 
 def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
-    """(pixels of the grid along a side of a pixel, page) of a level."""
+    """Returns the side of a level's pixels in pixels of the grid, and its page. Raises ValueError if it is not as expected."""
     if not page.is_tiled or page.dtype != np.uint8 or page.samplesperpixel != 1:
-        raise ValueError("not tiles of one channel of 8 bits")
+        raise ValueError("an image that is not tiled with one channel of 8 bits")
     if max(page.tilewidth, page.tilelength) > MAX_TILE:
         raise ValueError(f"tiles of {page.tilewidth} x {page.tilelength} pixels")
     factor = 1 << max(0, round(np.log2(grid.width * grid.height / (page.imagewidth * page.imagelength)) / 2))
     for full, size in ((grid.width, page.imagewidth), (grid.height, page.imagelength)):
         if not full // factor <= size <= -(-full // factor) and size != 1:
-            raise ValueError(f"a level of {page.imagewidth} x {page.imagelength} pixels, which no power of two gives")
+            raise ValueError(
+                f"a level of {page.imagewidth} x {page.imagelength} pixels, which is not the full size divided by a power of two"
+            )
     return factor, page
 
 
 def _by_tile(pixels, size, tile):
-    """Slices of the ascending pixels that lie in the same tile, with its number; those outside the image in none."""
+    """Yields slices of the ascending `pixels` that lie in the same tile, with its number; pixels outside are left out."""
     first, last = np.searchsorted(pixels, [0, size])
     if first == last:
         return
@@ -125,7 +127,7 @@ def _by_tile(pixels, size, tile):
 def _as_data_error(path: Path):
     try:
         yield
-    except Exception as error:  # of a damaged file tifffile and the decoders raise almost anything
+    except Exception as error:  # tifffile and the decoders raise many kinds of errors for a damaged file
         found = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise DataError(
             f"{printable(os.fspath(path))}: expected the labels of a slide as a tiled pyramid, found: {found}; "

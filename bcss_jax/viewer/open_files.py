@@ -1,4 +1,4 @@
-"""Keeps the last few files open that were asked for, with what reads them."""
+"""Keeps the most recently used files open, together with the objects that read them."""
 
 import threading
 from collections import OrderedDict
@@ -8,39 +8,43 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Closable(Protocol):
-    """Something to close."""
+    """An object that can be closed."""
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Releases its resources."""
 
 
 T = TypeVar("T", bound=Closable)
 
 
 class OpenFiles(Generic[T]):
-    """At most `limit` of them; the one that was not asked for the longest is closed. Threads may share it."""
+    """A cache of at most `limit` open files, which closes the least recently used one. Threads may share it."""
 
     def __init__(self, limit: int):
-        """None is open yet."""
+        """Opens nothing yet."""
         self._limit, self._lock = limit, threading.Lock()
         self._opened: OrderedDict[Hashable, Future[T]] = OrderedDict()
 
     def get(self, key: Hashable, opener: Callable[[], T]) -> T:
-        """What `opener` gave for this key; whoever asks while it is being opened waits.
+        """Returns the open file of a key; opens it if necessary.
+
+        Args:
+          key: identifies the file.
+          opener: opens it. Other threads that ask for the same key meanwhile wait.
 
         Raises:
-          Exception: what `opener` raises; it is tried again the next time.
+          Exception: what `opener` raises; the next call tries again.
         """
         with self._lock:
             future = self._opened.get(key)
-            mine = future is None
-            if mine:
+            is_new = future is None
+            if future is None:
                 future = self._opened[key] = Future()
             self._opened.move_to_end(key)
             surplus = [self._opened.popitem(last=False)[1] for _ in range(len(self._opened) - self._limit)]
         for each in surplus:
             each.add_done_callback(_close)
-        if mine:
+        if is_new:
             try:
                 future.set_result(opener())
             except BaseException as error:
@@ -49,7 +53,7 @@ class OpenFiles(Generic[T]):
         return future.result()
 
     def drop(self, key: Hashable) -> None:
-        """Closes one, if it is open: the next `get` opens it anew."""
+        """Closes a file if it is open; the next `get` opens it again."""
         with self._lock:
             future = self._opened.get(key)
         if future is not None:
@@ -57,7 +61,7 @@ class OpenFiles(Generic[T]):
             future.add_done_callback(_close)
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all files."""
         for key in list(self._opened):
             self.drop(key)
 

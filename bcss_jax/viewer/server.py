@@ -1,8 +1,8 @@
-"""What the viewer answers: pages, tiles and the files of the package, to GET and HEAD alone.
+"""The viewer's server: pages, tiles and static files, for GET and HEAD requests.
 
-No part of a URL ever becomes a path: results and static files are looked up by their whole name among those found, the
-slide is the one that the result's summary tells of, and numbers of tiles are checked against the geometry before a file is
-touched.
+No part of a URL becomes a path. Results and static files are looked up by their full name among those that were found, the
+slide is the one that the summary of the result names, and tile numbers are checked against the geometry before any file is
+opened.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 import bcss_jax
 from bcss_jax.errors import DataError, printable
+from bcss_jax.slides.slide_summary import SlideSummary
 from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles
@@ -33,14 +34,14 @@ from bcss_jax.viewer.slide_tiles import SlideTiles
 
 NUMBER = re.compile(r"[0-9]{1,8}")
 TILE_NAME = re.compile(r"([0-9]{1,8})_([0-9]{1,8})\.(jpg|labels)")
-OPEN_SLIDES, OPEN_LABELS = 3, 12  # a slide holds processes, labels a file
+MAX_OPEN_SLIDES, MAX_OPEN_LABELS = 3, 12  # an open slide has processes, open labels a file
 STATIC = {
     "viewer.css": "text/css",
     "viewer.js": "text/javascript",
     "icon.svg": "image/svg+xml",
     "openseadragon/openseadragon.min.js": "text/javascript",
 }
-OPENSEADRAGON_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # a rule that it adds to the page
+OPENSEADRAGON_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # of a style rule that OpenSeadragon adds
 POLICY = (
     f"default-src 'self'; style-src 'self' {OPENSEADRAGON_STYLE}; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -54,13 +55,13 @@ HEADERS = (
 
 
 def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
-    """The viewer of a folder.
+    """Returns the viewer of a folder.
 
     Args:
       folder: with results, as in `results.find`.
       open_pool: (path, processes) -> a `bcss_jax.slides.reading.reader_pool.ReaderPool`.
-      slide_files: where the slides are.
-      allowed_hosts: names that requests may call the server by.
+      slide_files: finds the slides.
+      allowed_hosts: host names that requests may use for the server.
     """
     viewer = _Viewer(folder.resolve(), open_pool, slide_files)
 
@@ -89,7 +90,7 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
 
 
 class _Headers:
-    """Adds `HEADERS` to every answer."""
+    """Adds `HEADERS` to every response."""
 
     def __init__(self, app):
         self._app = app
@@ -104,12 +105,13 @@ class _Headers:
 
 
 class _Viewer:
-    """The routes. Starlette runs them in threads, several at a time."""
+    """The routes. Starlette runs them in threads, several at the same time."""
 
     def __init__(self, folder, open_pool, slide_files):
         self._folder, self._open_pool, self._slide_files = folder, open_pool, slide_files
         self._results = results.find(folder)
-        self._slides, self._labels = OpenFiles(OPEN_SLIDES), OpenFiles(OPEN_LABELS)
+        self._slides: OpenFiles[SlideTiles] = OpenFiles(MAX_OPEN_SLIDES)
+        self._labels: OpenFiles[LabelTiles] = OpenFiles(MAX_OPEN_LABELS)
         files = importlib.resources.files("bcss_jax.viewer") / "static"
         self._static = {name: (files / name).read_bytes() for name in STATIC}
 
@@ -119,80 +121,77 @@ class _Viewer:
 
     def start(self, request: Request) -> Response:
         try:
-            self._results = results.find(self._folder)  # there may be more by now
-        except DataError:  # or not even the folder
+            self._results = results.find(self._folder)  # results may have been added
+        except DataError:  # the folder is gone
             self._results = {}
         if len(self._results) == 1:
             return RedirectResponse(page.url(next(iter(self._results.values()))), headers={"cache-control": "no-store"})
-        return _html(page.list_of(list(self._results.values())))
+        return _html(page.list_page(list(self._results.values())))
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._static:
             raise HTTPException(404)
         content = self._static[name]
-        return _answer(request, (name, hashlib.blake2b(content).hexdigest()), STATIC[name], lambda: content)
+        return _response(request, (name, hashlib.blake2b(content).hexdigest()), STATIC[name], lambda: content)
 
     def page(self, request: Request) -> Response:
         found = self._result(request)
-        result = results.result_in(found.folder, self._folder)  # it may be another one by now
+        result = results.result_in(found.folder, self._folder)  # it may have changed
         self._results[result.key] = result
         notes, slide, labels, moved_to = [], None, None, None
         if result.summary:
             try:
-                labels = self._label_tiles(result)
+                labels = self._label_tiles(result, result.summary)
             except DataError as error:
                 notes.append(str(error))
             try:
-                path = self._path_now(result)
-                slide = self._slide(result, path)
-                moved_to = None if path == result.summary.slide_path else printable(path)
+                path = self._current_path(result.summary)
+                slide = self._slide_tiles(result.summary, path)
+                moved_to = None if str(path) == result.summary.slide.path else printable(path)
             except DataError as error:
-                notes.append(f"{error}; the result is shown over white" if labels else str(error))
+                notes.append(f"{error}; the result is shown on white" if labels else str(error))
         else:
             notes.append(result.problem)
         others = [each for each in self._results.values() if result.summary and _same_slide(each, result)]
         alone = len(self._results) == 1
-        return _html(page.slide(result, others, slide, labels, notes, moved_to, alone))
+        return _html(page.slide_page(result, others, slide, labels, notes, moved_to, alone))
 
     def thumbnail(self, request: Request) -> Response:
-        result = self._usable(request)
-        files = [self._inside(result, name) for name in (result.summary.overlay, result.summary.labels) if name]
+        result, summary = self._usable(request)
+        overlay, labels = summary.files["overlay"], self._inside(result, summary.labels_file)
+        picture = self._inside(result, overlay) if overlay else None
 
         def make():
             try:
-                return thumbnail.jpeg(result, files[0] if result.summary.overlay else None, self._label_tiles)
+                return thumbnail.jpeg(summary, picture, lambda: self._label_tiles(result, summary))
             except DataError as error:
                 raise HTTPException(404) from error
 
-        return _answer(request, (request.url.path, *map(_stamp, files)), "image/jpeg", make)
+        return _response(request, (request.url.path, _stamp(picture), _stamp(labels)), "image/jpeg", make)
 
     def slide_tile(self, request: Request) -> Response:
-        result = self._usable(request)
-        try:
-            path = self._slide_files.path_of(result.summary)
-            slide = self._slide(result, path)
-        except DataError as error:
-            raise HTTPException(404, str(error)) from error
+        _, summary = self._usable(request)
+        with _not_found():
+            path = self._slide_files.path_of(summary)
+            slide = self._slide_tiles(summary, path)
         tile = _tile(request, slide.geometry, "jpg")
 
         def make():
             try:
                 return slide.jpeg(tile)
-            except DataError as error:  # this place cannot be read
+            except DataError as error:  # the slide is damaged there
                 raise HTTPException(503, str(error)) from error
-            except Exception as error:  # the readers hang, or were closed for another slide
+            except Exception as error:  # the readers hang, or were closed to open another slide
                 self._slides.drop(_stamp(path))
                 raise HTTPException(503, "the slide cannot be read now") from error
 
-        return _answer(request, (request.url.path, _stamp(path)), "image/jpeg", make)
+        return _response(request, (request.url.path, _stamp(path)), "image/jpeg", make)
 
     def label_tile(self, request: Request) -> Response:
-        result = self._usable(request)
-        try:
-            labels = self._label_tiles(result)
-        except DataError as error:
-            raise HTTPException(404, str(error)) from error
+        result, summary = self._usable(request)
+        with _not_found():
+            labels = self._label_tiles(result, summary)
         tile = _tile(request, labels.geometry, "labels")
 
         def make():
@@ -201,8 +200,8 @@ class _Viewer:
             except DataError as error:
                 raise HTTPException(503, str(error)) from error
 
-        stamp = _stamp(self._inside(result, result.summary.labels))
-        return _answer(request, (request.url.path, stamp), "application/octet-stream", make, "gzip")
+        stamp = _stamp(self._inside(result, summary.labels_file))
+        return _response(request, (request.url.path, stamp), "application/octet-stream", make, "gzip")
 
     def _result(self, request) -> Result:
         result = self._results.get(request.path_params["key"])
@@ -210,46 +209,47 @@ class _Viewer:
             raise HTTPException(404)
         return result
 
-    def _usable(self, request) -> Result:
+    def _usable(self, request) -> tuple[Result, SlideSummary]:
         result = self._result(request)
         if result.summary is None:
             raise HTTPException(404)
-        return result
+        return result, result.summary
 
-    def _path_now(self, result) -> Path:
-        """Where the slide is; if need be after a fresh look for it, which no tile is worth."""
+    def _current_path(self, summary: SlideSummary) -> Path:
+        """Where the slide is, after a new search if necessary; the requests for tiles do not search."""
         try:
-            return self._slide_files.path_of(result.summary)
+            return self._slide_files.path_of(summary)
         except DataError:
-            self._slide_files.look_again()
-            return self._slide_files.path_of(result.summary)
+            self._slide_files.update()
+            return self._slide_files.path_of(summary)
 
-    def _slide(self, result, path) -> SlideTiles:
-        return self._slides.get(_stamp(path), lambda: SlideTiles(path, result.summary, self._open_pool))
+    def _slide_tiles(self, summary: SlideSummary, path: Path) -> SlideTiles:
+        return self._slides.get(_stamp(path), lambda: SlideTiles(path, summary, self._open_pool))
 
-    def _label_tiles(self, result) -> LabelTiles:
-        summary, path = result.summary, self._inside(result, result.summary.labels)
+    def _label_tiles(self, result: Result, summary: SlideSummary) -> LabelTiles:
+        path = self._inside(result, summary.labels_file)
         if path is None:
             raise DataError(
-                f"{result.folder / summary.labels}: expected the labels of the slide; segment the slide again"
+                f"{printable(result.folder / summary.labels_file)}: expected the labels of the slide, found no such file; "
+                "segment the slide again"
             )
+        slide, grid = summary.slide, summary.grid
         return self._labels.get(
-            _stamp(path),
-            lambda: LabelTiles(LabelFile(path, summary.grid), summary.width, summary.height, summary.grid),
+            _stamp(path), lambda: LabelTiles(LabelFile(path, grid), slide.width, slide.height, grid)
         )
 
-    def _inside(self, result, name) -> Path | None:
+    def _inside(self, result: Result, name: str) -> Path | None:
         """A file of the result; None if it is missing, or lies outside the folder that is served."""
         path = result.folder / name
         return path if results.inside(path, self._folder) else None
 
 
 def _same_slide(one, other):
-    return one.summary is not None and one.summary.slide_path == other.summary.slide_path
+    return one.summary is not None and one.summary.slide.path == other.summary.slide.path
 
 
 def _stamp(path: Path | None):
-    """Changes when the file does."""
+    """A value that changes when the file does."""
     try:
         found = os.stat(path) if path else None
     except OSError:
@@ -271,8 +271,25 @@ def _html(text: str) -> Response:
     return Response(text, media_type="text/html", headers={"cache-control": "no-store"})
 
 
-def _answer(request: Request, identity: tuple, media_type: str, make, encoding: str | None = None) -> Response:
-    """What `make` gives, unless the browser has it: the same identity means the same bytes."""
+@contextlib.contextmanager
+def _not_found():
+    """Responds with 404 if a slide or its labels cannot be opened."""
+    try:
+        yield
+    except DataError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def _response(request: Request, identity: tuple, media_type: str, make, encoding: str | None = None) -> Response:
+    """Responds with what `make` returns, unless the browser has it already.
+
+    Args:
+      request: of the browser.
+      identity: determines the bytes.
+      media_type: of the content.
+      make: returns the content.
+      encoding: of the content, for example "gzip".
+    """
     digest = hashlib.blake2b(repr((bcss_jax.__version__, identity)).encode("utf-8", "backslashreplace"), digest_size=12)
     headers = {"etag": f'"{digest.hexdigest()}"', "cache-control": "private, no-cache"}
     known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]

@@ -1,7 +1,7 @@
-"""Where the slides are now: where they were segmented or, on another machine, in a folder that the user names.
+"""Finds the slides: where they were segmented or, on another machine, in a folder that the user names.
 
-A slide is known again by its name, its size and the hash of both its ends, which its summary.json has. Requests of a
-browser choose among summaries, never among files.
+A slide is recognized by its name, its size and the hash of both its ends, which its summary.json states. A request of a
+browser selects a summary, never a file.
 """
 
 import functools
@@ -11,17 +11,21 @@ from pathlib import Path
 
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.batch.slide_folder import fingerprints
-from bcss_jax.viewer.results import Summary, inside
+from bcss_jax.slides.slide_summary import SlideSummary
+from bcss_jax.viewer.results import inside
 
 
 class SlideFiles:
-    """Finds slides where they were, else in a folder and below. Threads may share it."""
+    """Finds slides where they were segmented, otherwise in a folder and its subfolders. Threads may share it."""
 
     def __init__(self, folder: Path | None):
-        """Looks through the folder, if there is one, without following links that lead out of it.
+        """Searches the folder.
+
+        Args:
+          folder: with slides; links that lead out of it are not followed. None: slides are not searched for.
 
         Raises:
-          DataError: it cannot be read.
+          DataError: the folder cannot be read.
         """
         self._folder, self._lock = folder, threading.Lock()
         self._by_name: dict[str, list[Path]] = {}
@@ -34,13 +38,13 @@ class SlideFiles:
                 raise DataError(
                     f"--slides={printable(folder)}: expected a folder with slides ({error.strerror}); check the path"
                 ) from error
-            self.look_again()
+            self.update()
 
-    def look_again(self) -> None:
-        """Takes in what has come into the folder since."""
+    def update(self) -> None:
+        """Searches the folder again, for files that were added since."""
         if self._folder is None:
             return
-        with self._lock:  # one walk at a time
+        with self._lock:  # one search at a time
             by_name, unread = {}, []
             for folder, subfolders, names in os.walk(self._folder, onerror=unread.append):
                 subfolders.sort()
@@ -48,14 +52,14 @@ class SlideFiles:
                     by_name.setdefault(printable(name), []).append(Path(folder, name))
             self._by_name, self._unread = by_name, unread
 
-    def path_of(self, summary: Summary) -> Path:
-        """The file of a slide.
+    def path_of(self, summary: SlideSummary) -> Path:
+        """Returns the file of a slide.
 
         Raises:
-          DataError: it is neither where it was nor in the folder; says what else has its name there.
+          DataError: it is neither where it was nor in the folder; the message names a file that has its name there.
         """
-        if os.path.isfile(summary.slide_path):  # no error either where one may not look
-            return summary.slide_path
+        if os.path.isfile(summary.slide.path):  # not an error where permission is missing
+            return Path(summary.slide.path)
         others = []
         for path in self._of_name(summary):
             if _is_slide(path, summary.fingerprint):
@@ -64,20 +68,22 @@ class SlideFiles:
         raise DataError(self._missing(summary, others))
 
     def _of_name(self, summary):
+        if self._folder is None:
+            return []
         # What was segmented may have been a link to a file of another name.
-        names = dict.fromkeys((summary.slide_name, summary.slide_path.name))
-        paths = [path for name in names for path in self._by_name.get(name, ())]
+        names = dict.fromkeys((summary.slide.name, Path(summary.slide.path).name))
+        paths = [path for name in names for path in self._by_name.get(printable(name), ())]
         return [path for path in paths if inside(path, self._folder) and os.path.isfile(path)]
 
     def _missing(self, summary, others):
-        gone = f"{summary.slide_path}: the slide is not there any more"
+        gone = f"{printable(summary.slide.path)}: the slide is not there any more"
         if self._folder is None:
-            return f"{gone} (start the viewer with --slides=FOLDER if it is elsewhere)"
+            return f"{gone} (if it was moved, start the viewer with --slides=FOLDER)"
         if others:
-            return f"{gone}, and {printable(others[0])} is another file (size or content differ)"
+            return f"{gone}, and {printable(others[0])} is a different file (its size or content differs)"
         unread = self._unread
         but = f", but {printable(unread[0].filename)} cannot be read ({unread[0].strerror})" if unread else ""
-        return f"{gone}, and no file of its name is in {printable(self._folder)} or below{but}"
+        return f"{gone}, and no file of its name is in {printable(self._folder)} or its subfolders{but}"
 
 
 def _is_slide(path, expected):
@@ -92,5 +98,5 @@ def _is_slide(path, expected):
 
 @functools.lru_cache(1024)
 def _fingerprint(path, size, changed):
-    """Once for a file, unless it changes: asked for with every tile."""
+    """The fingerprint of a slide. It is needed for every tile, but computed only when the file has changed."""
     return fingerprints(path)["slide"]

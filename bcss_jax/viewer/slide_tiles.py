@@ -1,4 +1,4 @@
-"""Deep zoom tiles of a slide, as JPEG, read by processes of their own: a damaged slide ends such a process, not the server."""
+"""Deep zoom tiles of a slide as JPEG. Separate processes read the slide, so a damaged slide cannot end the server."""
 
 import functools
 import io
@@ -9,39 +9,39 @@ from PIL import Image
 
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.slide_summary import SlideSummary
 from bcss_jax.viewer.deep_zoom import DeepZoom, Tile
-from bcss_jax.viewer.results import Summary
 
 QUALITY = 85
 PROCESSES = 2
-LIMIT_S = 90  # for a tile; the readers give up sooner, and start anew
-CACHED = 256  # tiles, some 40 kB each
+TIMEOUT_S = 90  # for a tile; the readers give up sooner, and restart
+CACHED_TILES = 256  # about 40 kB each
 
 
 class SlideTiles:
     """Makes the tiles of one slide."""
 
-    def __init__(self, path: Path, summary: Summary, open_pool):
+    def __init__(self, path: Path, summary: SlideSummary, open_pool):
         """Opens the slide.
 
         Args:
           path: of its file.
-          summary: of its segmentation: how large it is.
+          summary: of its segmentation, which states its size.
           open_pool: (path, processes) -> a `bcss_jax.slides.reading.reader_pool.ReaderPool`.
 
         Raises:
           DataError: the slide cannot be read, or is not the one that was segmented.
         """
-        self.geometry = DeepZoom(summary.width, summary.height)
+        self.geometry = DeepZoom(summary.slide.width, summary.slide.height)
         self._mpp = summary.grid.mpp / summary.grid.scale[0]
-        self.jpeg = functools.lru_cache(CACHED)(self._jpeg)
+        self.jpeg = functools.lru_cache(CACHED_TILES)(self._jpeg)
         self._pool = open_pool(path, PROCESSES)
         self._pool.__enter__()
-        found = self._pool.info
-        if (found.width, found.height) != (summary.width, summary.height):
+        found, expected = self._pool.info, summary.slide
+        if (found.width, found.height) != (expected.width, expected.height):
             self.close()
             raise DataError(
-                f"{printable(path)}: expected the slide that was segmented, {summary.width} x {summary.height} pixels, found "
+                f"{printable(path)}: expected the slide that was segmented, {expected.width} x {expected.height} pixels, found "
                 f"{found.width} x {found.height}"
             )
 
@@ -50,28 +50,27 @@ class SlideTiles:
         self._pool.__exit__(None, None, None)
 
     def _jpeg(self, tile: Tile) -> bytes:
-        """A tile; where the slide gives no pixels it is hatched in gray."""
+        """Returns a tile; where the slide cannot be read it is hatched in gray."""
         level = Grid(
             -(-self.geometry.width // tile.step),
             -(-self.geometry.height // tile.step),
             self._mpp * tile.step,
             (float(tile.step), float(tile.step)),
         )
-        block = self._pool.submit(level, tile.x, tile.y, tile.width, tile.height).result(LIMIT_S)
+        block = self._pool.submit(level, tile.x, tile.y, tile.width, tile.height).result(TIMEOUT_S)
         return jpeg(block.pixels, block.unreadable)
 
 
 def jpeg(pixels: np.ndarray, unreadable: np.ndarray | None) -> bytes:
-    """Pixels as JPEG without loss of color resolution.
+    """Returns pixels as JPEG with full color resolution.
 
     Args:
       pixels: uint8 [h, w, 3].
-      unreadable: bool [h, w], pixels to be hatched; None if none.
+      unreadable: bool [h, w], pixels to be hatched, or None.
     """
     if unreadable is not None and unreadable.any():
-        from bcss_jax.common.figures import (
-            hatched,
-        )  # here, because Matplotlib takes half a second that sound slides do not need
+        # Imported here because Matplotlib takes half a second, and only damaged slides need it.
+        from bcss_jax.common.figures import hatched
 
         pixels = hatched(pixels, unreadable)
     content = io.BytesIO()

@@ -1,33 +1,33 @@
-"""The small picture of a result in the list: its overlay, or its labels over white."""
+"""The small picture of a result in the list: its overlay, or its labels on white."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from bcss_jax.errors import DataError
-from bcss_jax.viewer.label_tiles import MARGIN
-from bcss_jax.viewer.results import Result
+from bcss_jax.slides.slide_summary import SlideSummary
+from bcss_jax.viewer.label_tiles import MARGIN, LabelTiles
 
 SIDE = 256  # pixels, at most
-MAX_PIXELS = 64_000_000  # of an overlay
+MAX_PIXELS = 64_000_000  # of an overlay that is read
 
 
-def jpeg(result: Result, overlay: Path | None, label_tiles) -> bytes:
-    """The picture as JPEG.
+def jpeg(summary: SlideSummary, overlay: Path | None, open_labels: Callable[[], LabelTiles]) -> bytes:
+    """Returns the picture as JPEG.
 
     Args:
-      result: with a summary.
+      summary: of the result.
       overlay: file of the picture of slide and labels, if there is one.
-      label_tiles: result -> its `LabelTiles`; asked where there is no overlay.
+      open_labels: returns the labels; called if there is no overlay.
 
     Raises:
-      DataError: neither can be read.
+      DataError: neither the overlay nor the labels can be read.
     """
     image = _of_overlay(overlay) if overlay else None
     if image is None:
-        image = _of_labels(result, label_tiles(result))
+        image = _of_labels(summary, open_labels())
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)
     return content.getvalue()
@@ -44,13 +44,12 @@ def _of_overlay(path):
         return None
 
 
-def _of_labels(result, tiles):
-    level = min(8, tiles.geometry.max_level)  # the largest that is one tile
+def _of_labels(summary, tiles):
+    level = min(8, tiles.geometry.max_level)  # the largest level that is a single tile
     tile = tiles.geometry.tile(level, 0, 0)
-    if tile is None:
-        raise DataError(f"{result.folder}: no labels")
+    assert tile is not None  # a level has at least one tile
     labels = tiles.labels(tile)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     colors = np.full((256, 3), 255, np.uint8)
-    for each in result.summary.classes:
+    for each in summary.classes:
         colors[each.value] = each.color
     return Image.fromarray(colors[labels])

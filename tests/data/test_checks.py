@@ -12,8 +12,9 @@ from PIL import Image
 
 from bcss_jax import labels
 from bcss_jax.data import image_files
-from bcss_jax.data.checks import check, content_of, judge
-from bcss_jax.data.discovery import find_tiles
+from bcss_jax.data.checks import CheckedTile, check_tiles, report_on
+from bcss_jax.data.discovery import DataSettings, find_tiles
+from bcss_jax.data.tile_reader import tile_stats
 from bcss_jax.errors import ConfigError, DataError
 
 TILE = f"{name()}.png"  # the tile that each test spoils
@@ -25,7 +26,7 @@ def root(tmp_path):
 
 
 def checked(root, **options):
-    return check(find_tiles("kaggle512", root), **options)
+    return check_tiles(find_tiles(DataSettings("kaggle512", root)), **options)
 
 
 def line_of(error):
@@ -172,7 +173,7 @@ def test_passing_over_may_leave_nothing(root):
 def test_b04_tile_of_another_size(root):
     save(root / "train_512" / TILE, image(size=8))
     save(root / "train_mask_512" / TILE, mask(size=8))
-    with pytest.raises(DataError, match=f"{TILE}: expected 16x16 pixels as most tiles have, found 8x8; mend"):
+    with pytest.raises(DataError, match=f"{TILE}: expected 16x16 pixels as most tiles have, found 8x8; repair"):
         checked(root)
 
 
@@ -198,7 +199,7 @@ def test_b09_class_absent_from_a_part_is_a_warning(root, caplog):
     assert report.absent["tumor_stroma"] == {"train": [], "val": ["stroma"]}
     assert report.absent["five_classes"]["val"] == ["stroma", "inflammatory", "necrosis"]
     report.log(labels.SCHEMES["tumor_stroma"])
-    assert caplog.messages == ["val holds no pixel of stroma: there is no figure for it"]
+    assert caplog.messages == ["val contains no pixel of stroma, so there is no score for it"]
 
 
 def test_b12_cmyk(tmp_path):
@@ -249,7 +250,7 @@ def test_b21_patient_in_two_parts(root):
     with pytest.raises(DataError) as error:
         checked(root)
     assert re.search(
-        r"every patient in one part only, found 1 in several \(TCGA-A2-A0D2\); .*split=institute", line_of(error)
+        r"every patient in one split only, found 1 in several \(TCGA-A2-A0D2\); .*split=institute", line_of(error)
     )
     _, report = checked(root, patients_may_recur=True)
     assert report.patients_in_two_parts == ["TCGA-A2-A0D2"]
@@ -261,7 +262,7 @@ def test_b22_same_image_in_two_parts(root, options):
     with pytest.raises(DataError) as error:
         checked(root)
     assert re.search(
-        "TCGA-OL-A5D6.*of its own in val, found the same pixels as in .*A0D2.* of train; remove", line_of(error)
+        "TCGA-OL-A5D6.*that only val has, found the same pixels as in .*A0D2.* of train; remove", line_of(error)
     )
 
 
@@ -279,7 +280,7 @@ def test_repeats_within_a_part_are_counted(root):
 
 def test_counts(root):
     usable, report = checked(root)
-    assert usable == find_tiles("kaggle512", root)
+    assert usable == find_tiles(DataSettings("kaggle512", root))
     assert report.tiles == {"train": 4, "val": 2} and report.patients == {"train": 2, "val": 1}
     assert sum(report.code_pixels["train"].values()) == 4 * 256
     codes = np.concatenate([np.asarray(Image.open(tile.mask)).ravel() for tile in usable if tile.split == "val"])
@@ -309,11 +310,11 @@ def test_patches_of_a_region(tmp_path):
         region = f"{patient}-DX1_xmin100_ymin200_MPP-0.2500.png"
         save(tmp_path / "images" / region, image(seed, size=32))
         save(tmp_path / "masks" / region, mask(seed, size=32))
-    found = find_tiles("roi", tmp_path, patch_size=16, stride=16)
-    assert check(found)[1].tiles == {"train": 4, "val": 4}
+    found = find_tiles(DataSettings("roi", tmp_path, patch_size=16, stride=16))
+    assert check_tiles(found)[1].tiles == {"train": 4, "val": 4}
     save(tmp_path / "masks" / region, mask(size=31))
     with pytest.raises(DataError, match="expected 32x32 pixels as in .*, found 31x31"):
-        check(found)
+        check_tiles(found)
 
 
 def test_progress_is_reported(root):
@@ -322,13 +323,13 @@ def test_progress_is_reported(root):
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
-def test_judge_alone():
-    contents = [content_of(image(seed), mask(seed)) for seed in range(2)]
-    rows = [("a", "train", "p", contents[0]), ("b", "val", "q", contents[1])]
-    assert judge(rows, "kaggle3").tiles == {"train": 1, "val": 1}
-    assert "five_classes" not in judge(rows, "kaggle3").absent
-    with pytest.raises(DataError, match="^b: expected an image of its own"):
-        judge([rows[0], (*rows[1][:3], contents[0])], "kaggle3")
+def test_report_alone():
+    stats = [tile_stats(image(seed), mask(seed)) for seed in range(2)]
+    tiles = [CheckedTile("a", "train", "p", stats[0]), CheckedTile("b", "val", "q", stats[1])]
+    assert report_on(tiles, "kaggle3").tiles == {"train": 1, "val": 1}
+    assert "five_classes" not in report_on(tiles, "kaggle3").absent
+    with pytest.raises(DataError, match="^b: expected an image that only val has"):
+        report_on([tiles[0], tiles[1]._replace(stats=stats[0])], "kaggle3")
 
 
 def test_real_tiles_with_alpha():
@@ -361,10 +362,10 @@ def test_real_tiles():
     folder = DATA / "bcss_kaggle224"
     if not folder.exists():
         pytest.skip(f"{folder} is not there")
-    found = find_tiles("kaggle224", folder)
-    with pytest.raises(DataError, match="every patient in one part only"):
-        check(found)
-    _, report = check(found, patients_may_recur=True)
+    found = find_tiles(DataSettings("kaggle224", folder))
+    with pytest.raises(DataError, match="every patient in one split only"):
+        check_tiles(found)
+    _, report = check_tiles(found, patients_may_recur=True)
     assert report.tiles == {"train": 90, "val": 30, "test": 30} and report.patients_in_two_parts == ["TCGA-A2-A0D2"]
 
 
@@ -377,9 +378,9 @@ def test_real_region_without_mask():
     # Both real regions are of one institute, so the parts are given here by hand.
     whole = find_tiles_of_one_institute(folder)
     with pytest.raises(DataError, match="TCGA-A2-A3XX.*: expected its mask .*found none; .*allow_missing"):
-        check(whole)
+        check_tiles(whole)
 
 
 def find_tiles_of_one_institute(folder):
-    found = find_tiles("roi", folder, patch_size=1024, stride=1024, required=())
+    found = find_tiles(DataSettings("roi", folder, patch_size=1024, stride=1024), required=())
     return [dataclasses.replace(tile, split="val" if "A3XX" in tile.key else "train") for tile in found]

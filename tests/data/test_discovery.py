@@ -8,7 +8,7 @@ from helpers.tile_files import image, kaggle512, mask, name, save
 from PIL import Image
 
 from bcss_jax.data import discovery
-from bcss_jax.data.discovery import find_tiles
+from bcss_jax.data.discovery import DataSettings, find_tiles
 from bcss_jax.errors import ConfigError, DataError
 
 
@@ -20,7 +20,7 @@ def line_of(error):
 
 
 def test_kaggle512(tmp_path):
-    tiles = find_tiles("kaggle512", kaggle512(tmp_path), mpp=0.5)
+    tiles = find_tiles(DataSettings("kaggle512", kaggle512(tmp_path), mpp=0.5))
     assert [(tile.key, tile.split) for tile in tiles] == [
         (name("TCGA-A2-A0D2", 0), "train"),
         (name("TCGA-A2-A0D2", 512), "train"),
@@ -38,7 +38,7 @@ def test_kaggle512(tmp_path):
 
 def test_folder_of_the_kaggle_archive(tmp_path):
     kaggle512(tmp_path / "BCSS_512")
-    assert len(find_tiles("kaggle512", tmp_path)) == 6
+    assert len(find_tiles(DataSettings("kaggle512", tmp_path))) == 6
 
 
 def test_published_test_images_without_masks_are_left_out(tmp_path):
@@ -46,14 +46,16 @@ def test_published_test_images_without_masks_are_left_out(tmp_path):
         save(tmp_path / part / f"{name(x=len(part))}.png", image())
         if part != "test":
             save(tmp_path / f"{part}_mask" / f"{name(x=len(part))}.png", mask())
-    assert {tile.split for tile in find_tiles("kaggle224", tmp_path)} == {"train", "val"}
+    assert {tile.split for tile in find_tiles(DataSettings("kaggle224", tmp_path))} == {"train", "val"}
     save(tmp_path / "test_mask" / f"{name(x=len('test'))}.png", mask())
-    assert {tile.split for tile in find_tiles("kaggle224", tmp_path)} == {"train", "val", "test"}
+    assert {tile.split for tile in find_tiles(DataSettings("kaggle224", tmp_path))} == {"train", "val", "test"}
 
 
 def test_split_by_institute_pools_the_parts(tmp_path):
     kaggle512(tmp_path, train=("TCGA-A2-A0D2", "TCGA-EW-A1P8"), val=("TCGA-OL-A5D6", "TCGA-AR-A0U1"))
-    assert {tile.institute: tile.split for tile in find_tiles("kaggle512", tmp_path, split="institute")} == {
+    assert {
+        tile.institute: tile.split for tile in find_tiles(DataSettings("kaggle512", tmp_path, split_by="institute"))
+    } == {
         "A2": "train",
         "AR": "train",
         "EW": "val",
@@ -64,7 +66,7 @@ def test_split_by_institute_pools_the_parts(tmp_path):
 def test_split_by_institute_needs_institutes_to_hold_out(tmp_path):
     kaggle512(tmp_path, val=("TCGA-A8-A07C",))
     with pytest.raises(DataError) as error:
-        find_tiles("kaggle512", tmp_path, split="institute")
+        find_tiles(DataSettings("kaggle512", tmp_path, split_by="institute"))
     assert re.search(r"tiles for val, found none .*A2, A8, BH.*OL, LL, E2, EW, GM, S3", line_of(error))
 
 
@@ -73,30 +75,30 @@ def test_regions_are_cut_into_patches(tmp_path):
         region = f"{patient}-DX1_xmin100_ymin200_MPP-0.2500.png"
         save(tmp_path / "images" / region, image()[:13])
         save(tmp_path / "masks" / region, mask()[:13])
-    tiles = find_tiles("roi", tmp_path, patch_size=8, stride=4)
+    tiles = find_tiles(DataSettings("roi", tmp_path, patch_size=8, stride=4))
     assert [tile.window for tile in tiles if tile.split == "val"] == [
         (x, y, 8) for x, y in ((0, 0), (0, 4), (4, 0), (4, 4), (8, 0), (8, 4))
     ]
     assert len({tile.key for tile in tiles}) == 12
     with pytest.raises(DataError, match=r"at least 14x14 pixels, found 16x13; lower --config.data.patch_size"):
-        find_tiles("roi", tmp_path, patch_size=14)
+        find_tiles(DataSettings("roi", tmp_path, patch_size=14))
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"layout": "kaggle"}, {"split": "rows"}, {"mpp": 0}, {"mpp": float("nan")}, {"patch_size": 0}, {"stride": 0}],
+    [{"layout": "kaggle"}, {"split_by": "rows"}, {"mpp": 0}, {"mpp": float("nan")}, {"patch_size": 0}, {"stride": 0}],
     ids=str,
 )
 def test_arguments_that_cannot_be(tmp_path, arguments):
     with pytest.raises(ConfigError):
-        find_tiles(**({"layout": "roi", "data_dir": tmp_path} | arguments))
+        find_tiles(DataSettings(**({"layout": "roi", "dir": tmp_path} | arguments)))
 
 
 @pytest.mark.parametrize("layout", discovery.FOLDERS)
 def test_b01_empty_data_folder(tmp_path, layout):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(DataError) as error:
-            find_tiles(layout, folder)
+            find_tiles(DataSettings(layout, folder))
         first = discovery.FOLDERS[layout][0][0]
         assert re.search(
             rf"{re.escape(str(folder))}: expected the layout {layout} with the folders {first}, .*Kaggle whats2000/"
@@ -104,17 +106,17 @@ def test_b01_empty_data_folder(tmp_path, layout):
             line_of(error),
         )
     with pytest.raises(DataError, match="data_dir: expected the layout"):
-        find_tiles(layout, None)
+        find_tiles(DataSettings(layout, None))
 
 
 def test_b01_folders_without_images(tmp_path):
     kaggle512(tmp_path, val=())
     for folder in ("val_512", "val_mask_512"):
         with pytest.raises(DataError, match=f"found no {folder}"):
-            find_tiles("kaggle512", tmp_path)
+            find_tiles(DataSettings("kaggle512", tmp_path))
         (tmp_path / folder).mkdir()
     with pytest.raises(DataError, match="found no image in .*val_512"):
-        find_tiles("kaggle512", tmp_path)
+        find_tiles(DataSettings("kaggle512", tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -134,16 +136,16 @@ def test_b18_odd_file_names(tmp_path, odd):
     with open(os.path.join(os.fsencode(tmp_path / "train_512"), odd), "wb") as file:
         file.write(b"")
     with pytest.raises(DataError) as error:
-        find_tiles("kaggle512", tmp_path)
+        find_tiles(DataSettings("kaggle512", tmp_path))
     assert re.search(r"expected a name such as TCGA-A2-A0D2-DX1.*rename or remove the file", line_of(error))
 
 
 def test_b18_odd_folder_name_works(tmp_path):
     root = kaggle512(tmp_path / "line\nbreak \udcff..")
-    assert len(find_tiles("kaggle512", root)) == 6
+    assert len(find_tiles(DataSettings("kaggle512", root))) == 6
     (root / "train_512" / "odd.png").touch()
     with pytest.raises(DataError) as error:
-        find_tiles("kaggle512", root)
+        find_tiles(DataSettings("kaggle512", root))
     line_of(error)
 
 
@@ -151,7 +153,7 @@ def test_what_is_no_image_is_left_out(tmp_path):
     kaggle512(tmp_path)
     for other in ("Thumbs.db", ".DS_Store", f"._{name()}.png"):
         (tmp_path / "train_512" / other).touch()
-    assert len(find_tiles("kaggle512", tmp_path)) == 6
+    assert len(find_tiles(DataSettings("kaggle512", tmp_path))) == 6
 
 
 @pytest.mark.parametrize("where", ["train_512", f"train_512/{name()}.png"])
@@ -162,7 +164,7 @@ def test_b19_links(tmp_path, where, target):
     path.rename(tmp_path / "moved")
     path.symlink_to({"loop": path, "outside": tmp_path / "moved", "nowhere": tmp_path / "absent"}[target])
     with pytest.raises(DataError) as error:
-        find_tiles("kaggle512", root)
+        find_tiles(DataSettings("kaggle512", root))
     expected = (
         "expected data inside .*found a link to .*copy" if target == "outside" else "nowhere or in circles; remove"
     )
@@ -175,7 +177,7 @@ def test_b19_links_inside_and_a_linked_data_folder_work(tmp_path):
     path.rename(root / "moved.png")
     path.symlink_to(root / "moved.png")
     (tmp_path / "link").symlink_to(root)
-    assert len(find_tiles("kaggle512", tmp_path / "link")) == 6
+    assert len(find_tiles(DataSettings("kaggle512", tmp_path / "link"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_b20_two_files_of_one_name(tmp_path, copy):
     kaggle512(tmp_path)
     save(tmp_path / copy, image())
     with pytest.raises(DataError) as error:
-        find_tiles("kaggle512", tmp_path)
+        find_tiles(DataSettings("kaggle512", tmp_path))
     assert re.search("expected one tile of that name, found .*remove or rename", line_of(error))
 
 
@@ -193,7 +195,7 @@ def test_offsets_of_the_real_tiles_are_x_and_y():
     tiles_dir, regions = DATA / "bcss_kaggle224", DATA / "bcss_roi"
     if not tiles_dir.exists():
         pytest.skip(f"{tiles_dir} is not there")
-    tiles = find_tiles("kaggle224", tiles_dir)
+    tiles = find_tiles(DataSettings("kaggle224", tiles_dir))
     assert len(tiles) == 150
     region = next((regions / "images").glob("TCGA-A2-A0D2*"))
     whole = np.asarray(Image.open(region))
@@ -209,4 +211,4 @@ def test_real_tiles_of_one_institute_cannot_be_split_by_institute():
         pytest.skip(f"{DATA} is not there")
     for layout, folder in (("kaggle224", "bcss_kaggle224"), ("roi", "bcss_roi")):
         with pytest.raises(DataError, match="tiles for val, found none .institutes there: A2;"):
-            find_tiles(layout, DATA / folder, split="institute")
+            find_tiles(DataSettings(layout, DATA / folder, split_by="institute"))

@@ -3,7 +3,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image
 from bcss_jax import labels
 from bcss_jax.data import input_pipeline
 from bcss_jax.data.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE
-from bcss_jax.data.input_pipeline import InputWait, encoded_from_png, eval_batches, train_batches
+from bcss_jax.data.input_pipeline import encoded_from_png, eval_batches, train_batches
 from bcss_jax.errors import ConfigError, DataError
 
 SIZE, COUNT = 32, 11
@@ -240,19 +239,3 @@ def test_process_can_exit_in_the_middle_of_an_epoch():
     folders = [pathlib.Path(__file__).parent, ROOT / "tests", ROOT]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 75
-
-
-def test_input_wait_counts_the_waiting_only():
-    def slow():
-        for i in range(3):
-            time.sleep(0.05)
-            yield i
-
-    waiting = InputWait(slow())
-    assert next(waiting) == 0
-    before = waiting.seconds
-    time.sleep(0.2)
-    assert waiting.seconds == before >= 0.05
-    assert waiting.reset() >= 0.05 and waiting.seconds == 0.0
-    assert list(waiting) == [1, 2]
-    assert waiting.seconds >= 0.1

@@ -115,6 +115,17 @@ def test_a_patch_depends_on_its_numbers_alone(patches):
         np.testing.assert_array_equal(alone.mask, within.mask)
 
 
+@pytest.mark.parametrize(
+    ("patient", "number", "means", "pixels"),
+    [(0, 0, (185.538, 119.932, 180.399), (27640, 22536, 0)), (13, 6, (165.685, 90.764, 164.907), (24967, 17142, 8067))],
+)
+def test_the_drawing_is_the_one_that_its_version_names(patient, number, means, pixels):
+    """If this fails on purpose, change `synthetic.VERSION`: prepared samples are found by it."""
+    patch = synthetic.draw_patch(patient, number)
+    np.testing.assert_allclose(patch.image.mean(axis=(0, 1)), means, atol=0.01)
+    np.testing.assert_allclose(np.bincount(patch.mask.ravel(), minlength=22)[1:4], pixels, atol=20)
+
+
 def test_seeds_give_different_data(patches):
     other = synthetic.draw_patch(3, 2, seed=1)
     assert other.key == patches[26].key

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import re
@@ -16,13 +17,15 @@ from PIL import Image
 from bcss_jax import labels
 from bcss_jax.data import checks as checks_module
 from bcss_jax.data import synthetic, tfrecords
+from bcss_jax.data.cache import digest_of_files
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError, StorageError
 
 SCHEME = labels.SCHEMES["tumor_stroma"]
 
 
 def prepare(root, prepared_dir, layout="kaggle512", **options):
-    return tfrecords.prepare(layout, data_dir=root, prepared_dir=prepared_dir, scheme=SCHEME, **options)
+    return tfrecords.prepare(DataSettings(layout, root, **options), prepared_dir=prepared_dir, scheme=SCHEME)
 
 
 def examples_of(data, part):
@@ -103,7 +106,7 @@ def test_the_order_is_shuffled_but_fixed(data, root, tmp_path):
 
 
 def test_a_second_call_reads_no_pixel(data, root, prepared_dir, monkeypatch):
-    monkeypatch.setattr(checks_module, "check", None)
+    monkeypatch.setattr(checks_module, "check_tiles", None)
     monkeypatch.setattr(tfrecords, "read_pair", None)
     assert prepare(root, prepared_dir) == data
 
@@ -238,14 +241,14 @@ def test_prepared_dir_that_is_a_file(root, tmp_path):
 
 def test_two_at_once(tmp_path, monkeypatch):
     root = kaggle512(tmp_path / "data", tiles_each=2)
-    check, checks, results = checks_module.check, [], []
+    check, checks, results = checks_module.check_tiles, [], []
 
     def slow_check(*arguments, **options):
         checks.append(1)
         time.sleep(0.5)
         return check(*arguments, **options)
 
-    monkeypatch.setattr(checks_module, "check", slow_check)
+    monkeypatch.setattr(checks_module, "check_tiles", slow_check)
     threads = [
         threading.Thread(target=lambda: results.append(prepare(root, tmp_path / "prepared").splits)) for _ in range(2)
     ]
@@ -280,7 +283,8 @@ def test_bad_data_are_refused(tmp_path):
 )
 def test_arguments_that_cannot_be(tmp_path, arguments):
     with pytest.raises(ConfigError):
-        tfrecords.prepare(**({"layout": "sample", "prepared_dir": tmp_path, "scheme": SCHEME} | arguments))
+        arguments = {"layout": "sample", "prepared_dir": tmp_path, "scheme": SCHEME} | arguments
+        tfrecords.prepare(DataSettings(arguments.pop("layout")), **arguments)
 
 
 def test_regions(tmp_path):
@@ -289,7 +293,7 @@ def test_regions(tmp_path):
         save(tmp_path / "data" / "images" / region, image(seed, size=40))
         save(tmp_path / "data" / "masks" / region, mask(seed, size=40))
     data = prepare(tmp_path / "data", tmp_path / "prepared", "roi", patch_size=16, stride=12)
-    assert data.splits == {"train": 9, "val": 9} and data.split == "institute"
+    assert data.splits == {"train": 9, "val": 9} and data.split_by == "institute"
     whole, codes = image(1, size=40), mask(1, size=40)
     for example in examples_of(data, "val"):
         window = np.s_[example["y"] : example["y"] + 16, example["x"] : example["x"] + 16]
@@ -312,7 +316,7 @@ def patches(repeat=False, recur=False):
 def test_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "draw", lambda seed=0: patches())
     data = prepare(None, tmp_path, "sample")
-    assert data.splits == {"train": 2, "val": 1} and data.split == "built-in" and data.codes == "bcss22"
+    assert data.splits == {"train": 2, "val": 1} and data.split_by == "built-in" and data.codes == "bcss22"
     (example,) = examples_of(data, "val")
     assert (decoded(example["image"]) == image(2, size=224)).all()
     assert (decoded(example["mask"]) == mask(2, size=224)).all()
@@ -324,6 +328,21 @@ def test_sample_is_checked_too(tmp_path, monkeypatch, fault, message):
     monkeypatch.setattr(synthetic, "draw", lambda seed=0: patches(**{fault: True}))
     with pytest.raises(DataError, match=message):
         prepare(None, tmp_path, "sample")
+
+
+def test_prepared_data_of_earlier_versions_are_found(tmp_path, monkeypatch):
+    """The names of the folders depend on these values alone: what was prepared before is not prepared again."""
+    monkeypatch.setattr(synthetic, "draw", lambda seed=0: patches())
+    assert prepare(None, tmp_path, "sample").folder.name == "sample-c44371891b9e2392"
+    options = {"layout": "roi", "data_version": "1.0.1", "split": "institute", "mpp": 0.5, "allow_missing": True}
+    options |= {"max_bad": 0.25, "patch_size": 16, "stride": 12}
+    settings = DataSettings("roi", tmp_path, "published", 0.5, 16, 12, allow_missing=True, max_bad=0.25)
+    assert tfrecords._options(settings) == options
+    (tmp_path / "a.png").write_bytes(b"12345")
+    os.utime(tmp_path / "a.png", ns=(0, 10**18))
+    content = json.dumps(options, sort_keys=True) + json.dumps(["a.png", [5, 10**18]])
+    found = digest_of_files(options, [tmp_path / "a.png"], tmp_path)
+    assert found == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_no_temporary_file_outside(data, root, prepared_dir):

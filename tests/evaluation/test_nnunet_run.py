@@ -14,6 +14,7 @@ from PIL import Image
 
 from bcss_jax import config, evaluate, models
 from bcss_jax.data import tfrecords
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.evaluation import nnunet_run
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.apply import split_model
@@ -62,7 +63,7 @@ def new_run(tiles, prepared):
         saved.update(labels=labels, folds=how if how != "all" else "patient", fold="all" if how == "all" else "each")
         saved.data.update(layout="kaggle224", dir=str(tiles), prepared_dir=str(prepared), **settings)
         found = cases.find(
-            "kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=SCHEMES[labels], split=saved.data.split
+            DataSettings("kaggle224", tiles, saved.data.split), prepared_dir=prepared, scheme=SCHEMES[labels]
         )
         by_part = {part: [c.name for c in found.train if c.part == part] for part in ("train", "val")}
         both = sorted(by_part["train"] + by_part["val"])
@@ -167,8 +168,8 @@ def test_folds_of_a_cross_validation_are_joined_on_the_test_part_alone(command, 
 
 def test_a_network_trained_on_everything_is_scored_on_the_test_part_alone(runs):
     run = nnunet_run.read_nnunet_run(runs["all"], sharding.make_mesh(jax.devices()[:1]))
-    assert [run.seen(part, ["a", "b"], "kaggle224") for part in ("train", "val", "test")] == [2, 2, 0]
-    assert run.seen("val", ["a", "b"], "sample") == 0  # other images
+    assert [run.count_seen(part, ["a", "b"], "kaggle224") for part in ("train", "val", "test")] == [2, 2, 0]
+    assert run.count_seen("val", ["a", "b"], "sample") == 0  # other images
 
 
 def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, prepared, tmp_path):
@@ -176,7 +177,7 @@ def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, 
     settings.update(eval_batch_size=8)
     settings.data.update(layout="kaggle224", dir=str(tiles))
     about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "pretrained": None}
-    about["data"] = tfrecords.prepare("kaggle224", data_dir=tiles, prepared_dir=prepared, scheme=scheme).describe()
+    about["data"] = tfrecords.prepare(DataSettings("kaggle224", tiles), prepared_dir=prepared, scheme=scheme).describe()
     _, params, model_state = split_model(models.create(**settings.model, num_classes=3, seed=1))
     progress = {"epoch": 1, "history": []}
     save_checkpoint(tmp_path / "unet" / "checkpoints", params, model_state, about, step_number=1, progress=progress)
@@ -206,7 +207,7 @@ def test_a_black_border_is_background(new_run, tiles, tmp_path):
 
 def test_a_fold_alone_is_refused(command, runs, tmp_path, capsys):
     assert command(runs["case"] / "fold_0", tmp_path / "here") == 2
-    assert "name the folder of its run" in one_line(capsys)
+    assert "name the folder of the run" in one_line(capsys)
 
 
 def changed(run, tmp_path, change):
@@ -299,6 +300,6 @@ def test_files_of_the_run_that_do_not_fit(command, runs, tmp_path, capsys, chang
 
 def test_regions_are_left_to_its_own_command(runs):
     run = nnunet_run.read_nnunet_run(runs["published"], sharding.make_mesh(jax.devices()[:1]))
-    with pytest.raises(Exception, match="sees whole regions") as caught:
+    with pytest.raises(Exception, match="predicts whole regions") as caught:
         run.check_unseen("test", ["a"], "roi")
     assert caught.value.exit_code == 2

@@ -1,13 +1,17 @@
-"""How tests call the command that segments slides, and read what it left."""
+"""Calls the command that segments slides, reads its results, and has fixtures of small slides and their results."""
 
 import csv
 import json
 
-from bcss_jax import segment
+import pytest
 
-# 0.05 mm on a side: all of it is below the size of dust.
+from bcss_jax import segment
+from helpers import slide_files
+from helpers.slides_small import tissue_picture, write_run
+
+# Slides with a side of 0.05 mm are smaller than what is removed as dust.
 EVERYTHING = ("--tissue=all", "--min_area_um2=0")
-OF_THE_SESSION = ("seconds", "peak_memory_mb", "resumed")  # in a summary, what a clock and the machine give
+SESSION_FIELDS = ("seconds", "peak_memory_mb", "resumed")  # fields of a summary that differ between sessions
 
 
 def call(*options):
@@ -25,12 +29,34 @@ def one_line(capsys):
     return lines[0]
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folders of two runs with different weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [write_run(folder / "one", seed=1), write_run(folder / "two", seed=2)]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A tiled TIFF of 200 x 150 pixels at 0.25 um."""
+    pixels, _ = tissue_picture(150, 200)
+    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
+
+
+@pytest.fixture(scope="module")
+def finished(runs, slide, tmp_path_factory):
+    """The folder of the slide's results, with probabilities."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    assert command(runs[0], slide, output, "--probabilities") == 0
+    return output / "case"
+
+
 def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
 class Killed(BaseException):
-    """Nothing in the product catches it."""
+    """Raised in place of a kill; the package does not catch it."""
 
 
 def statuses_in(output):
@@ -39,10 +65,10 @@ def statuses_in(output):
 
 
 def contents(folder):
-    """Bytes of all results; of the summary without what a clock and the machine give."""
+    """Returns the bytes of all results, and the summary without `SESSION_FIELDS`."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in (".lock", "summary.json"):
             found[path.relative_to(folder)] = path.read_bytes()
     summary = summary_of(folder)
-    return found, {name: value for name, value in summary.items() if name not in OF_THE_SESSION}
+    return found, {name: value for name, value in summary.items() if name not in SESSION_FIELDS}

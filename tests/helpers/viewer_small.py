@@ -1,4 +1,4 @@
-"""Small results of segmented slides, and a reader of slides without processes, for the viewer's tests."""
+"""Small results of segmented slides, and a reader of slides without processes, for tests of the viewer."""
 
 import dataclasses
 import http.client
@@ -15,15 +15,16 @@ import uvicorn
 from PIL import Image
 
 from bcss_jax.slides.batch.slide_folder import fingerprints
+from bcss_jax.slides.grid import Grid
 from bcss_jax.viewer import server
 from bcss_jax.viewer.slide_files import SlideFiles
+from helpers.slide_summaries import slide_summary
 
-COLORS = {"tumor": (230, 159, 0), "stroma": (0, 114, 178)}
 TILE = 64
 
 
 def blobs(height, width, values=(0, 1, 2, 255), cell=23, seed=0):
-    """Labels in patches of `cell` pixels with rough edges: uint8 [height, width]."""
+    """Returns labels in patches of `cell` pixels with rough edges: uint8 [height, width]."""
     random = np.random.default_rng(seed)
     coarse = random.choice(values, (height // cell + 2, width // cell + 2)).astype(np.uint8)
     rows, columns = np.indices((height, width)) + random.integers(0, 6, (2, height, width))
@@ -31,7 +32,7 @@ def blobs(height, width, values=(0, 1, 2, 255), cell=23, seed=0):
 
 
 def pyramid(labels, smallest=TILE):
-    """Levels of half the size, rounded up: each takes the upper left of four pixels."""
+    """Returns levels of half the size (rounded up), which take the upper left of four pixels."""
     levels = [labels]
     while max(levels[-1].shape) > smallest:
         levels.append(levels[-1][::2, ::2])
@@ -52,37 +53,22 @@ def write_labels(path, levels):
             )
 
 
-def summary(slide, width, height, grid_shape, model="unet", mpp=0.25, unreadable=0.0, names=tuple(COLORS), **more):
-    """A summary.json as segmenting writes it; `more` goes before, or beside, such as `scores`."""
-    classes = [
-        {"value": value, "name": name, "colour": list(color), "pixels": 1000 * value, "area_mm2": 0.75 * value}
-        for value, (name, color) in enumerate(zip(names, COLORS.values(), strict=True), 1)
-    ]
+def summary(slide, width, height, grid_shape, mpp=0.25, **more):
+    """Returns the content of a summary.json; `more` is as in `slide_summary`."""
     rows, columns = grid_shape
-    return {
-        "format": 1,
-        "slide": {
-            "path": str(slide), "name": slide.name, "format": "png", "width": width, "height": height,
-            "mpp": [mpp * columns / width] * 2, "bounds": None,
-        },
-        "model": {"name": model, "label_scheme": {}, "mpp": mpp, "window": 224, "params_sha256": "0" * 64},
-        "grid": {"width": columns, "height": rows, "mpp": mpp, "scale": [width / columns, height / rows]},
-        "classes": classes,
-        "tissue_area_mm2": 2.25, "tumor_stroma_ratio": 0.5, "unreadable_area_mm2": unreadable,
-        "files": {"labels": "labels.ome.tif", "regions": None, "overlay": None, "probabilities": None},
-        "seconds": {}, "versions": {}, "device": {},
-        "identity": {"files": {"slide": {"bytes": 1, "sha256_of_ends": "0" * 64}}},
-    } | more  # fmt: skip
+    grid = Grid(columns, rows, mpp, (width / columns, height / rows))
+    pixels = (12_000_000, 24_000_000)  # 0.75 and 1.5 mm2 at 0.25 um per pixel
+    return slide_summary(slide, width, height, grid, **{"pixels": pixels} | more).to_json()
 
 
 def tissue(height, width, seed=0):
-    """Something pink with structure: uint8 [height, width, 3]."""
+    """Returns a pink picture with structure: uint8 [height, width, 3]."""
     texture = blobs(height, width, np.arange(20, 120), 9, seed)
     return np.stack([235 - texture // 3, 170 - texture, 205 - texture // 2], -1).astype(np.uint8)
 
 
 def write_result(folder, slide, width, height, labels, **options):
-    """A folder with the result of one slide; the slide is written if it is not there."""
+    """Writes a folder with the result of one slide, and the slide if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     if not slide.exists():
         Image.fromarray(tissue(height, width)).save(slide)
@@ -98,7 +84,7 @@ class Block:
 
 
 class Pool:
-    """Reads an image at once and gives means of squares of its pixels, as `ReaderPool` would."""
+    """Stands in for `ReaderPool`: reads an image whole and returns means of squares of its pixels."""
 
     def __init__(self, path, processes):
         self.pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -120,7 +106,7 @@ class Pool:
 
 
 def means(pixels, step):
-    """Means over squares of `step` pixels; at the right and lower edge the last pixels are repeated."""
+    """Returns means over squares of `step` pixels; the last pixels are repeated at the right and lower edge."""
     height, width = pixels.shape[:2]
     pixels = np.pad(pixels, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge").astype(float)
     rows, columns = pixels.shape[0] // step, pixels.shape[1] // step
@@ -143,7 +129,7 @@ class Answer:
 
 
 class Served:
-    """The viewer of a folder on a port of its own; asks for paths as they stand."""
+    """Serves a folder on a free port, and requests paths without normalizing them."""
 
     def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",), slides=None):
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -9,11 +9,10 @@ from flax import nnx
 from helpers.small_networks import SMALL
 
 from bcss_jax import models
+from bcss_jax.losses import Objective
 from bcss_jax.models.apply import split_model
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.training import optimizer, sharding, step
-
-OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
 
 NO_BATCH_STATISTICS = ("nnunet", "nnunet_resenc")
 every_architecture = pytest.mark.parametrize("name", SMALL)
@@ -45,7 +44,8 @@ def run(name, devices=1, steps=2, dtype="float32", **kwargs):
     heads = tuple(0.5 ** (i + 1) for i in range(model.num_scales)) if hasattr(model, "all_logits") else ()
     # A larger eps than training has: else rounding decides the sign of a whole step wherever a gradient is nearly zero.
     tx = optax.adam(1e-2, eps=1e-4)
-    train_step = step.make_train_step(model, tx, mesh, deep_supervision=heads, **OBJECTIVE, **kwargs)
+    objective = Objective(num_classes=3, ignore_index=0, classes=(1, 2), deep_supervision=heads)
+    train_step = step.make_train_step(model, tx, mesh, objective, **kwargs)
     state, data, values = start(model, mesh, tx), sharding.place_batch(batch(), mesh), []
     before = jax.tree.map(np.array, jax.device_get(state))
     for _ in range(steps):

@@ -13,6 +13,7 @@ from bcss_jax.nnunet.record import FoldRecord
 from bcss_jax.nnunet.steps import Length, make_steps
 from bcss_jax.nnunet.train import train_fold
 from bcss_jax.training import checkpoint
+from bcss_jax.training.epoch import LoopSettings
 
 NAMES = ("background", "tumor", "stroma")
 SETTINGS = {
@@ -31,16 +32,16 @@ def random_case(seed):
 
 
 class Stop:
-    """Asks to stop after one iteration."""
+    """Asks to stop after a step."""
 
-    def __init__(self, iteration=None):
-        self.iteration = iteration
+    def __init__(self, step=None):
+        self.step = step
 
     def begin(self):
         pass
 
     def agreed(self, step):
-        return self.iteration is not None and step >= self.iteration
+        return self.step is not None and step >= self.step
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,8 @@ def train(steps, folder, interruption=None):
         [random_case(2)],
         class_names=NAMES,
         folder=folder,
-        about={"config": config, "label_scheme": {"class_names": NAMES}, "data_sha256": "x"},
+        metadata={"config": config, "label_scheme": {"class_names": NAMES}, "data_sha256": "x"},
+        settings=LoopSettings(steps_per_epoch=3),
         interruption=interruption or Stop(),
         title="test",
     )
@@ -77,8 +79,8 @@ def undisturbed(steps, tmp_path_factory):
 
 def test_a_stopped_fold_goes_on_as_if_nothing_had_happened(steps, undisturbed, tmp_path):
     folder, record = undisturbed
-    with pytest.raises(Preempted, match="stopped at iteration 2 and saved"):
-        train(steps, tmp_path, Stop(1))
+    with pytest.raises(Preempted, match="stopped at step 2 and saved"):
+        train(steps, tmp_path, Stop(2))
     again = train(steps, tmp_path)
     for key in ("train_loss", "val_loss", "val_dice", "smoothed_dice", "learning_rate"):
         assert [row[key] for row in again.history] == [row[key] for row in record.history], key
@@ -130,10 +132,9 @@ def test_the_loss_is_nnunets(ignore):
     weights = losses.deep_supervision_weights(len(logits))
 
     def ours(logits):
-        sums = losses.deep_supervision_sums(
-            logits, jnp.asarray(labels), weights=weights, ignore_index=3, classes=(1, 2)
-        )
-        return losses.deep_supervision_loss(sums, weights=weights)
+        objective = losses.Objective(num_classes=3, ignore_index=3, classes=(1, 2), deep_supervision=weights)
+        sums = losses.deep_supervision_sums(logits, jnp.asarray(labels), objective)
+        return losses.deep_supervision_loss(sums, objective)
 
     value, gradients = jax.value_and_grad(ours)([jnp.asarray(each) for each in logits])
     dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}

@@ -113,7 +113,7 @@ def test_a_model_without_batch_statistics(tmp_path):
     checkpoints.save(at(state, 1), {}, {}, 1)
     checkpoints.wait()
     got, _, _ = checkpoints.restore(abstract(state))
-    assert got.rest == {} and checkpoint.load_trained(tmp_path, mesh).model_state == {}
+    assert got.model_state == {} and checkpoint.load_trained(tmp_path, mesh).model_state == {}
     assert_equal(got, at(state, 1))
 
 

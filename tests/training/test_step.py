@@ -1,5 +1,7 @@
 """The training step: compiled once, equal on any devices and in any parts, still where there is nothing to learn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from bcss_jax.models.apply import ImageStatistics, ModelFunction, normalize, spl
 from bcss_jax.models.blocks import layers
 from bcss_jax.training import optimizer, sharding, step
 
-OBJECTIVE = {"num_classes": 3, "ignore_index": 0, "classes": (1, 2)}
+OBJECTIVE = losses.Objective(num_classes=3, ignore_index=0, classes=(1, 2))
 TX = optimizer.adamw(1e-3, 1e-4)
 
 
@@ -47,7 +49,7 @@ def batch(mesh, seed=0, n=8, size=16, ignored=0.2):
 
 def run(model, devices, steps=5, micro_batches=1, objective=OBJECTIVE, **batch_kwargs):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    train_step = step.make_train_step(model, TX, mesh, micro_batches=micro_batches, **objective)
+    train_step = step.make_train_step(model, TX, mesh, objective, micro_batches=micro_batches)
     state, reports = start(model, mesh), []
     for i in range(steps):
         state, report = train_step(state, *batch(mesh, i, **batch_kwargs))
@@ -70,7 +72,7 @@ def test_eight_devices_equal_one_with_global_batch_statistics():
 @pytest.mark.parametrize("devices, parts", ((1, 2), (1, 4), (2, 4)))
 @pytest.mark.parametrize("dice_batch", (True, False))
 def test_micro_batches_equal_the_whole_batch(devices, parts, dice_batch):
-    objective = OBJECTIVE | {"dice_batch": dice_batch}
+    objective = dataclasses.replace(OBJECTIVE, dice_batch=dice_batch)
     model = Pixelwise(nnx.Rngs(0))
     whole, reports = run(model, 1, objective=objective)
     cut, cut_reports = run(model, devices, micro_batches=parts, objective=objective)
@@ -84,7 +86,7 @@ def test_micro_batches_equal_the_whole_batch(devices, parts, dice_batch):
 def test_micro_batches_of_a_network_with_batch_statistics_fit_one_batch():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = unet()
-    train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, micro_batches=2, **OBJECTIVE)
+    train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, OBJECTIVE, micro_batches=2)
     state, data = start(model, mesh), batch(mesh, size=8, n=4)
     values = []
     for _ in range(60):
@@ -100,10 +102,10 @@ def test_the_step_is_the_gradient_of_the_loss():
     graphdef, params = nnx.split(model)
 
     def loss(params):
-        return losses.ce_dice(nnx.merge(graphdef, params)(normalize(images)), labels, ignore_index=0, classes=(1, 2))
+        return losses.ce_dice(nnx.merge(graphdef, params)(normalize(images)), labels, OBJECTIVE)
 
     value, grads = jax.value_and_grad(loss)(params)
-    _, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(start(model, mesh), images, labels)
+    _, report = step.make_train_step(model, TX, mesh, OBJECTIVE)(start(model, mesh), images, labels)
     np.testing.assert_allclose(report["loss"], value, rtol=1e-6)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(report["grad_norm"], norm, rtol=1e-5)
@@ -112,7 +114,7 @@ def test_the_step_is_the_gradient_of_the_loss():
 def test_training_fits_one_batch():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = unet()
-    train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, **OBJECTIVE)
+    train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, OBJECTIVE)
     state, data = start(model, mesh), batch(mesh, size=8, n=2)
     values = []
     for _ in range(60):
@@ -127,7 +129,7 @@ def test_all_ignored_changes_nothing_but_the_step():
     state = start(model, mesh)
     before = jax.tree.map(np.array, jax.device_get(state))
     images, labels = batch(mesh, ignored=1.1)
-    after, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, images, labels)
+    after, report = step.make_train_step(model, TX, mesh, OBJECTIVE)(state, images, labels)
     assert not report["has_truth"] and float(report["loss"]) == 0.0 and float(report["grad_norm"]) == 0.0
     assert int(after.step) == 1
     jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
@@ -141,7 +143,7 @@ def test_a_non_finite_step_changes_nothing_but_the_step():
     state = start(model, mesh)
     state.params["outc"]["bias"] = sharding.place_replicated(np.full(3, np.nan, np.float32), mesh)
     before = jax.tree.map(np.array, jax.device_get(state))
-    after, report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, *batch(mesh))
+    after, report = step.make_train_step(model, TX, mesh, OBJECTIVE)(state, *batch(mesh))
     assert not report["finite"] and not np.isfinite(report["loss"])
     jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
     jax.tree.map(np.testing.assert_array_equal, before.model_state, jax.device_get(after.model_state))
@@ -157,7 +159,7 @@ def test_the_plateau_scale_scales_the_update():
         before = np.array(state.params["b"]["kernel"])
         state.schedule = state.schedule._replace(scale=jnp.float32(scale))
         state = sharding.place_replicated(jax.device_get(state), mesh)
-        after, _ = step.make_train_step(model, TX, mesh, **OBJECTIVE)(state, *batch(mesh))
+        after, _ = step.make_train_step(model, TX, mesh, OBJECTIVE)(state, *batch(mesh))
         moved.append(np.asarray(after.params["b"]["kernel"]) - before)
     np.testing.assert_allclose(moved[1], moved[0] * 0.25, rtol=1e-3, atol=1e-7)
 
@@ -173,7 +175,7 @@ def test_evaluation_counts_and_ignores_padding():
     mesh = sharding.make_mesh(jax.devices()[:2])
     model = unet()
     state = start(model, mesh)
-    eval_step = step.make_eval_step(model, mesh, **OBJECTIVE)
+    eval_step = step.make_eval_step(model, mesh, OBJECTIVE)
     images, labels = batch(mesh, n=4)
     whole = jax.device_get(eval_step(state.params, state.model_state, images, labels))
     padded = sharding.place_batch(
@@ -251,11 +253,11 @@ def test_dropout_changes_with_seed_and_step_and_not_in_evaluation():
     def loss(seed, at):
         state = start(model, mesh)
         state.step = sharding.place_replicated(np.int32(at), mesh)
-        return float(step.make_train_step(model, TX, mesh, seed=seed, **OBJECTIVE)(state, *data)[1]["loss"])
+        return float(step.make_train_step(model, TX, mesh, OBJECTIVE, seed=seed)(state, *data)[1]["loss"])
 
     assert loss(0, 0) == loss(0, 0) and len({loss(0, 0), loss(1, 0), loss(0, 1)}) == 3
     state = start(model, mesh)
-    eval_step = step.make_eval_step(model, mesh, **OBJECTIVE)
+    eval_step = step.make_eval_step(model, mesh, OBJECTIVE)
     sums = [eval_step(state.params, state.model_state, *data)["sums"]["cross_entropy"] for _ in range(2)]
     assert float(sums[0]) == float(sums[1])
     with pytest.raises(ValueError, match="dropout_keys"):
@@ -269,13 +271,13 @@ def test_deep_supervision_teaches_every_head_and_reports_the_first():
     data = batch(mesh)
     before = start(model, mesh)
     old = jax.tree.map(np.array, jax.device_get(before.params))
-    deep = step.make_train_step(model, TX, mesh, deep_supervision=(0.75, 0.25), **OBJECTIVE)
+    deep = step.make_train_step(model, TX, mesh, dataclasses.replace(OBJECTIVE, deep_supervision=(0.75, 0.25)))
     after, report = deep(before, *data)
     for head in ("a", "b"):
         assert (np.asarray(after.params[head]["kernel"]) != old[head]["kernel"]).any()
-    first = losses.loss_from_sums(report["sums"])
+    first = losses.loss_from_sums(report["sums"], OBJECTIVE)
     assert float(report["loss"]) != float(first) and float(report["sums"]["pixels"]) == (np.asarray(data[1]) != 0).sum()
-    plain, plain_report = step.make_train_step(model, TX, mesh, **OBJECTIVE)(start(model, mesh), *data)
+    plain, plain_report = step.make_train_step(model, TX, mesh, OBJECTIVE)(start(model, mesh), *data)
     np.testing.assert_allclose(first, plain_report["loss"], rtol=1e-6)
     still = np.abs(np.asarray(plain.params["b"]["kernel"]) - old["b"]["kernel"])
     assert still.max() < 1e-6  # weight decay alone; a step of AdamW is 1e-3
@@ -285,8 +287,8 @@ def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = Heads(nnx.Rngs(0))
     tx = optimizer.separate_encoder_optimizer(optimizer.adamw(1e-2, 1e-2), optimizer.adamw(1e-2, 1e-2))
-    frozen = step.make_train_step(model, tx, mesh, frozen=("encoder",), **OBJECTIVE)
-    free = step.make_train_step(model, tx, mesh, **OBJECTIVE)
+    frozen = step.make_train_step(model, tx, mesh, OBJECTIVE, frozen=("encoder",))
+    free = step.make_train_step(model, tx, mesh, OBJECTIVE)
     state = start(model, mesh, tx)
     first = jax.tree.map(np.array, jax.device_get(state))
     for i in range(3):

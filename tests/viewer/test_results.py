@@ -1,4 +1,4 @@
-"""Which results a folder holds, and what becomes of damaged ones."""
+"""The results that a folder holds, and how damaged ones are shown."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import pytest
 from helpers.viewer_small import blobs, summary, write_result
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.viewer import results
 
 
@@ -23,7 +22,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def test_slides_and_models_of_a_folder(out):
+def test_slides_and_models_are_found_in_a_folder(out):
     found = results.find(out)
     assert list(found) == ["out/a/transunet", "out/a/unet", "out/b"]
     assert [each.title for each in found.values()] == ["a.png", "a.png", "b.png"]
@@ -33,22 +32,7 @@ def test_slides_and_models_of_a_folder(out):
     assert results.find(out / ".hidden") == {}
 
 
-def test_what_is_read(out):
-    found = results.read(out / "b/summary.json")
-    assert found.slide_path == out.parent / "b.png" and (found.width, found.height) == (80, 60)
-    assert found.grid.scale == (1, 1) and found.grid.mpp == 0.25 and found.model == "unet"
-    assert [(each.value, each.name) for each in found.classes] == [(1, "tumor"), (2, "stroma")]
-    assert found.tumor_stroma_ratio == 0.5 and found.labels == "labels.ome.tif" and found.overlay is None
-    assert (
-        found.fingerprint == fingerprints(out.parent / "b.png")["slide"] and found.dice is found.dice_of_region is None
-    )
-    dice = {"tumor": 0.875, "stroma": None, "macro": 0.875}
-    values = json.loads((out / "b/summary.json").read_text())
-    (out / "b/summary.json").write_text(json.dumps(values | {"scores": {"dice": dice}}))
-    assert results.read(out / "b/summary.json").dice == dice
-
-
-def test_no_folder_is_one_line(tmp_path):
+def test_a_missing_folder_is_an_error_of_one_line(tmp_path):
     with pytest.raises(DataError, match="nothing: expected a folder"):
         results.find(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
@@ -56,40 +40,10 @@ def test_no_folder_is_one_line(tmp_path):
         results.find(tmp_path / "file")
 
 
-DAMAGES = [
-    lambda values: values.pop("grid"),
-    lambda values: values.update(format=2),
-    lambda values: values.update(classes=[]),
-    lambda values: values.update(slide=None),
-    lambda values: values.update(tissue_area_mm2=float("nan")),
-    lambda values: values.update(tissue_area_mm2="<script>"),
-    lambda values: values.update(tumor_stroma_ratio=-1),
-    lambda values: values["grid"].update(scale=[0, 1]),
-    lambda values: values["grid"].update(scale=[1]),
-    lambda values: values["grid"].update(width=True),
-    lambda values: values["grid"].update(width=10**9),
-    lambda values: values["slide"].update(height=-1),
-    lambda values: values["slide"].update(path="a\0b"),
-    lambda values: values["slide"].update(bounds=[1, 2, 3]),
-    lambda values: values["classes"][0].update(color=[1, 2]),
-    lambda values: values["classes"][0].update(color=[1, 2, 256]),
-    lambda values: values["classes"][0].update(value=2),
-    lambda values: values["classes"][0].update(value=255),
-    lambda values: values["files"].update(labels=None),
-    lambda values: values.pop("identity"),
-    lambda values: values["identity"]["files"]["slide"].update(bytes=-1),
-    lambda values: values.update(scores={}),
-    lambda values: values.update(scores={"dice": {"tumor": "<script>"}}),
-    lambda values: values.update(scores_of_region={"dice": [0.5]}),
-]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_summary_is_a_line_and_leaves_the_others_alone(out, damage):
+def test_a_damaged_summary_is_one_line_and_does_not_affect_other_results(out):
     path = out / "b/summary.json"
     values = json.loads(path.read_text())
-    damage(values)
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values | {"classes": []}))
     found = results.find(out)
     assert len(found) == 3 and found["out/b"].summary is None and found["out/b"].title == "out/b"
     line = found["out/b"].problem
@@ -98,7 +52,7 @@ def test_a_damaged_summary_is_a_line_and_leaves_the_others_alone(out, damage):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
-def test_a_summary_that_is_no_object_is_a_line(out, content):
+def test_a_summary_that_is_not_an_object_is_one_line(out, content):
     (out / "b/summary.json").write_bytes(content)
     assert "\n" not in results.find(out)["out/b"].problem
 
@@ -123,4 +77,4 @@ def test_names_with_line_breaks_are_escaped(out, tmp_path):
     values = summary(tmp_path / "x\ny.png", 80, 60, (60, 80), model="m\u202e")
     (out / "b/summary.json").write_text(json.dumps(values))
     found = results.find(out)["out/b"]
-    assert found.title == "'x\\ny.png'" and found.summary.model == "'m\\u202e'"
+    assert found.title == "'x\\ny.png'" and found.model == "'m\\u202e'"

@@ -11,11 +11,11 @@ from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import describe_differences, differences, read_json
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data.discovery import CODES
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.inspection import pictures
 from bcss_jax.data.inspection.report import lines, report
-from bcss_jax.data.inspection.source import Settings, Source
-from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take
+from bcss_jax.data.inspection.source import Source, title_of
+from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take_survey
 from bcss_jax.errors import ConfigError
 
 RESULT = "inspect.json"
@@ -25,7 +25,7 @@ MOST_PATCHES = 6  # beside one another in a picture
 
 
 def inspect(
-    settings: Settings,
+    settings: DataSettings,
     scheme: labels.LabelScheme,
     output: Path,
     *,
@@ -49,7 +49,7 @@ def inspect(
       DataError: data missing or not usable.
       StorageError: the folder cannot be written.
     """
-    start = time.perf_counter()
+    start, title = time.perf_counter(), title_of(settings)
     about = _about(settings, scheme, patches)
     _check_scheme(settings, scheme)
     _check_output(output, about, overwrite)
@@ -59,19 +59,19 @@ def inspect(
         output.mkdir(parents=True, exist_ok=True)
         _remove_old(output)
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
-        survey = take(source, line.update)
+        survey = take_survey(source, line.update)
     found = report(survey, scheme)
     why = "chosen patches" if patches else "the two most different patches"
     if chosen is None:
         chosen = list(dict.fromkeys(most_different(survey.histograms)))
     shown = pictures.choose_examples(survey, scheme)
     figures_by_name = {
-        "classes": pictures.classes(found, scheme, settings.title),
-        "codes": pictures.codes(found, settings.title),
-        "rgb_histograms": pictures.rgb_histograms(survey, chosen, source, why, settings.title),
-        "examples": pictures.examples(survey, shown, source, scheme, settings.title),
-        "stain": pictures.stains(survey, found, settings.title),
-        "copies": pictures.copies(survey, found, source, settings.title),
+        "classes": pictures.classes(found, scheme, title),
+        "codes": pictures.codes(found, title),
+        "rgb_histograms": pictures.rgb_histograms(survey, chosen, source, why, title),
+        "examples": pictures.examples(survey, shown, source, scheme, title),
+        "stain": pictures.stains(survey, found, title),
+        "copies": pictures.copies(survey, found, source, title),
     }
     written = []
     for name, figure in figures_by_name.items():
@@ -85,26 +85,26 @@ def inspect(
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_text(output / RESULT, json.dumps({"settings": about, **found}, indent=1) + "\n")
-    text = lines(found, settings.title, settings.layout)
+    text = lines(found, title, settings.layout)
     if figures_by_name["copies"] is None:
         text.append("no picture of copies, for there are none")
     names = ", ".join(name for name, figure in figures_by_name.items() if figure)
     return [*text, f"written to {output}: {RESULT} and, as {' and '.join(FORMATS)}, {names}"]
 
 
-def _about(settings: Settings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
+def _about(settings: DataSettings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
     """What makes the results of one call differ from those of another."""
     about = {"data.layout": settings.layout, "labels": scheme.name, "patches": patches}
     if settings.layout != "sample":
-        about |= {"data.dir": str(settings.dir.resolve()), "data.split": settings.split, "data.mpp": settings.mpp}
+        about |= {"data.dir": str(settings.folder.resolve()), "data.split": settings.split_by, "data.mpp": settings.mpp}
     if settings.layout == "roi":
         about |= {"data.patch_size": settings.patch_size, "data.stride": settings.stride}
     return about
 
 
-def _check_scheme(settings: Settings, scheme: labels.LabelScheme) -> None:
+def _check_scheme(settings: DataSettings, scheme: labels.LabelScheme) -> None:
     try:
-        labels.lookup_table(scheme, CODES.get(settings.layout, "bcss22"))
+        labels.lookup_table(scheme, settings.codes)
     except ValueError as error:
         raise ConfigError(f"--labels={scheme.name} with the layout {settings.layout}: {error}") from error
 

@@ -155,7 +155,7 @@ def choose_examples(survey: Survey, scheme: labels.LabelScheme) -> list[int]:
     """A tile of each institute, the one with the most evenly mixed classes; few institutes give several of each part."""
     table = labels.lookup_table(scheme, survey.codes)[: len(labels.BCSS22_NAMES)]
     pixels = np.stack([survey.code_counts[:, table == label].sum(axis=1) for label in scheme.evaluated], axis=1)
-    area = np.array([np.prod(content.size) for content in survey.contents])
+    area = np.array([np.prod(stats.size) for stats in survey.stats])
     share = pixels / area[:, None]
     mixed = -(share * np.log(np.maximum(share, 1e-12))).sum(axis=1)
     order = [int(i) for i in np.argsort(-mixed, kind="stable") if survey.tiles[i].mask]

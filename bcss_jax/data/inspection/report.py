@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 
 from bcss_jax import labels
-from bcss_jax.data.discovery import PARTS
-from bcss_jax.data.inspection import names, similar, stain
+from bcss_jax.data.discovery import SPLITS
+from bcss_jax.data.inspection import neighbors, similar, stain
 from bcss_jax.data.inspection.survey import Survey
 
 LISTED = 1000  # entries of a list in the JSON, at most; beside each stands how many there are
@@ -21,20 +21,20 @@ def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
       scheme: the label scheme, which the masks must be able to express.
     """
     tiles = survey.tiles
-    parts = [part for part in PARTS if any(tile.split == part for tile in tiles)]
-    names_of_sizes = collections.Counter("x".join(map(str, content.size[::-1])) for content in survey.contents)
+    parts = [part for part in SPLITS if any(tile.split == part for tile in tiles)]
+    names_of_sizes = collections.Counter("x".join(map(str, stats.size[::-1])) for stats in survey.stats)
     patients = {part: {tile.patient for tile in tiles if tile.split == part} for part in parts}
     parts_of = collections.defaultdict(collections.Counter)
     for tile in tiles:
         parts_of[tile.patient][tile.split] += 1
     recurring = {patient: dict(counts) for patient, counts in sorted(parts_of.items()) if len(counts) > 1}
-    said, other_mpp = names.mpp(tiles)
-    by_name, overlapping = names.neighbors(tiles, [content.size for content in survey.contents])
+    said, other_mpp = neighbors.mpp_of_names(tiles)
+    by_name, overlapping = neighbors.neighbors(tiles, [stats.size for stats in survey.stats])
     outliers = stain.outliers(survey.tissue, survey.densities)
     return {
         "tiles": {part: sum(tile.split == part for tile in tiles) for part in parts},
         "without_masks": {part: n for part in parts if (n := sum(t.split == part and not t.mask for t in tiles))},
-        "empty_parts": [part for part in PARTS if part not in parts],
+        "empty_parts": [part for part in SPLITS if part not in parts],
         "sizes": dict(names_of_sizes),
         "institutes": dict(collections.Counter(tile.institute for tile in tiles).most_common()),
         "patients": {part: len(patients[part]) for part in parts},
@@ -88,7 +88,7 @@ def _classes(survey: Survey, scheme: labels.LabelScheme) -> dict:
 
 
 def _order(name: str) -> tuple:
-    return (PARTS.index(name) if name in PARTS else len(PARTS), name)
+    return (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)
 
 
 def _without_class(survey: Survey, scheme: labels.LabelScheme) -> list[str]:
@@ -101,9 +101,9 @@ def _without_class(survey: Survey, scheme: labels.LabelScheme) -> list[str]:
 def _same_pixels(survey: Survey) -> dict:
     """Images that occur several times, exactly."""
     groups, one_color = collections.defaultdict(list), []
-    for tile, content in zip(survey.tiles, survey.contents, strict=True):
-        if content.digest:
-            groups[content.digest].append(tile)
+    for tile, stats in zip(survey.tiles, survey.stats, strict=True):
+        if stats.digest:
+            groups[stats.digest].append(tile)
         else:
             one_color.append(tile.key)
     repeated = [group for group in groups.values() if len(group) > 1]
@@ -133,7 +133,7 @@ def _near_copies(survey: Survey, parts: list[str]) -> dict:
             "bits": bits,
         }
         for i, j, orientation, bits in sorted(found, key=lambda pair: (pair[3], pair))
-        if not survey.contents[i].digest or survey.contents[i].digest != survey.contents[j].digest
+        if not survey.stats[i].digest or survey.stats[i].digest != survey.stats[j].digest
     ]
     return {
         "method": f"hash of 255 bits in eight orientations, {similar.NEAR} may differ; see bcss_jax/data/inspection/similar.py for "
@@ -153,7 +153,7 @@ def lines(found: dict, title: str, layout: str) -> list[str]:
     if len(found["sizes"]) > 1:
         sizes = ", ".join(f"{size}: {count}" for size, count in found["sizes"].items())
         text.append(f"tiles of different sizes: {sizes}")
-    known = PARTS if layout == "kaggle224" else ("train", "val")
+    known = SPLITS if layout == "kaggle224" else ("train", "val")
     for part in found["empty_parts"]:
         text.append(f"{part}: {'no tiles' if part in known else 'this layout has no such part'}")
     for part, count in found["without_masks"].items():

@@ -1,6 +1,5 @@
-"""Where the tiles of a data set come from: read from its folder, or drawn, for commands that look at all of them."""
+"""The tiles of a data set, read from its folder or drawn, for the commands that look at all of them."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,56 +7,38 @@ from typing import Any
 import numpy as np
 
 from bcss_jax.data import synthetic
-from bcss_jax.data.checks import Finding, content_of, cut, examine, read_files
-from bcss_jax.data.discovery import Tile, find_tiles
+from bcss_jax.data.discovery import DataSettings, Tile, find_tiles
+from bcss_jax.data.tile_reader import PairResult, crop, read_files, read_pairs, tile_stats
 from bcss_jax.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Which data set; the attributes are the arguments of `layouts.find_tiles`, and none of them matters for the sample.
-
-    Attributes:
-      layout: a layout of `layouts.LAYOUTS`.
-      dir: the data folder; None for the sample.
-    """
-
-    layout: str
-    dir: Path | None
-    split: str = "published"
-    mpp: float = 0.25
-    patch_size: int = 224
-    stride: int = 224
-
-    @property
-    def title(self) -> str:
-        """For headings."""
-        if self.layout == "sample":
-            return "built-in sample"
-        # Regions have no published parts.
-        split = "institute" if self.layout == "roi" else self.split
-        return f"{self.dir.resolve().name} ({self.layout}, split {split})"
+def title_of(settings: DataSettings) -> str:
+    """Returns the name of a data set for headings."""
+    folder = settings.folder
+    if folder is None:
+        return "built-in sample"
+    return f"{folder.resolve().name} ({settings.layout}, split {settings.effective_split_by})"
 
 
 class Source:
-    """The tiles of a data set, images without masks included, and their pixels.
+    """The tiles of a data set, including images without masks, and their pixels.
 
     Attributes:
-      settings: as given.
-      tiles: sorted by key. Those of the sample have no files: `image` and `mask` are names only.
-      refused: a line per file that is left out because of its name, a link, or its size.
+      settings: which data set.
+      tiles: sorted by key. The tiles of the sample have no files: their `image` and `mask` are names only.
+      refused: one line for each file that is left out because of its name, a link, or its size.
     """
 
-    def __init__(self, settings: Settings, *, collect: bool = False):
+    def __init__(self, settings: DataSettings, *, collect: bool = False):
         """Lists the tiles.
 
         Args:
           settings: which data set.
-          collect: put what is wrong with single files into `refused` instead of raising it.
+          collect: put what is wrong with single files into `refused` instead of raising an error.
 
         Raises:
-          ConfigError: a setting that cannot be.
-          DataError: as `layouts.find_tiles`.
+          ConfigError: a setting is invalid.
+          DataError: as `discovery.find_tiles`.
         """
         self.settings, self.refused, self._drawn = settings, [], {}
         if settings.layout == "sample":
@@ -66,12 +47,7 @@ class Source:
             return
         try:
             self.tiles = find_tiles(
-                settings.layout,
-                settings.dir,
-                split=settings.split,
-                mpp=settings.mpp,
-                patch_size=settings.patch_size,
-                stride=settings.stride,
+                settings,
                 required=(),
                 with_unlabeled=True,
                 refuse=(lambda error: self.refused.append(str(error))) if collect else None,
@@ -79,28 +55,33 @@ class Source:
         except DataError as error:
             if not self.refused:
                 raise
-            self.refused.append(str(error))  # nothing is left once those files are out
+            self.refused.append(str(error))  # no tile is left without the refused files
             self.tiles = []
 
-    def examine(
+    def read_pairs(
         self, *, measure: Callable[[np.ndarray], Any] | None = None, progress: Callable[[int], None] | None = None
-    ) -> Iterator[tuple[list[Tile], Finding]]:
-        """As `data_checks.examine`, of all tiles."""
+    ) -> Iterator[tuple[list[Tile], PairResult]]:
+        """Reads all tiles, as `tile_reader.read_pairs`."""
         if not self._drawn:
-            yield from examine(self.tiles, measure=measure, progress=progress)
+            yield from read_pairs(self.tiles, measure=measure, progress=progress)
             return
         for done, tile in enumerate(self.tiles, 1):
             image, mask = self.pixels(tile)
             measures = (measure(image),) if measure else ()
-            yield [tile], Finding(contents=(content_of(image, mask),), measures=measures)
+            yield [tile], PairResult(stats=(tile_stats(image, mask),), measures=measures)
             if progress:
                 progress(done)
 
     def pixels(self, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image, uint8 [H, W, 3], and mask, uint8 [H, W] or None, of one tile; errors as `tiles.read_pair`."""
+        """Returns the image, uint8 [H, W, 3], and the mask, uint8 [H, W] or None, of one tile.
+
+        Raises:
+          DataError: as `image_files.read_pair`.
+        """
         if tile.key in self._drawn:
             return self._drawn[tile.key].image, self._drawn[tile.key].mask
-        return cut(*read_files(tile, lambda line: None), tile)  # whoever reads a single tile has examined all before
+        # Warnings are dropped: single tiles are read only after `read_pairs` has given the warnings.
+        return crop(*read_files(tile, lambda line: None), tile)
 
 
 def _tile_of(patch: synthetic.Patch) -> Tile:

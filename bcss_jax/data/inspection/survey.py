@@ -1,14 +1,15 @@
-"""Reads every tile of a data set once and keeps what inspection needs to know of it."""
+"""Reads every tile of a data set once and keeps what the inspection needs."""
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from bcss_jax.data.checks import TileStats, listed
-from bcss_jax.data.discovery import Tile
+from bcss_jax.data.checks import summarize_defects
+from bcss_jax.data.discovery import DataSettings, Tile
 from bcss_jax.data.inspection import similar, stain
-from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.inspection.source import Source
+from bcss_jax.data.tile_reader import TileStats
 from bcss_jax.errors import DataError
 
 BINS = 64  # of a histogram: four values of a pixel each
@@ -16,23 +17,23 @@ BINS = 64  # of a histogram: four values of a pixel each
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """A data set without its pixels; entry i of everything belongs to tile i.
+    """Statistics of a data set. Entry i of every list and array belongs to tile i.
 
     Attributes:
       settings: which data set.
-      tiles: N of them, sorted by key.
-      contents: size, pixels per code and digest of each.
-      histograms: int32 [N, 3, BINS], pixels per channel (red, green, blue) and value.
-      tissue: float [N], share of the pixels that are no glass.
-      densities: float [N, 3], mean optical density of these.
-      hashes: uint64 [N, 4], of `similar.hash_of`.
-      contrasts: float [N], likewise.
-      warnings: what is odd but usable.
+      tiles: the N tiles, sorted by key.
+      stats: size, pixels of each code and digest of each tile.
+      histograms: int32 [N, 3, BINS], number of pixels for each channel (red, green, blue) and bin of values.
+      tissue: float [N], share of the pixels that show tissue.
+      densities: float [N, 3], mean optical density of these pixels.
+      hashes: uint64 [N, 4], from `similar.hash_of`.
+      contrasts: float [N], from `similar.hash_of`.
+      warnings: what is unusual but usable.
     """
 
-    settings: Settings
+    settings: DataSettings
     tiles: list[Tile]
-    contents: list[TileStats]
+    stats: list[TileStats]
     histograms: np.ndarray
     tissue: np.ndarray
     densities: np.ndarray
@@ -42,37 +43,43 @@ class Survey:
 
     @property
     def codes(self) -> str:
-        """Code book of the masks."""
+        """The code book of the masks."""
         return self.tiles[0].codes
 
     @property
     def code_counts(self) -> np.ndarray:
-        """Pixels per tile and code, int64 [N, 22]; zeros for an image without a mask."""
-        return np.stack([content.code_counts for content in self.contents])
+        """Number of pixels of each tile and code, int64 [N, 22]; zeros for an image without a mask."""
+        return np.stack([stats.code_counts for stats in self.stats])
 
 
-def take(source: Source, progress: Callable[[int], None] | None = None) -> Survey:
-    """Reads all tiles.
+def take_survey(source: Source, progress: Callable[[int], None] | None = None) -> Survey:
+    """Reads all tiles and returns their statistics.
+
+    Args:
+      source: the data set.
+      progress: called with the number of tiles done.
 
     Raises:
-      DataError: a file is missing or not usable.
+      DataError: a file is missing or unusable.
     """
-    wrong, warnings, tiles, contents, measures, pairs = [], [], [], [], [], 0
-    for pair, finding in source.examine(measure=_measure, progress=progress):
-        pairs += 1
-        wrong += finding.missing + finding.bad
-        warnings += finding.warnings
-        if finding.contents:
+    defects, warnings, tiles, stats, measures, num_pairs = [], [], [], [], [], 0
+    for pair, result in source.read_pairs(measure=_measure, progress=progress):
+        num_pairs += 1
+        defects += result.missing + result.bad
+        warnings += result.warnings
+        if result.stats:
             tiles += pair
-            contents += finding.contents
-            measures += finding.measures
-    if wrong:
-        raise DataError(f"{listed(wrong, pairs)}; mend or remove them (python -m bcss_jax.data verify lists more)")
+            stats += result.stats
+            measures += result.measures
+    if defects:
+        raise DataError(
+            f"{summarize_defects(defects, num_pairs)}; repair or remove them (python -m bcss_jax.data verify lists more)"
+        )
     histograms, densities, hashes = zip(*measures, strict=True)
     return Survey(
         settings=source.settings,
         tiles=tiles,
-        contents=contents,
+        stats=stats,
         histograms=np.stack(histograms),
         tissue=np.array([density.tissue for density in densities]),
         densities=np.stack([density.mean for density in densities]),
@@ -90,10 +97,13 @@ def _measure(image: np.ndarray) -> tuple[np.ndarray, stain.Density, similar.Hash
 
 
 def most_different(histograms: np.ndarray) -> tuple[int, int]:
-    """Two tiles whose colors differ most: the earth mover's distance of their histograms, [N, 3, BINS].
+    """Returns the indices of two tiles with very different colors, by the earth mover's distance of their histograms.
 
-    Not all pairs are compared. From the tile nearest to the mean of all the search goes to the farthest, from there to
-    the farthest again, and so on as long as the distance grows.
+    Not all pairs are compared. The search starts at the tile nearest to the mean of all tiles, moves to the tile that is
+    farthest from it, and repeats this while the distance grows.
+
+    Args:
+      histograms: [N, 3, BINS].
     """
     totals = histograms.sum(axis=(1, 2), keepdims=True)
     below = (histograms.cumsum(axis=2) / totals).reshape(len(histograms), -1).astype(np.float32)

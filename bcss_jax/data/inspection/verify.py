@@ -1,4 +1,4 @@
-"""Is a data set sound: every file readable, every image with its mask, every code in the book, no part leaking?"""
+"""Verifies a data set: readable files, a mask for every image, known codes, and no leak between the splits."""
 
 import collections
 import dataclasses
@@ -6,21 +6,22 @@ import time
 from collections.abc import Callable
 
 from bcss_jax.data import checks
+from bcss_jax.data.discovery import SPLITS
 from bcss_jax.data.inspection.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was found.
+    """The result of `verify`.
 
     Attributes:
-      tiles: per part, number of usable tiles, images without masks included.
+      tiles: number of usable tiles of each split, including images without masks.
       patients: number of patients.
       institutes: number of institutes.
-      pairs: number of image files, or masks where the image is missing.
-      defects: per kind, a line for each; kinds without any are left out.
-      notes: a line for each thing that is odd and no defect.
-      seconds: that reading took.
+      pairs: number of image files, or of masks whose image is missing.
+      defects: one line for each defect, by kind. Kinds without defects are left out.
+      notes: one line for each thing that is unusual but not a defect.
+      seconds: time that reading took.
     """
 
     tiles: dict[str, int]
@@ -33,45 +34,45 @@ class Verdict:
 
 
 def verify(source: Source, progress: Callable[[int], None] | None = None) -> Verdict:
-    """Reads every tile and judges as `data_checks.check` does, but collects all defects instead of raising the first.
+    """Reads every tile and checks it as `checks.check_tiles` does, but collects all defects instead of raising the first.
 
     Args:
-      source: made with `collect=True`.
+      source: the data set, made with `collect=True`.
       progress: called with the number of tiles done.
     """
     start = time.perf_counter()
     defects = collections.defaultdict(list, {"name or place": list(source.refused)})
-    notes, contents, pairs = [], {}, 0
-    for pair, finding in source.examine(progress=progress):
-        pairs += 1
-        defects["missing"] += finding.missing
-        defects["unusable"] += finding.bad
-        notes += finding.warnings
-        contents.update(zip((tile.key for tile in pair), finding.contents, strict=False))
+    notes, stats, num_pairs = [], {}, 0
+    for pair, result in source.read_pairs(progress=progress):
+        num_pairs += 1
+        defects["missing"] += result.missing
+        defects["unusable"] += result.bad
+        notes += result.warnings
+        stats.update(zip((tile.key for tile in pair), result.stats, strict=False))
     seconds = time.perf_counter() - start
-    defects["of another size"] += checks.take_out_other_sizes(source.tiles, contents)
-    usable = [tile for tile in source.tiles if tile.key in contents]
-    # Nothing is trained or judged on images without masks: they leak nothing.
-    rows = [(tile.key, tile.split, tile.patient, contents[tile.key]) for tile in usable if tile.mask]
-    shared, repeated = checks.same_images(rows)
-    defects["in two parts"] += shared
-    recurring = checks.recurring_patients(rows)
-    if recurring and source.settings.layout == "kaggle224" and source.settings.split == "published":
-        notes.append(f"patients with tiles in more than one part: {len(recurring)}, as this data set was published")
+    defects["of another size"] += checks.remove_other_sizes(source.tiles, stats)
+    usable = [tile for tile in source.tiles if tile.key in stats]
+    # Images without masks are used neither for training nor for scores, so they leak nothing.
+    checked = [checks.CheckedTile(tile.key, tile.split, tile.patient, stats[tile.key]) for tile in usable if tile.mask]
+    shared, repeated = checks.find_shared_images(checked)
+    defects["in two splits"] += shared
+    recurring = checks.find_recurring_patients(checked)
+    if recurring and source.settings.layout == "kaggle224" and source.settings.split_by == "published":
+        notes.append(f"{len(recurring)} patients have tiles in more than one split, as this data set was published")
     elif recurring:
-        defects["patients in two parts"].append(checks.recurring_line(recurring))
+        defects["patients in two splits"].append(checks.describe_recurring_patients(recurring))
     tiles = collections.Counter(tile.split for tile in usable)
     if repeated:
-        notes.append(f"{repeated} tiles repeat the pixels of another tile of their part")
+        notes.append(f"{repeated} tiles repeat the pixels of another tile of their split")
     without = sum(not tile.mask for tile in usable)
     if without:
         notes.append(f"test: {without} images have no masks (none were published); only the images were checked")
-    notes += [f"no usable tiles for {part}: training needs them" for part in ("train", "val") if not tiles[part]]
+    notes += [f"no usable tiles for {split}: training needs them" for split in ("train", "val") if not tiles[split]]
     return Verdict(
-        tiles={part: tiles[part] for part in ("train", "val", "test") if tiles[part]},
+        tiles={split: tiles[split] for split in SPLITS if tiles[split]},
         patients=len({tile.patient for tile in usable}),
         institutes=len({tile.institute for tile in usable}),
-        pairs=pairs + len(source.refused),
+        pairs=num_pairs + len(source.refused),
         defects={kind: lines for kind, lines in defects.items() if lines},
         notes=notes,
         seconds=seconds,

@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
 from bcss_jax.common.figures import class_colors, dice_lines, error_map, hatched
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_table_score
+from bcss_jax.common.html import html_environment
 from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
-from bcss_jax.evaluation.reporting.caveats import limits
+from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import LabelScheme
 
@@ -84,13 +84,7 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
     evaluations = results["evaluations"]
     if not evaluations:
         raise DataError("report: expected evaluations, found none; evaluate a checkpoint first")
-    environment = Environment(
-        loader=PackageLoader("bcss_jax.evaluation.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment("bcss_jax.evaluation.reporting")
     environment.filters |= {"score": format_table_score, "json": _json, "breakable": _breakable}
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(
@@ -110,7 +104,7 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
         evaluations=evaluations,
         differences=results["differences"],
         resamples=bootstrap.RESAMPLES,
-        limits=_grouped((evaluation["name"], limits(evaluation)) for evaluation in evaluations),
+        caveats=_grouped((evaluation["name"], caveats(evaluation)) for evaluation in evaluations),
         published=_grouped((evaluation["name"], _published(evaluation)) for evaluation in evaluations),
         groups=list(_groups(evaluations)),
         curves=_curves(evaluations),

@@ -1,4 +1,4 @@
-"""The slides of a list one after another: those that fail cost the others nothing, those in use elsewhere are tried last."""
+"""Runs through the slides of a list: a slide that fails does not stop the others, a slide in use is tried again last."""
 
 import collections
 import sys
@@ -20,13 +20,13 @@ from bcss_jax.errors import (
 from bcss_jax.slides.batch.slide_list import Entry
 
 
-class Ended(NamedTuple):
-    """What became of slides.
+class BatchOutcome(NamedTuple):
+    """How the slides of a list ended.
 
     Attributes:
-      slides: how many there were.
-      failures: those that failed, and why.
-      busy: those that other processes are at work on.
+      slides: how many there are.
+      failures: those that failed, with the error.
+      busy: those that other processes are working on.
     """
 
     slides: int
@@ -35,76 +35,78 @@ class Ended(NamedTuple):
 
     @property
     def done(self) -> int:
-        """How many are done."""
+        """How many slides are done."""
         return self.slides - len(self.failures) - len(self.busy)
 
 
 def segment_all(
     entries: list[Entry],
-    work: Callable[[Entry, str], None],
-    note: Callable[[Entry, UserError], None],
+    segment: Callable[[Entry, str], None],
+    write_failure: Callable[[Entry, UserError], None],
     after_slide: Callable[[], None],
     debug: bool,
     interruption: Interruption,
-) -> Ended:
-    """Works on all slides.
+) -> BatchOutcome:
+    """Segments all slides.
 
     Args:
       entries: the slides.
-      work: does one; gets its place too, such as "3/20 ".
-      note: keeps an error of which `work` has not kept anything.
-      after_slide: called after each, however it ended.
-      debug: let errors through that are no user's.
+      segment: called for each slide, with its position in the list, for example "3/20 ".
+      write_failure: called for an error that `segment` has not written down itself.
+      after_slide: called after each slide, however it ended.
+      debug: do not catch errors other than UserError.
       interruption: active; tells when to stop.
 
     Raises:
       Preempted: asked to stop.
       StorageError: the next slide would fail too.
     """
-    ended = Ended(len(entries), {}, {})
+    outcome = BatchOutcome(len(entries), {}, {})
     waiting = collections.deque(enumerate(entries, 1))
     while waiting:
         number, entry = waiting.popleft()
         name = printable(entry.slide.name)
         if interruption.requested:
-            raise Preempted(f"stopped before {name}; the same command goes on from there")
-        was_busy = ended.busy.pop(entry, None)
+            raise Preempted(f"stopped before {name}; the same command resumes from there")
+        was_busy = outcome.busy.pop(entry, None)
         try:
-            work(entry, f"{number}/{len(entries)} ")
+            segment(entry, f"{number}/{len(entries)} ")
         except InUseError as error:
             if was_busy is None:
-                waiting.append((number, entry))  # once more when the others are done
-            ended.busy[entry] = error
+                waiting.append((number, entry))  # tried once more when the others are done
+            outcome.busy[entry] = error
         except (Preempted, StorageError):
             raise
         except Exception as error:
             if debug and not isinstance(error, UserError):
                 raise
             if not isinstance(error, UserError):
-                error = DataError(f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where")
-                note(entry, error)
+                error = DataError(
+                    f"{name}: {type(error).__name__}: {first_line(error)}; --debug shows where it was raised"
+                )
+                write_failure(entry, error)
             print(f"failed: {error}", file=sys.stderr, flush=True)
-            ended.failures[entry] = error
+            outcome.failures[entry] = error
         after_slide()
-    return ended
+    return outcome
 
 
-def conclude(ended: Ended, table: Path) -> None:
-    """Raises what a list ends with where not all of its slides are done: PartialError or Preempted.
+def raise_unless_done(outcome: BatchOutcome, table: Path) -> None:
+    """Raises PartialError or Preempted unless all slides of the list are done.
 
     Args:
-      ended: what became of them.
-      table: file that says why.
+      outcome: how the slides ended.
+      table: the file that states the reasons.
     """
-    affected = list(ended.failures or ended.busy)
+    affected = list(outcome.failures or outcome.busy)
     names = ", ".join(printable(entry.slide.name) for entry in affected[:5]) + (", ..." if len(affected) > 5 else "")
-    if ended.failures:
+    if outcome.failures:
         raise PartialError(
-            f"{len(ended.failures)} of {ended.slides} slides failed ({names}); {table} says why, and the same command "
-            "tries them again"
+            f"{len(outcome.failures)} of {outcome.slides} slides failed ({names}); {table} lists the reasons; run the same "
+            "command again to retry them"
         )
-    if ended.busy:
+    if outcome.busy:
         raise Preempted(
-            f"other processes are at work on {len(ended.busy)} of {ended.slides} slides ({names}); run the same command "
-            "again to see them done"
+            f"other processes are working on {len(outcome.busy)} of {outcome.slides} slides ({names}); run the same command "
+            "again when they have finished"
         )

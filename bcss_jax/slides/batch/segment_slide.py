@@ -1,12 +1,14 @@
-"""One slide with one model, from the file to its folder of results."""
+"""Segments one slide with one model, from the file to its folder of results."""
 
 import dataclasses
 import functools
 import logging
 import math
 import resource
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,15 +21,16 @@ from bcss_jax.common.timing import StageClock
 from bcss_jax.errors import DataError, Preempted, UserError, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.slides.batch.slide_folder import FORMAT, Done, SlideFolder, fingerprints, forget_failure, note_failure
+from bcss_jax.slides.batch.slide_folder import Done, SlideFolder, delete_failure, fingerprints, write_failure
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
-from bcss_jax.slides.reading.reader_pool import Block, ReaderPool
+from bcss_jax.slides.reading.reader_pool import Block, ReaderPool, SlideInfo
 from bcss_jax.slides.reading.resolution import resolved_mpp
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
+from bcss_jax.slides.slide_summary import ClassArea, SegmentedSlide, SlideSummary
 from bcss_jax.slides.stitching import labeling
 from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
@@ -37,29 +40,30 @@ from bcss_jax.slides.tissue.stain_check import out_of_domain
 from bcss_jax.slides.tissue.tissue_by_color import looks_like_glass, tissue_by_color
 from bcss_jax.slides.tissue.tissue_file import read_tissue
 from bcss_jax.slides.tissue.tissue_mask import Tissue
-from bcss_jax.slides.windows import windows_of
+from bcss_jax.slides.windows import Windows, windows_of
 from bcss_jax.training.summary import device, versions
 
 TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
-TISSUE_SIDE = 4096  # its longest side at most, pixels
-NEARLY_ALL = 0.95  # share of a slide that is tissue, from which on it may be glass that was not known as such
+TISSUE_SIDE = 4096  # pixels, at most, of the longer side of that thumbnail
+NEARLY_ALL = 0.95  # share of tissue from which on a slide may be glass that was not recognized
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
+PROBABILITIES = "probabilities.zarr"
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How slides are segmented, the same for all of a batch.
+class SegmentSettings:
+    """How slides are segmented; the same for all slides of a batch.
 
     Attributes:
       window: side of the windows, pixels.
-      overlap: of neighboring windows, a share of their side.
+      overlap: of neighboring windows, as a share of their side.
       blend: one of `blend.BLENDS`.
-      tissue: "color" (found by color) or "all" (the whole slide); a file given for a slide goes before.
-      probabilities: write them too.
+      tissue: "colour" (found by color) or "all" (the whole slide); a file given for a slide takes precedence.
+      probabilities: write the probabilities too.
       min_area_um2: smaller regions are left out of regions.geojson.
-      truth_codes: code book of masks of truth; it and the region decide about scores alone, not about labels.
-      truth_region: x, y, width, height in level-0 pixels to be scored besides the whole, or None.
+      truth_codes: code book of ground truth masks; like the region it affects scores alone, not labels.
+      truth_region: x, y, width, height in level-0 pixels to score in addition to the whole slide, or None.
     """
 
     window: int
@@ -72,11 +76,60 @@ class Settings:
     truth_region: tuple[int, int, int, int] | None
 
 
-class SlideSegmenter:
-    """A model with its settings, compiled once for all slides."""
+class _Overview(NamedTuple):
+    """What is known of a slide before its windows are read.
 
-    def __init__(self, model: SlideModel, settings: Settings, batch_size: int, readers: int, mesh: Mesh):
-        """Takes the model, the most windows of a batch, the reader processes of a slide, and the devices."""
+    Attributes:
+      info: what the slide says about itself.
+      mpp: um per level-0 pixel along x and y.
+      grid: that the slide is segmented on.
+      thumbnail: uint8 [h, w, 3], the one that tissue is found on.
+      tissue: what to segment.
+    """
+
+    info: SlideInfo
+    mpp: tuple[float, float]
+    grid: Grid
+    thumbnail: np.ndarray
+    tissue: Tissue
+
+
+class _Labeled(NamedTuple):
+    """A slide with all its labels.
+
+    Attributes:
+      windows: of the grid.
+      store: the labels.
+      probabilities: None if they are not wanted.
+      resumed: some labels had been computed before.
+      seconds: by stage, of reading, computing and writing the labels.
+    """
+
+    windows: Windows
+    store: TileStore
+    probabilities: ProbabilityStore | None
+    resumed: bool
+    seconds: dict[str, float]
+
+
+class SlideSegmenter:
+    """A model with its settings, compiled once for all slides.
+
+    Attributes:
+      model: the model.
+      classes: that it distinguishes.
+    """
+
+    def __init__(self, model: SlideModel, settings: SegmentSettings, batch_size: int, readers: int, mesh: Mesh):
+        """Prepares the model.
+
+        Args:
+          model: the model.
+          settings: for all slides.
+          batch_size: windows at a time, at most.
+          readers: processes that read a slide.
+          mesh: devices to compute on.
+        """
         self.model, self._settings, self._readers = model, settings, readers
         layout = windows_of(settings.window, settings.window, settings.window, settings.overlap)
         self._weights = blend_weights(layout, settings.blend)
@@ -84,10 +137,10 @@ class SlideSegmenter:
         self.classes = classes_of(model.scheme)
 
     def folder_of(self, entry: Entry, path: Path) -> SlideFolder:
-        """The folder of a slide's results.
+        """Returns the folder of a slide's results.
 
         Raises:
-          DataError: the slide, or a file that belongs to it, is not there.
+          DataError: the slide, or a file that belongs to it, is missing.
         """
         identity = {
             "slide": entry.slide.name,
@@ -99,34 +152,34 @@ class SlideSegmenter:
         return SlideFolder(path, identity)
 
     def segment(
-        self, entry: Entry, path: Path, overwriting: OverwriteJournal | None, interruption: Interruption
-    ) -> tuple[dict, Done]:
-        """Segments a slide, going on where that was stopped, and scores it if there is a truth.
+        self, entry: Entry, path: Path, journal: OverwriteJournal | None, interruption: Interruption
+    ) -> tuple[SlideSummary, Done]:
+        """Segments a slide and scores it if there is a ground truth; resumes where the slide was stopped.
 
         Args:
           entry: the slide.
           path: folder of its results.
-          overwriting: results make way that were there before it began; None: nothing does.
+          journal: of a command that overwrites results, each once; None: no results are overwritten.
           interruption: active; tells when to stop.
 
         Returns:
-          Its summary, and what was left to do.
+          The summary, and what was done.
 
         Raises:
-          UserError: with one line for the user; noted in the folder too, but for settings that cannot be.
+          UserError: one line for the user; written into the folder too, except for invalid settings.
         """
         with locked(path):
             try:
                 folder = self.folder_of(entry, path)
             except DataError as error:
-                note_failure(path, error)
+                write_failure(path, error)
                 raise
-            anew = overwriting is not None and not overwriting.is_cleared(path)
-            summary, done = None if anew else folder.finished(), Done.BEFORE
+            recompute = journal is not None and not journal.is_cleared(path)
+            summary, done = None if recompute else folder.finished(), Done.BEFORE
             if summary is None:
-                folder.begin(replace=overwriting is not None, anew=anew)
-                if anew:
-                    overwriting.note(path)
+                folder.begin(replace=journal is not None, recompute=recompute)
+                if journal is not None and recompute:
+                    journal.add(path)
             try:
                 if summary is None:
                     with out_of_memory_errors(
@@ -140,113 +193,63 @@ class SlideSegmenter:
             except Preempted:
                 raise
             except UserError as error:
-                # What was read of a damaged slide is of no use to a mended one.
+                # What was read of a damaged slide is of no use once the slide is repaired.
                 if summary is None and isinstance(error, DataError) and not isinstance(error, TruthError):
-                    folder.forget_work()
-                note_failure(path, error)
+                    folder.delete_work()
+                write_failure(path, error)
                 raise
-            forget_failure(path)
+            delete_failure(path)
             return summary, done
 
-    def _score(self, entry, path, summary, interruption):
-        """Scores a finished slide, and keeps its summary with the scores."""
+    def _score(self, entry: Entry, path: Path, summary: SlideSummary, interruption: Interruption) -> SlideSummary:
+        """Scores a finished slide and writes the scores into its summary."""
+        assert entry.truth is not None
         settings = self._settings
-        folder = self.folder_of(entry, path)  # anew: the truth as it is now, perhaps hours after the beginning
+        folder = self.folder_of(entry, path)  # read again: the ground truth may have changed since the slide was begun
         stop = functools.partial(_stop_if_asked, interruption, printable(entry.slide.name))
         truth, codes, region = Path(entry.truth), settings.truth_codes, settings.truth_region
         summary = slide_scores.with_scores(summary, path, truth, self.model.scheme, codes, region, stop)
-        folder.keep_scores(summary)
+        folder.write_scores(summary)
         return summary
 
-    def _segment(self, entry, folder, interruption):
-        clock = StageClock()
-        settings, model, name = self._settings, self.model, printable(entry.slide.name)
-        # The pool ends first: what is still read for the overlay ends with it.
-        with ThreadPoolExecutor(1) as beside, ReaderPool(entry.slide, self._readers) as pool:
-            info = pool.info
-            mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
-            grid = grid_of(info.width, info.height, mpp, model.mpp)
-            if entry.truth is not None:
-                check_truth(Path(entry.truth), model.scheme, settings.truth_codes, grid, settings.truth_region)
-            longest = max(grid.width, grid.height)
-            small = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
-            thumbnail = small.pixels
-            odd = out_of_domain(thumbnail)
-            if odd:
-                log.warning(
-                    "%s: has %s; the model knows H&E in bright field alone, so mistrust what it says", name, odd
-                )
-            tissue = self._tissue(entry, small, grid, info.bounds)
-            shown = beside.submit(_for_overlay, thumbnail, pool)
+    def _segment(self, entry: Entry, folder: SlideFolder, interruption: Interruption) -> SlideSummary:
+        """Computes all results of a slide but its scores: overview, label, write, summarize."""
+        clock, name = StageClock(), printable(entry.slide.name)
+        # The pool ends first, and with it what is still being read for the overlay.
+        with ThreadPoolExecutor(1) as background, ReaderPool(entry.slide, self._readers) as pool:
+            overview = self._overview(entry, pool)
+            picture = background.submit(_overlay_thumbnail, overview.thumbnail, pool)
             clock.lap("thumbnail_and_tissue")
-            windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
-            probabilities = None
-            if settings.probabilities:
-                path = folder.path / "probabilities.zarr"
-                size = dict(width=grid.width, height=grid.height, mpp=grid.mpp)
-                probabilities = ProbabilityStore(path, **size, classes=self.classes, name=name)
-                if not probabilities.kept:
-                    folder.forget_labels()
-            store = TileStore(folder.labels, grid.width, grid.height)
-            resumed = store.has_row(0)  # rows are written from the first one on
-            seconds = labeling.label_slide(
-                pool,
-                tissue,
-                windows,
-                self._predictor,
-                self._weights,
-                store,
-                probabilities,
-                classes=len(self.classes),
-                readers=self._readers,
-                interruption=interruption,
-                label=name,
-            )
-            thumbnail = shown.result()
+            labeled = self._label(name, overview, folder, pool, interruption)
+            thumbnail = picture.result()
             clock.lap("labelling")
-        counts = store.counts()
-        known = counts.sum() - counts[BACKGROUND]
-        if counts[UNREADABLE] > labeling.MAX_UNREADABLE * known:
+        counts = labeled.store.counts()
+        if counts[UNREADABLE] > labeling.MAX_UNREADABLE * (counts.sum() - counts[BACKGROUND]):
             raise labeling.too_unreadable(name)
         stop = functools.partial(_stop_if_asked, interruption, name)
-        files = self._write(folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop)
+        files = self._write(name, overview, labeled, counts, thumbnail, folder.path, clock, stop)
         stop()
-        return {
-            "format": FORMAT,
-            "slide": {
-                "path": str(entry.slide.resolve()),
-                "name": entry.slide.name,
-                "format": info.format,
-                "width": info.width,
-                "height": info.height,
-                "mpp": list(mpp),
-                "mpp_from": "slide" if entry.mpp is None else "--mpp",
-                "bounds": info.bounds,
-            },
-            "model": {**model.about, "mpp": model.mpp, "window": settings.window},
-            "grid": dataclasses.asdict(grid),
-            "classes": [
-                {
-                    "value": each.value,
-                    "name": each.name,
-                    "colour": each.color,
-                    "pixels": int(counts[each.value]),
-                    "area_mm2": float(counts[each.value] * grid.pixel_mm2),
-                }
-                for each in self.classes
-            ],
-            "tissue_area_mm2": float(known * grid.pixel_mm2),
-            "unreadable_area_mm2": float(counts[UNREADABLE] * grid.pixel_mm2),
-            "tumor_stroma_ratio": _tumor_stroma_ratio(self.classes, counts),
-            "windows": {"computed": int(tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
-            "seams": seam_score(labeling.seam_counts(store)),
-            "files": files,
-            "resumed": resumed,  # with labels of before it was stopped, so that seconds are those of the last session alone
-            "seconds": {**clock.seconds, **dataclasses.asdict(seconds), "total": clock.total()},
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "versions": versions(),
-            "device": device(),
-        }
+        seconds = {**clock.seconds, **labeled.seconds, "total": clock.total()}
+        return self._summarize(entry, overview, labeled, counts, files, seconds, folder.identity)
+
+    def _overview(self, entry: Entry, pool: ReaderPool) -> _Overview:
+        """Places the grid on the slide, finds tissue, and checks the ground truth if there is one."""
+        settings, info = self._settings, pool.info
+        mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
+        grid = grid_of(info.width, info.height, mpp, self.model.mpp)
+        if entry.truth is not None:
+            check_truth(Path(entry.truth), self.model.scheme, settings.truth_codes, grid, settings.truth_region)
+        longest = max(grid.width, grid.height)
+        thumbnail = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
+        problem = out_of_domain(thumbnail.pixels)
+        if problem:
+            log.warning(
+                "%s: has %s; the model was trained on H&E in bright field, so do not rely on its result",
+                printable(entry.slide.name),
+                problem,
+            )
+        tissue = self._tissue(entry, thumbnail, grid, info.bounds)
+        return _Overview(info, mpp, grid, thumbnail.pixels, tissue)
 
     def _tissue(self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None) -> Tissue:
         if entry.tissue is not None:
@@ -258,44 +261,131 @@ class SlideSegmenter:
         tissue = Tissue(tissue_by_color(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
         if tissue.share > NEARLY_ALL and looks_like_glass(thumbnail.pixels, tissue.mask):
             log.warning(
-                "%s: nearly all of it is taken for tissue, though most has one color, as glass has; look at overlay.png, "
-                "and say with --tissue=FILE where tissue is",
+                "%s: nearly the whole slide is taken for tissue, but most of it has one color, as glass has; look at "
+                "overlay.png, and mark the tissue with --tissue=FILE",
                 printable(entry.slide.name),
             )
         return tissue
 
-    def _write(self, folder, store, probabilities, grid, info, name, thumbnail, counts, clock, stop):
-        """Writes the results, each whole or not at all; returns their names."""
-        # At the same time as pyramid and overlay.
-        clock.seconds["tracing"] = results.write(
-            folder.path,
+    def _label(
+        self, name: str, overview: _Overview, folder: SlideFolder, pool: ReaderPool, interruption: Interruption
+    ) -> _Labeled:
+        """Computes all labels that are not there yet, and the probabilities if they are wanted."""
+        settings, grid = self._settings, overview.grid
+        windows = windows_of(grid.height, grid.width, settings.window, settings.overlap)
+        probabilities = None
+        if settings.probabilities:
+            probabilities = ProbabilityStore(
+                folder.path / PROBABILITIES, grid.width, grid.height, mpp=grid.mpp, classes=self.classes, name=name
+            )
+            if not probabilities.kept:
+                folder.delete_labels()
+        store = TileStore(folder.labels, grid.width, grid.height)
+        resumed = store.has_row(0)  # rows are written from the first one on
+        seconds = labeling.label_slide(
+            pool,
+            overview.tissue,
+            windows,
+            self._predictor,
+            self._weights,
             store,
+            probabilities,
+            classes=len(self.classes),
+            readers=self._readers,
+            interruption=interruption,
+            label=name,
+        )
+        return _Labeled(windows, store, probabilities, resumed, dataclasses.asdict(seconds))
+
+    def _write(
+        self,
+        name: str,
+        overview: _Overview,
+        labeled: _Labeled,
+        counts: np.ndarray,
+        thumbnail: np.ndarray,
+        folder: Path,
+        clock: StageClock,
+        stop: Callable[[], None],
+    ) -> dict[str, str | None]:
+        """Writes the result files, each whole or not at all; returns their names."""
+        grid = overview.grid
+        tracing_seconds = results.write(
+            folder,
+            labeled.store,
             grid,
             self.classes,
             thumbnail,
             name=name,
             title=f"{name}, {self.model.name}",
-            origin=_origin(info.bounds),
+            origin=_origin(overview.info.bounds),
             min_area_um2=self._settings.min_area_um2,
             areas_mm2={value: float(counts[value] * grid.pixel_mm2) for value in np.flatnonzero(counts).tolist()},
             lap=clock.lap,
             stop=stop,
         )
-        return results.FILES | {"probabilities": None if probabilities is None else "probabilities.zarr"}
+        clock.seconds["tracing"] = tracing_seconds  # at the same time as the pyramid and the overlay
+        return results.FILES | {"probabilities": None if labeled.probabilities is None else PROBABILITIES}
+
+    def _summarize(
+        self,
+        entry: Entry,
+        overview: _Overview,
+        labeled: _Labeled,
+        counts: np.ndarray,
+        files: dict[str, str | None],
+        seconds: dict[str, float],
+        identity: dict[str, Any],
+    ) -> SlideSummary:
+        """Returns the summary of a slide, without scores; `counts` are pixels by label, int64 [256]."""
+        model, info, grid, windows = self.model, overview.info, overview.grid, labeled.windows
+        tissue_pixels = counts.sum() - counts[BACKGROUND]
+        return SlideSummary(
+            slide=SegmentedSlide(
+                path=str(entry.slide.resolve()),
+                name=entry.slide.name,
+                format=info.format,
+                width=info.width,
+                height=info.height,
+                mpp=overview.mpp,
+                mpp_from="slide" if entry.mpp is None else "--mpp",
+                bounds=info.bounds,
+            ),
+            model={**model.metadata, "mpp": model.mpp, "window": self._settings.window},
+            grid=grid,
+            classes=tuple(
+                ClassArea(*each, pixels=int(counts[each.value]), area_mm2=float(counts[each.value] * grid.pixel_mm2))
+                for each in self.classes
+            ),
+            tissue_area_mm2=float(tissue_pixels * grid.pixel_mm2),
+            unreadable_area_mm2=float(counts[UNREADABLE] * grid.pixel_mm2),
+            tumor_stroma_ratio=_tumor_stroma_ratio(self.classes, counts),
+            windows={"computed": int(overview.tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
+            seams=seam_score(labeling.seam_counts(labeled.store)),
+            files=files,
+            resumed=labeled.resumed,
+            seconds=seconds,
+            peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            versions=versions(),
+            device=device(),
+            scores=None,
+            scores_of_region=None,
+            identity=identity,
+        )
 
 
 def _stop_if_asked(interruption, name):
     if interruption.requested:
-        raise Preempted(f"{name}: stopped before all its results were written; the same command goes on from there")
+        raise Preempted(f"{name}: stopped before all results were written; the same command resumes from there")
 
 
 def _origin(bounds):
-    """Where QuPath counts from: the corner of the scanned area, where the slide has one."""
+    """Where QuPath counts from: the corner of the scanned area if the slide states it."""
     return bounds[:2] if bounds else (0, 0)
 
 
-def _for_overlay(thumbnail, pool):
-    """The thumbnail at `OVERLAY_SIDE`, from the one for tissue or, where that is smaller, from the slide."""
+def _overlay_thumbnail(thumbnail, pool):
+    """The thumbnail at `OVERLAY_SIDE`: made from that of the tissue or, where that is smaller, from the slide."""
     if max(thumbnail.shape) <= OVERLAY_SIDE:
         return thumbnail if max(thumbnail.shape) == OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE).pixels
     image = Image.fromarray(thumbnail)

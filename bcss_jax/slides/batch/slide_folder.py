@@ -1,58 +1,65 @@
-"""The folder with the results of one slide: finished, to be gone on with, or failed.
+"""The folder with the results of one slide: finished, in progress, or failed.
 
 labels.ome.tif, regions.geojson, overlay.png, probabilities.zarr
-summary.json     written last: the slide is finished; anew when it is scored
-failure.json     instead, why it failed
-.work/           of a slide that is not finished: labels so far, and what they are of
+summary.json     written last: the slide is finished; written again when it is scored
+failure.json     written in its place if the slide failed: the reason
+.work/           while the slide is not finished: the labels so far, and their identity
 
-What the labels depend on is their identity. The truth that they are scored against is no part of it: another truth makes
-new scores, not new labels.
+The identity is everything that the labels depend on. The ground truth is not part of it: another ground truth gives new
+scores, not new labels.
 """
 
 import contextlib
+import dataclasses
 import enum
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.errors import ConfigError, DataError, UserError, printable
+from bcss_jax.slides import slide_summary
+from bcss_jax.slides.slide_summary import SlideSummary, read_summary
 
-FORMAT = 1  # of summary.json
-HASHED = 1 << 16  # bytes at both ends of a slide by which it is known again
+HASHED_BYTES = 1 << 16  # at both ends of a slide, to recognize it
+FAILURE = "failure.json"
 OUTPUTS = (
     "labels.ome.tif",
     "regions.geojson",
     "overlay.png",
     "probabilities.zarr",
-    "summary.json",
-    "failure.json",
+    slide_summary.FILE,
+    FAILURE,
     ".work",
 )
-OF_TRUTH = ("truth", "truth_codes", "truth_region")  # of an identity's files and settings, those of the scores
+TRUTH_KEYS = ("truth", "truth_codes", "truth_region")  # of the identity's files and settings: they affect scores alone
 
 
 class Done(enum.Enum):
-    """How a slide came to be done."""
+    """What a command did for a slide that is finished now."""
 
     COMPUTED = "computed"
     SCORED = "computed before, scored now"
-    BEFORE = "computed before, and scored if there is a truth"
+    BEFORE = "computed before, and scored if there is a ground truth"
 
 
 class SlideFolder:
     """The results of one slide with one model and one set of settings, which are its identity."""
 
     def __init__(self, path: Path, identity: dict):
-        """Takes the identity with the truth, if there is one: `files.truth` and the settings `OF_TRUTH`.
+        """Reads and writes nothing yet.
 
-        Looks at nothing yet.
+        Args:
+          path: of the folder.
+          identity: JSON, with the ground truth if there is one: `files.truth` and the settings in `TRUTH_KEYS`.
         """
-        self.path, self._with_truth = path, as_json({"format": FORMAT, **identity})
-        self._identity = _of_labels(self._with_truth)
+        self.path = path
+        self._identity_with_truth = as_json({"format": slide_summary.FORMAT, **identity})
+        self.identity: dict[str, Any] = _without_truth(self._identity_with_truth)
 
     @property
     def work(self) -> Path:
@@ -64,57 +71,56 @@ class SlideFolder:
         """Folder of the labels so far."""
         return self.work / "labels"
 
-    def forget_labels(self) -> None:
-        """Takes away the labels so far.
+    def delete_labels(self) -> None:
+        """Deletes the labels so far.
 
         Raises:
-          StorageError: it cannot be written.
+          StorageError: they cannot be deleted.
         """
         with storage_errors(self.labels):
-            self._clear((".work/labels",))
+            self._delete((".work/labels",))
 
-    def finished(self) -> dict | None:
-        """The summary, if the slide was finished before with this identity; whatever it was scored against."""
-        summary = _read(self.path / "summary.json")
-        if summary is None or _of_labels(summary.get("identity")) != self._identity:
+    def finished(self) -> SlideSummary | None:
+        """Returns the summary if the slide was finished with this identity, whatever it was scored against."""
+        summary = _finished_summary(self.path)
+        if summary is None or _without_truth(summary.identity) != self.identity:
             return None
-        names = [name for name in summary["files"].values() if name]
-        if not all((self.path / name).exists() for name in names):
+        if not all((self.path / name).exists() for name in summary.files.values() if name):
             return None
-        self.forget_work()
+        self.delete_work()
         return summary
 
-    def is_scored(self, summary: dict) -> bool:
-        """Whether a summary has the scores against the truth of this identity, or there is none to score against."""
-        return "truth" not in self._with_truth["files"] or summary.get("identity") == self._with_truth
+    def is_scored(self, summary: SlideSummary) -> bool:
+        """Returns whether a summary has the scores against this ground truth, or there is no ground truth."""
+        return "truth" not in self._identity_with_truth["files"] or summary.identity == self._identity_with_truth
 
-    def forget_work(self) -> None:
-        """Takes away labels in progress.
+    def delete_work(self) -> None:
+        """Deletes labels in progress.
 
         Raises:
-          StorageError: it cannot be written.
+          StorageError: they cannot be deleted.
         """
         with storage_errors(self.work):
-            self._clear((".work",))
+            self._delete((".work",))
 
     def check(self) -> None:
         """Raises ConfigError if the folder holds results of another identity, or files of something else."""
         self._refuse_foreign()
-        before = self._identity_there()
-        # What was begun and has not got a row of labels has nothing that other settings could lose.
-        to_lose = (self.path / "summary.json").exists() or any(self.labels.glob("row-*"))
-        if to_lose and before is not None and before != self._identity:
+        found = self._found_identity()
+        # Without a summary or a row of labels there is nothing to lose.
+        is_worth_keeping = (self.path / slide_summary.FILE).exists() or any(self.labels.glob("row-*"))
+        if is_worth_keeping and found is not None and found != self.identity:
             raise ConfigError(
-                f"{self.path} holds results of other settings ({describe_differences(differences(before, self._identity))}); name "
-                "another --output, take the same settings, or replace them with --overwrite"
+                f"{self.path} holds results of other settings ({describe_differences(differences(found, self.identity))}); "
+                "name another --output, use the same settings, or replace the results with --overwrite"
             )
 
-    def begin(self, *, replace: bool, anew: bool) -> None:
-        """Makes the folder ready to work in: goes on with labels of this identity, makes way for them otherwise.
+    def begin(self, *, replace: bool, recompute: bool) -> None:
+        """Prepares the folder: keeps labels in progress that have this identity, and deletes all other results.
 
         Args:
-          replace: results of another identity make way.
-          anew: those of this one too.
+          replace: results of another identity may be deleted.
+          recompute: results of this identity are deleted too.
 
         Raises:
           ConfigError: as `check`; with `replace` only for files of something else.
@@ -123,81 +129,83 @@ class SlideFolder:
         self._refuse_foreign() if replace else self.check()
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            # Without the labels they were made from, other results are of no use.
-            if anew or _of_labels(_read(self.work / "identity.json")) != self._identity:
-                self._clear(OUTPUTS)
-            self._clear(("summary.json", "failure.json"))
-            self._clear([left.name for name in OUTPUTS for left in self.path.glob(f".{name}.*")])  # of a killed process
+            # The other results are of no use without the labels that they were made from.
+            if recompute or _without_truth(_read_object(self.work / "identity.json")) != self.identity:
+                self._delete(OUTPUTS)
+            self._delete((slide_summary.FILE, FAILURE))
+            # Temporary files of a process that was killed.
+            self._delete([path.name for name in OUTPUTS for path in self.path.glob(f".{name}.*")])
             self.work.mkdir(exist_ok=True)
-        write_text(self.work / "identity.json", json.dumps(self._identity))
+        write_text(self.work / "identity.json", json.dumps(self.identity))
 
     def _refuse_foreign(self):
         if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is no folder; name another --output")
-        if self._identity_there() is not None:
-            return  # a folder of ours, to which somebody may have added files
+            raise ConfigError(f"{self.path} is not a folder; name another --output")
+        if self._found_identity() is not None:
+            return  # results of this program, to which somebody may have added files
         with storage_errors(self.path):
             found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
-        models = [name for name in found if is_of_slide(self.path / name)]
+        models = [name for name in found if has_results(self.path / name)]
         if models:
             raise ConfigError(
-                f"{self.path} holds the results of several models ({', '.join(models[:5])}), each in a folder of its own; "
-                "name another --output for one alone"
+                f"{self.path} holds the results of several models ({', '.join(models[:5])}), one folder for each; name "
+                "another --output for a single model"
             )
         others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
         if others:
             raise ConfigError(
-                f"{self.path} holds {', '.join(others[:5])}, which no segmentation of a slide wrote; name another --output"
+                f"{self.path} holds {', '.join(others[:5])}, which segmenting a slide did not write; name another --output"
             )
 
-    def _identity_there(self):
-        summary = _read(self.path / "summary.json")
-        return _of_labels(summary.get("identity") if summary else _read(self.work / "identity.json"))
+    def _found_identity(self) -> Any:
+        """The identity of the results in the folder, without the ground truth; None if there is none."""
+        summary = _read_object(self.path / slide_summary.FILE)
+        return _without_truth(summary.get("identity") if summary else _read_object(self.work / "identity.json"))
 
-    def finish(self, summary: dict) -> None:
-        """Writes the summary, without scores yet, and takes away what was in progress.
+    def finish(self, summary: SlideSummary) -> None:
+        """Writes the summary, which has no scores yet, and deletes the labels in progress.
 
         Raises:
           StorageError: it cannot be written.
         """
-        self._write(summary, self._identity)
-        self.forget_work()
+        self._write(summary, self.identity)
+        self.delete_work()
 
-    def keep_scores(self, summary: dict) -> None:
-        """Writes the summary of a finished slide with the scores against the truth of this identity.
+    def write_scores(self, summary: SlideSummary) -> None:
+        """Writes the summary of a finished slide with the scores against this ground truth.
 
         Raises:
-          StorageError: it cannot be written; the one without them stays.
+          StorageError: it cannot be written; the summary without the scores stays.
         """
-        self._write(summary, self._with_truth)
+        self._write(summary, self._identity_with_truth)
 
     def _write(self, summary, identity):
-        rest = {name: value for name, value in summary.items() if name != "identity"}
-        write_text(self.path / "summary.json", json.dumps({**rest, "identity": identity}, indent=1) + "\n")
+        content = dataclasses.replace(summary, identity=identity).to_json()
+        write_text(self.path / slide_summary.FILE, json.dumps(content, indent=1) + "\n")
 
-    def _clear(self, names):
+    def _delete(self, names):
         for path in (self.path / name for name in names):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def fingerprints(slide: Path, **others: str | None) -> dict[str, dict]:
-    """By which a slide and its files are known again.
+    """Returns what a slide and the files that belong to it are recognized by.
 
     Args:
-      slide: by its size, and the SHA-256 of both ends, without reading all of it.
-      **others: masks and regions, which somebody may correct anywhere: by size, and the SHA-256 of all of it.
+      slide: recognized by its size and the SHA-256 of both its ends, so that it is not read whole.
+      **others: masks and regions, which may be corrected anywhere: recognized by size and the SHA-256 of all bytes.
 
     Returns:
-      Of `slide`, and of those others that are there.
+      JSON by name, for `slide` and those of the others that are not None.
 
     Raises:
-      DataError: one cannot be read.
+      DataError: a file cannot be read.
     """
     with _opened(slide) as (file, size):
-        ends = file.read(HASHED)
-        file.seek(max(0, size - HASHED))
-        ends += file.read(HASHED)
-    found = {"slide": {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}}
+        ends = file.read(HASHED_BYTES)
+        file.seek(max(0, size - HASHED_BYTES))
+        ends += file.read(HASHED_BYTES)
+    found: dict[str, dict] = {"slide": {"bytes": size, "sha256_of_ends": hashlib.sha256(ends).hexdigest()}}
     for name, path in others.items():
         if path is not None:
             with _opened(Path(path)) as (file, size):
@@ -207,75 +215,92 @@ def fingerprints(slide: Path, **others: str | None) -> dict[str, dict]:
 
 @contextlib.contextmanager
 def _opened(path):
-    """A file that can be read, and its size."""
+    """Yields the open file and its size."""
     try:
         with open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except IsADirectoryError as error:
         raise DataError(
-            f"{printable(path)}: expected a file, found a folder; name the file itself, of a DICOM slide one of its .dcm files"
+            f"{printable(path)}: expected a file, found a folder; name the file itself (for a DICOM slide, one of its .dcm "
+            "files)"
         ) from error
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
 
 
-def note_failure(path: Path, error: UserError) -> None:
+def write_failure(path: Path, error: UserError) -> None:
     """Writes into a slide's folder why it failed; what was computed stays for another try.
 
     Raises:
       StorageError: it cannot be written.
     """
-    write_text(path / "failure.json", json.dumps({"reason": str(error), "exit_code": error.exit_code}) + "\n")
+    write_text(path / FAILURE, json.dumps({"reason": str(error), "exit_code": error.exit_code}) + "\n")
 
 
-def forget_failure(path: Path) -> None:
-    """Takes away what `note_failure` wrote."""
+def delete_failure(path: Path) -> None:
+    """Deletes what `write_failure` wrote."""
     with storage_errors(path):
-        (path / "failure.json").unlink(missing_ok=True)
+        (path / FAILURE).unlink(missing_ok=True)
 
 
-def refuse_results_of_one(path: Path) -> None:
-    """Raises ConfigError if a slide's folder, which is to hold one of each model, holds the results of a single one."""
-    if any((path / name).exists() for name in ("summary.json", ".work")):
-        raise ConfigError(f"{path} holds the results of one model; name another --output for several")
+def refuse_results_of_one_model(path: Path) -> None:
+    """Raises ConfigError if a slide's folder, which is to have a folder for each model, has the results of one model."""
+    if any((path / name).exists() for name in (slide_summary.FILE, ".work")):
+        raise ConfigError(f"{path} holds the results of one model; name another --output for several models")
 
 
-def status_of(path: Path) -> tuple[str, dict]:
-    """("done", its summary), ("failed", its failure) or ("pending", {}) of a slide's folder."""
-    summary, failure = _read(path / "summary.json"), _read(path / "failure.json")
-    if summary is not None:
-        return "done", summary
-    return ("pending", {}) if failure is None else ("failed", failure)
+class FolderStatus(NamedTuple):
+    """What a slide's folder says about the slide.
+
+    Attributes:
+      name: "done", "failed" or "pending".
+      summary: if it is done.
+      reason: why the last try failed, also if the slide was done before that try; "" otherwise.
+    """
+
+    name: str
+    summary: SlideSummary | None
+    reason: str
 
 
-def reason_of(path: Path) -> str:
-    """Why the last try of a slide failed, also if it was done before; "" if it did not."""
-    return (_read(path / "failure.json") or {}).get("reason", "")
+def status_of(path: Path) -> FolderStatus:
+    """Returns the status of a slide's folder."""
+    summary, failure = _finished_summary(path), _read_object(path / FAILURE)
+    name = "done" if summary is not None else "pending" if failure is None else "failed"
+    return FolderStatus(name, summary, (failure or {}).get("reason", ""))
 
 
-def models_in(path: Path) -> list[Path]:
-    """The folders of each model in that of a slide that several were asked about."""
-    return sorted(folder for folder in path.glob("*/") if is_of_slide(folder))
+def model_folders(path: Path) -> list[Path]:
+    """Returns the folders of each model in the folder of a slide that was segmented by several models."""
+    return sorted(folder for folder in path.glob("*/") if has_results(folder))
 
 
-def is_of_slide(path: Path) -> bool:
-    """Whether a folder is one of results, finished, begun or failed."""
-    return any((path / name).exists() for name in ("summary.json", "failure.json", ".work"))
+def has_results(path: Path) -> bool:
+    """Returns whether a folder is one of results: finished, begun or failed."""
+    return any((path / name).exists() for name in (slide_summary.FILE, FAILURE, ".work"))
 
 
-def _read(path):
-    """Returns the JSON object in a file, or None if there is none."""
+def _finished_summary(path) -> SlideSummary | None:
+    """The summary in a folder; None if there is none, or a damaged one, which is as good as none."""
+    try:
+        return read_summary(path / slide_summary.FILE)
+    except DataError:
+        return None
+
+
+def _read_object(path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is none."""
     try:
         return read_json(path, "a JSON object", "it is left out", kind=dict)
     except DataError:
         return None
 
 
-def _of_labels(identity):
-    """An identity without the truth; of what is no identity, itself."""
+def _without_truth(identity: Any) -> Any:
+    """Returns the identity without its truth entries; values that are not identities are returned unchanged."""
     if not isinstance(identity, dict):
         return identity
     parts = {name: part for name in ("files", "settings") if isinstance(part := identity.get(name), dict)}
     return identity | {
-        name: {key: value for key, value in part.items() if key not in OF_TRUTH} for name, part in parts.items()
+        name: {key: value for key, value in part.items() if key not in TRUTH_KEYS} for name, part in parts.items()
     }

@@ -1,4 +1,4 @@
-"""The slides of a batch: a CSV file with a row each, of which one shard may be taken."""
+"""The slides of a batch: a CSV file with a row for each slide, which may be split into shards."""
 
 import csv
 import io
@@ -16,10 +16,10 @@ class Entry(NamedTuple):
 
     Attributes:
       slide: the file.
-      mpp: um per pixel, if the slide's own is not to be taken.
-      tissue: file of a tissue mask or of regions, if it is not to be found by color.
-      truth: file of a mask to score against, if there is one.
-      name: of the folder of its results, if that is not to be named after the file.
+      mpp: um per pixel; None: the resolution that the slide states.
+      tissue: file of a tissue mask or of regions; None: tissue is found by color.
+      truth: ground truth mask to score against, if there is one.
+      name: of the folder of its results; None: the name of the file.
     """
 
     slide: Path
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its results."""
+        """Name of the folder of the slide's results."""
         return self.name or portable_stem(self.slide)
 
 
@@ -39,10 +39,10 @@ def read_list(path: Path) -> list[Entry]:
 
     Args:
       path: CSV as UTF-8 (with or without byte order mark, any line ends) or UTF-16 as Excel writes it, with a header:
-        `slide`, and perhaps `mpp`, `tissue`, `truth`, `name`. Paths are taken relative to the file's folder.
+        `slide`, and optionally `mpp`, `tissue`, `truth`, `name`. Paths are relative to the folder of the CSV file.
 
     Raises:
-      DataError: it cannot be read, has no such column, or a line is wrong; the message says which.
+      DataError: it cannot be read, lacks the column `slide`, or a line is wrong; the message names the line.
     """
     where = printable(path)
     try:
@@ -53,13 +53,13 @@ def read_list(path: Path) -> list[Entry]:
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}: expected text as UTF-8, found byte {error.start} to be none; save it as CSV UTF-8"
+            f"{where}: expected UTF-8 text, found another encoding at byte {error.start}; save it as CSV UTF-8"
         ) from error
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        header, entries, begun = None, [], 1
+        header, entries, next_line = None, [], 1
         for row in rows:
-            line, begun = begun, rows.line_num + 1
+            line, next_line = next_line, rows.line_num + 1
             if not any(cell.strip() for cell in row):
                 continue
             if header is None:
@@ -67,22 +67,22 @@ def read_list(path: Path) -> list[Entry]:
             else:
                 entries.append((line, _entry(row, header, f"{where}, line {line}", Path(path).parent)))
     except csv.Error as error:
-        raise DataError(f"{where}, line {rows.line_num}: expected CSV, found: {error}; mend that line") from error
+        raise DataError(f"{where}, line {rows.line_num}: expected CSV, found: {error}; correct that line") from error
     if not entries:
         raise DataError(f"{where}: expected a line with a slide below the header, found none; add one")
-    _refuse_twins(entries, where)
+    _refuse_shared_folders(entries, where)
     return [entry for _, entry in entries]
 
 
 def shard_of(entries: list[Entry], shard: str | None) -> list[Entry]:
-    """Every n-th entry.
+    """Returns every n-th entry.
 
     Args:
-      entries: all of them.
-      shard: "i/n" with i from 0 to n - 1, or None: all.
+      entries: the whole list.
+      shard: "i/n" with i from 0 to n - 1; None: all entries.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: `shard` has another form.
     """
     if shard is None:
         return entries
@@ -93,15 +93,15 @@ def shard_of(entries: list[Entry], shard: str | None) -> list[Entry]:
 
 
 def check_name(name: str | None) -> None:
-    """Raises ValueError if a name given for a slide's folder of results is none that every file system bears."""
+    """Raises ValueError unless a name given for a slide's folder of results is allowed on every file system."""
     if name is not None and name != portable_name(name):
         raise ValueError(
-            f"expected the name of a folder, such as {ascii(portable_name(name))}, found {ascii(name)[:200]}"
+            f"expected the name of a folder, for example {ascii(portable_name(name))}, found {ascii(name)[:200]}"
         )
 
 
 def _delimiter(text):
-    """Comma, or what Excel writes where the comma is the decimal sign."""
+    """The separator: a comma, or what Excel writes where the comma is the decimal sign."""
     header = text.lstrip().partition("\n")[0]
     return next((sign for sign in (",", ";", "\t") if sign in header), ",")
 
@@ -110,7 +110,7 @@ def _header(row, where):
     names = [cell.strip().lower() for cell in row]
     if "slide" not in names:
         raise DataError(
-            f"{where}, line 1: expected a header with the column slide (and perhaps {', '.join(COLUMNS[1:])}), found "
+            f"{where}, line 1: expected a header with the column slide (and optionally {', '.join(COLUMNS[1:])}), found "
             f"{', '.join(map(ascii, row))[:200]}; add the header"
         )
     unknown = [name for name in names if name not in COLUMNS]
@@ -137,23 +137,23 @@ def _entry(row, header, where, folder):
             mpp = float(cells["mpp"].replace(",", "."))
         except ValueError as error:
             raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
-    others = [str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth")]
+    tissue, truth = (str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth"))
     name = cells.get("name") or None
     try:
         check_name(name)
     except ValueError as error:
         raise DataError(f"{where}: {error}; correct it") from error
-    return Entry(folder / cells["slide"], mpp, *others, name)
+    return Entry(folder / cells["slide"], mpp, tissue, truth, name)
 
 
-def _refuse_twins(entries, where):
-    """Two slides whose results would go into one folder."""
+def _refuse_shared_folders(entries, where):
+    """Raises DataError if the results of two slides would go into one folder."""
     seen = {}
     for line, entry in entries:
         name = entry.folder
         if name.casefold() in seen:
             raise DataError(
                 f"{where}, line {line}: {ascii(entry.slide.name)} would have the same folder of results, {ascii(name)}, as "
-                f"line {seen[name.casefold()]}; give each a name of its own in a column name"
+                f"line {seen[name.casefold()]}; give each slide a different name in a column called name"
             )
         seen[name.casefold()] = line

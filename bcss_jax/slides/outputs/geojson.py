@@ -1,10 +1,10 @@
-"""regions.geojson: the regions of a slide as annotations for QuPath, and regions given as GeoJSON.
+"""Writes regions.geojson: the regions of a slide as annotations for QuPath.
 
-QuPath's reader (qupath-core, QuPathTypeAdapters, GsonTools and ROITypeAdapters of 0.5 and 0.6) wants a FeatureCollection
-whose features have a geometry and the properties `objectType`, `classification` with name *and* color, and, if there
-are any, `measurements`, a flat table of numbers; it writes coordinates with two decimals. It counts pixels of level 0
-from the corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, Leica, ...), unless the slide was added
-with `--no-crop` (qupath#820, qupath#1278): `origin` takes care of that.
+QuPath's reader (qupath-core, QuPathTypeAdapters, GsonTools and ROITypeAdapters of 0.5 and 0.6) expects a FeatureCollection.
+Its features have a geometry and the properties `objectType`, `classification` with name *and* color, and optionally
+`measurements`, a flat table of numbers. QuPath writes coordinates with two decimals. It counts pixels of level 0 from the
+corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, Leica, ...), unless the slide was added with
+`--no-crop` (qupath#820, qupath#1278); `origin` accounts for this.
 """
 
 import json
@@ -21,7 +21,7 @@ from bcss_jax.slides.regions.polygons import Region, regions
 from bcss_jax.slides.store.tile_store import TileStore
 
 MIN_AREA_UM2 = 100.0  # about one cell
-# The names of QuPath's own classes, where ours have one.
+# Names of QuPath's built-in classes that correspond to our classes.
 QUPATH_NAMES = {
     "tumor": "Tumor",
     "stroma": "Stroma",
@@ -29,7 +29,7 @@ QUPATH_NAMES = {
     "necrosis": "Necrosis",
     "other": "Other",
 }
-_POINTS = 50_000  # written at a time
+_POINTS_AT_A_TIME = 50_000  # that are written
 
 
 def write(
@@ -41,23 +41,23 @@ def write(
     origin: tuple[float, float] = (0, 0),
     min_area_um2: float = MIN_AREA_UM2,
 ) -> int:
-    """Writes the regions of the classes; whole or not at all, piece by piece.
+    """Writes the regions of the classes piece by piece; the file is written whole or not at all.
 
-    Each is a Polygon in pixels of level 0, counted from `origin`, of two decimals (none where a pixel of the grid is
-    a whole number of level 0's), with its area in um2 as the measurement `area_um2`. Outer rings run counter-clockwise in
-    (x, y), as RFC 7946 has it, and the polygons are valid: rounding keeps different coordinates apart. What is known of
-    regions that may go on waits in a temporary file beside the file, up to about half as large.
+    Each region is a Polygon in pixels of level 0, counted from `origin`, with two decimals (none where a pixel of the grid
+    spans a whole number of level-0 pixels) and its area in um2 as the measurement `area_um2`. Outer rings run
+    counter-clockwise in (x, y), as in RFC 7946. The polygons are valid: rounding keeps different coordinates apart.
+    Unfinished regions wait in a temporary file in the same folder, up to about half as large as the result.
 
     Args:
-      path: the file; replaced if it is there.
+      path: the file; replaced if it exists.
       store: complete.
-      grid: that of the store.
-      classes: what its values mean; others are no regions.
-      origin: x and y, in level 0, that are 0 in the file. For QuPath those of OpenSlide's bounds, if the slide has any.
+      grid: of the store.
+      classes: what its values mean; other values are not regions.
+      origin: x and y in level-0 pixels that are 0 in the file. For QuPath those of OpenSlide's bounds, if there are any.
       min_area_um2: smaller regions are left out, which the file states; holes are never filled.
 
     Returns:
-      How many regions there are; the file with 0 is valid too.
+      The number of regions; a file with 0 regions is valid too.
 
     Raises:
       DataError: the store was damaged while it was read.
@@ -65,7 +65,7 @@ def write(
     """
     pixel_um2 = grid.mpp**2
     found = regions(store, [entry.value for entry in classes], path.parent, min_area_um2 / pixel_um2)
-    about = {
+    metadata = {
         "coordinates": "pixels of level 0",
         "origin": list(origin),
         "um_per_pixel_of_labels": grid.mpp,
@@ -75,14 +75,14 @@ def write(
         entry.value: {
             "objectType": "annotation",
             "classification": {"name": QUPATH_NAMES.get(entry.name, entry.name), "color": list(entry.color)},
-            "isLocked": True,  # nobody drags a region by mistake
+            "isLocked": True,  # so that no region is moved by mistake
         }
         for entry in classes
     }
     texts = tuple(_texts(*along) for along in zip((grid.width, grid.height), grid.scale, origin, strict=True))
     count = 0
     with whole_file(path) as unfinished, open(unfinished, "w", encoding="ascii") as file:
-        file.write(f'{{"type":"FeatureCollection","bcss_jax":{_json(about)},"features":[')
+        file.write(f'{{"type":"FeatureCollection","bcss_jax":{_json(metadata)},"features":[')
         for count, region in enumerate(found, 1):
             area = {"measurements": {"area_um2": round(region.pixels * pixel_um2, 4)}}
             file.write("\n" if count == 1 else ",\n")
@@ -94,22 +94,22 @@ def write(
 
 
 def _texts(size: int, scale: float, origin: float) -> list[str]:
-    """The level-0 coordinate of each of the grid's lines along an axis, as JSON."""
+    """The level-0 coordinate of each line of the grid along an axis, as JSON."""
     lines = np.arange(size + 1) * scale - origin
     if float(scale).is_integer() and float(origin).is_integer():
         return [str(round(line)) for line in lines.tolist()]
-    decimals = max(2, 1 - math.floor(math.log10(scale)))  # so that neighbors stay different
+    decimals = max(2, 1 - math.floor(math.log10(scale)))  # keeps neighboring lines different
     return [repr(line) for line in (np.round(lines, decimals) + 0.0).tolist()]
 
 
 def _coordinates(region: Region, across: list[str], down: list[str]) -> Iterator[str]:
-    """The rings as JSON, in pieces; the texts of the coordinates are given for each line of the grid."""
+    """Yields the rings as JSON in pieces; `across` and `down` are the coordinates of each line of the grid as text."""
     for number, ring in enumerate(region.rings):
         yield ",[[" if number else "[["
         start = ""
         for points in ring:
-            for begin in range(0, len(points), _POINTS):
-                x, y = points[begin : begin + _POINTS].T.tolist()
+            for begin in range(0, len(points), _POINTS_AT_A_TIME):
+                x, y = points[begin : begin + _POINTS_AT_A_TIME].T.tolist()
                 text = "],[".join(map(",".join, zip(map(across.__getitem__, x), map(down.__getitem__, y), strict=True)))
                 yield f"],[{text}" if start else text
                 start = start or f"{across[x[0]]},{down[y[0]]}"

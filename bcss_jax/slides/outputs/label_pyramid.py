@@ -1,17 +1,17 @@
-"""labels.ome.tif: the labels of a slide as a tiled pyramid that slide viewers and Python open.
+"""Writes and reads labels.ome.tif: the labels of a slide as a tiled pyramid for slide viewers and Python.
 
-An OME-TIFF (BigTIFF where 4 GiB may not do) of one channel, deflate, reduced levels in SubIFDs down to one tile, um per
-pixel in the OME-XML and in TIFF's own resolution tags. Names and colors of the classes stand in two OME
-MapAnnotations, value -> name and value -> color, since OME has no code book of its own; the colors are the TIFF's
-palette as well.
+The file is an OME-TIFF (BigTIFF where 4 GiB may not be enough) of one channel with deflate compression. Reduced levels are
+in SubIFDs, down to one tile. The resolution is in the OME-XML and in the TIFF resolution tags. OME has no code book, so two
+OME MapAnnotations hold the names (value -> name) and colors (value -> color) of the classes; the colors are also the
+palette of the TIFF.
 
-What readers make of it: tifffile, and so napari and scikit-image, gives the values at all levels, likewise tiffslide and
-GDAL; OpenSlide shows level 0 in the classes' colors and knows the um per pixel; Pillow takes it for a palette image
-(the tests open it with these). By their sources, not run here: Bio-Formats gives the values, with the palette as look-up
-table, as Fiji shows them; QuPath reads through Bio-Formats and takes a single channel's values as gray, so what is
-colored in QuPath is regions.geojson.
+How readers open it: tifffile (and with it napari and scikit-image), tiffslide and GDAL return the values at all levels;
+OpenSlide shows level 0 in the colors of the classes and knows the um per pixel; Pillow opens a palette image (the tests
+open it with these). According to their sources, not run here: Bio-Formats returns the values with the palette as look-up
+table, which Fiji shows; QuPath reads through Bio-Formats and shows a single channel in gray, so colors in QuPath come from
+regions.geojson.
 
-Bytes depend on the labels and the arguments alone: no date, no UUID.
+The bytes depend on the labels and the arguments only: no date, no UUID.
 """
 
 import re
@@ -29,18 +29,21 @@ from bcss_jax.slides.grid import nearest_indices
 from bcss_jax.slides.store.tile_store import TileStore
 
 BACKGROUND_COLOR, UNREADABLE_COLOR = (255, 255, 255), (150, 150, 150)
-NAMES, COLORS = "bcss_jax/class_names", "bcss_jax/class_colors"  # namespaces of the annotations
+NAMES, COLORS = (
+    "bcss_jax/class_names",
+    "bcss_jax/class_colours",
+)  # namespaces of the annotations in the file
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideClass], name: str) -> None:
-    """Writes the pyramid; whole or not at all. Level 0 takes the store's tiles as they are.
+    """Writes the pyramid whole or not at all. Level 0 takes the compressed tiles of the store as they are.
 
-    Memory does not depend on the slide: the reduced levels stand in a hidden folder beside the file meanwhile.
+    Memory does not depend on the size of the slide: the reduced levels are kept in a hidden folder next to the file.
 
     Args:
-      path: the file, `*.ome.tif`; replaced if it is there.
+      path: the file, `*.ome.tif`; replaced if it exists.
       store: complete.
       mpp: um per pixel of level 0.
       classes: what the values mean.
@@ -63,9 +66,9 @@ def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideCl
 
 
 def read_resized(path: Path, height: int, width: int) -> np.ndarray:
-    """The labels of a pyramid at the size of a thumbnail of the whole slide: uint8 [height, width].
+    """Returns the labels of a pyramid at the size of a thumbnail of the whole slide: uint8 [height, width].
 
-    Of the smallest level that has at least that size, the labels at the pixels' centers.
+    They are the labels at the centers of the pixels, from the smallest level that has at least that size.
     """
     with tifffile.TiffFile(path) as file:
         levels = file.series[0].levels
@@ -76,18 +79,18 @@ def read_resized(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def reduced(store: TileStore, folder: Path) -> TileStore:
-    """The labels at half the size: [ceil(H / 2), ceil(W / 2)], each the majority of its 2 x 2 pixels.
+    """Returns the labels at half the size: [ceil(H / 2), ceil(W / 2)], each the majority of 2 x 2 pixels.
 
-    Of values that are equally frequent the first in reading order (upper left, upper right, lower left) wins. At an odd
+    If values are equally frequent, the first one in reading order (upper left, upper right, lower left) wins. At an odd
     right or lower edge the last pixels count twice.
 
     Args:
-      store: complete, its tiles' size even.
+      store: complete; the size of its tiles is even.
       folder: of the new store.
 
     Raises:
       DataError: the store was damaged while it was read.
-      StorageError: the new one cannot be written.
+      StorageError: the new store cannot be written.
     """
     half = TileStore(folder, -(-store.width // 2), -(-store.height // 2), store.tile_size)
     for row in range(half.rows):
@@ -96,20 +99,21 @@ def reduced(store: TileStore, folder: Path) -> TileStore:
 
 
 def majority(labels: np.ndarray) -> np.ndarray:
-    """`reduced` of an array: uint8 [H, W] -> [ceil(H / 2), ceil(W / 2)]."""
+    """Does the same as `reduced` for an array: uint8 [H, W] -> [ceil(H / 2), ceil(W / 2)]."""
     height, width = labels.shape
     if height % 2 or width % 2:
         labels = np.pad(labels, ((0, height % 2), (0, width % 2)), mode="edge")
     a, b, c, d = labels[::2, ::2], labels[::2, 1::2], labels[1::2, ::2], labels[1::2, 1::2]
-    # A value that occurs twice wins unless an earlier one does too; with four different ones the first does.
+    # A value that occurs twice wins, unless an earlier value occurs twice too. Of four different values the first wins.
     return np.where((a == b) | (a == c) | (a == d), a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
 
 
 def _reduced_tile(store: TileStore, row: int, column: int, half: TileStore) -> np.ndarray | int:
     places = [(i, j) for i in (0, 1) for j in (0, 1) if 2 * row + i < store.rows and 2 * column + j < store.columns]
     values = {store.constant(2 * row + i, 2 * column + j) for i, j in places}
-    if values == {BACKGROUND} or (len(values) == 1 and None not in values and len(places) == 4):
-        return values.pop()
+    value = values.pop() if len(values) == 1 else None
+    if value is not None and (value == BACKGROUND or len(places) == 4):
+        return value
     side = store.tile_size // 2
     tile = np.zeros((half.row_height(row), half.column_width(column)), np.uint8)
     for i, j in places:
@@ -123,19 +127,10 @@ def _reduced_tile(store: TileStore, row: int, column: int, half: TileStore) -> n
 def _write_levels(
     path: Path, levels: Sequence[TileStore], mpp: float, classes: Sequence[SlideClass], name: str
 ) -> None:
-    """Writes the TIFF."""
+    """Writes the TIFF file."""
     size = levels[0].tile_size
     centimeters = 1e4 / mpp
-    options = dict(
-        dtype=np.uint8,
-        tile=(size, size),
-        photometric="palette",
-        colormap=_palette(classes),
-        compression="zlib",
-        resolutionunit="CENTIMETER",
-        software="bcss_jax",
-        metadata=None,
-    )
+    palette = _palette(classes)
     with tifffile.TiffWriter(path, bigtiff=_may_pass_4_gib(levels), byteorder="<", ome=False) as tiff:
         for number, level in enumerate(levels):
             tiff.write(
@@ -145,37 +140,48 @@ def _write_levels(
                 subfiletype=1 if number else 0,
                 description=_ome_xml(level, mpp, classes, name) if number == 0 else None,
                 resolution=(centimeters / 2**number, centimeters / 2**number),
-                **options,
+                dtype=np.uint8,
+                tile=(size, size),
+                photometric="palette",
+                colormap=palette,
+                compression="zlib",
+                resolutionunit="CENTIMETER",
+                software="bcss_jax",
+                metadata=None,
             )
 
 
 def _tiles(level: TileStore) -> Iterator[tuple[bytes, int]]:
-    """Streams of the tiles with their lengths. In a run of tiles with one value, the last one's stream is for all.
+    """Yields the streams of the tiles with their lengths. Successive tiles of the same single value share one stream.
 
-    tifffile gives a tile the place where the next stream will be written, so a tile without a stream shares the next
-    tile's. Readers see ordinary tiles, where TIFF's "sparse" ones, without bytes, are an error for some.
+    tifffile points a tile to the place where the next stream will be written, so a tile without a stream shares the stream
+    of the next tile. Readers see ordinary tiles; TIFF's "sparse" tiles, which have no bytes, are an error for some readers.
     """
-    previous, length, count = None, 0, 0
+    run_value, run_stream, run_length = None, b"", 0  # of the tiles that share a stream
     for row in range(level.rows):
         for column in range(level.columns):
             value = level.constant(row, column)
-            if count and value != previous[0]:
-                yield from [(b"", length)] * (count - 1)
-                yield previous[1], length
-                count = 0
+            if run_length and value != run_value:
+                yield from _run(run_stream, run_length)
+                run_length = 0
             stream = level.encoded(row, column)
             if value is None:
                 yield stream, len(stream)
             else:
-                previous, length, count = (value, stream), len(stream), count + 1
-    if count:
-        yield from [(b"", length)] * (count - 1)
-        yield previous[1], length
+                run_value, run_stream, run_length = value, stream, run_length + 1
+    if run_length:
+        yield from _run(run_stream, run_length)
+
+
+def _run(stream: bytes, tiles: int) -> Iterator[tuple[bytes, int]]:
+    """Yields nothing but the length of the stream for all tiles but the last one, which has the stream."""
+    yield from [(b"", len(stream))] * (tiles - 1)
+    yield stream, len(stream)
 
 
 def _may_pass_4_gib(levels: Sequence[TileStore]) -> bool:
     size = sum(
-        level.encoded_size(row, column) + 400  # a constant tile's stream, and its entries in the tables
+        level.encoded_size(row, column) + 400  # for the stream of a constant tile, and its entries in the tables
         for level in levels
         for row in range(level.rows)
         for column in range(level.columns)
@@ -184,7 +190,7 @@ def _may_pass_4_gib(levels: Sequence[TileStore]) -> bool:
 
 
 def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
-    """TIFF's ColorMap: uint16 [3, 256]; values without meaning are black."""
+    """The ColorMap of the TIFF: uint16 [3, 256]; unused values are black."""
     palette = np.zeros((256, 3), np.uint16)
     palette[BACKGROUND], palette[UNREADABLE] = BACKGROUND_COLOR, UNREADABLE_COLOR
     for entry in classes:
@@ -193,7 +199,7 @@ def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
 
 
 def _ome_xml(store: TileStore, mpp: float, classes: Sequence[SlideClass], name: str) -> bytes:
-    """The ImageDescription, in ASCII."""
+    """The ImageDescription: OME-XML in ASCII."""
     entries = [
         SlideClass(BACKGROUND, "background", BACKGROUND_COLOR),
         *classes,

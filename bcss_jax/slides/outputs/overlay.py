@@ -1,4 +1,4 @@
-"""overlay.png: a slide's thumbnail tinted with its classes; comparison.png: several results of one slide side by side."""
+"""Draws overlay.png, a slide's thumbnail tinted with its classes, and comparison.png, several results of one slide."""
 
 import math
 import os
@@ -14,23 +14,29 @@ from matplotlib.patches import Patch
 from bcss_jax.common import figures
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 
-TINT = 0.45  # share of the class's color within a region; its outline has the color alone
+TINT = 0.45  # share of the class's color within a region; outlines have the full color
 _LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B (ITU-R BT.601)
 _DPI = 100
-_FADED = 0.35  # share of the thumbnail that is left where two results agree
+_FADED = 0.35  # contrast of the thumbnail where two results agree
 
 
 class Panel(NamedTuple):
-    """A result in a comparison: its title, such as "U-Net, Dice 0.81", and labels uint8 [H, W] at the thumbnail's size."""
+    """A result in a comparison.
+
+    Attributes:
+      title: for example "U-Net, Dice 0.81".
+      labels: uint8 [H, W], at the size of the thumbnail.
+    """
 
     title: str
     labels: np.ndarray
 
 
 def tinted(thumbnail: np.ndarray, labels: np.ndarray, classes: Sequence[SlideClass]) -> np.ndarray:
-    """The thumbnail in gray tinted with the classes' colors, and outlines; unreadable parts hatched, background as it is.
+    """Returns the thumbnail tinted with the colors of the classes, with outlines.
 
-    On the pinks of H&E a tint would be another color than in the legend, and a pink one none at all; hence the gray.
+    Tinted parts are gray first: on the pink of H&E a tint would look different from the legend. Unreadable parts are
+    hatched, the background is left as it is.
 
     Args:
       thumbnail: uint8 [H, W, 3].
@@ -54,14 +60,14 @@ def tinted(thumbnail: np.ndarray, labels: np.ndarray, classes: Sequence[SlideCla
 def differences(
     thumbnail: np.ndarray, first: np.ndarray, second: np.ndarray, classes: Sequence[SlideClass]
 ) -> np.ndarray:
-    """The thumbnail in faint gray, and in the second result's colors where it and the first give a pixel different classes.
+    """Returns the thumbnail in faint gray; where two results differ, it has the colors of the second one.
 
-    Pixels that are background in one of them, or unreadable, are not compared.
+    Pixels that are background or unreadable in one of the results are not compared.
 
     Args:
       thumbnail: uint8 [H, W, 3].
       first: labels, uint8 [H, W].
-      second: likewise.
+      second: labels, uint8 [H, W].
       classes: what the labels mean.
 
     Returns:
@@ -83,22 +89,22 @@ def overlay(
     mm_per_pixel: float,
     areas_mm2: Mapping[int, float],
 ) -> None:
-    """Writes the tinted thumbnail as a PNG, with title, scale bar, and a legend of the classes' areas.
+    """Writes the tinted thumbnail as a PNG with a title, a scale bar, and a legend with the areas of the classes.
 
     Args:
       thumbnail: uint8 [H, W, 3], up to about 2000 pixels along a side; shown pixel by pixel.
-      labels: uint8 [H, W], as `label_pyramid.read_resized` gives them.
+      labels: uint8 [H, W], as `label_pyramid.read_resized` returns them.
       classes: what the labels mean.
-      path: the file; replaced if it is there.
+      path: the file; replaced if it exists.
       title: of the picture.
       mm_per_pixel: of the thumbnail.
-      areas_mm2: area by label, from the full labels; the shares in the legend are of the classes' sum.
+      areas_mm2: area by label, from the full labels; the shares in the legend refer to the sum of the classes.
 
     Raises:
       StorageError: it cannot be written.
     """
     height, width = labels.shape
-    size = max(14.0, max(height, width) / 70)  # of the letters, pixels
+    size = max(14.0, max(height, width) / 70)  # of the text, pixels
     total = sum(areas_mm2.get(entry.value, 0.0) for entry in classes)
     texts = {}
     for entry in classes:
@@ -136,13 +142,13 @@ def comparison(
     title: str,
     mm_per_pixel: float,
 ) -> None:
-    """Writes thumbnail, results (the truth being one), and where the last two of them differ, side by side as a PNG.
+    """Writes a PNG with the thumbnail, the results, and the differences of the last two results, side by side.
 
     Args:
       thumbnail: uint8 [H, W, 3].
-      panels: the results, two or more.
+      panels: two or more results; the ground truth counts as one.
       classes: what the labels mean.
-      path: the file; replaced if it is there.
+      path: the file; replaced if it exists.
       title: of the picture.
       mm_per_pixel: of the thumbnail.
 
@@ -190,7 +196,7 @@ def comparison(
 
 
 def _compared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Where both have a class: bool [H, W]."""
+    """The pixels for which both results have a class: bool [H, W]."""
     return ~np.isin(first, (BACKGROUND, UNREADABLE)) & ~np.isin(second, (BACKGROUND, UNREADABLE))
 
 
@@ -199,7 +205,7 @@ def _name(panel: Panel) -> str:
 
 
 def _gray(thumbnail: np.ndarray) -> np.ndarray:
-    """float32 [H, W, 1]."""
+    """The luminance, float32 [H, W, 1]."""
     return (thumbnail @ np.array(_LUMINANCE, np.float32))[..., None]
 
 
@@ -211,7 +217,7 @@ def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
 
 
 def _outlines(labels: np.ndarray) -> np.ndarray:
-    """Pixels that have another label below or to the right of them, or above or to the left: bool [H, W]."""
+    """The pixels that have a different label next to them, along x or y: bool [H, W]."""
     edge = np.zeros(labels.shape, bool)
     for one, other in (
         ((slice(1, None),), (slice(None, -1),)),
@@ -226,10 +232,14 @@ def _outlines(labels: np.ndarray) -> np.ndarray:
 def _patches(classes: Sequence[SlideClass], texts: Mapping[int, str]) -> list[Patch]:
     """Legend entries of the labels in `texts`."""
     patches = [
-        Patch(facecolor=(*np.divide(entry.color, 255), TINT + 0.2), edgecolor=np.divide(entry.color, 255), linewidth=1.5,
-              label=texts[entry.value])
+        Patch(
+            facecolor=(*np.divide(entry.color, 255), TINT + 0.2),
+            edgecolor=tuple(np.divide(entry.color, 255)),
+            linewidth=1.5,
+            label=texts[entry.value],
+        )
         for entry in classes
-    ]  # fmt: skip
+    ]
     if UNREADABLE in texts:
         patches.append(Patch(facecolor="0.8", edgecolor="0.59", hatch="////", label=texts[UNREADABLE]))
     return patches
@@ -244,7 +254,7 @@ def _show(axes: Axes, picture: np.ndarray, interpolation: str = "nearest") -> No
 
 
 def _scale_bar(axes: Axes, mm_per_pixel: float, width: int, height: int, points: float) -> None:
-    """A bar of 1, 2 or 5 times a power of ten, at most a quarter of the width, in the lower left."""
+    """Draws a bar in the lower left: 1, 2 or 5 times a power of ten, at most a quarter of the width."""
     most = 0.25 * width * mm_per_pixel
     if width < 100:  # no room
         return

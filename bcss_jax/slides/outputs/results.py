@@ -1,4 +1,4 @@
-"""The files that are made of a slide's finished labels: the pyramid, the regions for QuPath, and the overlay."""
+"""Writes the files that are made from a slide's finished labels: the pyramid, the regions for QuPath, and the overlay."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,37 +30,37 @@ def write(
     lap: Callable[[str], None],
     stop: Callable[[], None],
 ) -> float:
-    """Writes each file whole or not at all; the regions are traced at the same time as the others are made.
+    """Writes each file whole or not at all; the regions are traced while the other files are made.
 
     Args:
-      folder: where to.
+      folder: of the files.
       store: all labels of the slide.
       grid: of the slide.
       classes: what the labels mean.
       thumbnail: uint8 [h, w, 3], to be tinted.
       name: of the slide.
       title: of the overlay.
-      origin: level-0 pixel that QuPath counts from.
+      origin: x and y of the level-0 pixel that QuPath counts from.
       min_area_um2: smaller regions are left out.
       areas_mm2: area by label.
-      lap: called when a stage ends: `pyramid`, `overlay`, and `regions`, for which it was only waited then.
+      lap: called with the name of each stage that ends: `pyramid`, `overlay`, and `regions` (the wait for them alone).
       stop: raises if the user asks to stop; called between the stages.
 
     Returns:
-      Seconds that the regions took.
+      Seconds that tracing the regions took.
 
     Raises:
-      StorageError: one cannot be written.
+      StorageError: a file cannot be written.
     """
 
     def trace():
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         geojson.write(folder / FILES["regions"], store, grid, classes, origin=origin, min_area_um2=min_area_um2)
-        return time.perf_counter() - begun
+        return time.perf_counter() - begin
 
     stop()
-    with ThreadPoolExecutor(1) as beside:
-        tracing = beside.submit(trace)
+    with ThreadPoolExecutor(1) as background:
+        tracing = background.submit(trace)
         label_pyramid.write(folder / FILES["labels"], store, mpp=grid.mpp, classes=classes, name=name)
         lap("pyramid")
         stop()
@@ -74,6 +74,6 @@ def write(
             areas_mm2=areas_mm2,
         )
         lap("overlay")
-        traced = tracing.result()
+        tracing_seconds = tracing.result()
         lap("regions")
-    return traced
+    return tracing_seconds

@@ -1,15 +1,19 @@
-"""The process that reads one slide for `reader_pool`: `python -m bcss_jax.slides.reading.reader_main`.
+"""The program of a reader process, which reads one slide: `python -m bcss_jax.slides.reading.reader_main`.
 
-A damaged file can crash the C libraries that read it, hang them, or make them ask for all memory there is; here that
-costs this process and nothing else. It takes requests as lines of JSON on stdin and answers on stdout with a line of
-JSON and raw bytes; nothing is pickled. It ends with its parent, however that ends.
+A damaged file can crash or hang the C libraries that read it, or make them allocate all memory. In a separate process
+this ends only that process. Requests arrive as lines of JSON on stdin. The answers on stdout are a line of JSON followed
+by raw bytes; nothing is pickled. The process ends when its parent ends, in whatever way.
 
-Requests and answers, after a first {"ready": true}:
-  {"open": path}                                  -> {"slide": {...}}, the fields of `reader_pool.SlideInfo`
-  {"grid": [width, height, mpp, scale x, scale y], "box": [x, y, width, height]}
-                                                  -> {"shape": [height, width], "unreadable": bool}, height * width * 3
-                                                     bytes of RGB and, if unreadable, one bit a pixel (np.packbits)
-Either may answer {"error": one line}.
+The first line of output is {"ready": true}. Then there are two kinds of requests:
+
+  request:  {"open": path}
+  answer:   {"slide": {...}}, the fields of `reader_workers.SlideInfo`
+
+  request:  {"grid": [width, height, mpp, scale x, scale y], "box": [x, y, width, height]}
+  answer:   {"shape": [height, width], "unreadable": bool}, then height * width * 3 bytes of RGB and, if "unreadable" is
+            true, one bit per pixel (np.packbits)
+
+Both may be answered with {"error": one line}.
 """
 
 import json
@@ -31,8 +35,8 @@ from bcss_jax.slides.reading.backend import Slide
 from bcss_jax.slides.reading.open_slide import open_slide
 from bcss_jax.slides.reading.read_block import read_block
 
-MEMORY = 3 * 2**30  # bytes of address space beyond what is mapped at the start; a block and its margins need far less
-PARENT_SECONDS = 1.0  # how often to look whether the parent is still there, should its end not close our stdin
+MEMORY = 3 * 2**30  # bytes of address space beyond those mapped at the start; a block and its margins need far less
+PARENT_SECONDS = 1.0  # interval of the checks for a parent that ended without closing our stdin
 
 
 def main() -> None:
@@ -40,8 +44,8 @@ def main() -> None:
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(request, signal.SIG_IGN)  # Ctrl-C and schedulers signal the whole group; the parent decides
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get into the answers
-    _limit()
+    os.dup2(2, 1)  # keeps the output of libraries out of the answers
+    _limit_memory()
     requests = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, os.getppid()), daemon=True).start()
     try:
@@ -57,15 +61,18 @@ def _serve(requests: queue.SimpleQueue, answers: BinaryIO) -> None:
         request = json.loads(requests.get())
         try:
             if "open" in request:
-                slide = _closed(slide)
+                if slide is not None:
+                    slide.close()
+                    slide = None
                 slide = open_slide(request["open"])
-                _send(answers, {"slide": _described(slide)})
+                _send(answers, {"slide": _slide_info(slide)})
                 continue
+            assert slide is not None, "a block is requested before a slide is open"
             width, height, mpp, *scale = request["grid"]
             pixels, unreadable = read_block(slide, Grid(width, height, mpp, tuple(scale)), *request["box"])
         except DataError as error:
             _send(answers, {"error": str(error)})
-        except Exception as error:  # no memory, a vanished disk: one failed request
+        except Exception as error:  # out of memory or a disk that is gone; only this request fails
             _send(answers, {"error": _failure(slide, request, error)})
         else:
             mask = b"" if unreadable is None else np.packbits(unreadable).tobytes()
@@ -73,12 +80,7 @@ def _serve(requests: queue.SimpleQueue, answers: BinaryIO) -> None:
             _send(answers, header, np.ascontiguousarray(pixels).data, mask)
 
 
-def _closed(slide: Slide | None) -> None:
-    if slide is not None:
-        slide.close()
-
-
-def _described(slide: Slide) -> dict:
+def _slide_info(slide: Slide) -> dict:
     return {
         "format": slide.format,
         "levels": slide.levels,
@@ -104,7 +106,7 @@ def _send(answers: BinaryIO, header: dict, *parts: bytes | memoryview) -> None:
 
 
 def _listen(requests: queue.SimpleQueue, parent: int) -> None:
-    """Takes in requests; ends the process when the parent ends, also in the middle of a read."""
+    """Receives requests, and ends the process when the parent ends, even in the middle of a read."""
     pending = b""
     while True:
         if not select.select([0], [], [], PARENT_SECONDS)[0]:
@@ -119,8 +121,8 @@ def _listen(requests: queue.SimpleQueue, parent: int) -> None:
             requests.put(line)
 
 
-def _limit() -> None:
-    """Bounds memory where the system tells how much is mapped, and leaves no core files of crashes."""
+def _limit_memory() -> None:
+    """Limits the memory where the system reports how much is mapped, and disables core files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     statm = Path("/proc/self/statm")
     if sys.platform == "linux" and statm.exists():

@@ -1,7 +1,8 @@
-"""Reads blocks of one slide in processes of their own, so that a damaged file costs one line, not the night's batch.
+"""Reads blocks of one slide in separate processes, so that a damaged file causes one error and not the end of a batch.
 
-Each process is served by a thread: it asks for one block, waits at most `timeout_s`, and starts a fresh process when
-the old one crashed or hung. A block is tried twice; so is opening the slide, unless it hangs.
+Each process is served by a thread. The thread requests one block at a time, waits at most `timeout_s` seconds, and starts
+a new process if the old one crashed or hung. A block is tried twice. Opening the slide is also tried twice, unless it
+hangs.
 """
 
 import concurrent.futures
@@ -17,15 +18,15 @@ from bcss_jax.slides.reading.reader_workers import Block, SlideInfo, Workers
 
 __all__ = ["Block", "ReaderPool", "SlideInfo"]
 
-THUMBNAIL_SOURCE = 2048  # a thumbnail is read in pieces of about this side, in pixels of the level it is made from
-NEAR = 0.7  # a level of that share of a thumbnail's side will do; the next one may be sixteen times as large
+THUMBNAIL_SOURCE = 2048  # side of the pieces a thumbnail is read in, in pixels of the level it is made from
+MIN_SIDE = 0.7  # smallest usable level, as a fraction of the thumbnail's side; the next may be 16 times as large
 
 
 class ReaderPool:
-    """A slide, open in several processes. A context manager: they end with it.
+    """A slide that is open in several processes. As a context manager, it ends the processes on exit.
 
     Attributes:
-      info: what the slide says about itself.
+      info: the slide's metadata.
     """
 
     info: SlideInfo
@@ -34,12 +35,13 @@ class ReaderPool:
         """Opens the slide.
 
         Args:
-          path: of the slide.
-          processes: how many read at once. An image that has to be decoded whole is held by one process only.
-          timeout_s: how long one block may take, and opening the slide where this is below `OPENING_SECONDS`.
+          path: the slide's file.
+          processes: how many processes read at once. An image that must be decoded as a whole is read by one only.
+          timeout_s: seconds that one block may take. Opening the slide may take the same time, but at most
+            `reader_workers.OPENING_SECONDS`.
 
         Raises:
-          DataError: it does not open, or the reader crashed or hung over it.
+          DataError: the slide cannot be opened, or the reader process crashed or hung.
         """
         if processes < 1:
             raise ValueError(f"{processes} processes")
@@ -47,7 +49,7 @@ class ReaderPool:
         self._finalizer = weakref.finalize(self, self._workers.stop)
         try:
             self._workers.start(1)
-            self.info, in_memory = self._workers.submit(None).result()
+            self.info, in_memory = self._workers.open_slide().result()
         except BaseException:
             self.close()
             raise
@@ -55,11 +57,18 @@ class ReaderPool:
             self._workers.start(processes - 1)
 
     def submit(self, grid: Grid, x: int, y: int, width: int, height: int) -> "concurrent.futures.Future[Block]":
-        """Asks for a block of a grid, as `reader.read_block`.
+        """Requests a block of a grid; see `read_block.read_block`.
+
+        Args:
+          grid: the grid of the slide.
+          x: left edge of the block; this and the next three are in pixels of the grid.
+          y: top edge of the block.
+          width: of the block.
+          height: of the block.
 
         Returns:
-          a future `Block`; its `result` raises a DataError that names the place if the reader crashed or hung twice, and
-          CancelledError if the pool was closed before.
+          The future `Block`. Its `result` raises a DataError with the position if the reader process crashed or hung
+          twice, and a CancelledError if the pool was closed first.
 
         Raises:
           ValueError: the block is not within the grid.
@@ -70,19 +79,21 @@ class ReaderPool:
                 f"a block of {width}x{height} at ({x}, {y}) does not lie in a grid of {grid.width}x{grid.height}"
             )
         grid_numbers = [int(grid.width), int(grid.height), float(grid.mpp), *(float(along) for along in grid.scale)]
-        return self._workers.submit({"grid": grid_numbers, "box": [int(x), int(y), int(width), int(height)]})
+        return self._workers.read_block({"grid": grid_numbers, "box": [int(x), int(y), int(width), int(height)]})
 
     def thumbnail(self, max_side: int) -> Block:
-        """The whole slide, no side longer than `max_side`; a bit smaller where that spares reading a far larger level.
+        """Returns the whole slide with no side longer than `max_side`.
 
-        Made from the best level in pieces: without a pyramid that takes time, but no memory.
+        The thumbnail is somewhat smaller if a level of that size saves reading a far larger one. It is made in pieces
+        from the best level, so that a slide without a pyramid takes time but little memory.
 
         Raises:
-          DataError: as `submit`.
+          DataError: a piece cannot be read; see `submit`.
         """
         width, height = self.info.width, self.info.height
-        near = [side for side in (max(level[:2]) for level in self.info.levels) if NEAR * max_side <= side <= max_side]
-        shrink = max(1.0, max(width, height) / max(near, default=max_side))
+        sides = (max(level[:2]) for level in self.info.levels)
+        usable = [side for side in sides if MIN_SIDE * max_side <= side <= max_side]
+        shrink = max(1.0, max(width, height) / max(usable, default=max_side))
         columns, rows = max(1, round(width / shrink)), max(1, round(height / shrink))
         grid = Grid(columns, rows, 0.0, (width / columns, height / rows))
         piece_width, piece_height = self._piece(grid)
@@ -95,37 +106,41 @@ class ReaderPool:
         try:
             for future in concurrent.futures.as_completed(blocks):
                 x, y = blocks[future]
-                part = future.result()
-                here = np.s_[y : y + part.pixels.shape[0], x : x + part.pixels.shape[1]]
-                pixels[here] = part.pixels
-                if part.unreadable is not None:
-                    unreadable[here] = part.unreadable
+                block = future.result()
+                here = np.s_[y : y + block.pixels.shape[0], x : x + block.pixels.shape[1]]
+                pixels[here] = block.pixels
+                if block.unreadable is not None:
+                    unreadable[here] = block.unreadable
         finally:
             for future in blocks:
                 future.cancel()
         return Block(pixels, unreadable if unreadable.any() else None)
 
     def close(self) -> None:
-        """Ends the processes at once; blocks asked for and not yet there are cancelled."""
+        """Ends the processes immediately and cancels all requested blocks that are not finished."""
         self._finalizer()
         self._workers.join()
 
     def __enter__(self) -> "ReaderPool":
-        """The pool itself."""
+        """Returns the pool itself."""
         return self
 
     def __exit__(self, *_) -> None:
-        """As `close`."""
+        """Closes the pool."""
         self.close()
 
     def _piece(self, grid: Grid) -> tuple[int, int]:
-        """Width and height of pieces of a coarse grid: about `THUMBNAIL_SOURCE` squared pixels, but whole strips."""
+        """Returns width and height of the pieces a coarse grid is read in.
+
+        A piece takes about `THUMBNAIL_SOURCE` squared source pixels, but at least one tile or strip.
+        """
         number = best_level(self.info.levels, min(grid.scale))
         downsample = self.info.levels[number].downsample
         tile_width, tile_height = self.info.tiles[number]
         source_width = max(THUMBNAIL_SOURCE, tile_width)
         source_height = max(THUMBNAIL_SOURCE**2 // source_width, tile_height)
-        return tuple(
+        width, height = (
             max(1, int(source / max(1.0, along / downsample)))
             for source, along in zip((source_width, source_height), grid.scale, strict=True)
         )
+        return width, height

@@ -1,4 +1,4 @@
-"""The threads and processes behind a `ReaderPool`: who asks what, what is tried again, and that nothing is left behind."""
+"""The threads and processes behind a `ReaderPool`: they serve requests, retry failed ones, and end with the pool."""
 
 import concurrent.futures
 import contextlib
@@ -15,20 +15,20 @@ from bcss_jax.slides.reading.backend import Level
 from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess, ReaderTimedOut
 
 ATTEMPTS = 2
-OPENING_SECONDS = 25.0  # a slide that takes longer, only to be opened, leads in circles; it is not tried again
+OPENING_SECONDS = 25.0  # if opening takes longer, the file's structure loops; opening is not tried again
 
 
 class SlideInfo(NamedTuple):
-    """What a slide says about itself.
+    """The metadata of a slide.
 
     Attributes:
-      path: of its file.
-      format: e.g. "aperio", "generic-tiff", "tiffslide", "png".
-      width: of level 0, pixels.
-      height: likewise.
+      path: the slide's file.
+      format: for example "aperio", "generic-tiff", "tiffslide" or "png".
+      width: pixels of level 0.
+      height: pixels of level 0.
       levels: level 0 first.
       tiles: width and height of the stored tiles of each level.
-      mpp: um per pixel along x and y as the slide says it, unchecked (`resolution.resolved_mpp`), or None.
+      mpp: um per pixel along x and y as stored in the slide, or None; unchecked (see `resolution.resolved_mpp`).
       bounds: x, y, width, height of the scanned area in level-0 pixels, or None.
     """
 
@@ -47,7 +47,7 @@ class Block(NamedTuple):
 
     Attributes:
       pixels: uint8 [h, w, 3].
-      unreadable: bool [h, w], True where the slide could not be decoded and pixels are white; None if all could.
+      unreadable: bool [h, w], True where the slide could not be decoded and pixels are white; None if all were decoded.
     """
 
     pixels: np.ndarray
@@ -55,27 +55,43 @@ class Block(NamedTuple):
 
 
 class Workers:
-    """The threads and processes behind a pool. They know the crew and not the pool, so that the pool can be forgotten."""
+    """The threads and processes behind a pool.
+
+    They hold no reference to the pool, so that the garbage collector can close a pool that nobody uses.
+    """
 
     def __init__(self, path: Path, timeout_s: float):
-        """Of the slide at a path; starts nothing yet. An answer may take `timeout_s`, opening `OPENING_SECONDS` at most."""
+        """Prepares reading a slide; `start` starts the threads.
+
+        Args:
+          path: the slide's file.
+          timeout_s: seconds that one answer may take. Opening may take the same time, but at most `OPENING_SECONDS`.
+        """
         self._path = path
         self._timeout_s = timeout_s
         self._tasks = queue.SimpleQueue()
-        self._lock = threading.RLock()  # guards what follows; again for `stop` if the collector calls it under the lock
+        # Guards the attributes below. Reentrant, because the garbage collector may call `stop` while the lock is held.
+        self._lock = threading.RLock()
         self._stopped = False
-        self._children: set[ReaderProcess] = set()
+        self._processes: set[ReaderProcess] = set()
         self._threads: list[threading.Thread] = []
 
     def start(self, count: int) -> None:
-        """Adds threads, each with a process as soon as there is something to read."""
+        """Starts threads; each starts its process when it has the first request."""
         for _ in range(count):
             thread = threading.Thread(target=self._work, name="slide reader", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def submit(self, request: dict | None) -> concurrent.futures.Future:
-        """Queues a request for a block, or (None) for what opening the slide told."""
+    def open_slide(self) -> "concurrent.futures.Future[tuple[SlideInfo, bool]]":
+        """Queues a request to open the slide; returns the future metadata, and whether the image is held in memory."""
+        return self._submit(None)
+
+    def read_block(self, request: dict) -> concurrent.futures.Future[Block]:
+        """Queues a request for a block, as `reader_main` describes it."""
+        return self._submit(request)
+
+    def _submit(self, request: dict | None) -> concurrent.futures.Future:
         future = concurrent.futures.Future()
         with self._lock:
             if self._stopped:
@@ -84,93 +100,97 @@ class Workers:
         return future
 
     def stop(self) -> None:
-        """Kills the processes and lets the threads run out."""
+        """Kills the processes and tells the threads to end."""
         with self._lock:
             self._stopped = True
-            for child in self._children:
-                child.process.kill()
+            for reader in self._processes:
+                reader.process.kill()
             with contextlib.suppress(queue.Empty):
                 while True:
                     future, _ = self._tasks.get_nowait()
                     if future.cancel():
-                        future.set_running_or_notify_cancel()  # else `as_completed` waits for it for ever
+                        future.set_running_or_notify_cancel()  # without it, `as_completed` would wait forever
             for _ in self._threads:
                 self._tasks.put(None)
 
     def join(self) -> None:
-        """Waits for the threads, and so for the processes, to end."""
+        """Waits until the threads, and with them the processes, have ended."""
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
-        child = None
+        """Serves requests until `stop` is called; this is what each thread runs."""
+        reader = None
         while (task := self._tasks.get()) is not None:
             future, request = task
             if future.set_running_or_notify_cancel():
                 try:
-                    child, result = self._answer(child, request)
-                except _Failed as failure:
-                    child = failure.child
+                    reader, result = self._answer(reader, request)
+                except _RequestFailed as failure:
+                    reader = failure.reader
                     future.set_exception(failure.error)
                 else:
                     future.set_result(result)
             del task, future
-        self._dismiss(child)
+        self._kill(reader)
 
-    def _answer(self, child: tuple | None, request: dict | None) -> tuple[tuple, object]:
-        """The answer to a request, and the process that gave it with what it said of the slide."""
+    def _answer(self, reader: "_OpenReader | None", request: dict | None) -> "tuple[_OpenReader, object]":
+        """Returns the process to use for the next request, and the answer to this one."""
         reasons = []
         for _ in range(ATTEMPTS):
             try:
-                if child is None:
-                    child = self._start()
-                process, opened = child
+                if reader is None:
+                    reader = self._start_process()
                 if request is None:
-                    return child, opened
-                header, body = process.ask(request, self._timeout_s)
+                    return reader, (reader.info, reader.in_memory)
+                header, body = reader.process.ask(request, self._timeout_s)
                 if "error" in header:
-                    raise _Failed(DataError(header["error"]), child)
-                return child, _block(header, body)
+                    raise _RequestFailed(DataError(header["error"]), reader)
+                return reader, _block(header, body)
             except ReaderFailed as failure:
                 reasons.append(str(failure))
-                child = self._dismiss(child)
-                if isinstance(failure, _OpeningHung):
+                self._kill(reader)
+                reader = None
+                if isinstance(failure, _OpeningTimedOut):
                     break
-            except _Failed:
+            except _RequestFailed:
                 raise
-            except BaseException as error:  # a defect of ours: whoever waits has to hear of it
-                self._dismiss(child)
-                raise _Failed(error, None) from error
-        raise _Failed(DataError(self._message(request, reasons)), None)
+            except BaseException as error:  # a defect in this program; passed on to whoever waits for the answer
+                self._kill(reader)
+                raise _RequestFailed(error, None) from error
+        raise _RequestFailed(DataError(self._message(request, reasons)), None)
 
-    def _start(self) -> tuple:
-        """A fresh process with the slide open, and what it said of the slide."""
+    def _start_process(self) -> "_OpenReader":
+        """Starts a process and opens the slide in it."""
         with self._lock:
             if self._stopped:
-                raise _Failed(concurrent.futures.CancelledError(), None)
+                raise _RequestFailed(concurrent.futures.CancelledError(), None)
             process = ReaderProcess()
-            self._children.add(process)
+            self._processes.add(process)
         try:
             process.wait_ready()
-            header, _ = self._opened(process)
+            header, _ = self._open_slide_in(process)
             if "error" in header:
-                raise _Failed(DataError(header["error"]), None)
-            return process, _info(self._path, header["slide"])
+                raise _RequestFailed(DataError(header["error"]), None)
+            return _OpenReader(process, *_info(self._path, header["slide"]))
         except BaseException:
-            self._dismiss((process, None))
+            self._kill_process(process)
             raise
 
-    def _opened(self, process: ReaderProcess) -> tuple[dict, memoryview]:
+    def _open_slide_in(self, process: ReaderProcess) -> tuple[dict, memoryview]:
         try:
             return process.ask({"open": os.fspath(self._path)}, min(self._timeout_s, OPENING_SECONDS))
         except ReaderTimedOut as failure:
-            raise _OpeningHung(str(failure)) from failure
+            raise _OpeningTimedOut(str(failure)) from failure
 
-    def _dismiss(self, child: tuple | None) -> None:
-        if child is not None:
-            with self._lock:
-                self._children.discard(child[0])
-            child[0].kill()
+    def _kill(self, reader: "_OpenReader | None") -> None:
+        if reader is not None:
+            self._kill_process(reader.process)
+
+    def _kill_process(self, process: ReaderProcess) -> None:
+        with self._lock:
+            self._processes.discard(process)
+        process.kill()
 
     def _message(self, request: dict | None, reasons: list[str]) -> str:
         where = ""
@@ -188,17 +208,25 @@ class Workers:
         )
 
 
-class _OpeningHung(ReaderFailed):
-    """A process did not open the slide in time; another one would not either."""
+class _OpenReader(NamedTuple):
+    """A process in which the slide is open, the slide's metadata, and whether the process holds the whole image."""
+
+    process: ReaderProcess
+    info: SlideInfo
+    in_memory: bool
 
 
-class _Failed(Exception):
-    """A request that ends with an error; `child` is the process to go on with, if it is still good."""
+class _OpeningTimedOut(ReaderFailed):
+    """Raised when a process did not open the slide in time; another process would not either."""
 
-    def __init__(self, error: BaseException, child: tuple | None):
+
+class _RequestFailed(Exception):
+    """Raised when a request ends with an error; `reader` is the process for the next request, if it can still be used."""
+
+    def __init__(self, error: BaseException, reader: _OpenReader | None):
         super().__init__(str(error))
         self.error = error
-        self.child = child
+        self.reader = reader
 
 
 def _info(path: Path, slide: dict) -> tuple[SlideInfo, bool]:

@@ -1,1 +1,1 @@
-"""Traces exact polygons of a slide's labels."""
+"""Traces exact polygons of the regions in a slide's labels."""

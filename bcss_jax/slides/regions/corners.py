@@ -1,38 +1,45 @@
-"""The corners of the regions in a row of tiles, each with the component of pixels that it belongs to."""
+"""Finds the corners of the regions in a row of tiles, each with the component of pixels that it belongs to.
+
+A corner is one integer. From the highest bit, it consists of:
+  - y and x, a position in the lattice of pixel corners: pixel (x, y) lies between (x, y) and (x + 1, y + 1);
+  - DIAGONAL: this is one of two corners at a position where two diagonal pixels have the corner's value;
+  - RIGHT: the corner's horizontal edge goes to the right;
+  - DOWN: its vertical edge goes down;
+  - CONVEX: one of the four pixels around it belongs to the region; otherwise three do.
+Sorting the integers therefore sorts the corners along the rows.
+"""
 
 import cv2
 import numpy as np
 
-# A corner as one number that sorts along the rows, from the highest bit: y, x (of the lattice: pixel (x, y) lies between
-# (x, y) and (x + 1, y + 1)), whether it is one of two in a diagonal of pixels with its value, whether its horizontal edge
-# goes to the right, its vertical one down, and whether it is convex: one of the four pixels around is the region's, else
-# three.
-PLACE, _Y, DIAGONAL, RIGHT, DOWN, CONVEX = 4, 34, 8, 4, 2, 1
+DIAGONAL, RIGHT, DOWN, CONVEX = 8, 4, 2, 1
+POSITION, _Y = 4, 34  # first bit of the position, and of its y
 
 
-def corner(
+def pack_corners(
     x: np.ndarray, y: np.ndarray, right: np.ndarray, down: np.ndarray, convex: bool, diagonal: bool
 ) -> np.ndarray:
-    """Corners as numbers: int64 [n]."""
+    """Returns corners as integers: int64 [n]."""
     kind = right * RIGHT | down * DOWN | convex * CONVEX | diagonal * DIAGONAL
-    return y.astype(np.int64) << _Y | x.astype(np.int64) << PLACE | kind
+    return y.astype(np.int64) << _Y | x.astype(np.int64) << POSITION | kind
 
 
-def place(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of corners: int64 [n] each."""
-    return corners >> PLACE & (1 << _Y - PLACE) - 1, corners >> _Y
+def corner_positions(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns x and y of corners: int64 [n] each."""
+    return corners >> POSITION & (1 << _Y - POSITION) - 1, corners >> _Y
 
 
-def places(points: np.ndarray) -> np.ndarray:
-    """What corners at these points, int32 [n, 2] x and y, are from the bit `PLACE` on: int64 [n]."""
-    return points[:, 1].astype(np.int64) << _Y - PLACE | points[:, 0]
+def pack_positions(points: np.ndarray) -> np.ndarray:
+    """Returns `corner >> POSITION` of corners at points (x, y), int32 [n, 2]: int64 [n]."""
+    return points[:, 1].astype(np.int64) << _Y - POSITION | points[:, 0]
 
 
 def leaves_vertically(corners: np.ndarray) -> np.ndarray:
-    """Whether a ring with its region on the right leaves the corner along the vertical edge: bool [n].
+    """Returns whether a ring leaves each corner along its vertical edge: bool [n].
 
-    Right as seen with y going down. Turning a corner by a quarter, or filling it up, changes which of its edges is the
-    first; so it is a matter of how many of the three bits are set.
+    A ring has its region on the right, as seen with y pointing down. Rotating a corner by 90 degrees, or exchanging
+    region and background, swaps the edge on which the ring arrives and the one on which it leaves. The answer therefore
+    depends only on whether an even number of the three bits is set.
     """
     return _EVEN[corners & (RIGHT | DOWN | CONVEX)]
 
@@ -43,20 +50,29 @@ _ROW, _COLUMN = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
 
 
 class TileRow:
-    """A row of tiles, taken from left to right; 0 is no region.
+    """The components, links and corners of a row of tiles, which are added from left to right. Label 0 is no region.
 
-    A tile has the corners at the upper left of its pixels, so those at its right and lower edge are its neighbors'.
+    A tile owns the corners at the upper left of its pixels. The corners at its right and lower edges belong to its
+    neighbors.
 
     Attributes:
-      values: labels of the new components, which are numbered from `count` on, in pieces.
-      links: pairs of components that hang together, in pieces [n, 2].
-      corners: in pieces, of each the components and the corners themselves, int64 [n].
-      labels_below: uint8 [1 + W], the lowest pixels of the row; the first stands left of the slide.
-      components_below: int64 [1 + W], what they belong to, where a label is not 0.
+      values: labels of the new components, uint8 [n] per piece. New components are numbered from `count`.
+      links: pairs of components that are connected, int64 [n, 2] per piece.
+      corners: (components, corners) per piece, int64 [n] each.
+      labels_below: uint8 [1 + W], the lowest pixels of the row; the first entry lies left of the slide.
+      components_below: int64 [1 + W], the components of these pixels, where their label is not 0.
     """
 
     def __init__(self, labels_above: np.ndarray, components_above: np.ndarray, count: int, row: int, size: int):
-        """Begins the row below these lowest pixels, which have `count` components; `size` is that of a tile."""
+        """Starts a row.
+
+        Args:
+          labels_above: uint8 [1 + W], `labels_below` of the row above.
+          components_above: int64 [1 + W], `components_below` of the row above.
+          count: number of components in the row above.
+          row: number of the row.
+          size: side of a tile in pixels.
+        """
         self._labels_above, self._components_above = labels_above, components_above
         self._count, self._row, self._size = count, row, size
         self._column = 0
@@ -67,7 +83,7 @@ class TileRow:
         self.labels_below, self.components_below = np.zeros_like(labels_above), np.zeros_like(components_above)
 
     def add_uniform(self, value: int) -> None:
-        """Takes the next tile, which has one value."""
+        """Adds the next tile, in which all pixels have one value."""
         span = slice(self._column * self._size, (self._column + 1) * self._size + 1)
         if value or self._labels_left.any() or self._labels_above[span].any():
             tile = np.full((self._size, self._size), value, np.uint8)
@@ -76,59 +92,73 @@ class TileRow:
             self._column += 1
 
     def add(self, tile: np.ndarray) -> None:
-        """Takes the next tile: uint8 [size, size]."""
+        """Adds the next tile: uint8 [size, size]."""
         values = np.flatnonzero(np.bincount(tile.ravel(), minlength=256)).tolist()
-        parts = {}
+        by_label = {}
         for value in values:
             if value:
                 mask = (tile == value).view(np.uint8)
                 number, components = cv2.connectedComponents(mask, connectivity=4, ltype=cv2.CV_32S)
-                parts[value] = number - 1, components
-        self._add(tile, parts)
+                by_label[value] = number - 1, components
+        self._add(tile, by_label)
 
-    def _add(self, tile: np.ndarray, parts: dict[int, tuple[int, np.ndarray]]) -> None:
-        """parts: for each label but 0 in the tile the number of its components, and int32 [size, size], from 1 on."""
+    def _add(self, tile: np.ndarray, by_label: dict[int, tuple[int, np.ndarray]]) -> None:
+        """Adds the next tile.
+
+        Args:
+          tile: uint8 [size, size].
+          by_label: for each label in the tile except 0, the number of its components, and the components of its pixels,
+            int32 [size, size], numbered from 1.
+        """
         size, column = self._size, self._column
         above = slice(column * size, (column + 1) * size + 1)
         around = np.empty((size + 1, size + 1), np.uint8)  # the tile, and the pixels above and to the left
         around[0], around[1:, 0], around[1:, 1:] = self._labels_above[above], self._labels_left, tile
         a, b, c, d = around[:-1, :-1], around[:-1, 1:], around[1:, :-1], around[1:, 1:]
-        y, x = np.nonzero(((a != b) | (c != d)) & ((a != c) | (b != d)))  # where some value has a corner
+        y, x = np.nonzero(((a != b) | (c != d)) & ((a != c) | (b != d)))  # positions where some value has a corner
         pixels = around[y[:, None] + _ROW, x[:, None] + _COLUMN]
 
-        edges = np.zeros((4, size), np.int64)  # components of the uppermost, leftmost, lowest and rightmost pixels
+        edges = np.zeros((4, size), np.int64)  # components of the top, left, bottom and right pixels
         cuts = ((0, slice(None)), (slice(None), 0), (-1, slice(None)), (slice(None), -1))
         for value in np.flatnonzero(np.bincount(pixels.ravel())).tolist() if len(pixels) else ():
-            if value and value not in parts:  # it is above or to the left only
-                self._take_corners(pixels == value, x, y, None, 0)
-        for value, (number, components) in parts.items():
+            if value and value not in by_label:  # only pixels above or to the left have it
+                self._add_corners(pixels == value, x, y, None, 0)
+        for value, (number, components) in by_label.items():
             base = self._count - 1
-            self._take_corners(pixels == value, x, y, components, base)
+            self._add_corners(pixels == value, x, y, components, base)
             for edge, cut in zip(edges, cuts, strict=True):
                 np.copyto(edge, components[cut] + base, where=tile[cut] == value)
             self._count += number
             self.values.append(np.full(number, value, np.uint8))
 
-        for mine, labels, other, other_labels in (
+        for components, labels, other_components, other_labels in (
             (edges[0], tile[0], self._components_above[above][1:], around[0, 1:]),
             (edges[1], tile[:, 0], self._components_left, around[1:, 0]),
         ):
             same = (labels == other_labels) & (labels > 0)
-            links = np.stack([mine[same], other[same]], 1)
-            self.links.append(links[np.any(np.diff(links, axis=0, prepend=-1), 1)])  # without repetitions
+            links = np.stack([components[same], other_components[same]], 1)
+            self.links.append(links[np.any(np.diff(links, axis=0, prepend=-1), 1)])  # drops repetitions
         below = slice(above.start + 1, above.stop)
         self.labels_below[below], self.components_below[below] = tile[-1], edges[2]
         self._labels_left, self._components_left = tile[:, -1].copy(), edges[3]
         self._column += 1
 
-    def _take_corners(
+    def _add_corners(
         self, mask: np.ndarray, x: np.ndarray, y: np.ndarray, components: np.ndarray | None, base: int
     ) -> None:
-        """The corners of one value among the places (x, y) of the tile; mask: bool [n, 4], the pixels around with it."""
+        """Adds the corners of one label.
+
+        Args:
+          mask: bool [n, 4], which of the pixels around each position have the label.
+          x: int64 [n], positions in the tile.
+          y: int64 [n].
+          components: int32 [size, size], components of the tile's pixels, or None if none has the label.
+          base: is added to `components`.
+        """
         count = mask.sum(1)
         diagonal = (count == 2) & (mask[:, 0] == mask[:, 3])
-        # The edges go between the one pixel that differs from the three others and these. Two in a diagonal are two
-        # corners, as if they were of two regions.
+        # The corner's edges separate the one pixel that differs from the other three. Two diagonal pixels with the label
+        # make two corners, as if they belonged to two regions.
         for convex, twice, chosen, odd in (
             (True, False, count == 1, mask.argmax(1)),
             (False, False, count == 3, mask.argmin(1)),
@@ -138,7 +168,7 @@ class TileRow:
             odd, chosen_x, chosen_y = odd[chosen], x[chosen], y[chosen]
             if not len(odd):
                 continue
-            pixel = odd if convex else 3 - odd  # one that has the value
+            pixel = odd if convex else 3 - odd  # a pixel that has the label
             pixel_x, pixel_y = chosen_x + _COLUMN[pixel] - 1, chosen_y + _ROW[pixel] - 1
             component = self._components_above[self._column * self._size + 1 + pixel_x]
             component = np.where(pixel_y < 0, component, self._components_left[np.maximum(pixel_y, 0)])
@@ -146,5 +176,5 @@ class TileRow:
                 inside = (pixel_x >= 0) & (pixel_y >= 0)
                 component[inside] = components[pixel_y[inside], pixel_x[inside]] + base
             x0, y0 = self._column * self._size, self._row * self._size
-            corners = corner(chosen_x + x0, chosen_y + y0, _COLUMN[odd], _ROW[odd], convex, twice)
+            corners = pack_corners(chosen_x + x0, chosen_y + y0, _COLUMN[odd], _ROW[odd], convex, twice)
             self.corners.append((component, corners))

@@ -1,4 +1,4 @@
-"""Arrays put aside in a temporary file, so that memory does not grow with them."""
+"""Keeps arrays in a temporary file, so that they do not take memory."""
 
 import errno
 import os
@@ -9,24 +9,24 @@ import numpy as np
 
 
 class Spill:
-    """A file without a name, which the system takes away with the process, however that ends.
+    """A temporary file without a name, which the system deletes when the process ends in any way.
 
-    Where a file system knows no such files it has one for a moment, which begins with `prefix`.
+    On a file system that does not support unnamed files, the file has a name for a moment, which starts with `prefix`.
     """
 
     def __init__(self, folder: Path, prefix: str):
-        """Opens it in the folder; OSError if that cannot be written."""
+        """Opens the file in the folder; raises an OSError if the folder cannot be written."""
         self._file = tempfile.TemporaryFile(dir=folder, prefix=prefix, buffering=1 << 20)
         self._written = self._readable = 0
 
     def put(self, array: np.ndarray) -> int:
-        """Puts an int32 array at the end; returns where it begins, in bytes. OSError if the disk is full."""
+        """Appends an int32 array and returns its position in bytes; raises an OSError if the disk is full."""
         start = self._written
         self._written += self._file.write(np.ascontiguousarray(array, np.int32).view(np.uint8).ravel().data)
         return start
 
     def get(self, start: int, count: int) -> np.ndarray:
-        """int32 [count], those from there on."""
+        """Returns the `count` numbers that start at a position in bytes: int32 [count]."""
         if self._readable < start + 4 * count:
             self._file.flush()
             self._readable = self._written
@@ -36,5 +36,5 @@ class Spill:
         return np.frombuffer(content, np.int32)
 
     def close(self) -> None:
-        """Gives the space back."""
+        """Closes the file, which frees its space."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""The truth of a slide: a mask of codes on the slide's grid, read in bands of rows, so that it may have any size."""
+"""The ground truth of a slide: a mask of codes on the slide's grid, read in bands of rows so that it may have any size."""
 
 import contextlib
 import math
@@ -12,25 +12,31 @@ from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.slides.grid import Grid, nearest_indices
 from bcss_jax.slides.reading.mask_file import Mask, open_mask
 
-BAND = 1 << 22  # pixels that are read at a time, of the mask and of the grid
+BAND = 1 << 22  # pixels of the mask, or of the grid, that are read at a time
 
 
 class TruthError(DataError):
-    """A mask that cannot be the truth of a slide, with which nothing is wrong."""
+    """Raised when the mask does not fit the slide; the slide itself is fine."""
 
 
 class Truth:
-    """What is known of a slide.
+    """The ground truth of a slide.
 
     Attributes:
       shape: height and width of the grid.
-      region: rows and columns of a region to score besides, or None.
+      region: rows and columns of a region to score in addition to the whole slide, or None.
     """
 
     def __init__(
-        self, path: Path, mask: Mask, table: np.ndarray, scheme: LabelScheme, grid: Grid, region: tuple | None
+        self,
+        path: Path,
+        mask: Mask,
+        table: np.ndarray,
+        scheme: LabelScheme,
+        grid: Grid,
+        region: tuple[slice, slice] | None,
     ):
-        """As `open_truth` makes it; `table` gives the label of a code, `region` rows and columns."""
+        """Called by `open_truth`; `table` holds the label of each code, `region` rows and columns."""
         self.shape, self.region = (grid.height, grid.width), region
         self._path, self._mask, self._table, self._scheme = path, mask, table, scheme
         self._rows, self._columns = (
@@ -38,21 +44,24 @@ class Truth:
         )
 
     def bands(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """First and last (exclusive) rows of the bands to read the grid in, or a part of it."""
+        """Yields the first and the last (exclusive) row of each band of the grid, or of a part of it."""
         stop = self.shape[0] if stop is None else stop
-        # A row of the grid comes from so many pixels of the mask.
+        # Pixels of the grid or of the mask, whichever are more, for one row of the grid.
         pixels = max(self.shape[1], math.ceil(self._mask.shape[0] / self.shape[0]) * self._mask.shape[1])
         step = max(1, BAND // pixels)
         for first in range(start, stop, step):
             yield first, min(stop, first + step)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """The labels of some rows of the grid: uint8 [stop - start, width], the scheme's ignored label where nothing is known.
+        """Returns the labels of some rows of the grid.
+
+        Returns:
+          uint8 [stop - start, width]; the scheme's ignored label where nothing is annotated.
 
         Raises:
-          DataError: the mask is damaged there, or holds a value that is no code.
+          DataError: the mask is damaged there, or holds a value that is not a code.
         """
-        # To where the next row begins, so that no row of the mask is passed over unchecked.
+        # Up to where the next row begins, so that every row of the mask is checked.
         first = self._rows[start] if start else 0
         last = self._rows[stop] if stop < self.shape[0] else self._mask.shape[0]
         last = max(last, self._rows[stop - 1] + 1)
@@ -62,12 +71,12 @@ class Truth:
         return self._table[codes]
 
     def resized(self, height: int, width: int) -> np.ndarray:
-        """The labels at the size of a thumbnail, by nearest neighbor: uint8 [height, width]; errors as `rows`."""
+        """Returns the labels at the size of a thumbnail by nearest neighbor: uint8 [height, width]; raises as `rows`."""
         rows, columns = (nearest_indices(new, old) for new, old in zip((height, width), self.shape, strict=True))
         return np.stack([self.rows(row, row + 1)[0, columns] for row in rows.tolist()])
 
     def check(self) -> None:
-        """Reads all of it once.
+        """Reads the whole mask once.
 
         Raises:
           DataError: as `rows`, or there is nothing to score.
@@ -83,7 +92,7 @@ class Truth:
                 raise self.nothing_to_score(part)
 
     def nothing_to_score(self, region: tuple | None) -> DataError:
-        """The error for a mask, or a region of it, without a pixel of the classes."""
+        """Returns the error for a mask, or a region of it, that has no pixel of the evaluated classes."""
         return DataError(
             f"{printable(self._path)}: expected pixels of {', '.join(self._scheme.evaluated_names)}, found none in "
             f"{'it' if region is None else 'that region'}; check the mask, its codes (--truth_codes) and the region"
@@ -91,7 +100,13 @@ class Truth:
 
 
 def part_of(band: np.ndarray, start: int, part: tuple[slice, slice] | None) -> np.ndarray:
-    """The pixels of a band, which begins at row `start`, that lie in a part of the grid (None: all of it)."""
+    """Returns the pixels of a band that lie in a part of the grid.
+
+    Args:
+      band: [h, width], rows of the grid.
+      start: the first of these rows.
+      part: rows and columns; None: the whole grid.
+    """
     if part is None:
         return band
     rows, columns = part
@@ -102,29 +117,29 @@ def part_of(band: np.ndarray, start: int, part: tuple[slice, slice] | None) -> n
 def open_truth(
     path: Path, scheme: LabelScheme, codes: str, grid: Grid, region: tuple[int, int, int, int] | None
 ) -> Iterator[Truth]:
-    """Opens a mask, to be brought onto the grid by nearest neighbor.
+    """Opens a mask, which is resampled to the grid by nearest neighbor.
 
     Args:
       path: PNG or TIFF of codes, of the size of the slide's level 0 or of the grid.
       scheme: of the model.
-      codes: its code book, "bcss22" or "kaggle3".
-      grid: the slide's.
-      region: x, y, width, height in level-0 pixels to be scored besides the whole, or None.
+      codes: code book of the mask, for example "bcss22".
+      grid: of the slide.
+      region: x, y, width, height in level-0 pixels to score in addition to the whole slide, or None.
 
     Raises:
-      DataError: it cannot be read, or has another size.
+      DataError: the mask cannot be read, or has another size.
       ConfigError: the codes cannot express the scheme, or the region does not lie on the slide.
     """
     try:
         table = lookup_table(scheme, codes)
     except ValueError as error:
         raise ConfigError(f"--truth_codes={codes}: {error}") from error
-    width, height = (round(size * along) for size, along in zip((grid.width, grid.height), grid.scale, strict=True))
+    width, height = (round(size * scale) for size, scale in zip((grid.width, grid.height), grid.scale, strict=True))
     with open_mask(path, codes) as mask:
         if mask.shape not in ((height, width), (grid.height, grid.width)):
             raise DataError(
                 f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} at "
-                f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this very slide"
+                f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this slide"
             )
         rectangle = None if region is None else _rectangle(region, grid, width, height)
         yield Truth(path, mask, table, scheme, grid, rectangle)
@@ -133,17 +148,17 @@ def open_truth(
 def check_truth(
     path: Path, scheme: LabelScheme, codes: str, grid: Grid, region: tuple[int, int, int, int] | None
 ) -> None:
-    """Reads a mask once, before hours of labeling begin.
+    """Reads a mask once, so that hours of labeling do not begin with a mask that cannot be used.
 
     Args:
-      path: as the others, of `open_truth`.
+      path: as in `open_truth`, like the other arguments.
       scheme: of the model.
-      codes: the code book.
-      grid: the slide's.
-      region: to be scored besides.
+      codes: code book of the mask.
+      grid: of the slide.
+      region: to score in addition to the whole slide, or None.
 
     Raises:
-      TruthError: it cannot be read, is not of this slide, or there is nothing to score.
+      TruthError: the mask cannot be read, does not belong to this slide, or has nothing to score.
       ConfigError: as `open_truth`.
     """
     try:
@@ -154,11 +169,12 @@ def check_truth(
 
 
 def _rectangle(region, grid, width, height):
-    """Rows and columns of the grid whose pixels begin in a region of level 0."""
+    """The rows and columns of the grid whose pixels begin in a region of level 0."""
     x, y, w, h = region
     if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
         raise ConfigError(f"--truth_region={x},{y},{w},{h}: does not lie on the slide of {width}x{height} pixels")
-    return tuple(
-        slice(math.ceil(start / along), min(whole, math.ceil((start + size) / along)))
-        for start, size, along, whole in ((y, h, grid.scale[1], grid.height), (x, w, grid.scale[0], grid.width))
+    rows, columns = (
+        slice(math.ceil(start / scale), min(whole, math.ceil((start + size) / scale)))
+        for start, size, scale, whole in ((y, h, grid.scale[1], grid.height), (x, w, grid.scale[0], grid.width))
     )
+    return rows, columns

@@ -1,1 +1,1 @@
-"""Stores the labels and probabilities of a slide while it is segmented."""
+"""Stores the labels and probabilities of a slide, during segmentation and afterward."""

@@ -1,13 +1,14 @@
-"""probabilities.zarr: the classes' probabilities of a slide, optional, written tile by tile.
+"""Writes probabilities.zarr, the optional class probabilities of a slide, tile by tile.
 
-Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0", axes c, y, x, um per pixel
-as scale, names and colors of the channels under "omero". A value is round(255 p); chunks of zeros, where nothing was
-computed, are not stored.
+The file has Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0" with the axes c,
+y and x, um per pixel as the scale, and the names and colors of the channels under "omero". A value is round(255 p).
+Chunks of zeros, where nothing was computed, are not stored.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import zarr
@@ -20,48 +21,50 @@ CHUNK = 512  # pixels along a side
 
 
 class ProbabilityStore:
-    """Probabilities of K classes, uint8 [K, height, width]. Tiles may come in any order, and again after a kill.
+    """The probabilities of K classes, uint8 [K, height, width].
+
+    Tiles may be written in any order, and again after the process was killed.
 
     Attributes:
-      folder: where it is.
+      folder: the folder of the array.
       shape: (K, height, width).
-      kept: the array was there before, with whatever tiles had been written.
+      kept: whether the array existed before, with the tiles that had been written.
     """
 
     def __init__(self, folder: Path, width: int, height: int, *, mpp: float, classes: Sequence[SlideClass], name: str):
-        """Opens the folder, or begins it; what is there of another shape or with other metadata is deleted.
+        """Opens the array or creates it; an array of another shape or with other metadata is deleted first.
 
         Args:
           folder: `*.zarr`.
           width: pixels.
-          height: likewise.
+          height: pixels.
           mpp: um per pixel.
           classes: one for each channel, in order.
-          name: of the image.
+          name: name of the image.
 
         Raises:
-          StorageError: it cannot be written.
+          StorageError: the array cannot be written.
         """
         self.folder, self.shape = Path(folder), (len(classes), height, width)
-        self.kept = True  # tiles that were written before are there
         attributes = _attributes(mpp, classes, name)
         with storage_errors(self.folder):
-            self._array = _begun(self.folder, self.shape, attributes)
-            if self._array is None:
-                self.kept = False
+            array = _open(self.folder, self.shape, attributes)
+            self.kept = array is not None
+            if array is None:
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self._array = _begin(self.folder, self.shape, attributes)
+                array = _create(self.folder, self.shape, attributes)
+        self._array = array
 
     def write_tile(self, row: int, column: int, probabilities: np.ndarray) -> None:
-        """Writes the chunks of a tile, one a class; those of zeros are not stored.
+        """Writes the chunks of a tile, one per class; chunks of zeros are not stored.
 
         Args:
-          row: of tiles, from 0.
-          column: likewise.
-          probabilities: round(255 p), uint8 [K, CHUNK, CHUNK], at the right and lower edge perhaps smaller.
+          row: row of tiles, from 0.
+          column: column of tiles, from 0.
+          probabilities: round(255 p), uint8 [K, CHUNK, CHUNK], or smaller at the right and lower edges.
 
         Raises:
-          StorageError: it cannot be written.
+          StorageError: the chunks cannot be written.
         """
         classes, height, width = self.shape
         y, x = row * CHUNK, column * CHUNK
@@ -72,7 +75,7 @@ class ProbabilityStore:
             self._array[:, y : y + expected[1], x : x + expected[2]] = probabilities
 
 
-def _begin(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array:
+def _create(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array:
     group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
     return group.create_array(
         "0",
@@ -86,14 +89,14 @@ def _begin(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.
     )
 
 
-def _begun(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array | None:
-    """The array that is there, if it is the one that `_begin` would make."""
+def _open(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.Array | None:
+    """Returns the existing array if it equals the one that `_create` would make, or else None."""
     try:
         group = zarr.open_group(folder, mode="r+")
-        array = group["0"]
+        array = cast(zarr.Array, group["0"])
         same = (array.shape, array.chunks, array.dtype) == (shape, (1, CHUNK, CHUNK), np.dtype(np.uint8))
         same = same and dict(group.attrs) == attributes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or half written
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or partly written
         return None
     return array.with_config({"write_empty_chunks": False}) if same else None
 

@@ -1,7 +1,8 @@
-"""Labels of a slide, in progress and when finished: a folder with one file for each row of tiles.
+"""Stores the labels of a slide, during segmentation and afterward, in a folder with one file for each row of tiles.
 
-A row is written whole or not at all, so that a run that was killed goes on with the rows that are there. Tiles with one
-value are that value alone; the others are zlib streams, which a TIFF with deflate takes as they are.
+A row is written as a whole or not at all, so that a run that was killed resumes with the rows that exist. A tile in which
+all pixels have one value is stored as that value. Other tiles are stored as zlib streams, which a TIFF with deflate
+compression can contain unchanged.
 """
 
 import hashlib
@@ -16,62 +17,63 @@ from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.errors import DataError
 
 TILE = 512  # pixels along a side
-COMPRESSION = 4  # of zlib: half as many bytes as 1 on labels, twice as fast as 6
+COMPRESSION = 4  # zlib level; labels take half the bytes of level 1, and level 6 takes twice the time
 
 _MAGIC = b"bcsstile"
 _HEADER = struct.Struct("<8s4I")  # magic, row, width, height, tile size
-_ENTRY = np.dtype([("length", "<u4"), ("value", "u1")])  # of a tile; length 0: one value
-_DIGEST = 16  # bytes of checksum at the end
+_ENTRY = np.dtype([("length", "<u4"), ("value", "u1")])  # of one tile; length 0 means that it has one value
+_DIGEST = 16  # bytes of the checksum at the end
 
 
 class TileStore:
-    """Labels uint8 [height, width] as tiles; those at the right and lower edge are filled up with 0.
+    """The labels of a slide, uint8 [height, width], as tiles; tiles at the right and lower edges are padded with 0.
 
     Attributes:
-      folder: where the rows are; made if need be.
+      folder: the folder of the rows, created if necessary.
       width: pixels.
-      height: likewise.
-      tile_size: pixels along a side of a tile.
-      columns: tiles in a row.
-      rows: rows of tiles.
+      height: pixels.
+      tile_size: side of a tile in pixels.
+      columns: number of tiles in a row.
+      rows: number of rows of tiles.
     """
 
     def __init__(self, folder: Path, width: int, height: int, tile_size: int = TILE):
-        """Opens the folder, with whatever rows are in it; rows of a slide of another size count as absent.
+        """Opens the folder with the rows that it contains; rows of a slide of another size count as absent.
 
         Raises:
-          StorageError: the folder cannot be made.
+          StorageError: the folder cannot be created.
         """
         if min(width, height, tile_size) < 1:
             raise ValueError(f"no tiles of {tile_size} in {width} x {height} pixels")
         self.folder, self.width, self.height, self.tile_size = Path(folder), width, height, tile_size
         self.columns, self.rows = -(-width // tile_size), -(-height // tile_size)
-        self._tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the rows whose checksum is right
-        self._constants: dict[int, bytes] = {}
+        # By row, for rows whose checksum is right: the entries of the tiles, and where their streams start.
+        self._tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._constant_streams: dict[int, bytes] = {}  # zlib streams of tiles with one value, by value
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, row: int) -> Path:
-        """The file of a row."""
+        """Returns the file of a row."""
         return self.folder / f"row-{row:06d}"
 
     def row_height(self, row: int) -> int:
-        """Pixels of the slide in a row of tiles: `tile_size`, in the last one perhaps less."""
+        """Returns how many pixel rows of the slide a row of tiles has: `tile_size`, or fewer in the last row."""
         return min(self.tile_size, self.height - row * self.tile_size)
 
     def column_width(self, column: int) -> int:
-        """Likewise of a column of tiles."""
+        """Returns how many pixel columns of the slide a column of tiles has: `tile_size`, or fewer in the last."""
         return min(self.tile_size, self.width - column * self.tile_size)
 
     def write_row(self, row: int, labels: np.ndarray) -> None:
-        """Writes a row of tiles; what is there is replaced.
+        """Writes a row of tiles, replacing an existing one.
 
         Args:
-          row: of tiles, from 0.
+          row: row of tiles, from 0.
           labels: uint8 [row_height(row), width].
 
         Raises:
-          StorageError: it cannot be written; what was there stays.
+          StorageError: the row cannot be written; an existing one is unchanged.
         """
         if labels.dtype != np.uint8 or labels.shape != (self.row_height(row), self.width):
             raise ValueError(f"row {row}: {labels.dtype} {labels.shape}, not uint8 {self.row_height(row), self.width}")
@@ -79,14 +81,14 @@ class TileStore:
         self.write_tiles(row, [labels[:, start : start + size] for start in range(0, self.width, size)])
 
     def write_tiles(self, row: int, tiles: Sequence[np.ndarray | int | bytes]) -> None:
-        """Writes a row given as its tiles, for callers who know that most of them have one value.
+        """Writes a row of tiles that are given separately, which saves work if most tiles have one value.
 
         Args:
-          row: of tiles, from 0.
-          tiles: for each column uint8 [<= tile_size, <= tile_size], or what `encode` gave for it.
+          row: row of tiles, from 0.
+          tiles: for each column, the tile as uint8 [<= tile_size, <= tile_size] or as returned by `encode`.
 
         Raises:
-          StorageError: it cannot be written; what was there stays.
+          StorageError: the row cannot be written; an existing one is unchanged.
         """
         if not 0 <= row < self.rows or len(tiles) != self.columns:
             raise ValueError(f"row {row} with {len(tiles)} tiles, not one of {self.rows} with {self.columns}")
@@ -104,43 +106,43 @@ class TileStore:
         self._tables[row] = table, _offsets(table)
 
     def encode(self, tile: np.ndarray) -> int | bytes:
-        """A tile as it is written: the one value of all its pixels, its filling too, or a zlib stream."""
-        tile = self._filled(tile)
+        """Encodes a tile as it is stored: one value if all pixels have it, padding included, or else a zlib stream."""
+        tile = self._padded(tile)
         first = tile[0, 0]
         if (tile[0] != first).any() or (tile != first).any():
-            return zlib.compress(tile, COMPRESSION)
+            return zlib.compress(tile.data, COMPRESSION)
         return int(first)
 
     def has_row(self, row: int) -> bool:
-        """Whether the row is there, whole and undamaged."""
+        """Returns whether the row exists and is undamaged."""
         return self._table(row) is not None
 
     def complete(self) -> bool:
-        """Whether all rows are there."""
+        """Returns whether all rows exist."""
         return all(self.has_row(row) for row in range(self.rows))
 
     def constant(self, row: int, column: int) -> int | None:
-        """The tile's only value, its filling included; None if it has several."""
-        entry = self._written(row)[0][column]
+        """Returns the tile's value if all pixels have the same one, padding included, or else None."""
+        entry = self._existing_table(row)[0][column]
         return None if entry["length"] else int(entry["value"])
 
     def encoded_size(self, row: int, column: int) -> int:
-        """Bytes of the zlib stream of a tile with several values, else 0."""
-        return int(self._written(row)[0][column]["length"])
+        """Returns the bytes of the zlib stream of a tile with several values, or 0 for a tile with one value."""
+        return int(self._existing_table(row)[0][column]["length"])
 
     def encoded(self, row: int, column: int) -> bytes:
-        """The zlib stream of the tile's tile_size x tile_size bytes.
+        """Returns the zlib stream of the tile's tile_size x tile_size bytes.
 
         Raises:
-          DataError: the file has gone or become shorter since it was checked.
+          DataError: the file has been deleted or shortened since it was checked.
         """
-        table, offsets = self._written(row)
+        table, offsets = self._existing_table(row)
         length = int(table[column]["length"])
         if not length:
             value = int(table[column]["value"])
-            if value not in self._constants:
-                self._constants[value] = zlib.compress(bytes([value]) * self.tile_size**2, COMPRESSION)
-            return self._constants[value]
+            if value not in self._constant_streams:
+                self._constant_streams[value] = zlib.compress(bytes([value]) * self.tile_size**2, COMPRESSION)
+            return self._constant_streams[value]
         try:
             with open(self.path(row), "rb") as file:
                 file.seek(int(offsets[column]))
@@ -152,10 +154,10 @@ class TileStore:
         return stream
 
     def tile(self, row: int, column: int) -> np.ndarray:
-        """The labels of a tile, filled up with 0 at the edges of the slide: uint8 [tile_size, tile_size], not writable.
+        """Returns the labels of a tile, padded with 0 at the slide's edges: uint8 [tile_size, tile_size], read-only.
 
         Raises:
-          DataError: as `encoded`, or the bytes have changed since they were checked.
+          DataError: the file has been deleted, shortened or changed since it was checked.
         """
         value = self.constant(row, column)
         shape = (self.tile_size, self.tile_size)
@@ -167,11 +169,15 @@ class TileStore:
             raise DataError(f"{self.path(row)}: changed while it was in use ({error}); run the slide again") from error
 
     def pixels(self, row: int, column: int) -> np.ndarray:
-        """The labels of a tile without filling: uint8 [row_height(row), column_width(column)]; errors as `tile`."""
+        """Returns the labels of a tile without padding: uint8 [row_height(row), column_width(column)].
+
+        Raises:
+          DataError: the file has been deleted, shortened or changed since it was checked.
+        """
         return self.tile(row, column)[: self.row_height(row), : self.column_width(column)]
 
     def counts(self) -> np.ndarray:
-        """How many pixels of the slide have each value: int64 [256]."""
+        """Returns how many pixels of the slide have each value: int64 [256]."""
         counts = np.zeros(256, np.int64)
         for row in range(self.rows):
             for column in range(self.columns):
@@ -182,18 +188,18 @@ class TileStore:
                     counts[value] += self.row_height(row) * self.column_width(column)
         return counts
 
-    def _filled(self, tile: np.ndarray) -> np.ndarray:
+    def _padded(self, tile: np.ndarray) -> np.ndarray:
         size = self.tile_size
         if tile.dtype != np.uint8 or tile.ndim != 2 or max(tile.shape) > size:
             raise ValueError(f"a tile is {tile.dtype} {tile.shape}, not uint8 of at most {size} x {size}")
         if tile.shape == (size, size):
             return np.ascontiguousarray(tile)
-        filled = np.zeros((size, size), np.uint8)
-        filled[: tile.shape[0], : tile.shape[1]] = tile
-        return filled
+        padded = np.zeros((size, size), np.uint8)
+        padded[: tile.shape[0], : tile.shape[1]] = tile
+        return padded
 
     def _table(self, row: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Entries of the row's tiles and where their streams begin; None if the row is absent or damaged."""
+        """Returns the entries of the row's tiles and where their streams start; None if it is absent or damaged."""
         if row not in self._tables:
             try:
                 content = self.path(row).read_bytes()
@@ -207,7 +213,8 @@ class TileStore:
             self._tables[row] = table, _offsets(table)
         return self._tables[row]
 
-    def _written(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+    def _existing_table(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `_table` of a row that must exist."""
         table = self._table(row)
         if table is None:
             raise ValueError(f"{self.folder}: row {row} has not been written")

@@ -1,47 +1,53 @@
-"""Where a slide has tissue: by the color of a thumbnail, or by a mask or regions that are given.
+"""Finds the tissue of a slide by the color of a thumbnail.
 
-Glass is bright and without color. A pixel's score is the optical density of its darkest channel, in which haematoxylin and
-eosin both are strong and glass is not; Otsu's threshold (scikit-image) parts the two. On slides that are all tissue, or
-all glass, it would cut through the one that there is, so it is kept between `LEAST` and `MOST`: fainter is glass
-everywhere, stronger is tissue everywhere. Densities are those that the slide would have if its glass were as bright as it
-usually is, so that a dim or tinted scan is no tissue; where no glass is found, those against white. Green and blue ink is
-told by red being darker than green, which no H&E stain makes it; red ink is taken for tissue, and black ink too unless it
-is as black as padding.
+Glass is bright and gray. The score of a pixel is the optical density of its darkest channel, which is high for both
+hematoxylin and eosin and low for glass. Otsu's threshold (scikit-image) separates the two. On a slide that is all tissue
+or all glass, Otsu's threshold would divide the one that is there; it is therefore limited to the range from `LEAST` to
+`MOST`: pixels below it are glass on any slide, and pixels above it are tissue on any slide.
+
+Densities are measured relative to the slide's own glass, as if it had the usual brightness, so that dim or tinted glass
+does not count as tissue. If no glass is found, they are measured relative to white.
+
+Green and blue ink is recognized because its red is darker than its green, which no H&E stain causes. Red ink counts as
+tissue. Black ink also counts as tissue, unless it is as black as padding.
 """
+
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-LEAST, MOST = 0.06, 0.12  # optical density
-USUAL_GLASS = 240  # gray level of glass, which is not corrected where it is as bright as this or brighter
-DIMMEST_GLASS = 150  # gray level of its darkest channel
-GLASS_CHROMA = 48  # gray levels between the channels of glass, at most: tinted by a lamp or a wrong white balance
-STAINED = 8  # gray levels by which green is the darkest channel of what is stained
-GLASS_RANGE = 25  # gray levels between the brightest glass and the darkest
-GLASS_SHARE = 0.05  # of the slide, at least, for its color to be known
-PADDING = 8  # gray level of black around what was scanned, at most: JPEG makes it no pure black
+LEAST, MOST = 0.06, 0.12  # limits of the threshold, optical density
+USUAL_GLASS = 240  # gray level of usual glass; glass that is this bright or brighter is not corrected
+DIMMEST_GLASS = 150  # smallest gray level of glass in its darkest channel
+GLASS_CHROMA = 48  # largest difference between the channels of glass, tinted by a lamp or a wrong white balance
+STAINED = 8  # gray levels by which green is darker than red and blue where there is stain
+GLASS_RANGE = 25  # gray levels between the brightest and the darkest glass
+GLASS_SHARE = 0.05  # smallest fraction of glass on a slide from which its color can be measured
+PADDING = 8  # largest gray level of the black around the scanned area; after JPEG it is not pure black
 RIM = 2  # pixels around padding that are mixed with it
-INK = 8  # gray levels by which red is darker than green
-ONE_COLOR = 0.5  # share of the tissue that has one density up to `SAME_DENSITY`, from which on it may be glass
+INK = 8  # gray levels by which the red of ink is darker than its green
+ONE_COLOR = 0.5  # if more than this fraction of the tissue has one density, within `SAME_DENSITY`, it may be glass
 SAME_DENSITY = 0.03
-SMOOTHING_UM = 4.0  # standard deviation of the blur before the threshold: gaps between fibres are tissue
-SMALLEST_UM2 = 20_000.0  # tissue: smaller spots are dust
-LARGEST_HOLE_UM2 = 4_000.0  # in tissue: smaller ones, as of fat cells and vessels, are taken as tissue
+SMOOTHING_UM = 4.0  # standard deviation of the blur before the threshold; it closes the gaps between fibers
+SMALLEST_UM2 = 20_000.0  # smaller spots are dust and not tissue
+LARGEST_HOLE_UM2 = 4_000.0  # smaller holes in tissue, such as fat cells and vessels, count as tissue
 
 
 def tissue_by_color(
     thumbnail: np.ndarray, mpp: tuple[float, float], unreadable: np.ndarray | None = None
 ) -> np.ndarray:
-    """Finds tissue.
+    """Returns where a thumbnail shows tissue.
 
     Args:
       thumbnail: uint8 RGB [h, w, 3].
       mpp: um per pixel of the thumbnail, along x and y.
-      unreadable: bool [h, w], pixels that the slide does not give: taken as tissue, so that they are asked for and counted.
+      unreadable: bool [h, w], pixels that could not be read. They count as tissue, so that the slide is read there and
+        unreadable tissue is counted.
 
     Returns:
-      bool [h, w].
+      bool [h, w], True for tissue.
     """
     scanned = ~_padding(thumbnail)
     if unreadable is not None:
@@ -49,9 +55,9 @@ def tissue_by_color(
     density = _density(thumbnail, glass_of(thumbnail, scanned))
     density[~scanned] = 0
     density = ndimage.gaussian_filter(density, [SMOOTHING_UM / mpp[1], SMOOTHING_UM / mpp[0]], mode="nearest")
-    seen = density[scanned]
-    flat = not seen.size or seen.min() == seen.max()
-    threshold = LEAST if flat else float(np.clip(threshold_otsu(seen), LEAST, MOST))
+    scanned_density = density[scanned]
+    uniform = not scanned_density.size or scanned_density.min() == scanned_density.max()
+    threshold = LEAST if uniform else float(np.clip(threshold_otsu(scanned_density), LEAST, MOST))
     tissue = (density > threshold) & scanned
     if unreadable is not None:
         tissue |= unreadable
@@ -61,9 +67,10 @@ def tissue_by_color(
 
 
 def glass_of(thumbnail: np.ndarray, scanned: np.ndarray) -> np.ndarray | None:
-    """The color of the slide's glass; None if there is too little to tell.
+    """Returns the color of the slide's glass, or None if there is too little glass to measure.
 
-    The brightest of what has no stain; pure white is left out, with which readers fill up what was not scanned.
+    This is the color of the brightest unstained pixels. Pure white is left out, because readers fill areas that were not
+    scanned with it.
 
     Args:
       thumbnail: uint8 RGB [h, w, 3].
@@ -84,21 +91,21 @@ def glass_of(thumbnail: np.ndarray, scanned: np.ndarray) -> np.ndarray | None:
 
 
 def looks_like_glass(thumbnail: np.ndarray, tissue: np.ndarray) -> bool:
-    """Whether most of what was found as tissue has one color, as glass has and tissue has not.
+    """Returns whether most of the tissue has one color, which is typical of glass and not of tissue.
 
     Args:
       thumbnail: uint8 RGB [h, w, 3].
-      tissue: bool [h, w], as `tissue_by_color` found it.
+      tissue: bool [h, w], the result of `tissue_by_color`.
     """
     density = _density(thumbnail, None)[tissue]
     step = SAME_DENSITY / 3
     counts = np.bincount((density / step).astype(np.int64), minlength=3)
-    together = counts[:-2] + counts[1:-1] + counts[2:]
-    return bool(density.size) and together.max() > ONE_COLOR * density.size
+    in_range = counts[:-2] + counts[1:-1] + counts[2:]
+    return bool(density.size) and in_range.max() > ONE_COLOR * density.size
 
 
-def _density(thumbnail, glass):
-    """Optical density of the channel that is darkest against the glass, float32 [h, w]; 0 where there is ink."""
+def _density(thumbnail: np.ndarray, glass: np.ndarray | None) -> np.ndarray:
+    """Returns the optical density of the channel that is darkest relative to the glass, float32 [h, w]; 0 for ink."""
     white = np.full(3, 255) if glass is None else np.minimum(255, glass * 255 / USUAL_GLASS)
     relative = (thumbnail.astype(np.float32) + 1) / (white + 1).astype(np.float32)
     density = np.maximum(-np.log10(relative.min(axis=2)), 0)
@@ -106,17 +113,17 @@ def _density(thumbnail, glass):
     return density
 
 
-def _padding(thumbnail):
-    """Black around what was scanned, and what is mixed with it: bool [h, w]."""
+def _padding(thumbnail: np.ndarray) -> np.ndarray:
+    """Returns the black area around the scanned area and the pixels that are mixed with it: bool [h, w]."""
     black = thumbnail.max(axis=2) <= PADDING
-    return ndimage.binary_dilation(black, iterations=RIM) if black.any() else black
+    return np.asarray(ndimage.binary_dilation(black, iterations=RIM)) if black.any() else black
 
 
-def _without_small(mask, pixels):
-    """Without connected parts that are smaller and do not touch the edge, where they may go on."""
-    parts, count = ndimage.label(mask)
-    keep = np.bincount(parts.ravel(), minlength=count + 1) >= pixels
-    for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
+def _without_small(mask: np.ndarray, pixels: float) -> np.ndarray:
+    """Removes components of less than `pixels` pixels, unless they touch the edge, beyond which they may continue."""
+    components, count = cast(tuple[np.ndarray, int], ndimage.label(mask))
+    keep = np.bincount(components.ravel(), minlength=count + 1) >= pixels
+    for edge in (components[0], components[-1], components[:, 0], components[:, -1]):
         keep[edge] = True
     keep[0] = False
-    return keep[parts]
+    return keep[components]

@@ -10,18 +10,18 @@ from bcss_jax.slides.windows import Windows
 
 @dataclasses.dataclass(frozen=True)
 class Tissue:
-    """Tissue on a slide's grid, kept as a small mask.
+    """The tissue on a slide's grid, stored as a small mask.
 
     Attributes:
       mask: bool [h, w], stretched over the whole grid.
-      grid: the slide's.
+      grid: the slide's grid.
     """
 
     mask: np.ndarray
     grid: Grid
 
     def windows(self, windows: Windows) -> np.ndarray:
-        """Which windows are computed, bool [rows, columns]: those with tissue in their cell."""
+        """Returns which windows to compute, bool [rows, columns]: those with tissue in their cell."""
         summed = np.pad(np.cumsum(np.cumsum(self.mask, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
         (top, bottom), (left, right) = (
             _covered(count, windows.stride, length, size)
@@ -34,7 +34,7 @@ class Tissue:
         return inside > 0
 
     def pixels(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        """The mask on a rectangle of the grid, bool [bottom - top, right - left]."""
+        """Returns the tissue in a rectangle of the grid, bool [bottom - top, right - left]."""
         rows = self._nearest(np.arange(top, bottom), self.grid.height, 0)
         columns = self._nearest(np.arange(left, right), self.grid.width, 1)
         return self.mask[np.ix_(rows, columns)]
@@ -44,12 +44,12 @@ class Tissue:
 
     @property
     def share(self) -> float:
-        """Of the slide that is tissue."""
+        """Fraction of the slide that is tissue."""
         return float(self.mask.mean())
 
 
 def _covered(count, stride, length, size):
-    """First mask pixel of each cell along an axis, and the one after its last."""
-    begin = np.arange(count) * stride
-    end = np.minimum(begin + stride, length)
-    return begin * size // length, (end - 1) * size // length + 1
+    """Returns the first and last + 1 mask pixel of each cell along an axis."""
+    start = np.arange(count) * stride
+    end = np.minimum(start + stride, length)
+    return start * size // length, (end - 1) * size // length + 1

@@ -1,27 +1,27 @@
 "use strict";
-// The slide, and the labels over it as one layer. The labels come as numbers and are painted here: switches of classes
-// and outlines paint the tiles anew, the slider changes the layer's opacity, and neither asks the server for anything.
+// Shows the slide, with the labels as one layer over it. The server sends label values, which are painted here: switching
+// classes or outlines repaints the tiles, the slider changes the opacity of the layer, and neither needs the server.
 const data = JSON.parse(document.getElementById("data").textContent);
 const get = (id) => document.getElementById(id);
 
 const TILE = 256;
-const MARGIN = 2; // pixels that come with a tile of labels on each side: how wide outlines are
+const MARGIN = 2; // pixels around each tile of labels; also the width of outlines
 const source = (geometry, folder, kind) => ({
   ...geometry,
   tileSize: TILE,
   tileOverlap: 0,
-  minLevel: Math.min(8, geometry.maxLevel), // one tile; those below are smaller still
+  minLevel: Math.min(8, geometry.maxLevel), // level 8 is a single tile; lower levels are not needed
   getTileUrl: (level, x, y) => `${data.url}/${folder}/${level}/${x}_${y}.${kind}`,
 });
 
-// Color of each label as RGBA in the byte order of ImageData; 0, transparent, for what is not shown.
+// The color of each label as RGBA in the byte order of ImageData; 0 (transparent) for labels that are not shown.
 const palette = (shown) => {
   const colors = new Uint32Array(256);
   const bytes = new Uint8Array(colors.buffer);
   for (const [value, rgb] of Object.entries(data.colors)) if (shown(value)) bytes.set([...rgb, 255], 4 * value);
   return colors;
 };
-// Labels [height + 2 MARGIN, width + 2 MARGIN] as colors [height, width].
+// Returns the colors [height, width] of labels [height + 2 MARGIN, width + 2 MARGIN].
 const areas = (labels, width, height, colors) => {
   const pixels = new Uint32Array(width * height);
   const stride = width + 2 * MARGIN;
@@ -31,11 +31,11 @@ const areas = (labels, width, height, colors) => {
   }
   return pixels;
 };
-// The same, of those pixels alone that have another label at most MARGIN pixels away along x or y or both.
+// The same, but only for pixels that have a different label at most MARGIN pixels away along x or y or both.
 const outlines = (labels, width, height, colors) => {
   const pixels = areas(labels, width, height, colors);
   const stride = width + 2 * MARGIN;
-  const alike = new Uint8Array(labels.length); // all labels beside, in the same row, are this one
+  const alike = new Uint8Array(labels.length); // whether all neighbors in the same row have this label
   for (let i = MARGIN; i < labels.length - MARGIN; i++) {
     const label = labels[i];
     alike[i] = 1;
@@ -54,16 +54,16 @@ const outlines = (labels, width, height, colors) => {
   return pixels;
 };
 
-// What the form says. Areas hide the tissue and outlines do not, so that each has an opacity of its own.
+// The state of the form. Areas hide the tissue and outlines do not, so each has its own opacity.
 const opacities = { areas: 40, outlines: 100 };
 const kind = () => document.querySelector("input[name=kind]:checked").value;
 const checked = (value) => document.querySelector(`.shown[value="${value}"]`).checked;
 
-const canvases = new Set(); // weak references to the contexts of tiles: OpenSeadragon decides when they go
+const canvases = new Set(); // weak references to the contexts of tiles, which OpenSeadragon discards when it wants
 const paint = (context) => {
   const { width, height } = context.canvas;
-  const how = kind() === "areas" ? areas : outlines;
-  const pixels = how(context.labels, width, height, palette(checked));
+  const painter = kind() === "areas" ? areas : outlines;
+  const pixels = painter(context.labels, width, height, palette(checked));
   context.putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), width, height), 0, 0);
 };
 const canvasOf = (tile, labels) => {
@@ -84,9 +84,9 @@ const labelSource = (geometry) => ({
     const stop = new AbortController();
     job.userData.stop = stop;
     try {
-      const answer = await fetch(job.src, { signal: stop.signal });
-      if (!answer.ok) throw new Error(`${answer.status}`);
-      job.finish(canvasOf(job.tile, new Uint8Array(await answer.arrayBuffer())), null, "context2d");
+      const response = await fetch(job.src, { signal: stop.signal });
+      if (!response.ok) throw new Error(`${response.status}`);
+      job.finish(canvasOf(job.tile, new Uint8Array(await response.arrayBuffer())), null, "context2d");
     } catch (error) {
       if (!stop.signal.aborted) job.fail(error.message, null);
     }
@@ -108,7 +108,7 @@ const viewer = OpenSeadragon({
   navigatorOpacity: 1,
   navigatorAutoFade: false,
   navigatorSizeRatio: 0.16,
-  imageLoaderLimit: 6, // more would only wait for the slide's readers, and for tiles that are out of sight by then
+  imageLoaderLimit: 6, // more requests would only wait for the readers of the slide
   maxTilesPerFrame: 8,
   maxZoomPixelRatio: 4,
   minZoomImageRatio: 0.6,
@@ -122,7 +122,7 @@ const fade = () => {
   const image = viewer.world.getItemAt(images.length - 1);
   if (image) image.setOpacity(opacities[kind()] / 100);
   const small = viewer.navigator && viewer.navigator.world.getItemAt(images.length - 1);
-  if (small && kind() === "outlines") small.setOpacity(0); // nothing but lines at that size
+  if (small && kind() === "outlines") small.setOpacity(0); // at that size outlines would cover everything
 };
 const repaint = () => {
   for (const reference of canvases) {
@@ -146,13 +146,13 @@ if (data.labels) {
     });
   }
   for (const input of document.querySelectorAll(".shown")) input.addEventListener("change", repaint);
-  opacities[kind()] = Number(get("opacity").value); // browsers keep a form's state when a page is loaded again
+  opacities[kind()] = Number(get("opacity").value); // browsers keep the state of a form when a page is reloaded
 }
 
-// Place and zoom stand in the address, in level-0 pixels and screen pixels a level-0 pixel: to come back, and to see
-// another model's result of the same place. (All images have the slide's width, one unit of the viewport.)
+// Position and zoom are kept in the address, in level-0 pixels and screen pixels per level-0 pixel. This makes the back
+// button work, and shows another model's result at the same place. (The width of all images is one unit of the viewport.)
 const [width, height] = data.size;
-const screen = () => viewer.viewport.getContainerSize().x / width; // screen pixels a level-0 pixel at zoom 1
+const screen = () => viewer.viewport.getContainerSize().x / width; // screen pixels per level-0 pixel at zoom 1
 const restore = () => {
   const numbers = location.hash.slice(1).split(",").map(Number);
   if (numbers.length === 3 && numbers.every(Number.isFinite) && numbers[2] > 0) {
@@ -174,16 +174,16 @@ const remember = () => {
   history.replaceState(null, "", `#${Math.round(center.x * width)},${Math.round(center.y * width)},${zoom.toPrecision(4)}`);
 };
 
-// The longest bar of 1, 2 or 5 times a power of ten um that is no longer than 140 screen pixels.
+// Draws the longest bar of 1, 2 or 5 times a power of ten um that fits into 140 screen pixels.
 const scale = () => {
-  const um = data.mpp / (viewer.viewport.getZoom(true) * screen()); // a screen pixel
+  const um = data.mpp / (viewer.viewport.getZoom(true) * screen()); // per screen pixel
   const power = 10 ** Math.floor(Math.log10(140 * um));
   const length = power * [5, 2, 1].find((each) => each * power <= 140 * um);
   get("bar").style.width = `${length / um}px`;
   get("length").textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
 };
 
-// While tiles are on their way a class may seem to be missing.
+// Shows that tiles are still loading, because a class may seem to be missing until they have arrived.
 const loading = () => {
   const items = images.map((_, index) => viewer.world.getItemAt(index));
   get("loading").hidden = items.every((item) => item.getOpacity() === 0 || item.getFullyLoaded());

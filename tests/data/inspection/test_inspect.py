@@ -13,9 +13,9 @@ from bcss_jax import labels
 from bcss_jax.common import figures
 from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
-from bcss_jax.data.discovery import find_tiles
-from bcss_jax.data.inspection import names, pictures, similar, stain, survey
-from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.discovery import DataSettings, find_tiles
+from bcss_jax.data.inspection import neighbors, pictures, similar, stain, survey
+from bcss_jax.data.inspection.source import Source
 
 TRAIN, VAL = "TCGA-A2-A0D2", "TCGA-OL-A5D6"
 TURNS = (
@@ -126,9 +126,9 @@ def test_neighbors_by_name(tmp_path):
     ):
         save(root / f"{part}_512" / f"{name(patient, x)}.png", image(x))
         save(root / f"{part}_mask_512" / f"{name(patient, x)}.png", mask(x))
-    tiles = find_tiles("kaggle512", root)
+    tiles = find_tiles(DataSettings("kaggle512", root))
     keys = [tile.key for tile in tiles]
-    counts, pairs = names.neighbors(tiles, [(512, 512)] * len(tiles))
+    counts, pairs = neighbors.neighbors(tiles, [(512, 512)] * len(tiles))
     assert counts == {
         "train": {"tiles": 2, "overlapping": 1, "touching": 1},
         "val": {"tiles": 4, "overlapping": 1, "touching": 1},
@@ -216,7 +216,7 @@ def test_what_stands_out_is_reported(inspected):
 def test_class_counts_equal_counting_files(planted, inspected, group):
     _, found = inspected
     table = labels.lookup_table(labels.SCHEMES["five_classes"], "bcss22")
-    tiles = find_tiles("kaggle512", planted)
+    tiles = find_tiles(DataSettings("kaggle512", planted))
     for value in {"part": ("train", "val"), "institute": ("A2", "OL")}[group]:
         of = [tile for tile in tiles if (tile.split if group == "part" else tile.institute) == value]
         codes = np.concatenate([np.asarray(Image.open(tile.mask)).ravel() for tile in of])
@@ -350,7 +350,7 @@ def test_images_without_masks_are_part_of_it(tmp_path, capfd, tissue, undrawn):
 
 def test_examples_are_of_many_institutes(tmp_path):
     root = kaggle512(tmp_path, train=[f"TCGA-A{i}-A0D2" for i in range(9)], tiles_each=1)
-    taken = survey.take(Source(Settings("kaggle512", root)))
+    taken = survey.take_survey(Source(DataSettings("kaggle512", root)))
     chosen = pictures.choose_examples(taken, labels.SCHEMES["tumor_stroma"])
     assert len({taken.tiles[index].institute for index in chosen}) == len(chosen) == pictures.EXAMPLES
 

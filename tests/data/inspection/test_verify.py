@@ -6,9 +6,9 @@ from helpers.tile_files import image, kaggle512, mask, name, png_bytes, save
 
 from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
-from bcss_jax.data.checks import check
-from bcss_jax.data.discovery import find_tiles
-from bcss_jax.data.inspection.source import Settings, Source
+from bcss_jax.data.checks import check_tiles
+from bcss_jax.data.discovery import DataSettings, find_tiles
+from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import DataError
 
@@ -55,16 +55,16 @@ def test_all_defects_are_found_named_and_counted(root, capfd):
     code, out, err = verify_512(capfd, root)
     assert code == 3
     for line in (
-        r"^name or place: .*holiday.png: expected a name such as .*, which says slide and place, found another; rename",
+        r"^name or place: .*holiday.png: expected a name such as .*, which gives slide and place, found another; rename",
         r"^name or place: .*TCGA-BH-A0B2.*: expected a file or folder, found a link that leads nowhere",
         r"^missing: .*train_512/TCGA-BH-A0B1.*: expected its mask .*, found none",
         rf"^unusable: .*train_512/{train}.png: expected a readable PNG, JPEG or TIFF file",
         rf"^unusable: .*val_mask_512/{val}.png: expected the codes 0 to 21 .*77: \d+",
         r"^of another size: .*TCGA-OL-A5D7.*: expected 16x16 pixels as most tiles have, found 8x8",
-        r"^in two parts: TCGA-OL-A5D6.*_512_0.*: expected an image of its own in val, found the same pixels as in TCGA-BH",
-        r"^patients in two parts: .* found 1 in several \(TCGA-A2-A0D2\).* use --data.split=institute$",
-        r"^error: .*data: 8 defects \(2 name or place, 1 missing, 2 unusable, 1 of another size, 1 in two parts, "
-        r"1 patients in two parts\); mend",
+        r"^in two splits: TCGA-OL-A5D6.*_512_0.*: expected an image that only val has, found the same pixels as in TCGA-BH",
+        r"^patients in two splits: .* found 1 in several \(TCGA-A2-A0D2\).* use --data.split=institute$",
+        r"^error: .*data: 8 defects \(2 name or place, 1 missing, 2 unusable, 1 of another size, 1 in two splits, "
+        r"1 patients in two splits\); repair",
     ):
         assert re.search(line, err, re.MULTILINE), line
     assert len(err.splitlines()) == 9
@@ -83,9 +83,9 @@ def test_the_first_ten_are_named_and_all_counted(tmp_path, capfd):
 def test_it_judges_as_training_does(root):
     """What `check` refuses is a defect, with the same words."""
     (root / "train_512" / f"{name()}.png").write_bytes(b"<html>")
-    verdict = verify(Source(Settings("kaggle512", root), collect=True))
+    verdict = verify(Source(DataSettings("kaggle512", root), collect=True))
     with pytest.raises(DataError) as error:
-        check(find_tiles("kaggle512", root))
+        check_tiles(find_tiles(DataSettings("kaggle512", root)))
     assert str(error.value).startswith(verdict.defects["unusable"][0])
 
 
@@ -105,10 +105,12 @@ def test_published_kaggle224(tmp_path, capfd, test_masks):
     kaggle224(tmp_path / "BCSS", test_masks)
     code, out, _ = run(capfd, f"--data.dir={tmp_path}")
     assert code == 0
-    assert "note: patients with tiles in more than one part: 1, as this data set was published" in out
+    assert "note: 1 patients have tiles in more than one split, as this data set was published" in out
     assert ("note: test: 2 images have no masks (none were published)" in out) == (not test_masks)
     assert "6 usable tiles (train 2, val 2, test 2)" in out
-    assert len(find_tiles("kaggle224", tmp_path)) == 4 + 2 * test_masks  # training gets only what has a mask
+    assert (
+        len(find_tiles(DataSettings("kaggle224", tmp_path))) == 4 + 2 * test_masks
+    )  # training gets only what has a mask
     next((tmp_path / "BCSS" / "test").iterdir()).write_bytes(b"")
     assert run(capfd, f"--data.dir={tmp_path}")[0] == 3
 
@@ -149,7 +151,7 @@ def test_only_bad_names(root, capfd):
     for path in (root / "train_512").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     code, _, err = verify_512(capfd, root)
-    assert code == 3 and err.count("which says slide and place") == 4 and "no image in" in err
+    assert code == 3 and err.count("which gives slide and place") == 4 and "no image in" in err
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_wrong_arguments_make_one_line(tmp_path, monkeypatch, capfd, arguments, 
 
 def test_progress_counts_tiles(root):
     seen = []
-    verify(Source(Settings("kaggle512", root)), seen.append)
+    verify(Source(DataSettings("kaggle512", root)), seen.append)
     assert seen == [1, 2, 3, 4, 5, 6]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.chromium import DESKTOP, PHONE, Watched, chromium, refused, screenshot
+from helpers.chromium import DESKTOP, PHONE, Watched, refused, screenshot
 from helpers.evaluation_small import differences, evaluation, results
 
 from bcss_jax.evaluation.reporting import report
@@ -21,12 +21,6 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     report.write(path, results(evil, five, paired=[differences(EVIL, "five")]), {"evil": gallery, "five": of_five})
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 class Report(Watched):

@@ -1,4 +1,4 @@
-"""Damaged and odd slides end as pixels or as one DataError, in a bounded time (rows B35 to B42 of the contract)."""
+"""Damaged and unusual slides give pixels or one DataError in a bounded time (rows B35 to B42 of the contract)."""
 
 import errno
 import os
@@ -22,17 +22,17 @@ from bcss_jax.slides.tissue.stain_check import out_of_domain
 
 
 @pytest.fixture(scope="module")
-def child():
-    """A reader process that opens one file after the other, which is quicker than a pool for each."""
-    child = ReaderProcess()
-    child.wait_ready()
-    yield child
-    child.kill()
+def reader():
+    """A reader process that opens one file after the other, which is faster than a pool for each."""
+    reader = ReaderProcess()
+    reader.wait_ready()
+    yield reader
+    reader.kill()
 
 
-def refused(child, path):
-    """The one line that opening a slide gives."""
-    header, _ = child.ask({"open": str(path)}, 30.0)
+def refused(reader, path):
+    """Returns the error of one line that opening a slide gives."""
+    header, _ = reader.ask({"open": str(path)}, 30.0)
     assert header["error"].isprintable()
     return header["error"]
 
@@ -42,16 +42,16 @@ def read_all(pool, model_mpp=0.25):
     return pool.submit(grid, 0, 0, grid.width, grid.height).result(timeout=60)
 
 
-# B35 and B36: what cannot be decoded.
+# B35 and B36: pixels that cannot be decoded.
 
 
-@pytest.mark.parametrize("opened", [open_slide, TiffSlideSlide])
+@pytest.mark.parametrize("open_with", [open_slide, TiffSlideSlide])
 @pytest.mark.parametrize("compression", ["jpeg", "deflate"])
-def test_tiles_that_cannot_be_decoded_are_white_and_told(tmp_path, opened, compression):
+def test_tiles_that_cannot_be_decoded_are_white_and_marked(tmp_path, open_with, compression):
     pixels = picture(320, 256)
     path = tiled(tmp_path / "a.tif", pixels, compression=compression)
     sound = open_slide(path).read(0, 0, 0, 320, 256)
-    slide = opened(spoil(path, [6, 19]))  # 5 x 4 tiles
+    slide = open_with(spoil(path, [6, 19]))  # 5 x 4 tiles
     bad = np.zeros((256, 320), bool)
     bad[64:128, 64:128] = bad[192:256, 256:320] = True
     grid = own_grid(slide)
@@ -64,7 +64,7 @@ def test_tiles_that_cannot_be_decoded_are_white_and_told(tmp_path, opened, compr
     assert read_block(slide, grid, 128, 0, 100, 192)[1] is None
 
 
-def test_one_bad_tile_where_resampled(tmp_path):
+def test_a_bad_tile_in_a_resampled_block(tmp_path):
     path = spoil(tiled(tmp_path / "a.tif", picture(320, 256)), [6])
     slide = open_slide(path)
     grid = own_grid(slide, model_mpp=0.5)
@@ -80,7 +80,7 @@ def test_one_bad_tile_where_resampled(tmp_path):
     assert unreadable[162:318, 162:318].all() and unreadable.sum() <= 162**2
 
 
-def test_two_percent_of_the_tiles(tmp_path):
+def test_two_percent_of_bad_tiles(tmp_path):
     pixels = picture(640, 640)
     path = spoil(svs(tmp_path / "a.svs", pixels), [17, 93])
     with ReaderPool(path, 2) as pool:
@@ -94,12 +94,12 @@ def test_two_percent_of_the_tiles(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.7])
-def test_a_truncated_svs_is_one_line_or_as_much_as_is_there(child, shared, tmp_path, share):
+def test_a_truncated_svs_gives_one_error_or_the_pixels_that_are_left(reader, shared, tmp_path, share):
     sound = shared / "data/slides/CMU-1-Small-Region.svs"
     path = tmp_path / "cut.svs"
     path.write_bytes(sound.read_bytes()[: int(sound.stat().st_size * share)])
     if share < 0.6:  # the list of tiles follows the tiles
-        assert "found a TIFF file without an image (cut off?)" in refused(child, path)
+        assert "found a TIFF file without an image (cut off?)" in refused(reader, path)
         return
     with ReaderPool(path, 1) as pool:  # only the label and the macro image are missing
         block = pool.submit(Grid(2220, 2967, 0.499, (1.0, 1.0)), 0, 0, 2220, 2967).result(timeout=60)
@@ -107,7 +107,7 @@ def test_a_truncated_svs_is_one_line_or_as_much_as_is_there(child, shared, tmp_p
     assert np.abs(block.pixels.astype(int) - open_slide(sound).read(0, 0, 0, 2220, 2967)).max() <= 3
 
 
-def test_a_tiff_whose_end_is_missing_is_read_as_far_as_it_goes(tmp_path):
+def test_a_tiff_whose_end_is_missing_is_read_up_to_there(tmp_path):
     pixels = picture(320, 256)
     path = tiled(tmp_path / "a.tif", pixels, compression=None)
     os.truncate(path, os.path.getsize(path) // 2)
@@ -132,14 +132,14 @@ def test_a_real_slide_with_a_damaged_tile(shared, tmp_path):
 
 
 def flat(path, pixels, **options):
-    """A TIFF without tiles or compression, and the offset of its pixels."""
+    """Writes a TIFF without tiles or compression, and returns the offset of its pixels."""
     tifffile.imwrite(path, pixels, photometric="rgb", metadata=None, **options)
     with tifffile.TiffFile(path) as tiff:
         return tiff.pages[0].dataoffsets[0]
 
 
-def test_where_the_disk_fails_under_an_uncompressed_tiff_its_rows_are_white(tmp_path, monkeypatch):
-    """A mapped file would end the process there (SIGBUS), and twice that the slide."""
+def test_rows_of_an_uncompressed_tiff_that_the_disk_cannot_read_are_white(tmp_path, monkeypatch):
+    """With a memory map, the process would end there (SIGBUS); after a second attempt the slide would fail."""
     pixels = picture(320, 256)
     begin = flat(tmp_path / "a.tif", pixels)
     bad = range(begin + (70 * 320 + 100) * 3, begin + (70 * 320 + 103) * 3)
@@ -158,11 +158,11 @@ def test_where_the_disk_fails_under_an_uncompressed_tiff_its_rows_are_white(tmp_
     np.testing.assert_array_equal(unreadable, expected)
     np.testing.assert_array_equal(block, np.where(expected[..., None], 255, pixels))
     block, unreadable = read_block(slide, own_grid(slide), 110, 50, 100, 50)
-    assert unreadable is None  # beside the bad sector
+    assert unreadable is None  # next to the bad bytes, which are not read
     np.testing.assert_array_equal(block, pixels[50:100, 110:210])
 
 
-def test_an_uncompressed_tiff_that_is_read_in_small_pieces_or_cut_off_while_open(tmp_path, monkeypatch):
+def test_short_reads_and_truncation_of_an_open_uncompressed_tiff(tmp_path, monkeypatch):
     pixels, read = picture(320, 256), os.preadv
     begin = flat(tmp_path / "a.tif", pixels)
     monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: read(descriptor, [buffers[0][:1000]], offset))
@@ -175,21 +175,21 @@ def test_an_uncompressed_tiff_that_is_read_in_small_pieces_or_cut_off_while_open
     np.testing.assert_array_equal(block[:96], pixels[:96])
 
 
-def test_a_slide_that_goes_away_is_one_line_a_block(tmp_path):
+def test_a_slide_that_is_deleted_gives_one_error_per_block(tmp_path):
     path = spoil(tiled(tmp_path / "a.tif", picture(320, 256)), [6])
     with ReaderPool(path, 1) as pool:
-        path.unlink()  # the open handle reads on, until a bad tile makes the reader open the file again
+        path.unlink()  # the open handle still reads, until a bad tile makes the reader open the file again
         with pytest.raises(
             DataError, match=r"a\.tif: expected a slide that can be read, found .*does not open any more"
         ):
             read_all(pool)
 
 
-# B37: structures that lead nowhere.
+# B37: impossible structures.
 
 
 def loop(path):
-    """The list of pages ends where it begins."""
+    """Makes the list of pages end where it begins."""
     data = bytearray(path.read_bytes())
     first = int.from_bytes(data[4:8], "little")
     entries = int.from_bytes(data[first : first + 2], "little")
@@ -210,25 +210,25 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("kind", ["generic", "svs"])
 @pytest.mark.parametrize("damage", STRUCTURES)
-def test_impossible_structures_are_refused(child, tmp_path, kind, damage):
+def test_impossible_structures_are_refused(reader, tmp_path, kind, damage):
     path = tmp_path / "a.svs"
     if kind == "svs":
         svs(path, picture(320, 256))
     else:
         tiled(path, picture(320, 256))
     STRUCTURES[damage](path)
-    assert refused(child, path).startswith(f"{path}: expected a slide")
+    assert refused(reader, path).startswith(f"{path}: expected a slide")
 
 
-@pytest.mark.parametrize("opened", [open_slide, TiffSlideSlide])
-def test_a_header_that_promises_more_tiles_than_there_are(tmp_path, opened):
+@pytest.mark.parametrize("open_with", [open_slide, TiffSlideSlide])
+def test_a_header_that_promises_more_tiles_than_there_are(tmp_path, open_with):
     path = overwrite(tiled(tmp_path / "a.tif", picture(320, 256)), ImageWidth=3200)
     with pytest.raises((DataError, ValueError), match="20 .*200"):
-        opened(path)
+        open_with(path)
 
 
-def test_a_library_that_aborts_costs_one_line(tmp_path):
-    """OpenSlide asks GLib for the memory of a tile, and GLib ends the process where there is not as much."""
+def test_a_library_that_aborts_gives_one_error(tmp_path):
+    """OpenSlide allocates a tile with GLib, which ends the process if there is too little memory."""
     path = overwrite(svs(tmp_path / "a.svs", picture(320, 256)), TileWidth=65_520, TileLength=65_520)
     with ReaderPool(path, 1) as pool:
         with pytest.raises(DataError, match=r"died \(SIGABRT\), saying '.*GLib-ERROR.*tried 2 times") as error:
@@ -247,7 +247,7 @@ def test_a_loop_of_pages_ends(tmp_path, kind):
     loop(path)
     begun = time.monotonic()
     try:
-        with ReaderPool(path, 1) as pool:  # all that is needed may be there
+        with ReaderPool(path, 1) as pool:  # everything that is needed may be present
             assert read_all(pool).pixels.shape == pixels.shape
     except DataError as error:
         assert str(error).startswith(f"{path}: expected a slide")
@@ -291,15 +291,15 @@ def test_a_flat_tiff_of_ten_gigabytes_is_never_read_whole(tmp_path):
         grid = own_grid(pool.info)
         block = pool.submit(grid, 41_000, 33_000, 70, 50).result(timeout=30)
         np.testing.assert_array_equal(block.pixels, picture(70, 50))
-        with open(f"/proc/{next(iter(pool._workers._children)).process.pid}/status") as file:
+        with open(f"/proc/{next(iter(pool._workers._processes)).process.pid}/status") as file:
             peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
         assert peak < 400, "MiB"
 
 
-# B42: no H&E.
+# B42: slides that are not H&E.
 
 
-def test_a_gray_slide_is_read_and_told(tmp_path):
+def test_a_gray_slide_is_read_and_reported(tmp_path):
     gray = picture(320, 256)[..., 0]
     path = tiled(tmp_path / "a.tif", gray)
     with ReaderPool(path, 1) as pool:
@@ -309,7 +309,7 @@ def test_a_gray_slide_is_read_and_told(tmp_path):
 
 
 @pytest.mark.parametrize("name, off", [("a.png", 0), ("a.jpg", 3), ("a.tif", 0)])
-def test_a_plain_gray_image_likewise(tmp_path, name, off):
+def test_a_plain_gray_image_is_read_and_reported(tmp_path, name, off):
     gray = picture(320, 256)[..., 0]
     Image.fromarray(gray).save(tmp_path / name, quality=98)
     with ReaderPool(tmp_path / name, 1) as pool:
@@ -318,18 +318,10 @@ def test_a_plain_gray_image_likewise(tmp_path, name, off):
         assert out_of_domain(pool.thumbnail(100).pixels) == "shades of gray only"
 
 
-def test_what_is_out_of_domain(shared):
-    assert out_of_domain(picture(50, 50) // 6) == "a dark background, as in fluorescence"
-    assert out_of_domain(np.full((9, 9, 3), 255, np.uint8)) is None  # glass
-    for name in ("CMU-1-Small-Region.svs", "TCGA-A2-A0D2_pyramid.tif"):
-        with ReaderPool(shared / "data/slides" / name, 1) as pool:
-            assert out_of_domain(pool.thumbnail(300).pixels) is None
+# Files that are not slides.
 
 
-# No slides at all.
-
-
-def test_what_is_no_slide_is_one_line(child, tmp_path):
+def test_a_file_that_is_not_a_slide_gives_one_error(reader, tmp_path):
     (tmp_path / "empty.svs").touch()
     (tmp_path / "text.svs").write_text("not a slide\n" * 100)
     (tmp_path / "folder.svs").mkdir()
@@ -343,39 +335,39 @@ def test_what_is_no_slide_is_one_line(child, tmp_path):
         ("half.png", "expected a readable PNG"),
         ("missing.svs", "found no such file"),
     ):
-        line = refused(child, tmp_path / name)
+        line = refused(reader, tmp_path / name)
         assert line.startswith(f"{tmp_path / name}: expected a") and found in line
 
 
 @pytest.mark.parametrize("name", [b"a\nb.svs", b"\xff\xfe.svs", "å ä.svs".encode(), b"a::b:c.svs", b"-x.svs"])
-def test_names_of_any_bytes(child, tmp_path, name):
+def test_names_may_hold_any_bytes(reader, tmp_path, name):
     path = os.path.join(tmp_path, os.fsdecode(name))
     pixels = picture(64, 64)
     try:
         tiled(path, pixels)
     except (OSError, ValueError) as error:
         pytest.skip(f"the file system does not take the name ({error})")
-    header, _ = child.ask({"open": path}, 30.0)
+    header, _ = reader.ask({"open": path}, 30.0)
     assert header["slide"]["levels"] == [[64, 64, 1.0]]
-    _, body = child.ask({"grid": [64, 64, 0.25, 1.0, 1.0], "box": [0, 0, 64, 64]}, 30.0)
+    _, body = reader.ask({"grid": [64, 64, 0.25, 1.0, 1.0], "box": [0, 0, 64, 64]}, 30.0)
     assert bytes(body) == pixels.tobytes()
     with open(path, "wb") as file:
         file.write(b"II*\0")
-    assert refused(child, path).startswith(printable(path))
+    assert refused(reader, path).startswith(printable(path))
 
 
-def test_the_pool_refuses_with_the_same_line(child, tmp_path):
+def test_the_pool_raises_the_same_error_as_a_process(reader, tmp_path):
     (tmp_path / "text\n.svs").write_text("not a slide")
     with pytest.raises(DataError) as error:
         ReaderPool(tmp_path / "text\n.svs", 2)
-    assert str(error.value) == refused(child, tmp_path / "text\n.svs")
+    assert str(error.value) == refused(reader, tmp_path / "text\n.svs")
 
 
-# Anything at all.
+# Random damage.
 
 
 def mutations(sound, count, seed):
-    """Byte flips, in the header more than elsewhere, and truncations."""
+    """Yields copies with changed bytes, mostly in the header, and truncations."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         data = bytearray(sound)
@@ -388,45 +380,45 @@ def mutations(sound, count, seed):
 
 
 @pytest.mark.parametrize("kind", ["generic", "svs"])
-def test_mutated_slides_give_pixels_or_one_line(tmp_path, kind):
+def test_mutated_slides_give_pixels_or_one_error(tmp_path, kind):
     path = tmp_path / "a.svs"
     pixels = picture(160, 130)
     if kind == "svs":
         svs(path, pixels)
     else:
         tiled(path, pixels, levels=2, compression="jpeg")
-    child, outcomes = None, []
+    reader, outcomes = None, []
     try:
         for number, data in enumerate(mutations(path.read_bytes(), 60, seed=kind == "svs")):
             mutant = tmp_path / f"{number}.svs"
             mutant.write_bytes(data)
-            if child is None:
-                child = ReaderProcess()
-                child.wait_ready()
+            if reader is None:
+                reader = ReaderProcess()
+                reader.wait_ready()
             try:
-                outcomes.append(outcome(child, mutant))
+                outcomes.append(outcome(reader, mutant))
             except ReaderFailed as failure:
                 assert "no answer" not in str(failure), number
                 outcomes.append("died")
-                child.kill()
-                child = None
-                with pytest.raises(DataError):  # the pool makes one line of it
+                reader.kill()
+                reader = None
+                with pytest.raises(DataError):  # the pool turns it into one error
                     with ReaderPool(mutant, 1) as pool:
                         read_all(pool)
     finally:
-        if child is not None:
-            child.kill()
+        if reader is not None:
+            reader.kill()
     assert {"pixels", "refused"} <= set(outcomes)
 
 
-def outcome(child, path):
-    header, _ = child.ask({"open": str(path)}, 30.0)
+def outcome(reader, path):
+    header, _ = reader.ask({"open": str(path)}, 30.0)
     if "error" in header:
         assert header["error"].startswith(f"{path}: expected") and header["error"].isprintable()
         return "refused"
     width, height, _ = header["slide"]["levels"][0]
     box = [0, 0, min(width, 500), min(height, 500)]
-    header, body = child.ask({"grid": [width, height, 0.25, 1.0, 1.0], "box": box}, 30.0)
+    header, body = reader.ask({"grid": [width, height, 0.25, 1.0, 1.0], "box": box}, 30.0)
     if "error" in header:
         assert header["error"].startswith(f"{path}: expected") and header["error"].isprintable()
         return "refused"

@@ -95,8 +95,8 @@ def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
     labels, tile_size, few = case
     with (
         mock.patch.object(polygons, "_LARGE", few),
-        mock.patch.object(polygons, "_AT_A_TIME", few),
-        mock.patch.object(growing_region, "_TOGETHER", few),
+        mock.patch.object(polygons, "_CORNERS_AT_A_TIME", few),
+        mock.patch.object(growing_region, "_POINTS_AT_A_TIME", few),
     ):
         found = traced(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3])
     again, times = drawn(found, labels.shape)

@@ -1,14 +1,12 @@
 """What the names of tiles say: which lie beside or over one another in their region, and micrometers per pixel."""
 
 import collections
-import re
 
 import numpy as np
 
 from bcss_jax.data.discovery import Tile
+from bcss_jax.data.names import mpp_of, region_of
 
-_PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
-_MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
 MPP_TOLERANCE = 0.02  # share of the declared value
 
 
@@ -27,7 +25,7 @@ def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str
     """
     regions = collections.defaultdict(list)
     for index, tile in enumerate(tiles):
-        regions[_PLACE.sub("", tile.key)].append(index)
+        regions[region_of(tile.key)].append(index)
     overlapping, touching, pairs = set(), set(), []
     for members in regions.values():
         members = np.array(members)
@@ -46,7 +44,7 @@ def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str
     return counts, pairs
 
 
-def mpp(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
+def mpp_of_names(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
     """Micrometers per pixel as the names say, beside what was declared.
 
     Returns:
@@ -55,9 +53,9 @@ def mpp(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
     """
     said, others = collections.Counter(), []
     for index, tile in enumerate(tiles):
-        match = _MPP.search(tile.key)
-        said[match[1] if match else "not said"] += 1
-        value = float(match[1]) if match else 0.0
+        written = mpp_of(tile.key)
+        said[written or "not said"] += 1
+        value = float(written or 0)
         if value and abs(value / tile.mpp - 1) > MPP_TOLERANCE:
             others.append((index, value))
     return dict(said), others

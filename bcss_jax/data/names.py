@@ -1,0 +1,70 @@
+"""Reads the names of tiles and regions: slide, patient, institute, place, and micrometers per pixel.
+
+A region is named `<barcode>_xmin<X>_ymin<Y>_MPP-<mpp>`, a tile `<region>_<a>_<b>_size224`. In the tiles that could be
+compared with their region pixel by pixel (150 of one region, which we cut in that layout ourselves) a is x and b is y.
+For the published set one third party says (row, column), the other way round. None of the published tiles could be
+checked, and only a plot uses x and y.
+"""
+
+import dataclasses
+import re
+
+PATIENT = r"TCGA-(?P<institute>[A-Z0-9]{2})-[A-Z0-9]{4}"
+_REGION = rf"(?P<barcode>(?P<patient>{PATIENT})-[A-Z0-9-]+)_xmin\d+_ymin\d+_MPP-\d+(\.\d+)?"
+_REGION_NAME = re.compile(_REGION, re.ASCII)
+_TILE_NAME = re.compile(_REGION + r"_(?P<x>\d+)_(?P<y>\d+)_size\d+", re.ASCII)
+_PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
+_MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
+
+TILE_EXAMPLE = "TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0_448_672_size224.png"
+REGION_EXAMPLE = "TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0.2500.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class NameFields:
+    """What the name of a tile or region says.
+
+    Attributes:
+      barcode: of the slide, for example "TCGA-A2-A0D2-DX1".
+      patient: for example "TCGA-A2-A0D2".
+      institute: for example "A2".
+      x: offset of a tile in its region, in pixels from the left; 0 for a region.
+      y: offset of a tile in its region, in pixels from the top; 0 for a region.
+    """
+
+    barcode: str
+    patient: str
+    institute: str
+    x: int = 0
+    y: int = 0
+
+
+def parse_tile_name(stem: str) -> NameFields | None:
+    """Returns what the name of a tile says (without the file's suffix), or None if it is not the name of a tile."""
+    match = _TILE_NAME.fullmatch(stem)
+    if match is None:
+        return None
+    return NameFields(match["barcode"], match["patient"], match["institute"], int(match["x"]), int(match["y"]))
+
+
+def parse_region_name(stem: str) -> NameFields | None:
+    """Returns what the name of a region says (without the file's suffix), or None if it is not the name of a region."""
+    match = _REGION_NAME.fullmatch(stem)
+    return match and NameFields(match["barcode"], match["patient"], match["institute"])
+
+
+def patient_of(name: str) -> str | None:
+    """Returns the patient that a name starts with, or None if it starts with no patient's barcode."""
+    match = re.match(PATIENT, name)
+    return match and match[0]
+
+
+def region_of(key: str) -> str:
+    """Returns the key of a tile without its place: the same text for all tiles of a region."""
+    return _PLACE.sub("", key)
+
+
+def mpp_of(key: str) -> str | None:
+    """Returns the micrometers per pixel as the name says them ("0" where they were cut off), None if it does not."""
+    match = _MPP.search(key)
+    return match and match[1]

@@ -1,0 +1,126 @@
+"""Builds what a run computes with from its config: network, objective, optimizer, schedule and compiled steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from bcss_jax import losses, models
+from bcss_jax.data import synthetic
+from bcss_jax.errors import ConfigError
+from bcss_jax.labels import LabelScheme
+from bcss_jax.losses import Objective
+from bcss_jax.models.apply import ImageStatistics
+from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, separate_encoder_optimizer, sgd
+from bcss_jax.training.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The compiled steps of a run and what they are made of.
+
+    Attributes:
+      objective: what is minimized and counted.
+      tx: optimizer chain.
+      schedule: of the learning rate.
+      train: as `step.make_train_step` returns it.
+      train_frozen: the same with the encoder frozen; None if no epoch needs it.
+      evaluate: as `step.make_eval_step` returns it.
+      frozen_epochs: number of first epochs in which the encoder is frozen.
+    """
+
+    objective: Objective
+    tx: optax.GradientTransformation
+    schedule: Plateau | Poly
+    train: Callable
+    train_frozen: Callable | None
+    evaluate: Callable
+    frozen_epochs: int
+
+    def train_step(self, epoch: int) -> Callable:
+        """Returns the training step of an epoch, counted from 0."""
+        return self.train_frozen if self.train_frozen and epoch < self.frozen_epochs else self.train
+
+
+def create_model(config: ConfigDict, scheme: LabelScheme) -> nnx.Module:
+    """Creates the network with new weights.
+
+    Raises:
+      ConfigError: the network does not exist, or does not take the arguments or images of this size.
+    """
+    model = models.create(**config.model, num_classes=scheme.num_classes, dtype=config.dtype, seed=config.seed)
+    side = {"sample": synthetic.SIZE, "roi": config.data.patch_size}.get(config.data.layout)
+    if side:  # the image size of the other layouts is known only when they are read
+        jax.eval_shape(model, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
+    return model
+
+
+def make_steps(config: ConfigDict, scheme: LabelScheme, model: nnx.Module, mesh: jax.sharding.Mesh) -> Steps:
+    """Builds the compiled steps of a run.
+
+    Raises:
+      ConfigError: the network does not have the encoder or the heads that the config asks for.
+    """
+    tx, schedule = _optimizer(config, model), _schedule(config)
+    objective = Objective(
+        num_classes=scheme.num_classes,
+        ignore_index=scheme.ignore_index,
+        classes=scheme.evaluated,
+        deep_supervision=_head_weights(config, model),
+        **config.loss,
+    )
+    statistics = ImageStatistics(tuple(config.image_mean), tuple(config.image_std))
+    make_train = functools.partial(
+        make_train_step,
+        model,
+        tx,
+        mesh,
+        objective,
+        statistics=statistics,
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+    )
+    return Steps(
+        objective=objective,
+        tx=tx,
+        schedule=schedule,
+        train=make_train(),
+        train_frozen=make_train(frozen=("encoder",)) if config.freeze_encoder_epochs else None,
+        evaluate=make_eval_step(model, mesh, objective, statistics=statistics),
+        frozen_epochs=config.freeze_encoder_epochs,
+    )
+
+
+def _optimizer(config: ConfigDict, model: nnx.Module) -> optax.GradientTransformation:
+    settings = config.optimizer
+    rule = adamw if settings.name == "adamw" else functools.partial(sgd, momentum=settings.momentum)
+    tx = rule(settings.learning_rate, settings.weight_decay)
+    if settings.encoder_scale != 1 or config.freeze_encoder_epochs:
+        if not hasattr(model, "encoder"):
+            setting = "freeze_encoder_epochs" if config.freeze_encoder_epochs else "optimizer.encoder_scale"
+            raise ConfigError(
+                f"config.{setting}: {config.model.name} has no encoder of its own; leave it at its default"
+            )
+        encoder_tx = rule(settings.encoder_scale * settings.learning_rate, settings.weight_decay)
+        tx = separate_encoder_optimizer(encoder_tx, tx)
+    return clipped(tx, settings.clip_norm or None)
+
+
+def _schedule(config: ConfigDict) -> Plateau | Poly:
+    if config.schedule == "poly":
+        return Poly(config.epochs)
+    return Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
+
+
+def _head_weights(config: ConfigDict, model: nnx.Module) -> tuple[float, ...]:
+    """Returns the weights of the losses at the network's heads; none without deep supervision."""
+    if not config.deep_supervision:
+        return ()
+    if not hasattr(model, "all_logits"):
+        raise ConfigError(f"config.deep_supervision: {config.model.name} has one head only; leave it at False")
+    return losses.deep_supervision_weights(model.num_scales)

@@ -1,0 +1,77 @@
+"""Settings of Sphinx: `sphinx-build -W --keep-going -b html docs docs/_build`."""
+
+import os
+import re
+from pathlib import Path
+
+# Importing the modules for their docstrings must not search for accelerators or print TensorFlow's greetings.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import bcss_jax
+
+project = "bcss_jax"
+author = "the bcss_jax authors"
+release = "0.1.0"
+language = "en"
+
+extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "examples"]
+source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+
+nb_execution_mode = "off"  # the code of the pages is run by tests/docs
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+apidoc_modules = [{"path": str(Path(bcss_jax.__file__).parent), "destination": "api", "max_depth": 2}]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+suppress_warnings = ["ref.python"]  # attributes such as `size` that several classes have
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "sphinx_book_theme"
+html_title = "bcss_jax"
+html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
+html_copy_source = False
+
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)(\w?)")
+
+
+def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
+    """Turns a docstring, which is plain text with `code`, into the markup that Sphinx reads; changes `lines`."""
+    pieces = CODE.split("\n".join(lines))
+    for i in range(0, len(pieces), 3):  # text between code
+        pieces[i] = re.sub(r"(\||(?<=\w)_(?!\w))", r"\\\1", pieces[i])
+    for i in range(1, len(pieces), 3):  # code, and the letter that follows it
+        pieces[i] = f"``{' '.join(pieces[i].split())}``"
+        pieces[i + 1] = pieces[i + 1] and f"\\ {pieces[i + 1]}"
+    lines[:] = "".join(pieces).split("\n")
+    if what == "module":
+        lines[:] = _with_literal_blocks(lines)
+
+
+def _with_literal_blocks(lines: list[str]) -> list[str]:
+    """Returns the lines with indented ones, such as commands and lists of files, shown as they are."""
+    result, inside, item = [], False, False
+    for line in lines:
+        if line.startswith(("* ", "- ")):
+            item = True
+        elif line and not line.startswith(" "):
+            item = False
+        indented = line.startswith(" ") and not item
+        if indented and not inside:
+            result += ["", "::", ""]
+        elif line and not indented and inside:
+            result.append("")
+        inside = indented or (inside and not line)
+        # Code and escapes are for text only.
+        result.append(line.replace("``", "").replace("\\", "") if indented else line)
+    return result
+
+
+def setup(app) -> None:
+    """Connects the hook; before napoleon's, which has the priority 500."""
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=400)

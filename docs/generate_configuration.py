@@ -1,0 +1,93 @@
+"""Writes docs/configuration.md from `bcss_jax/config.py` and `bcss_jax/nnunet/config.py`: `python docs/generate_configuration.py`.
+
+The tables take each setting, its default and the comment on its line. tests/docs/test_configuration.py compares the
+page with what this script writes.
+"""
+
+import ast
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+from bcss_jax import config
+from bcss_jax.nnunet import config as nnunet_config
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+INTRODUCTION = """\
+<!-- Written by docs/generate_configuration.py from the code; edit the comments there. -->
+
+# Configuration
+
+A file under `configs/` chooses the network and changes a few defaults. After the colon stands the [layout](data.md#layouts):
+
+<!-- test: not run: the quickstart runs this command; here it shows how settings are written -->
+```bash
+python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOLDER --config.batch_size=32 --config.optimizer.learning_rate=1e-3
+```
+
+Every setting below can be changed on the command line, as `--config.NAME=VALUE`. An unknown name is refused with the nearest
+names that exist. The arguments of a network that its config file names are settings too (`--config.model.width=32`).
+
+The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that is
+multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images are
+flipped and rotated by quarter turns, nothing else.
+
+A run can be resumed with other values of the settings that change only how fast or how often something is done:
+{runtime}. A change of any other setting is refused, because the result would be that of another run.
+"""
+
+NNUNET = """\
+## nnU-Net
+
+The settings of `configs/nnunet.py`, from `bcss_jax/nnunet/config.py`. What the [plan](nnunet.md#plans) decides (patch, batch,
+network, normalization) is not a setting: `--config.plan` takes a file, which can be edited.
+"""
+
+
+def page() -> str:
+    """Returns the text of the page."""
+    runtime = ", ".join(f"`{name}`" for name in config.RUNTIME_FIELDS)
+    recipe = ["## Training", "The settings of all other configs, from `bcss_jax/config.py`.", _table(config)]
+    return (
+        "\n\n".join([INTRODUCTION.format(runtime=runtime).rstrip(), *recipe, NNUNET.rstrip(), _table(nnunet_config)])
+        + "\n"
+    )
+
+
+def _table(module: ModuleType) -> str:
+    """Returns a Markdown table of the settings that the module's function `default` makes."""
+    lines = inspect.getsource(module).splitlines()
+    function = next(
+        node
+        for node in ast.parse("\n".join(lines)).body
+        if isinstance(node, ast.FunctionDef) and node.name == "default"
+    )
+    defaults = module.default()
+    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for node in function.body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+            continue
+        name = ast.unparse(node.targets[0]).removeprefix("config.")
+        value = defaults
+        for part in name.split("."):
+            value = value[part]
+        comment = _comment(lines[node.lineno - 1 : node.end_lineno]).replace("|", "\\|").replace("<", "&lt;")
+        if isinstance(value, type(defaults)):  # a group: its fields follow
+            rows.append(f"| **{name}** | | {comment} |".replace("|  |", "| |"))
+        else:
+            rows.append(f"| `{name}` | `{value!r}` | {comment} |".replace("|  |", "| |"))
+    return "\n".join(rows)
+
+
+def _comment(lines: list[str]) -> str:
+    """Returns the comment at the end of one of the lines of an assignment, or an empty string."""
+    for line in lines:
+        _, separator, comment = line.partition("  # ")
+        if separator:
+            return comment.strip()
+    return ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
