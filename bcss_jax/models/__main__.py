@@ -63,7 +63,8 @@ def measure(name: str) -> tuple[int, float, float]:
         residuals = jax.eval_shape(pullback, params, model_state, batch_images, labels, keys)
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(residuals))
 
-    # The difference between two images and one excludes everything that does not grow with the batch, such as parameters.
+    # The difference between two images and one excludes everything that does not grow with the batch, such as
+    # parameters.
     return (
         sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
         flops / 1e9,
@@ -72,7 +73,7 @@ def measure(name: str) -> tuple[int, float, float]:
 
 
 def fitting_part(parameters: int, bytes_per_image: float) -> int:
-    """Returns the largest divisor of the batch size whose activations fit next to the state; 0 if one image does not fit."""
+    """Returns the largest divisor of the batch size that fits next to the training state; 0 if no image fits."""
     free = USABLE * MEMORY - 4 * 4 * parameters
     return max(
         (part for part in range(1, BATCH + 1) if BATCH % part == 0 and part * bytes_per_image <= free), default=0

@@ -1,8 +1,9 @@
 """U-Net with a classification network as its encoder.
 
-Source: `Unet` of segmentation_models_pytorch 0.6.0 (github.com/qubvel-org/segmentation_models.pytorch), whose weights load
-through `bcss_jax.models.weights.pretrained`. Upsampling is nearest-neighbor, the upsampled map is concatenated before the
-skip, and there is no skip at full resolution.
+Source: `Unet` of segmentation_models_pytorch 0.6.0 (github.com/qubvel-org/segmentation_models.pytorch), whose weights
+  load
+through `bcss_jax.models.weights.pretrained`. Upsampling is nearest-neighbor, the upsampled map is concatenated before
+the skip, and there is no skip at full resolution.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class FeatureEncoder(HasTorchEntries, Protocol):
 
 
 class DecoderBlock(nnx.Module):
-    """Upsampling, concatenation with the skip if there is one, and two blocks of 3x3 convolution, BatchNorm and ReLU."""
+    """Upsampling, concatenation with a skip, and two blocks of 3x3 convolution, BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
         """Builds the block.

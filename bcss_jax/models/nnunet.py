@@ -3,8 +3,8 @@
 Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z) and 2024 (arXiv:2404.09556) in the form of the package
 dynamic_network_architectures 0.4.4, from which nnU-Net 2.8 builds them and whose weights load through
 `bcss_jax.models.weights.pretrained`. Arguments have the names of the `arch_kwargs` of an nnU-Net plan. The following is
-fixed here, whatever the plan says: 2D convolutions, instance normalization (affine, eps 1e-5), LeakyReLU with slope 0.01,
-no dropout.
+fixed here, whatever the plan says: 2D convolutions, instance normalization (affine, eps 1e-5), LeakyReLU with slope
+0.01, no dropout.
 """
 
 import itertools
@@ -71,7 +71,10 @@ class ConvNorm(nnx.Module):
         self.norm = norms.GroupNorm(outputs, outputs, activation=_leaky_relu if activated else None)
 
     def __call__(self, *maps: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C1), ..., which count as concatenated over channels -> (N, H / stride, W / stride, outputs)."""
+        """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H / stride, W / stride, outputs).
+
+        Several maps count as concatenated over channels.
+        """
         return self.norm(self.conv(*maps))
 
     def torch_entries(self) -> TorchEntries:
@@ -120,7 +123,8 @@ class ResidualBlock(nnx.Module):
     """Two `ConvNorm` layers and a shortcut around them.
 
     The shortcut takes the mean over blocks of the stride's size and applies a 1x1 convolution if the channels change.
-    The scale of the last norm is initialized with zeros, so that the block initially computes LeakyReLU of its shortcut.
+    The scale of the last norm is initialized with zeros, so that the block initially computes LeakyReLU of its
+    shortcut.
     """
 
     def __init__(
@@ -142,7 +146,7 @@ class ResidualBlock(nnx.Module):
         return _leaky_relu(y + (x if self.skip is None else self.skip(x)))
 
     def torch_entries(self) -> TorchEntries:
-        """Returns the entries under the names of `BasicBlockD`, where the pooling is the first module of the shortcut."""
+        """Returns the entries under the names of `BasicBlockD`, whose shortcut has the pooling as its first module."""
         entries = entries_of({"conv1": self.conv1, "conv2": self.conv2})
         if self.skip is None:
             return entries
@@ -163,18 +167,14 @@ class _Stage(NamedTuple):
     stride: Pair
 
 
+Stages = Sequence[_Stage]
+
+
 class PlainEncoder(nnx.Module):
     """An encoder with one `ConvStack` for each resolution."""
 
     def __init__(
-        self,
-        inputs: int,
-        stages: Sequence[_Stage],
-        counts: Sequence[int],
-        *,
-        use_bias: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
+        self, inputs: int, stages: Stages, counts: Sequence[int], *, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
         """Builds the encoder.
 
@@ -212,16 +212,9 @@ class ResidualEncoder(nnx.Module):
     """An encoder with a convolution at full resolution (stem), then `ResidualBlock`s for each resolution."""
 
     def __init__(
-        self,
-        inputs: int,
-        stages: Sequence[_Stage],
-        counts: Sequence[int],
-        *,
-        use_bias: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
+        self, inputs: int, stages: Stages, counts: Sequence[int], *, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
-        """Builds the encoder; `counts` are the numbers of residual blocks, the other arguments as for `PlainEncoder`."""
+        """Builds the encoder; `counts` are numbers of residual blocks. See `PlainEncoder` for the other arguments."""
         width = stages[0].features
         self.stem = ConvStack(inputs, width, stages[0].kernel, count=1, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.stages = nnx.List()
@@ -253,20 +246,14 @@ class ResidualEncoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A decoder that repeats, from the deepest resolution up: upsampling, concatenation with the skip, convolutions, logits.
+    """Decoder: upsampling, concatenation with the skip, convolutions and logits at each resolution, deepest first.
 
-    Upsampling is a transposed convolution; its result is concatenated before the skip. The convolutions are a `ConvStack`.
+    Upsampling is a transposed convolution; its result is concatenated before the skip. The convolutions are a
+    `ConvStack`.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        stages: Sequence[_Stage],
-        counts: Sequence[int],
-        *,
-        use_bias: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
+        self, num_classes: int, stages: Stages, counts: Sequence[int], *, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
         """Builds the decoder.
 
@@ -378,8 +365,8 @@ class _NnUNet(nnx.Module):
 class PlainConvUNet(_NnUNet):
     """nnU-Net's default network: 20,620,655 parameters for RGB and three classes, with the plan for 224x224 pixels.
 
-    It has two 3x3 convolutions at each of six resolutions in the encoder and in the decoder, and strided convolutions to
-    go down. Kernels are initialized with kaiming_normal(a=0.01), biases with zeros.
+    It has two 3x3 convolutions at each of six resolutions in the encoder and in the decoder, and strided convolutions
+    to go down. Kernels are initialized with kaiming_normal(a=0.01), biases with zeros.
     """
 
     def __init__(
@@ -407,7 +394,8 @@ class PlainConvUNet(_NnUNet):
           kernel_sizes: sizes of the kernels at each resolution: odd numbers, or pairs of them for height and width.
           strides: strides of the step down to each resolution: numbers or pairs; the first is one.
           n_conv_per_stage: number of convolutions of the encoder at each resolution.
-          n_conv_per_stage_decoder: number of convolutions of the decoder: `n_stages - 1` numbers, lowest resolution first.
+          n_conv_per_stage_decoder: number of convolutions of the decoder: `n_stages - 1` numbers, lowest resolution
+            first.
           conv_bias: whether convolutions and transposed convolutions have a bias; the heads always have one.
           dtype: type of the computation. Weights, statistics and logits are always float32.
           seed: of the initial weights.

@@ -154,8 +154,8 @@ class TransUNet(nnx.Module):
           skip_channels: channels of the skips from the ResNet to the decoder blocks, deepest first: the channels of the
             map there (8, 4 and 1 times those after the root), or 0 for no skip. The last block has none.
           in_channels: channels of the images.
-          compat: "transunet" for the arithmetic of the published code, "google" for the arithmetic that Google's weights
-            were trained with; see `resnet_v2.ResNetV2` and `vit.Transformer`. The parameters are the same.
+          compat: "transunet" for the arithmetic of the published code, "google" for the arithmetic that Google's
+            weights were trained with; see `resnet_v2.ResNetV2` and `vit.Transformer`. The parameters are the same.
           dropout: probability, in the transformer.
           dtype: type of the computation. Weights, batch statistics and logits are always float32.
           seed: of the initial weights.
@@ -177,20 +177,12 @@ class TransUNet(nnx.Module):
 
         rngs = nnx.Rngs(seed)
         self.image_size, self.skip_channels, self.dtype = size, tuple(skip_channels), dtype
-        self.encoder = Encoder(
-            (size[0] // PATCH, size[1] // PATCH),
-            in_channels=in_channels,
-            width=width,
-            resnet_layers=resnet_layers,
-            hidden_size=hidden_size,
-            mlp_size=mlp_size,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            google=compat == "google",
-            dropout=dropout,
-            dtype=dtype,
-            rngs=rngs,
+        resnet: dict[str, Any] = dict(in_channels=in_channels, width=width, resnet_layers=resnet_layers)
+        transformer: dict[str, Any] = dict(
+            hidden_size=hidden_size, mlp_size=mlp_size, num_heads=num_heads, num_layers=num_layers, dropout=dropout
         )
+        grid, google = (size[0] // PATCH, size[1] // PATCH), compat == "google"
+        self.encoder = Encoder(grid, **resnet, **transformer, google=google, dtype=dtype, rngs=rngs)
         self.conv_more = ConvNorm(hidden_size, DECODER_INPUTS, dtype=dtype, rngs=rngs)
         inputs = DECODER_INPUTS
         for i, (skip, outputs) in enumerate(zip(skip_channels, decoder_channels, strict=True)):
@@ -261,8 +253,8 @@ def _checked_width(width_factor: Any, skip_channels: Any) -> int:
     skips = list(skip_channels) if isinstance(skip_channels, Sequence) else []
     if len(skips) != 4 or any(s not in (0, m) for s, m in zip(skips, maps, strict=True)):
         raise ConfigError(
-            f"transunet: skip_channels must be {maps} for width_factor {width_factor}, with 0 in place of a skip that is "
-            f"to be left out, not {skip_channels!r}"
+            f"transunet: skip_channels must be {maps} for width_factor {width_factor}, with 0 for a skip to leave out, "
+            f"not {skip_channels!r}"
         )
     return width
 

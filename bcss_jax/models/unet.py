@@ -1,8 +1,8 @@
 """U-Net with batch normalization and same-size convolutions.
 
 Source: Ronneberger et al. 2015 (arXiv:1505.04597) in the form of github.com/milesial/Pytorch-UNet, whose weights load
-through `bcss_jax.models.weights.pretrained`. Its 3x3 convolutions are padded by one pixel and have no bias. Each is followed
-by BatchNorm and ReLU. The skip is concatenated before the upsampled map.
+through `bcss_jax.models.weights.pretrained`. Its 3x3 convolutions are padded by one pixel and have no bias. Each is
+followed by BatchNorm and ReLU. The skip is concatenated before the upsampled map.
 """
 
 import jax

@@ -2,14 +2,13 @@
 
 import functools
 import importlib.util
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.references import PARITY, normal, reference_weights, weights_of
+from helpers.references import normal, reference_case, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -45,15 +44,6 @@ def count(model):
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def reference(case, prefix=""):
-    """The case's entry in the index, its weights and image (NHWC), and the outputs by name."""
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
-    state = {prefix + name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
-    return entry, state, image, dict(np.load(PARITY / "outputs" / f"{case}.npz"))
-
-
 def smp_unet(kind, num_classes, in_channels):
     """smp's Unet over one of the small encoders."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -83,7 +73,7 @@ def smp_unet(kind, num_classes, in_channels):
 
 
 def test_the_references_logits_and_features_with_resnet101():
-    entry, state, image, expected = reference("smp_unet_resnet101")
+    entry, state, image, expected = reference_case("smp_unet_resnet101")
     model = models.create("unet_resnet101", num_classes=3)
     assert count(model) == entry["n_params"]
     load_torch_state(model, state)
@@ -95,7 +85,7 @@ def test_the_references_logits_and_features_with_resnet101():
 
 
 def test_the_references_features_of_densenet121():
-    entry, state, image, expected = reference("densenet121_features", "features.")
+    entry, state, image, expected = reference_case("densenet121_features", "features.")
     encoder = models.create("dense_unet_121", num_classes=3).encoder
     assert count(encoder) == entry["n_params"]
     load_torch_state(encoder, state)
@@ -115,7 +105,7 @@ def test_the_references_features_of_densenet121():
         ("dense_unet_121", 13_607_923),
     ],
 )
-def test_parameter_counts_of_the_reference(name, parameters):
+def test_parameter_counts_of_the_reference_case(name, parameters):
     assert count(nnx.eval_shape(lambda: models.create(name, num_classes=3))) == parameters
 
 

@@ -1,14 +1,14 @@
 """TransUNet: parity with the reference's outputs and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.references import PARITY, assert_trains_like_its_twin, normal, reference_weights, torch_twin, weights_of
+from helpers.references import assert_trains_like_its_twin, normal, reference_case, torch_twin, weights_of
+from helpers.small_networks import TRANSUNET_RESNET
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -17,16 +17,8 @@ from bcss_jax.models.encoders import resnet_v2, vit
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling takes nearly all of these tests' time
-SMALL = dict(
-    width_factor=0.5,
-    resnet_layers=(1, 1, 1),
-    hidden_size=24,
-    mlp_size=40,
-    num_heads=4,
-    num_layers=1,
-    decoder_channels=(16, 12, 8, 8),
-    skip_channels=(256, 128, 32, 0),
-)
+TRANSFORMER = dict(hidden_size=24, mlp_size=40, num_heads=4, num_layers=1)
+SMALL = TRANSUNET_RESNET | TRANSFORMER | dict(decoder_channels=(16, 12, 8, 8))
 
 
 def small(**kwargs):
@@ -55,12 +47,10 @@ def compiled(function):
     ids=["tiny", "full"],
 )  # fmt: skip
 def test_the_references_outputs(case, kwargs):
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
+    entry, state, image, expected = reference_case(case)
     model = models.create("transunet", num_classes=3, **kwargs)
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
-    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    load_torch_state(model, state)
 
     @compiled
     def run(model, image):
@@ -69,7 +59,6 @@ def test_the_references_outputs(case, kwargs):
     with jax.default_matmul_precision("highest"):
         logits, encoded, hybrid = run(model, image)
     actual = {"out0": logits.transpose(0, 3, 1, 2), "encoded": encoded, "hybrid": hybrid.transpose(0, 3, 1, 2)}
-    expected = np.load(PARITY / "outputs" / f"{case}.npz")
     for name, value in expected.items():
         # Of the full model's tokens every seventh is stored.
         mine = actual[name][:, :: -(-actual[name].shape[1] // value.shape[1])] if name == "encoded" else actual[name]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.paths import SHARED
-from helpers.references import PARITY, reference_weights
+from helpers.references import reference_case
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -105,17 +105,14 @@ def gradients_at_random_weights(model, x):
     "name, case", [("nnunet", "nnunet_plain_224plan"), ("nnunet_resenc", "nnunet_resencM_224plan")]
 )
 def test_all_outputs_are_the_references(name, case):
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
+    entry, state, image, expected = reference_case(case)
     model = models.create(name, num_classes=3)
     assert count(model) == entry["n_params"]
     assert set(variables(model)) == set(entry["tensors"])
-    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    load_torch_state(model, state)
     with jax.default_matmul_precision("highest"):
         first, outputs = nnx.jit(lambda m, x: (m(x), m.all_logits(x)))(model, image)
     np.testing.assert_array_equal(first, outputs[0])
-    expected = np.load(PARITY / "outputs" / f"{case}.npz")
     assert len(outputs) == len(entry["outputs"])
     for i, output in enumerate(outputs):
         difference = np.asarray(output).transpose(0, 3, 1, 2) - expected[f"out{i}"]

@@ -27,8 +27,8 @@ def plain_conv(
     return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# On CPUs XLA's strided convolution is fast, but its gradients are many times slower than matrix products. In training the
-# forward pass is a matrix product as well, which takes as long in total.
+# On CPUs XLA's strided convolution is fast, but its gradients are many times slower than matrix products. In training
+# the forward pass is a matrix product as well, which takes as long in total.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: Padding) -> jax.Array:
     """Returns `plain_conv` of the same arguments; its gradients are faster."""
@@ -62,9 +62,9 @@ def _product_of_patches(x, kernel, stride, padding):
     return (patches @ kernel.reshape(-1, outputs)).reshape(x.shape[0], h, w, outputs)
 
 
-# On CPUs XLA (jaxlib 0.10 to 0.12) is fast for the convolution and for its gradient with respect to the input. The gradient
-# with respect to the kernel is a convolution with a window as large as the map, which runs at a half to a fifth of that
-# speed, and inside a loop another 30 times slower.
+# On CPUs XLA (jaxlib 0.10 to 0.12) is fast for the convolution and for its gradient with respect to the input. The
+# gradient with respect to the kernel is a convolution with a window as large as the map, which runs at a half to a
+# fifth of that speed, and inside a loop another 30 times slower.
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns `plain_conv` with stride one and a 3x3 kernel; its gradient is faster."""
@@ -85,7 +85,9 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
 def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Returns the gradient of a 3x3 `plain_conv` with respect to its kernel, computed as matrix products over row bands.
+    """Returns the gradient of a 3x3 `plain_conv` with respect to its kernel.
+
+    It is computed as matrix products over bands of rows.
 
     Args:
       x: input of the convolution (N, H, W, I).
@@ -102,7 +104,8 @@ def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     rows = -(-h // bands)
     below = bands * rows - h
     # dK[a, b] = sum over i, j of x[i + a - 1, j + b - 1] dy[i, j]. With few channels x is shifted nine times. With more
-    # channels x is shifted three times along columns and dy three times along rows, for fewer copies and a squarer product.
+    # channels x is shifted three times along columns and dy three times along rows, for fewer copies and a squarer
+    # product.
     nine_of_x = inputs + outputs <= 64
     x = jnp.pad(x, ((0, 0), (1, 1 + below) if nine_of_x else (0, below), (1, 1), (0, 0)))
     dy = jnp.pad(dy, ((0, 0), (0, below) if nine_of_x else (1, 1 + below), (0, 0), (0, 0)))

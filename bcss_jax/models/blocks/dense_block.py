@@ -38,8 +38,8 @@ class DenseBlock(nnx.Module):
           growth: channels that each layer adds.
           num_layers: number of layers.
           layer: `layer(inputs, growth, dtype=dtype, rngs=rngs)` returns a module that maps all maps to a new one.
-          joined: concatenate the maps after each layer. Otherwise the size of the compiled program grows with the square
-            of the number of layers, but training takes two thirds of the memory and is somewhat faster.
+          joined: concatenate the maps after each layer. Otherwise the size of the compiled program grows with the
+            square of the number of layers, but training takes two thirds of the memory and is somewhat faster.
           dtype: type of the computation.
           rngs: random keys.
         """

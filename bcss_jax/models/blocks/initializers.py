@@ -28,7 +28,8 @@ def _normal_block(key: jax.Array, index: int) -> jax.Array:
 
 
 def _draw(block: Callable, rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> nnx.Param:
-    # Values are drawn in blocks of one size. A network has dozens of shapes, and XLA would compile a generator for each.
+    # Values are drawn in blocks of one size. A network has dozens of shapes, and XLA would compile a generator for
+    # each.
     key, size = rngs.params(), math.prod(shape)
     count = -(-size // _BLOCK)
     if isinstance(key, Tracer):  # a trace mostly needs the shapes alone, so this is one operation for any size
@@ -49,12 +50,12 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
 
 
 def torch_default(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
-    """Draws uniformly from +-1/sqrt(fan_in), the default of PyTorch's Conv2d and Linear (`kaiming_uniform_(a=sqrt(5))`)."""
+    """Draws uniformly from +-1/sqrt(fan_in), as PyTorch's Conv2d and Linear do: `kaiming_uniform_(a=sqrt(5))`."""
     return uniform(rngs, shape, math.prod(shape[:-1]) ** -0.5)
 
 
 def kaiming_uniform(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
-    """Draws uniformly from +-sqrt(6 / fan_in): `kaiming_uniform_(mode="fan_in", nonlinearity="relu")` (He et al. 2015)."""
+    """Draws uniformly from +-sqrt(6 / fan_in): `kaiming_uniform_(nonlinearity="relu")` (He et al. 2015)."""
     return uniform(rngs, shape, (6 / math.prod(shape[:-1])) ** 0.5)
 
 

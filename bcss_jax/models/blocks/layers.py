@@ -139,9 +139,9 @@ class ConvTranspose(nnx.Module):
         n, h, w, inputs = x.shape
         kh, kw = self.kernel.shape[:2]
         kernel = self.kernel[...].astype(self.dtype).transpose(2, 0, 1, 3)
-        # Stride and kernel size are equal, so the kernel's positions do not overlap. One matrix product gives all (a, b, o),
-        # and its gradients are matrix products too. On CPUs, the gradients of XLA's transposed convolution take more than
-        # ten times as long.
+        # Stride and kernel size are equal, so the kernel's positions do not overlap. One matrix product gives all (a,
+        # b, o), and its gradients are matrix products too. On CPUs, the gradients of XLA's transposed convolution take
+        # more than ten times as long.
         y = x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1)
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:

@@ -28,8 +28,8 @@ class MapWithStatistics(NamedTuple):
 def with_statistics(x: jax.Array) -> MapWithStatistics:
     """Returns a map (N, H, W, C) with its statistics."""
     xf = x.astype(jnp.float32)
-    # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small difference
-    # of large numbers where the mean is much larger than the standard deviation.
+    # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small
+    # difference of large numbers where the mean is much larger than the standard deviation.
     shift = lax.stop_gradient(xf[0, 0, 0])
     shifted = xf - shift
     mean = shifted.mean((0, 1, 2))
@@ -45,9 +45,9 @@ def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
 class BatchNorm(nnx.Module):
     """Batch normalization over N, H and W, followed by ReLU if requested.
 
-    It computes what PyTorch's `BatchNorm2d` does (eps 1e-5, momentum 0.1): the batch is normalized by its biased variance,
-    and the running variance averages the unbiased one. Statistics are float32 for maps of any type. Under jit with a
-    sharded batch they are those of the whole batch.
+    It computes what PyTorch's `BatchNorm2d` does (eps 1e-5, momentum 0.1): the batch is normalized by its biased
+    variance, and the running variance averages the unbiased one. Statistics are float32 for maps of any type. Under jit
+    with a sharded batch they are those of the whole batch.
     """
 
     def __init__(self, features: int, *, relu: bool):
@@ -94,7 +94,7 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalization of each image over H, W and a group of consecutive channels, followed by an activation if one is given.
+    """Normalization of each image over H, W and a group of consecutive channels, followed by an optional activation.
 
     It computes what PyTorch's `GroupNorm` does; with one group per channel, what `InstanceNorm2d(affine=True)` does.
     """

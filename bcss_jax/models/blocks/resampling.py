@@ -8,8 +8,8 @@ import numpy as np
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """(N, H, W, C) -> (N, H // 2, W // 2, C): the maximum of each 2x2 block; an odd last row or column is dropped.
 
-    If several pixels of a block have the maximum, they share the gradient; PyTorch gives it to the first one. After a ReLU
-    this makes no difference, because such ties are zeros and pass no gradient on.
+    If several pixels of a block have the maximum, they share the gradient; PyTorch gives it to the first one. After a
+    ReLU this makes no difference, because such ties are zeros and pass no gradient on.
     """
     # `nnx.max_pool` is not used because XLA's gradient of a windowed maximum is seven times slower on CPUs.
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2

@@ -100,7 +100,8 @@ class DenseNet(nnx.Module):
             x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.with_statistics(x)))
             features.append(x)
             if i < self.blocks:
-                # The reference takes the mean after the convolution. The result is the same; this is a quarter of the work.
+                # The reference takes the mean after the convolution. The result is the same; this is a quarter of the
+                # work.
                 x = getattr(self, f"conv{i}")(resampling.avg_pool(x, (2, 2)))
         return tuple(features)
 

@@ -1,8 +1,8 @@
 """ResNet as an encoder: it returns five feature maps instead of class scores.
 
 Source: He et al. 2015 (arXiv:1512.03385) in the form of torchvision ("v1.5": the stride of a bottleneck is in its 3x3
-convolution), whose ImageNet weights load through `bcss_jax.models.weights.pretrained`. resnet34, resnet50 and resnet101 are
-the networks of the same names in timm and segmentation_models_pytorch.
+convolution), whose ImageNet weights load through `bcss_jax.models.weights.pretrained`. resnet34, resnet50 and resnet101
+are the networks of the same names in timm and segmentation_models_pytorch.
 """
 
 import functools
@@ -24,8 +24,8 @@ def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
 class Block(nnx.Module):
     """Residual block: convolutions with norms, whose result is added to the input, followed by ReLU.
 
-    A basic block has two 3x3 convolutions. A bottleneck has a 1x1, a 3x3 and a 1x1 convolution, the last with four times
-    the channels. If the shape changes, a 1x1 convolution and a norm are applied to the input.
+    A basic block has two 3x3 convolutions. A bottleneck has a 1x1, a 3x3 and a 1x1 convolution, the last with four
+    times the channels. If the shape changes, a 1x1 convolution and a norm are applied to the input.
     """
 
     def __init__(self, inputs: int, width: int, *, stride: int, bottleneck: bool, dtype: Dtype, rngs: nnx.Rngs):
@@ -111,7 +111,10 @@ class ResNet(nnx.Module):
             self.channels += (inputs,)
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """(N, H, W, in_channels) -> features (N, H', W', channels) at 1/2, 1/4, 1/8, 1/16, 1/32 of the size, rounded up."""
+        """(N, H, W, in_channels) -> features (N, H', W', channels) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size.
+
+        The sizes are rounded up.
+        """
         x = self.norm1(self.conv1(images))
         features = [x]
         x = resampling.max_pool_3x3(x)

@@ -83,7 +83,7 @@ class Unit(nnx.Module):
 
 
 class ResNetV2(nnx.Module):
-    """Root and three blocks of units. It returns a map at a sixteenth of the resolution, and the maps before it as skips."""
+    """Root and three blocks of units, down to a sixteenth of the resolution; earlier maps are the skips."""
 
     def __init__(
         self, in_channels: int, width: int, units: tuple[int, int, int], *, google: bool, dtype: Dtype, rngs: nnx.Rngs
@@ -94,10 +94,10 @@ class ResNetV2(nnx.Module):
           in_channels: channels of the images.
           width: channels after the root, a multiple of 32.
           units: number of units of each block.
-          google: use the arithmetic that Google trained with: "SAME" padding in the strided convolutions and the pooling,
-            32 groups in the norms of the projections, 1e-5 added to the standard deviation of the kernels. Otherwise that
-            of TransUNet: symmetric padding, no padding in the pooling, one group per channel in the norms of the
-            projections, 1e-5 added to the variance of the kernels.
+          google: use the arithmetic that Google trained with: "SAME" padding in the strided convolutions and the
+            pooling, 32 groups in the norms of the projections, 1e-5 added to the standard deviation of the kernels.
+            Otherwise that of TransUNet: symmetric padding, no padding in the pooling, one group per channel in the
+            norms of the projections, 1e-5 added to the variance of the kernels.
           dtype: type of the computation.
           rngs: random keys.
         """

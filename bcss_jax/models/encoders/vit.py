@@ -55,7 +55,7 @@ class Block(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds the block; see `Transformer` for the arguments. Its dropouts have three numbers from `dropout_number` on."""
+        """Builds the block; see `Transformer`. Its three dropouts are numbered from `dropout_number`."""
         self.attention_norm = norms.LayerNorm(features, eps=1e-6)
         self.attention = Attention(features, heads, dtype=dtype, rngs=rngs)
         self.attention_dropout = layers.Dropout(dropout if google else 0, dropout_number)
@@ -96,15 +96,17 @@ class Transformer(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Builds the encoder. Attention is initialized with PyTorch's default, dense layers with Glorot's uniform kernels.
+        """Builds the encoder.
+
+        Attention is initialized with PyTorch's default, dense layers with Glorot's uniform kernels.
 
         Args:
           features: of a token.
           heads: number of attention heads; must divide `features`.
           mlp: features between the two dense layers.
           blocks: number of blocks.
-          google: use the arithmetic that Google trained with: the tanh form of the GELU, and dropout after the attention as
-            well. Otherwise that of TransUNet: the exact GELU, and dropout after the two dense layers only.
+          google: use the arithmetic that Google trained with: the tanh form of the GELU, and dropout after the
+            attention as well. Otherwise that of TransUNet: the exact GELU, and dropout after the two dense layers only.
           dropout: probability.
           dropout_number: number of the first dropout; each block has three of them, numbered consecutively.
           dtype: type of the computation.

@@ -127,7 +127,8 @@ def _check_torch(path: Path) -> None:
 def _load_torch(path: Path):
     import torch
 
-    # NumPy's scalars are allowed: training programs save them with the weights (nnU-Net its scores), and they run no code.
+    # NumPy's scalars are allowed: training programs save them with the weights (nnU-Net its scores), and they run no
+    # code.
     scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue], private
     numbers = [
         np.dtype,

@@ -1,4 +1,4 @@
-"""Converts Google's weights of hybrid vision transformers (`R50+ViT-B_16.npz`) to a PyTorch state of TransUNet's encoder.
+"""Converts Google's weights of hybrid vision transformers (`R50+ViT-B_16.npz`) to a PyTorch state of TransUNet.
 
 Source: the names in github.com/google-research/vision_transformer, before and after its move to flax.linen, and their
 conversion in github.com/Beckschen/TransUNet.
@@ -42,13 +42,13 @@ def torch_state(arrays: Mapping[str, np.ndarray], grid: tuple[int, int]) -> dict
     """Returns Google's arrays under TransUNet's names, in PyTorch's layout.
 
     Args:
-      arrays: name in the npz -> array. The class token and the arrays of the classifier (`cls`, `pre_logits`, `head`) are
-        dropped, because TransUNet has neither.
+      arrays: name in the npz -> array. The class token and the arrays of the classifier (`cls`, `pre_logits`, `head`)
+        are dropped, because TransUNet has neither.
       grid: rows and columns of tokens; position embeddings are resized to this grid.
 
     Returns:
-      {name in `TransUNet.encoder.torch_entries()`: array}. Unknown names are kept, so that the loader can list them in its
-      error.
+      {name in `TransUNet.encoder.torch_entries()`: array}. Unknown names are kept, so that the loader can list them in
+      its error.
     """
     state = {}
     for name, array in arrays.items():
@@ -85,8 +85,8 @@ def _in_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
 def _resized(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Resizes position embeddings to a grid: (1, S * S, D) -> (1, rows * columns, D).
 
-    The table may have S * S + 1 rows, the first for a class token, which is dropped. A table of another shape is returned
-    unchanged. Interpolation is linear and maps corners to corners, as in TransUNet.
+    The table may have S * S + 1 rows, the first for a class token, which is dropped. A table of another shape is
+    returned unchanged. Interpolation is linear and maps corners to corners, as in TransUNet.
     """
     tokens = table.shape[1] if table.ndim == 3 else 0
     side = math.isqrt(tokens)

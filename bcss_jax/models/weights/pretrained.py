@@ -1,4 +1,4 @@
-"""Converts weights between our models and the reference implementations: PyTorch state dicts and pretrained encoders."""
+"""Converts weights between our models and reference implementations: PyTorch state dicts and pretrained encoders."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -69,11 +69,11 @@ def load_torch_state(model: nnx.Module, state: Mapping[str, np.ndarray]) -> nnx.
     """Loads a PyTorch state dict into a model.
 
     Args:
-      model: a model of `bcss_jax.models`, or its encoder; its `torch_entries()` lists the expected names. If a tensor has
-        several names (nnU-Net), one of them is enough; if there are several, they must be equal.
-      state: PyTorch name -> array in PyTorch's layout. `num_batches_tracked` entries are ignored: older files do not have
-        them, and they are not needed with a fixed momentum. A classifier (`fc`, `classifier`) and a common prefix such as
-        `module.` are ignored as well.
+      model: a model of `bcss_jax.models`, or its encoder; its `torch_entries()` lists the expected names. If a tensor
+        has several names (nnU-Net), one of them is enough; if there are several, they must be equal.
+      state: PyTorch name -> array in PyTorch's layout. `num_batches_tracked` entries are ignored: older files do not
+        have them, and they are not needed with a fixed momentum. A classifier (`fc`, `classifier`) and a common prefix
+        such as `module.` are ignored as well.
 
     Returns:
       `model`, changed in place. It is not changed if there is any problem.
@@ -86,7 +86,7 @@ def load_torch_state(model: nnx.Module, state: Mapping[str, np.ndarray]) -> nnx.
 
 
 def to_torch_state(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Returns the weights of a model under the reference's names in PyTorch's layout; the inverse of `load_torch_state`.
+    """Returns the weights of a model under the reference's names, in PyTorch's layout; inverts `load_torch_state`.
 
     Returns:
       PyTorch name -> float32 array, under all names if a tensor has several. `num_batches_tracked` is left out;

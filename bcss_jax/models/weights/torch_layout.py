@@ -1,8 +1,8 @@
 """How a tensor of PyTorch and a flax variable of the same layer correspond.
 
 `torch_entries()` of a model returns `{name in the reference's state_dict: (nnx.Variable, TorchLayout)}`.
-`bcss_jax.models.weights.pretrained` reads and writes weights through it. Layers state their own entries, and modules add
-their prefix to the names.
+`bcss_jax.models.weights.pretrained` reads and writes weights through it. Layers state their own entries, and modules
+add their prefix to the names.
 """
 
 import dataclasses

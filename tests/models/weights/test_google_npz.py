@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.paths import SHARED
+from helpers.small_networks import TRANSUNET_RESNET
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
@@ -64,19 +65,9 @@ def small_shapes(tokens=10):
 
 
 def small_model(image_size):
-    return models.create(
-        "transunet",
-        num_classes=2,
-        image_size=image_size,
-        width_factor=0.5,
-        resnet_layers=(1, 1, 1),
-        hidden_size=12,
-        mlp_size=20,
-        num_heads=3,
-        num_layers=1,
-        decoder_channels=(2, 2, 2, 2),
-        skip_channels=(256, 128, 32, 0),
-    )
+    transformer = dict(hidden_size=12, mlp_size=20, num_heads=3, num_layers=1)
+    small = TRANSUNET_RESNET | transformer | dict(decoder_channels=(2, 2, 2, 2))
+    return models.create("transunet", num_classes=2, image_size=image_size, **small)
 
 
 def small_encoder(image_size):

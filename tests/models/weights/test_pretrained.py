@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import re
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.references import PARITY, reference_weights
+from helpers.references import reference_case
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
@@ -25,17 +24,15 @@ from bcss_jax.models.weights.torch_layout import SAME
     "case, kwargs", [("unet_milesial_64", {}), ("unet_milesial_bilinear", {"bilinear": True})], ids=lambda v: str(v)
 )
 def test_unet_gives_the_references_logits(case, kwargs):
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
+    entry, state, image, expected = reference_case(case)
     model = models.create("unet", num_classes=3, **kwargs)
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
 
-    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    load_torch_state(model, state)
     model.eval()
     with jax.default_matmul_precision("highest"):
         logits = np.asarray(nnx.jit(lambda m, x: m(x))(model, image)).transpose(0, 3, 1, 2)
-    expected = np.load(PARITY / "outputs" / f"{case}.npz")["out0"]
+    expected = expected["out0"]
     assert np.abs(logits - expected).max() / expected.std() < 3e-4
 
 
