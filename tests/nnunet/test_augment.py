@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bcss_jax.nnunet import augment_intensity as intensity
 from bcss_jax.nnunet import augment_spatial as spatial
-from bcss_jax.nnunet.augment import augment, center_crop, draw, masked
+from bcss_jax.nnunet.augment import augment, center_crop, draw_changes, zero_outside
 from bcss_jax.nnunet.patches import rotation_range
 
 PATCH, CUT = (24, 20), (31, 27)
@@ -189,7 +189,7 @@ def test_values_that_change_nothing():
         intensity.gamma(image, one),
         intensity.gamma(image, one, inverted=True),
         spatial.mirror(image, image[..., 0], jnp.zeros(2, bool))[0],
-        masked(image, image[..., 0], ()),
+        zero_outside(image, image[..., 0], ()),
     ):
         np.testing.assert_array_equal(changed, image)
 
@@ -203,7 +203,7 @@ def test_noise():
 
 def test_masked_channels_are_zero_without_a_picture():
     image, label = example(8)
-    changed = np.asarray(masked(image, label, (0, 2)))
+    changed = np.asarray(zero_outside(image, label, (0, 2)))
     np.testing.assert_array_equal(changed[label < 0], image[label < 0] * [0, 1, 0])
     np.testing.assert_array_equal(changed[label >= 0], image[label >= 0])
 
@@ -245,7 +245,7 @@ def test_the_whole_chain_is_nnunets():
     found, found_labels = augment(images, labels, keys, patch_size=PATCH, masked_channels=(0, 2))
 
     split = jax.vmap(jax.random.split)(keys)
-    changes = jax.vmap(lambda key: draw(key, 3, rotation_range(PATCH)))(split[:, 0])
+    changes = jax.vmap(lambda key: draw_changes(key, 3, rotation_range(PATCH)))(split[:, 0])
     noises = jax.vmap(intensity.gaussian_noise)(jnp.zeros((48, *PATCH, 3)), split[:, 1], changes.noise)
     happened = {name: np.any(np.asarray(value) % 1, axis=None) for name, value in changes._asdict().items()}
     assert all(happened[name] for name in happened if name != "mirror"), "every transform has its turn"
@@ -281,7 +281,7 @@ def test_an_example_depends_on_its_key_alone():
 @functools.cache
 def draws(count=20000, rotation=(-np.pi, np.pi)):
     keys = jax.random.split(jax.random.key(11), count)
-    return jax.tree.map(np.asarray, jax.vmap(lambda key: draw(key, 3, rotation))(keys))
+    return jax.tree.map(np.asarray, jax.vmap(lambda key: draw_changes(key, 3, rotation))(keys))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bcss_jax.nnunet.patches import (
-    PatchSource,
+    InMemorySource,
     choose_patch,
-    corner_about,
+    corner_around,
     corner_bounds,
     cut_patch,
     forced_foreground,
@@ -48,7 +48,7 @@ def case(shape=(60, 70), *, ignore=False, seed=0):
     locations = {1: np.argwhere(labels == 1), 2: np.argwhere(labels == 2)}
     if ignore:
         locations[ANNOTATED] = np.argwhere(labels != 3)
-    return PatchSource(rng.standard_normal((*shape, 3)).astype(np.float32), labels, locations)
+    return InMemorySource(rng.standard_normal((*shape, 3)).astype(np.float32), labels, locations)
 
 
 def drawn(cases, count=400, seed=5, index=0, **kwargs):
@@ -108,7 +108,7 @@ def test_bounds_and_corners_are_nnunets(shape, patch_size, cut_size, monkeypatch
 
     for pixel in [(0, 0), (shape[0] - 1, shape[1] - 1), (shape[0] // 2, 3), (5, shape[1] // 2)]:
         (low, high) = boxes(np.array(shape), True, {1: np.array([[0, *pixel]])})
-        corner = corner_about(pixel, shape, patch_size, cut_size)
+        corner = corner_around(pixel, shape, patch_size, cut_size)
         assert corner == tuple(low)
         assert tuple(np.add(corner, cut_size)) == tuple(high)
 

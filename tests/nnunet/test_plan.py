@@ -250,7 +250,7 @@ def test_nnunets_files_are_read_and_fit_their_data(shared, case):
         ({"2d": {"UNet_class_name": "PlainConvUNet"}}, "before 2.4"),
         ({"2d": {"patch_size": ..., "spacing": ...}}, "configuration 2d lacks patch_size, spacing"),
         ({"2d": {"patch_size": [64, 90]}}, "patch_size 64x90 does not fit the strides: height and width must be multiples"),
-        ({"2d": {"patch_size": [16, 16]}}, "not both of them these"),
+        ({"2d": {"patch_size": [16, 16]}}, "larger than 16x16"),
         ({"2d": {"patch_size": [1, 64, 96]}}, "two positive integers"),
         ({"2d": {"batch_size": 0}}, "batch_size is 0"),
         ({"2d": {"preprocessor_name": "Other"}}, "preprocessor 'Other'"),
