@@ -7,8 +7,8 @@ Source: nnUNetDataLoader and get_patch_size of nnU-Net 2.8.1.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _SMALLEST_SCALE = 0.85
 
 
 class PatchSource(Protocol):
-    """A preprocessed case from which patches are cut.
+    """A preprocessed case from which patches are cut: arrays in memory, or files that are opened when needed.
 
     Attributes:
       data: float32 [H, W, C], preprocessed; may be a memory map.
@@ -31,18 +31,12 @@ class PatchSource(Protocol):
 
     @property
     def data(self) -> np.ndarray: ...  # noqa: D102
+
     @property
     def labels(self) -> np.ndarray: ...  # noqa: D102
+
     @property
-    def class_locations(self) -> Mapping[Any, np.ndarray]: ...  # noqa: D102
-
-
-class InMemorySource(NamedTuple):
-    """A `PatchSource` whose arrays are in memory."""
-
-    data: np.ndarray
-    labels: np.ndarray
-    class_locations: Mapping[Any, np.ndarray]
+    def class_locations(self) -> Mapping[Hashable, np.ndarray]: ...  # noqa: D102
 
 
 class Patch(NamedTuple):

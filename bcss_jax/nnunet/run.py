@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from bcss_jax import models
 from bcss_jax.common.files import write_text
@@ -31,11 +30,11 @@ from bcss_jax.training.epoch import LoopSettings
 from bcss_jax.training.summary import device, versions
 
 
-def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
+def run(config: Any, workdir: Path, interruption: Interruption) -> None:
     """Plans, trains and validates the folds that the config asks for. The same call resumes a run that was stopped.
 
     Args:
-      config: checked by `nnunet.config.validate`.
+      config: a ConfigDict, checked by `nnunet.config.validate`.
       workdir: of the run, claimed. Gets plans.json, dataset.json, dataset_fingerprint.json, splits_final.json and a
         folder per fold; once all folds are there, cross_validation.json and the ensemble's scores on the test split.
       interruption: asked after every step.
@@ -67,10 +66,10 @@ class _Planned:
     fingerprint: dict
     plan: dict
     splits: list[dict]
-    preprocessed: dict[str, tuple[case_sets.Case, store.Stored]]
+    preprocessed: dict[str, tuple[case_sets.Case, store.StoredCase]]
 
 
-def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
+def _plan_run(config: Any, workdir: Path) -> _Planned:
     """Reads the data set, plans for it, writes the plan to `workdir`, and preprocesses the training cases."""
     data = config.data
     cases = case_sets.find(
@@ -100,7 +99,7 @@ def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
     return _Planned(cases, fingerprint, plan, splits, by_name)
 
 
-def _make_steps(config: ConfigDict, planned: _Planned) -> tuple[Steps, dict]:
+def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
     """Builds the plan's network and compiled steps, and the metadata of every checkpoint."""
     cases, plan = planned.cases, planned.plan
     network, kwargs = class_and_arguments(plan)
@@ -128,7 +127,7 @@ def _make_steps(config: ConfigDict, planned: _Planned) -> tuple[Steps, dict]:
 
 
 def _train_and_validate(
-    config: ConfigDict,
+    config: Any,
     workdir: Path,
     planned: _Planned,
     steps: Steps,
@@ -178,7 +177,7 @@ def _plan(config, cases, fingerprint):
     return plan
 
 
-def _splits(config: ConfigDict, cases: case_sets.Cases) -> list[dict]:
+def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
     """Returns the names of the cases that each fold trains on ("train") and holds back ("val")."""
     names, patients = [case.name for case in cases.train], [case.patient for case in cases.train]
     if config.fold == ALL:
@@ -191,7 +190,7 @@ def _splits(config: ConfigDict, cases: case_sets.Cases) -> list[dict]:
         parts = {part: [case.name for case in cases.train if case.part == part] for part in ("train", "val")}
         if not all(parts.values()):
             raise ConfigError(
-                "config.folds=published: the data set has no train and val part of its own; use patient or case"
+                "config.folds=published: the data set has no published train and val split; use patient or case"
             )
         splits = [parts]
     patient_of = dict(zip(names, patients, strict=True))
@@ -210,7 +209,7 @@ def _predictor(fold_folders, plan):
     return make_predictor(trained, plan["configurations"]["2d"]["patch_size"])
 
 
-def _conclude(config: ConfigDict, workdir: Path, planned: _Planned) -> None:
+def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
     """Once all folds are trained: writes their table, decides on post-processing, and scores the test split."""
     cases, splits = planned.cases, planned.splits
     together = summarize(workdir, len(splits), cases.scheme) if splits else None

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.nnunet_small import PLAN
+from helpers.nnunet_small import PLAN, CaseInMemory
 
 from bcss_jax import losses, models
 from bcss_jax.errors import Preempted
-from bcss_jax.nnunet.patches import InMemorySource
 from bcss_jax.nnunet.record import FoldRecord
 from bcss_jax.nnunet.steps import Length, make_steps
 from bcss_jax.nnunet.train import train_fold
@@ -28,7 +27,7 @@ def random_case(seed):
     labels[5:40, 10:50], labels[30:60, 40:80], labels[:4] = 1, 2, 3
     data = (random.standard_normal((70, 90, 3)) + labels[..., None]).astype(np.float32)
     places = {label: np.argwhere(labels == label) for label in (1, 2)}
-    return InMemorySource(data, labels, places | {(-1, 0, 1, 2): np.argwhere(labels < 3)})
+    return CaseInMemory(data, labels, places | {(-1, 0, 1, 2): np.argwhere(labels < 3)})
 
 
 class Stop:

@@ -114,7 +114,7 @@ def test_a_checkpoint_is_enough_to_predict_with(finished):
 
     workdir, _ = finished
     trained = checkpoint.load_trained(workdir / "checkpoints", sharding.make_mesh(jax.devices()[:1]), "latest")
-    config, scheme = trained.about["config"], trained.about["label_scheme"]
+    config, scheme = trained.metadata["config"], trained.metadata["label_scheme"]
     assert scheme == json.loads(json.dumps(labels.SCHEMES["tumor_stroma"].to_json()))
     model = models.create(**config["model"], num_classes=len(scheme["class_names"]), dtype=config["dtype"])
     images = np.zeros((1, 16, 16, 3), np.uint8)
