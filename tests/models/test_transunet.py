@@ -1,4 +1,4 @@
-"""TransUNet: parity with the reference's outputs and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
+"""TransUNet: parity with the reference and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
 
 import functools
 
@@ -26,7 +26,7 @@ def small(**kwargs):
 
 
 def compiled(function):
-    """`function(module, ...)`, compiled quickly."""
+    """Compiles `function(module, ...)` with little optimization."""
     run = jax.jit(lambda split, *args: function(nnx.merge(*split), *args), compiler_options=QUICK)
     return lambda module, *args: run(nnx.split(module), *args)
 
@@ -46,7 +46,7 @@ def compiled(function):
     ],
     ids=["tiny", "full"],
 )  # fmt: skip
-def test_the_references_outputs(case, kwargs):
+def test_outputs_match_the_reference(case, kwargs):
     entry, state, image, expected = reference_case(case)
     model = models.create("transunet", num_classes=3, **kwargs)
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
@@ -65,7 +65,7 @@ def test_the_references_outputs(case, kwargs):
         assert np.abs(mine - value).max() < 3e-4 * value.std(), name
 
 
-def test_only_the_position_table_grows_with_the_images():
+def test_only_position_embeddings_grow_with_the_images():
     model = nnx.eval_shape(lambda: models.create("transunet", num_classes=9, image_size=(256, 512), compat="google"))
     parameters = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert parameters == 105_277_081 + (16 * 32 - 14 * 14) * 768
@@ -117,7 +117,7 @@ def test_the_two_arithmetics_share_parameters_and_differ():
     assert np.asarray(other_skips[1])[:, -1].any()
 
 
-def test_googles_root_and_pooling_are_flaxs():
+def test_googles_root_and_pooling_equal_flax():
     model, x = small(compat="google").encoder.hybrid, jnp.asarray(normal(0, 1, 48, 32, 3))
     conv = nnx.Conv(3, 32, (7, 7), (2, 2), padding="SAME", use_bias=False, rngs=nnx.Rngs(0))
     conv.kernel[...] = model.root.weights()
@@ -141,7 +141,7 @@ def test_standardized_kernels():
 
 
 @pytest.mark.parametrize("google, sites", [(False, 4), (True, 6)])
-def test_dropout_in_the_transformer_is_each_examples_own(google, sites):
+def test_dropout_in_the_transformer_depends_only_on_the_example(google, sites):
     model = vit.Transformer(
         24, 4, 40, 2, google=google, dropout=0.5, dropout_number=1, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
@@ -194,7 +194,7 @@ def test_initial_values():
         assert 0.98 * bound < np.abs(array).max() <= bound, name
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
+def test_bfloat16_is_close_to_float32_and_weights_and_logits_stay_float32():
     one, other = small(), small(dtype=jnp.bfloat16)
     x = jnp.asarray(normal(0, 2, 32, 32, 3))
     run = compiled(lambda m, x: m(x))
@@ -231,7 +231,7 @@ def test_only_parameters_and_batch_statistics():
     ],
     ids=str,
 )
-def test_errors_name_what_is_wrong_and_what_fits(kwargs, parts):
+def test_errors_name_the_problem_and_a_valid_value(kwargs, parts):
     with pytest.raises(ConfigError) as error:
         small(**kwargs)
     message = str(error.value)
