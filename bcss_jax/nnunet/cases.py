@@ -58,7 +58,7 @@ class Cases:
       dataset: what stands in nnU-Net's dataset.json.
       scheme: what its labels mean, for scores and pictures.
       folder: where what is derived from it may be kept; its name changes when a file does.
-      description: as `dataset.PreparedData.describe` gives it for checkpoints; None of a raw data folder.
+      description: as `tfrecords.PreparedData.describe` returns it for checkpoints; None for a raw data folder.
     """
 
     train: tuple[Case, ...]

@@ -23,7 +23,7 @@ def history(epochs=5):
 
 
 def data(**changes):
-    """What `dataset.PreparedData.describe` says."""
+    """Returns what `tfrecords.PreparedData.describe` returns."""
     return {
         "layout": "kaggle224", "split": "institute", "codes": "kaggle3", "mpp": 0.25, "fingerprint": "f" * 64,
         "data_version": "1.0.1", "tiles": {"train": 40, "val": COUNT}, "patients": {"train": 20, "val": 9},

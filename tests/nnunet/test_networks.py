@@ -240,7 +240,7 @@ def test_logits_depend_neither_on_other_images_nor_on_the_training_mode(name):
     [
         ((18, 24), ("18x24", "multiples of 4 and 8", "16x24 and 20x24")),
         ((16, 27), ("16x24 and 16x32",)),
-        ((4, 8), ("not both", "8x8 and 4x16")),
+        ((4, 8), ("larger than 4x8", "8x8 and 4x16")),
         ((1, 1), ("8x8 and 4x16",)),
     ],
 )

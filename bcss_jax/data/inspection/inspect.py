@@ -95,7 +95,7 @@ def inspect(
 def _recorded_settings(settings: DataSettings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
     """Returns the settings that the results depend on, as inspect.json has them."""
     recorded = {"data.layout": settings.layout, "labels": scheme.name, "patches": patches}
-    if settings.layout != "sample":
+    if settings.folder is not None:
         recorded |= {
             "data.dir": str(settings.folder.resolve()),
             "data.split": settings.split_by,
