@@ -121,7 +121,7 @@ def test_a_folder_of_another_plan_does_not_change(folder):
     before = (folder / "plans.json").read_bytes()
     with pytest.raises(DataError, match="plans.json: the existing file differs"):
         result_folder.write_result_folder(folder, small.PLAN | {"plans_name": "other"}, small.DATASET, states((1,)))
-    with pytest.raises(DataError, match="dataset.json: differs"):
+    with pytest.raises(DataError, match="dataset.json: the existing file differs"):
         result_folder.write_result_folder(folder, small.PLAN, small.DATASET | {"numTraining": 2}, states((1,)))
     assert (folder / "plans.json").read_bytes() == before and not (folder / "fold_1").exists()
 
