@@ -1,6 +1,6 @@
-"""Errors that a user can act on: one line of text and the process's exit code.
+"""Errors that the user can correct: one line of text and the exit code of the process.
 
-Entry points print the message without a traceback (`--debug` shows it) and exit with `exit_code`.
+The commands print the message without a traceback (`--debug` shows it) and exit with `exit_code`.
 """
 
 import os
@@ -9,68 +9,68 @@ from collections.abc import Mapping
 
 
 class UserError(Exception):
-    """Base of all errors that are the caller's to mend. The message is one line and says what to do."""
+    """Base class of all errors that the user can correct. The message is one line and says what to do."""
 
     exit_code = 1
 
 
 class ConfigError(UserError):
-    """A configuration value or combination that cannot work."""
+    """Raised for a setting, or a combination of settings, that cannot work."""
 
     exit_code = 2
 
 
 class DataError(UserError):
-    """An input file or data set that is not what it should be: names the file, expected, found, remedy."""
+    """Raised for an unusable input file or data set. The message gives the file, what was expected and found, a remedy."""
 
     exit_code = 3
 
 
 class NumericalError(UserError):
-    """Training produced non-finite numbers too often."""
+    """Raised when training produced non-finite numbers too often."""
 
     exit_code = 4
 
 
 class StorageError(UserError):
-    """A file could not be written: no space, no permission, or somebody else holds it."""
+    """Raised when a file cannot be written: no space, no permission, or in use by another process."""
 
     exit_code = 5
 
 
 class InUseError(StorageError):
-    """Another process is at work in a folder."""
+    """Raised when another process works in a folder."""
 
 
 class PartialError(UserError):
-    """Some of several inputs failed, each for its own reason, which is written down; the others are done."""
+    """Raised when some of several inputs failed. The reasons are written to files; the other inputs are done."""
 
     exit_code = 6
 
 
 class Preempted(UserError):
-    """The run was asked to stop, has saved, and goes on when the same command is run again."""
+    """Raised when the run was asked to stop and has saved its state. The same command resumes it."""
 
     exit_code = 75  # os.EX_TEMPFAIL
 
 
 def in_flags_of_command(message: str, flags: Mapping[str, str]) -> str:
-    """A message of the layers below, which name the flags of training, for another command.
+    """Returns the message with the flags of training replaced by those of another command.
 
     Args:
-      message: such as "...; choose another --config.data.prepared_dir".
-      flags: of training -> of the command; others stay.
+      message: for example "...; choose another --config.data.prepared_dir".
+      flags: flag of training -> flag of the command. Other flags stay as they are.
     """
     return re.sub(r"--config\.[a-z_.]*[a-z_]", lambda found: flags.get(found[0], found[0]), message)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to one short line without colors."""
+    """Returns the first line of an error's message, without terminal colors and at most 200 characters long."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def printable(path: str | os.PathLike) -> str:
-    """The path for a message of one line: line breaks and bytes that are no UTF-8 are escaped."""
+    """Returns the path for a message of one line: line breaks and bytes that are not UTF-8 are escaped."""
     text = os.fspath(path)
     return text if text.isprintable() else ascii(text)

@@ -1,10 +1,10 @@
-"""Scores trained runs on one part of a data set, side by side.
+"""Scores trained runs on one split of a data set, side by side.
 
     python -m bcss_jax.evaluate --checkpoints=runs/unet,runs/transunet --output=results
         [--split=val] [--data.dir=FOLDER --data.layout=kaggle224] [--tta] [--ensemble]
 
-Network, label scheme, image statistics and data come from each checkpoint. The same command goes on where it was
-stopped. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
+Network, label scheme, image statistics and data settings come from each checkpoint. To resume a stopped evaluation, run
+the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError, Preempted
-from bcss_jax.evaluation import nnunet_run
-from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, Part
+from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, EvaluationSplit
+from bcss_jax.evaluation.nnunet_run import NnunetRun, is_nnunet_run, read_nnunet_run
 from bcss_jax.evaluation.reporting import tables
-from bcss_jax.evaluation.results_folder import OF_ALL, ResultsFolder
-from bcss_jax.evaluation.target import EvaluationTarget, differences, evaluate
-from bcss_jax.inference import trained_run
+from bcss_jax.evaluation.results_folder import SUMMARY_FILES, ResultsFolder
+from bcss_jax.evaluation.target import EvaluationTarget, evaluate, paired_differences
+from bcss_jax.inference.trained_run import TrainedRun, read_trained_run, with_unique_names
 from bcss_jax.training.sharding import check_batch_size, make_mesh
 
-# Flags of training, as errors name them -> those of this command.
+# Flags of training, as errors name them -> flags of this command.
 FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp")}
 FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
@@ -50,36 +50,35 @@ def _parser():
     parser = command.parser("python -m bcss_jax.evaluate", __doc__)
     add = parser.add_argument
     add("--checkpoints", required=True, help="folders of runs, or of their checkpoints, separated by commas")
-    add("--output", required=True, type=Path, help="folder of the results")
-    add("--which", choices=("best", "latest"), default="best", help="checkpoint of each run")
-    add("--split", choices=discovery.SPLITS, default="val", help="part of the data to score")
-    add("--data.layout", dest="layout", choices=discovery.LAYOUTS, help="the checkpoint's if not given")
-    add("--data.dir", dest="data_dir", help="folder of the data set; the checkpoint's if not given")
+    add("--output", required=True, type=Path, help="folder for the results")
+    add("--which", choices=("best", "latest"), default="best", help="checkpoint to use of each run")
+    add("--split", choices=discovery.SPLITS, default="val", help="split of the data set to score")
+    from_checkpoint = "default: as in the checkpoint"
+    add("--data.layout", dest="layout", choices=discovery.LAYOUTS, help=f"layout of the data set; {from_checkpoint}")
+    add("--data.dir", dest="data_dir", help=f"folder of the data set; {from_checkpoint}")
     add(
-        "--data.split", dest="data_split", choices=("published", "institute"), help="how the parts come about; likewise"
+        "--data.split",
+        dest="data_split",
+        choices=("published", "institute"),
+        help=f"how the data set is divided into splits; {from_checkpoint}",
     )
-    add("--data.mpp", dest="mpp", type=float, help="um per pixel; likewise")
-    add("--prepared_dir", default="~/.cache/bcss_jax", help="where prepared data are kept")
-    add("--batch_size", type=int, help="images at a time, over all devices; the smallest of the runs' if not given")
-    add("--tta", action="store_true", help="mean over flips and quarter turns; flips only if images are not square")
-    add("--ensemble", action="store_true", help="besides, the mean of all checkpoints of one label scheme")
+    add("--data.mpp", dest="mpp", type=float, help=f"resolution in um per pixel; {from_checkpoint}")
+    add("--prepared_dir", default="~/.cache/bcss_jax", help="folder of the prepared data")
+    add("--batch_size", type=int, help="images per batch over all devices; default: the smallest among the runs")
+    add(
+        "--tta",
+        action="store_true",
+        help="average over flips and quarter turns of each image, or over flips only if images are not square",
+    )
+    add("--ensemble", action="store_true", help="also score the mean of all checkpoints with the same label scheme")
     add("--overwrite", action="store_true", help="replace results of other settings or models")
     command.add_debug(parser)
     return parser
 
 
 def _run(args: argparse.Namespace, interruption: Interruption) -> None:
-    paths = [Path(path) for path in args.checkpoints.split(",") if path]
-    if not paths:
-        raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
     mesh = make_mesh(jax.local_devices())
-    runs = [
-        nnunet_run.read_nnunet_run(path, mesh)
-        if nnunet_run.is_nnunet_run(path)
-        else trained_run.read_trained_run(path, mesh, args.which)
-        for path in paths
-    ]
-    runs = trained_run.with_unique_names(runs, OF_ALL)
+    runs = _read_runs(args, mesh)
     batch_size = args.batch_size if args.batch_size is not None else min(run.batch_size for run in runs)
     check_batch_size("--batch_size", batch_size, 1, mesh)
     settings = {
@@ -92,68 +91,92 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     }
     with files.locked(args.output):
         results = ResultsFolder(args.output, settings, args.overwrite)
-        subjects = _subjects(args, runs, batch_size)
-        for subject in subjects:
-            results.check(subject.folder, subject.identity())
+        targets = _targets(args, runs, batch_size)
+        for target in targets:
+            results.check(target.folder, target.identity())
         interruption.begin()
         results.claim()
         evaluations = []
-        for subject in subjects:
-            evaluation = results.finished(subject.folder, subject.identity())
+        for target in targets:
+            evaluation = results.load_finished(target.folder, target.identity())
             if evaluation:
-                print(f"{subject.name}: evaluated before", flush=True)
+                print(f"{target.name}: already evaluated", flush=True)
             elif interruption.requested:
-                raise Preempted(f"stopped before {subject.name}; the same command goes on from there")
+                raise Preempted(f"stopped before {target.name}; run the same command again to resume")
             else:
-                evaluation = _evaluate(subject, results, batch_size, args.tta, mesh, interruption)
+                with out_of_memory_errors(f"{target.name}: a batch of {batch_size} images", "a smaller --batch_size"):
+                    evaluation = evaluate(
+                        target, results, batch_size=batch_size, tta=args.tta, mesh=mesh, interruption=interruption
+                    )
             evaluations.append(evaluation)
-        results.write(evaluations, differences(subjects, results))
-    _conclude(args.output, evaluations)
+        results.write_summary(evaluations, paired_differences(targets, results))
+    _print_results(args.output, evaluations)
 
 
-def _subjects(args, runs, batch_size) -> list[EvaluationTarget]:
-    """The runs, and after them the ensembles that were asked for: of one scheme, on the same images."""
-    found, prepared = [], {}
+def _read_runs(args, mesh) -> list[TrainedRun | NnunetRun]:
+    """Reads the runs that --checkpoints names, with unique names."""
+    paths = [Path(path) for path in args.checkpoints.split(",") if path]
+    if not paths:
+        raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
+    runs: list[TrainedRun | NnunetRun] = [
+        read_nnunet_run(path, mesh) if is_nnunet_run(path) else read_trained_run(path, mesh, args.which)
+        for path in paths
+    ]
+    return with_unique_names(runs, SUMMARY_FILES)
+
+
+def _targets(args, runs, batch_size) -> list[EvaluationTarget]:
+    """Returns a target for each run, followed by the ensembles if they were asked for."""
+    targets, prepared = [], {}
     for run in runs:
         settings = _data_settings(args, run)
         key = settings, run.scheme.name
         if key not in prepared:
-            prepared[key] = _parts(settings, args, run.scheme, batch_size)
-        part, fit_on = prepared[key]
-        if isinstance(run, nnunet_run.NnunetRun):
-            part, fit_on = _unseen(run, part, fit_on)
-        found.append(EvaluationTarget(run.name, run.name, (run,), part, fit_on))
-    if not args.ensemble:
-        return found
+            prepared[key] = _splits(settings, args, run.scheme, batch_size)
+        split, fit_split = prepared[key]
+        if isinstance(run, NnunetRun):
+            split, fit_split = _unseen_splits(run, split, fit_split)
+        targets.append(EvaluationTarget(run.name, run.name, (run,), split, fit_split))
+    return targets + _ensembles(targets) if args.ensemble else targets
+
+
+def _ensembles(targets) -> list[EvaluationTarget]:
+    """Returns an ensemble for each label scheme and data set that several of the targets share."""
     groups = {}
-    for subject in found:
-        groups.setdefault((subject.scheme, subject.part.data["content_sha256"]), []).append(subject)
+    for target in targets:
+        groups.setdefault((target.scheme, target.split.data["content_sha256"]), []).append(target)
     groups = [group for group in groups.values() if len(group) > 1]
     if not groups:
-        raise ConfigError("--ensemble needs two or more checkpoints of one label scheme and one data set")
-    names = [subject.name for subject in found]
+        raise ConfigError("--ensemble needs two or more checkpoints with the same label scheme and data set")
+    names, ensembles = [target.name for target in targets], []
     for number, group in enumerate(groups, 1):
         name = f"ensemble of {len(group)}" + (f", {number}" if len(groups) > 1 else "")
         folder = name.replace(", ", "_").replace(" ", "_")
         if folder in names:
-            raise ConfigError(f"a run is called {folder}, as the ensemble would be; rename its folder")
-        runs_of_group = tuple(subject.runs[0] for subject in group)
-        by_fit = sorted(group, key=lambda subject: subject.fit_on is not subject.part)  # first what is its own part's
-        found.append(EvaluationTarget(name, folder, runs_of_group, by_fit[0].part, by_fit[0].fit_on))
-    return found
+            raise ConfigError(f"a run is called {folder}, which is the name of the ensemble; rename the run's folder")
+        runs = tuple(target.runs[0] for target in group)
+        # If a member has to fit the temperature on the evaluated images, so does the ensemble.
+        first = min(group, key=lambda target: target.fit_split is not target.split)
+        ensembles.append(EvaluationTarget(name, folder, runs, first.split, first.fit_split))
+    return ensembles
 
 
-def _unseen(run, part, fit_on) -> tuple[Part, Part]:
-    """The parts again, if no fold was trained on the first; the temperature is fitted on it if one was on the other."""
-    keys = {each.name: [row["key"] for row in each.table] for each in (part, fit_on)}
-    run.check_unseen(part.name, keys[part.name], part.data["layout"])
-    return part, part if run.seen(fit_on.name, keys[fit_on.name], fit_on.data["layout"]) else fit_on
+def _unseen_splits(run, split, fit_split) -> tuple[EvaluationSplit, EvaluationSplit]:
+    """Returns the splits for a run of nnU-Net's method, after a check that no fold was trained on the first one.
+
+    The temperature is fitted on the first split if a fold was trained on the second one.
+    """
+    keys = {each.name: [row["key"] for row in each.table] for each in (split, fit_split)}
+    run.check_unseen(split.name, keys[split.name], split.data["layout"])
+    seen = run.count_seen(fit_split.name, keys[fit_split.name], fit_split.data["layout"])
+    return split, split if seen else fit_split
 
 
 def _data_settings(args, run) -> DataSettings:
-    """Returns the data settings of the checkpoint, with those of the command line in their place."""
+    """Returns the data settings of the checkpoint, unless the command line gives others."""
     saved = run.config["data"]
-    names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad")  # nnU-Net's method has no patches: the defaults
+    # Runs of nnU-Net's method have no patches and use the defaults.
+    names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad")
     settings = DataSettings(
         saved["layout"], saved["dir"] or None, saved["split"], **{name: saved[name] for name in names if name in saved}
     )
@@ -164,27 +187,30 @@ def _data_settings(args, run) -> DataSettings:
     if settings.layout == "sample" and args.data_dir:
         raise ConfigError(
             f"--data.dir={args.data_dir}: {run.name} was trained on the built-in sample, which has no folder; "
-            "say how that folder is laid out, as in --data.layout=kaggle224"
+            "give the layout of the folder, for example --data.layout=kaggle224"
         )
     return settings
 
 
-def _parts(settings, args, scheme, batch_size) -> tuple[Part, Part]:
-    """The part to score, and the one that the temperature is fitted on: val if there is another one than that."""
-    from bcss_jax.data import tfrecords  # here, because TensorFlow takes seconds that a typo should not cost
+def _splits(settings, args, scheme, batch_size) -> tuple[EvaluationSplit, EvaluationSplit]:
+    """Returns the split to score and the split to fit the temperature on.
+
+    The second one is val if test is scored and val has images. Otherwise it is the first one.
+    """
+    from bcss_jax.data import tfrecords  # imported here: TensorFlow takes seconds, and a typo should fail before that
 
     data = tfrecords.prepare(settings, prepared_dir=args.prepared_dir, scheme=scheme)
     if not data.splits.get(args.split):
-        there = ", ".join(f"{part} {count}" for part, count in data.splits.items())
+        available = ", ".join(f"{name} {count}" for name, count in data.splits.items())
         raise DataError(
-            f"{settings.dir or 'the built-in sample'}: expected images with masks in the part {args.split}, found "
-            f"none ({there}); choose another --split"
+            f"{settings.dir or 'the built-in sample'}: expected images with masks in the split {args.split}, found "
+            f"none ({available}); choose another --split"
         )
-    part = _part(data, args.split, scheme, batch_size)
-    return part, _part(data, "val", scheme, batch_size) if args.split == "test" and data.splits.get("val") else part
+    split = _split(data, args.split, scheme, batch_size)
+    return split, _split(data, "val", scheme, batch_size) if args.split == "test" and data.splits.get("val") else split
 
 
-def _part(data, name, scheme, batch_size) -> Part:
+def _split(data, name, scheme, batch_size) -> EvaluationSplit:
     from bcss_jax.data.host_tensorflow import tf
     from bcss_jax.data.input_pipeline import eval_batches
 
@@ -195,29 +221,24 @@ def _part(data, name, scheme, batch_size) -> Part:
         "batch_size": batch_size,
     }
 
-    def batches(first):
+    def batches_from(first):
         left = len(table) - first
         return eval_batches(data.load(name).skip(first), left, **pipeline) if left else iter(())
 
-    def only(indices):
+    def batches_of(indices):
         chosen = data.load(name).filter(
             lambda example: tf.reduce_any(example["index"] == tf.constant(indices, tf.int64))
         )
         return eval_batches(chosen, len(indices), **pipeline)
 
-    return Part(name, data.describe(), table, batches, only)
+    return EvaluationSplit(name, data.describe(), table, batches_from, batches_of)
 
 
-def _evaluate(subject, results, batch_size, tta, mesh, interruption) -> dict:
-    with out_of_memory_errors(f"{subject.name}: a batch of {batch_size} images", "a smaller --batch_size"):
-        return evaluate(subject, results, batch_size=batch_size, tta=tta, mesh=mesh, interruption=interruption)
-
-
-def _conclude(output, evaluations) -> None:
+def _print_results(output, evaluations) -> None:
     for group in tables.by_scheme(evaluations).values():
         print(f"\n{tables.text(group)}")
     print(f"\nlook at:   {output / 'report.html'}  {output / 'figures'}")
-    print(f"figures:   {output / 'evaluation.json'}  {output / evaluations[0]['folder'] / 'per_image.csv'}")
+    print(f"scores:    {output / 'evaluation.json'}  {output / evaluations[0]['folder'] / 'per_image.csv'}")
 
 
 if __name__ == "__main__":

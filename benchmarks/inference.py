@@ -3,7 +3,7 @@
     python benchmarks/inference.py --model=unet_resnet101 --batch=4 --images=16
     python benchmarks/inference.py --data_dir=FOLDER --rounds=5
 
-Here that is the path of `python -m bcss_jax.evaluate`: batches, `Predictor`, `accumulate.count`. There it is a loop over a
+Here that is the path of `python -m bcss_jax.evaluate`: batches, `ImageCounter`, `accumulate`. There it is a loop over a
 DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders, otherwise what
 `torch_twins.py` builds) and the same counts in PyTorch; outlines (HD95, NSD) come from the same function on threads, on
 both sides while the next batch is computed. The network gets PyTorch's weights through `bcss_jax.models.weights.pretrained`, with batch
@@ -123,11 +123,13 @@ class Jax:
         self.member = functools.partial(
             predict.log_probabilities, ModelFunction(model, IMAGENET), SCHEME, False, *weights
         )
-        self.predictor = image_counts.Predictor([self.member], SCHEME, self.mesh)
+        self.counter = image_counts.ImageCounter([self.member], SCHEME, self.mesh)
         self.data, self.batch, self.workers = data, args.batch, args.workers
         positions = np.random.default_rng(1).integers(0, data.labels[0].size, (len(data.labels), SAMPLED))
         self.positions = positions.astype(np.int32)
-        self.part = accumulate.Part("val", {}, [{"mpp": MPP}] * len(data.labels), self.batches, None)
+        self.split = accumulate.EvaluationSplit(
+            "val", {}, [{"mpp": MPP}] * len(data.labels), self.batches, lambda indices: iter(())
+        )
         self._kept = None
 
     def batches(self, first: int = 0):
@@ -159,12 +161,12 @@ class Jax:
         """Counts and outlines of each image."""
         with Interruption() as interruption, contextlib.redirect_stdout(io.StringIO()):
             interruption.begin()
-            return accumulate.count(
-                self.predictor,
-                self.part,
-                accumulate.Seconds(),
-                begun={},
-                keep=lambda arrays: None,
+            return accumulate.accumulate(
+                self.counter,
+                self.split,
+                accumulate.EvaluationSeconds(),
+                saved={},
+                save=lambda arrays: None,
                 interruption=interruption,
                 label="",
             )
@@ -190,7 +192,7 @@ class Jax:
             for batch, known in zip(self._in_memory(), self._kept, strict=True):
                 values = {"labels": batch["label"], "positions": self.positions[batch["index"]]}
                 placed = sharding.place_batch(values, self.mesh)
-                counts = jax.device_get(image_counts.counts(SCHEME, known, placed["labels"], placed["positions"]))
+                counts = jax.device_get(image_counts.count_pixels(SCHEME, known, placed["labels"], placed["positions"]))
                 futures.append(pool.map(outlines, batch["label"], counts["predictions"]))
             for each in futures:
                 list(each)

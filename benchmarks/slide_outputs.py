@@ -1,11 +1,11 @@
-"""Seconds, peak memory and sizes of a slide's outputs made from its finished labels.
+"""Measures the time, peak memory and size of a slide's outputs that are made from its finished labels.
 
     python benchmarks/slide_outputs.py [--folder=FOLDER] [--side=20000] [--sparse_side=200000]
 
-Two made-up slides: one full of ragged regions of three classes on half of its area, and an almost empty one of the
-sparse side with one patch of such tissue. Each step runs in a process of its own, so that its peak memory is its own;
-the process's start counts for the memory (the line "import"), not for the seconds. CPU seconds are given beside those
-of the clock, for machines that do other work at the same time.
+There are two synthetic slides. One is full of ragged regions of three classes on half of its area. The other has the
+sparse side and is almost empty, with one patch of such tissue. Each step runs in a separate process, so that its peak
+memory is that of the step alone. The memory includes the start of the process (the line "import"); the seconds do not.
+CPU seconds are given as well as elapsed seconds, for machines that do other work at the same time.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MPP = 0.25
 
 
 def bands(side: int, first: int, last: int):
-    """Rows of labels uint8 [<= TILE, side] of the made-up tissue: large blobs with ragged edges on blobs of tissue."""
+    """Yields rows of labels, uint8 [<= TILE, side], of synthetic tissue: large blobs with ragged edges."""
     random = np.random.default_rng(0)
 
     def field(reduction, sigma):
@@ -63,7 +63,7 @@ def bands(side: int, first: int, last: int):
 
 
 def full_store(folder: pathlib.Path, side: int) -> float:
-    """Writes the full slide; seconds in the store alone."""
+    """Writes the full slide; returns the seconds spent in the store."""
     store, seconds = TileStore(folder, side, side), 0.0
     for row, labels in enumerate(bands(side, 0, side)):
         start = time.perf_counter()
@@ -73,7 +73,7 @@ def full_store(folder: pathlib.Path, side: int) -> float:
 
 
 def sparse_store(folder: pathlib.Path, side: int) -> float:
-    """Writes the empty slide with its patch of 8 x 8 tiles; seconds in the store alone."""
+    """Writes the empty slide with its patch of 8 x 8 tiles; returns the seconds spent in the store."""
     store, seconds = TileStore(folder, side, side), 0.0
     patch = list(bands(8 * TILE, 0, 8 * TILE))
     middle = store.rows // 2
@@ -89,7 +89,7 @@ def sparse_store(folder: pathlib.Path, side: int) -> float:
 
 
 def step(name: str, folder: pathlib.Path, side: int) -> dict:
-    """Runs one step; what it took."""
+    """Runs one step; returns its time, memory and results."""
     store, found, seconds = TileStore(folder / "store", side, side), {}, None
     grid = Grid(side, side, MPP, (1.0, 1.0))
     clock, cpu = time.perf_counter(), time.process_time()
@@ -99,7 +99,7 @@ def step(name: str, folder: pathlib.Path, side: int) -> dict:
     elif name == "read":
         found["pixels of classes"] = int(store.counts()[1:].sum())
     elif name == "pyramid":
-        label_pyramid.write(folder / "labels.ome.tif", store, mpp=MPP, classes=CLASSES, name="made up")
+        label_pyramid.write(folder / "labels.ome.tif", store, mpp=MPP, classes=CLASSES, name="synthetic")
         found["bytes"] = (folder / "labels.ome.tif").stat().st_size
     elif name == "polygons":
         found["regions"] = found["points"] = 0
@@ -109,14 +109,14 @@ def step(name: str, folder: pathlib.Path, side: int) -> dict:
     elif name == "geojson":
         found["regions"] = geojson.write(folder / "regions.geojson", store, grid, CLASSES)
         found["bytes"] = (folder / "regions.geojson").stat().st_size
-    elif name == "rasterio":  # the whole array in memory, none of it cut into tiles
+    elif name == "rasterio":  # on the whole array in memory
         tiles = [[store.pixels(row, column) for column in range(store.columns)] for row in range(store.rows)]
         labels = np.block(tiles)
         clock, cpu = time.perf_counter(), time.process_time()
         found["regions"] = sum(1 for _ in rasterio.features.shapes(labels, mask=labels > 0, connectivity=4))
     if seconds is None:
         seconds, cpu = time.perf_counter() - clock, time.process_time() - cpu
-    else:  # without making the labels up
+    else:  # the seconds in the store do not include drawing the labels
         cpu = None
     return {
         "step": name,
@@ -129,12 +129,14 @@ def step(name: str, folder: pathlib.Path, side: int) -> dict:
 
 
 def main() -> None:
-    """Runs all steps, or the one asked for."""
+    """Runs all steps, or the requested one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=pathlib.Path, help="where to work; a temporary folder if not given")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="folder for the slides and outputs; a temporary one by default"
+    )
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--sparse_side", type=int, default=200_000)
-    parser.add_argument("--step", help="one step alone, in this process, in FOLDER")
+    parser.add_argument("--step", help="run only this step, in this process, in FOLDER")
     arguments = parser.parse_args()
     if arguments.step:
         print(json.dumps(step(arguments.step, arguments.folder, arguments.side)))

@@ -1,9 +1,9 @@
-"""How fast blocks of a slide come out of the reader processes.
+"""Measures how fast the reader processes deliver blocks of a slide.
 
     python benchmarks/slide_reading.py SLIDE [SLIDE ...] [--mpp=0.25] [--block=512] [--processes=1,2] [--rounds=3]
 
-Prints, per slide and number of processes, megapixels of the grid per second: the median of the rounds and their range.
-The numbers of processes take turns, so that a busy machine slows all of them.
+Prints megapixels of the grid per second for each slide and number of processes: the median of the rounds and their
+range. The rounds alternate between the numbers of processes, so that other work on the machine slows all of them.
 """
 
 import argparse
@@ -19,29 +19,29 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that 
 from bcss_jax.slides.grid import grid_of  # noqa: E402
 from bcss_jax.slides.reading.reader_pool import ReaderPool  # noqa: E402
 
-AHEAD = 4  # blocks asked for ahead, per process
+AHEAD = 4  # blocks requested ahead, per process
 
 
 def pixels_per_second(pool: ReaderPool, mpp: float, block: int, processes: int) -> float:
-    """Reads the slide once."""
+    """Reads the slide once; returns pixels of the grid per second."""
     grid = grid_of(pool.info.width, pool.info.height, pool.info.mpp, mpp)
     boxes = [
         (x, y, min(block, grid.width - x), min(block, grid.height - y))
         for y, x in itertools.product(range(0, grid.height, block), range(0, grid.width, block))
     ]
     waiting = collections.deque()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for box in boxes:
         waiting.append(pool.submit(grid, *box))
         if len(waiting) >= AHEAD * processes:
             waiting.popleft().result()
     while waiting:
         waiting.popleft().result()
-    return grid.width * grid.height / (time.perf_counter() - begun)
+    return grid.width * grid.height / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measures what the command line names."""
+    """Measures the slides on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("slides", nargs="+")
     parser.add_argument("--mpp", type=float, default=0.25)
@@ -54,7 +54,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for processes in options.processes:
                 with ReaderPool(slide, processes) as pool:
-                    pixels_per_second(pool, options.mpp, options.block, processes)  # all processes started and warm
+                    pixels_per_second(pool, options.mpp, options.block, processes)  # starts and warms up all processes
                     speeds[processes].append(pixels_per_second(pool, options.mpp, options.block, processes) / 1e6)
         for processes, found in speeds.items():
             print(

@@ -1,15 +1,19 @@
-"""Whether memory and time stay what they are when slides grow: the same tissue on ever more glass.
+"""Measures whether memory and time stay the same when slides grow: the same tissue on more and more glass.
 
     python benchmarks/slide_scale.py --checkpoint=RUN [--sides=10000,50000,200000] [--mm2=2.3] [--folder=FOLDER]
     python benchmarks/slide_scale.py --checkpoint=RUN --dense=200000x6000 [--window=512]
 
-Draws slides of the same area of tissue, in squares of half a millimeter that are strewn over the whole slide and never
-touch (so that all need the same windows), as tiled pyramids at 0.25 um per pixel, and segments each with
-`python -m bcss_jax.segment`. Memory is the sum over the command's process and its readers, seen every 0.2 s; first a slide
-of 2048 pixels a side tells what the model needs by itself. A small network shows the most: `python -m bcss_jax.main --config=configs/unet.py
---config.model.width=4 --config.epochs=1 --workdir=runs/tiny`. What is held depends on the width of a slide, not on its
-height, so that a strip full of tissue (--dense) shows the most that a slide of that width can need; it is segmented with
-probabilities, and costs the more the more classes there are (--config.labels=five_classes).
+Draws slides with the same area of tissue, as tiled pyramids at 0.25 um per pixel, and segments each one with
+`python -m bcss_jax.segment`. The tissue is in squares of half a millimeter, which are scattered over the whole slide
+and never touch, so that all slides need the same windows. Memory is the sum over the command's process and its reader
+processes, sampled every 0.2 s. A slide of 2048 pixels a side is segmented first and shows what the model itself needs.
+Differences are clearest with a small network:
+
+    python -m bcss_jax.main --config=configs/unet.py --config.model.width=4 --config.epochs=1 --workdir=runs/tiny
+
+Memory depends on the width of a slide and not on its height. A strip full of tissue (--dense) therefore shows the most
+that a slide of that width can need. It is segmented with probabilities, and more classes need more memory
+(--config.labels=five_classes).
 """
 
 import argparse
@@ -32,7 +36,7 @@ GLASS, STAINS = (243, 241, 244), ((226, 158, 196), (120, 70, 150))
 
 
 def textures(count: int = 8) -> list[np.ndarray]:
-    """Tiles of made-up tissue: nuclei on stroma, uint8 [TILE, TILE, 3]."""
+    """Returns tiles of synthetic tissue, nuclei on stroma: uint8 [TILE, TILE, 3]."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(count):
@@ -44,7 +48,10 @@ def textures(count: int = 8) -> list[np.ndarray]:
 
 
 def tissue_tiles(side: int, mm2: float, every: int = 1) -> np.ndarray:
-    """Which tiles of level 0 of a square slide are tissue: bool [tiles, tiles]; squares at every so manieth place."""
+    """Returns which tiles of level 0 of a square slide are tissue, bool [tiles, tiles].
+
+    Squares of tissue are placed at every `every`-th position along both axes.
+    """
     tiles = -(-side // TILE)
     squares = -(-tiles // SQUARE)
     wanted = round(mm2 / (SQUARE * TILE * MPP / 1000) ** 2)
@@ -61,7 +68,7 @@ def tissue_tiles(side: int, mm2: float, every: int = 1) -> np.ndarray:
 
 
 def write_slide(path: pathlib.Path, width: int, height: int, mask: np.ndarray) -> None:
-    """A pyramid of deflated tiles with tissue in those of level 0 that the mask names; memory holds a few of them."""
+    """Writes a pyramid of deflated tiles with tissue in the level-0 tiles of the mask; few tiles are in memory."""
     drawn = [zlib.compress(texture.tobytes(), 1) for texture in textures()]
     glass = zlib.compress(np.full((TILE, TILE, 3), GLASS, np.uint8).tobytes(), 1)
     mean = np.mean([texture.mean(axis=(0, 1)) for texture in textures()], axis=0).astype(np.uint8)
@@ -85,14 +92,21 @@ def write_slide(path: pathlib.Path, width: int, height: int, mask: np.ndarray) -
         for level in LEVELS:
             density = 1e4 / (MPP * level)
             file.write(
-                tiles(level), shape=(-(-height // level), -(-width // level), 3), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb",
-                compression="adobe_deflate", resolution=(density, density), resolutionunit="CENTIMETER",
-                subfiletype=int(level > 1), metadata=None,
-            )  # fmt: skip
+                tiles(level),
+                shape=(-(-height // level), -(-width // level), 3),
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                photometric="rgb",
+                compression="adobe_deflate",
+                resolution=(density, density),
+                resolutionunit="CENTIMETER",
+                subfiletype=int(level > 1),
+                metadata=None,
+            )
 
 
 def resident(process: int) -> int:
-    """Bytes that a process and its children hold in memory."""
+    """Returns the bytes that a process and its children hold in memory."""
     total, waiting = 0, [process]
     while waiting:
         number = waiting.pop()
@@ -102,32 +116,32 @@ def resident(process: int) -> int:
             for task in pathlib.Path(f"/proc/{number}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
         except (OSError, IndexError):
-            continue  # it has ended
+            continue  # the process has ended
     return total
 
 
 def segment(command: list[str], slide: pathlib.Path, output: pathlib.Path) -> tuple[dict, float, int]:
-    """Summary, seconds and peak memory of a run of the command on a slide."""
+    """Runs the command on a slide; returns its summary, seconds and peak memory in bytes."""
     command = [*command, f"--slide={slide}"]
-    begun, peak = time.perf_counter(), 0
+    start, peak = time.perf_counter(), 0
     with subprocess.Popen([*command, f"--output={output}", "--overwrite"], cwd=ROOT, stdout=subprocess.PIPE) as process:
         while process.poll() is None:
             peak = max(peak, resident(process.pid))
             time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"error: the command ended with {process.returncode}")
-    return json.loads((output / slide.stem / "summary.json").read_text()), time.perf_counter() - begun, peak
+    return json.loads((output / slide.stem / "summary.json").read_text()), time.perf_counter() - start, peak
 
 
 def main() -> None:
-    """Draws, segments and prints."""
+    """Draws and segments the slides, and prints time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=lambda path: str(pathlib.Path(path).resolve()))
     parser.add_argument("--sides", default="10000,50000,200000")
     parser.add_argument("--mm2", type=float, default=2.3)
-    parser.add_argument("--dense", help="WIDTHxHEIGHT: a slide full of tissue in place of the others")
-    parser.add_argument("--window", type=int, help="as that of the command")
-    parser.add_argument("--folder", type=pathlib.Path, help="for slides and results; a temporary one if not given")
+    parser.add_argument("--dense", help="WIDTHxHEIGHT: segment a slide full of tissue instead of the others")
+    parser.add_argument("--window", type=int, help="passed to the command")
+    parser.add_argument("--folder", type=pathlib.Path, help="folder for slides and results; a temporary one by default")
     args = parser.parse_args()
     command = [sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={args.checkpoint}"]
     command += [f"--window={args.window}"] if args.window else []
@@ -150,9 +164,10 @@ def main() -> None:
             summary, seconds, peak = segment(command, slide, folder / "out")
             area, parts = summary["tissue_area_mm2"], summary["seconds"]
             print(
-                f"{width} x {height}, {slide.stat().st_size / 2**20:.0f} MiB file: {area:.2f} mm2 in {summary['windows']['computed']} "
-                f"windows, {seconds:.1f} s, {parts['total'] / area:.2f} s/mm2 (computing {parts['computing'] / area:.2f}), peak "
-                f"{peak / 2**20:.0f} MiB, {(peak - alone) / 2**20:.0f} over the model's own; "
+                f"{width} x {height}, {slide.stat().st_size / 2**20:.0f} MiB file: {area:.2f} mm2 in "
+                f"{summary['windows']['computed']} windows, {seconds:.1f} s, {parts['total'] / area:.2f} s/mm2 "
+                f"(computing {parts['computing'] / area:.2f}), peak {peak / 2**20:.0f} MiB, "
+                f"{(peak - alone) / 2**20:.0f} over the model's own; "
                 + ", ".join(f"{name} {value:.1f}" for name, value in parts.items()),
                 flush=True,
             )

@@ -104,7 +104,7 @@ class Torch:
         return self._logits(images)[:, list(self.scheme.evaluated)].float().log_softmax(1)
 
     def _counts(self, known, labels, positions):
-        """What `bcss_jax.evaluation.image_counts.counts` gives, on the host."""
+        """What `bcss_jax.evaluation.image_counts.count_pixels` gives, on the host."""
         n, size = len(labels), self.scheme.num_classes**2
         labels, positions = labels.to(self.device, torch.int64), positions.to(self.device)
         best, place = known.max(1)

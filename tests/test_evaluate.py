@@ -166,7 +166,7 @@ def test_figures_are_those_of_plain_numpy(finished, with_views, expected, which,
     # A pixel whose two probabilities are equal to the last digit may fall to either side.
     assert np.abs(np.subtract(found["scores"]["confusion"]["pixels"], pixels)).sum() <= 2
     assert found["scores"]["number"]["images"] == VAL and found["scores"]["number"]["pixels"] == (truth > 0).sum()
-    rows = per_image_csv.read(output / found["folder"] / "per_image.csv")
+    rows = per_image_csv.read_per_image(output / found["folder"] / "per_image.csv")
     assert sorted(rows.key) == keys
     for n, key in enumerate(rows.key):
         t, p = truth[keys.index(key)], prediction[keys.index(key)]
@@ -289,7 +289,7 @@ def files(folder):
 def test_killed_in_between_and_gone_on_leaves_the_same_files(
     finished, command, runs, tmp_path, monkeypatch, capsys, caplog
 ):
-    output, keep, kept = tmp_path / "here", results_folder.ResultsFolder.keep, []
+    output, keep, kept = tmp_path / "here", results_folder.ResultsFolder.save_progress, []
 
     def then_killed(self, name, *model_state):
         keep(self, name, *model_state)
@@ -297,18 +297,18 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
         if kept.count("two") == 1:
             raise Killed
 
-    monkeypatch.setattr(accumulate, "KEEP_EVERY", 0.0)
-    monkeypatch.setattr(results_folder.ResultsFolder, "keep", then_killed)
+    monkeypatch.setattr(accumulate, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(results_folder.ResultsFolder, "save_progress", then_killed)
     with pytest.raises(Killed):
         command(runs, output, "--ensemble")
     assert (output / "one" / "scores.json").exists() and not (output / "two" / "scores.json").exists()
     with np.load(output / "two" / "progress.npz", allow_pickle=False) as arrays:
         assert len(arrays["index"]) == BATCH
-    monkeypatch.setattr(results_folder.ResultsFolder, "keep", keep)
+    monkeypatch.setattr(results_folder.ResultsFolder, "save_progress", keep)
     caplog.set_level("INFO", "bcss_jax")
     assert command(runs, output, "--ensemble") == 0
-    assert "one: evaluated before" in capsys.readouterr().out
-    assert f"two: going on after {BATCH} of {VAL} images" in caplog.text
+    assert "one: already evaluated" in capsys.readouterr().out
+    assert f"two: resuming after {BATCH} of {VAL} images" in caplog.text
     assert files(output) == files(finished[0])
 
 
@@ -319,7 +319,7 @@ from bcss_jax import evaluate
 from bcss_jax.data import input_pipeline, tfrecords
 from bcss_jax.evaluation import accumulate
 
-accumulate.KEEP_EVERY = 0.0  # after every batch
+accumulate.SAVE_EVERY = 0.0  # after every batch
 for line in sys.stdin:
     log, seconds, arguments = json.loads(line)
     child = os.fork()
@@ -370,15 +370,17 @@ def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, 
 
 
 def test_asked_to_stop_it_saves_and_says_so(command, runs, tmp_path, monkeypatch, capsys):
-    output, call = tmp_path / "here", image_counts.Predictor.__call__
+    output, call = tmp_path / "here", image_counts.ImageCounter.__call__
 
     def then_asked(self, *batch):
         os.kill(os.getpid(), signal.SIGTERM)
         return call(self, *batch)
 
-    monkeypatch.setattr(image_counts.Predictor, "__call__", then_asked)
+    monkeypatch.setattr(image_counts.ImageCounter, "__call__", then_asked)
     assert command(runs[:1], output) == 75
-    assert f"one: stopped after {BATCH} of {VAL} images; the same command goes on" in capsys.readouterr().err
+    assert (
+        f"one: stopped after {BATCH} of {VAL} images; run the same command again to resume" in capsys.readouterr().err
+    )
     assert (output / "one" / "progress.npz").exists()
     assert document(output)["evaluations"] == []
 
@@ -387,7 +389,7 @@ def test_nothing_is_computed_twice(finished, command, runs, monkeypatch, tmp_pat
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     with monkeypatch.context() as patch:
-        patch.setattr(image_counts.Predictor, "__call__", lambda *_: pytest.fail("computed again"))
+        patch.setattr(image_counts.ImageCounter, "__call__", lambda *_: pytest.fail("computed again"))
         assert command(runs, output, "--ensemble") == 0
     assert {k: v for k, v in files(output).items()} == files(finished[0])
     (output / "one" / "per_image.csv").write_text("damaged")
@@ -435,7 +437,7 @@ def test_files_that_are_of_no_evaluation_are_never_touched(finished, command, ru
     shutil.rmtree(output / "one")
     shutil.copytree(runs[0], output / "one")  # a run where its results would go
     assert command(runs[:1], output, "--overwrite") == 2
-    assert "is not of an evaluation (checkpoints)" in one_line(capsys)
+    assert "found something else (checkpoints)" in one_line(capsys)
     assert (output / "one" / "checkpoints" / "7").exists() and (tmp_path / "mine" / "thesis.tex").exists()
 
 
@@ -450,7 +452,7 @@ def test_models_of_different_label_schemes_get_tables_of_their_own(command, runs
     assert table.count("| model |") == 2 and "| inflammatory |" in table
     assert capsys.readouterr().out.count("Dice over all pixels") == 2
     assert command([runs[0], other], tmp_path / "there", "--ensemble") == 2
-    assert "two or more checkpoints of one label scheme" in one_line(capsys)
+    assert "two or more checkpoints with the same label scheme" in one_line(capsys)
 
 
 def test_runs_of_one_name_are_told_apart(command, runs, new_run, tmp_path, capsys):
@@ -489,7 +491,7 @@ def test_a_test_part_is_scored_with_the_temperature_of_val(command, runs, small2
     assert found["temperature"]["fitted_on"] == "val" and not found["temperature"]["in_sample"]
     capsys.readouterr()
     assert command(runs[:1], tmp_path / "there", f"--data.dir={small224(test_masks=False)}", *options) == 3
-    assert "expected images with masks in the part test, found none (train 2, val 2)" in one_line(capsys)
+    assert "expected images with masks in the split test, found none (train 2, val 2)" in one_line(capsys)
     assert not (tmp_path / "there" / "evaluation.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""python -m bcss_jax.export: one file that jax alone runs, and that says the same as the checkpoint."""
+"""python -m bcss_jax.export: one file that needs only JAX, and predicts the same as the checkpoint."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def pictures(count, seed=0, size=WINDOW):
 
 
 def in_memory(network):
-    """A network that was never trained, as `model_of_run` gives those that were."""
+    """An untrained network in the form that `model_of_run` returns."""
     function, (_, params, model_state) = ModelFunction(network), split_model(network)
 
     def probabilities(arrays, images):
@@ -69,7 +69,7 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_one_program_for_all_batch_sizes_says_the_same_as_the_checkpoint(artifact, model, count):
+def test_one_program_predicts_the_same_as_the_checkpoint_for_all_batch_sizes(artifact, model, count):
     _, program = loaded(artifact)
     images = pictures(count)
     got = np.asarray(jax.jit(program.call)(images))
@@ -77,10 +77,10 @@ def test_one_program_for_all_batch_sizes_says_the_same_as_the_checkpoint(artifac
     assert got.shape == (count, WINDOW, WINDOW, 2) and got.dtype == np.float32
     np.testing.assert_array_equal(got, want)
     np.testing.assert_allclose(got.sum(-1), 1, atol=1e-6)
-    assert got.std() > 1e-3  # not the same everywhere
+    assert got.std() > 1e-3  # not constant
 
 
-def test_the_small_networks_are_all_there_are():
+def test_the_small_networks_are_all_networks():
     assert {*SMALL, "unet_resnet50"} == set(MODELS)  # which is unet_resnet101 with fewer of the same blocks
 
 
@@ -91,12 +91,12 @@ def test_every_network_is_exported(name):
     assert program.platforms == ("cpu", "cuda", "tpu")
     want = np.asarray(jax.jit(model.probabilities)(model.arrays, images))
     np.testing.assert_array_equal(np.asarray(jax.jit(program.call)(images)), want)
-    # Nothing that only one platform has.
+    # No operation that exists on one platform only.
     assert set(re.findall(r"custom_call @(\w+)", program.mlir_module())) <= {"shape_assertion"}
 
 
 def test_the_program_does_not_depend_on_where_it_was_written(monkeypatch):
-    """The layers look at the platform while they are traced; in a forward pass that makes no difference."""
+    """The layers check the platform while they are traced, which makes no difference in a forward pass."""
     model = in_memory(SMALL["unet_resnet34"](num_classes=3, dtype=jnp.float32))
     on_cpu = export.exported(model).serialize()
     jax.clear_caches()
@@ -108,7 +108,7 @@ def test_the_program_does_not_depend_on_where_it_was_written(monkeypatch):
     assert on_cpu == on_gpu
 
 
-def test_what_model_json_says(artifact, run, model):
+def test_the_content_of_model_json(artifact, run, model):
     about, program = loaded(artifact)
     assert about["format"] == 1 and about["name"] == "small" and about["network"] == "unet"
     assert about["label_scheme"] == json.loads(json.dumps(SCHEME.to_json())) and about["classes"] == ["tumor", "stroma"]
@@ -119,7 +119,7 @@ def test_what_model_json_says(artifact, run, model):
     assert [str(each) for each in program.in_avals] == [f"uint8[N,{WINDOW},{WINDOW},3]"]
 
 
-def test_the_file_holds_no_path_of_this_machine_and_is_always_the_same(artifact, run, tmp_path):
+def test_the_file_has_no_local_paths_and_always_the_same_bytes(artifact, run, tmp_path):
     content = artifact.read_bytes()
     for path in (os.path.dirname(export.__file__), os.path.dirname(jax.__file__), str(run.parent), os.getcwd()):
         assert path.encode() not in content
@@ -128,8 +128,8 @@ def test_the_file_holds_no_path_of_this_machine_and_is_always_the_same(artifact,
     assert again.read_bytes() == content
 
 
-def test_jax_alone_runs_the_example(artifact, model, tmp_path):
-    """The example of the documentation, in a process that has neither this package nor its other libraries."""
+def test_the_example_runs_with_jax_only(artifact, model, tmp_path):
+    """The example of the documentation runs in a process without this package and its other libraries."""
     example = re.search(r"\n\n((?:    .*\n|\n)+)\nA file of this kind", exported_model.__doc__).group(1)
     lines = [line.removeprefix("    ") for line in example.splitlines() if line]
     assert len(lines) <= 10
@@ -149,7 +149,7 @@ def test_jax_alone_runs_the_example(artifact, model, tmp_path):
     assert "No module named 'bcss_jax'" in blocked.stderr
 
 
-def test_with_the_mean_over_flips_and_turns(run, tmp_path):
+def test_export_with_test_time_augmentation(run, tmp_path):
     path = tmp_path / "tta.jaxexport"
     assert export.main([f"--checkpoint={run}", f"--output={path}", "--tta"]) == 0
     about, program = loaded(path)
@@ -163,7 +163,7 @@ def test_with_the_mean_over_flips_and_turns(run, tmp_path):
     np.testing.assert_allclose(turned, np.rot90(got, axes=(1, 2)), atol=1e-6)
 
 
-def test_written_whole_or_not_at_all(artifact, run, tmp_path, monkeypatch, capsys):
+def test_the_file_is_written_whole_or_not_at_all(artifact, run, tmp_path, monkeypatch, capsys):
     path = tmp_path / "unet.jaxexport"
     path.write_bytes(b"before")
 
@@ -201,6 +201,6 @@ def test_a_run_of_nnunet_is_not_exported(tmp_path, capsys):
 
 
 def test_a_network_that_is_too_large_is_refused_before_it_is_traced(model):
-    huge = np.broadcast_to(np.zeros(1, np.float32), (1 << 29,))  # needs no memory
+    huge = np.broadcast_to(np.zeros(1, np.float32), (1 << 29,))  # takes no memory
     with pytest.raises(export.ConfigError, match="at most 2 GB"):
         export.artifact_of(SlideModel("x", SCHEME, 1, 32, {}, {}, huge, None))

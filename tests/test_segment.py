@@ -1,4 +1,4 @@
-"""The command that segments slides: from a checkpoint and files to folders of results, and what it says of bad input."""
+"""The command that segments slides: from a checkpoint and slides to folders of results, and errors for bad input."""
 
 # ruff: noqa: F811 (fixtures are imported, and named by the tests that use them)
 
@@ -13,7 +13,7 @@ import tifffile
 from helpers import slide_files
 from helpers.segment_command import (  # noqa: F401 (fixtures)
     EVERYTHING,
-    OF_THE_SESSION,
+    SESSION_FIELDS,
     Killed,
     call,
     command,
@@ -59,15 +59,15 @@ def test_a_slide_gets_labels_regions_overlay_and_summary(finished, slide):
     assert summary["files"]["probabilities"] == "probabilities.zarr"
 
 
-def test_the_same_command_computes_nothing_again(finished, runs, slide, capsys, monkeypatch):
+def test_the_same_command_does_not_compute_again(finished, runs, slide, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
-    monkeypatch.setattr(segment_slide, "ReaderPool", None)  # it is not even opened
+    monkeypatch.setattr(segment_slide, "ReaderPool", None)  # the slide is not even opened
     assert command(runs[0], slide, finished.parent, "--probabilities") == 0
     assert "done before" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
 
 
-def test_other_settings_are_refused_and_may_replace(runs, slide, tmp_path, capsys):
+def test_other_settings_are_refused_unless_results_may_be_overwritten(runs, slide, tmp_path, capsys):
     assert command(runs[0], slide, tmp_path) == 0
     for options, said in (((runs[1],), "model.params"), ((runs[0], "--overlap=0.5"), "settings.overlap")):
         run, *options = options
@@ -78,7 +78,7 @@ def test_other_settings_are_refused_and_may_replace(runs, slide, tmp_path, capsy
     assert summary_of(tmp_path / "case")["identity"]["settings"]["overlap"] == 0.5
 
 
-def test_a_window_that_the_network_does_not_take_leaves_nothing_behind(runs, slide, tmp_path, capsys):
+def test_a_window_that_the_network_does_not_accept_leaves_no_files(runs, slide, tmp_path, capsys):
     (tmp_path / "list.csv").write_text(f"slide\n{slide}\n")
     for slides in (f"--slide={slide}", f"--slides={tmp_path / 'list.csv'}"):
         assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'out'}", "--window=1", *EVERYTHING) == 2
@@ -86,7 +86,7 @@ def test_a_window_that_the_network_does_not_take_leaves_nothing_behind(runs, sli
         assert not (tmp_path / "out").exists()
 
 
-def test_other_settings_may_replace_what_has_no_labels_yet(runs, slide, tmp_path, capsys, monkeypatch):
+def test_other_settings_may_replace_results_without_labels(runs, slide, tmp_path, capsys, monkeypatch):
     def killed(*_, **__):
         raise Killed
 
@@ -140,7 +140,7 @@ def test_a_slide_of_another_resolution_is_resampled(runs, tmp_path):
     assert max(x for _, _, x, _ in ends) == 100 and max(y for *_, y in ends) == 75  # level-0 pixels
 
 
-def test_a_list_goes_on_after_slides_that_fail(runs, slide, tmp_path, capsys):
+def test_a_list_continues_after_slides_that_fail(runs, slide, tmp_path, capsys):
     pixels, _ = tissue_picture(60, 60)
     slide_files.tiled(tmp_path / "good.tif", pixels)
     slide_files.tiled(tmp_path / "no_mpp.tif", pixels, mpp=None)
@@ -159,7 +159,7 @@ def test_a_list_goes_on_after_slides_that_fail(runs, slide, tmp_path, capsys):
     assert float(rows()[1]["tumor_mm2"]) + float(rows()[1]["stroma_mm2"]) == pytest.approx(
         float(rows()[1]["tissue_mm2"]), rel=1e-4
     )
-    # Mended, the same command does what is left, and nothing else.
+    # After repair the same command segments the remaining slides only.
     pixels, _ = tissue_picture(60, 60, seed=1)
     slide_files.tiled(tmp_path / "broken.svs", pixels)
     slide_files.tiled(tmp_path / "gone.tif", pixels)
@@ -170,7 +170,7 @@ def test_a_list_goes_on_after_slides_that_fail(runs, slide, tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("failure.json"))
 
 
-def test_shards_do_each_slide_once(runs, tmp_path, capsys):
+def test_shards_segment_each_slide_once(runs, tmp_path, capsys):
     for number in range(3):
         slide_files.tiled(tmp_path / f"{number}.tif", tissue_picture(40, 40, seed=number)[0])
     (tmp_path / "list.csv").write_text("slide\n0.tif\n1.tif\n2.tif\n")
@@ -184,7 +184,7 @@ def test_shards_do_each_slide_once(runs, tmp_path, capsys):
     assert "done before" not in capsys.readouterr().out
 
 
-def test_slides_of_the_same_file_name_get_the_folders_that_are_named(runs, tmp_path, capsys):
+def test_slides_of_the_same_file_name_get_folders_by_their_given_names(runs, tmp_path, capsys):
     for number in range(2):
         (tmp_path / f"case{number}").mkdir()
         slide_files.tiled(tmp_path / f"case{number}" / "HE.tif", tissue_picture(40, 40, seed=number)[0])
@@ -201,7 +201,7 @@ def test_slides_of_the_same_file_name_get_the_folders_that_are_named(runs, tmp_p
     assert "--name: expected the name of a folder" in one_line(capsys)
 
 
-def test_glass_alone_gives_an_empty_result(runs, tmp_path):
+def test_a_slide_without_tissue_gives_an_empty_result(runs, tmp_path):
     slide = slide_files.tiled(tmp_path / "glass.tif", np.full((300, 300, 3), 245, np.uint8))
     assert call(f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1") == 0
     folder = tmp_path / "out" / "glass"
@@ -211,7 +211,7 @@ def test_glass_alone_gives_an_empty_result(runs, tmp_path):
     assert not tifffile.imread(folder / "labels.ome.tif").any()
 
 
-def test_a_gray_image_is_segmented_and_told_to_be_no_h_and_e(runs, tmp_path, caplog):
+def test_a_gray_image_is_segmented_with_a_warning_that_it_is_not_h_and_e(runs, tmp_path, caplog):
     Image.fromarray(tissue_picture(150, 200)[0]).convert("L").save(tmp_path / "gray.png")
     assert command(runs[0], tmp_path / "gray.png", tmp_path / "out", "--mpp=0.25") == 0
     assert {path.name for path in (tmp_path / "out" / "gray").iterdir()} >= OUTPUTS
@@ -222,7 +222,7 @@ def test_a_gray_image_is_segmented_and_told_to_be_no_h_and_e(runs, tmp_path, cap
 def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_path, capsys):
     labels = tifffile.imread(finished / "labels.ome.tif")
     truth = np.where(labels == 1, 1, 2).astype(np.uint8)
-    truth[:, :20] = 0  # unknown
+    truth[:, :20] = 0  # not annotated
     truth[100:, 150:] = 3 - truth[100:, 150:]
     Image.fromarray(truth).save(tmp_path / "truth.png")
     both = ",".join(map(str, runs))
@@ -246,7 +246,7 @@ def test_truth_is_scored_and_two_models_are_compared(runs, slide, finished, tmp_
 
 @pytest.fixture
 def masks(finished, tmp_path):
-    """Two masks of truth, a PNG and a TIFF, that differ."""
+    """Two ground truth masks that differ, a PNG and a TIFF."""
     labels = tifffile.imread(finished / "labels.ome.tif")
     truth = np.where(labels == 1, 1, 2).astype(np.uint8)
     truth[:, :20] = 0
@@ -258,10 +258,12 @@ def masks(finished, tmp_path):
 
 def without_time(folder):
     found = summary_of(folder)
-    return {name: value for name, value in found.items() if name not in OF_THE_SESSION}
+    return {name: value for name, value in found.items() if name not in SESSION_FIELDS}
 
 
-def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, masks, tmp_path, capsys, monkeypatch):
+def test_a_ground_truth_given_later_is_scored_without_computing_again(
+    runs, slide, masks, tmp_path, capsys, monkeypatch
+):
     right, wrong = (f"--truth={path}" for path in masks)
     assert command(runs[0], slide, tmp_path / "once", wrong) == 0
     assert "Dice" in capsys.readouterr().out
@@ -277,20 +279,22 @@ def test_a_truth_given_later_is_scored_and_nothing_computed_again(runs, slide, m
     assert without_time(folder)["scores"]["dice"]["macro"] == 1
     assert command(runs[0], slide, tmp_path / "later", wrong) == 0
     assert "scored now" in capsys.readouterr().out
-    assert without_time(folder) == without_time(tmp_path / "once" / "case")  # nor is there a region any more
+    assert without_time(folder) == without_time(tmp_path / "once" / "case")  # and the region is gone
     written = (folder / "summary.json").read_bytes()
     for options in ((wrong,), (), ("--truth_codes=kaggle3",)):
         assert command(runs[0], slide, tmp_path / "later", *options) == 0
         assert "done before" in capsys.readouterr().out and (folder / "summary.json").read_bytes() == written
     assert others == {path: path.stat().st_mtime_ns for path in others}
-    assert command(runs[0], slide, tmp_path / "later", wrong, "--truth_codes=kaggle3") == 0  # may mean something else
+    assert (
+        command(runs[0], slide, tmp_path / "later", wrong, "--truth_codes=kaggle3") == 0
+    )  # the codes may mean something else
     assert "scored now" in capsys.readouterr().out
     assert command(runs[0], slide, tmp_path / "later", wrong, "--overlap=0.5") == 2
     assert re.search(r"results of other settings \(settings.overlap: .* -> .*\)", one_line(capsys))
 
 
-def test_a_truth_or_tissue_that_is_corrected_in_its_middle_is_noticed(runs, slide, tmp_path, capsys, monkeypatch):
-    """Size and ends of a TIFF without compression stay as they are."""
+def test_a_correction_in_the_middle_of_a_mask_is_detected(runs, slide, tmp_path, capsys, monkeypatch):
+    """The size and the ends of an uncompressed TIFF do not change."""
     monkeypatch.setattr(slide_folder, "HASHED_BYTES", 1 << 12)
     mask = np.ones((150, 200), np.uint8)
     mask[:, :50] = 2
@@ -311,8 +315,8 @@ def test_a_truth_or_tissue_that_is_corrected_in_its_middle_is_noticed(runs, slid
     assert "results of other settings (files.tissue.sha256)" in one_line(capsys)
 
 
-def test_results_that_were_written_with_the_truth_among_their_settings(runs, slide, masks, tmp_path, capsys):
-    """As the versions before this one did, with a truth and without one."""
+def test_results_whose_settings_include_the_ground_truth_are_read(runs, slide, masks, tmp_path, capsys):
+    """Earlier versions wrote them, with a ground truth and without one."""
     options = (f"--truth={masks[1]}",)
     assert command(runs[0], slide, tmp_path, *options) == 0
     assert summary_of(tmp_path / "case")["identity"]["settings"]["truth_codes"] == "bcss22"
@@ -328,14 +332,14 @@ def test_results_that_were_written_with_the_truth_among_their_settings(runs, sli
     assert "scored now" in capsys.readouterr().out
 
 
-def test_a_truth_given_later_is_in_the_picture_that_compares(runs, slide, masks, tmp_path, capsys):
+def test_a_ground_truth_given_later_is_in_the_comparison(runs, slide, masks, tmp_path, capsys):
     both = ",".join(map(str, runs))
     assert command(both, slide, tmp_path / "out") == 0
     picture = tmp_path / "out" / "case" / "comparison.png"
     narrow = Image.open(picture).width
     assert command(both, slide, tmp_path / "out", f"--truth={masks[1]}") == 0
     assert capsys.readouterr().out.count("scored now") == 2
-    assert Image.open(picture).width > narrow  # by the panel of the truth
+    assert Image.open(picture).width > narrow  # has a panel for the ground truth
     drawn = picture.stat().st_mtime_ns
     assert command(both, slide, tmp_path / "out", f"--truth={masks[1]}") == 0
     assert picture.stat().st_mtime_ns == drawn
@@ -354,13 +358,15 @@ def test_labels_that_were_damaged_or_replaced_are_not_scored(runs, slide, masks,
     tifffile.imwrite(folder / "labels.ome.tif", other, compression="deflate")
     assert command(runs[0], slide, tmp_path, truth) == 3
     assert re.search("labels.ome.tif: .* 30000 pixels of the value 2 in place of", one_line(capsys))
-    assert (folder / "summary.json").read_bytes() == summary  # it is still done, just not scored
+    assert (folder / "summary.json").read_bytes() == summary  # the slide is still done, but not scored
     assert command(runs[0], slide, tmp_path, truth, "--overwrite") == 0
     assert (folder / "labels.ome.tif").read_bytes() == labels and "scores" in summary_of(folder)
     assert not (folder / "failure.json").exists()
 
 
-def test_a_slide_in_progress_goes_on_whatever_the_truth(runs, slide, masks, finished, tmp_path, capsys, monkeypatch):
+def test_a_slide_in_progress_is_resumed_with_another_ground_truth(
+    runs, slide, masks, finished, tmp_path, capsys, monkeypatch
+):
     def killed(*_):
         raise Killed
 
@@ -372,9 +378,9 @@ def test_a_slide_in_progress_goes_on_whatever_the_truth(runs, slide, masks, fini
     assert rows
     (tmp_path / "bad.tif").write_bytes(masks[1].read_bytes()[:500])
     for options, code in (
-        ((f"--truth={tmp_path / 'bad.tif'}",), 3),  # a mask that cannot be read costs no labels
+        ((f"--truth={tmp_path / 'bad.tif'}",), 3),  # a mask that cannot be read does not delete labels
         ((f"--truth={masks[0]}", "--truth_region=0,0,900,900"), 2),
-        (("--overlap=0.5",), 2),  # nor may other settings now take their place
+        (("--overlap=0.5",), 2),  # other settings may not replace them either
     ):
         assert command(runs[0], slide, tmp_path, *options) == code
         one_line(capsys)
@@ -387,7 +393,7 @@ def test_a_slide_in_progress_goes_on_whatever_the_truth(runs, slide, masks, fini
 
 
 @pytest.mark.parametrize("place", ("_score", "write_scores"))
-def test_killed_around_the_scores_the_same_command_ends_with_the_same(
+def test_after_a_kill_around_the_scores_the_same_command_gives_the_same_results(
     runs, slide, masks, tmp_path, monkeypatch, capsys, place
 ):
     def killed(*_):
@@ -406,7 +412,7 @@ def test_killed_around_the_scores_the_same_command_ends_with_the_same(
     assert contents(tmp_path / "case") == contents(tmp_path / "whole" / "case")
 
 
-def test_a_list_scores_what_is_done_and_says_which_mask_fails(runs, masks, tmp_path, capsys):
+def test_a_list_scores_finished_slides_and_names_the_mask_that_fails(runs, masks, tmp_path, capsys):
     for name in ("a", "b"):
         slide_files.tiled(tmp_path / f"{name}.tif", tissue_picture(150, 200)[0])
     options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
@@ -423,7 +429,7 @@ def test_a_list_scores_what_is_done_and_says_which_mask_fails(runs, masks, tmp_p
     assert "bad.png" in rows[0]["reason"] and not rows[1]["reason"]
 
 
-def test_tissue_that_is_given(runs, slide, tmp_path):
+def test_tissue_from_a_mask_or_from_regions(runs, slide, tmp_path):
     mask = np.zeros((15, 20), np.uint8)
     mask[3:9, 5:12] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -435,12 +441,12 @@ def test_tissue_that_is_given(runs, slide, tmp_path):
         output = tmp_path / file.partition(".")[0]
         assert command(runs[0], slide, output, f"--tissue={tmp_path / file}") == 0
         found = tifffile.imread(output / "case" / "labels.ome.tif") > 0
-        assert (found == expected).all() or (found & ~expected).sum() < 200  # a region's border counts as inside
+        assert (found == expected).all() or (found & ~expected).sum() < 200  # the border of a region counts as inside
         assert found[expected].all()
 
 
-def beside(tmp_path, name):
-    """Files that do not fit the slide."""
+def unfit(tmp_path, name):
+    """Writes a file that does not fit the slide."""
     path = tmp_path / name
     if name.endswith(".png"):
         Image.fromarray(np.ones((100, 200), np.uint8)).save(path)
@@ -470,13 +476,13 @@ def beside(tmp_path, name):
         ("--shard=0/2", 2, "--shard"),
     ),
 )
-def test_what_does_not_fit_is_one_line(runs, slide, tmp_path, capsys, option, code, said):
-    option = re.sub(r"\{(.*)\}", lambda name: str(beside(tmp_path, name[1])), option)
+def test_options_that_do_not_fit_are_an_error_of_one_line(runs, slide, tmp_path, capsys, option, code, said):
+    option = re.sub(r"\{(.*)\}", lambda name: str(unfit(tmp_path, name[1])), option)
     assert command(runs[0], slide, tmp_path / "out", option) == code
     assert re.search(said, one_line(capsys))
 
 
-def test_a_folder_that_is_no_run_and_a_slide_that_is_none(runs, slide, tmp_path, capsys):
+def test_files_that_are_not_runs_or_slides_are_refused(runs, slide, tmp_path, capsys):
     assert command(tmp_path, slide, tmp_path / "out") == 3
     assert "found no checkpoint" in one_line(capsys)
     assert command(runs[0], tmp_path / "none.svs", tmp_path / "out") == 3
@@ -494,7 +500,7 @@ def test_models_of_different_label_schemes_are_not_compared(runs, slide, tmp_pat
     assert "tumor_stroma_other" in one_line(capsys) and not (tmp_path / "out").exists()
 
 
-def test_files_added_to_a_finished_folder_stay_and_do_no_harm(runs, slide, tmp_path, capsys):
+def test_files_added_to_a_finished_folder_are_kept(runs, slide, tmp_path, capsys):
     assert command(runs[0], slide, tmp_path) == 0
     (tmp_path / "case" / "notes.txt").write_text("mine")
     assert command(runs[0], slide, tmp_path) == 0
@@ -504,26 +510,26 @@ def test_files_added_to_a_finished_folder_stay_and_do_no_harm(runs, slide, tmp_p
 
 
 @pytest.mark.parametrize("share, code", ((0.005, 0), (0.2, 3)))
-def test_tiles_that_cannot_be_decoded_are_tissue_also_without_a_pyramid(runs, tmp_path, capsys, share, code):
+def test_tiles_that_cannot_be_decoded_count_as_tissue_without_a_pyramid_too(runs, tmp_path, capsys, share, code):
     pixels = np.full((1024, 1024, 3), (200, 120, 170), np.uint8)
     pixels += np.random.default_rng(0).integers(0, 40, pixels.shape, np.uint8)
     slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=64)
     whole = slide.read_bytes()
     slide_files.spoil(slide, np.random.default_rng(0).permutation(256)[: round(256 * share)])
     options = (f"--checkpoint={runs[0]}", f"--slide={slide}", f"--output={tmp_path / 'out'}", "--readers=1")
-    for _ in range(2):  # a second try does not get past what the first one met
+    for _ in range(2):  # a second try has the same outcome
         assert call(*options, "--overwrite") == code
         assert call(*options) == code
     if code:
         assert "over 1% of the tissue cannot be decoded" in capsys.readouterr().err
-        slide.write_bytes(whole)  # fetched again: the same command, and nothing of before is left
+        slide.write_bytes(whole)  # the slide is fetched again: nothing of the damaged one is left
         assert call(*options) == 0
     summary = summary_of(tmp_path / "out" / "case")
     assert summary["tissue_area_mm2"] == pytest.approx(1024**2 * 0.25**2 / 1e6)
     assert summary["unreadable_area_mm2"] == pytest.approx(0 if code else 64**2 * 0.25**2 / 1e6)
 
 
-def test_a_slide_in_use_is_tried_again_at_the_end(runs, tmp_path, capsys):
+def test_a_slide_in_use_is_retried_at_the_end(runs, tmp_path, capsys):
     for name in ("a", "b"):
         slide_files.tiled(tmp_path / f"{name}.tif", tissue_picture(40, 40)[0])
     (tmp_path / "list.csv").write_text("slide\na.tif\nb.tif\n")
@@ -535,7 +541,7 @@ def test_a_slide_in_use_is_tried_again_at_the_end(runs, tmp_path, capsys):
     assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 0
 
 
-def test_regions_given_back_on_a_slide_with_bounds_are_where_they_were(tmp_path):
+def test_regions_on_a_slide_with_bounds_are_read_at_their_place(tmp_path):
     grid = Grid(100, 80, 0.25, (1.0, 1.0))
     square = [[10, 20], [40, 20], [40, 50], [10, 50], [10, 20]]
     (tmp_path / "tissue.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [square]}))

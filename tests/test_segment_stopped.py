@@ -1,4 +1,4 @@
-"""Commands that segment slides and are stopped, killed or cannot write: the same command goes on, with --overwrite too."""
+"""Commands that are stopped, killed or cannot write: the same command resumes them, with --overwrite too."""
 
 # ruff: noqa: F811 (fixtures are imported, and named by the tests that use them)
 
@@ -38,7 +38,7 @@ from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 
 
 @pytest.mark.parametrize("place", ("finish", "delete_work", "pyramid", "regions", "overlay", "labelling"))
-def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
+def test_after_a_kill_between_the_results_the_same_command_gives_the_same_bytes(
     runs, slide, finished, tmp_path, monkeypatch, place
 ):
     def killed(*_):
@@ -62,14 +62,14 @@ def test_killed_between_the_results_the_same_command_ends_with_the_same_bytes(
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(tmp_path / "case") == contents(finished)
     assert not (tmp_path / "case" / ".work").exists()
-    (tmp_path / "case" / "overlay.png").unlink()  # what is missing is made again
+    (tmp_path / "case" / "overlay.png").unlink()  # a missing file is written again
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(tmp_path / "case") == contents(finished)
 
 
 @pytest.fixture
 def three(runs, tmp_path):
-    """Options of a command for a list of three slides, which are done, and for one that takes them two by two."""
+    """Options of a command for a list of three slides, which are done."""
     for number in range(3):
         slide_files.tiled(tmp_path / f"{number}.tif", tissue_picture(40, 40, seed=number)[0])
     (tmp_path / "list.csv").write_text("slide\n0.tif\n1.tif\n2.tif\n")
@@ -80,7 +80,7 @@ def three(runs, tmp_path):
 
 
 def stamps(output):
-    """When the labels of each slide were written."""
+    """Returns when the labels of each slide were written."""
     return {path.parent.name: path.stat().st_mtime_ns for path in output.glob("*/labels.ome.tif")}
 
 
@@ -89,7 +89,7 @@ def notes(output):
 
 
 @pytest.mark.parametrize("shard", (None, "0/1"))
-def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, capsys, monkeypatch, shard):
+def test_an_overwrite_that_was_killed_is_resumed(three, tmp_path, capsys, monkeypatch, shard):
     options = [*three, "--overwrite", *([] if shard is None else [f"--shard={shard}"])]
     before, begun = stamps(tmp_path / "out"), []
 
@@ -110,19 +110,19 @@ def test_an_overwrite_that_was_killed_goes_on_where_it_was(three, tmp_path, caps
     half = tmp_path / "out" / "1" / ".work" / "labels"
     (half / "mark").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(segment_slide.SlideFolder, "delete_work", lambda _: None)  # to see what was gone on with
+        patch.setattr(segment_slide.SlideFolder, "delete_work", lambda _: None)  # keeps what was resumed
         assert call(*options) == 0
     capsys.readouterr()
     after = stamps(tmp_path / "out")
     assert (half / "mark").exists() and after["0"] == first["0"] and after["2"] > before["2"]
     assert not notes(tmp_path / "out")
-    assert call(*options) == 0  # it came to its end: the next one begins anew
+    assert call(*options) == 0  # it has ended, so the next one starts from the beginning
     assert "done before" not in capsys.readouterr().out
     assert all(time > after[name] for name, time in stamps(tmp_path / "out").items())
 
 
-def test_the_table_of_a_list_is_not_written_after_each_slide_but_at_the_end(three, tmp_path, monkeypatch):
-    """However it ends: it looks into all folders, those of other shards too."""
+def test_the_table_of_a_list_is_written_at_the_end_and_not_after_each_slide(three, tmp_path, monkeypatch):
+    """Writing it looks into all folders, including those of other shards."""
     written, write = [], segment.batch_summary.write_table
     monkeypatch.setattr(segment.batch_summary, "write_table", lambda *arguments: written.append(write(*arguments)))
     assert call(*three) == 0
@@ -133,7 +133,7 @@ def test_the_table_of_a_list_is_not_written_after_each_slide_but_at_the_end(thre
 
 
 @pytest.mark.parametrize("error, code", ((Preempted("stopped"), 75), (StorageError("no space"), 5)))
-def test_the_table_of_a_list_tells_what_was_done_before_it_was_stopped(three, tmp_path, monkeypatch, error, code):
+def test_the_table_of_a_stopped_list_shows_what_is_done(three, tmp_path, monkeypatch, error, code):
     def stopped(*arguments, label, **others):
         if label == "1.tif":
             raise error
@@ -146,7 +146,7 @@ def test_the_table_of_a_list_tells_what_was_done_before_it_was_stopped(three, tm
     assert statuses_in(tmp_path / "out") == ["done", "pending" if code == 75 else "failed", "done"]
 
 
-def test_an_overwrite_that_goes_on_with_other_settings_replaces_what_it_had_done(three, tmp_path, monkeypatch):
+def test_an_overwrite_resumed_with_other_settings_replaces_its_results(three, tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise Killed
 
@@ -160,7 +160,7 @@ def test_an_overwrite_that_goes_on_with_other_settings_replaces_what_it_had_done
     assert summary_of(tmp_path / "out" / "0")["identity"]["settings"]["overlap"] == 0.5
 
 
-def test_an_overwrite_ends_also_where_slides_fail_and_for_each_slide_by_itself(three, runs, tmp_path, monkeypatch):
+def test_an_overwrite_ends_if_slides_fail_and_separately_for_single_slides(three, runs, tmp_path, monkeypatch):
     (tmp_path / "1.tif").write_text("no slide any more")
     assert call(*three, "--overwrite") == 6 and not notes(tmp_path / "out")
     one = (f"--slide={tmp_path / '0.tif'}", *three[1:], "--overwrite")
@@ -174,10 +174,10 @@ def test_an_overwrite_ends_also_where_slides_fail_and_for_each_slide_by_itself(t
         patch.setattr(segment_slide.SlideFolder, "finish", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             call(*one)
-    assert call(*one[:-1]) == 0 and not notes(tmp_path / "out")  # without --overwrite it comes to its end too
+    assert call(*one[:-1]) == 0 and not notes(tmp_path / "out")  # a command without --overwrite ends it too
 
 
-def test_half_a_note_names_no_folder(tmp_path):
+def test_half_a_line_in_the_journal_names_no_folder(tmp_path):
     notes = OverwriteJournal(tmp_path, "0of1")
     assert not notes.is_cleared(tmp_path / "case1")
     (tmp_path / ".overwrite-0of1").write_text('\n"case10"\n\n"case1')
@@ -190,7 +190,7 @@ def test_half_a_note_names_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_comparison_older_than_the_results_is_drawn_anew(runs, slide, tmp_path, monkeypatch):
+def test_a_comparison_older_than_the_results_is_drawn_again(runs, slide, tmp_path, monkeypatch):
     both = ",".join(map(str, runs))
     assert command(both, slide, tmp_path) == 0
     picture = tmp_path / "case" / "comparison.png"
@@ -203,7 +203,7 @@ def test_a_comparison_older_than_the_results_is_drawn_anew(runs, slide, tmp_path
     assert picture.stat().st_mtime_ns > drawn
 
 
-def test_seconds_of_a_slide_that_was_gone_on_with_are_told_to_be_of_the_last_session(
+def test_seconds_of_a_resumed_slide_are_marked_as_those_of_the_last_session(
     runs, slide, finished, tmp_path, capsys, monkeypatch
 ):
     def stopped(*_, **__):
@@ -222,12 +222,12 @@ def test_seconds_of_a_slide_that_was_gone_on_with_are_told_to_be_of_the_last_ses
 
 
 def rows_in(folder):
-    """Rows of labels that are written of a slide that is not finished."""
+    """Returns the rows of labels that an unfinished slide has."""
     return [] if (folder / "summary.json").exists() else sorted((folder / ".work" / "labels").glob("row-*"))
 
 
-def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs, tmp_path):
-    """Four kills, or as many as the variable KILLS says; most while it labels or writes the results."""
+def test_after_kills_at_random_moments_the_same_command_gives_the_same_bytes(runs, tmp_path):
+    """Kills four times, or KILLS times, mostly while labels or results are written."""
     kills = int(os.environ.get("KILLS", 4))
     pixels, _ = tissue_picture(1700, 600, seed=5)
     slide = slide_files.tiled(tmp_path / "case.tif", pixels, tile=256)
@@ -247,13 +247,13 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs
         first = time.monotonic() - begin
         while not (tmp_path / "whole" / "case" / "summary.json").exists() and process.poll() is None:
             time.sleep(0.005)
-        length = time.monotonic() - begin  # without the end of the process, which takes longer than the results
+        length = time.monotonic() - begin  # until the results are written; the process ends later
         assert process.wait() == 0
     expected = contents(tmp_path / "whole" / "case")
     rng = np.random.default_rng(0)
     at_work = 0
     for number in range(kills):
-        folder = tmp_path / f"out{number // 2}" / "case"  # up to two kills of one and the same run
+        folder = tmp_path / f"out{number // 2}" / "case"  # up to two kills of the same run
         with start(folder.parent) as process:
             if number % 4 == 3:
                 time.sleep(rng.uniform(0.1, 1.0) * length)
@@ -269,13 +269,13 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(runs
             finished = (folder / "summary.json").exists()
             subprocess.run([*arguments, f"--output={folder.parent}"], cwd=ROOT, check=True, capture_output=True)
             assert contents(folder) == expected
-            assert finished or summary_of(folder)["resumed"] is bool(before)  # what was written before is used
+            assert finished or summary_of(folder)["resumed"] is bool(before)  # rows that were written before are used
     assert at_work >= (kills / 2 if kills >= 10 else 1)
 
 
 @pytest.fixture(scope="module")
 def tall(tmp_path_factory):
-    """A slide of two rows of tiles."""
+    """A slide with two rows of tiles."""
     return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", tissue_picture(600, 60)[0])
 
 
@@ -297,10 +297,10 @@ def tall_finished(runs, tall, tmp_path_factory):
         ("summary.json", errno.ENOSPC, True),
     ),
 )
-def test_an_output_that_gets_full_or_read_only_ends_with_5_and_the_same_command_goes_on(
+def test_a_full_or_read_only_output_ends_with_5_and_the_same_command_resumes(
     runs, tall, tall_finished, tmp_path, capsys, monkeypatch, name, number, for_good
 ):
-    """From some file on nothing can be written, or that file alone not, so that the failure is noted."""
+    """Nothing can be written from a file on, or only that file cannot be written, so that the failure can."""
     failed, replace = [], os.replace
 
     def full(source, destination):
@@ -321,7 +321,7 @@ def test_an_output_that_gets_full_or_read_only_ends_with_5_and_the_same_command_
     assert summary_of(folder)["resumed"] and contents(folder) == contents(tall_finished)
 
 
-def test_a_list_ends_with_5_where_nothing_can_be_written(runs, tall, tmp_path, capsys):
+def test_a_list_ends_with_5_if_nothing_can_be_written(runs, tall, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "list.csv").write_text(f"slide\n{tall}\n")
     for slides in (f"--slide={tall}", f"--slides={tmp_path / 'list.csv'}"):
@@ -331,10 +331,10 @@ def test_a_list_ends_with_5_where_nothing_can_be_written(runs, tall, tmp_path, c
 
 @pytest.mark.parametrize("tiles, code", ((1, 0), (6, 3)))
 @pytest.mark.parametrize("name, compression", (("case.tif", "deflate"), ("case.svs", "jpeg2000")))
-def test_a_disk_that_cannot_read_a_tile_costs_that_tile_and_more_of_them_the_slide(
+def test_unreadable_bytes_cost_one_tile_or_the_slide_if_there_are_many(
     runs, tmp_path, capsys, name, compression, tiles, code
 ):
-    """Of 256 tiles; when the disk is mended, the same command goes through."""
+    """One or six of 256 tiles; once the disk is repaired, the same command succeeds."""
     pixels = np.full((512, 512, 3), (200, 120, 170), np.uint8)
     pixels += np.random.default_rng(0).integers(0, 40, pixels.shape, np.uint8)
     write = slide_files.svs if name.endswith("svs") else slide_files.tiled

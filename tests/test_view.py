@@ -1,4 +1,4 @@
-"""python -m bcss_jax.view: what it says, and how it ends."""
+"""python -m bcss_jax.view: its messages and exit codes."""
 
 import contextlib
 import http.client
@@ -50,11 +50,11 @@ def failure(capsys, *arguments):
 
 
 def test_it_prints_the_address_serves_and_ends_with_ctrl_c(out):
-    (out.parent / "a.png").unlink()  # the result alone needs no readers
+    (out.parent / "a.png").unlink()  # a result without its slide needs no readers
     with running(out) as (process, said):
         found = re.search(r"1 result: open http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends\)\n", said)
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
-        connection.request("GET", "/result/out/a")  # and the connection stays open, as a browser's
+        connection.request("GET", "/result/out/a")  # the connection stays open, as that of a browser
         answer = connection.getresponse()
         assert answer.status == 200 and b"a.png" in answer.read()
         process.send_signal(signal.SIGINT)
@@ -63,7 +63,7 @@ def test_it_prints_the_address_serves_and_ends_with_ctrl_c(out):
         connection.close()
 
 
-def test_another_site_cannot_ask_in_the_readers_name(out):
+def test_another_site_cannot_send_requests(out):
     with running(out, "--port=0") as (_, said):
         port = int(re.search(r":(\d+)/", said)[1])
         for host, status in (("evil.example", 400), (f"localhost:{port}", 307)):
@@ -73,19 +73,19 @@ def test_another_site_cannot_ask_in_the_readers_name(out):
             connection.close()
 
 
-def test_other_hosts_than_this_machine_come_with_a_warning(out):
+def test_listening_for_other_machines_is_a_warning(out):
     with running(out, "--host=0.0.0.0", "--port=0") as (_, said):
         assert said.startswith("warning: --host=0.0.0.0: everyone who can reach this machine can see these slides\n")
 
 
-def test_a_taken_port_is_one_line(out, capsys):
+def test_a_taken_port_is_an_error_of_one_line(out, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         code, said = failure(capsys, out, f"--port={port}")
     assert code == 5 and f"127.0.0.1, port {port}: cannot be used (Address already in use)" in said
 
 
-def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
+def test_without_a_port_the_next_free_one_is_used(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         monkeypatch.setattr(view, "PORT", taken)
@@ -94,11 +94,11 @@ def test_without_a_port_the_next_free_one_is_taken(monkeypatch):
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "eighty", ""])
-def test_a_port_that_is_none(out, capsys, port):
+def test_an_invalid_port_is_refused(out, capsys, port):
     assert failure(capsys, out, f"--port={port}")[0] == 2
 
 
-def test_a_host_that_is_not_here(out, capsys):
+def test_an_address_of_another_machine_is_refused(out, capsys):
     assert failure(capsys, out, "--host=no such host")[0] == 2
     assert failure(capsys, out, "--host=192.0.2.1", "--port=0")[0] == 5  # reserved for documentation
 
@@ -110,7 +110,7 @@ def test_a_folder_without_results(tmp_path, capsys):
     assert code == 3 and "expected a folder" in said
 
 
-def test_slides_are_looked_for_in_another_folder(out, tmp_path):
+def test_slides_are_searched_for_in_another_folder(out, tmp_path):
     (tmp_path / "cluster/case").mkdir(parents=True)
     (tmp_path / "a.png").rename(tmp_path / "cluster/case/a.png")
     with running(out, "--port=0", f"--slides={tmp_path / 'cluster'}") as (_, said):
@@ -123,19 +123,19 @@ def test_slides_are_looked_for_in_another_folder(out, tmp_path):
         connection.close()
 
 
-def test_slides_in_a_folder_that_is_none(out, capsys):
+def test_a_missing_folder_of_slides_is_refused(out, capsys):
     code, said = failure(capsys, out, f"--slides={out / 'nothing'}")
     assert code == 3 and "nothing: expected a folder with slides (No such file or directory); check the path" in said
     code, said = failure(capsys, out, f"--slides={out / 'a/summary.json'}")
     assert code == 3 and "summary.json: expected a folder with slides (Not a directory)" in said
 
 
-def test_settings_that_are_none(capsys):
+def test_unknown_settings_are_refused(capsys):
     assert failure(capsys)[0] == 2
     assert failure(capsys, "out", "--prot=1")[0] == 2
 
 
-def test_it_needs_no_jax_and_no_tensorflow():
+def test_the_viewer_imports_neither_jax_nor_tensorflow():
     script = (
         "import sys, bcss_jax.view; print(sorted({'jax', 'flax', 'tensorflow', 'torch', 'cv2'} & set(sys.modules)))"
     )

@@ -1,4 +1,4 @@
-"""What the commands have in common: how they parse, what they log, and how errors end them."""
+"""What all commands share: parsing options, logging, and turning errors into exit codes."""
 
 import argparse
 import logging
@@ -10,7 +10,7 @@ from bcss_jax.errors import ConfigError, Preempted, UserError, in_flags_of_comma
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage: raises ConfigError."""
+    """A parser that raises ConfigError with one line, instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
@@ -23,13 +23,13 @@ def parser(
     kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
     usage: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A parser without options, whose help is the docstring of the command's module.
+    """Returns a parser without options whose help text is the docstring of the command's module.
 
     Args:
-      command: as it is typed, such as "python -m bcss_jax.segment".
-      doc: of the module.
-      kind: `OneLineParser`, or argparse's own, which ends the process when something is wrong.
-      usage: if not what argparse would write.
+      command: as it is typed, for example "python -m bcss_jax.segment".
+      doc: docstring of the module.
+      kind: `OneLineParser`, or the parser of argparse, which ends the process on an error.
+      usage: replaces the usage line that argparse writes.
     """
     return kind(
         prog=command,
@@ -41,12 +41,12 @@ def parser(
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
-    """Adds --debug, which `run` is to be given."""
+    """Adds the option --debug, whose value `run` takes."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
 
 
 def log_progress() -> None:
-    """Lets this package say how it gets on, and JAX's libraries only what went wrong."""
+    """Logs the progress of this package, and only errors of the libraries of JAX."""
     logging.getLogger("bcss_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -55,12 +55,12 @@ def run(action: Callable[[], Any], *, debug: bool = False, flags: Mapping[str, s
     """Runs a command.
 
     Args:
-      action: does it.
-      debug: let errors through, so that their traceback shows.
-      flags: of training -> of the command, in messages (`errors.in_flags_of_command`).
+      action: the command.
+      debug: raise errors, so that their traceback is shown.
+      flags: flag of training -> flag of the command, for messages (see `errors.in_flags_of_command`).
 
     Returns:
-      The exit code: 0, or that of the UserError, whose message is then on stderr in one line.
+      The exit code: 0, or the code of a UserError, whose message is printed to stderr in one line.
     """
     try:
         action()
@@ -74,8 +74,10 @@ def run(action: Callable[[], Any], *, debug: bool = False, flags: Mapping[str, s
 def run_interruptible(
     action: Callable[[Any], Any], *, debug: bool = False, flags: Mapping[str, str] | None = None
 ) -> int:
-    """Like `run`; the action is given the `Interruption` that it runs within."""
-    from bcss_jax.common.interruption import Interruption  # here, because it imports JAX, which not every command needs
+    """Runs a command like `run`, and passes it the `Interruption` that is active while it runs."""
+    from bcss_jax.common.interruption import (
+        Interruption,
+    )  # not at the top: it imports JAX, which not every command needs
 
     def interruptible():
         with Interruption() as interruption:
@@ -85,11 +87,11 @@ def run_interruptible(
 
 
 def report(error: UserError, flags: Mapping[str, str] | None = None) -> int:
-    """Prints an error to stderr as one line. Returns its exit code.
+    """Prints an error to stderr as one line and returns its exit code.
 
     Args:
-      error: being asked to stop is a note.
-      flags: as of `run`.
+      error: the error; `Preempted` is printed as a note.
+      flags: as in `run`.
     """
     kind = "note" if isinstance(error, Preempted) else "error"
     print(f"{kind}: {in_flags_of_command(str(error), flags or {})}", file=sys.stderr, flush=True)
@@ -97,7 +99,7 @@ def report(error: UserError, flags: Mapping[str, str] | None = None) -> int:
 
 
 def start(main: Callable[[], int]) -> NoReturn:
-    """Runs a command's main as this process, with warnings on stderr, and ends the process."""
-    # By force: Orbax sets up logging in its own way when it is imported.
+    """Runs a command's main function with warnings on stderr, and ends the process with its exit code."""
+    # `force`, because Orbax sets up logging when it is imported.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     sys.exit(main())

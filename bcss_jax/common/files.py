@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, locks folders, and turns storage errors into one line."""
+"""Writes files completely or not at all, locks folders, and turns storage errors into one line."""
 
 import contextlib
 import errno
@@ -21,24 +21,24 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the folder (made if need be) for this process; the lock goes with the process, however it ends.
+    """Locks a folder for this process. The folder is made if necessary, and the lock ends with the process.
 
     Raises:
-      InUseError: another process is at work in it.
-      StorageError: the folder cannot be made or written, or its file system knows no locks.
+      InUseError: another process has locked the folder.
+      StorageError: the folder cannot be made or written, or its file system does not support locks.
     """
     path = workdir / ".lock"
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b", buffering=0)  # nothing may be left to be written when a full disk closes it
+        file = open(path, "a+b", buffering=0)  # unbuffered, so that closing it on a full disk cannot fail
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in LOCKED_BY_ANOTHER:
                 raise StorageError(
-                    f"{workdir}: cannot be locked ({error.strerror}): its file system offers no locks, which keep two "
-                    "processes out of one folder; choose a folder on another one, or have it mounted with them (Lustre: "
+                    f"{workdir}: cannot be locked ({error.strerror}): its file system does not support locks, which keep "
+                    "two processes from using one folder; choose a folder on another one, or mount it with locks (Lustre: "
                     "-o flock, NFS: with its lock service)"
                 ) from error
             file.seek(0)
@@ -55,11 +55,11 @@ def wait_for_lock(path: Path, *, required: bool = True) -> Iterator[None]:
     """Holds a lock for this process, and waits while another process holds it. The lock ends with the process.
 
     Args:
-      path: what the lock protects. The lock file is `PATH.lock` beside it; its folder is made if necessary.
-      required: False to wait without a note, and to go on without a lock where the file system has none.
+      path: what the lock protects. The lock file is `PATH.lock` next to it; its folder is made if necessary.
+      required: False to wait without a log line, and to continue without a lock if the file system has no locks.
 
     Raises:
-      OSError: the lock file cannot be written, or there are no locks (if `required`).
+      OSError: the lock file cannot be written, or the file system has no locks (only if `required`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "w") as file:
@@ -76,24 +76,25 @@ def wait_for_lock(path: Path, *, required: bool = True) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file as UTF-8; whole or not at all, and errors, as `write_bytes`."""
+    """Writes text as UTF-8, completely or not at all. Raises errors as `whole_file`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and errors, as `whole_file`."""
+    """Writes a file completely or not at all. Raises errors as `whole_file`."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside the file to write to; what is there at the end gets to the disk and is renamed.
+    """Yields the path of a temporary file, which replaces the file at the end of the block.
 
-    If the block raises, the temporary file is deleted and the file stays as it was.
+    The content is flushed to the disk first. If the block raises an error, the temporary file is deleted and the file stays
+    as it was.
 
     Raises:
-      StorageError: for an OSError in the block, or in what comes after it.
+      StorageError: an OSError was raised in the block or while the file was replaced.
     """
     unfinished = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):
@@ -109,7 +110,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes an image, or labels as one channel, as PNG; whole or not at all, and errors, as `write_bytes`."""
+    """Writes an image, or labels as one channel, as PNG, completely or not at all. Raises errors as `whole_file`."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
     write_bytes(path, content.getvalue())
@@ -117,7 +118,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the file system's errors into one line that names the file."""
+    """Turns an OSError in the block into a StorageError of one line that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and go: SIGTERM (preemption), SIGUSR1 (a scheduler's time limit), Ctrl-C."""
+"""Handles the signals that ask a run to save and stop: SIGTERM (preemption), SIGUSR1 (time limit of a scheduler), Ctrl-C."""
 
 import signal
 import sys
@@ -9,42 +9,42 @@ from jax.experimental import multihost_utils
 
 from bcss_jax.errors import Preempted
 
-STEPS_BETWEEN_AGREEMENTS = 10  # asking the other processes holds up the devices
+STEPS_BETWEEN_AGREEMENTS = 10  # exchanging with the other processes makes the devices wait
 
 
 class Interruption:
-    """Takes the signals over, as a context manager.
+    """A context manager that handles the signals.
 
-    Until `begin` there is nothing to save and a signal raises `Preempted` at once; after it the signal is noted for the
-    loop to act on. A second Ctrl-C ends the process at once.
+    Before `begin` is called there is nothing to save, and a signal raises `Preempted` immediately. Afterwards a signal only
+    sets `requested`, which the loop checks. A second Ctrl-C ends the process immediately.
     """
 
     def __enter__(self):
-        """Takes the signals over."""
+        """Installs the signal handlers."""
         self.requested = self._begun = False
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         return self
 
     def __exit__(self, *exception):
-        """Gives them back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def begin(self) -> None:
-        """From now on a signal is only noted."""
+        """Makes signals set `requested` from now on, instead of raising `Preempted`."""
         self._begun = True
 
     def _note(self, number, frame):
         if not self._begun:
             raise Preempted("stopped before anything was computed; the same command starts again")
         if not self.requested:
-            print("asked to stop: saving after this step", file=sys.stderr, flush=True)
+            print("stop requested: saving after this step", file=sys.stderr, flush=True)
         self.requested = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def agreed(self, step: int) -> bool:
-        """Whether any process was asked to stop; the same answer in all of them at the same step."""
+        """Returns whether any process was asked to stop. All processes get the same answer at the same step."""
         if jax.process_count() == 1:
             return self.requested
         if step % STEPS_BETWEEN_AGREEMENTS:

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: how far, how fast, how long still, and what it waits for."""
+"""Shows progress: steps done, rate, and remaining time."""
 
 import sys
 import time
@@ -8,13 +8,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
 class ProgressLine:
-    """A bar on a terminal; elsewhere a line every few seconds.
+    """Shows a progress bar on a terminal, and prints a line every few seconds elsewhere.
 
-    Rate and remaining time are those of this session, so that a resumed run is not credited with work done before.
+    Rate and remaining time count the work of this session only, so a resumed run does not count work done before.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, every_seconds: float = 10.0, enabled: bool = True):
-        """`total` and `done` count the same thing, say steps; `enabled=False` prints nothing."""
+        """Starts the display.
+
+        Args:
+          label: printed before the numbers.
+          total: number of steps, or of anything else that is counted.
+          done: how many of them were done in earlier sessions.
+          every_seconds: time between two lines, where there is no terminal.
+          enabled: False prints nothing.
+        """
         self._label, self._total, self._first, self._done = label, total, done, done
         self._every, self._enabled = every_seconds, enabled
         self._start = self._printed = time.perf_counter()
@@ -31,7 +39,7 @@ class ProgressLine:
             self._bar.start()
 
     def update(self, done: int, note: str = "") -> None:
-        """Shows that `done` of the total are done, and a short text."""
+        """Shows the number of steps done and a short text."""
         self._done = done
         now = time.perf_counter()
         if not self._enabled:
@@ -46,20 +54,20 @@ class ProgressLine:
             print(f"{self._label} {done}/{self._total}  {note}", flush=True)
 
     def print(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a permanent line."""
         if self._enabled:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True) if self._bar else print(
                 line, flush=True
             )
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar:
             self._bar.stop()
 
 
 def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Returns a time as h:mm:ss or m:ss, for example 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""Measures where the time of a command goes: stopwatches, stages, and runs that span several sessions."""
+"""Measures how long the parts of a command take: stopwatches, stages, and runs of several sessions."""
 
 import contextlib
 import dataclasses
@@ -8,11 +8,11 @@ from typing import Generic, TypeVar
 
 
 class Stopwatch:
-    """Base of dataclasses whose attributes are seconds."""
+    """Base class of dataclasses whose attributes are seconds."""
 
     @contextlib.contextmanager
     def counted(self, what: str) -> Iterator[None]:
-        """Adds the time within to one of the attributes."""
+        """Adds the time that the block takes to the attribute `what`."""
         start = time.perf_counter()
         try:
             yield
@@ -21,10 +21,10 @@ class Stopwatch:
 
 
 class StageClock:
-    """Seconds of stages, from its making on.
+    """Measures the stages of a command, one after another.
 
     Attributes:
-      seconds: by stage, of those that have ended; what runs beside them may be added.
+      seconds: stage -> seconds, for the stages that have ended. Callers may add work that runs in parallel.
     """
 
     def __init__(self):
@@ -33,27 +33,27 @@ class StageClock:
         self._last = self._start
 
     def lap(self, name: str) -> None:
-        """Ends a stage, and starts the next."""
+        """Ends the current stage under this name and starts the next."""
         now = time.perf_counter()
         self.seconds[name], self._last = now - self._last, now
 
     def total(self) -> float:
-        """Since the beginning."""
+        """Returns the seconds since the first stage started."""
         return time.perf_counter() - self._start
 
 
 @dataclasses.dataclass
 class Timed:
-    """Counts the time that a run takes over all its sessions.
+    """Measures the time that a run takes over all its sessions.
 
     Attributes:
-      seconds: spent so far.
+      seconds: time so far.
     """
 
     seconds: float = 0.0
 
     def __post_init__(self):
-        """Starts this session's clock."""
+        """Starts the clock of this session."""
         self._clock = time.perf_counter()
 
     def tick(self) -> float:

@@ -1,10 +1,10 @@
-"""Looks at a data set before anything is trained on it.
+"""Verifies and inspects a data set before anything is trained on it.
 
     python -m bcss_jax.data verify --data.dir=FOLDER [--data.layout=kaggle224]
     python -m bcss_jax.data inspect --data.dir=FOLDER [--data.layout=kaggle224] --output=DIR
 
-`verify` reads every file and says whether training would accept them, `inspect` writes pictures and inspect.json. Both
-take --data.layout=sample without a folder. Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+`verify` reads every file and reports whether training would accept the data. `inspect` writes figures and inspect.json.
+Both take --data.layout=sample without a folder. Exit codes: 0 done, 2 settings, 3 data, 5 storage.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import ConfigError, DataError, in_flags_of_command, printable
 from bcss_jax.labels import SCHEMES
 
-NAMED = 10  # defects, and notes, that are printed; all are counted
-# Flags of training, as errors name them -> those of this command.
+NAMED = 10  # number of defects, and of notes, that are printed; all are counted
+# Flags of training, as errors name them -> flags of this command.
 FLAGS = {
     f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp", "patch_size", "stride")
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses the command line and does it. Returns the exit code."""
+    """Parses the command line and runs the action. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     command.log_progress()
 
@@ -46,29 +46,33 @@ def _parser():
     parser = command.parser("python -m bcss_jax.data", __doc__, command.OneLineParser)
     actions = parser.add_subparsers(required=True, metavar="verify | inspect")
     data = command.OneLineParser(add_help=False)
-    data.add_argument("--data.dir", dest="dir", type=Path, metavar="FOLDER", help="the data set; the sample needs none")
+    data.add_argument(
+        "--data.dir", dest="dir", type=Path, metavar="FOLDER", help="folder of the data set; the sample needs none"
+    )
     data.add_argument("--data.layout", dest="layout", default="kaggle224", help=", ".join(LAYOUTS))
-    data.add_argument("--data.split", dest="split", default="published", help="published, or institute")
+    data.add_argument(
+        "--data.split", dest="split", default="published", help="how the tiles are split: published, or institute"
+    )
     data.add_argument("--data.mpp", dest="mpp", type=float, default=0.25, help="um per pixel of the images")
     data.add_argument(
-        "--data.patch_size", dest="patch_size", type=int, default=224, help="roi: side of the patches cut"
+        "--data.patch_size", dest="patch_size", type=int, default=224, help="roi: side of the patches, pixels"
     )
-    data.add_argument("--data.stride", dest="stride", type=int, default=224, help="roi: distance between patches")
+    data.add_argument(
+        "--data.stride", dest="stride", type=int, default=224, help="roi: distance between patches, pixels"
+    )
     command.add_debug(data)
 
-    verify_parser = actions.add_parser(
-        "verify", parents=[data], help="is every file readable, with its mask, in one part?"
-    )
+    verify_parser = actions.add_parser("verify", parents=[data], help="check files, masks, codes and splits")
     verify_parser.set_defaults(action=_verify)
 
-    inspect_parser = actions.add_parser("inspect", parents=[data], help="pictures of classes, colors, stain and copies")
+    inspect_parser = actions.add_parser("inspect", parents=[data], help="figures of classes, colors, stain and copies")
     inspect_parser.set_defaults(action=_inspect)
     inspect_parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="gets pictures and inspect.json"
+        "--output", required=True, type=Path, metavar="DIR", help="folder for the figures and inspect.json"
     )
     inspect_parser.add_argument("--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}")
     inspect_parser.add_argument(
-        "--patches", metavar="KEY,KEY", help="tiles whose colors are drawn; the two that differ most if not given"
+        "--patches", metavar="KEY,KEY", help="tiles whose colors are drawn; two very different ones by default"
     )
     inspect_parser.add_argument("--overwrite", action="store_true", help="replace results of other settings")
     return parser
@@ -77,7 +81,9 @@ def _parser():
 def _settings(args: argparse.Namespace) -> DataSettings:
     _one_of("--data.layout", args.layout, LAYOUTS)
     if args.layout == "sample" and args.dir:
-        raise ConfigError(f"--data.dir={args.dir}: the built-in sample has no folder; name the layout of yours")
+        raise ConfigError(
+            f"--data.dir={args.dir}: the built-in sample has no folder; give the layout of your data with --data.layout"
+        )
     if args.layout != "sample" and not args.dir:
         raise ConfigError("--data.dir=FOLDER is missing; --data.layout=sample needs none")
     return DataSettings(args.layout, args.dir, args.split, args.mpp, args.patch_size, args.stride)
@@ -125,7 +131,7 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.patches is not None:
         patches = [patch.strip().removesuffix(".png") for patch in args.patches.split(",") if patch.strip()]
         if not patches:
-            raise ConfigError("--patches: expected keys of tiles with commas between them, found none")
+            raise ConfigError("--patches: expected keys of tiles, separated by commas, found none")
     settings = _settings(args)
     for line in inspect(settings, SCHEMES[args.labels], args.output, patches=patches, overwrite=args.overwrite):
         print(line)

@@ -1,10 +1,10 @@
-"""Random changes of a training picture and its labels: flips, rotations, elastic deformation, color jitter, blur.
+"""Random augmentation of a training image and its labels: flips, rotations, elastic deformation, color jitter, blur.
 
-The only file that uses Albumentations (2.0.8, its last release). Everything is uint8 on the host; normalization belongs
-to the device.
+This is the only file that uses Albumentations (2.0.8, its last release). Everything is uint8 on the host; images are
+normalized on the device.
 
-Where a rotation or a deformation brings in pixels from outside, the picture is continued by its mirror image, so that
-no black corners enter the normalization statistics, and the labels there are `ignore_index`: nobody annotated them.
+Where a rotation or a deformation needs pixels from outside the image, the image is extended by its mirror image, so that
+no black corners enter the normalization statistics. The labels there are `ignore_index`, because nobody annotated them.
 """
 
 import dataclasses
@@ -18,39 +18,39 @@ import numpy as np
 
 from bcss_jax.errors import ConfigError
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would otherwise ask the network for a newer version
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
 import albumentations as A
 import cv2
 
-cv2.setNumThreads(0)  # the input pipeline runs one example per thread; a second level of threads only adds contention
+cv2.setNumThreads(0)  # the input pipeline runs one example per thread; more threads only add contention
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How likely and how strong each change is. The defaults are the full recipe.
+    """Probability and strength of each change. The defaults are the full recipe.
 
-    The changes are drawn independently, in the order of the fields.
+    The changes are drawn independently of each other, in the order of the fields.
 
     Attributes:
-      rotate90: probability of a turn by 0, 90, 180 or 270 degrees, each as likely. Needs square pictures.
+      rotate90: probability of a rotation by 0, 90, 180 or 270 degrees, all equally likely. Needs square images.
       horizontal_flip: probability of a left-right flip.
       vertical_flip: probability of an upside-down flip.
       rotate: probability of a rotation about the center by an angle in [-rotate_degrees, rotate_degrees].
       rotate_degrees: largest angle, in degrees.
       elastic: probability of an elastic deformation.
-      elastic_pixels: standard deviation of the displacement along each axis, about, in pixels.
+      elastic_pixels: approximate standard deviation of the displacement along each axis, in pixels.
       elastic_smoothness: standard deviation of the Gaussian that smooths the displacement, in pixels (>= 1).
-      color_jitter: probability of a change of colors, in random order of the four that follow.
+      color_jitter: probability of a change of colors: the next four changes in random order.
       brightness: factor drawn from [1 - brightness, 1 + brightness].
-      contrast: same, for contrast.
-      saturation: same, for saturation.
+      contrast: like `brightness`, for contrast.
+      saturation: like `brightness`, for saturation.
       hue: shift drawn from [-hue, hue], as a fraction of the color circle (at most 0.5).
       blur: probability of a Gaussian blur.
       blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
 
     Raises:
-      ConfigError: a probability outside [0, 1] or a strength that is out of range.
+      ConfigError: a probability is outside [0, 1], or a strength is out of range.
     """
 
     rotate90: float = 1.0
@@ -78,7 +78,7 @@ class Augmentation:
             value = getattr(self, field.name)
             least, most = lower.get(field.name, 0.0), upper.get(field.name, float("inf"))
             if not least <= value <= most:
-                raise ConfigError(f"augmentation: {field.name} must lie in [{least}, {most}], got {value}")
+                raise ConfigError(f"augmentation: {field.name} must be in [{least}, {most}], got {value}")
 
 
 PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur")
@@ -91,24 +91,24 @@ NONE = Augmentation(**dict.fromkeys(PROBABILITIES, 0.0))
 def augment(
     image: np.ndarray, label: np.ndarray, seed: Sequence[int], settings: Augmentation, ignore_index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Applies one random draw of the recipe. A pure function of its arguments, safe to call from many threads.
+    """Applies one random draw of the recipe. The result depends only on the arguments; threads may call it in parallel.
 
     Args:
       image: uint8 [H, W, 3], RGB.
       label: uint8 [H, W]; resampled by nearest neighbor.
       seed: non-negative integers; equal seeds give equal results.
       settings: the recipe.
-      ignore_index: label of pixels that come from outside the picture.
+      ignore_index: label of pixels from outside the image.
 
     Returns:
       uint8 [H, W, 3] and uint8 [H, W].
 
     Raises:
-      ConfigError: quarter turns of a picture that is not square.
+      ConfigError: rotations by 90 degrees are on, and the image is not square.
     """
     if settings.rotate90 and image.shape[0] != image.shape[1]:
         raise ConfigError(
-            f"augmentation: rotate90 needs square pictures, these have {image.shape[0]}x{image.shape[1]} pixels;"
+            f"augmentation: rotate90 needs square images, these have {image.shape[0]}x{image.shape[1]} pixels;"
             " set rotate90 to 0"
         )
     generator = np.random.default_rng(np.random.SeedSequence(seed))
@@ -117,8 +117,8 @@ def augment(
         recipe = idle.get_nowait()
     except queue.Empty:
         recipe = _recipe(settings, ignore_index)
-    # One stream for all changes: `set_random_seed` would restart the same stream in each, and a horizontal flip would
-    # then always come with a vertical one.
+    # One random stream for all changes: `set_random_seed` would start the same stream in each of them, and a horizontal
+    # flip would then always come with a vertical one.
     recipe.set_random_state(generator, random.Random(int(generator.integers(2**63))))
     result = recipe(image=image, mask=label)
     idle.put(recipe)
@@ -127,18 +127,18 @@ def augment(
 
 @functools.cache
 def _idle_recipes(settings: Augmentation, ignore_index: int) -> queue.SimpleQueue:
-    """Recipes nobody uses at the moment.
+    """Returns the queue of recipes that no thread uses at the moment.
 
-    A recipe holds its random state, so two threads must never share one, and it takes longer to build than to apply.
-    Thread-local storage is no place for it: TensorFlow's threads lose theirs after each call into Python.
+    A recipe has a random state, so two threads must never share one, and building it takes longer than applying it.
+    Thread-local storage does not work: TensorFlow's threads lose it after each call into Python.
     """
     return queue.SimpleQueue()
 
 
 def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
     s = settings
-    # Albumentations blurs noise of standard deviation of about 1 / 4.5 (normal, divided by its largest value) and
-    # multiplies by alpha; blurring divides the deviation by 2 sqrt(pi) sigma.
+    # Albumentations blurs noise with a standard deviation of about 1 / 4.5 (normal, divided by its largest value) and
+    # multiplies it by alpha. Blurring divides the deviation by 2 sqrt(pi) sigma.
     alpha = s.elastic_pixels * 4.5 * 2 * np.sqrt(np.pi) * s.elastic_smoothness
     return A.Compose(
         [
@@ -154,7 +154,7 @@ def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
 
 
 class _Rotate(A.Rotate):
-    """Mirrors the image at its border; labels follow the base class and are filled."""
+    """Mirrors the image at its border; the labels are filled, as in the base class."""
 
     def apply(self, img, matrix, **params):
         size = img.shape[1], img.shape[0]
@@ -162,7 +162,7 @@ class _Rotate(A.Rotate):
 
 
 class _Elastic(A.ElasticTransform):
-    """Mirrors the image at its border; labels follow the base class and are filled."""
+    """Mirrors the image at its border; the labels are filled, as in the base class."""
 
     def apply(self, img, map_x, map_y, **params):
         return cv2.remap(img, map_x, map_y, self.interpolation, borderMode=cv2.BORDER_REFLECT_101)

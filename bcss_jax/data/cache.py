@@ -10,15 +10,15 @@ from bcss_jax.errors import DataError, printable
 
 
 def digest_of_files(options: dict, files: Iterable[Path], root: str | os.PathLike | None) -> str:
-    """SHA-256 over the options and over name, size and modification time of every file.
+    """Returns the SHA-256 of the options and of the name, size and modification time of every file.
 
     Args:
-      options: JSON.
-      files: in any order; one that does not exist counts as such.
-      root: folder that their names are taken relative to, so that it may be mounted elsewhere.
+      options: JSON object.
+      files: in any order. A missing file counts as missing.
+      root: folder that the names are relative to, so that the data may be mounted elsewhere.
 
     Raises:
-      DataError: the state of a file cannot be read.
+      DataError: the size and time of a file cannot be read.
     """
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for path in sorted(set(files)):

@@ -1,4 +1,4 @@
-"""TensorFlow for reading data on the host. It is kept off the GPUs, whose memory it would take from JAX."""
+"""TensorFlow for reading data on the host. The GPUs are hidden from it, because it would take their memory from JAX."""
 
 import tensorflow as tf
 

@@ -1,8 +1,8 @@
-"""Reads one image or one mask file into an array, or says in one line why it cannot be used.
+"""Reads the file of an image or a mask into an array, or raises an error of one line if it cannot be used.
 
-Files are decoded by content, never by name, and only as PNG, JPEG or TIFF. Nothing is repaired or converted on the
-way: a mask with three channels, an image with 16 bits or a transparent pixel means that an earlier step did something
-else than the user believes.
+Files are decoded by their content, never by their name, and only as PNG, JPEG or TIFF. Nothing is repaired or converted:
+a mask with three channels, an image with 16 bits, or a transparent pixel means that an earlier step did not do what the
+user expects.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 
 class TooManyPixelsError(DataError):
-    """An image above `MAX_PIXELS`, by its header."""
+    """Raised for an image whose header claims more than `MAX_PIXELS`."""
 
 
 FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff")}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-MAX_PIXELS = 178_956_970  # Pillow's own bound; the largest ROI of the data set has 126 million
-INTERPOLATED_VALUES = 8  # more different values outside the code book than this: not a slip but a resampled mask
-LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow stretches 2- and 4-bit gray to 0..255; codes must not be
+MAX_PIXELS = 178_956_970  # the limit of Pillow; the largest ROI of the data set has 126 million
+INTERPOLATED_VALUES = 8  # with more different values outside the code book, the mask was probably resampled
+LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow scales 2- and 4-bit gray to 0..255, which must be undone for codes
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels, from the header alone.
+    """Returns (width, height) in pixels from the header of the file.
 
     Raises:
-      DataError: no readable PNG, JPEG or TIFF, or more than `MAX_PIXELS`.
+      DataError: the file is not a readable PNG, JPEG or TIFF, or has more than `MAX_PIXELS`.
     """
     with _as_data_error(path), Image.open(path, formats=list(FORMATS)) as image:
         _refuse_huge(path, image)
@@ -46,14 +46,14 @@ def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndar
     """Reads an H&E image.
 
     Args:
-      path: a PNG, JPEG or TIFF file with 8-bit RGB, or RGBA which is opaque everywhere.
-      warn: takes a line about something odd but usable: a content that is not what the name says.
+      path: a PNG, JPEG or TIFF file with 8-bit RGB, or with RGBA that is opaque everywhere.
+      warn: called with one line about something unusual but usable: a content that does not match the name.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      DataError: not readable, truncated, too large, not RGB, not 8-bit, or transparent somewhere.
+      DataError: the file is unreadable, truncated or too large, or the image is not RGB, not 8-bit, or not opaque.
     """
     image = load_8_bit(path, warn)
     if "transparency" in image.info:
@@ -72,10 +72,10 @@ def load_8_bit(path: Path, warn: Callable[[str], None] = log.warning) -> Image.I
 
     Args:
       path: a PNG, JPEG or TIFF file.
-      warn: as of `read_image`.
+      warn: as in `read_image`.
 
     Raises:
-      DataError: not readable, truncated, too large, or more than 8 bits.
+      DataError: the file is unreadable, truncated or too large, or has more than 8 bits.
     """
     image, raw_mode = _load(path, warn)
     if image.mode == "F":
@@ -91,20 +91,19 @@ def load_8_bit(path: Path, warn: Callable[[str], None] = log.warning) -> Image.I
 def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.warning) -> np.ndarray:
     """Reads a mask.
 
-    A palette is ignored: what counts is the index of a pixel, not its color. 16 bits are fine as long as the values
-    are codes.
+    A palette is ignored: the index of a pixel counts, not its color. 16 bits are allowed if the values are codes.
 
     Args:
       path: a PNG or TIFF file with one channel.
-      codes: its code book, a key of `labels.CODE_BOOKS`, or how many codes there are, from 0.
-      warn: takes a line about something odd but usable.
+      codes: the code book, a key of `labels.CODE_BOOKS`, or the number of codes, which then start at 0.
+      warn: called with one line about something unusual but usable.
 
     Returns:
       uint8 [H, W], every value a code of the book.
 
     Raises:
-      DataError: not readable, truncated, too large, several channels, compressed with loss, floats, or a value which
-        is no code (the message gives the histogram).
+      DataError: the file is unreadable, truncated, too large or compressed with loss, has several channels or floats, or
+        contains a value that is not a code (the message gives the histogram).
     """
     image, raw_mode = _load(path, warn)
     if image.mode == "F":
@@ -120,7 +119,7 @@ def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.wa
             "save the codes themselves, not their colors",
         )
     if image.format == "JPEG":
-        raise _unusable(path, "a mask stored without loss", "JPEG, which alters codes", "export it anew as PNG")
+        raise _unusable(path, "a mask stored without loss", "JPEG, which changes codes", "export it again as PNG")
     mask = np.asarray(image)
     if raw_mode in LOW_BIT_SCALE:
         mask = mask // LOW_BIT_SCALE[raw_mode]
@@ -128,15 +127,15 @@ def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.wa
 
 
 def checked_codes(path: Path, mask: np.ndarray, codes: str | int) -> np.ndarray:
-    """The pixels of a mask, or of a part of it, as uint8.
+    """Returns the pixels of a mask, or of a window of it, as uint8.
 
     Args:
       path: of the mask.
       mask: integers [H, W].
-      codes: as of `read_mask`.
+      codes: as in `read_mask`.
 
     Raises:
-      DataError: a value is no code (the message gives the histogram).
+      DataError: a value is not a code (the message gives the histogram).
     """
     book_size = codes if isinstance(codes, int) else len(labels.CODE_BOOKS[codes])
     if mask.min() < 0 or mask.max() >= book_size:
@@ -168,7 +167,11 @@ def read_pair(
 
 
 def _load(path: Path, warn: Callable[[str], None]) -> tuple[Image.Image, str]:
-    """Decodes a file; also gives Pillow's raw mode, which alone tells 16-bit and 2-bit PNGs from 8-bit ones."""
+    """Decodes a file.
+
+    Returns:
+      The image, and the raw mode of Pillow: only the raw mode distinguishes 16-bit and 2-bit PNGs from 8-bit ones.
+    """
     with _as_data_error(path), Image.open(path, formats=list(FORMATS)) as image:
         _refuse_huge(path, image)
         arguments = image.tile[0].args if image.tile else ""
@@ -178,10 +181,10 @@ def _load(path: Path, warn: Callable[[str], None]) -> tuple[Image.Image, str]:
     return image, raw_mode
 
 
-def warn_of_name(path: Path, format: str, warn: Callable[[str], None]) -> None:
-    """Warns if the name says another format than the content, which is a key of `FORMATS`."""
-    if Path(path).suffix.lower() not in FORMATS[format]:
-        warn(f"{printable(path)}: the content is {format}, which the name does not say; decoded by content")
+def warn_of_name(path: Path, format: str | None, warn: Callable[[str], None]) -> None:
+    """Warns if the name has the suffix of another format than the content, `format`, a key of `FORMATS`."""
+    if Path(path).suffix.lower() not in FORMATS.get(format or "", ()):
+        warn(f"{printable(path)}: the content is {format}, but the name has another suffix; decoded by content")
 
 
 def _refuse_huge(path: Path, image: Image.Image) -> None:
@@ -191,7 +194,7 @@ def _refuse_huge(path: Path, image: Image.Image) -> None:
 
 @contextlib.contextmanager
 def _as_data_error(path: Path) -> Iterator[None]:
-    """Turns whatever the decoder throws at a damaged file into one line."""
+    """Turns every error of the decoder into a DataError of one line."""
     try:
         yield
     except DataError:
@@ -200,9 +203,7 @@ def _as_data_error(path: Path) -> Iterator[None]:
         raise DataError(f"{printable(path)}: expected an image file, found none; restore it") from None
     except Image.DecompressionBombError:
         raise _too_large(path, "far more") from None
-    except (
-        Exception
-    ) as error:  # the decoder raises OSError, ValueError, SyntaxError, struct.error, ... : all mean the file
+    except Exception as error:  # a damaged file raises OSError, ValueError, SyntaxError, struct.error, ...
         size = os.path.getsize(path) if os.path.isfile(path) else None
         found = "an empty file" if size == 0 else " ".join(str(error).split()).replace(str(path), "the file")
         raise _unusable(path, "a readable PNG, JPEG or TIFF file", found, "fetch or export the file again") from error
@@ -219,18 +220,18 @@ def _unusable(path: Path, expected: str, found: str, remedy: str) -> DataError:
 
 
 def _outside_code_book(path: Path, mask: np.ndarray, codes: str | int, book_size: int) -> DataError:
-    """The error for values that are no code: with a histogram and a guess at what went wrong."""
+    """Returns the error for values that are not codes, with a histogram and a guess at the cause."""
     values, counts = np.unique(mask, return_counts=True)
     highest = book_size - 1
     outside = (values < 0) | (values > highest)
     by_count = np.argsort(-counts, kind="stable")[:8]
     histogram = ", ".join(f"{values[i]}: {counts[i]}" for i in sorted(by_count))
     if len(values) > len(by_count):
-        histogram += f" and {len(values) - len(by_count)} values more"
+        histogram += f" and {len(values) - len(by_count)} more values"
     if outside.sum() > INTERPOLATED_VALUES:
         remedy = "resampled with interpolation? scale masks by nearest neighbor"
     elif set(values.tolist()) <= {0, 255}:
-        remedy = "this is a black and white picture of a mask: save codes instead"
+        remedy = "this is a black and white image of a mask: save codes instead"
     elif codes == "kaggle3" and values.max() < len(labels.BCSS22_NAMES):
         remedy = "these look like the 22 original codes: use the layout kaggle512 or roi"
     else:

@@ -1,13 +1,13 @@
 """Batches for training and evaluation: tf.data from encoded PNGs to uint8 NumPy arrays.
 
-Every function takes a data set of *encoded* examples, in a fixed order, one dict each: `image` (PNG bytes, RGB), `mask`
-(PNG bytes, one channel of codes), `index` (int64, the example's number within its split) and whatever else describes
-it (a file name: it appears in error messages). Decoding, labels and augmentation come after shuffling and skipping, so
-both handle compressed bytes only.
+Every function takes a data set of *encoded* examples in a fixed order. An example is a dict with `image` (PNG bytes, RGB),
+`mask` (PNG bytes, one channel of codes), `index` (int64, number of the example in its split) and any other description,
+such as a file name, which is used in error messages. Examples are decoded, labeled and augmented after shuffling and
+skipping, so that these handle compressed bytes only.
 
-What an example looks like depends on (seed, epoch, index), and the order on (seed, epoch), never on the number of
-threads, processes or resumptions. No example is dropped: the last batch is filled up with further examples whose labels
-are all ignored and whose `valid` is False (pictures, not blanks, for the sake of batch statistics).
+The pixels of an example depend on (seed, epoch, index), and the order on (seed, epoch), never on the number of threads,
+processes or resumptions. No example is dropped: the last batch is filled up with further examples whose labels are all
+ignored and whose `valid` is False (real images rather than blank ones, because of batch statistics).
 """
 
 import atexit
@@ -30,21 +30,21 @@ PREFETCHED_BATCHES = 2  # one being transferred, one ready
 
 
 def encoded_from_png(image_paths: Sequence[str | os.PathLike], mask_paths: Sequence[str | os.PathLike]):
-    """Encoded examples straight from PNG files, without preparation.
+    """Returns encoded examples directly from PNG files, without preparation.
 
     Args:
-      image_paths: RGB pictures, all of one size.
+      image_paths: RGB images, all of one size.
       mask_paths: their masks, one channel of codes, in the same order.
 
     Returns:
       tf.data.Dataset of dicts `image`, `mask` (bytes), `index` (int64, position in the lists), `name` (image path).
 
     Raises:
-      DataError: no files, or unequal numbers of pictures and masks.
+      DataError: there are no files, or the numbers of images and masks differ.
     """
     if not image_paths or len(image_paths) != len(mask_paths):
         raise DataError(
-            f"need as many masks as pictures and at least one: got {len(mask_paths)} and {len(image_paths)}"
+            f"expected as many masks as images and at least one, found {len(mask_paths)} masks and {len(image_paths)} images"
         )
 
     def read(index, image_path, mask_path):
@@ -72,35 +72,37 @@ def train_batches(
     shuffle_buffer: int = 4096,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """One epoch of training: every example once, shuffled and augmented.
+    """Returns the batches of one training epoch: every example once, shuffled and augmented.
 
-    A buffer shuffles, rather than a permutation of all examples in memory: TFRecords have no random access, and the
-    encoded 224-pixel tiles alone take about 3 GB. The order is uniformly random when the buffer holds the whole split,
-    and mixes neighbors otherwise (about 80 kB per 224-pixel tile). tf.data shuffles in one thread, hence in the same
-    order whatever the threads and processes; every process reads all encoded examples and decodes its own.
+    The examples are shuffled by a buffer, not by a permutation in memory: TFRecords have no random access, and the
+    encoded 224-pixel tiles alone take about 3 GB. The order is uniformly random if the buffer holds the whole split;
+    otherwise it mixes neighbors (about 80 kB per 224-pixel tile). tf.data shuffles in one thread, so the order does not
+    depend on the number of threads and processes. Every process reads all encoded examples and decodes its share.
 
     Args:
-      encoded: see the module.
-      num_examples: how many there are.
-      table: uint8 [256], code to label (`labels.lookup_table`).
-      ignore_index: label of pixels without truth: brought in by augmentation, or in what fills the last batch.
+      encoded: see the docstring of the module.
+      num_examples: their number.
+      table: uint8 [256], code -> label (`labels.lookup_table`).
+      ignore_index: label of pixels without ground truth: those that augmentation adds, and those of the examples that fill
+        the last batch.
       batch_size: examples per step over all processes.
-      seed: of the run; non-negative.
-      epoch: which epoch of the run, from 0.
+      seed: of the run; not negative.
+      epoch: number of the epoch, from 0.
       augmentation: the recipe.
-      start_step: batches of this epoch to leave out because they are done already; they are not decoded.
-      process_index: which part of each batch to return, of `process_count` equal parts.
-      process_count: how many processes share a batch.
-      shuffle_buffer: encoded examples kept in memory to draw from.
-      threads: that decode and augment; the number of CPUs if None.
+      start_step: number of batches of this epoch to skip because they are done; they are not decoded.
+      process_index: which of the `process_count` equal shares of each batch to return.
+      process_count: number of processes that share a batch.
+      shuffle_buffer: number of encoded examples in memory to draw from.
+      threads: number of threads that decode and augment; None: the number of CPUs.
 
     Returns:
       Iterator of dicts with b = batch_size // process_count: `image` uint8 [b, H, W, 3], `label` uint8 [b, H, W],
-      `index` int64 [b], `valid` bool [b]. What fills the last batch has labels `ignore_index`, index -1, valid False.
+      `index` int64 [b], `valid` bool [b]. Examples that fill the last batch have labels `ignore_index`, index -1 and valid
+      False.
 
     Raises:
-      ConfigError: the batch cannot be shared equally; pictures that are not square, with quarter turns.
-      DataError: no examples; while iterating: an example that cannot be read or differs in size, named.
+      ConfigError: the batch cannot be shared equally, or images are not square and rotations by 90 degrees are on.
+      DataError: there are no examples; while iterating: an example cannot be read or differs in size (the message names it).
     """
     order = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     ordered = encoded.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(
@@ -109,7 +111,7 @@ def train_batches(
     return _batches(
         ordered,
         num_examples,
-        _picture_size(encoded),
+        _image_size(encoded),
         lambda image, label, index: augment(image, label, (seed, epoch, int(index)), augmentation, ignore_index),
         table=table,
         ignore_index=ignore_index,
@@ -132,14 +134,14 @@ def eval_batches(
     process_count: int = 1,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Every example once, in the order of `encoded`, unchanged.
+    """Returns every example once, in the order of `encoded`, without augmentation.
 
-    Arguments, result and errors are those of `train_batches`. All processes get the same number of batches.
+    Arguments, result and errors are as in `train_batches`. All processes get the same number of batches.
     """
     return _batches(
         encoded.apply(tf.data.experimental.assert_cardinality(num_examples)),
         num_examples,
-        _picture_size(encoded),
+        _image_size(encoded),
         None,
         table=table,
         ignore_index=ignore_index,
@@ -185,8 +187,8 @@ def _batches(
         label = tf.where(valid, label, np.uint8(ignore_index))
         return {"image": image, "label": label, "index": tf.where(valid, example["index"], -1), "valid": valid}
 
-    # Step s consists of the positions [s * batch_size, (s + 1) * batch_size); each process owns `rows` of them in turn.
-    # What the last batch lacks is filled from the start of the order.
+    # Step s consists of the positions [s * batch_size, (s + 1) * batch_size); each process has `rows` of them in turn.
+    # The last batch is filled up from the start of the order.
     num_positions = -(-num_examples // batch_size) * batch_size
     positioned = tf.data.Dataset.zip(tf.data.Dataset.range(num_positions), ordered.repeat())
     mine = positioned.skip(start_step * batch_size)
@@ -195,7 +197,7 @@ def _batches(
 
     options = tf.data.Options()
     options.deterministic = True
-    # Nothing is left to tune, and the end of an epoch would wait for the tuning thread, seconds at times.
+    # Everything is set, and the end of an epoch would sometimes wait seconds for the tuning thread.
     options.autotune.enabled = False
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
@@ -231,49 +233,56 @@ _unfinished: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def _close_unfinished() -> None:
-    """Ends the threads of epochs that were left midway.
+    """Ends the threads of epochs that were not finished.
 
-    They call into Python for the augmentation: left running while the interpreter shuts down, they make it hang or
-    abort instead of giving its exit code (TensorFlow 2.21).
+    They call into Python for the augmentation. If they still run while the interpreter shuts down, it hangs or aborts
+    instead of returning its exit code (TensorFlow 2.21).
     """
     for iterator in list(_unfinished):
         with contextlib.suppress(ValueError):  # another thread is inside it
             iterator.close()
 
 
-def _picture_size(encoded: tf.data.Dataset) -> tuple[int, int]:
-    """Height and width of the first picture; all others must have the same."""
+def _image_size(encoded: tf.data.Dataset) -> tuple[int, int]:
+    """Returns height and width of the first image; all others must have the same size."""
     try:
         first = next(iter(encoded.take(1)), None)
     except tf.errors.OpError as error:
         raise _unreadable(error) from error
     if first is None:
-        raise DataError("the data set holds no examples")
+        raise DataError("the data set has no examples")
     image = _decoded(first, "image")
     return image.shape[0], image.shape[1]
 
 
 def _explained(error: Exception, failed: tf.data.Dataset, size, table, change) -> UserError:
-    """Why the batch of the encoded examples `failed` could not be made, with the name of the example.
+    """Returns the reason why a batch could not be made, with the name of the example.
 
-    Errors inside tf.data name an operation, not an example. So that good batches pay nothing for good messages, the
-    failed one is made again here, one example at a time.
+    Errors inside tf.data name an operation, not an example. To keep good batches fast, the failed batch is made again
+    here, one example at a time.
+
+    Args:
+      error: as tf.data raised it.
+      failed: the encoded examples of the batch.
+      size: height and width of the first image.
+      table: as in `train_batches`.
+      change: the augmentation, or None.
     """
     try:
         for example in failed:
             try:
                 image, mask = _decoded(example, "image"), _decoded(example, "mask")
-                for part, array in (("image", image), ("mask", mask)):
+                for name, array in (("image", image), ("mask", mask)):
                     if array.shape[:2] != size:
                         return DataError(
-                            f"{_name(example)}: {part} of {array.shape[0]}x{array.shape[1]} pixels, but the first image"
+                            f"{_name(example)}: {name} of {array.shape[0]}x{array.shape[1]} pixels, but the first image"
                             f" has {size[0]}x{size[1]}; all must have the same size"
                         )
                 label = table[mask[..., 0]]
                 if (label == UNMAPPED).any():
                     codes = np.unique(mask[..., 0][label == UNMAPPED]).tolist()
                     shown = ", ".join(map(str, codes[:5])) + (", ..." if len(codes) > 5 else "")
-                    return DataError(f"{_name(example)}: the mask holds {shown}, no code of this data set's code book")
+                    return DataError(f"{_name(example)}: the mask has {shown}, not in this data set's code book")
                 if change is not None:
                     change(image, label, example["index"].numpy())
             except UserError as cause:
@@ -285,13 +294,13 @@ def _explained(error: Exception, failed: tf.data.Dataset, size, table, change) -
     return _unreadable(error)
 
 
-def _decoded(example: dict, part: str) -> np.ndarray:
-    encoded = example[part]
+def _decoded(example: dict, name: str) -> np.ndarray:
+    encoded = example[name]
     try:
-        return tf.io.decode_png(encoded, channels=3 if part == "image" else 1).numpy()
+        return tf.io.decode_png(encoded, channels=3 if name == "image" else 1).numpy()
     except tf.errors.InvalidArgumentError as error:
         size = len(encoded.numpy())
-        raise DataError(f"{_name(example)}: {part} is not a readable PNG ({size} bytes); replace the file") from error
+        raise DataError(f"{_name(example)}: {name} is not a readable PNG ({size} bytes); replace the file") from error
 
 
 def _unreadable(error: Exception) -> DataError:
@@ -299,7 +308,7 @@ def _unreadable(error: Exception) -> DataError:
 
 
 def _name(example: dict) -> str:
-    """The example's number, and every short text that came with it."""
+    """Returns the number of the example, and every short text that describes it."""
     texts = {key: value.numpy() for key, value in example.items() if key not in ("image", "mask", "index")}
     texts = [f"{key} {value.decode(errors='replace')}" for key, value in texts.items() if isinstance(value, bytes)]
     return ", ".join([f"example {int(example['index'])}", *texts])
@@ -307,5 +316,5 @@ def _name(example: dict) -> str:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(getattr(error, "message", error)).split())
-    # TensorFlow's account of where in its graph it happened is of no use to the reader.
+    # Removes the place in TensorFlow's graph, which does not help the user.
     return re.sub(r"\{\{.*?\}\} |\[\[.*?\]\]|\[Op:.*|Error in user-defined .*? with iterator: \S+: ", "", text).strip()

@@ -1,14 +1,14 @@
 """The built-in data set: small H&E-like patches of synthetic patients, drawn by numpy.
 
-It exists so that every command of this package runs, and learns something, without a download. Nothing measured on it
-says anything about real tissue.
+With it every command of this package runs, and learns something, without a download. Scores on it say nothing about real
+tissue.
 
-How a patch comes about: a smooth random field is cut at a quantile into tumor nests and stroma; other tissue (fat,
-lymphocytes, necrosis, glass) takes its place in that field where it does in life. Each tissue then lays down two
-maps, the amounts of haematoxylin and of eosin, and the image is the light that these two absorb by the Beer-Lambert
-law (Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Stain and
-scanner differ per patient. Tumor cytoplasm and stroma get overlapping amounts of both stains on purpose: what tells
-them apart is texture (crowded large nuclei against wavy fibres), see `benchmarks/sample_difficulty.py`.
+A patch is drawn as follows. A smooth random field is cut at a quantile into tumor nests and stroma. Other tissue (fat,
+lymphocytes, necrosis, glass) is placed in this field where it occurs in reality. Every tissue adds to two maps, the
+amounts of haematoxylin and of eosin, and the image is the light that remains after both have absorbed by the
+Beer-Lambert law (Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Stain
+and scanner differ between patients. Tumor cytoplasm and stroma deliberately have overlapping amounts of both stains, so
+that only texture separates them (crowded large nuclei against wavy fibers); see `benchmarks/sample_difficulty.py`.
 """
 
 import dataclasses
@@ -22,12 +22,18 @@ VERSION = "e9610fc013dbc3e74d6e1d1a477c7d0c115498e3e775d9f48f3fdd6e2c9e3d25"
 SIZE = 224  # pixels
 MPP = 0.25  # micrometers per pixel
 TRAIN_PATIENTS, VAL_PATIENTS = 12, 4
-INSTITUTES = ("A1", "B2", "C3", "D4", "E5")  # patients go round; so every institute of "val" is also in "train"
-SPACING = 2 * SIZE  # patches of a patient lie apart in their slide: they do not continue one another
+INSTITUTES = (
+    "A1",
+    "B2",
+    "C3",
+    "D4",
+    "E5",
+)  # assigned to the patients in turn, so every institute of "val" is also in "train"
+SPACING = 2 * SIZE  # patches of a patient have gaps between them in their slide
 
 OUTSIDE, TUMOR, STROMA, LYMPHOCYTES, NECROSIS, FAT, GLASS = 0, 1, 2, 3, 4, 9, 21
 
-# What a patch shows, by its number. The first word is the shape of the tumor, the second what else is there.
+# What a patch shows, by its number: the shape of the tumor, and the other tissue.
 PLANS = (
     ("nests", "nothing"),
     ("front", "lymphocytes"),
@@ -48,14 +54,14 @@ class Patch:
 
     Attributes:
       key: unique in the data set.
-      patient: such as "SAMPLE-A1-0001"; the middle part is the institute.
-      split: "train" or "val"; all patches of a patient are in the same one.
+      patient: for example "SAMPLE-A1-0001"; the middle part is the institute.
+      split: "train" or "val"; all patches of a patient are in the same split.
       x: offset in the patient's slide, pixels from the left.
       y: offset in the patient's slide, pixels from the top.
       image: uint8 [224, 224, 3], RGB.
       mask: uint8 [224, 224], codes of the code book "bcss22": 0 outside the ROI (the image shows tissue there too),
         1 tumor, 2 stroma, 3 lymphocytic_infiltrate, 4 necrosis_or_debris, 9 fat, and 21 (other) for blank glass within
-        the ROI, so that a model with a class for the rest learns what glass looks like.
+        the ROI, so that a model with a class for all other tissue learns what glass looks like.
     """
 
     key: str
@@ -67,7 +73,7 @@ class Patch:
     mask: np.ndarray
 
     def origin(self) -> dict:
-        """Where it comes from, in the fields of `layouts.Tile`: key, barcode, patient, institute, x, y, mpp, codes."""
+        """Returns the fields of `discovery.TileOrigin`."""
         return {
             "key": self.key,
             "barcode": self.patient,
@@ -87,7 +93,7 @@ def draw(seed: int = 0) -> Iterator[Patch]:
       seed: which data set, 0 or above. The same seed gives the same bytes.
 
     Yields:
-      Patches in a fixed order; `draw_patch` gives any one of them by itself.
+      Patches in a fixed order; `draw_patch` draws a single one of them.
 
     Raises:
       ValueError: the seed is negative.
@@ -98,11 +104,11 @@ def draw(seed: int = 0) -> Iterator[Patch]:
 
 
 def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
-    """Draws one patch; depends on nothing but its arguments.
+    """Draws one patch. The result depends only on the arguments.
 
     Args:
       patient: 0 to 15; the first twelve are for training.
-      number: 0 to 7, which patch of the patient, and thereby what it shows (`PLANS`).
+      number: 0 to 7, which patch of the patient; it selects what the patch shows (`PLANS`).
       seed: which data set, 0 or above.
 
     Returns:
@@ -113,11 +119,11 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
     """
     if not (0 <= patient < TRAIN_PATIENTS + VAL_PATIENTS and 0 <= number < len(PLANS)):
         raise ValueError(f"no patch {number} of patient {patient} in the sample data set")
-    habit = _Habit.of(_generator(seed, patient))
+    style = _PatientStyle.of(_generator(seed, patient))
     rng = _generator(seed, patient, number)
     nest, mask = _layout(rng, *PLANS[number])
-    tissue = _Tissue(rng, habit, nest, mask)
-    image = _photograph(rng, habit, tissue.haematoxylin, tissue.eosin)
+    tissue = _Tissue(rng, style, nest, mask)
+    image = _photograph(rng, style, tissue.haematoxylin, tissue.eosin)
     labeled = _leave_roi(rng, mask) if PLANS[number][1] == "outside" else mask
 
     name = f"SAMPLE-{INSTITUTES[patient % len(INSTITUTES)]}-{patient + 1:04d}"
@@ -127,17 +133,17 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
 
 
 def _generator(*numbers: int) -> np.random.Generator:
-    # The length goes in too: SeedSequence takes (3,) and (3, 0) for the same entropy.
+    # The length is included because SeedSequence treats (3,) and (3, 0) as the same entropy.
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((len(numbers), *numbers))))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Habit:
-    """What a patient's patches have in common: stain, scanner, and the look of the tumor cells."""
+class _PatientStyle:
+    """What all patches of a patient share: stain, scanner, and the appearance of the tumor cells."""
 
     vectors: np.ndarray  # [2, 3], optical density of haematoxylin and eosin per channel
     strength: np.ndarray  # [2], how strongly the slide was stained with each
-    white: np.ndarray  # [3], what the scanner makes of glass
+    white: np.ndarray  # [3], the color of glass in the scan
     gamma: float
     blur: float  # pixels
     cell: float  # pixels from one tumor nucleus to the next
@@ -147,7 +153,7 @@ class _Habit:
     collagen: np.ndarray  # [2], amounts of both stains
 
     @classmethod
-    def of(cls, rng: np.random.Generator) -> "_Habit":
+    def of(cls, rng: np.random.Generator) -> "_PatientStyle":
         vectors = np.array([[0.60, 0.73, 0.33], [0.14, 0.93, 0.28]]) + rng.uniform(-0.035, 0.035, (2, 3))
         return cls(
             vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
@@ -164,12 +170,12 @@ class _Habit:
 
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Smooth random field [224, 224] of mean 0 and standard deviation 1; `sigma` (pixels) is its smoothness."""
-    # Gaussians of random height on a lattice finer than they are wide: as good as blurred white noise, and quicker.
+    """Returns a smooth random field [224, 224] with mean 0 and standard deviation 1; `sigma` (pixels) is its smoothness."""
+    # Gaussians of random height on a lattice finer than their width: equivalent to blurred white noise, and faster.
     pitch, reach = max(1.0, 0.8 * sigma), 4  # `reach` lattice steps are at least three sigma
     count = int(SIZE / pitch) + 2 * reach + 2
     field = rng.standard_normal((count, count))
-    for _ in range(2):  # rows, then columns; sums of slices and no matrix product, whose threads would get in the way
+    for _ in range(2):  # rows, then columns; sums of slices, because the threads of a matrix product would interfere
         position = np.arange(SIZE) / pitch + reach + rng.uniform()
         nearest = position.astype(int)
         field = sum(
@@ -180,22 +186,22 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
 
 
 def _slope(rng: np.random.Generator) -> np.ndarray:
-    """Plane [224, 224] rising in a random direction, about -1 to 1."""
+    """Returns a plane [224, 224] that rises in a random direction, from about -1 to 1."""
     angle = rng.uniform(0, 2 * np.pi)
     return (np.cos(angle) * (_X - SIZE / 2) + np.sin(angle) * (_Y - SIZE / 2)) / (SIZE / 2)
 
 
 def _depth(field: np.ndarray) -> np.ndarray:
-    """Signed distance (pixels, roughly) from the line where the field is 0, positive where it is."""
+    """Returns the approximate signed distance in pixels from the line where the field is 0, positive where the field is."""
     down, right = np.gradient(field)
     return field / np.maximum(np.hypot(down, right), 1e-3)
 
 
 def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where which tissue is.
+    """Draws the position of the tissues.
 
     Returns:
-      Signed depth within the tumor (pixels, [224, 224]), and the codes (uint8 [224, 224]), nothing left out.
+      Signed depth within the tumor (pixels, [224, 224]), and the codes (uint8 [224, 224]) of the whole patch.
     """
     coarseness = _COARSENESS[shape]
     field = _noise(rng, coarseness) + 0.07 * _noise(rng, 7.0)
@@ -214,7 +220,7 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
     elif extra == "fat":  # beyond the stroma
         outer = field + 0.1 * _noise(rng, 10.0)
         mask[(outer < np.quantile(outer, share)) & (field < 0)] = FAT
-    elif extra == "lymphocytes":  # outside the tumor and rather near it, dense here and missing there
+    elif extra == "lymphocytes":  # outside the tumor and mostly near it, in patches
         cuff = _noise(rng, 30.0) + 0.3 * field + 0.1 * _noise(rng, 6.0)
         mask[(field < 0) & (cuff > np.quantile(cuff[field < 0], 0.68))] = LYMPHOCYTES
     elif extra == "glass":  # the edge of the section
@@ -224,7 +230,7 @@ def _layout(rng: np.random.Generator, shape: str, extra: str) -> tuple[np.ndarra
 
 
 def _leave_roi(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """The mask with what lies beyond a straight edge of the ROI, and a hole in it, set to 0."""
+    """Returns the mask with 0 beyond a straight edge of the ROI and in a hole."""
     beyond = _slope(rng) > rng.uniform(0.4, 0.8)
     row, column = rng.uniform(40, SIZE - 40, 2)
     hole = np.abs(_Y - row) / rng.uniform(12, 24) + np.abs(_X - column) / rng.uniform(12, 24) < 1
@@ -232,13 +238,13 @@ def _leave_roi(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 
 
 class _Tissue:
-    """Amounts of haematoxylin and eosin, both float64 [224, 224], laid down tissue by tissue."""
+    """Draws the amounts of haematoxylin and eosin, both float64 [224, 224], tissue by tissue."""
 
-    def __init__(self, rng: np.random.Generator, habit: _Habit, depth: np.ndarray, mask: np.ndarray):
-        self.rng, self.habit, self.mask = rng, habit, mask
+    def __init__(self, rng: np.random.Generator, style: _PatientStyle, depth: np.ndarray, mask: np.ndarray):
+        self.rng, self.style, self.mask = rng, style, mask
         self.fine, self.grain = _noise(rng, 1.1), _noise(rng, 2.2)
-        # Uneven stain and section thickness, and bluish (young) or pale (loose) places in any tissue: the reason that
-        # color alone does not tell the tissues apart.
+        # Uneven stain and section thickness, and bluish (young) or pale (loose) areas in every tissue. Because of them,
+        # color alone does not separate the tissues.
         self.uneven_h, self.uneven_e = _noise(rng, 28.0), _noise(rng, 22.0)
         self.haematoxylin, self.eosin = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
         self._stroma(depth)
@@ -254,7 +260,7 @@ class _Tissue:
         self.eosin = np.where(where, eosin, self.eosin)
 
     def _lattice(self, pitch: float, jitter: float) -> np.ndarray:
-        """Centers [n, 2] (row, column) of a shaken hexagonal lattice over the patch and a margin."""
+        """Returns the centers [n, 2] (row, column) of a jittered hexagonal lattice over the patch and a margin."""
         step = pitch * np.sqrt(0.75)
         rows, columns = np.mgrid[-2 : SIZE / step + 2, -2 : SIZE / pitch + 2]
         centers = np.stack([rows * step, (columns + 0.5 * (rows % 2)) * pitch], -1).reshape(-1, 2)
@@ -266,11 +272,11 @@ class _Tissue:
         return int(self.mask[row, column])
 
     def _cells(self, centers: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
-        """Index of the nearest center and distance (pixels, roughly) from the border to the next cell.
+        """Returns the index of the nearest center, and the approximate distance in pixels from the border to the next cell.
 
         Args:
           centers: [n, 2] from `_lattice`.
-          pitch: of that lattice; no pixel has its two nearest centers farther away than twice this.
+          pitch: of that lattice; the two nearest centers of a pixel are never farther away than twice this.
         """
         nearest = np.zeros((SIZE, SIZE), int)
         first, second = np.full((2, SIZE, SIZE), 2.0 * pitch)
@@ -286,7 +292,7 @@ class _Tissue:
         return nearest, (second - first) / 2
 
     def _nucleus(self, center, radii, angle, dark, rim=0.0, wobble=0.06, chromatin=0.15, nucleolus=0.0) -> None:
-        """Lays one nucleus: an ellipse of `radii` (pixels) with an uneven outline and clumped chromatin."""
+        """Draws one nucleus: an ellipse of `radii` (pixels) with an uneven outline and clumped chromatin."""
         reach = 1.5 * max(radii) + 3
         top, left = np.maximum(np.floor(center - reach), 0).astype(int)
         bottom, right = np.minimum(np.ceil(center + reach), SIZE).astype(int)
@@ -312,9 +318,9 @@ class _Tissue:
         self._nucleus(center, radii, 0.0, self.rng.uniform(1.05, 1.5), wobble=0.03, chromatin=0.14)
 
     def _stroma(self, depth: np.ndarray) -> None:
-        rng, habit = self.rng, self.habit
-        # Fibres are noise that is long in one direction, looked up at coordinates that bend. Near a nest they bend
-        # round it.
+        rng, style = self.rng, self.style
+        # Fibers are noise that is stretched in one direction and looked up at bent coordinates. Near a nest they bend
+        # around it.
         angle = rng.uniform(0, np.pi)
         bend = 16 * _noise(rng, 30.0) + 2.5 * _noise(rng, 9.0) + 5 * np.tanh(depth / 25)
         along = _X * np.cos(angle) + _Y * np.sin(angle)
@@ -322,10 +328,10 @@ class _Tissue:
         coarse = _lookup(rng, along / 45, across / 4.0)
         thin = _lookup(rng, along / 22, across / 1.6)
         bundles = _lookup(rng, along / 90, across / 15)
-        loose = np.clip(bundles - 0.5, 0, 1.5)  # between bundles there is pale ground substance
-        fibre = 0.22 * coarse + 0.18 * thin
-        eosin = habit.collagen[1] * (1 + fibre + 0.2 * self.uneven_e - 0.35 * loose + 0.04 * self.fine)
-        haematoxylin = habit.collagen[0] * (1 + 0.5 * self.uneven_h + 0.25 * coarse + 0.15 * self.grain)
+        loose = np.clip(bundles - 0.5, 0, 1.5)  # pale ground substance between bundles
+        fiber = 0.22 * coarse + 0.18 * thin
+        eosin = style.collagen[1] * (1 + fiber + 0.2 * self.uneven_e - 0.35 * loose + 0.04 * self.fine)
+        haematoxylin = style.collagen[0] * (1 + 0.5 * self.uneven_h + 0.25 * coarse + 0.15 * self.grain)
         slits = np.clip((_lookup(rng, along / 60, across / 5.0) - 2.0) * 1.5, 0, 0.9)
         self._fill(np.ones_like(depth, bool), haematoxylin * (1 - slits), eosin * (1 - slits))
 
@@ -343,17 +349,17 @@ class _Tissue:
             self._nucleus(center, radii, lies, rng.uniform(0.7, 1.3), wobble=0.05)
 
     def _tumor(self, depth: np.ndarray) -> None:
-        rng, habit = self.rng, self.habit
-        centers = self._lattice(habit.cell, 0.27)
-        nearest, border = self._cells(centers, habit.cell)
+        rng, style = self.rng, self.style
+        centers = self._lattice(style.cell, 0.27)
+        nearest, border = self._cells(centers, style.cell)
         shade = rng.uniform(0.75, 1.25, (2, len(centers)))
         frothy = 1 + 0.2 * self.grain + 0.12 * self.fine
-        eosin = habit.cytoplasm[1] * shade[1, nearest] * (frothy + 0.15 * self.uneven_e)
-        haematoxylin = habit.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
-        # Cells touch along faint lines; some have come apart and leave a white gap.
+        eosin = style.cytoplasm[1] * shade[1, nearest] * (frothy + 0.15 * self.uneven_e)
+        haematoxylin = style.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
+        # Cells touch along faint lines; some are separated by a white gap.
         apart = (rng.uniform(size=len(centers)) < 0.3)[nearest] * np.clip(_noise(rng, 6.0), 0, 1)
         gap = (0.2 + 0.55 * apart) * np.exp(-np.square(border / (0.9 + 0.9 * apart)))
-        # Shrinkage also parts a nest from the stroma around it, in places.
+        # Shrinkage also separates a nest from the stroma around it, in some places.
         shrunk = np.clip(_noise(rng, 18.0) - 0.4, 0, 1)
         gap = np.maximum(gap, 0.85 * shrunk * np.exp(-np.square((depth - 1.5) / 1.8)))
         self._fill(self.mask == TUMOR, haematoxylin * (1 - gap), eosin * (1 - gap))
@@ -361,10 +367,10 @@ class _Tissue:
         for center in centers:
             if self._code_at(center) != TUMOR:
                 continue
-            scale = np.clip(1 + habit.pleomorphism * rng.standard_normal(), 0.6, 1.4)
-            radii = 0.38 * habit.cell * scale * np.array([rng.uniform(1.0, 1.25), rng.uniform(0.78, 1.0)])
+            scale = np.clip(1 + style.pleomorphism * rng.standard_normal(), 0.6, 1.4)
+            radii = 0.38 * style.cell * scale * np.array([rng.uniform(1.0, 1.25), rng.uniform(0.78, 1.0)])
             angle = rng.uniform(0, np.pi)
-            if rng.uniform() < habit.vesicular:
+            if rng.uniform() < style.vesicular:
                 dark, rim, nucleolus = rng.uniform(0.38, 0.75), rng.uniform(0.25, 0.5), rng.uniform(0.5, 1.0)
             else:
                 dark, rim, nucleolus = rng.uniform(0.8, 1.3), 0.1, 0.0
@@ -380,7 +386,7 @@ class _Tissue:
         eosin = 0.75 * (1 + 0.25 * self.fine + 0.2 * lumps + 0.15 * self.uneven_e)
         self._fill(self.mask == NECROSIS, 0.12 * (1 + 0.4 * lumps + 0.3 * self.uneven_h), np.maximum(eosin, 0.1))
         for center in self._lattice(21.0, 0.5):
-            if self._code_at(center) == NECROSIS:  # crumbs of nuclei, and ghosts of cells without one
+            if self._code_at(center) == NECROSIS:  # fragments of nuclei, and shadows of cells without a nucleus
                 if self.rng.uniform() < 0.55:
                     self._nucleus(center, self.rng.uniform(1.8, 4.2, 2), 0.0, self.rng.uniform(0.8, 1.6))
                 else:
@@ -400,7 +406,7 @@ class _Tissue:
 
 
 def _lookup(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Random field of unit grain at the coordinates (u, v), interpolated smoothly; about mean 0, deviation 1."""
+    """Returns a smoothly interpolated random field at the coordinates (u, v), with unit grain, mean 0 and deviation 1 (about)."""
     table = rng.standard_normal((128, 512))
     low_u, low_v = np.floor(u).astype(int), np.floor(v).astype(int)
     part_u, part_v = u - low_u, v - low_v
@@ -411,7 +417,7 @@ def _lookup(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarra
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of [H, W, C] over H and W; the edge is repeated."""
+    """Blurs [H, W, C] with a Gaussian over H and W; the edge is repeated."""
     reach = 3
     weights = np.exp(-np.square(np.arange(-reach, reach + 1) / sigma) / 2)
     weights /= weights.sum()
@@ -422,11 +428,13 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return image
 
 
-def _photograph(rng: np.random.Generator, habit: _Habit, haematoxylin: np.ndarray, eosin: np.ndarray) -> np.ndarray:
-    """Light through both stains as the patient's scanner sees it: uint8 [224, 224, 3]."""
-    stains = zip((haematoxylin, eosin), habit.strength, habit.vectors, strict=True)
+def _photograph(
+    rng: np.random.Generator, style: _PatientStyle, haematoxylin: np.ndarray, eosin: np.ndarray
+) -> np.ndarray:
+    """Returns the image of both stains from the patient's scanner, uint8 [224, 224, 3]."""
+    stains = zip((haematoxylin, eosin), style.strength, style.vectors, strict=True)
     density = sum(np.maximum(amount, 0)[..., None] * (strength * vector) for amount, strength, vector in stains)
     light = np.exp(-density)
-    light = _blur(light, habit.blur) ** habit.gamma
-    pixels = habit.white * light + rng.standard_normal((SIZE, SIZE, 3)) * 2.0
+    light = _blur(light, style.blur) ** style.gamma
+    pixels = style.white * light + rng.standard_normal((SIZE, SIZE, 3)) * 2.0
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)

@@ -1,11 +1,11 @@
-"""Writes the tiles of a data set as TFRecords, once, and gives them back as a `tf.data.Dataset`.
+"""Writes the tiles of a data set as TFRecords, once, and reads them as a `tf.data.Dataset`.
 
-`prepare` finds the tiles, checks every one of them, and has TensorFlow Datasets write them. What it wrote lies in a
-folder named after a fingerprint of all input files and options: another call with the same input finds it and reads no
-pixel, changed input is prepared anew beside it, and two data sets never mix. The folder gets its name by one rename when
-all is done, so there is never half of one.
+`prepare` finds the tiles, checks every one of them, and writes them with TensorFlow Datasets. The prepared data are in a
+folder that is named after a fingerprint of all input files and options: another call with the same input finds the folder
+and reads no pixel, changed input is prepared again in another folder, and two data sets never mix. The folder gets its
+name by one rename at the end, so an incomplete folder never has that name.
 
-The masks keep their codes; `labels.lookup_table` turns them into labels later, whatever the scheme.
+The masks keep their codes; `labels.lookup_table` converts them to the labels of a scheme later.
 """
 
 import collections
@@ -37,7 +37,7 @@ from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, pri
 
 log = logging.getLogger(__name__)
 
-DATA_VERSION = "1.0.1"  # raise it when what is written changes: everything is then prepared anew
+DATA_VERSION = "1.0.1"  # raise it if the written data change: everything is then prepared again
 SAMPLE_SEED = 0
 
 
@@ -57,19 +57,19 @@ class Example(discovery.TileOrigin):
 
 
 class BcssTiles(tfds.core.GeneratorBasedBuilder):
-    """BCSS tiles with their masks; a config per layout. Use `prepare`, which also checks the data.
+    """BCSS tiles with their masks, with one config for each layout. Use `prepare`, which also checks the data.
 
-    Examples are stored in the order of a hash of their key, hence shuffled once and for all, and the same every time.
+    Examples are stored in the order of a hash of their key: shuffled once, and in the same order every time.
     """
 
     VERSION = tfds.core.Version(DATA_VERSION)
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in discovery.LAYOUTS]
-    # Where tfds would look for checksums of downloads: there are none, and to look it needs importlib_resources, which
-    # it does not install (4.9.10).
+    # tfds looks for checksums of downloads there. There are none, and looking needs importlib_resources, which tfds does
+    # not install (4.9.10).
     code_path = None
 
     def __init__(self, *, examples: dict[str, Iterable[Example]] | None = None, **kwargs):
-        """Takes the examples of each part, which are needed only to write them."""
+        """Takes the examples of each split, which are needed only for writing."""
         self._examples = examples or {}
         super().__init__(**kwargs)
 
@@ -95,14 +95,14 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
         )
 
     def _log_download_bytes(self) -> None:
-        """Nothing: by default tfds announces a download here."""
+        """Does nothing; tfds would announce a download here."""
 
     def _log_download_done(self) -> None:
-        """Nothing, as above."""
+        """Does nothing, like `_log_download_bytes`."""
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # nothing is ever downloaded
-        return {part: self._generate_examples(examples) for part, examples in self._examples.items()}
+        return {split: self._generate_examples(examples) for split, examples in self._examples.items()}
 
     def _generate_examples(self, examples: Iterable[Example]) -> Iterator[tuple[str, dict]]:
         for example in examples:
@@ -117,8 +117,8 @@ class PreparedData:
     """A data set that is written and checked.
 
     Attributes:
-      folder: where it lies.
-      layout: as given to `prepare`.
+      folder: where the prepared data are.
+      layout: as in `discovery.DataSettings`.
       split_by: how the tiles are split: "published", "institute", or "built-in" for the sample.
       codes: code book of the masks.
       mpp: nominal micrometers per pixel.
@@ -136,13 +136,13 @@ class PreparedData:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Number of tiles per part."""
+        """The number of tiles of each split."""
         return dict(self.report.tiles)
 
     def describe(self) -> dict:
-        """Plain dict for checkpoints and metric files: which data, which parts, how much of what is in them.
+        """Returns a plain dict for checkpoints and metric files: which data, how they are split, and their counts.
 
-        Lists of files and patients are given by their length; `report` has them in full.
+        Lists of files and patients are replaced by their length; `report` has them in full.
         """
         return {
             "layout": self.layout,
@@ -154,35 +154,35 @@ class PreparedData:
             **self.report.counted(),
         }
 
-    def table(self, part: str) -> list[dict]:
-        """What is known of each tile of a part but its pixels; entry i is the tile with index i."""
-        return self._tables[part]
+    def table(self, split: str) -> list[dict]:
+        """Returns the fields of `discovery.TileOrigin` of each tile of a split; entry i is the tile with index i."""
+        return self._tables[split]
 
     @functools.cached_property
     def _tables(self) -> dict[str, list[dict]]:
         return _read_prepared(self.folder / "tables.json")
 
-    def load(self, part: str) -> tf.data.Dataset:
-        """The tiles of a part, undecoded, in stored order: shuffled by a hash of the key, the same every time.
+    def load(self, split: str) -> tf.data.Dataset:
+        """Returns the tiles of a split, not decoded, in stored order: shuffled by a hash of the key, always the same.
 
         Args:
-          part: a key of `splits`.
+          split: a key of `splits`.
 
         Returns:
-          Dataset of dicts of scalars: image and mask (PNG bytes: uint8 [H, W, 3] and [H, W, 1]), index (int64), key,
+          A data set of dicts of scalars: image and mask (PNG bytes: uint8 [H, W, 3] and [H, W, 1]), index (int64), key,
           barcode, patient, institute, codes (strings), x and y (int64, pixels), mpp (float32).
 
         Raises:
-          DataError: the data set has no such part.
+          DataError: the data set has no such split.
         """
-        if part not in self.splits:
+        if split not in self.splits:
             raise DataError(
-                f"{self.folder}: expected a part {part}, found only {', '.join(self.splits)}; choose one of them"
+                f"{self.folder}: expected a split {split}, found only {', '.join(self.splits)}; choose one of them"
             )
         builder = BcssTiles(config=self.layout, data_dir=self.folder)
         skip = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
         one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        return builder.as_dataset(split=part, shuffle_files=False, decoders=skip, read_config=one_by_one)
+        return builder.as_dataset(split=split, shuffle_files=False, decoders=skip, read_config=one_by_one)
 
 
 def prepare(
@@ -248,12 +248,12 @@ def _options(settings: discovery.DataSettings) -> dict:
 
 
 def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.Tile]) -> None:
-    """Checks and writes everything under another name, then renames it. The lock is held."""
+    """Checks and writes everything under another name, then renames it. The caller holds the lock."""
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        log.info("%s: left over by a run that was stopped; starting anew", partial)
+        log.info("%s: left over from a run that was stopped; starting again", partial)
         shutil.rmtree(partial)
-    log.info("checking and writing the data set, once, to %s", folder)
+    log.info("checking the data set and writing it to %s; this is done once", folder)
     if settings.layout == "sample":
         examples = _sample_examples()
         checked = [
@@ -262,7 +262,7 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
             for example in group
         ]
         report = checks.report_on(checked, "bcss22")
-        tables = {part: [_table_row(example) for example in group] for part, group in examples.items()}
+        tables = {split: [_table_row(example) for example in group] for split, group in examples.items()}
     else:
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
             tiles, report = checks.check_tiles(
@@ -272,21 +272,21 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
                 patients_may_recur=settings.layout == "kaggle224" and settings.split_by == "published",
                 progress=line.update,
             )
-        by_part = {
-            part: sorted((tile for tile in tiles if tile.split == part), key=lambda tile: tile.key)
-            for part in report.tiles
+        by_split = {
+            split: sorted((tile for tile in tiles if tile.split == split), key=lambda tile: tile.key)
+            for split in report.tiles
         }
-        examples = {part: _tile_examples(group) for part, group in by_part.items()}
-        tables = {part: [_table_row(tile) for tile in group] for part, group in by_part.items()}
+        examples = {split: _tile_examples(group) for split, group in by_split.items()}
+        tables = {split: [_table_row(tile) for tile in group] for split, group in by_split.items()}
     try:
         partial.mkdir(parents=True)
         with contextlib.closing(ProgressLine("writing", sum(report.tiles.values()))) as line, _no_bars_of_tfds():
             done = itertools.count(1)
-            examples = {part: _counted(group, lambda: line.update(next(done))) for part, group in examples.items()}
-            BcssTiles(config=settings.layout, data_dir=partial, examples=examples).download_and_prepare(
+            counted = {split: _counted(group, lambda: line.update(next(done))) for split, group in examples.items()}
+            BcssTiles(config=settings.layout, data_dir=partial, examples=counted).download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="tfrecord"
             )
-        shutil.rmtree(partial / "downloads")  # tfds makes it whether or not there is anything to download
+        shutil.rmtree(partial / "downloads")  # tfds makes it even if there is nothing to download
         (partial / "tables.json").write_text(json.dumps(tables))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
         partial.rename(folder)
@@ -297,7 +297,7 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
 
 @contextlib.contextmanager
 def _no_bars_of_tfds() -> Iterator[None]:
-    """Keeps tfds from drawing its own bars, several of them, and into log files too."""
+    """Stops tfds from drawing its own progress bars, which would also go to log files."""
     tfds.display_progress_bar(False)
     try:
         yield
@@ -312,7 +312,7 @@ def _counted(examples: Iterable[Example], taken: Callable[[], None]) -> Iterator
 
 
 def _sample_examples() -> dict[str, list[Example]]:
-    """The drawn patches by part, sorted by key."""
+    """Returns the drawn patches of each split, sorted by key."""
     patches = collections.defaultdict(list)
     for patch in sorted(synthetic.draw(SAMPLE_SEED), key=lambda patch: patch.key):
         examples = patches[patch.split]
@@ -321,11 +321,13 @@ def _sample_examples() -> dict[str, list[Example]]:
 
 
 def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
-    """Reads the tiles of one part, sorted by key; each file once, for the patches of a region are neighbors."""
+    """Reads the tiles of one split, sorted by key. Each file is read once, because the patches of a region are neighbors."""
     index = itertools.count()
     for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
         group = list(group)
-        image, mask = read_pair(image_path, mask_path, group[0].codes, warn=lambda line: None)  # the check has warned
+        image, mask = read_pair(
+            image_path, mask_path, group[0].codes, warn=lambda line: None
+        )  # the check has given the warnings
         for tile in group:
             tile_image, tile_mask = tile_reader.crop(image, mask, tile)
             yield Example(index=next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
@@ -350,7 +352,7 @@ def _read_prepared(path: Path):
 
 @contextlib.contextmanager
 def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
-    """Turns a failure to write or read prepared data, of Python or of TensorFlow, into one line."""
+    """Turns an error of Python or TensorFlow in writing or reading prepared data into a StorageError of one line."""
     try:
         yield
     except UserError:
@@ -358,11 +360,11 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         failure = error
         while not isinstance(failure, (OSError, tf.errors.OpError, json.JSONDecodeError)):
-            failure = failure.__cause__  # tfds wraps what it meets
+            failure = failure.__cause__  # tfds wraps the errors of others
             if failure is None:
                 raise
         found = " ".join(str(failure).split())
         raise StorageError(
             f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "
-            "free space, check the permissions, delete what is damaged, or choose another --config.data.prepared_dir"
+            "free space, check the permissions, delete damaged files, or choose another --config.data.prepared_dir"
         ) from error

@@ -1,4 +1,7 @@
-"""One model over one part of a data set: counts per image, outlines on the host meanwhile, and the scores of them all."""
+"""Runs a model over one split of a data set and accumulates the results of each image.
+
+The devices count pixels. Meanwhile threads on the host measure the distances between outlines (HD95 and NSD).
+"""
 
 import collections
 import contextlib
@@ -16,48 +19,46 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import Preempted
-from bcss_jax.evaluation.image_counts import Predictor
-from bcss_jax.evaluation.statistics import calibration
+from bcss_jax.evaluation.image_counts import ImageCounter
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
-from bcss_jax.labels import LabelScheme
 
-TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and as closely as a tissue's outline can be drawn
-KEEP_EVERY = 60.0  # seconds between writing down what there is
-BATCHES_BEHIND = 2  # that outlines may lag behind the devices; more would pile up in memory
-SAMPLED_PIXELS = 200_000  # for the temperature, in all ...
-SAMPLED_PER_IMAGE = (16, 1024)  # ... at least and at most of an image
-FIT_IMAGES = 256  # of another part that the temperature is fitted on
+TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and about the precision of a drawn tissue outline
+SAVE_EVERY = 60.0  # seconds between saves of the progress
+MAX_PENDING_BATCHES = 2  # batches that wait for their outlines; more would fill the memory
+SAMPLED_PIXELS = 200_000  # pixels that the temperature is fitted on, over all images
+SAMPLED_PER_IMAGE = (16, 1024)  # fewest and most sampled pixels of one image
+FIT_IMAGES = 256  # images of another split that the temperature is fitted on
 
 Arrays = dict[str, np.ndarray]  # one entry per image, along the first axis
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """The images of one part of a data set, in a fixed order.
+class EvaluationSplit:
+    """The images of one split of a data set, in a fixed order.
 
     Attributes:
       name: "train", "val" or "test".
-      data: `dataset.PreparedData.describe`.
-      table: what is known of each image, by its index.
-      batches: from the n-th image on, as `input_pipeline.eval_batches` gives them.
-      only: those with these indices, in the same order.
+      data: description of the data set (`tfrecords.PreparedData.describe`).
+      table: properties of each image, by its index.
+      batches_from: returns the batches from the n-th image on, as `input_pipeline.eval_batches` does.
+      batches_of: returns batches of the images with the given indices, in the same order.
     """
 
     name: str
     data: dict
     table: Sequence[dict]
-    batches: Callable[[int], Iterator[dict]]
-    only: Callable[[Sequence[int]], Iterator[dict]]
+    batches_from: Callable[[int], Iterator[dict]]
+    batches_of: Callable[[Sequence[int]], Iterator[dict]]
 
 
 @dataclasses.dataclass
-class Seconds(Stopwatch):
-    """What the time went into; outlines that were computed meanwhile cost none.
+class EvaluationSeconds(Stopwatch):
+    """Where the time of an evaluation went. Outlines that were measured during other work take no time here.
 
     Attributes:
       input: waiting for images.
-      compute: waiting for the devices, compilation included.
-      metrics: waiting for outlines, and scores.
+      compute: waiting for the devices, including compilation.
+      metrics: waiting for outlines, and computing scores.
     """
 
     input: float = 0.0
@@ -65,164 +66,131 @@ class Seconds(Stopwatch):
     metrics: float = 0.0
 
 
-def count(
-    predictor: Predictor,
-    part: Part,
-    seconds: Seconds,
+def accumulate(
+    counter: ImageCounter,
+    split: EvaluationSplit,
+    seconds: EvaluationSeconds,
     *,
-    begun: Arrays,
-    keep: Callable[[Arrays], None],
+    saved: Arrays,
+    save: Callable[[Arrays], None],
     interruption: Interruption,
     label: str,
 ) -> Arrays:
-    """Goes through a part.
+    """Runs the model over all images of a split.
 
     Args:
-      predictor: the model.
-      part: the images.
-      seconds: to be added to.
-      begun: what `keep` was given before, to go on from there; empty: from the start.
-      keep: writes down what there is, now and then and when asked to stop.
-      interruption: active; tells when to stop.
-      label: of the progress line.
+      counter: the model.
+      split: the images.
+      seconds: stopwatch, which is updated.
+      saved: what `save` received earlier, to resume from; empty to start at the first image.
+      save: stores the results so far. It is called every `SAVE_EVERY` seconds and on a request to stop.
+      interruption: active; says when to stop.
+      label: text of the progress line.
 
     Returns:
-      Of each image, in the order of the part: `index` int64 [N]; `confusion`, `pixels`, `correct`, `confidence`,
-      `logits`, `labels` as of `image_counts.counts`; `hd95_um` and `nsd` float64 [N, K].
+      Results of each image, in the order of the split: `index` int64 [N]; `confusion`, `pixels`, `correct`,
+      `confidence`, `logits`, `labels` as in `image_counts.count_pixels`; `hd95_um` and `nsd` float64 [N, K].
 
     Raises:
-      Preempted: asked to stop; `keep` has what there is.
-      UserError: as the batches.
+      Preempted: Stopped on request, after `save` was called with the results so far.
+      UserError: The batches raised it.
     """
-    ready = [begun] if begun else []
-    done, kept = len(begun["index"]) if begun else 0, time.perf_counter()
-    behind = collections.deque()  # (counts, futures of the outlines) of batches
-    outlines = functools.partial(_outlines, predictor.scheme, part.table)
+    ready = [saved] if saved else []
+    done, last_save = len(saved["index"]) if saved else 0, time.perf_counter()
+    pending = collections.deque()  # (counts, futures of the outlines) of each batch
+    outlines = functools.partial(_outlines, counter.scheme, split.table)
 
-    def settle(most: int) -> None:
-        while len(behind) > most:
-            arrays, futures = behind.popleft()
+    def finish_pending(keep: int) -> None:
+        while len(pending) > keep:
+            arrays, futures = pending.popleft()
             with seconds.counted("metrics"):
                 hd95_um, nsd = zip(*(future.result() for future in futures), strict=True)
             ready.append(arrays | {"hd95_um": np.stack(hd95_um), "nsd": np.stack(nsd)})
 
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        contextlib.closing(ProgressLine(label, len(part.table), done)) as line,
+        contextlib.closing(ProgressLine(label, len(split.table), done)) as line,
     ):
-        for batch, arrays in _counted(predictor, part.batches(done), len(part.table), seconds):
+        for batch, arrays in _count_batches(counter, split.batches_from(done), len(split.table), seconds):
             predictions = arrays.pop("predictions")
-            each = zip(arrays["index"], batch["label"][batch["valid"]], predictions, strict=True)
-            behind.append((arrays, [pool.submit(outlines, *image) for image in each]))
+            images = zip(arrays["index"], batch["label"][batch["valid"]], predictions, strict=True)
+            pending.append((arrays, [pool.submit(outlines, *image) for image in images]))
             done += len(predictions)
-            settle(BATCHES_BEHIND)
+            finish_pending(keep=MAX_PENDING_BATCHES)
             line.update(done)
-            if interruption.requested or time.perf_counter() - kept > KEEP_EVERY:
-                settle(0)
-                keep(_joined(ready))
-                kept = time.perf_counter()
+            if interruption.requested or time.perf_counter() - last_save > SAVE_EVERY:
+                finish_pending(keep=0)
+                save(_concatenate(ready))
+                last_save = time.perf_counter()
             if interruption.requested:
                 raise Preempted(
-                    f"{label}: stopped after {done} of {len(part.table)} images; the same command goes on from there"
+                    f"{label}: stopped after {done} of {len(split.table)} images; run the same command again to resume"
                 )
-        settle(0)
-    return _joined(ready)
+        finish_pending(keep=0)
+    return _concatenate(ready)
 
 
-def pictures(predictor: Predictor, part: Part, indices: Sequence[int]) -> dict[int, tuple[np.ndarray, ...]]:
-    """Image, truth and prediction of a few images, by their index."""
+def predict_images(
+    counter: ImageCounter, split: EvaluationSplit, indices: Sequence[int]
+) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns image, ground truth and prediction of a few images, by their index."""
     found = {}
-    for batch, arrays in _counted(predictor, part.only(indices), len(part.table), Seconds()):
+    for batch, arrays in _count_batches(counter, split.batches_of(indices), len(split.table), EvaluationSeconds()):
         images, labels = batch["image"][batch["valid"]], batch["label"][batch["valid"]]
-        found |= dict(
-            zip(arrays["index"].tolist(), zip(images, labels, arrays["predictions"], strict=True), strict=True)
-        )
+        for index, *pictures in zip(arrays["index"].tolist(), images, labels, arrays["predictions"], strict=True):
+            found[index] = tuple(pictures)
     return found
 
 
-def sampled_logits(predictor: Predictor, part: Part, seconds: Seconds) -> Arrays:
-    """`logits` and `labels`, as of `count`, of the first `FIT_IMAGES` images of a part (or a few more, whole batches)."""
-    found = []
-    for _, arrays in _counted(predictor, part.batches(0), min(len(part.table), FIT_IMAGES), seconds):
-        found.append({name: arrays[name] for name in ("logits", "labels")})
-        if sum(len(each["labels"]) for each in found) >= FIT_IMAGES:
+def sample_logits(counter: ImageCounter, split: EvaluationSplit, seconds: EvaluationSeconds) -> Arrays:
+    """Returns `logits` and `labels`, as in `accumulate`, of the first `FIT_IMAGES` images, rounded up to whole batches."""
+    sampled = []
+    for _, arrays in _count_batches(counter, split.batches_from(0), min(len(split.table), FIT_IMAGES), seconds):
+        sampled.append({name: arrays[name] for name in ("logits", "labels")})
+        if sum(len(each["labels"]) for each in sampled) >= FIT_IMAGES:
             break
-    return _joined(found)
+    return _concatenate(sampled)
 
 
-def temperature(sampled: Arrays, scheme: LabelScheme, fitted_on: str, in_sample: bool) -> dict | None:
-    """The temperature that fits a sample of pixels, as JSON.
-
-    Args:
-      sampled: what `count` or `sampled_logits` gave.
-      scheme: the label scheme.
-      fitted_on: name of the part whose pixels they are.
-      in_sample: they are of the images that are scored, so that the error after scaling flatters.
-
-    Returns:
-      `{"value", "fitted_on", "in_sample", "pixels", "ece_before", "ece_after", "curve_after"}`, errors and curve
-      (`calibration.reliability`) on these same pixels; None if none of them has truth.
-
-    Raises:
-      NumericalError: a logit is not finite.
-    """
-    logits, labels = sampled["logits"].reshape(-1, scheme.num_classes), sampled["labels"].reshape(-1)
-    known = np.isin(labels, scheme.evaluated)
-    if not known.any():
-        return None
-    logits, labels = logits[known], labels[known]
-    value = calibration.fit_temperature(logits, labels, scheme.evaluated)
-    before_and_after = []
-    for scale in (1.0, value):
-        probabilities = jax.nn.softmax(logits / np.float32(scale))[None, None]
-        found = calibration.confidence_counts(probabilities, labels[None, None], scheme.evaluated, scheme.ignore_index)
-        before_and_after.append(calibration.reliability(found))
-    before, after = before_and_after
-    return {
-        "value": value,
-        "fitted_on": fitted_on,
-        "in_sample": in_sample,
-        "pixels": len(labels),
-        "ece_before": before["ece"],
-        "ece_after": after["ece"],
-        "curve_after": after["curve"],
-    }
-
-
-def _counted(predictor, batches, images, seconds):
-    """(batch, counts of its real images) of each batch, given when the next one is at work on the devices."""
-    ahead = None
+def _count_batches(counter, batches, images, seconds):
+    """Yields each batch and the counts of its real images, while the devices work on the next batch."""
+    previous = None
     batches = iter(batches)
     while True:
         with seconds.counted("input"):
             batch = next(batches, None)
+        started = None
         if batch is not None:
             height, width = batch["label"].shape[1:]
-            positions = _sampled_positions(batch["index"], height * width, images)
+            positions = _sample_positions(batch["index"], height * width, images)
             with seconds.counted("compute"):
-                started = predictor(batch["image"], batch["label"], positions)
-        if ahead is not None:
+                started = counter(batch["image"], batch["label"], positions)
+        if previous is not None:
             with seconds.counted("compute"):
-                arrays = jax.device_get(ahead[1])
-            valid = ahead[0]["valid"]
-            yield ahead[0], {"index": ahead[0]["index"][valid]} | {name: each[valid] for name, each in arrays.items()}
+                arrays = jax.device_get(previous[1])
+            valid = previous[0]["valid"]
+            index = previous[0]["index"][valid]
+            yield previous[0], {"index": index} | {name: each[valid] for name, each in arrays.items()}
         if batch is None:
             return
-        ahead = batch, started
+        previous = batch, started
 
 
-def _sampled_positions(indices, size, images):
-    """Places of pixels in the flattened images [N, P], drawn by the index alone: the same in every evaluation."""
+def _sample_positions(indices, size, images):
+    """Returns random pixel positions in the flattened images, int32 [N, P].
+
+    They depend only on the index of the image, so they are the same in every evaluation.
+    """
     number = int(np.clip(SAMPLED_PIXELS // max(images, 1), *SAMPLED_PER_IMAGE))
     draws = [np.random.Generator(np.random.PCG64(max(int(index), 0))).integers(0, size, number) for index in indices]
     return np.stack(draws).astype(np.int32)
 
 
 def _outlines(scheme, table, index, truth, prediction):
-    """(HD95, NSD) of one image, each [K]."""
+    """Returns HD95 and NSD of one image, each [K]."""
     mpp = table[int(index)]["mpp"]
     return surface_scores(truth, prediction, scheme.evaluated, scheme.ignore_index, mpp=mpp, tolerance_um=TOLERANCE_UM)
 
 
-def _joined(parts):
+def _concatenate(parts):
     return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Counts per image, on the devices, from which all scores of an evaluation are computed."""
+"""Counts the pixels of each image on the devices. All scores of an evaluation are computed from these counts."""
 
 import functools
 from collections.abc import Sequence
@@ -16,19 +16,21 @@ from bcss_jax.training import sharding
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def counts(scheme: LabelScheme, log_probabilities: jax.Array, labels: jax.Array, positions: jax.Array) -> dict:
-    """What is kept of each image.
+def count_pixels(
+    scheme: LabelScheme, log_probabilities: jax.Array, labels: jax.Array, positions: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns the predictions and the pixel counts of each image.
 
     Args:
       scheme: the label scheme.
       log_probabilities: [N, H, W, C].
-      labels: uint8 [N, H, W], the truth.
-      positions: int32 [N, P], pixels by their place in the flattened image, whose logits are wanted.
+      labels: uint8 [N, H, W], the ground truth.
+      positions: int32 [N, P], positions in the flattened images of the pixels whose logits are returned.
 
     Returns:
-      `predictions` uint8 [N, H, W]; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B]
-      (`calibration.ConfidenceCounts`); `logits` float32 [N, P, C], but for a constant per pixel, and `labels` [N, P]
-      of the pixels at `positions`.
+      `predictions` uint8 [N, H, W]; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B] (see
+      `calibration.ConfidenceCounts`); `logits` float32 [N, P, C], up to a constant per pixel, and `labels` [N, P] of the
+      pixels at `positions`.
     """
     predictions = metrics.predict(log_probabilities, scheme.evaluated)
     confidence = confidence_counts(jnp.exp(log_probabilities), labels, scheme.evaluated, scheme.ignore_index)
@@ -42,17 +44,21 @@ def counts(scheme: LabelScheme, log_probabilities: jax.Array, labels: jax.Array,
     }
 
 
-class Predictor:
-    """One model, or several as an ensemble, of one label scheme."""
+class ImageCounter:
+    """Counts the pixels of batches for one model, or for an ensemble of models with the same label scheme.
+
+    Attributes:
+      scheme: the label scheme.
+    """
 
     def __init__(self, members: Sequence[Member], scheme: LabelScheme, mesh: Mesh):
-        """Takes models whose arrays lie on all devices of the mesh."""
+        """Takes models whose arrays are on all devices of the mesh."""
         self.scheme = scheme
         self._members, self._mesh = list(members), mesh
 
     def __call__(self, images: np.ndarray, labels: np.ndarray, positions: np.ndarray) -> dict[str, jax.Array]:
-        """Starts to compute `counts` of a batch, and returns at once."""
+        """Starts `count_pixels` on a batch and returns without waiting for the result."""
         placed = sharding.place_batch({"images": images, "labels": labels, "positions": positions}, self._mesh)
-        each = [member(placed["images"]) for member in self._members]
-        joined = each[0] if len(each) == 1 else mean_log_probabilities(each)
-        return counts(self.scheme, joined, placed["labels"], placed["positions"])
+        predicted = [member(placed["images"]) for member in self._members]
+        joined = predicted[0] if len(predicted) == 1 else mean_log_probabilities(predicted)
+        return count_pixels(self.scheme, joined, placed["labels"], placed["positions"])

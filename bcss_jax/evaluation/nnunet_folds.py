@@ -1,11 +1,12 @@
-"""The folds of a run of nnU-Net's method, found by its folder, and checked before anything is computed.
+"""Finds the folds of a run of nnU-Net's method and checks them before anything is computed.
 
-As of other runs (`trained_run`), nothing in the folder is executed or unpickled.
+As for other runs (`trained_run`), nothing in the folder is executed or unpickled.
 """
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -25,15 +26,15 @@ WHICH = "latest"
 
 
 @dataclasses.dataclass(frozen=True)
-class Fold:
-    """One of its networks; the arrays stay on the disk.
+class TrainedFold:
+    """The network of one fold. Its arrays stay on disk.
 
     Attributes:
       name: "0" to "4", or "all".
-      folder: of its checkpoints.
-      step: of the last one.
+      folder: folder of its checkpoints.
+      step: training step of the latest checkpoint.
       metadata: config, label scheme and versions, as the checkpoint stores them.
-      sha256: of its parameters.
+      sha256: hash of its parameters.
     """
 
     name: str
@@ -44,73 +45,76 @@ class Fold:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folds:
-    """All folds of a run that there are, of one plan.
+class TrainedFolds:
+    """All trained folds of a run. They have the same plan, data set and label scheme.
 
     Attributes:
-      folds: in the order of their names; "all" only where it is alone.
-      scheme: of the project, whose labels theirs are.
-      network: with shapes in place of weights; that of all folds.
-      names: of the images that a fold was trained on; None: of all training and validation images.
+      folds: sorted by name. "all" is used only if it is the only fold.
+      scheme: the project's label scheme with the same labels.
+      network: network of all folds, with shapes in place of weights.
+      trained_names: names of the images that a fold was trained on. None: all training and validation images.
     """
 
-    folds: tuple[Fold, ...]
+    folds: tuple[TrainedFold, ...]
     scheme: LabelScheme
     network: nnx.Module
-    names: frozenset[str] | None
+    trained_names: frozenset[str] | None
 
 
-def read_folds(home: Path, mesh: Mesh) -> Folds:
-    """Finds the folds' last checkpoints and checks them.
+def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
+    """Finds and checks the latest checkpoint of each fold.
 
     Args:
-      home: the folder of a run of configs/nnunet.py.
+      run_folder: folder of a run of configs/nnunet.py.
       mesh: devices to read onto.
 
     Raises:
-      DataError: a checkpoint is damaged, of another format, or contradicts itself or the others; splits_final.json is
-        not theirs.
-      ConfigError: its labels are those of none of the project's schemes, or it changes its labels afterwards.
+      DataError: A checkpoint is damaged, has another format, or contradicts itself or the others, or splits_final.json
+        does not belong to them.
+      ConfigError: No label scheme of the project has the labels of the run, or the run postprocesses its labels.
     """
-    names = folds.trained_fold_names(home)
-    found = {name: checkpoint.load_trained(home / f"fold_{name}" / "checkpoints", mesh, WHICH)
+    names = folds.trained_fold_names(run_folder)
+    found = {name: checkpoint.load_trained(run_folder / f"fold_{name}" / "checkpoints", mesh, WHICH)
              for name in [name for name in names if name != ALL] or names}  # fmt: skip
     schemes, networks = [], []
     for trained in found.values():
         where = trained.folder / str(trained.step)
         try:
-            schemes.append(_scheme(home, trained.about))
+            schemes.append(_scheme(run_folder, trained.about))
             networks.append(checkpoint.network_of(trained))
             plan, dataset = trained.about["plan"], trained.about["dataset"]
             plan_file.check_plan(plan, dataset)
-            preprocess(np.ones((2, 2, 3), np.uint8), None, plan, dataset)  # all that it needs is in the plan
+            preprocess(np.ones((2, 2, 3), np.uint8), None, plan, dataset)  # fails if the plan lacks something
             [int(side) for side in plan["configurations"]["2d"]["patch_size"]]
             data = trained.about.get("data")
             if data is not None and not {"layout", "split", "tiles", "content_sha256"} <= data.keys():
                 raise KeyError("data")
-            json.dumps(trained.about, allow_nan=False)  # it is written down again
+            json.dumps(trained.about, allow_nan=False)  # the evaluation writes it to JSON again
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
             ) from error
-    abouts = [trained.about for trained in found.values()]
+    metadata = [trained.about for trained in found.values()]
     for name in ("plan", "dataset", "label_scheme"):
-        if any(about[name] != abouts[0][name] for about in abouts):
-            raise DataError(f"{home}: expected folds of one {name}, found several; keep folds that belong together")
-    _refuse_postprocessing(home)
-    return Folds(
+        if any(each[name] != metadata[0][name] for each in metadata):
+            raise DataError(
+                f"{run_folder}: expected folds of one {name}, found several; keep only folds that belong together"
+            )
+    _refuse_postprocessing(run_folder)
+    return TrainedFolds(
         tuple(
-            Fold(name, each.folder, each.step, each.about, params_sha256(each.params)) for name, each in found.items()
+            TrainedFold(name, each.folder, each.step, each.about, params_sha256(each.params))
+            for name, each in found.items()
         ),
         schemes[0],
         networks[0],
-        _trained_names(home, {name: trained.about for name, trained in found.items()}),
+        _trained_names(run_folder, {name: trained.about for name, trained in found.items()}),
     )
 
 
 def _scheme(home, about):
     """The project's scheme that its labels are those of."""
-    settings = ConfigDict(about["config"])
+    settings: Any = ConfigDict(about["config"])
     if settings.data.layout == cases.RAW:
         raise ConfigError(
             f"{printable(home)}: trained on a raw data folder of nnU-Net, whose labels are those of none of the schemes "
@@ -128,8 +132,8 @@ def _scheme(home, about):
     return scheme
 
 
-def _refuse_postprocessing(home):
-    file = home / "postprocessing.json"
+def _refuse_postprocessing(run_folder):
+    file = run_folder / "postprocessing.json"
     if not file.exists():
         return
     decision = read_json(file, "the postprocessing of a run", "determine it again", kind=dict)
@@ -139,29 +143,28 @@ def _refuse_postprocessing(home):
         )
     if decision["keep_largest"]:
         raise ConfigError(
-            f"{printable(file)}: the run changes its labels afterwards (largest components only); the evaluation scores "
-            "probabilities, so move that file away to score them without, or see the run's test folder"
+            f"{printable(file)}: the run postprocesses its labels (largest components only), but the evaluation scores "
+            "probabilities; move this file away to score them without postprocessing, or see the run's test folder"
         )
 
 
-def _trained_names(home, abouts):
-    """Names of what the folds were trained on, None for everything."""
-    if ALL in abouts:
+def _trained_names(run_folder, metadata):
+    """Returns the names of the images that a fold was trained on; None for all images."""
+    if ALL in metadata:
         return None
-    fingerprint, splits = (
-        read_json(home / name, "what the run wrote about its data set", "put the run's files back")
-        for name in ("dataset_fingerprint.json", "splits_final.json")
-    )
+    remedy = "put the run's files back"
+    fingerprint = read_json(run_folder / "dataset_fingerprint.json", "the fingerprint of the data set", remedy)
+    splits = read_json(run_folder / "splits_final.json", "the split that the folds were trained with", remedy)
     try:
-        seen = set()
-        for name, about in abouts.items():
+        names = set()
+        for name, of_fold in metadata.items():
             split = splits[int(name)]
-            if folds.fold_sha256(fingerprint, split, about["plan"]) != about["data_sha256"]:
+            if folds.fold_sha256(fingerprint, split, of_fold["plan"]) != of_fold["data_sha256"]:
                 raise ValueError(f"fold {name} was trained with another split, plan or data set")
-            seen.update(split["train"])
-        return frozenset(seen)
+            names.update(split["train"])
+        return frozenset(names)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
-            f"{printable(home / 'splits_final.json')}: expected the split that the folds were trained with, and the data "
-            f"set's fingerprint beside it, found: {first_line(error)}; put the run's files back"
+            f"{printable(run_folder / 'splits_final.json')}: expected the split that the folds were trained with, and "
+            f"dataset_fingerprint.json of the same data set, found: {first_line(error)}; {remedy}"
         ) from error

@@ -1,15 +1,15 @@
-"""A run of nnU-Net's method as the evaluation needs it: its folds together, predicting as nnU-Net predicts.
+"""A run of nnU-Net's method for the evaluation. All its folds predict together, as in nnU-Net.
 
-Every image is cropped and normalized by itself, looked at in half-overlapping windows and in four mirrorings, and the
-logits of the folds are averaged; the last weights count, as in nnU-Net. What is different for the sake of the table: the
-images are those of the other runs, and the prediction is the most likely of the evaluated classes, as theirs is.
+Each image is cropped and normalized separately and predicted in half-overlapping windows and four mirrorings. The logits
+of the folds are averaged. As in nnU-Net, the latest weights are used. Two things differ, so that the scores can stand in
+one table with those of other runs: the images are the same, and the prediction is the most likely evaluated class.
 
-The folds of a cross-validation have all been trained on parts of train and val together, so only images that no fold was
-trained on are scored. Which ones those are says splits_final.json, which must be the one that the checkpoints were
-trained with (`folds.fold_sha256`).
+The folds of a cross-validation are trained on subsets of train and val together, so only images that no fold was trained
+on are scored. splits_final.json says which images these are. It must be the file that the checkpoints were trained with
+(`folds.fold_sha256`).
 
-nnU-Net's labels are those of the project's scheme, but for `ignore` (`nnunet.labels`), so its logits are too. Its
-background is the class "other" where the scheme has one, and otherwise a logit that no pixel ever had for its truth.
+nnU-Net's labels are those of the project's label scheme, except for `ignore` (`nnunet.labels`), and so are its logits.
+Its background is the class "other" if the scheme has one. Otherwise no pixel has background as its ground truth.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from bcss_jax import config
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation import nnunet_folds
-from bcss_jax.evaluation.nnunet_folds import WHICH, Folds
+from bcss_jax.evaluation.nnunet_folds import WHICH, TrainedFolds
 from bcss_jax.inference.predict import Member, View, log_probabilities_from_logits
 from bcss_jax.inference.trained_run import joint_sha256, sanitized_name
 from bcss_jax.labels import LabelScheme
@@ -34,64 +34,64 @@ from bcss_jax.nnunet.predict import inference_function, predict_logits
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.training import checkpoint, sharding
 
-# As flips and turns: the image, and mirrored in its width, its height and both.
+# The unchanged image, and the image mirrored in width, height and both, as flips and turns.
 MIRRORINGS = (View(0, False), View(0, True), View(2, True), View(2, False))
-# Logit of the background in a black border that was cut off, which is background by nnU-Net's rule; all others are 0.
-CERTAIN = 20.0
+# nnU-Net crops black borders and calls them background. There, the logit of background has this value, all others are 0.
+BORDER_LOGIT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class NnunetRun:
-    """What `trained_run.TrainedRun` is for other runs, with the same attributes and methods.
+    """A run of nnU-Net's method, with the attributes and methods of `trained_run.TrainedRun`.
 
     Attributes:
-      name: as there.
+      name: as in `TrainedRun`.
       run_folder: folder of the run.
-      trained: its folds, and what they have in common.
+      trained: the folds and what they have in common.
     """
 
     name: str
     run_folder: Path
-    trained: Folds
+    trained: TrainedFolds
 
     @property
-    def folds(self) -> tuple[nnunet_folds.Fold, ...]:
-        """All that there are."""
+    def folds(self) -> tuple[nnunet_folds.TrainedFold, ...]:
+        """All trained folds."""
         return self.trained.folds
 
     @property
     def scheme(self) -> LabelScheme:
-        """Of the project, whose labels its own are."""
+        """The project's label scheme with the labels of the run."""
         return self.trained.scheme
 
     @property
     def metadata(self) -> dict:
-        """What the first fold's checkpoint says of itself; the others say the same."""
+        """Metadata of the first fold's checkpoint. The other folds have the same."""
         return self.folds[0].metadata
 
     @property
     def config(self) -> dict:
-        """All settings of the training."""
+        """The training configuration."""
         return self.metadata["config"]
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Of the parameters."""
-        each = [fold.sha256 for fold in self.folds]
-        return {"params": each[0] if len(each) == 1 else joint_sha256(each)}
+        """Hash of the parameters of all folds."""
+        hashes = [fold.sha256 for fold in self.folds]
+        return {"params": hashes[0] if len(hashes) == 1 else joint_sha256(hashes)}
 
     @property
     def trained_on(self) -> dict | None:
-        """As of other runs; None of checkpoints that are older than this record."""
+        """Description of the training data. None for old checkpoints, which do not store it."""
         return self.metadata.get("data")
 
     @property
     def batch_size(self) -> int:
-        """Images at a time that other runs have if nothing else is said; nnU-Net validates one by one."""
-        return config.default("unet").eval_batch_size
+        """The default batch size of other runs. nnU-Net itself validates images one by one."""
+        return int(config.default("unet").eval_batch_size)  # pyright: ignore[reportArgumentType]
 
     def identity(self) -> dict:
-        """As of other runs."""
+        """Returns everything that decides the predictions, as JSON."""
         settings = {name: self.config[name] for name in ("model", "dtype")}
         members = {fold.name: fold.sha256 for fold in self.folds}
         return {
@@ -103,7 +103,10 @@ class NnunetRun:
         }
 
     def describe_checkpoint(self) -> dict:
-        """As of other runs; `folds` has step and epoch of each, the others what they share."""
+        """Returns folder, steps and epochs of the checkpoints, as JSON.
+
+        `step` and `epoch` are those that all folds have in common, else None. `folds` has the values of each fold.
+        """
         each = {}
         for fold in self.folds:
             each[fold.name] = {
@@ -115,45 +118,56 @@ class NnunetRun:
         return {"folder": str(self.run_folder), "which": WHICH, **shared, "folds": each}
 
     def history(self) -> list[dict]:
-        """Nothing: its loss and pseudo-Dice of patches are not what the curves of other runs show."""
+        """Returns no rows: its loss and pseudo-Dice of patches cannot be compared with the curves of other runs."""
         return []
 
     def views(self, height: int, width: int, tta: bool) -> tuple[View, ...]:
-        """The mirrorings, whatever is asked for: they belong to the method."""
+        """Returns the mirrorings of the method, with or without `tta`."""
         del height, width, tta
         return MIRRORINGS
 
-    def seen(self, part: str, keys: Sequence[str], layout: str) -> int:
-        """How many images of a part a fold was trained on, by their names."""
-        if self.trained.names is None:
-            return len(keys) if part != "test" and layout == self.config["data"]["layout"] else 0
-        return len(self.trained.names.intersection(keys))
+    def count_seen(self, split: str, keys: Sequence[str], layout: str) -> int:
+        """Returns the number of images of a split that a fold was trained on.
 
-    def check_unseen(self, part: str, keys: Sequence[str], layout: str) -> None:
-        """Refuses images that a fold was trained on, and such as the method would have to see in another way.
+        Args:
+          split: name of the split.
+          keys: names of its images.
+          layout: layout of its data set.
+        """
+        if self.trained.trained_names is None:
+            return len(keys) if split != "test" and layout == self.config["data"]["layout"] else 0
+        return len(self.trained.trained_names.intersection(keys))
+
+    def check_unseen(self, split: str, keys: Sequence[str], layout: str) -> None:
+        """Checks that the run may be scored on a split.
+
+        Args:
+          split: name of the split.
+          keys: names of its images.
+          layout: layout of its data set.
 
         Raises:
-          ConfigError: they are.
+          ConfigError: A fold was trained on some of the images, or the method would not predict the same images.
         """
         if layout == "roi":
             raise ConfigError(
-                f"{self.run_folder}: nnU-Net's method sees whole regions, the other runs see patches of them, so the same images "
-                "cannot be scored; choose data of tiles, or see the run's cross_validation.json"
+                f"{self.run_folder}: nnU-Net's method predicts whole regions, while other runs predict patches, so they cannot "
+                "be scored on the same images; choose a data set of tiles, or see the run's cross_validation.json"
             )
-        seen = self.seen(part, keys, layout)
+        seen = self.count_seen(split, keys, layout)
         if seen:
             raise ConfigError(
                 f"{self.run_folder}: {'fold' if len(self.folds) == 1 else 'folds'} "
-                f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of {part}, so "
-                "their scores would flatter; choose --split=test, or train with --config.folds=published, which keeps val "
-                "apart; the folds' own scores are in the run's cross_validation.json"
+                f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of {split}, so "
+                "the scores would be too optimistic; choose --split=test, or train with --config.folds=published, which "
+                "does not train on val; scores of each fold are in the run's cross_validation.json"
             )
 
     def member(self, mesh: Mesh, tta: bool) -> Member:
-        """All folds, on all devices of the mesh.
+        """Loads all folds onto all devices of the mesh and returns their joint prediction function.
 
         Raises:
-          DataError: a checkpoint cannot be read, or another one has taken its place.
+          DataError: A checkpoint cannot be read, or the run has replaced it.
         """
         del tta
         weights = []
@@ -167,22 +181,22 @@ class NnunetRun:
         run, plan, dataset = inference_function(self.trained.network), self.metadata["plan"], self.metadata["dataset"]
         patch_size = plan["configurations"]["2d"]["patch_size"]
 
-        def logits_of(image):
+        def predict_image(image):
             found = preprocess(image, None, plan, dataset)
             (y0, y1), (x0, x1) = found.properties["bbox_used_for_cropping"]
             whole = np.zeros((*image.shape[:2], self.scheme.num_classes), np.float32)
-            whole[..., 0] = CERTAIN
+            whole[..., 0] = BORDER_LOGIT
             whole[y0:y1, x0:x1] = ensemble.mean_of_folds(
                 predict_logits(run, each, found.data, patch_size, mesh=mesh) for each in weights
             )
             return whole
 
         def predict(images):
-            found = {}  # each picture once: those that fill up a batch are copies
+            found = {}  # by content: images that fill up a batch are copies and predicted once
             images = list(np.asarray(images))
             for image in images:
                 key = image.tobytes()
-                found[key] = found[key] if key in found else logits_of(image)
+                found[key] = found[key] if key in found else predict_image(image)
             logits = np.stack([found[image.tobytes()] for image in images])
             return _of_logits(self.scheme, sharding.place_batch({"logits": logits}, mesh)["logits"])
 
@@ -193,19 +207,19 @@ _of_logits = functools.partial(jax.jit, static_argnums=0)(log_probabilities_from
 
 
 def is_nnunet_run(path: Path) -> bool:
-    """Whether a path is the folder of a run of nnU-Net's method."""
+    """Returns whether a path is the folder of a run of nnU-Net's method."""
     return bool(trained_fold_names(Path(path).expanduser()))
 
 
 def read_nnunet_run(path: Path, mesh: Mesh) -> NnunetRun:
-    """Finds a run's checkpoints and checks them.
+    """Finds and checks the checkpoints of a run.
 
     Args:
-      path: the folder of a run of configs/nnunet.py.
+      path: folder of a run of configs/nnunet.py.
       mesh: devices to read onto.
 
     Raises:
-      UserError: as `nnunet_folds.read_folds`.
+      UserError: A checkpoint or file of the run cannot be used, as in `nnunet_folds.read_folds`.
     """
-    home = Path(path).expanduser().resolve()
-    return NnunetRun(sanitized_name(home.name), home, nnunet_folds.read_folds(home, mesh))
+    run_folder = Path(path).expanduser().resolve()
+    return NnunetRun(sanitized_name(run_folder.name), run_folder, nnunet_folds.read_folds(run_folder, mesh))

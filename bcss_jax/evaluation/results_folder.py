@@ -1,14 +1,15 @@
-"""The folder of an evaluation: finished runs are kept, a stopped one goes on, results of other settings are refused.
+"""The results folder of an evaluation: keeps finished runs, resumes stopped ones and refuses results of other settings.
 
-    DIR/evaluation.json        settings, and everything about every model (format: `FORMAT`)
+    DIR/evaluation.json        settings, and everything about every model (its format has the number `FORMAT`)
     DIR/table.md, table.tex    the same in short
-    DIR/report.html, figures/  to look at
-    DIR/NAME/                  of each model
-        scores.json            what evaluation.json says of it; written last, so that it means "finished"
+    DIR/report.html, figures/  for people
+    DIR/NAME/                  one folder for each model
+        scores.json            its entry in evaluation.json; written last, so that its presence means "finished"
         per_image.csv, gallery/, MODEL_CARD.md
-        progress.npz           of an evaluation that was stopped: counts of the images so far
+        progress.npz           only if the evaluation was stopped: counts of the images so far
 
-What scores.json and progress.npz hold is used again only for the same parameters, data and settings, their *identity*.
+scores.json and progress.npz are used again only for the same parameters, data and settings. Together these are the
+*identity* of a result.
 """
 
 import io
@@ -16,6 +17,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,88 +27,100 @@ from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation import per_image_csv
 from bcss_jax.evaluation.reporting import figures, model_card, report, tables
 
-FORMAT = 1  # of evaluation.json and scores.json; raised when what stands in them changes its meaning
-OF_ALL = ("evaluation.json", "table.md", "table.tex", "report.html", "figures")
-OF_A_RUN = ("scores.json", "progress.npz", "per_image.csv", "gallery", "MODEL_CARD.md")
+FORMAT = 1  # of evaluation.json and scores.json; increases when the meaning of their content changes
+SUMMARY_FILES = ("evaluation.json", "table.md", "table.tex", "report.html", "figures")
+MODEL_FILES = ("scores.json", "progress.npz", "per_image.csv", "gallery", "MODEL_CARD.md")
 log = logging.getLogger(__name__)
 
 
 class ResultsFolder:
-    """The folder, for one process (`workdir.locked`)."""
+    """The results folder of an evaluation, used by one process at a time (`common.files.locked`).
+
+    Attributes:
+      folder: the folder.
+      settings: settings of the evaluation, as JSON.
+    """
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool):
-        """Looks at what the folder holds; changes nothing.
+        """Reads what the folder holds, without changing anything.
 
         Args:
-          folder: exists.
-          settings: JSON.
-          overwrite: results of other settings, models or data make way.
+          folder: an existing folder.
+          settings: settings of the evaluation, as JSON.
+          overwrite: whether results of other settings, models or data may be replaced.
 
         Raises:
-          ConfigError: it holds results of other settings, or files that are of no evaluation.
+          ConfigError: The folder holds results of other settings, or files that no evaluation wrote.
         """
         self.folder, self.settings, self._overwrite = folder, as_json(settings), overwrite
         document = folder / "evaluation.json"
         found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
         if found and not document.exists():
             raise ConfigError(
-                f"{folder} holds {', '.join(found[:5])} but no evaluation.json, so no evaluation; name another --output"
+                f"{folder}: expected a results folder, found {', '.join(found[:5])} and no evaluation.json; choose another "
+                "--output"
             )
-        runs = {path.parent for name in ("scores.json", "progress.npz") for path in folder.glob(f"*/{name}")}
         content = _read_results(document) if found else None
+        changed = {}
         known = isinstance(content, dict) and content.get("format") == FORMAT
-        changed = differences(content["settings"], self.settings) if known else {}
+        if isinstance(content, dict) and known:
+            changed = differences(content["settings"], self.settings)
         self._claimed = known and not changed
-        self._in_the_way = [] if self._claimed else sorted(runs)
-        if self._in_the_way and not overwrite:  # without any, nothing was computed, and settings may be mended
+        results = {path.parent for name in ("scores.json", "progress.npz") for path in folder.glob(f"*/{name}")}
+        self._outdated = [] if self._claimed else sorted(results)
+        if self._outdated and not overwrite:  # settings may change as long as nothing was computed with them
             what = f"of other settings ({describe_differences(changed)})" if known else "that this program cannot read"
             raise ConfigError(
-                f"{folder} holds results {what}; name another --output, take the same settings, or replace them with "
-                "--overwrite"
+                f"{folder} holds results {what}; choose another --output, use the same settings, or replace the results "
+                "with --overwrite"
             )
 
     def claim(self) -> None:
-        """Ties the folder to the settings; results of others go, if that is allowed.
+        """Ties the folder to the settings. Deletes results of other settings, which `overwrite` has allowed.
 
         Raises:
-          StorageError: it cannot be written.
+          StorageError: The folder cannot be written.
         """
         if self._claimed:
             return
         with storage_errors(self.folder):
-            for run in self._in_the_way:
-                _clear(run, OF_A_RUN)
-                if not any(run.iterdir()):
-                    run.rmdir()
-            _clear(self.folder, OF_ALL)
-        self.write([], [])
+            for model_folder in self._outdated:
+                _clear(model_folder, MODEL_FILES)
+                if not any(model_folder.iterdir()):
+                    model_folder.rmdir()
+            _clear(self.folder, SUMMARY_FILES)
+        self.write_summary([], [])
 
     def check(self, name: str, identity: dict) -> None:
-        """Refuses, unless overwriting is allowed, what this evaluation would replace.
+        """Checks that this evaluation may write the results of a model.
 
         Raises:
-          ConfigError: there are results under that name of other parameters or data, or files of something else.
+          ConfigError: The folder of that name holds results of other parameters or data and overwriting is not allowed,
+            or it holds files that no evaluation wrote.
         """
-        identity, folder = self._whole(identity), self.folder / name
+        identity, folder = self._full_identity(identity), self.folder / name
         names = sorted(path.name for path in folder.glob("*"))
-        others = [other for other in names if other not in OF_A_RUN and not other.startswith(".")]
+        others = [other for other in names if other not in MODEL_FILES and not other.startswith(".")]
         if others or (folder.exists() and not folder.is_dir()):
-            raise ConfigError(f"{folder} is not of an evaluation ({', '.join(others[:5])}); name another --output")
-        for found in (self._finished(name), self._begun(name)):
+            raise ConfigError(
+                f"{folder}: expected results of an evaluation, found something else ({', '.join(others[:5])}); choose another "
+                "--output"
+            )
+        for found in (self._read_scores(name), self._read_progress(name)):
             if found is not None and found["identity"] != identity and not self._overwrite:
                 changed = describe_differences(differences(found["identity"], identity))
                 raise ConfigError(
-                    f"{folder} holds results of another model or other data ({changed}); name "
-                    "another --output, or replace them with --overwrite"
+                    f"{folder} holds results of another model or other data ({changed}); choose another --output, or "
+                    "replace the results with --overwrite"
                 )
 
-    def finished(self, name: str, identity: dict) -> dict | None:
-        """The evaluation of a run that was finished before, None if there is none."""
-        found = self._finished(name)
-        if found is None or found["identity"] != self._whole(identity):
+    def load_finished(self, name: str, identity: dict) -> dict | None:
+        """Returns the finished evaluation of a model; None if there is none or its files are incomplete."""
+        found = self._read_scores(name)
+        if found is None or found["identity"] != self._full_identity(identity):
             return None
         try:
-            self.rows(name)
+            self.per_image(name)
             complete = all((self.folder / name / file).exists() for each in found["evaluation"]["gallery"]
                            for file in each["files"].values())  # fmt: skip
         except DataError:
@@ -115,39 +129,50 @@ class ResultsFolder:
             log.warning("%s: files are missing or damaged; evaluating again", self.folder / name)
         return found["evaluation"] if complete else None
 
-    def rows(self, name: str) -> per_image_csv.PerImage:
-        """The scores of each image of a finished run."""
-        return per_image_csv.read(self.folder / name / "per_image.csv")
+    def per_image(self, name: str) -> per_image_csv.PerImageScores:
+        """Reads the scores of each image of a finished model."""
+        return per_image_csv.read_per_image(self.folder / name / "per_image.csv")
 
-    def begun(self, name: str, identity: dict) -> dict[str, np.ndarray]:
-        """What `keep` kept of a run that was stopped; empty if nothing."""
-        found = self._begun(name)
-        return found["arrays"] if found is not None and found["identity"] == self._whole(identity) else {}
+    def load_progress(self, name: str, identity: dict) -> dict[str, np.ndarray]:
+        """Returns the arrays of `save_progress` for a model whose evaluation was stopped; empty if there are none."""
+        found = self._read_progress(name)
+        return found["arrays"] if found is not None and found["identity"] == self._full_identity(identity) else {}
 
-    def begin(self, name: str) -> None:
-        """Makes place for a run: what is left over of another one under that name goes."""
+    def start(self, name: str) -> None:
+        """Makes the folder of a model, and deletes what an earlier evaluation left in it."""
         folder = self.folder / name
         with storage_errors(folder):
-            _clear(folder, OF_A_RUN)
+            _clear(folder, MODEL_FILES)
             folder.mkdir(exist_ok=True)
 
-    def keep(self, name: str, identity: dict, arrays: dict[str, np.ndarray]) -> None:
-        """Writes down what has been computed so far."""
-        text = json.dumps(self._whole(identity)).encode()
+    def save_progress(self, name: str, identity: dict, arrays: dict[str, np.ndarray]) -> None:
+        """Writes the results so far of a model."""
+        text = json.dumps(self._full_identity(identity)).encode()
         content = io.BytesIO()
-        np.savez(content, identity=np.frombuffer(text, np.uint8), **arrays)
+        entries: dict[str, Any] = {"identity": np.frombuffer(text, np.uint8), **arrays}
+        np.savez(content, **entries)
         write_bytes(self.folder / name / "progress.npz", content.getvalue())
 
     def finish(self, name: str, identity: dict, evaluation: dict) -> None:
-        """Marks a run as finished; its other files are written before."""
-        content = {"format": FORMAT, "identity": self._whole(identity), "evaluation": evaluation}
+        """Marks a model as finished, after its other files were written."""
+        content = {"format": FORMAT, "identity": self._full_identity(identity), "evaluation": evaluation}
         write_text(self.folder / name / "scores.json", _json(content))
         with storage_errors(self.folder / name):
             (self.folder / name / "progress.npz").unlink(missing_ok=True)
 
-    def write(self, evaluations: list[dict], differences: list[dict]) -> None:
-        """Writes evaluation.json and, if there is anything to show, tables, pictures, cards and the report."""
-        content = {"format": FORMAT, "settings": self.settings, "evaluations": evaluations, "differences": differences}
+    def write_summary(self, evaluations: list[dict], paired_differences: list[dict]) -> None:
+        """Writes evaluation.json and, if there are evaluations, tables, figures, model cards and the report.
+
+        Args:
+          evaluations: entries of the finished models.
+          paired_differences: differences between the models, as `target.paired_differences` returns them.
+        """
+        content = {
+            "format": FORMAT,
+            "settings": self.settings,
+            "evaluations": evaluations,
+            "differences": paired_differences,
+        }
         write_text(self.folder / "evaluation.json", _json(content))
         if not evaluations:
             return
@@ -158,16 +183,16 @@ class ResultsFolder:
             model_card.write(self.folder / each["folder"] / "MODEL_CARD.md", each)
         report.write(self.folder / "report.html", content, galleries)
 
-    def _whole(self, identity):
+    def _full_identity(self, identity):
         return as_json({"format": FORMAT, **identity, "settings": self.settings})
 
-    def _finished(self, name):
+    def _read_scores(self, name):
         path = self.folder / name / "scores.json"
         found = _read_results(path) if path.exists() else None
         sound = isinstance(found, dict) and isinstance(found.get("identity"), dict) and "evaluation" in found
-        return found if sound or found is None else _damaged(path, "other fields")
+        return found if sound or found is None else _warn_damaged(path, "other fields")
 
-    def _begun(self, name):
+    def _read_progress(self, name):
         path = self.folder / name / "progress.npz"
         if not path.exists():
             return None
@@ -175,12 +200,12 @@ class ResultsFolder:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             return {"identity": json.loads(arrays.pop("identity").tobytes()), "arrays": arrays}
-        except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-            return _damaged(path, first_line(error))
+        except Exception as error:  # NumPy and zipfile raise many types for a damaged file
+            return _warn_damaged(path, first_line(error))
 
 
 def _clear(folder, names):
-    """Deletes what an evaluation wrote, nothing else."""
+    """Deletes files of an evaluation, and nothing else."""
     for path in (folder / name for name in names):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -193,8 +218,8 @@ def _read_results(path):
         return None
 
 
-def _damaged(path, why):
-    log.warning("%s: is damaged (%s) and left out", path, why)
+def _warn_damaged(path, why):
+    log.warning("%s: is damaged (%s) and is ignored", path, why)
     return None
 
 

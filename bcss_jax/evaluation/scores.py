@@ -1,5 +1,6 @@
-"""Everything that the report of one model on one set of images says, as JSON, from counts per image."""
+"""Computes all scores of one model on one set of images, as JSON, from its results on each image."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -7,73 +8,88 @@ import numpy as np
 
 from bcss_jax import metrics
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation.per_image_csv import per_image
+from bcss_jax.evaluation.per_image_csv import PerImageScores, per_image_scores
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.evaluation.statistics.calibration import ConfidenceCounts, reliability
 from bcss_jax.labels import LabelScheme
 
 
-def scores(
-    images: Sequence[dict],
-    confusion: np.ndarray,
-    hd95_um: np.ndarray,
-    nsd: np.ndarray,
-    confidence: ConfidenceCounts,
-    scheme: LabelScheme,
-    *,
-    batch_size: int,
-    tolerance_um: float,
-    seed: int = 0,
-) -> dict:
-    """Scores of a set of images.
+@dataclasses.dataclass(frozen=True)
+class ImageResults:
+    """Results of a model on N images, from which `scores` computes everything.
 
-    Args:
+    Attributes:
       images: N dicts with `key`, `patient` and `institute`, in the order of evaluation.
-      confusion: integers [N, C, C], as `metrics.confusion` gives them, predictions among the evaluated classes.
-      hd95_um: [N, K] micrometers over the K evaluated classes, NaN where there is no score (`surface_distance`).
-      nsd: [N, K], likewise.
+      confusion: integers [N, C, C], as `metrics.confusion` returns them. Predictions are among the evaluated classes.
+      hd95_um: [N, K] micrometers over the K evaluated classes, NaN where there is no score (see `surface_distance`).
+      nsd: [N, K], NaN where there is no score.
       confidence: counts [N, B] of `calibration.confidence_counts`.
       scheme: the label scheme.
-      batch_size: images in a batch, for the `_batch` scores.
-      tolerance_um: with which `nsd` was computed, micrometers.
-      seed: of the bootstrap.
+    """
+
+    images: Sequence[dict]
+    confusion: np.ndarray
+    hd95_um: np.ndarray
+    nsd: np.ndarray
+    confidence: ConfidenceCounts
+    scheme: LabelScheme
+
+    def per_image(self) -> PerImageScores:
+        """Returns the scores of each image.
+
+        Raises:
+          DataError: There are no images, or an image occurs twice.
+          ValueError: The shapes do not fit.
+        """
+        return per_image_scores(self.images, self.confusion, self.hd95_um, self.nsd, self.scheme)
+
+
+def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed: int = 0) -> dict:
+    """Returns the scores of a set of images.
+
+    Args:
+      results: results of each image.
+      batch_size: images per batch, for the `_batch` scores.
+      tolerance_um: tolerance that `nsd` was computed with, micrometers.
+      seed: seed of the bootstrap.
 
     Returns:
-      JSON, None where there is no score. Where it says CLASSES stand the names of the evaluated classes and "macro",
-      their mean:
+      JSON, with None where there is no score. CLASSES stands for a dict with the names of the evaluated classes and
+      "macro", their mean:
 
-      * `number`: of images, patients, institutes, and pixels with truth.
+      * `number`: number of images, patients, institutes, and pixels with ground truth.
       * `scores`: `metrics.scores`.
-      * `precision`, `recall`: CLASSES; from the pixels of all images.
+      * `precision`, `recall`: CLASSES, from the pixels of all images.
       * `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
       * `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
       * `surface`: `{"tolerance_um", "hd95_um": CLASSES, "nsd": CLASSES, "images": class -> numbers}`. Means over the
-        images that have a score; a class that was missed, or invented, counts there with the image's diagonal and 0.
-        How often that was: `images`, as in `metrics.scores`.
+        images that have a score. A class that was missed or falsely predicted counts with the diagonal of the image and 0.
+        `images`, as in `metrics.scores`, says how often that happened.
       * `calibration`: `calibration.reliability`.
-      * `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`
-        with NAME dice_global, iou_global, dice_image, iou_image, hd95_um, nsd.
+      * `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`,
+        where NAME is dice_global, iou_global, dice_image, iou_image, hd95_um and nsd.
 
     Raises:
-      DataError: no images, an image twice, or no pixel with truth.
-      NumericalError: a confidence is not a finite number.
-      ValueError: shapes that do not fit, or pixels of classes that are not evaluated.
+      DataError: There are no images, an image occurs twice, or no pixel has ground truth.
+      NumericalError: A confidence is not finite.
+      ValueError: The shapes do not fit, or pixels have classes that are not evaluated.
     """
-    rows = per_image(images, confusion, hd95_um, nsd, scheme)
-    confusion = np.asarray(confusion, np.int64)
+    scheme = results.scheme
+    rows = results.per_image()
+    confusion = np.asarray(results.confusion, np.int64)
     total = confusion.sum(0)
     evaluated = total[np.ix_(scheme.evaluated, scheme.evaluated)]
     if not total.any():
         raise DataError(
-            f"evaluation: expected pixels with truth under the scheme {scheme.name}, found none in {len(images)} images; "
-            "check the masks and the scheme"
+            f"evaluation: expected pixels with ground truth under the label scheme {scheme.name}, found none in "
+            f"{len(results.images)} images; check the masks and the label scheme"
         )
     if evaluated.sum() != total.sum():
-        raise ValueError(f"{total.sum() - evaluated.sum()} pixels are of classes that {scheme.name} does not evaluate")
+        raise ValueError(f"{total.sum() - evaluated.sum()} pixels have classes that {scheme.name} does not evaluate")
     named = metrics.scores(confusion, batch_size, scheme.class_names, scheme.evaluated)
     return {
         "number": {
-            "images": len(images),
+            "images": len(results.images),
             "patients": len(set(rows.patient)),
             "institutes": len(set(rows.institute)),
             "pixels": int(total.sum()),
@@ -94,18 +110,18 @@ def scores(
             "nsd": _by_class(scheme, _with_macro(metrics.mean_of_known(rows.nsd, axis=0))),
             "images": named["images"],
         },
-        "calibration": reliability(confidence),
+        "calibration": reliability(results.confidence),
         "intervals": _intervals(rows, confusion, scheme, seed),
     }
 
 
 def global_dice(totals: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """`dice_global` as a statistic for `bootstrap`: totals [R, C, C] -> per class and macro [R, K + 1]."""
+    """Returns `dice_global` as a statistic for `bootstrap`: totals [R, C, C] -> Dice per class and macro [R, K + 1]."""
     return _with_macro(metrics.dice(totals, scheme.evaluated))
 
 
 def _intervals(rows, confusion, scheme, seed):
-    """Two bootstraps with the same draws: of the summed counts, and of the means over images."""
+    """Returns the intervals of the summed counts and of the means over images. Both use the same draws."""
 
     def of_counts(totals):
         return np.stack([global_dice(totals, scheme), _with_macro(metrics.iou(totals, scheme.evaluated))], axis=1)
@@ -130,13 +146,14 @@ def _intervals(rows, confusion, scheme, seed):
         (averaged, ("dice_image", "iou_image", "hd95_um", "nsd")),
     ):
         for i, measure in enumerate(measures):
-            ends = [[_number(low), _number(high)] for low, high in zip(found.low[i], found.high[i], strict=True)]
+            lows, highs = np.asarray(found.low)[i], np.asarray(found.high)[i]
+            ends = [[_number(low), _number(high)] for low, high in zip(lows, highs, strict=True)]
             result[measure] = dict(zip([*scheme.evaluated_names, "macro"], ends, strict=True))
     return result
 
 
 def _by_group(groups, confusion, scheme):
-    """Scores of the images of each patient or institute, sorted by name."""
+    """Returns the scores of the images of each patient or institute, sorted by name."""
     result = {}
     for group in sorted(set(groups)):
         members = confusion[[each == group for each in groups]]
@@ -146,7 +163,7 @@ def _by_group(groups, confusion, scheme):
 
 
 def _with_macro(values):
-    """Values per class [..., K] and, last, the mean of those that there are."""
+    """Appends the mean of the known values to values per class [..., K]."""
     return np.concatenate([values, metrics.mean_of_known(values, axis=-1)[..., None]], axis=-1)
 
 
@@ -155,5 +172,5 @@ def _by_class(scheme, values):
 
 
 def _number(value):
-    """JSON has no NaN: None says that there is no score."""
+    """Returns the value for JSON, which has no NaN: None means that there is no score."""
     return None if math.isnan(value) else float(value)

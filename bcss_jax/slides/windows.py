@@ -1,9 +1,9 @@
 """Where a network's windows lie on a slide's grid.
 
 The grid is divided into square cells of `stride` pixels; the last cells may extend beyond the edge. Each cell has a
-window that is centered on it and extends `margin` pixels beyond it on every side. Neighboring windows therefore overlap,
-and the network sees every pixel with its surroundings, also at the slide's edge. Where a window extends beyond the slide,
-the slide is reflected.
+window that is centered on it and extends `margin` pixels beyond it on every side. Neighboring windows therefore
+overlap, and the network sees every pixel with its surroundings, also at the slide's edge. Where a window extends beyond
+the slide, the slide is reflected.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import numpy as np
 from bcss_jax.errors import ConfigError
 
 MAX_OVERLAP = 0.75
-# Distance in pixels between a seam and the places it is compared with. Networks upsample in steps of 2 to 16 pixels, and
-# neighboring pixels differ more across such a step (in a U-Net, by a tenth at every second pair). A distance of 16 keeps
-# the phase of these steps, so they do not count as seams.
+# Distance in pixels between a seam and the places it is compared with. Networks upsample in steps of 2 to 16 pixels,
+# and neighboring pixels differ more across such a step (in a U-Net, by a tenth at every second pair). A distance of 16
+# keeps the phase of these steps, so they do not count as seams.
 CONTROL = 16
 
 

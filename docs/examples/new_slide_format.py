@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.slides.reading.backend import Slide, levels_of, other_pixels
+from bcss_jax.slides.reading.backend import Slide, levels_of, unsupported_pixels
 
 
 class NumpySlide(Slide):
@@ -22,7 +22,7 @@ class NumpySlide(Slide):
         self.path = path
         self._pixels = np.load(path, mmap_mode="r", allow_pickle=False)
         if self._pixels.dtype != np.uint8 or self._pixels.ndim != 3 or self._pixels.shape[2] != 3:
-            raise other_pixels(path, f"{self._pixels.dtype} {self._pixels.shape}")
+            raise unsupported_pixels(path, f"{self._pixels.dtype} {self._pixels.shape}")
         height, width = self._pixels.shape[:2]
         self.levels = levels_of([(width, height)])
         beside = path.with_suffix(".mpp")

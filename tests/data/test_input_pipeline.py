@@ -173,7 +173,7 @@ BLACK = np.zeros((SIZE, SIZE), np.uint8)
         ({"image": png(np.zeros((SIZE, SIZE, 3), np.uint8))[:60]}, "image is not a readable PNG"),
         ({"mask": png(BLACK[1:])}, "mask of 31x32 pixels, but the first image has 32x32"),
         ({"image": png(np.zeros((SIZE, SIZE + 2, 3), np.uint8))}, "image of 32x34 pixels"),
-        ({"mask": png(BLACK + 77)}, "the mask holds 77"),
+        ({"mask": png(BLACK + 77)}, "the mask has 77"),
     ],
     ids=["no_png", "truncated", "mask_size", "image_size", "code"],
 )

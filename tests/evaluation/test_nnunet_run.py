@@ -168,8 +168,8 @@ def test_folds_of_a_cross_validation_are_joined_on_the_test_part_alone(command, 
 
 def test_a_network_trained_on_everything_is_scored_on_the_test_part_alone(runs):
     run = nnunet_run.read_nnunet_run(runs["all"], sharding.make_mesh(jax.devices()[:1]))
-    assert [run.seen(part, ["a", "b"], "kaggle224") for part in ("train", "val", "test")] == [2, 2, 0]
-    assert run.seen("val", ["a", "b"], "sample") == 0  # other images
+    assert [run.count_seen(part, ["a", "b"], "kaggle224") for part in ("train", "val", "test")] == [2, 2, 0]
+    assert run.count_seen("val", ["a", "b"], "sample") == 0  # other images
 
 
 def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, prepared, tmp_path):
@@ -207,7 +207,7 @@ def test_a_black_border_is_background(new_run, tiles, tmp_path):
 
 def test_a_fold_alone_is_refused(command, runs, tmp_path, capsys):
     assert command(runs["case"] / "fold_0", tmp_path / "here") == 2
-    assert "name the folder of its run" in one_line(capsys)
+    assert "name the folder of the run" in one_line(capsys)
 
 
 def changed(run, tmp_path, change):
@@ -300,6 +300,6 @@ def test_files_of_the_run_that_do_not_fit(command, runs, tmp_path, capsys, chang
 
 def test_regions_are_left_to_its_own_command(runs):
     run = nnunet_run.read_nnunet_run(runs["published"], sharding.make_mesh(jax.devices()[:1]))
-    with pytest.raises(Exception, match="sees whole regions") as caught:
+    with pytest.raises(Exception, match="predicts whole regions") as caught:
         run.check_unseen("test", ["a"], "roi")
     assert caught.value.exit_code == 2

@@ -7,7 +7,7 @@ import pytest
 
 from bcss_jax import metrics
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation.per_image_csv import per_image, read, write
+from bcss_jax.evaluation.per_image_csv import per_image_scores, read_per_image, write_per_image
 from bcss_jax.labels import SCHEMES
 
 SCHEME = SCHEMES["tumor_stroma"]
@@ -31,9 +31,9 @@ def test_round_trip_is_exact(tmp_path):
     confusion, hd95, nsd = case()
     table = images(6)
     table[1]["key"], table[2]["patient"], table[3]["institute"] = 'a "quoted", name', "two\nlines", "Größe; μ"
-    rows = per_image(table, confusion, hd95, nsd, SCHEME)
-    write(tmp_path / "per_image.csv", rows)
-    back = read(tmp_path / "per_image.csv")
+    rows = per_image_scores(table, confusion, hd95, nsd, SCHEME)
+    write_per_image(tmp_path / "per_image.csv", rows)
+    back = read_per_image(tmp_path / "per_image.csv")
     for field in dataclasses.fields(rows):
         written, found = getattr(rows, field.name), getattr(back, field.name)
         assert type(found) is type(written)
@@ -45,12 +45,12 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_rows_hold_the_scores_of_the_image(tmp_path):
     confusion, hd95, nsd = case()
-    rows = per_image(images(6), confusion, hd95, nsd, SCHEME)
+    rows = per_image_scores(images(6), confusion, hd95, nsd, SCHEME)
     np.testing.assert_array_equal(rows.dice, metrics.dice(confusion, (1, 2)))
     np.testing.assert_array_equal(rows.tp[:, 1], confusion[:, 2, 2])
     np.testing.assert_array_equal(rows.fp[:, 0], confusion[:, 2, 1])
     np.testing.assert_array_equal(rows.fn[:, 0], confusion[:, 1, 2])
-    write(tmp_path / "per_image.csv", rows)
+    write_per_image(tmp_path / "per_image.csv", rows)
     header, first = (tmp_path / "per_image.csv").read_text().splitlines()[:2]
     assert header.startswith("key,patient,institute,dice_tumor,iou_tumor,tp_tumor,fp_tumor,fn_tumor,hd95_um_tumor,nsd_")
     assert first.endswith(",,,0,0,0,,")  # stroma: neither there nor predicted, so there is no score
@@ -59,11 +59,11 @@ def test_rows_hold_the_scores_of_the_image(tmp_path):
 def test_no_images_the_same_image_twice_and_wrong_shapes_are_refused():
     confusion, hd95, nsd = case()
     with pytest.raises(DataError, match="found none"):
-        per_image([], confusion[:0], hd95[:0], nsd[:0], SCHEME)
+        per_image_scores([], confusion[:0], hd95[:0], nsd[:0], SCHEME)
     with pytest.raises(DataError, match="tile_0 twice"):
-        per_image([images(1)[0]] * 6, confusion, hd95, nsd, SCHEME)
+        per_image_scores([images(1)[0]] * 6, confusion, hd95, nsd, SCHEME)
     with pytest.raises(ValueError, match="6 images, 3 labels and 2 evaluated classes"):
-        per_image(images(6), confusion, hd95[:, :1], nsd, SCHEME)
+        per_image_scores(images(6), confusion, hd95[:, :1], nsd, SCHEME)
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_no_images_the_same_image_twice_and_wrong_shapes_are_refused():
 )
 def test_damaged_files_are_told_in_one_line(tmp_path, damage):
     path = tmp_path / "per_image.csv"
-    write(path, per_image(images(6), *case(), SCHEME))
+    write_per_image(path, per_image_scores(images(6), *case(), SCHEME))
     text = path.read_text()
     assert damage(text) != text
     path.write_text(damage(text))
     with pytest.raises(DataError) as error:
-        read(path)
+        read_per_image(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
 def test_a_missing_file_is_told_in_one_line(tmp_path):
     with pytest.raises(DataError, match="No such file"):
-        read(tmp_path / "per_image.csv")
+        read_per_image(tmp_path / "per_image.csv")

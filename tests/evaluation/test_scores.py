@@ -7,7 +7,7 @@ import pytest
 
 from bcss_jax import metrics
 from bcss_jax.errors import DataError
-from bcss_jax.evaluation.scores import global_dice, scores
+from bcss_jax.evaluation.scores import ImageResults, global_dice, scores
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.evaluation.statistics.calibration import confidence_counts, reliability
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
@@ -42,7 +42,7 @@ def case():
         "confidence": confidence_counts(probabilities, labels, SCHEME.evaluated, 255),
         "scheme": SCHEME,
     }
-    return arguments, labels, predictions, scores(**arguments, batch_size=5, tolerance_um=0.5)
+    return arguments, labels, predictions, scores(ImageResults(**arguments), batch_size=5, tolerance_um=0.5)
 
 
 def test_it_is_json_without_nan(case):
@@ -125,9 +125,8 @@ def test_a_class_that_never_occurs_has_no_score(case):
     confusion = np.zeros((12, 3, 3), int)
     confusion[:, 1, 1] = 10
     nothing = np.full((12, 3), np.nan)
-    found = scores(
-        **arguments | {"confusion": confusion, "hd95_um": nothing, "nsd": nothing}, batch_size=5, tolerance_um=0.5
-    )
+    changed = ImageResults(**arguments | {"confusion": confusion, "hd95_um": nothing, "nsd": nothing})
+    found = scores(changed, batch_size=5, tolerance_um=0.5)
     assert found["scores"]["dice_global"] == {"other": None, "tumor": 1.0, "stroma": None, "macro": 1.0}
     assert found["precision"]["stroma"] is None and found["surface"]["nsd"]["macro"] is None
     assert found["intervals"]["dice_global"]["stroma"] == [None, None]
@@ -139,15 +138,11 @@ def test_nothing_to_score_is_an_error(case):
     options = {"batch_size": 5, "tolerance_um": 0.5}
     empty = {"images": [], "confusion": np.zeros((0, 3, 3), int), "hd95_um": np.zeros((0, 3)), "nsd": np.zeros((0, 3))}
     with pytest.raises(DataError, match="expected images, found none"):
-        scores(**arguments | empty, **options)
-    with pytest.raises(DataError, match="pixels with truth"):
-        scores(**arguments | {"confusion": np.zeros((12, 3, 3), int)}, **options)
+        scores(ImageResults(**arguments | empty), **options)
+    with pytest.raises(DataError, match="pixels with ground truth"):
+        scores(ImageResults(**arguments | {"confusion": np.zeros((12, 3, 3), int)}), **options)
     confusion = np.ones((12, 3, 3), int)
     scheme = SCHEMES["tumor_stroma"]  # 0 is ignored there, so counts of it are a mistake
-    with pytest.raises(ValueError, match="60 pixels are of classes that tumor_stroma does not evaluate"):
-        scores(
-            **arguments
-            | {"confusion": confusion, "hd95_um": np.zeros((12, 2)), "nsd": np.zeros((12, 2))}
-            | {"scheme": scheme},
-            **options,
-        )
+    with pytest.raises(ValueError, match="60 pixels have classes that tumor_stroma does not evaluate"):
+        zeros = {"hd95_um": np.zeros((12, 2)), "nsd": np.zeros((12, 2))}
+        scores(ImageResults(**arguments | {"confusion": confusion, "scheme": scheme} | zeros), **options)

@@ -1,4 +1,4 @@
-"""Pages in a real browser, headless Chromium, and all that they say and ask for.
+"""Pages in a real browser, headless Chromium, with their console messages and requests.
 
 Needs Chromium on the system (Debian: `apt-get install chromium`) and `pip install -e '.[test,browser]'`; tests that import
 this are skipped without.
@@ -23,8 +23,8 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 @contextlib.contextmanager
 def chromium():
-    """The browser."""
-    # In a container the browser is often started by root, for whom it has no sandbox.
+    """Yields the browser."""
+    # In a container the browser is often started by root, for whom it offers no sandbox.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
@@ -33,7 +33,7 @@ def chromium():
 
 
 class Watched:
-    """A page, and all that it said on the console and asked for."""
+    """A page with its console messages and requests."""
 
     def __init__(self, browser, size):
         self.said, self.asked = [], []
@@ -44,7 +44,7 @@ class Watched:
 
 
 def refused(page):
-    """What the page's policy keeps it from: loading from elsewhere, running scripts that were not there at first."""
+    """Returns what the policy of the page blocks: loading from other sites, running scripts that are added later."""
     page.evaluate("""() => {
         window.refused = [];
         document.addEventListener("securitypolicyviolation", event => refused.push(event.effectiveDirective));
@@ -59,5 +59,5 @@ def refused(page):
 
 
 def screenshot(source, **options):
-    """What a page or an element looks like: int [h, w, 3]."""
+    """Returns the picture of a page or an element: int [h, w, 3]."""
     return np.asarray(Image.open(io.BytesIO(source.screenshot(**options))).convert("RGB"), int)

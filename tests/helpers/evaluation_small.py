@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from bcss_jax import metrics
-from bcss_jax.evaluation.scores import scores
+from bcss_jax.evaluation.scores import ImageResults, scores
 from bcss_jax.evaluation.statistics import calibration
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import SCHEMES, LabelScheme
@@ -52,16 +52,15 @@ def evaluation(name="unet", scheme: LabelScheme = SCHEMES["tumor_stroma"], noise
         surface_scores(t, p, scheme.evaluated, scheme.ignore_index, mpp=0.25, tolerance_um=2.0)
         for t, p in zip(truth, prediction, strict=True)
     ]
-    found = scores(
+    image_results = ImageResults(
         images,
         np.asarray(metrics.confusion(prediction, truth, scheme.num_classes, scheme.ignore_index)),
         np.stack([each.hd95_um for each in outlines]),
         np.stack([each.nsd for each in outlines]),
         confidence,
         scheme,
-        batch_size=4,
-        tolerance_um=2.0,
     )
+    found = scores(image_results, batch_size=4, tolerance_um=2.0)
     measured = calibration.reliability(confidence)
     result = {
         "name": name, "folder": name, "model": "unet", "label_scheme": scheme.to_json(), "trained_on": data(),

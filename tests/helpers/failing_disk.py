@@ -1,4 +1,4 @@
-"""A disk that gives EIO for some bytes of a file, to the processes that are started within."""
+"""Simulates a disk that fails with EIO for some bytes of a file, in processes that are started within."""
 
 import contextlib
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-# Reads up to the bad bytes are short, as on a disk. Of what maps a file into memory nothing is seen.
+# Reads end before the bad bytes, as on a disk. Memory maps are not affected.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +17,7 @@ SHIM = r"""
 #include <sys/types.h>
 #include <unistd.h>
 
-/* Bytes that may be read at a place, or -1. */
+/* Returns how many bytes may be read at a position, or -1. */
 static ssize_t allowed(int fd, long long at, size_t count) {
   const char *file = getenv("EIO_FILE"), *range = getenv("EIO_BYTES");
   char link[64], path[4096];
@@ -58,7 +58,7 @@ size_t fread(void *buffer, size_t size, size_t items, FILE *stream) {
 
 
 def compiled(folder):
-    """The library that is to be loaded before the others. Skips where there is no C compiler."""
+    """Compiles the library that is preloaded. Skips the test if there is no C compiler."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     (folder / "shim.c").write_text(SHIM)
@@ -68,7 +68,7 @@ def compiled(folder):
 
 @contextlib.contextmanager
 def failing(library, path, first, end):
-    """Processes that are started within cannot read the bytes from `first` to `end` (exclusive) of a file."""
+    """Makes processes that are started within fail to read the bytes from `first` to `end` (exclusive) of a file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LD_PRELOAD", str(library))
         patch.setenv("EIO_FILE", str(path.resolve()))

@@ -1,4 +1,4 @@
-"""Stores of labels for tests of what reads them."""
+"""Fills stores of labels for tests of the code that reads them."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from bcss_jax.slides.store.tile_store import TILE, TileStore
 
 
 def filled_store(folder, labels, tile_size=TILE):
-    """A store with these labels."""
+    """Writes labels into a store."""
     height, width = labels.shape
     store = TileStore(folder, width, height, tile_size)
     for row in range(store.rows):

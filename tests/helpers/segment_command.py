@@ -1,4 +1,4 @@
-"""Calls the command that segments slides, reads what it wrote, and fixtures of small slides and their results."""
+"""Calls the command that segments slides, reads its results, and has fixtures of small slides and their results."""
 
 import csv
 import json
@@ -9,9 +9,9 @@ from bcss_jax import segment
 from helpers import slide_files
 from helpers.slides_small import tissue_picture, write_run
 
-# 0.05 mm on a side: all of it is below the size of dust.
+# Slides with a side of 0.05 mm are smaller than what is removed as dust.
 EVERYTHING = ("--tissue=all", "--min_area_um2=0")
-OF_THE_SESSION = ("seconds", "peak_memory_mb", "resumed")  # in a summary, what a clock and the machine give
+SESSION_FIELDS = ("seconds", "peak_memory_mb", "resumed")  # fields of a summary that differ between sessions
 
 
 def call(*options):
@@ -56,7 +56,7 @@ def summary_of(folder):
 
 
 class Killed(BaseException):
-    """Nothing in the product catches it."""
+    """Raised in place of a kill; the package does not catch it."""
 
 
 def statuses_in(output):
@@ -65,10 +65,10 @@ def statuses_in(output):
 
 
 def contents(folder):
-    """Bytes of all results; of the summary without what a clock and the machine give."""
+    """Returns the bytes of all results, and the summary without `SESSION_FIELDS`."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in (".lock", "summary.json"):
             found[path.relative_to(folder)] = path.read_bytes()
     summary = summary_of(folder)
-    return found, {name: value for name, value in summary.items() if name not in OF_THE_SESSION}
+    return found, {name: value for name, value in summary.items() if name not in SESSION_FIELDS}

@@ -1,4 +1,4 @@
-"""Writes small slides for tests, whole and damaged."""
+"""Writes small slides for tests, intact and damaged."""
 
 import numpy as np
 import tifffile
@@ -7,7 +7,7 @@ from bcss_jax.slides.grid import grid_of
 
 
 def picture(width, height, seed=0):
-    """Colored patches of different sizes on a gradient, so that every shift and every missing part shows."""
+    """Returns colored patches of different sizes on a gradient, which reveal every shift and every missing area."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
     for side in (8, 61):
@@ -18,7 +18,7 @@ def picture(width, height, seed=0):
 
 
 def tiled(path, pixels, *, levels=1, mpp=0.25, tile=64, compression="deflate", **options):
-    """A tiled TIFF with a pyramid; the lower levels are plain subsamples."""
+    """Writes a tiled TIFF with a pyramid; the lower levels are plain subsamples."""
     density = None if mpp is None else 10_000 / mpp
     with tifffile.TiffWriter(path) as tiff:
         for level in range(levels):
@@ -37,7 +37,7 @@ def tiled(path, pixels, *, levels=1, mpp=0.25, tile=64, compression="deflate", *
 
 
 def svs(path, pixels, *, mpp="0.25", tile=64, compression="jpeg", **options):
-    """A file that OpenSlide takes for an Aperio scan; `mpp` is the text of its description."""
+    """Writes a file that OpenSlide reads as an Aperio scan; `mpp` is the text in its description."""
     height, width = pixels.shape[:2]
     description = f"Aperio Image Library v10.0.51\r\n{width}x{height}|AppMag = 40"
     description += "" if mpp is None else f"|MPP = {mpp}"
@@ -74,16 +74,16 @@ def overwrite(path, page=0, **tags):
 
 
 def own_grid(slide, mpp=0.25, model_mpp=0.25):
-    """The grid of a slide (or of a pool's `info`) of square pixels."""
+    """Returns the grid of a slide (or of a pool's `info`) with square pixels."""
     level = slide.levels[0]
     return grid_of(level.width, level.height, (mpp, mpp), model_mpp)
 
 
 def whole(slide, level=0):
-    """All pixels of a level."""
+    """Returns all pixels of a level."""
     return slide.read(level, 0, 0, *slide.levels[level][:2])
 
 
 def difference(a, b):
-    """Absolute differences of pixels, as integers."""
+    """Returns the absolute differences of pixels as integers."""
     return np.abs(a.astype(int) - b)

@@ -17,16 +17,16 @@ SCHEME = SCHEMES["tumor_stroma"]
 
 
 class Block(NamedTuple):
-    """As `reader_pool.Block`."""
+    """Has the fields of `reader_workers.Block`."""
 
     pixels: np.ndarray
     unreadable: np.ndarray | None
 
 
 class ArrayPool:
-    """In place of `reader_pool.ReaderPool`: a slide that is an array on the grid itself.
+    """Replaces `ReaderPool` with a slide that is an array on the grid itself.
 
-    Counts what it was asked for, and fails from the n-th block on if told so.
+    Records the requested blocks, and fails after `fails_at` blocks if it is given.
     """
 
     def __init__(self, pixels, unreadable=None, fails_at=None, error=None):
@@ -47,7 +47,7 @@ class ArrayPool:
 
 
 def color_model(window=16):
-    """Calls red tumor and blue stroma, pixel by pixel, the surer the stronger the color."""
+    """Returns a model that labels red pixels tumor and blue pixels stroma; stronger colors are more certain."""
 
     def probabilities(arrays, images):
         red, blue = (images[..., channel].astype(jnp.float32) for channel in (0, 2))
@@ -59,7 +59,7 @@ def color_model(window=16):
 
 
 def tissue_picture(height, width, seed=0):
-    """Red and blue patches on white glass: uint8 [H, W, 3], and the labels that `color_model` gives the tissue."""
+    """Returns red and blue patches on white glass, uint8 [H, W, 3], and the labels that `color_model` gives."""
     rng = np.random.default_rng(seed)
     patches = rng.random((-(-height // 16), -(-width // 16)))
     patches = np.kron(patches, np.ones((16, 16)))[:height, :width]
@@ -71,19 +71,19 @@ def tissue_picture(height, width, seed=0):
 
 
 def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
-    """The folder of a run, as training saves it: a small U-Net with random weights, trained at 0.25 um per pixel."""
+    """Writes the folder of a run, as training saves it: a small U-Net with random weights for 0.25 um per pixel."""
     settings = config.default("unet", width=4, depth=1)
     settings.update(name=folder.name, labels=scheme)
     settings.data.update(layout="roi", dir="nowhere", patch_size=window)
     scheme = SCHEMES[scheme]
     model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
     _, params, model_state = split_model(model)
-    # Random weights prefer one class nearly everywhere: the bias is set so that the classes share a slide.
+    # Random weights prefer one class nearly everywhere; the bias is set so that both classes occur on a slide.
     images, _ = tissue_picture(window, 4 * window)
     logits, _ = ModelFunction(model)(params, model_state, images[None], train=False)
     tumor, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
     bias = params["outc"]["bias"]
     params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumor] - logits[..., stroma]))
-    about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
-    save_checkpoint(folder / "checkpoints", params, model_state, about | {"pretrained": None})
+    metadata = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
+    save_checkpoint(folder / "checkpoints", params, model_state, metadata | {"pretrained": None})
     return folder

@@ -1,4 +1,4 @@
-"""Small results of segmented slides, and a reader of slides without processes, for the viewer's tests."""
+"""Small results of segmented slides, and a reader of slides without processes, for tests of the viewer."""
 
 import dataclasses
 import http.client
@@ -24,7 +24,7 @@ TILE = 64
 
 
 def blobs(height, width, values=(0, 1, 2, 255), cell=23, seed=0):
-    """Labels in patches of `cell` pixels with rough edges: uint8 [height, width]."""
+    """Returns labels in patches of `cell` pixels with rough edges: uint8 [height, width]."""
     random = np.random.default_rng(seed)
     coarse = random.choice(values, (height // cell + 2, width // cell + 2)).astype(np.uint8)
     rows, columns = np.indices((height, width)) + random.integers(0, 6, (2, height, width))
@@ -32,7 +32,7 @@ def blobs(height, width, values=(0, 1, 2, 255), cell=23, seed=0):
 
 
 def pyramid(labels, smallest=TILE):
-    """Levels of half the size, rounded up: each takes the upper left of four pixels."""
+    """Returns levels of half the size (rounded up), which take the upper left of four pixels."""
     levels = [labels]
     while max(levels[-1].shape) > smallest:
         levels.append(levels[-1][::2, ::2])
@@ -54,7 +54,7 @@ def write_labels(path, levels):
 
 
 def summary(slide, width, height, grid_shape, mpp=0.25, **more):
-    """The content of a summary.json; `more` as in `slide_summary`."""
+    """Returns the content of a summary.json; `more` is as in `slide_summary`."""
     rows, columns = grid_shape
     grid = Grid(columns, rows, mpp, (width / columns, height / rows))
     pixels = (12_000_000, 24_000_000)  # 0.75 and 1.5 mm2 at 0.25 um per pixel
@@ -62,13 +62,13 @@ def summary(slide, width, height, grid_shape, mpp=0.25, **more):
 
 
 def tissue(height, width, seed=0):
-    """Something pink with structure: uint8 [height, width, 3]."""
+    """Returns a pink picture with structure: uint8 [height, width, 3]."""
     texture = blobs(height, width, np.arange(20, 120), 9, seed)
     return np.stack([235 - texture // 3, 170 - texture, 205 - texture // 2], -1).astype(np.uint8)
 
 
 def write_result(folder, slide, width, height, labels, **options):
-    """A folder with the result of one slide; the slide is written if it is not there."""
+    """Writes a folder with the result of one slide, and the slide if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     if not slide.exists():
         Image.fromarray(tissue(height, width)).save(slide)
@@ -84,7 +84,7 @@ class Block:
 
 
 class Pool:
-    """Reads an image at once and gives means of squares of its pixels, as `ReaderPool` would."""
+    """Stands in for `ReaderPool`: reads an image whole and returns means of squares of its pixels."""
 
     def __init__(self, path, processes):
         self.pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -106,7 +106,7 @@ class Pool:
 
 
 def means(pixels, step):
-    """Means over squares of `step` pixels; at the right and lower edge the last pixels are repeated."""
+    """Returns means over squares of `step` pixels; the last pixels are repeated at the right and lower edge."""
     height, width = pixels.shape[:2]
     pixels = np.pad(pixels, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge").astype(float)
     rows, columns = pixels.shape[0] // step, pixels.shape[1] // step
@@ -129,7 +129,7 @@ class Answer:
 
 
 class Served:
-    """The viewer of a folder on a port of its own; asks for paths as they stand."""
+    """Serves a folder on a free port, and requests paths without normalizing them."""
 
     def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",), slides=None):
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Exported networks in place of runs: the same answers on any devices, and what is said of files that are damaged."""
+"""Exported networks in place of runs: the same predictions on all devices, and errors for damaged files."""
 
 import dataclasses
 import io
@@ -45,14 +45,14 @@ def artifact(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_run(run):
-    """What the checkpoint says of eleven windows, on one device."""
+    """The predictions of the checkpoint for eleven windows on one device."""
     mesh = mesh_of(1)
     model = model_of_run(trained_run.read_trained_run(run, mesh, "best"), mesh, tta=False)
     return np.stack(list(WindowPredictor(model, WEIGHTS, 4, mesh)(pictures(11))()))
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 11), (4, 8), (4, 5)])
-def test_the_same_bits_as_the_checkpoint_on_any_devices(artifact, of_run, devices, batch_size):
+def test_predictions_equal_those_of_the_checkpoint_to_the_bit_on_all_devices(artifact, of_run, devices, batch_size):
     mesh = mesh_of(devices)
     predictor = WindowPredictor(model_of_artifact(artifact, mesh, tta=False), WEIGHTS, batch_size, mesh)
     images = pictures(11)
@@ -72,7 +72,7 @@ def test_each_device_computes_its_share(artifact):
     assert [shard.data.shape[0] for shard in result.addressable_shards] == [2] * 4
 
 
-def test_what_is_known_of_the_model(artifact, run):
+def test_the_metadata_of_the_model(artifact, run):
     mesh = mesh_of(2)
     model, original = model_of_artifact(artifact, mesh, tta=False), trained_run.read_trained_run(run, mesh, "best")
     assert (model.name, model.mpp, model.window, model.any_window) == ("unet", 0.5, WINDOW, False)
@@ -84,7 +84,7 @@ def test_what_is_known_of_the_model(artifact, run):
     json.dumps([model.metadata, model.identity], allow_nan=False)
 
 
-def test_the_mean_over_flips_has_to_be_in_the_file(artifact, run, tmp_path, caplog):
+def test_test_time_augmentation_has_to_be_in_the_file(artifact, run, tmp_path, caplog):
     with pytest.raises(ConfigError, match="exported without it; export the checkpoint again with --tta"):
         model_of_artifact(artifact, mesh_of(1), tta=True)
     path = tmp_path / "tta.jaxexport"
@@ -107,7 +107,7 @@ def test_files_and_runs_in_the_order_of_the_command_line(artifact, run):
     assert [model.name for model in models(f"--checkpoint={run},{artifact}")] == ["small", "unet"]
 
 
-def test_a_run_and_a_file_of_one_name_get_two_folders(artifact, tmp_path):
+def test_a_run_and_a_file_of_the_same_name_get_two_folders(artifact, tmp_path):
     run = write_run(tmp_path / "unet")
     assert [model.name for model in models(f"--checkpoint={run},{artifact}")] == ["unet-2", "unet"]
     with pytest.raises(ConfigError, match="two files unet"):
@@ -121,7 +121,7 @@ def test_a_run_and_a_file_of_one_name_get_two_folders(artifact, tmp_path):
         (["--tta"], 2, "was exported without it"),
     ],
 )
-def test_what_a_file_cannot_do_is_refused_at_once(artifact, tmp_path, capsys, arguments, code, said):
+def test_options_that_a_file_does_not_support_are_refused(artifact, tmp_path, capsys, arguments, code, said):
     arguments = [f"--checkpoint={artifact}", "--slide=a.svs", f"--output={tmp_path / 'out'}", *arguments]
     assert segment.main(arguments) == code
     error = capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_a_slide_segmented_with_either_has_the_same_labels(artifact, run, tmp_pa
     assert summary["model"]["name"] == "unet" and summary["model"]["checkpoint"]["artefact"] == str(artifact)
     capsys.readouterr()
     assert segment.main(alone) == 0 and "done before" in capsys.readouterr().out
-    # Another network is another identity.
+    # Another network has another identity.
     assert segment.main([f"--checkpoint={run}", *alone[1:]]) == 2
     assert "holds results of other settings" in capsys.readouterr().err
 
@@ -166,7 +166,7 @@ def archive(about, program, compression=zipfile.ZIP_STORED, **others):
 
 
 def refused(path, content, capsys):
-    """The one line that segment says of a file, which is a DataError."""
+    """Returns the error of one line that segment prints for a file; it is a DataError."""
     path.write_bytes(content)
     assert segment.main([f"--checkpoint={path}", "--slide=a.svs", f"--output={path.parent / 'out'}"]) == 3
     error = capsys.readouterr().err
@@ -174,7 +174,7 @@ def refused(path, content, capsys):
     return error
 
 
-def test_not_such_a_file(artifact, tmp_path, capsys):
+def test_other_files_are_refused(artifact, tmp_path, capsys):
     path, content = tmp_path / "a.jaxexport", artifact.read_bytes()
     for damaged in (b"", b"weights", content[: len(content) // 2], content[:-30]):
         assert "a file that is not a ZIP archive, or is incomplete" in refused(path, damaged, capsys)
@@ -188,20 +188,20 @@ def test_not_such_a_file(artifact, tmp_path, capsys):
     assert "an archive of '../../weights.npy'" in refused(path, other.getvalue(), capsys)
 
 
-def test_a_changed_byte_is_noticed(artifact, tmp_path, capsys):
+def test_a_changed_byte_is_detected(artifact, tmp_path, capsys):
     content = bytearray(artifact.read_bytes())
     content[len(content) // 2] ^= 1
     assert "Bad CRC-32 for file 'model.stablehlo'" in refused(tmp_path / "a", bytes(content), capsys)
 
 
-def test_sizes_are_looked_at_before_anything_is_read(artifact, tmp_path, capsys, monkeypatch):
+def test_sizes_are_checked_before_anything_is_read(artifact, tmp_path, capsys, monkeypatch):
     about, program = parts(artifact)
     bomb = archive(about, bytes(50_000_000), zipfile.ZIP_DEFLATED)
     assert len(bomb) < 100_000
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
     assert "model.json is compressed" in refused(tmp_path / "a", bomb, capsys)
     content = archive(about, program)
-    # Both sizes of the last entry of the directory, that of the program, say 2 GB - 1.
+    # Both sizes in the last entry of the directory, the program, are set to 2 GB - 1.
     last = content.rindex(b"PK\x01\x02")
     claims = content[: last + 20] + struct.pack("<II", (1 << 31) - 1, (1 << 31) - 1) + content[last + 28 :]
     assert "model.stablehlo claims 2147483647 bytes" in refused(tmp_path / "a", claims, capsys)
@@ -232,12 +232,12 @@ def test_sizes_are_looked_at_before_anything_is_read(artifact, tmp_path, capsys,
         ({"checkpoint": None}, "checkpoint in model.json is None"),
     ],
 )
-def test_changed_descriptions(artifact, tmp_path, capsys, change, said):
+def test_changed_metadata_is_refused(artifact, tmp_path, capsys, change, said):
     about, program = parts(artifact)
     assert said in refused(tmp_path / "a", archive({**about, **change}, program), capsys)
 
 
-def test_a_scheme_that_is_not_ours(artifact, tmp_path, capsys):
+def test_an_unknown_label_scheme_is_refused(artifact, tmp_path, capsys):
     about, program = parts(artifact)
     scheme = {**about["label_scheme"], "class_names": ["ignored", "stroma", "tumor"]}
     assert "its classes are not those of tumor_stroma" in refused(
@@ -246,18 +246,18 @@ def test_a_scheme_that_is_not_ours(artifact, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000, "\xff\xfe", '{"format": NaN}'])
-def test_no_description_at_all(artifact, tmp_path, capsys, text):
+def test_missing_metadata_is_refused(artifact, tmp_path, capsys, text):
     assert "model.json" in refused(tmp_path / "a", archive(text, parts(artifact)[1]), capsys)
 
 
-def test_programs_that_are_none(artifact, tmp_path, capsys):
+def test_content_that_is_not_a_program_is_refused(artifact, tmp_path, capsys):
     about, program = parts(artifact)
     for damaged in (b"", b"program" * 50, program[: len(program) // 2]):
         said = refused(tmp_path / "a", archive(about, damaged), capsys)
         assert "found: a model.stablehlo that cannot be read (" in said
 
 
-def test_a_program_of_a_newer_jax(artifact, tmp_path, capsys):
+def test_a_program_of_a_newer_jax_is_refused(artifact, tmp_path, capsys):
     about, content = parts(artifact)
     program = jax.export.deserialize(bytearray(content))
     code = program.mlir_module_serialized
@@ -269,7 +269,7 @@ def test_a_program_of_a_newer_jax(artifact, tmp_path, capsys):
         assert "written by a newer JAX than the" in refused(tmp_path / "a", archive(about, content), capsys)
 
 
-def test_a_program_for_other_devices_or_of_another_kind(artifact, tmp_path, capsys):
+def test_a_program_for_other_devices_or_with_other_inputs_is_refused(artifact, tmp_path, capsys):
     about, content = parts(artifact)
     program = jax.export.deserialize(bytearray(content))
     elsewhere = dataclasses.replace(program, platforms=("cuda", "tpu")).serialize()
@@ -282,7 +282,7 @@ def test_a_program_for_other_devices_or_of_another_kind(artifact, tmp_path, caps
     )
 
 
-def test_a_request_to_stop_is_no_damage(artifact, monkeypatch):
+def test_a_request_to_stop_is_not_reported_as_damage(artifact, monkeypatch):
     def stop(_):
         raise Preempted("stopped")
 
@@ -291,6 +291,6 @@ def test_a_request_to_stop_is_no_damage(artifact, monkeypatch):
         model_of_artifact(artifact, mesh_of(1), tta=False)
 
 
-def test_a_file_that_cannot_be_read(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read|not a ZIP"):
         model_of_artifact(tmp_path / "missing", mesh_of(1), tta=False)

@@ -1,4 +1,4 @@
-"""Slides on a local Ray cluster of two workers, one of which is killed while it is at work. Skipped where Ray is not installed."""
+"""Slides on a local Ray cluster of two workers, where one worker is killed. Skipped if Ray is not installed."""
 
 import contextlib
 import csv
@@ -41,7 +41,7 @@ PIXELS = {"killed": 1400, "stopped": 1400, "small": 100}  # of the slides' sides
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
-def test_without_ray_it_says_what_to_install():
+def test_without_ray_the_error_names_what_to_install():
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_RAY, SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -49,7 +49,7 @@ def test_without_ray_it_says_what_to_install():
     assert result.stderr == "error: needs Ray; install it with pip install -e '.[ray]'\n"
 
 
-# A night on the cluster.
+# A batch on the cluster.
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def artifact(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    """The list: three slides and one that is missing."""
+    """The list: three slides and a missing one."""
     folder = tmp_path_factory.mktemp("slides")
     for seed, (name, size) in enumerate(PIXELS.items()):
         Image.fromarray(tissue_picture(size, size, seed)[0]).save(folder / f"{name}.png")
@@ -91,7 +91,7 @@ def wait_for(found, what, seconds=120):
 
 
 def process_at_work_on(folder):
-    """Process that segments a slide, once it has computed something of it and not yet all."""
+    """Returns the process that segments a slide once it has computed a part of it."""
     rows = list((folder / ".work" / "labels").glob("*"))
     holder = re.match(r"process (\d+) on ", (folder / ".lock").read_text()) if rows else None
     return int(holder.group(1)) if holder and not (folder / "summary.json").exists() else None
@@ -109,7 +109,7 @@ def gone(pid):
 
 
 def listening(driver):
-    """Addresses at which the driver and all that it has started wait for connections."""
+    """Returns the addresses at which the driver and its children wait for connections."""
     psutil = pytest.importorskip("psutil")
     found = set()
     for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
@@ -119,8 +119,8 @@ def listening(driver):
 
 
 @pytest.fixture(scope="module")
-def night(slides, artifact, tmp_path_factory):
-    """What is there after one worker was killed, and another's slide asked to stop."""
+def batch(slides, artifact, tmp_path_factory):
+    """The outcome after one worker was killed, and the process of another one was asked to stop."""
     output = tmp_path_factory.mktemp("results") / "out"
     driver = start(slides, artifact, output)
     try:
@@ -139,49 +139,49 @@ def night(slides, artifact, tmp_path_factory):
 
 
 @needs_ray
-def test_a_killed_worker_costs_no_slide(night):
-    assert night["worker"].startswith("ray::")  # it was one that was killed
-    assert night["code"] == 6, night["err"]  # for the slide that is missing
+def test_no_slide_is_lost_with_a_killed_worker(batch):
+    assert batch["worker"].startswith("ray::")  # a worker was killed
+    assert batch["code"] == 6, batch["err"]  # for the missing slide
     for name in PIXELS:
-        assert status_of(night["output"] / name)[0] == "done"
-        assert len(re.findall(rf"^\d/4 {name}\.png \(", night["out"], re.M)) == 1  # each is done once
-    assert "3 of 4 slides done" in night["out"]
+        assert status_of(batch["output"] / name).name == "done"
+        assert len(re.findall(rf"^\d/4 {name}\.png \(", batch["out"], re.M)) == 1  # each slide is done once
+    assert "3 of 4 slides done" in batch["out"]
 
 
 @needs_ray
-def test_a_slide_that_is_missing_is_tried_once_and_named(night):
-    assert night["err"].count("missing.png: expected a file") == 1 and "1 of 4 slides failed" in night["err"]
-    with open(night["output"] / "summary.csv", newline="") as file:
+def test_a_missing_slide_is_tried_once_and_named(batch):
+    assert batch["err"].count("missing.png: expected a file") == 1 and "1 of 4 slides failed" in batch["err"]
+    with open(batch["output"] / "summary.csv", newline="") as file:
         rows = {Path(row["slide"]).stem: row for row in csv.DictReader(file)}
     assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(PIXELS, "done") | {"missing": "failed"}
     assert "No such file" in rows["missing"]["reason"]
 
 
 @needs_ray
-def test_the_result_is_that_of_one_process_alone(night, slides, artifact, tmp_path):
+def test_the_results_equal_those_of_a_single_process(batch, slides, artifact, tmp_path):
     alone = [f"--checkpoint={artifact}", f"--output={tmp_path}", "--tissue=all", "--readers=1", "--mpp=0.5"]
     assert segment.main([*alone, f"--slide={slides.parent / 'killed.png'}"]) == 0
     for name in ("labels.ome.tif", "regions.geojson"):
-        assert (night["output"] / "killed" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+        assert (batch["output"] / "killed" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 @needs_ray
-def test_nobody_else_can_reach_the_cluster(night):
-    assert night["addresses"] and night["addresses"] <= set(LOOPBACK)
+def test_other_machines_cannot_reach_the_cluster(batch):
+    assert batch["addresses"] and batch["addresses"] <= set(LOOPBACK)
 
 
 @needs_ray
-def test_what_is_done_is_not_done_again(night, slides, artifact):
-    before = {path: path.stat().st_mtime_ns for path in night["output"].glob("*/labels.ome.tif")}
+def test_finished_slides_are_not_computed_again(batch, slides, artifact):
+    before = {path: path.stat().st_mtime_ns for path in batch["output"].glob("*/labels.ome.tif")}
     assert len(before) == 3
-    driver = start(slides, artifact, night["output"])
+    driver = start(slides, artifact, batch["output"])
     out, _ = driver.communicate(timeout=240)
     assert driver.returncode == 6 and out.count("done before") == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @needs_ray
-def test_asked_to_stop_it_ends_with_all_that_it_started(slides, artifact, tmp_path):
+def test_a_request_to_stop_ends_all_processes(slides, artifact, tmp_path):
     driver = start(slides, artifact, tmp_path / "out")
     try:
         segmenting = wait_for(lambda: process_at_work_on(tmp_path / "out" / "killed"), "the first slide to be at work")
@@ -211,7 +211,7 @@ def ray_slides():
 
 @pytest.fixture
 def ends_with(ray_slides, tmp_path, monkeypatch):
-    """Runs a task whose process is a stand-in that ends in a given way."""
+    """Runs a task with a stand-in process that ends in a given way."""
 
     def run(how, said=""):
         program = tmp_path / "python"
@@ -224,7 +224,7 @@ def ends_with(ray_slides, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 5, 6])
-def test_a_slide_that_fails_is_not_tried_again(ends_with, code):
+def test_a_slide_that_fails_is_not_retried(ends_with, code):
     assert ends_with(f"exit {code}", "error: a.svs: damaged") == (code, "error: a.svs: damaged")
 
 
@@ -241,22 +241,23 @@ def test_a_slide_that_is_done_or_crashes(ends_with):
         ("exit 5", "error: out/a: in use by process 7 on host; wait"),
     ],
 )
-def test_a_slide_that_was_stopped_or_is_in_use_is_tried_again(ray_slides, ends_with, monkeypatch, how, said):
+def test_a_slide_that_was_stopped_or_is_in_use_is_retried(ray_slides, ends_with, monkeypatch, how, said):
     monkeypatch.setattr(ray_slides.time, "sleep", lambda _: None)
     with pytest.raises(InterruptedError):
         ends_with(how, said)
 
 
-def test_a_crash_is_noted_for_the_summary(ray_slides, tmp_path, capsys):
+def test_a_crash_is_recorded_for_the_summary(ray_slides, tmp_path, capsys):
     crashed = ray_slides.Outcome(-11, "ended by SIGSEGV")
     ray_slides._report(Entry(Path("a.svs")), crashed, "1/1", tmp_path, False)
-    assert status_of(tmp_path / "a") == ("failed", {"reason": "ended by SIGSEGV", "exit_code": 3})
+    assert status_of(tmp_path / "a") == ("failed", None, "ended by SIGSEGV")
+    assert json.loads((tmp_path / "a" / "failure.json").read_text())["exit_code"] == 3
     assert capsys.readouterr().err == "1/1 a.svs: ended by SIGSEGV\n"
-    # What segment has written down itself stays.
+    # A failure that segment has written itself is kept.
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "failure.json").write_text(json.dumps({"reason": "no mpp", "exit_code": 3}))
     ray_slides._report(Entry(Path("b.svs")), ray_slides.Outcome(3, "error: other"), "1/1", tmp_path, False)
-    assert status_of(tmp_path / "b")[1]["reason"] == "no mpp"
+    assert status_of(tmp_path / "b").reason == "no mpp"
 
 
 @pytest.mark.parametrize(
@@ -264,10 +265,20 @@ def test_a_crash_is_noted_for_the_summary(ray_slides, tmp_path, capsys):
     [
         (["--workers=2"], ["--checkpoint=a"], 2, "options after --: --output is missing"),
         (["--workers=2"], ["--output={tmp}/out"], 2, "options after --: --checkpoint is missing"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--slide=b"], 2, "--slide is of one slide"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"], 2, "--shard is of one slide"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "is the column tissue"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "is the column tissue"),
+        (
+            ["--workers=2"],
+            ["--checkpoint=a", "--output={tmp}/out", "--slide=b"],
+            2,
+            "--slide applies to a single slide",
+        ),
+        (
+            ["--workers=2"],
+            ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"],
+            2,
+            "--shard applies to a single slide",
+        ),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "use the column tissue"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "use the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output"], 2, "options after --: "),
         (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
         (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
@@ -288,7 +299,7 @@ def test_bad_input(ray_slides, tmp_path, capsys, monkeypatch, own, others, code,
 
 
 @pytest.mark.parametrize("region", (["--truth_region=0,0,9,9"], ["--truth_region", "0,0,9,9"]))
-def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeypatch, region):
+def test_a_region_is_scored_if_there_is_a_ground_truth(ray_slides, tmp_path, monkeypatch, region):
     asked = []
 
     def outcomes(entries, tasks, *_):
@@ -308,15 +319,13 @@ def test_a_region_is_scored_where_there_is_a_truth(ray_slides, tmp_path, monkeyp
         [*common, *of_a, "--truth_region=0,0,9,9"],
         [*common, f"--slide={tmp_path / 'b.svs'}", "--name=case b"],
     ]
-    for task in asked:  # which segment takes
+    for task in asked:  # segment accepts the options
         segment._parser().parse_args(task)
 
 
 @pytest.mark.parametrize("several", (False, True))
-def test_slides_that_were_overwritten_before_it_was_stopped_are_not_overwritten_again(
-    ray_slides, tmp_path, monkeypatch, several
-):
-    """In place of a cluster: the first slide is done, then the driver is stopped."""
+def test_slides_overwritten_before_a_stop_are_not_overwritten_again(ray_slides, tmp_path, monkeypatch, several):
+    """Instead of a cluster, the first slide is done, then the driver is stopped."""
     folders = [tmp_path / "o" / "a" / model for model in ("x", "y")] if several else [tmp_path / "o" / "a"]
     for folder in folders:
         (folder / ".work").mkdir(parents=True)
@@ -335,18 +344,18 @@ def test_slides_that_were_overwritten_before_it_was_stopped_are_not_overwritten_
     options = [f"--checkpoint={'x,y' if several else 'x'}", f"--output={tmp_path / 'o'}"]
     command = [f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]
 
-    def made_way(name):
+    def cleared(name):
         return [OverwriteJournal.of_slide(tmp_path / "o", name).is_cleared(folder) for folder in folders]
 
-    assert ray_slides.main(command) == 75 and not any(made_way("a"))
+    assert ray_slides.main(command) == 75 and not any(cleared("a"))
     assert ray_slides.main([*command, "--overwrite"]) == 75
-    assert all(made_way("a")) and not list((tmp_path / "o").glob(".overwrite-slide-b"))
+    assert all(cleared("a")) and not list((tmp_path / "o").glob(".overwrite-slide-b"))
     stop = False
     assert ray_slides.main([*command, "--overwrite"]) == 6 and not list((tmp_path / "o").glob(".overwrite-*"))
 
 
-def test_settings_that_fit_no_slide_end_as_such(ray_slides, tmp_path, monkeypatch, capsys):
-    """In place of a cluster: every task ends at once."""
+def test_settings_that_fit_no_slide_end_with_2(ray_slides, tmp_path, monkeypatch, capsys):
+    """Instead of a cluster, every task ends immediately."""
     (tmp_path / "list.csv").write_text("slide\na.svs\nb.svs\n")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_slides, "_cluster", lambda _: contextlib.nullcontext())

@@ -1,4 +1,4 @@
-"""Lists of slides on clusters: what the SLURM script runs, what the Kubernetes Job says, and shards that end together."""
+"""Lists of slides on clusters: the SLURM script, the Kubernetes Job, and shards that end at the same time."""
 
 import csv
 import fcntl
@@ -25,11 +25,11 @@ STUB = '#!/bin/bash\nprintf "%s\\n" "$0" "$@" >>"$CALLS/$(basename "$0")"\n'
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Runs the script as SLURM does, with stand-ins for srun, scontrol and Python that note how they were called."""
+    """Runs the script as SLURM does, with stand-ins for srun, scontrol and Python that record their arguments."""
     programs, root, calls = tmp_path / "bin", tmp_path / "repository", tmp_path / "calls"
     for folder in (programs, root / ".venv" / "bin", calls):
         folder.mkdir(parents=True)
-    # srun takes its own options away, runs the rest and gives its exit code back.
+    # srun removes its own options, runs the rest and returns the exit code.
     run = 'while [[ $1 == --* ]]; do shift; done\n"$@"\n'
     for path, action in (
         (programs / "srun", run),
@@ -40,7 +40,7 @@ def cluster(tmp_path):
         path.chmod(0o755)
 
     def submit(*arguments, code=0, **variables):
-        copy = tmp_path / "slurm_script"  # as in SLURM's spool folder
+        copy = tmp_path / "slurm_script"  # SLURM runs a copy in its spool folder
         shutil.copy(SCRIPT, copy)
         variables = {"SLURM_SUBMIT_DIR": str(root), "SLURM_CPUS_PER_TASK": "8", **variables}
         environment = {"PATH": f"{programs}:/usr/bin:/bin", "CALLS": str(calls), "CODE": str(code), **variables}
@@ -95,7 +95,7 @@ def test_without_an_array_nothing_is_computed(cluster):
     assert result.returncode and "sbatch from the repository" in result.stderr and not calls
 
 
-def test_an_array_that_does_not_count_from_zero_is_refused_by_the_program(cluster):
+def test_an_array_that_does_not_start_at_zero_is_refused(cluster):
     _, calls = cluster("--checkpoint=a", "--slides=list.csv", "--output=out", **of_task(4, 4))
     args = segment._parser().parse_args(calls["python"][2:])
     with pytest.raises(ConfigError, match="from 0 to n-1"):
@@ -109,7 +109,9 @@ def test_the_script_is_bash_that_can_be_run():
     if shellcheck:
         subprocess.run([shellcheck, SCRIPT], check=True)
     options = [line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")]
-    assert "--requeue" in options and "--signal=USR1@120" in options  # which segment.py takes as a request to stop
+    assert (
+        "--requeue" in options and "--signal=USR1@120" in options
+    )  # segment.py handles the signal as a request to stop
 
 
 # Kubernetes.
@@ -122,7 +124,7 @@ def job():
 
 
 def action_of(job, code=None, condition=None):
-    """What Kubernetes does with a pod that failed: the first rule that fits; else it counts as a failure."""
+    """Returns what Kubernetes does with a failed pod: the first matching rule; without one it counts as a failure."""
     for rule in job["spec"]["podFailurePolicy"]["rules"]:
         codes = rule.get("onExitCodes")
         if codes and code is not None:
@@ -134,10 +136,10 @@ def action_of(job, code=None, condition=None):
     return "Count"
 
 
-def test_the_job_is_one_whose_rules_kubernetes_takes(job):
+def test_kubernetes_accepts_the_rules_of_the_job(job):
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
-    # Kubernetes refuses failure policies of pods that restart, and FailIndex without a limit for each index.
+    # Kubernetes refuses failure policies for pods that restart, and FailIndex without a limit for each index.
     assert pod["restartPolicy"] == "Never" and spec["backoffLimitPerIndex"] >= 1 and "backoffLimit" not in spec
     (container,) = pod["containers"]
     for rule in spec["podFailurePolicy"]["rules"]:
@@ -147,11 +149,11 @@ def test_the_job_is_one_whose_rules_kubernetes_takes(job):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_what_happens_to_a_pod_that_failed(job):
+def test_a_failed_pod_is_retried_or_not_by_its_exit_code(job):
     assert {action_of(job, error.exit_code) for error in (ConfigError, DataError)} == {"FailJob"}
     assert action_of(job, PartialError.exit_code) == "FailIndex"
     assert action_of(job, Preempted.exit_code) == "Ignore" == action_of(job, condition="DisruptionTarget")
-    # A full disk, a crash, killed for memory: started again, a few times.
+    # A full disk, a crash, or too little memory: the pod is restarted a few times.
     assert {action_of(job, code) for code in (StorageError.exit_code, 1, 134, 137, 139)} == {"Count"}
 
 
@@ -171,7 +173,7 @@ def test_the_pods_cover_the_list_once(job):
 # Shards that write one summary.csv.
 
 
-FAIL_AND_SUM_UP = """
+FAIL_AND_WRITE_TABLE = """
 import sys, time
 from pathlib import Path
 from bcss_jax.errors import DataError
@@ -192,9 +194,9 @@ for entry in shard_of(entries, shard):
 """
 
 
-def test_shards_that_end_at_the_same_time_lose_nothing(tmp_path):
+def test_shards_that_end_at_the_same_time_lose_no_rows(tmp_path):
     processes = [
-        subprocess.Popen([sys.executable, "-c", FAIL_AND_SUM_UP, tmp_path, f"{number}/4"], cwd=ROOT)
+        subprocess.Popen([sys.executable, "-c", FAIL_AND_WRITE_TABLE, tmp_path, f"{number}/4"], cwd=ROOT)
         for number in range(4)
     ]
     assert [process.wait(60) for process in processes] == [0] * 4
@@ -203,8 +205,8 @@ def test_shards_that_end_at_the_same_time_lose_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.glob(".summary*")) == [".summary.lock"]
 
 
-def test_a_shard_waits_for_another_that_sums_up(tmp_path):
-    """What the other one has finished meanwhile is in the table too."""
+def test_a_shard_waits_for_another_one_that_writes_the_table(tmp_path):
+    """The table includes what the other shard has finished meanwhile."""
     with open(tmp_path / ".summary.lock", "a") as lock, ThreadPoolExecutor(1) as thread:
         fcntl.flock(lock, fcntl.LOCK_EX)
         written = thread.submit(batch_summary.write_table, tmp_path, [Entry(Path("a.svs"))], several=False)

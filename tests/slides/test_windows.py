@@ -1,4 +1,4 @@
-"""Windows on a slide and the blending of what they predict, against whole arrays."""
+"""Windows on a slide and the blending of their predictions, compared with whole arrays."""
 
 import numpy as np
 import pytest
@@ -13,19 +13,19 @@ sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(2, 24), st
 
 
 def blended(windows, weights, predictions, chosen, first_row=0):
-    """(first and last + 1 pixel row of each row, sums, weights) of everything that the blender gives away, joined."""
+    """Returns the finished pixel rows (first, last + 1) of each row of windows, and the joined sums and weights."""
     blender = blend.Blender(windows, weights, predictions.shape[2], first_row)
     shape = windows.height, windows.width
     sums, total, ends = np.zeros((predictions.shape[2], *shape), np.float32), np.zeros(shape, np.float32), []
     for row in range(first_row, windows.rows):
-        found = []
+        pieces = []
         for column in range(windows.columns):
             if chosen[row, column]:
-                found += blender.add(row, column, predictions[row, column])
-        found += blender.finish(row)
+                pieces += blender.add(row, column, predictions[row, column])
+        pieces += blender.finish(row)
         first, end = windows.finished_rows(row)
         ends.append((first, end))
-        for piece in found:
+        for piece in pieces:
             assert piece.weights.shape == (end - first, piece.right - piece.left)
             assert not total[first:end, piece.left : piece.right].any()
             sums[:, first:end, piece.left : piece.right] = piece.sums
@@ -35,7 +35,7 @@ def blended(windows, weights, predictions, chosen, first_row=0):
 
 @pytest.fixture(autouse=True, params=(8, 8192))
 def lane(request, monkeypatch):
-    """Narrow lanes make small slides go through all that large ones do."""
+    """Tests with a narrow lane too, so that small slides run through the same code as large ones."""
     monkeypatch.setattr(blend, "LANE", request.param)
 
 
@@ -46,7 +46,7 @@ def test_rows_are_the_sums_over_all_windows(size, seed, how):
     windows = windows_of(height, width, side, overlap)
     weights = blend.blend_weights(windows, how)
     rng = np.random.default_rng(seed)
-    # Small integers: sums are exact whatever their order.
+    # Sums of small integers are exact in any order.
     predictions = rng.integers(0, 8, (windows.rows, windows.columns, 2, side, side)).astype(np.float32)
     chosen = rng.random((windows.rows, windows.columns)) < 0.7
     counting = (weights > 0).astype(np.float32)
@@ -67,7 +67,7 @@ def test_rows_are_the_sums_over_all_windows(size, seed, how):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes, st.integers(0, 2**32 - 1), st.data())
-def test_going_on_at_a_pixel_row_gives_the_same_bits(size, seed, data):
+def test_resuming_at_a_pixel_row_gives_the_same_bits(size, seed, data):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
     weights = blend.blend_weights(windows, "gaussian")
@@ -78,9 +78,9 @@ def test_going_on_at_a_pixel_row_gives_the_same_bits(size, seed, data):
     y = data.draw(st.integers(0, height - 1))
     first, end = windows.finished_rows(windows.row_that_finishes(y))
     assert first <= y < end
-    _, again, total_again = blended(windows, weights, predictions, chosen, windows.first_row_that_changes(y))
-    np.testing.assert_array_equal(again[:, y:], sums[:, y:])
-    np.testing.assert_array_equal(total_again[y:], total[y:])
+    _, resumed, resumed_total = blended(windows, weights, predictions, chosen, windows.first_row_that_changes(y))
+    np.testing.assert_array_equal(resumed[:, y:], sums[:, y:])
+    np.testing.assert_array_equal(resumed_total[y:], total[y:])
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,12 +98,12 @@ def test_all_windows_cover_every_pixel_and_weights_cancel(size):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes)
-def test_windows_over_the_edge_are_reflections(size):
+def test_windows_beyond_the_edge_are_reflected(size):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
     slide = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
-    def reflected(i, length):  # one step at a time, as one would on paper
+    def reflected(i, length):  # reflects step by step
         while not 0 <= i < length:
             i = 0 if length == 1 else -i if i < 0 else 2 * (length - 1) - i
         return i
@@ -119,7 +119,7 @@ def test_windows_over_the_edge_are_reflections(size):
             np.testing.assert_array_equal(found, slide[np.ix_(ys, xs)])
 
 
-def test_seams_are_where_windows_begin_end_and_hand_over():
+def test_seams_are_at_handovers_and_where_windows_begin_or_end():
     windows = windows_of(100, 50, 8, 0.25)
     assert (windows.size, windows.stride, windows.margin, windows.columns) == (8, 6, 1, 9)
     corners = [windows.corner(0, column)[1] for column in range(windows.columns)]
@@ -127,14 +127,14 @@ def test_seams_are_where_windows_begin_end_and_hand_over():
     handovers = {x + 1 for x in corners} & inside
     ends = {*corners, *(x + 8 for x in corners)} & inside - handovers
     assert handovers and ends
-    for (beside, at), expected in zip(windows.seams(50), (handovers, ends), strict=True):
-        assert set((np.flatnonzero(at) + 1).tolist()) == expected
+    for (nearby, seams), expected in zip(windows.seams(50), (handovers, ends), strict=True):
+        assert set((np.flatnonzero(seams) + 1).tolist()) == expected
         near = {x + step for x in expected for step in (-16, 16)} & inside - handovers - ends
-        assert set((np.flatnonzero(beside) + 1).tolist()) == near
+        assert set((np.flatnonzero(nearby) + 1).tolist()) == near
     assert windows.seams(1).shape == (2, 2, 0)
 
 
 @pytest.mark.parametrize("overlap", (-0.1, 0.8, float("nan")))
-def test_an_overlap_that_cannot_be_is_refused(overlap):
+def test_an_overlap_out_of_range_is_refused(overlap):
     with pytest.raises(ConfigError, match="--overlap="):
         windows_of(10, 10, 8, overlap)

@@ -1,4 +1,4 @@
-"""The viewer in a real browser: tiles appear, the slider and the switches change what is seen, nothing else is asked for."""
+"""The viewer in a real browser: tiles appear, the controls change the picture, and there are no other requests."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ class Viewer(Watched):
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def seen(self):
-        """Pixels of the slide's middle as they stand on the screen, away from buttons and map: int [h, w, 3]."""
+        """Returns the pixels in the middle of the slide as shown on the screen, away from buttons and map: int [h, w, 3]."""
         self.settle()
         box = self.page.locator("#view").bounding_box()
         clip = {"x": box["x"] + box["width"] * 0.3, "y": box["y"] + box["height"] * 0.35,
@@ -89,11 +89,11 @@ def opacity(page, value):
 
 
 def alike(seen, color):
-    """Share of the pixels that have about this color."""
+    """Returns the share of the pixels that have about this color."""
     return (np.abs(seen - color).max(-1) < 40).mean()
 
 
-def test_the_slide_appears_and_the_slider_lays_the_result_over_it(watched):
+def test_the_slide_appears_and_the_slider_fades_the_result_over_it(watched):
     page = watched.slide("/result/out/a/unet")
     at_40 = watched.seen()
     assert page.locator("#loading").is_hidden()
@@ -112,7 +112,7 @@ def test_the_slide_appears_and_the_slider_lays_the_result_over_it(watched):
     assert watched.quiet()
 
 
-def test_a_class_is_switched_off_and_on_without_a_request(watched):
+def test_a_class_is_hidden_and_shown_without_a_request(watched):
     page = watched.slide("/result/out/a/unet")
     opacity(page, 100)
     both, asked = watched.seen(), len(watched.asked)
@@ -128,7 +128,7 @@ def test_a_class_is_switched_off_and_on_without_a_request(watched):
     assert len(watched.asked) == asked and watched.quiet()
 
 
-def test_outlines_leave_the_tissue_free(wide):
+def test_outlines_leave_the_tissue_visible(wide):
     page = wide.slide("/result/out/a/unet")
     opacity(page, 0)
     slide, asked = wide.seen(), len(wide.asked)
@@ -170,8 +170,8 @@ def test_areas_and_outlines_are_painted_pixel_for_pixel(wide):
             np.testing.assert_array_equal(np.reshape(painted, truth.shape), truth)
 
 
-def test_while_tiles_are_on_their_way_the_page_says_so(wide):
-    wide.page.route("**/*.labels", lambda route: None)  # none arrives
+def test_the_page_shows_that_tiles_are_loading(wide):
+    wide.page.route("**/*.labels", lambda route: None)  # they never arrive
     page = wide.open("/result/out/a/unet")
     page.wait_for_function("() => typeof viewer !== 'undefined' && viewer.world.getItemCount() === 2")
     page.wait_for_function("() => viewer.world.getItemAt(0).getFullyLoaded()")
@@ -179,7 +179,7 @@ def test_while_tiles_are_on_their_way_the_page_says_so(wide):
     wide.page.unroute("**/*.labels")
 
 
-def test_tiles_that_cannot_be_read_are_said_so(wide):
+def test_the_page_shows_that_tiles_cannot_be_read(wide):
     wide.page.route("**/*.labels", lambda route: route.fulfill(status=503, body="damaged"))
     page = wide.open("/result/out/a/unet")
     page.locator("#failed").wait_for(state="visible")
@@ -203,7 +203,7 @@ def test_keyboard_and_buttons(wide):
     assert wide.quiet()
 
 
-def test_the_scale_bar_is_as_long_as_it_says(wide):
+def test_the_length_of_the_scale_bar_is_correct(wide):
     page = wide.slide("/result/out/a/unet")
     zoom = page.evaluate("viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x")
     per_pixel = 0.25 * WIDTH / zoom  # um of a screen pixel
@@ -235,7 +235,7 @@ def test_the_other_model_is_shown_at_the_same_place(wide):
     assert np.abs(wide.seen() - without).mean() < 2 and wide.quiet()
 
 
-def test_from_the_list_to_a_slide(watched):
+def test_the_list_links_to_the_slides(watched):
     page = watched.open("/")
     assert page.locator(".card").count() == 5 and "5 segmented slides" in page.locator("h1").inner_text()
     assert "damaged/summary.json: expected the summary" in page.locator(".note").inner_text()
@@ -249,7 +249,7 @@ def test_from_the_list_to_a_slide(watched):
     assert "expected the summary" in page.locator(".note").first.inner_text() and watched.quiet()
 
 
-def test_a_slide_that_is_gone_leaves_the_result_over_white(wide):
+def test_the_result_of_a_missing_slide_is_shown_on_white(wide):
     page = wide.slide("/result/out/gone")
     assert "the slide is not there any more" in page.locator(".note").first.inner_text()
     opacity(page, 100)
@@ -269,7 +269,7 @@ def test_a_slide_that_was_moved_is_shown_with_its_scores(wide):
     assert "0.856" in page.locator("dl").inner_text() and wide.quiet()
 
 
-def test_names_from_files_are_only_text_and_nothing_leaves_the_screen_sideways(watched):
+def test_names_from_files_are_plain_text_and_pages_do_not_scroll_sideways(watched):
     width = watched.page.viewport_size["width"]
     for path in ("/", "/result/out/evil", "/result/out/gone", "/result/out/moved", "/result/out/damaged"):
         page = watched.open(path)
@@ -280,6 +280,6 @@ def test_names_from_files_are_only_text_and_nothing_leaves_the_screen_sideways(w
     assert page.evaluate("typeof window.hacked") == "undefined" and watched.quiet()
 
 
-def test_the_policy_is_in_force(wide):
+def test_the_content_security_policy_is_enforced(wide):
     page = wide.slide("/result/out/a/unet")
     assert refused(page) == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]

@@ -22,7 +22,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def test_slides_and_models_of_a_folder(out):
+def test_slides_and_models_are_found_in_a_folder(out):
     found = results.find(out)
     assert list(found) == ["out/a/transunet", "out/a/unet", "out/b"]
     assert [each.title for each in found.values()] == ["a.png", "a.png", "b.png"]
@@ -32,7 +32,7 @@ def test_slides_and_models_of_a_folder(out):
     assert results.find(out / ".hidden") == {}
 
 
-def test_no_folder_is_one_line(tmp_path):
+def test_a_missing_folder_is_an_error_of_one_line(tmp_path):
     with pytest.raises(DataError, match="nothing: expected a folder"):
         results.find(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
@@ -40,7 +40,7 @@ def test_no_folder_is_one_line(tmp_path):
         results.find(tmp_path / "file")
 
 
-def test_a_damaged_summary_is_a_line_and_leaves_the_others_alone(out):
+def test_a_damaged_summary_is_one_line_and_does_not_affect_other_results(out):
     path = out / "b/summary.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"classes": []}))
@@ -52,7 +52,7 @@ def test_a_damaged_summary_is_a_line_and_leaves_the_others_alone(out):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
-def test_a_summary_that_is_no_object_is_a_line(out, content):
+def test_a_summary_that_is_not_an_object_is_one_line(out, content):
     (out / "b/summary.json").write_bytes(content)
     assert "\n" not in results.find(out)["out/b"].problem
 

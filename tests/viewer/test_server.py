@@ -1,4 +1,4 @@
-"""What the viewer answers, to proper questions and to others (B47)."""
+"""The responses of the viewer to valid and invalid requests."""
 
 import gzip
 import json
@@ -70,14 +70,14 @@ def test_the_list_names_every_slide_once(unchanged):
     assert "0.750&nbsp;mm²" in answer.text and "2 segmented slides" in answer.text
 
 
-def test_results_that_come_later_are_in_the_list(client, out):
+def test_results_that_are_added_later_are_in_the_list(client, out):
     write_result(out / "c", out.parent / "c.png", WIDTH, HEIGHT, blobs(HEIGHT, WIDTH))
     assert client.get("/result/out/c").status == 404
     assert "c.png" in client.get("/").text
     assert client.get("/result/out/c").status == 200
 
 
-def test_one_result_is_shown_at_once(out):
+def test_a_single_result_is_shown_without_a_list(out):
     with Served(out / "b", Watched) as client:
         answer = client.get("/")
         assert answer.status == 307 and answer.headers["location"] == "/result/b"
@@ -94,7 +94,7 @@ def data(client, key):
     return json.loads(text.split('id="data">')[1].split("</script>")[0])
 
 
-def test_the_page_knows_geometry_classes_and_areas(unchanged):
+def test_the_page_has_geometry_classes_and_areas(unchanged):
     page, found = unchanged.get("/result/out/b").text, data(unchanged, "out/b")
     assert found["slide"] == found["labels"] == {"width": WIDTH, "height": HEIGHT, "maxLevel": 10}
     assert found["colors"] == {"1": [230, 159, 0], "2": [0, 114, 178], "255": [150, 150, 150]} and found["mpp"] == 0.25
@@ -116,7 +116,7 @@ def test_tiles(unchanged):
     np.testing.assert_array_equal(labels_of(answer, HEIGHT - 256, WIDTH - 512), truth)
 
 
-def test_a_browser_that_has_a_tile_is_told_so_without_reading(client):
+def test_a_tile_that_the_browser_has_is_not_read_again(client):
     url = "/result/out/b/slide/10/0_0.jpg"
     first = client.get(url)
     assert first.headers["cache-control"] == "private, no-cache" and Watched.opened[0].reads == 1
@@ -136,7 +136,7 @@ def test_a_new_result_in_the_same_place_is_shown(client, out):
     assert (labels_of(after, 256, 256) == 1).all()
 
 
-def test_a_page_loaded_again_shows_what_is_there_now(client, out):
+def test_a_reloaded_page_shows_the_current_result(client, out):
     values = json.loads((out / "b/summary.json").read_text())
     values["classes"][0]["area_mm2"] = 7.77
     (out / "b/summary.json").write_text(json.dumps(values))
@@ -206,7 +206,7 @@ NOT_THERE = [
 
 
 @pytest.mark.parametrize("path", NOT_THERE, ids=lambda path: path[:60])
-def test_what_is_not_there_is_404_and_nothing_is_read(unchanged, path, monkeypatch):
+def test_unknown_paths_are_404_and_nothing_is_read(unchanged, path, monkeypatch):
     unchanged.get("/result/out/b/slide/10/0_0.jpg")  # the slide is open
     before, read = [each.reads for each in Watched.opened], []
     monkeypatch.setattr(server.LabelTiles, "labels", lambda *arguments: read.append(arguments))
@@ -227,7 +227,7 @@ def test_head(unchanged):
 
 
 @pytest.mark.parametrize("path", ["/", "/result/out/b", "/result/out/b/slide/10/0_0.jpg", "/static/viewer.js", "/no"])
-def test_every_answer_forbids_the_page_to_ask_elsewhere(unchanged, path):
+def test_every_response_forbids_requests_to_other_sites(unchanged, path):
     headers = unchanged.get(path).headers
     assert headers["content-security-policy"].startswith("default-src 'self'; ")
     assert "unsafe" not in headers["content-security-policy"] and "http" not in headers["content-security-policy"]
@@ -240,7 +240,7 @@ NAMES = [
     ]  # fmt: skip
 
 
-def test_a_request_under_another_name_is_refused(out):
+def test_a_request_with_another_host_name_is_refused(out):
     with Served(out, Watched, ("127.0.0.1", "localhost", "[::1]")) as client:
         assert [client.get("/", headers={"host": name}).status for name, _ in NAMES] == [status for _, status in NAMES]
 
@@ -262,7 +262,7 @@ def note(page):
     return page.text.split('class="note">')[1].split("</p>")[0]
 
 
-def test_without_the_slide_the_labels_are_shown_over_white(client, out):
+def test_without_the_slide_the_labels_are_shown_on_white(client, out):
     os.rename(out.parent / "b.png", out.parent / "moved.png")
     page = client.get("/result/out/b")
     assert (
@@ -289,7 +289,7 @@ def test_a_slide_that_was_moved_is_found_and_the_page_says_where(out):
         assert "Shown from" not in client.get("/result/out/b").text
         before = client.get("/result/out/b/slide/10/0_0.jpg")
         os.rename(out.parent / "b.png", elsewhere / "case/b.png")
-        assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404  # a tile is worth no search
+        assert client.get("/result/out/b/slide/10/0_0.jpg").status == 404  # requests for tiles do not search
         page = client.get("/result/out/b")
         shown = page.text.split('id="moved">')[1].split("</p>")[0]
         assert shown.startswith(
@@ -321,7 +321,7 @@ def test_no_request_reaches_a_file_of_the_folder_with_slides(out):
             assert answer.status == (200 if "?" in path else 404)
 
 
-def test_scores_are_shown_where_there_are_some(client, out):
+def test_scores_are_shown_if_there_are_any(client, out):
     assert "Dice" not in client.get("/result/out/b").text
     values = json.loads((out / "b/summary.json").read_text())
     values["scores"] = {"dice": {"tumor": 0.91234, "stroma": None, "macro": 0.91234}}
@@ -336,7 +336,7 @@ def test_scores_are_shown_where_there_are_some(client, out):
 
 
 @pytest.mark.parametrize("content", [b"", b"II*\0damaged", None])
-def test_damaged_labels_are_a_line_and_the_slide_is_shown(client, out, content):
+def test_damaged_labels_are_one_line_and_the_slide_is_shown(client, out, content):
     path = out / "b/labels.ome.tif"
     path.unlink() if content is None else path.write_bytes(content)
     page = client.get("/result/out/b")
@@ -346,7 +346,7 @@ def test_damaged_labels_are_a_line_and_the_slide_is_shown(client, out, content):
     assert client.get("/result/out/b/slide/10/0_0.jpg").status == 200
 
 
-def test_a_damaged_summary_is_a_line_in_the_list_and_on_its_page(client, out):
+def test_a_damaged_summary_is_one_line_in_the_list_and_on_its_page(client, out):
     (out / "b/summary.json").write_text("{")
     assert "b/summary.json: expected the summary" in client.get("/").text
     page = client.get("/result/out/b")
@@ -376,7 +376,7 @@ def fails(error):
     return lambda *arguments: failed
 
 
-def test_a_place_that_cannot_be_read_is_no_tile(client):
+def test_a_tile_that_cannot_be_read_is_503(client):
     client.get("/result/out/b/slide/10/0_0.jpg")
     Watched.opened[0].submit = fails(DataError("b.png: (3, 4) cannot be read"))
     answer = client.get("/result/out/b/slide/10/1_0.jpg")
@@ -384,7 +384,7 @@ def test_a_place_that_cannot_be_read_is_no_tile(client):
     assert "etag" not in answer.headers
 
 
-def test_readers_that_end_are_started_again(client):
+def test_readers_that_have_ended_are_restarted(client):
     client.get("/result/out/b/slide/10/0_0.jpg")
     Watched.opened[0].submit = fails(RuntimeError("the pool is closed"))
     answer = client.get("/result/out/b/slide/10/1_0.jpg")
@@ -392,7 +392,7 @@ def test_readers_that_end_are_started_again(client):
     assert client.get("/result/out/b/slide/10/1_0.jpg").status == 200 and len(Watched.opened) == 2
 
 
-def test_with_readers_in_processes_of_their_own(out):
+def test_the_viewer_with_real_reader_processes(out):
     with Served(out, ReaderPool) as client:
         for level in (10, 9, 8):
             shown = np.asarray(client.get(f"/result/out/b/slide/{level}/0_0.jpg").image, int)

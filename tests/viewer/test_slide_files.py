@@ -27,15 +27,15 @@ def summary(tmp_path, elsewhere):
     return read_summary(tmp_path / "out/summary.json")
 
 
-def test_a_slide_that_is_where_it_was_is_taken_from_there(summary, elsewhere, tmp_path):
+def test_a_slide_that_was_not_moved_is_used(summary, elsewhere, tmp_path):
     shutil.copy(tmp_path / "HE.png", elsewhere / "1/HE.png")
     assert SlideFiles(elsewhere).path_of(summary) == tmp_path / "HE.png"
     assert SlideFiles(None).path_of(summary) == tmp_path / "HE.png"
 
 
-def test_of_several_of_its_name_the_one_with_its_content_is_taken(summary, elsewhere, tmp_path):
+def test_among_files_of_the_same_name_the_one_with_the_same_content_is_used(summary, elsewhere, tmp_path):
     content = (tmp_path / "HE.png").read_bytes()
-    (elsewhere / "1/HE.png").write_bytes(bytes([content[0] ^ 1]) + content[1:])  # as large
+    (elsewhere / "1/HE.png").write_bytes(bytes([content[0] ^ 1]) + content[1:])  # of the same size
     (elsewhere / "HE.png").write_bytes(content[:-1])
     (elsewhere / "2/other.png").write_bytes(content)
     (tmp_path / "HE.png").unlink()
@@ -51,7 +51,7 @@ def test_of_several_of_its_name_the_one_with_its_content_is_taken(summary, elsew
     assert files.path_of(summary) == elsewhere / "2/deep/HE.png"
 
 
-def test_none_of_its_name(summary, elsewhere, tmp_path):
+def test_no_file_has_the_name_of_the_slide(summary, elsewhere, tmp_path):
     (tmp_path / "HE.png").rename(elsewhere / "1/renamed.png")
     with pytest.raises(DataError, match=r"HE\.png: .* and no file of its name is in .*elsewhere or its subfolders$"):
         SlideFiles(elsewhere).path_of(summary)
@@ -59,7 +59,7 @@ def test_none_of_its_name(summary, elsewhere, tmp_path):
         SlideFiles(None).path_of(summary)
 
 
-def test_what_cannot_be_looked_into_is_told(summary, elsewhere, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_named(summary, elsewhere, tmp_path, monkeypatch):
     (tmp_path / "HE.png").unlink()
     scan = os.scandir
 
@@ -83,7 +83,7 @@ def test_links_out_of_the_folder_are_not_followed(summary, elsewhere, tmp_path):
     with pytest.raises(DataError, match="no file of its name"):
         files.path_of(summary)
     (tmp_path / "outside/HE.png").rename(elsewhere / "2/deep/x")
-    os.symlink(elsewhere / "2/deep/x", elsewhere / "HE.png")  # one within is
+    os.symlink(elsewhere / "2/deep/x", elsewhere / "HE.png")  # a link within the folder is followed
     files.update()
     assert files.path_of(summary) == elsewhere / "HE.png"
 
@@ -94,7 +94,7 @@ def test_the_folder_itself_may_be_a_link(summary, elsewhere, tmp_path):
     assert SlideFiles(tmp_path / "link").path_of(summary) == elsewhere / "1/HE.png"
 
 
-def test_a_slide_that_was_segmented_through_a_link_is_known_by_both_names(elsewhere, tmp_path):
+def test_a_slide_that_was_segmented_through_a_link_is_found_by_both_names(elsewhere, tmp_path):
     write_result(tmp_path / "out", tmp_path / "store-17.png", 80, 60, blobs(60, 80))
     text = (tmp_path / "out/summary.json").read_text()
     (tmp_path / "out/summary.json").write_text(text.replace('"name": "store-17.png"', '"name": "HE.png"'))
@@ -106,7 +106,7 @@ def test_a_slide_that_was_segmented_through_a_link_is_known_by_both_names(elsewh
     assert SlideFiles(elsewhere).path_of(found) == elsewhere / "HE.png"
 
 
-def test_a_file_is_hashed_once_unless_it_changes(summary, elsewhere, tmp_path, monkeypatch):
+def test_a_file_is_hashed_again_only_if_it_has_changed(summary, elsewhere, tmp_path, monkeypatch):
     (tmp_path / "HE.png").rename(elsewhere / "1/HE.png")
     hashed, fingerprints = [], slide_files.fingerprints
     monkeypatch.setattr(slide_files, "fingerprints", lambda path: hashed.append(path) or fingerprints(path))

@@ -1,4 +1,4 @@
-"""Tiles of labels and slides against the same made with NumPy in the plainest way."""
+"""Tiles of labels and slides, compared with simple NumPy versions."""
 
 import gzip
 import io
@@ -26,7 +26,7 @@ def image(content, mode):
 
 
 def assembled(geometry, level, tile_of):
-    """All tiles of a level, put together."""
+    """Returns all tiles of a level, put together."""
     width, height = geometry.size(level)
     rows, row = [], 0
     while tile := geometry.tile(level, 0, row):
@@ -75,7 +75,7 @@ def test_labels_on_the_slides_own_grid_are_the_levels_of_the_file(tmp_path):
         reduced = geometry.max_level - level
         if reduced < len(levels):
             truth = levels[reduced]
-        else:  # smaller than the file's smallest: from the middles of the pixels
+        else:  # smaller than the smallest level of the file: labels at the centers of the pixels
             skip = 1 << (reduced - len(levels) + 1)
             rows, columns = (np.arange(size) * skip + skip // 2 for size in whole.shape)
             last = np.subtract(levels[-1].shape, 1)
@@ -97,7 +97,7 @@ def test_labels_of_another_resolution_lie_where_the_tissue_is(tmp_path, mpp):
         step = 2 ** (geometry.max_level - level) / finer  # level-0 pixels
         reduced = max(k for k in range(len(levels)) if k == 0 or 2**k <= 1.1 * step / max(grid.scale))
         whole = assembled(geometry, level, lambda tile: inner(tiles, tile))
-        # In whole numbers: the middle of pixel n is (2 n + 1) / 2.
+        # In integers: the center of pixel n is (2 n + 1) / 2.
         power, size = 2 ** (geometry.max_level - level), levels[reduced].shape
         y, x = (
             (2 * np.arange(count) + 1) * power * of_grid // (finer * of_slide * 2 ** (reduced + 1))
@@ -107,7 +107,7 @@ def test_labels_of_another_resolution_lie_where_the_tissue_is(tmp_path, mpp):
         np.testing.assert_array_equal(whole, truth)
 
 
-def test_labels_come_with_a_margin_of_their_neighbors(tmp_path):
+def test_tiles_include_a_margin_of_neighboring_labels(tmp_path):
     labels = blobs(300, 420)
     tiles = opened(tmp_path / "labels.ome.tif", labels, 420, 300)
     padded = np.pad(labels, MARGIN)
@@ -139,7 +139,7 @@ def test_tiles_that_the_file_leaves_out_are_background(tmp_path):
     np.testing.assert_array_equal(assembled(tiles.geometry, 9, lambda tile: inner(tiles, tile)), labels)
 
 
-def test_a_label_file_that_is_not_one_is_refused_in_one_line(tmp_path):
+def test_a_file_that_does_not_hold_labels_is_refused_in_one_line(tmp_path):
     path, labels = tmp_path / "labels.ome.tif", blobs(200, 300)
     grid = Grid(300, 200, 0.25, (1, 1))
 
@@ -160,7 +160,7 @@ def test_a_label_file_that_is_not_one_is_refused_in_one_line(tmp_path):
             file = LabelFile(path, grid)
         except DataError as error:
             assert "\n" not in str(error)
-        else:  # the table stands at the beginning, tiles are missing
+        else:  # the table is at the beginning of the file, tiles are missing
             with pytest.raises(DataError, match="ends early"):
                 file.sample(np.arange(300) + 0.5, np.arange(200) + 0.5, 1)
     tifffile.imwrite(path, labels)
@@ -180,7 +180,7 @@ def test_a_label_file_without_small_levels_is_refused(tmp_path):
         LabelFile(path, grid)
 
 
-def test_a_damaged_tile_is_an_error_of_that_place_alone(tmp_path):
+def test_a_damaged_tile_does_not_affect_other_tiles(tmp_path):
     path, labels = tmp_path / "labels.ome.tif", blobs(200, 300)
     write_labels(path, [labels])
     with tifffile.TiffFile(path) as file:
@@ -216,14 +216,14 @@ def test_tiles_of_the_slide(tmp_path):
     assert tiles.jpeg(tile) is tiles.jpeg(tile)
 
 
-def test_places_that_the_slide_does_not_give_are_hatched():
+def test_unreadable_places_are_hatched():
     pixels, where = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64), bool)
     where[:, 32:] = True
     shown = image(slide_tiles.jpeg(pixels, where), "RGB")
     assert shown[:, :28].std() < 2 and shown[:, 36:].std() > 15
 
 
-def test_another_slide_under_the_same_name_is_refused(tmp_path):
+def test_a_different_slide_of_the_same_name_is_refused(tmp_path):
     path = tmp_path / "slide.png"
     Image.fromarray(tissue(30, 40)).save(path)
     (tmp_path / "summary.json").write_text(json.dumps(summary(path, 80, 60, (60, 80))))

@@ -1,4 +1,4 @@
-"""Looks at a data set: pictures, `inspect.json` and a few lines of text."""
+"""Inspects a data set: writes figures and `inspect.json`, and returns lines of text."""
 
 import contextlib
 import difflib
@@ -13,7 +13,7 @@ from bcss_jax.common.json_files import describe_differences, differences, read_j
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.inspection import pictures
-from bcss_jax.data.inspection.report import lines, report
+from bcss_jax.data.inspection.report import report, report_lines
 from bcss_jax.data.inspection.source import Source, title_of
 from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take_survey
 from bcss_jax.errors import ConfigError
@@ -21,7 +21,7 @@ from bcss_jax.errors import ConfigError
 RESULT = "inspect.json"
 PICTURES = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")
 FORMATS = ("png", "pdf")
-MOST_PATCHES = 6  # beside one another in a picture
+MOST_PATCHES = 6  # next to each other in a figure
 
 
 def inspect(
@@ -32,27 +32,27 @@ def inspect(
     patches: list[str] | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Reads the data set and writes what it holds into a folder.
+    """Reads the data set and writes a report and figures into a folder.
 
     Args:
       settings: which data set.
-      scheme: the label scheme in which classes are counted.
-      output: the folder; made if need be.
-      patches: keys of the tiles whose colors are drawn; None: the two that differ most.
-      overwrite: replace the results of other settings in that folder.
+      scheme: the label scheme of the classes.
+      output: the folder; it is made if necessary.
+      patches: keys of the tiles whose colors are drawn; None: two tiles with very different colors.
+      overwrite: replace results of other settings in that folder.
 
     Returns:
-      What was found, and which files were written, in lines of text.
+      The results and the names of the written files, as lines of text.
 
     Raises:
-      ConfigError: masks that cannot give the scheme's classes, unknown patches, or a folder with other results.
-      DataError: data missing or not usable.
+      ConfigError: the masks cannot express the scheme's classes, a patch is unknown, or the folder has other results.
+      DataError: the data are missing or unusable.
       StorageError: the folder cannot be written.
     """
     start, title = time.perf_counter(), title_of(settings)
-    about = _about(settings, scheme, patches)
+    recorded = _recorded_settings(settings, scheme, patches)
     _check_scheme(settings, scheme)
-    _check_output(output, about, overwrite)
+    _check_output(output, recorded, overwrite)
     source = Source(settings)
     chosen = _find_patches([tile.key for tile in source.tiles], patches) if patches else None
     with storage_errors(output):
@@ -61,7 +61,7 @@ def inspect(
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
         survey = take_survey(source, line.update)
     found = report(survey, scheme)
-    why = "chosen patches" if patches else "the two most different patches"
+    why = "chosen patches" if patches else "two very different patches"
     if chosen is None:
         chosen = list(dict.fromkeys(most_different(survey.histograms)))
     shown = pictures.choose_examples(survey, scheme)
@@ -84,22 +84,26 @@ def inspect(
         "pictures": written,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    write_text(output / RESULT, json.dumps({"settings": about, **found}, indent=1) + "\n")
-    text = lines(found, title, settings.layout)
+    write_text(output / RESULT, json.dumps({"settings": recorded, **found}, indent=1) + "\n")
+    text = report_lines(found, title, settings.layout)
     if figures_by_name["copies"] is None:
-        text.append("no picture of copies, for there are none")
+        text.append("no figure of copies, because there are none")
     names = ", ".join(name for name, figure in figures_by_name.items() if figure)
     return [*text, f"written to {output}: {RESULT} and, as {' and '.join(FORMATS)}, {names}"]
 
 
-def _about(settings: DataSettings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
-    """What makes the results of one call differ from those of another."""
-    about = {"data.layout": settings.layout, "labels": scheme.name, "patches": patches}
+def _recorded_settings(settings: DataSettings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
+    """Returns the settings that the results depend on, as inspect.json has them."""
+    recorded = {"data.layout": settings.layout, "labels": scheme.name, "patches": patches}
     if settings.layout != "sample":
-        about |= {"data.dir": str(settings.folder.resolve()), "data.split": settings.split_by, "data.mpp": settings.mpp}
+        recorded |= {
+            "data.dir": str(settings.folder.resolve()),
+            "data.split": settings.split_by,
+            "data.mpp": settings.mpp,
+        }
     if settings.layout == "roi":
-        about |= {"data.patch_size": settings.patch_size, "data.stride": settings.stride}
-    return about
+        recorded |= {"data.patch_size": settings.patch_size, "data.stride": settings.stride}
+    return recorded
 
 
 def _check_scheme(settings: DataSettings, scheme: labels.LabelScheme) -> None:
@@ -109,8 +113,8 @@ def _check_scheme(settings: DataSettings, scheme: labels.LabelScheme) -> None:
         raise ConfigError(f"--labels={scheme.name} with the layout {settings.layout}: {error}") from error
 
 
-def _check_output(output: Path, about: dict, overwrite: bool) -> None:
-    """Raises ConfigError if the folder holds results of other settings, or is no folder."""
+def _check_output(output: Path, recorded: dict, overwrite: bool) -> None:
+    """Raises ConfigError if the folder has results of other settings, or is a file."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output={output}: expected a folder, found a file; choose another name")
     path = output / RESULT
@@ -119,31 +123,31 @@ def _check_output(output: Path, about: dict, overwrite: bool) -> None:
     found = read_json(path, "results of an inspection", "add --overwrite", kind=dict, error_type=ConfigError)
     if not isinstance(found.get("settings"), dict):
         raise ConfigError(f"{path}: expected results of an inspection, found JSON without settings; add --overwrite")
-    changed = differences(found["settings"], about)
+    changed = differences(found["settings"], recorded)
     if changed:
         raise ConfigError(
-            f"--output={output} holds results of other settings ({describe_differences(changed)}); use another folder, or "
+            f"--output={output} has results of other settings ({describe_differences(changed)}); use another folder, or "
             "--overwrite"
         )
 
 
 def _remove_old(output: Path) -> None:
-    """Takes away an earlier inspection's files, so that none is left that does not belong to the new one."""
+    """Deletes the files of an earlier inspection."""
     for name in (RESULT, *(f"{name}.{suffix}" for name in PICTURES for suffix in FORMATS)):
         (output / name).unlink(missing_ok=True)
 
 
 def _find_patches(keys: list[str], patches: list[str]) -> list[int]:
-    """Indices of the patches; ConfigError for one that is not there, with the nearest that is."""
+    """Returns the indices of the patches. Raises ConfigError for an unknown patch, with the most similar known one."""
     if len(patches) > MOST_PATCHES:
-        raise ConfigError(f"--patches: at most {MOST_PATCHES} fit beside one another, found {len(patches)}")
-    place = {key: index for index, key in enumerate(keys)}
+        raise ConfigError(f"--patches: at most {MOST_PATCHES} fit next to each other, found {len(patches)}")
+    index_of = {key: index for index, key in enumerate(keys)}
     for patch in patches:
-        if patch not in place:
+        if patch not in index_of:
             near = difflib.get_close_matches(patch, keys, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]}" if near else ""
             raise ConfigError(f"--patches: there is no tile {patch}{hint}")
-    return [place[patch] for patch in patches]
+    return [index_of[patch] for patch in patches]
 
 
 def _histograms(survey: Survey, chosen: list[int]) -> dict:

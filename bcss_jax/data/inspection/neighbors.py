@@ -1,4 +1,4 @@
-"""What the names of tiles say: which lie beside or over one another in their region, and micrometers per pixel."""
+"""Finds tiles of different splits that touch or overlap, and micrometers per pixel, by the names of the tiles."""
 
 import collections
 
@@ -11,17 +11,17 @@ MPP_TOLERANCE = 0.02  # share of the declared value
 
 
 def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str, dict[str, int]], list[tuple]]:
-    """Tiles that continue, or overlap, a tile of another part: what one part shows is then half known from the other.
+    """Finds tiles that touch or overlap a tile of another split, which then partly shows the same tissue.
 
-    Place and size are those of the names and of the pixels. Whether a name holds x or y first does not matter here.
+    The places are from the names, and the sizes from the pixels. Whether a name gives x or y first does not matter here.
 
     Args:
-      tiles: any.
-      sizes: (height, width) of each.
+      tiles: any tiles.
+      sizes: (height, width) of each tile.
 
     Returns:
-      Per part the number of its `tiles`, of those `overlapping` and of those `touching` a tile of another part; and
-      (first index, second index) of each overlapping pair.
+      For each split the number of its `tiles`, of the tiles that are `overlapping` and of those that are `touching` a tile
+      of another split; and (first index, second index) of each overlapping pair.
     """
     regions = collections.defaultdict(list)
     for index, tile in enumerate(tiles):
@@ -31,25 +31,25 @@ def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str
         members = np.array(members)
         place = np.array([(tiles[i].x, tiles[i].y) for i in members])
         side = np.array([max(sizes[i]) for i in members])
-        part = np.array([tiles[i].split for i in members])
+        split = np.array([tiles[i].split for i in members])
         away = np.abs(place[:, None] - place).max(axis=-1) - np.maximum(side[:, None], side)
-        away[part[:, None] == part] = 1  # of the same part: no matter
+        away[split[:, None] == split] = 1  # tiles of the same split do not count
         touching.update(members[(away == 0).any(axis=1)].tolist())
         overlapping.update(members[(away < 0).any(axis=1)].tolist())
         pairs += [(int(members[i]), int(members[j])) for i, j in np.argwhere(np.triu(away < 0))]
     counts = {}
-    for part in dict.fromkeys(tile.split for tile in tiles):
-        own = {index for index, tile in enumerate(tiles) if tile.split == part}
-        counts[part] = {"tiles": len(own), "overlapping": len(own & overlapping), "touching": len(own & touching)}
+    for split in dict.fromkeys(tile.split for tile in tiles):
+        own = {index for index, tile in enumerate(tiles) if tile.split == split}
+        counts[split] = {"tiles": len(own), "overlapping": len(own & overlapping), "touching": len(own & touching)}
     return counts, pairs
 
 
 def mpp_of_names(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
-    """Micrometers per pixel as the names say, beside what was declared.
+    """Compares the micrometers per pixel in the names with the declared value.
 
     Returns:
-      Number of tiles per value as written ("0" where it was cut off, "not said" where there is none); and (index, value)
-      of each tile whose value is not the declared one, `Tile.mpp`.
+      Number of tiles for each value as written ("0" if it was cut off, "not said" if there is none); and (index, value) of
+      each tile whose value differs from the declared one, `Tile.mpp`.
     """
     said, others = collections.Counter(), []
     for index, tile in enumerate(tiles):

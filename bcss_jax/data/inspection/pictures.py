@@ -1,4 +1,4 @@
-"""Pictures of a data set: classes, colors, examples, stain, copies. Each function gives a matplotlib figure."""
+"""Draws the figures of a data set: classes, colors, examples, stain, copies. Each function returns a matplotlib figure."""
 
 import textwrap
 
@@ -14,26 +14,28 @@ from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.survey import BINS, Survey
 
-# Color, marker and hatching of a part: no part is told by its color alone.
-PART_STYLES = {"train": (BLUE, "o", ""), "val": (VERMILION, "s", "///"), "test": ("#009E73", "^", "...")}
+# Color, marker and hatching of each split; no split is marked by its color only.
+SPLIT_STYLES = {"train": (BLUE, "o", ""), "val": (VERMILION, "s", "///"), "test": ("#009E73", "^", "...")}
 CHANNELS = (("red", VERMILION, "-"), ("green", "#009E73", "--"), ("blue", BLUE, ":"))
 IGNORED = "0.8"
 EXAMPLES, FEWEST_EXAMPLES = 8, 4
-NUMBERED = 10  # outliers that a picture names
+NUMBERED = 10  # number of outliers that a figure names
 _DPI = 110
 
 
 def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
-    """Share of each class in every part and every institute, as stacked bars.
+    """Draws the share of each class in every split and every institute as stacked bars.
 
     Args:
-      found: of `report.report`.
-      scheme: the same that was given there.
+      found: as `report.report` returns it.
+      scheme: the label scheme that was passed to `report.report`.
       title: of the figure.
     """
     pixels, tiles = found["classes"]["labels"], found["classes"]["tiles"]
-    rows = [(part, counts, number_of(tiles["per_part"][part], "tile")) for part, counts in pixels["per_part"].items()]
-    rows += [(part, None, "") for part in found["without_masks"]]
+    rows = [
+        (split, counts, number_of(tiles["per_part"][split], "tile")) for split, counts in pixels["per_part"].items()
+    ]
+    rows += [(split, None, "") for split in found["without_masks"]]
     rows.append(None)  # a gap
     rows += [
         (f"institute {name}", counts, number_of(tiles["per_institute"][name], "tile"))
@@ -75,19 +77,19 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
 
 
 def codes(found: dict, title: str) -> Figure:
-    """Share of each code of the code book in the masks of every part; logarithmic where the shares differ widely."""
-    per_part = found["classes"]["codes"]["per_part"]
-    book = list(next(iter(per_part.values())))
-    total = {part: max(1, sum(counts.values())) for part, counts in per_part.items()}
-    present = [name for name in book if any(counts[name] for counts in per_part.values())]
+    """Draws the share of each code in the masks of every split, on a logarithmic axis if the shares differ widely."""
+    by_split = found["classes"]["codes"]["per_part"]
+    book = list(next(iter(by_split.values())))
+    total = {split: max(1, sum(counts.values())) for split, counts in by_split.items()}
+    present = [name for name in book if any(counts[name] for counts in by_split.values())]
     shares = {
-        part: np.array([100 * counts[name] / total[part] for name in present]) for part, counts in per_part.items()
+        split: np.array([100 * counts[name] / total[split] for name in present]) for split, counts in by_split.items()
     }
     above = np.concatenate(list(shares.values()))
     above = above[above > 0]
     log = above.max() > 30 * above.min()
-    height = 0.8 / len(per_part)
-    figure = Figure(figsize=(9, 1.9 + 0.17 * (len(per_part) + 0.8) * len(present)), dpi=_DPI, layout="constrained")
+    height = 0.8 / len(by_split)
+    figure = Figure(figsize=(9, 1.9 + 0.17 * (len(by_split) + 0.8) * len(present)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     if log:
         axes.set_xscale("log")
@@ -95,16 +97,16 @@ def codes(found: dict, title: str) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(0, 1.12 * above.max())
-    for number, (part, values) in enumerate(shares.items()):
-        y = np.arange(len(present)) + (number - (len(per_part) - 1) / 2) * height
-        color, _, hatch = PART_STYLES[part]
-        axes.barh(y, values, height, color=color, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
+    for number, (split, values) in enumerate(shares.items()):
+        y = np.arange(len(present)) + (number - (len(by_split) - 1) / 2) * height
+        color, _, hatch = SPLIT_STYLES[split]
+        axes.barh(y, values, height, color=color, hatch=hatch, edgecolor="white", linewidth=0.5, label=split)
         for value, at in zip(values, y, strict=True):
             place = value if value or not log else above.min() / 3
             axes.annotate(f"{value:.2g}" if value < 10 else f"{value:.0f}", (place, at), (3, 0), textcoords="offset points", va="center", fontsize=7)  # fmt: skip
     axes.set_yticks(range(len(present)), [f"{name} ({book.index(name)})" for name in present])
     axes.invert_yaxis()
-    axes.set_xlabel(f"share of the part's labeled pixels, %{', logarithmic' if log else ''}")
+    axes.set_xlabel(f"share of the split's labeled pixels, %{', logarithmic' if log else ''}")
     axes.set_ylabel("code of the masks")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -116,13 +118,13 @@ def codes(found: dict, title: str) -> Figure:
 
 
 def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, title: str) -> Figure:
-    """Patches with the histograms of their three channels.
+    """Draws patches with the histograms of their three channels.
 
     Args:
-      survey: of the data set.
+      survey: statistics of the data set.
       chosen: indices of the patches.
-      source: gives their pixels.
-      why: these patches, a few words.
+      source: reads their pixels.
+      why: why these patches were chosen, in a few words.
       title: of the figure.
     """
     columns = len(chosen)
@@ -130,7 +132,7 @@ def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, 
     panels = figure.subplots(2, columns, squeeze=False, height_ratios=(1, 0.9))
     values = (np.arange(BINS) + 0.5) * 256 / BINS
     shares = 100 * survey.histograms[chosen] / survey.histograms[chosen].sum(axis=2, keepdims=True)
-    # One scale for all, unless a patch of nearly one color would flatten the others.
+    # All patches have one scale, unless a patch of nearly one color would flatten the others.
     tops = shares.max(axis=(1, 2))
     same_scale = tops.max() <= 3 * tops.min()
     for column, index in enumerate(chosen):
@@ -152,7 +154,7 @@ def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, 
 
 
 def choose_examples(survey: Survey, scheme: labels.LabelScheme) -> list[int]:
-    """A tile of each institute, the one with the most evenly mixed classes; few institutes give several of each part."""
+    """Chooses the tile of each institute with the most evenly mixed classes, and more tiles if there are few institutes."""
     table = labels.lookup_table(scheme, survey.codes)[: len(labels.BCSS22_NAMES)]
     pixels = np.stack([survey.code_counts[:, table == label].sum(axis=1) for label in scheme.evaluated], axis=1)
     area = np.array([np.prod(stats.size) for stats in survey.stats])
@@ -173,7 +175,7 @@ def _first_of_each(survey: Survey, order: list[int], what: str) -> list[int]:
 
 
 def examples(survey: Survey, chosen: list[int], source: Source, scheme: labels.LabelScheme, title: str) -> Figure:
-    """Tiles beside themselves with their classes laid over them."""
+    """Draws tiles, and next to each the same tile with its classes as an overlay."""
     table = labels.lookup_table(scheme, survey.codes)
     across = min(2, len(chosen))
     down = -(-len(chosen) // across)
@@ -196,8 +198,8 @@ def examples(survey: Survey, chosen: list[int], source: Source, scheme: labels.L
 
 
 def stains(survey: Survey, found: dict, title: str) -> Figure:
-    """Left: haematoxylin against eosin of every tile, outliers numbered. Right: darkness by institute."""
-    judged = survey.tissue >= stain.LEAST_TISSUE
+    """Draws haematoxylin against eosin of every tile with numbered outliers, and the optical density by institute."""
+    measured = survey.tissue >= stain.LEAST_TISSUE
     density, haematoxylin, eosin, _ = stain.amounts(survey.densities).T
     figure = Figure(
         figsize=(11, 5.2 + 0.19 * min(NUMBERED, found["stain"]["outliers"]["count"])), dpi=_DPI, layout="constrained"
@@ -206,65 +208,67 @@ def stains(survey: Survey, found: dict, title: str) -> Figure:
     grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), height_ratios=(1, 0.001 + 0.04 * len(numbered)))
     axes, spread, notes = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, :])
     notes.axis("off")
-    size = 16 if len(judged) < 2000 else 4
-    for part, (color, marker, _) in PART_STYLES.items():
-        of_part = judged & np.array([tile.split == part for tile in survey.tiles])
-        if of_part.any():
+    size = 16 if len(measured) < 2000 else 4
+    for split, (color, marker, _) in SPLIT_STYLES.items():
+        of_split = measured & np.array([tile.split == split for tile in survey.tiles])
+        if of_split.any():
             style = {"s": size, "color": color, "marker": marker, "alpha": 0.6, "linewidths": 0, "rasterized": True}
-            axes.scatter(eosin[of_part], haematoxylin[of_part], label=part, **style)
+            axes.scatter(eosin[of_split], haematoxylin[of_split], label=split, **style)
     index = {tile.key: i for i, tile in enumerate(survey.tiles)}
     for number, entry in enumerate(numbered, 1):
         i = index[entry["tile"]]
         label = "outliers, strongest numbered" if number == 1 else None
         axes.scatter(eosin[i], haematoxylin[i], s=90, facecolor="none", edgecolor="black", label=label)
         axes.annotate(str(number), (eosin[i], haematoxylin[i]), (6, 6), textcoords="offset points", fontsize=9)
-    told = [
+    notes_text = [
         f"{number}  {entry['tile']}: {entry['what']} {entry['value']:.3f}, z {entry['z']:.1f}"
         for number, entry in enumerate(numbered, 1)
     ]
-    notes.text(0, 1, "\n".join(told), va="top", fontsize=8, transform=notes.transAxes)
+    notes.text(0, 1, "\n".join(notes_text), va="top", fontsize=8, transform=notes.transAxes)
     axes.set_xlabel("eosin, mean optical density of the tissue")
-    axes.set_ylabel("haematoxylin, likewise")
+    axes.set_ylabel("haematoxylin, mean optical density of the tissue")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(fontsize=9, loc="upper right", framealpha=0.9)  # not "best": slow with many tiles
-    left_out = f", {int((~judged).sum()):,} with hardly any tissue left out" if not judged.all() else ""
+    axes.legend(fontsize=9, loc="upper right", framealpha=0.9)  # "best" is slow with many tiles
+    left_out = f", {int((~measured).sum()):,} with hardly any tissue left out" if not measured.all() else ""
     axes.set_title(
-        f"{int(judged.sum()):,} tiles, {found['stain']['outliers']['count']:,} outliers{left_out}", fontsize=10
+        f"{int(measured.sum()):,} tiles, {found['stain']['outliers']['count']:,} outliers{left_out}", fontsize=10
     )
-    _by_group(spread, survey.tiles, density, judged)
+    _by_group(spread, survey.tiles, density, measured)
     figure.suptitle(f"{title}: stain", fontsize=11)
     return figure
 
 
-def _by_group(axes, tiles: list[Tile], density: np.ndarray, judged: np.ndarray) -> None:
-    """Median, quartiles and the middle 90 % of the density per institute; where there is one, per patient or part."""
+def _by_group(axes, tiles: list[Tile], density: np.ndarray, measured: np.ndarray) -> None:
+    """Draws median, quartiles and the middle 90 % of the density by institute; if there is only one, by patient or split."""
     for what in ("institute", "patient", "split"):
         member = np.array([getattr(tile, what) for tile in tiles])
-        if len(set(member[judged])) > 1:
+        if len(set(member[measured])) > 1:
             break
-    groups = sorted(set(member[judged]), key=lambda name: np.median(density[judged & (member == name)]))
+    groups = sorted(set(member[measured]), key=lambda name: np.median(density[measured & (member == name)]))
     for y, name in enumerate(groups):
-        low, first, middle, third, high = np.quantile(density[judged & (member == name)], (0.05, 0.25, 0.5, 0.75, 0.95))
+        low, first, middle, third, high = np.quantile(
+            density[measured & (member == name)], (0.05, 0.25, 0.5, 0.75, 0.95)
+        )
         axes.plot((low, high), (y, y), color=BLUE, linewidth=1.2, label="middle 90 %" if y == 0 else None)
         axes.plot((first, third), (y, y), color=BLUE, linewidth=5, label="middle half" if y == 0 else None)
         axes.plot(
             middle, y, "o", color="white", markeredgecolor="black", markersize=5, label="median" if y == 0 else None
         )
-    counts = [int((judged & (member == name)).sum()) for name in groups]
+    counts = [int((measured & (member == name)).sum()) for name in groups]
     axes.set_yticks(
         range(len(groups)), [f"{name} ({count:,})" for name, count in zip(groups, counts, strict=True)], fontsize=8
     )
     axes.set_ylim(-0.7, len(groups) - 0.3)
     axes.set_xlabel("mean optical density of the tissue (higher is darker)")
-    axes.set_ylabel(f"{'part' if what == 'split' else what} (tiles)")
+    axes.set_ylabel(f"{what} (tiles)")
     axes.grid(color="0.9", axis="x")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, frameon=False)
 
 
 def copies(survey: Survey, found: dict, source: Source, title: str) -> Figure | None:
-    """Pairs of pictures of different parts that show the same; None if there are none."""
+    """Draws pairs of tiles of different splits that show the same. Returns None if there are none."""
     index = {tile.key: i for i, tile in enumerate(survey.tiles)}
     pairs = []
     for group in found["same_pixels"]["between_parts"]["first"]:
@@ -275,7 +279,7 @@ def copies(survey: Survey, found: dict, source: Source, title: str) -> Figure | 
     if not pairs:
         return None
     total = found["same_pixels"]["between_parts"]["count"] + found["near_copies"]["count"]
-    # The clearest and the least clear: where the search errs it errs among the latter.
+    # The most and the least similar pairs: if the search is wrong, it is wrong about the latter.
     shown = pairs if len(pairs) <= 4 else pairs[:2] + pairs[-2:]
     figure = Figure(figsize=(2.9 * len(shown), 6.7), dpi=_DPI, layout="constrained")
     panels = figure.subplots(2, len(shown), squeeze=False)
@@ -283,7 +287,7 @@ def copies(survey: Survey, found: dict, source: Source, title: str) -> Figure | 
         for row, key in enumerate((first, second)):
             tile = survey.tiles[index[key]]
             _show(panels[row, column], source.pixels(tile)[0], _short_name(tile) + (f"\n{how}" if row else ""))
-    figure.suptitle("\n".join(textwrap.wrap(f"{title}: {total} copies in different parts, {len(shown)} shown", 34 * len(shown))), fontsize=11)  # fmt: skip
+    figure.suptitle("\n".join(textwrap.wrap(f"{title}: {total} copies in different splits, {len(shown)} shown", 34 * len(shown))), fontsize=11)  # fmt: skip
     return figure
 
 
@@ -296,5 +300,5 @@ def _show(axes, picture: np.ndarray, heading: str) -> None:
 
 
 def _short_name(tile: Tile) -> str:
-    """Which tile, in two short lines."""
+    """Returns a tile's slide, split and place in two short lines."""
     return f"{tile.barcode}\n{tile.split}, at {tile.x}, {tile.y}"

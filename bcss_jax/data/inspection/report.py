@@ -1,7 +1,9 @@
-"""What inspection found, as JSON and as a few lines of text."""
+"""Reports the results of an inspection as JSON and as lines of text."""
 
 import collections
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -10,41 +12,41 @@ from bcss_jax.data.discovery import SPLITS
 from bcss_jax.data.inspection import neighbors, similar, stain
 from bcss_jax.data.inspection.survey import Survey
 
-LISTED = 1000  # entries of a list in the JSON, at most; beside each stands how many there are
+LISTED = 1000  # maximum number of entries of a list in the JSON; the number of all entries is next to it
 
 
 def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
-    """Everything that is known without a picture; lists of tiles hold their keys.
+    """Returns the results as JSON. Lists of tiles contain their keys.
 
     Args:
-      survey: of at least one tile.
-      scheme: the label scheme, which the masks must be able to express.
+      survey: statistics of at least one tile.
+      scheme: a label scheme that the masks can express.
     """
     tiles = survey.tiles
-    parts = [part for part in SPLITS if any(tile.split == part for tile in tiles)]
+    splits = [split for split in SPLITS if any(tile.split == split for tile in tiles)]
     names_of_sizes = collections.Counter("x".join(map(str, stats.size[::-1])) for stats in survey.stats)
-    patients = {part: {tile.patient for tile in tiles if tile.split == part} for part in parts}
-    parts_of = collections.defaultdict(collections.Counter)
+    patients = {split: {tile.patient for tile in tiles if tile.split == split} for split in splits}
+    counts_of = collections.defaultdict(collections.Counter)
     for tile in tiles:
-        parts_of[tile.patient][tile.split] += 1
-    recurring = {patient: dict(counts) for patient, counts in sorted(parts_of.items()) if len(counts) > 1}
+        counts_of[tile.patient][tile.split] += 1
+    recurring = {patient: dict(counts) for patient, counts in sorted(counts_of.items()) if len(counts) > 1}
     said, other_mpp = neighbors.mpp_of_names(tiles)
     by_name, overlapping = neighbors.neighbors(tiles, [stats.size for stats in survey.stats])
     outliers = stain.outliers(survey.tissue, survey.densities)
     return {
-        "tiles": {part: sum(tile.split == part for tile in tiles) for part in parts},
-        "without_masks": {part: n for part in parts if (n := sum(t.split == part and not t.mask for t in tiles))},
-        "empty_parts": [part for part in SPLITS if part not in parts],
+        "tiles": {split: sum(tile.split == split for tile in tiles) for split in splits},
+        "without_masks": {split: n for split in splits if (n := sum(t.split == split and not t.mask for t in tiles))},
+        "empty_parts": [split for split in SPLITS if split not in splits],
         "sizes": dict(names_of_sizes),
         "institutes": dict(collections.Counter(tile.institute for tile in tiles).most_common()),
-        "patients": {part: len(patients[part]) for part in parts},
+        "patients": {split: len(patients[split]) for split in splits},
         "patients_in_several_parts": recurring,
         "classes": _classes(survey, scheme),
         "no_evaluated_class": _listed(_without_class(survey, scheme)),
         "same_pixels": _same_pixels(survey),
-        "near_copies": _near_copies(survey, parts),
+        "near_copies": _near_copies(survey, splits),
         "neighbors_by_name": {
-            "per_part": {part: by_name[part] for part in parts},
+            "per_part": {split: by_name[split] for split in splits},
             "overlapping": _listed([[tiles[i].key, tiles[j].key] for i, j in overlapping]),
         },
         "mpp": {
@@ -68,10 +70,11 @@ def _listed(entries: list) -> dict:
 
 
 def _classes(survey: Survey, scheme: labels.LabelScheme) -> dict:
-    """Pixels per part and institute: of every code, and of every label of the scheme; images without masks left out."""
+    """Counts the pixels of every code and every label by split and by institute, without images that have no masks."""
     table = labels.lookup_table(scheme, survey.codes)
     book, counts = labels.CODE_BOOKS[survey.codes], survey.code_counts
     result = {"scheme": scheme.name, "tiles": {}, "codes": {}, "labels": {}}
+    # The names of the fields are those of inspect.json.
     for group, of in (("part", lambda tile: tile.split), ("institute", lambda tile: tile.institute)):
         member = [of(tile) if tile.mask else None for tile in survey.tiles]
         result["tiles"][f"per_{group}"] = dict(collections.Counter(filter(None, member)))
@@ -92,14 +95,14 @@ def _order(name: str) -> tuple:
 
 
 def _without_class(survey: Survey, scheme: labels.LabelScheme) -> list[str]:
-    """Keys of the tiles whose mask holds no pixel of an evaluated class."""
+    """Returns the keys of the tiles whose mask has no pixel of an evaluated class."""
     evaluated = np.isin(labels.lookup_table(scheme, survey.codes)[: len(labels.BCSS22_NAMES)], scheme.evaluated)
     empty = ~survey.code_counts[:, evaluated].any(axis=1)
     return [tile.key for tile, without in zip(survey.tiles, empty, strict=True) if without and tile.mask]
 
 
 def _same_pixels(survey: Survey) -> dict:
-    """Images that occur several times, exactly."""
+    """Finds images with exactly the same pixels."""
     groups, one_color = collections.defaultdict(list), []
     for tile, stats in zip(survey.tiles, survey.stats, strict=True):
         if stats.digest:
@@ -116,13 +119,13 @@ def _same_pixels(survey: Survey) -> dict:
     }
 
 
-def _near_copies(survey: Survey, parts: list[str]) -> dict:
-    """Images of different parts that show the same without being the same."""
-    split = np.array([tile.split for tile in survey.tiles])
+def _near_copies(survey: Survey, splits: list[str]) -> dict:
+    """Finds images of different splits that show the same but have different pixels."""
+    split_of = np.array([tile.split for tile in survey.tiles])
     clear = survey.contrasts >= similar.LEAST_CONTRAST
     found = []
-    for first, second in itertools.combinations(parts, 2):
-        one, other = (np.flatnonzero((split == part) & clear) for part in (first, second))
+    for first, second in itertools.combinations(splits, 2):
+        one, other = (np.flatnonzero((split_of == split) & clear) for split in (first, second))
         found += similar.pairs_between(survey.hashes, one, other)
     found = [
         {
@@ -136,59 +139,22 @@ def _near_copies(survey: Survey, parts: list[str]) -> dict:
         if not survey.stats[i].digest or survey.stats[i].digest != survey.stats[j].digest
     ]
     return {
-        "method": f"hash of 255 bits in eight orientations, {similar.NEAR} may differ; see bcss_jax/data/inspection/similar.py for "
-        "what it finds and what not",
+        "method": f"hash of 255 bits in eight orientations, up to {similar.NEAR} may differ; bcss_jax/data/inspection/similar.py "
+        "describes what it finds",
         "too_little_contrast_not_compared": int((~clear).sum()),
         **_listed(found),
     }
 
 
-def lines(found: dict, title: str, layout: str) -> list[str]:
-    """A report as text."""
-    tiles, patients = found["tiles"], found["patients"]
-    parts = ", ".join(f"{part} {count} ({number_of(patients[part], 'patient')})" for part, count in tiles.items())
-    text = [
-        f"{title}: {number_of(sum(tiles.values()), 'tile')} from {number_of(len(found['institutes']), 'institute')}: {parts}"
-    ]
-    if len(found["sizes"]) > 1:
-        sizes = ", ".join(f"{size}: {count}" for size, count in found["sizes"].items())
-        text.append(f"tiles of different sizes: {sizes}")
-    known = SPLITS if layout == "kaggle224" else ("train", "val")
-    for part in found["empty_parts"]:
-        text.append(f"{part}: {'no tiles' if part in known else 'this layout has no such part'}")
-    for part, count in found["without_masks"].items():
-        text.append(
-            f"{part}: {number_of(count, 'image')} without masks, so no classes of theirs; all else includes them"
-        )
-    classes = found["classes"]
-    for part, pixels in classes["labels"]["per_part"].items():
-        text.append(f"classes of {part} ({classes['scheme']}): {shares(pixels)}")
-    text.append("masks without any evaluated class: " + _told(found["no_evaluated_class"], str))
-    recurring = found["patients_in_several_parts"]
-    text.append("patients in several parts: " + _told(_listed(list(recurring)), str))
-    same, near = found["same_pixels"], found["near_copies"]
-    text.append(
-        "same pixels in several parts: "
-        + _told(same["between_parts"], lambda group: " = ".join(f"{each['tile']} ({each['part']})" for each in group))
-        + f"; within a part: {same['within_a_part']['count'] or 'none'}"
-    )
-    text.append(
-        "near copies between parts: "
-        + _told(
-            near,
-            lambda pair: (
-                f"{pair['second']} is {pair['first']} {pair['second_is_first']}, {pair['bits']} of 255 bits differ"
-            ),
-        )
-    )
-    for part, count in found["neighbors_by_name"]["per_part"].items():
-        if count["overlapping"] or count["touching"]:
-            text.append(
-                f"by their names {count['overlapping']:,} of {number_of(count['tiles'], 'tile')} of {part} overlap a tile of "
-                f"another part, and {count['touching']:,} touch one"
-            )
-    if not any(count["overlapping"] or count["touching"] for count in found["neighbors_by_name"]["per_part"].values()):
-        text.append("by their names no tiles of different parts overlap or touch")
+def report_lines(found: dict, title: str, layout: str) -> list[str]:
+    """Returns a report as lines of text.
+
+    Args:
+      found: as `report` returns it.
+      title: name of the data set.
+      layout: of the data set.
+    """
+    text = _lines_of_counts(found, title, layout) + _lines_of_copies(found)
     meaning = {"0": "0, which is cut off,", "not said": "nothing"}
     said = ", ".join(
         f"{meaning.get(value, value)} in {number_of(count, 'tile')}"
@@ -196,31 +162,84 @@ def lines(found: dict, title: str, layout: str) -> list[str]:
     )
     text.append(
         f"um per pixel: declared {found['mpp']['declared']:g}, names say {said}; other than declared: "
-        + _told(found["mpp"]["others"], lambda other: f"{other['tile']} {other['mpp']:g}")
+        + _count_and_first(found["mpp"]["others"], lambda other: f"{other['tile']} {other['mpp']:g}")
     )
     text.append(
         f"stain outliers (robust z of {found['stain']['limit']:g} or more): "
-        + _told(found["stain"]["outliers"], lambda o: f"{o['tile']} {o['what']} {o['value']:.3f} (z {o['z']:.1f})")
+        + _count_and_first(
+            found["stain"]["outliers"], lambda o: f"{o['tile']} {o['what']} {o['value']:.3f} (z {o['z']:.1f})"
+        )
         + f"; hardly any tissue: {found['stain']['hardly_any_tissue']['count'] or 'none'}"
     )
     if found["warnings"]:
-        text.append("odd but usable: " + _told(_listed(found["warnings"]), str))
+        text.append("unusual but usable: " + _count_and_first(_listed(found["warnings"]), str))
+    return text
+
+
+def _lines_of_counts(found: dict, title: str, layout: str) -> list[str]:
+    """Returns the lines about tiles, patients and classes."""
+    tiles, patients = found["tiles"], found["patients"]
+    splits = ", ".join(f"{split} {count} ({number_of(patients[split], 'patient')})" for split, count in tiles.items())
+    text = [
+        f"{title}: {number_of(sum(tiles.values()), 'tile')} from {number_of(len(found['institutes']), 'institute')}: {splits}"
+    ]
+    if len(found["sizes"]) > 1:
+        sizes = ", ".join(f"{size}: {count}" for size, count in found["sizes"].items())
+        text.append(f"tiles of different sizes: {sizes}")
+    known = SPLITS if layout == "kaggle224" else ("train", "val")
+    for split in found["empty_parts"]:
+        text.append(f"{split}: {'no tiles' if split in known else 'this layout has no such split'}")
+    for split, count in found["without_masks"].items():
+        text.append(f"{split}: {number_of(count, 'image')} without masks, which count in everything but the classes")
+    classes = found["classes"]
+    for split, pixels in classes["labels"]["per_part"].items():
+        text.append(f"classes of {split} ({classes['scheme']}): {shares(pixels)}")
+    text.append("masks without any evaluated class: " + _count_and_first(found["no_evaluated_class"], str))
+    recurring = found["patients_in_several_parts"]
+    text.append("patients in several splits: " + _count_and_first(_listed(list(recurring)), str))
+    return text
+
+
+def _lines_of_copies(found: dict) -> list[str]:
+    """Returns the lines about tiles of different splits that show the same tissue."""
+    same, near = found["same_pixels"], found["near_copies"]
+    between = _count_and_first(
+        same["between_parts"], lambda group: " = ".join(f"{each['tile']} ({each['part']})" for each in group)
+    )
+    text = [f"same pixels in several splits: {between}; within a split: {same['within_a_part']['count'] or 'none'}"]
+    text.append(
+        "near copies between splits: "
+        + _count_and_first(
+            near,
+            lambda pair: (
+                f"{pair['second']} is {pair['first']} {pair['second_is_first']}, {pair['bits']} of 255 bits differ"
+            ),
+        )
+    )
+    for split, count in found["neighbors_by_name"]["per_part"].items():
+        if count["overlapping"] or count["touching"]:
+            text.append(
+                f"by their names {count['overlapping']:,} of {number_of(count['tiles'], 'tile')} of {split} overlap a tile of "
+                f"another split, and {count['touching']:,} touch one"
+            )
+    if not any(count["overlapping"] or count["touching"] for count in found["neighbors_by_name"]["per_part"].values()):
+        text.append("by their names no tiles of different splits overlap or touch")
     return text
 
 
 def shares(pixels: dict[str, int]) -> str:
-    """Percentages of all pixels."""
+    """Returns the counts as percentages of all pixels."""
     total = max(1, sum(pixels.values()))
     return ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in pixels.items())
 
 
 def number_of(count: int, what: str) -> str:
-    """Such as "1 tile" or "1,200 tiles"."""
+    """Returns a number with its noun, for example "1 tile" or "1,200 tiles"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _told(entries: dict, tell) -> str:
-    """The number of entries and the first of them."""
+def _count_and_first(entries: dict, describe: Callable[[Any], str]) -> str:
+    """Returns the number of entries and the description of the first one."""
     if not entries["count"]:
         return "none"
-    return f"{entries['count']}, {'first ' if entries['count'] > 1 else ''}{tell(entries['first'][0])}"
+    return f"{entries['count']}, {'first ' if entries['count'] > 1 else ''}{describe(entries['first'][0])}"

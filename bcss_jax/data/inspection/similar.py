@@ -1,14 +1,14 @@
-"""Finds pictures that show the same, whichever way round: a hash of 255 bits per picture, and a search by distance.
+"""Finds images that show the same in any orientation: a hash of 255 bits for each image, and a search by distance.
 
-The hash holds the signs of the 16 x 16 lowest coefficients of the discrete cosine transform of the gray picture, the mean
-left out (a perceptual hash, longer than the usual 64 bits because tissue differs less than photographs do). Mirroring a
-picture only changes signs of coefficients, and a quarter turn also swaps rows and columns: the hashes of all eight
-orientations follow from one.
+The hash is a perceptual hash: the signs of the 16 x 16 lowest coefficients of the discrete cosine transform of the gray
+image, without the mean. It is longer than the usual 64 bits, because tissue differs less than photographs. Mirroring an
+image only changes signs of coefficients, and a rotation by 90 degrees also swaps rows and columns, so the hashes of all
+eight orientations follow from one.
 
-Found: copies that were recompressed, made lighter or darker, higher or lower in contrast, scaled, slightly blurred,
-shifted by up to 3 of 224 pixels, mirrored or turned by quarters, whatever their names. Not found: cut-outs of the same
-tissue that are shifted by more, or turned by another angle; `names.py` goes by the names to find those. Pictures with
-hardly any contrast are not compared: what is left of them is noise.
+The search finds copies that were recompressed, made lighter or darker, changed in contrast, scaled, slightly blurred,
+shifted by up to 3 of 224 pixels, mirrored, or rotated by multiples of 90 degrees, whatever their names. It does not find
+crops of the same tissue that are shifted farther or rotated by another angle; `neighbors.py` finds those by their names.
+Images with hardly any contrast are not compared, because only noise is left of them.
 """
 
 import dataclasses
@@ -17,36 +17,36 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-SIDE = 64  # pixels that a picture is scaled to
+SIDE = 64  # pixels of the scaled image
 FREQUENCIES = 16
 WORDS = FREQUENCIES**2 // 64
-LEAST_CONTRAST = 3.0  # gray levels, standard deviation of the scaled picture
-# Bits that copies may differ in. Unrelated tiles of two real regions and of the sample differ in 127.5 with a standard
-# deviation of 8.0, as coins would (1.4 million comparisons, none below 88); JPEG at quality 10 changes at most 23, a
-# shift of 3 pixels both ways 55, and one of 4 pixels 55 in the median.
+LEAST_CONTRAST = 3.0  # gray levels, standard deviation of the scaled image
+# Number of bits by which copies may differ. Unrelated tiles of two real regions and of the sample differ in 127.5 bits with
+# a standard deviation of 8.0, like coin tosses (1.4 million comparisons, none below 88). JPEG at quality 10 changes at
+# most 23 bits, a shift by 3 pixels in both directions 55, and a shift by 4 pixels 55 in the median.
 NEAR = 64
-_COARSE_NEAR = 16  # of the 63 coarsest bits, which are compared first: one unrelated pair in 20,000 gets past
-_BLOCK = (64, 4096)  # hashes compared at a time: what fits a cache
+_COARSE_NEAR = 16  # of the 63 coarsest bits, which are compared first: 1 of 20,000 unrelated pairs passes
+_BLOCK = (64, 4096)  # number of hashes compared at a time, so that they fit into the CPU's cache
 
-# How the second picture of a pair comes from the first.
+# How the second image of a pair results from the first.
 ORIENTATIONS = (
     "as it is", "mirrored left to right", "mirrored top to bottom", "turned by 180 degrees",
     "transposed", "turned by 90 degrees clockwise", "turned by 90 degrees anticlockwise", "transposed the other way",
 )  # fmt: skip
 
 _ROW, _COLUMN = np.divmod(np.arange(FREQUENCIES**2), FREQUENCIES)
-# Place of each bit: coarse structure first, so that the first word holds the 8 x 8 lowest coefficients.
+# Order of the bits: coarse structure first, so that the first word has the 8 x 8 lowest coefficients.
 _ORDER = np.argsort(np.maximum(_ROW, _COLUMN), kind="stable")
 _COSINES = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * (np.arange(SIDE) + 0.5) / SIDE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Hash:
-    """A picture's hash.
+    """The hash of an image.
 
     Attributes:
       words: uint64 [4].
-      contrast: standard deviation of the scaled gray picture, gray levels.
+      contrast: standard deviation of the scaled gray image, in gray levels.
     """
 
     words: np.ndarray
@@ -54,29 +54,38 @@ class Hash:
 
 
 def hash_of(image: np.ndarray) -> Hash:
-    """The hash of an image, uint8 [H, W, 3]."""
+    """Returns the hash of an image, uint8 [H, W, 3]."""
     small = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     gray = np.asarray(small, np.float64)
     bits = (_COSINES @ (gray - gray.mean()) @ _COSINES.T).ravel() > 0
-    bits[0] = False  # the mean, always zero but for rounding
+    bits[0] = False  # the mean, which is zero except for rounding
     return Hash(_packed(bits[_ORDER]), float(gray.std()))
 
 
 def pairs_between(words: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Pairs of similar pictures, one from each of two groups.
+    """Returns the pairs of similar images, one from each of two groups.
 
     Args:
       words: uint64 [N, 4], hashes.
-      first: indices of the pictures of one group.
-      second: indices of the other's.
+      first: indices of the images of one group.
+      second: indices of the images of the other group.
 
     Returns:
-      (index in first, index in second, orientation, distance in bits) of every pair whose nearest orientation differs by
-      at most `NEAR`; the nearest first.
+      (index from first, index from second, orientation, distance in bits) of every pair whose nearest orientation differs
+      by at most `NEAR` bits, sorted by distance.
     """
     if len(first) > len(second):
         swapped = pairs_between(words, second, first)
-        back = (0, 1, 2, 3, 4, 6, 5, 7)  # of two quarter turns one undoes the other; the rest undo themselves
+        back = (
+            0,
+            1,
+            2,
+            3,
+            4,
+            6,
+            5,
+            7,
+        )  # the two rotations by 90 degrees are each other's inverse; the others are their own
         return sorted(((b, a, back[o], d) for a, b, o, d in swapped), key=lambda pair: (pair[3], pair))
     best = {}
     for orientation, turned in enumerate(_all_orientations(words[first])):
@@ -90,7 +99,7 @@ def pairs_between(words: np.ndarray, first: np.ndarray, second: np.ndarray) -> l
 
 
 def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of pairs whose coarse words, uint64 [n] and [m], differ in few bits, block by block."""
+    """Yields, block by block, the indices of pairs whose coarse words, uint64 [n] and [m], differ in few bits."""
     rows, columns = _BLOCK
     for top in range(0, len(first), rows):
         for left in range(0, len(second), columns):
@@ -101,7 +110,7 @@ def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def _all_orientations(words: np.ndarray) -> np.ndarray:
-    """Hashes uint64 [N, 4] of the pictures in all eight orientations: uint64 [8, N, 4]."""
+    """Returns the hashes, uint64 [8, N, 4], of all eight orientations of images with the hashes uint64 [N, 4]."""
     bits = np.empty((len(words), FREQUENCIES**2), bool)
     bits[:, _ORDER] = np.unpackbits(words.view(np.uint8).reshape(len(words), -1), axis=1).astype(bool)
     swapped = bits.reshape(-1, FREQUENCIES, FREQUENCIES).transpose(0, 2, 1).reshape(bits.shape)

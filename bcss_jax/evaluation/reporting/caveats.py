@@ -3,7 +3,7 @@
 from bcss_jax.evaluation.statistics import bootstrap
 
 
-def limits(evaluation: dict) -> list[str]:
+def caveats(evaluation: dict) -> list[str]:
     """Reasons why the figures may say less than they seem to, the gravest first.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_interval, format_table_score
 from bcss_jax.evaluation.reporting import tables
-from bcss_jax.evaluation.reporting.caveats import limits
+from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.evaluation.reporting.tables import markdown_text
 
 BCSS_LAYOUTS = ("kaggle224", "kaggle512", "roi")
@@ -43,7 +43,7 @@ def markdown(evaluation: dict) -> str:
         ["## Use", *_use(evaluation, classes)],
         ["## Data", *_data(evaluation)],
         ["## Scores", *_scores(evaluation, classes)],
-        ["## Limits", *_list(limits(evaluation) or ["None are known beyond those under “Use”."])],
+        ["## Limits", *_list(caveats(evaluation) or ["None are known beyond those under “Use”."])],
         ["## Pretrained weights", *_pretrained(evaluation)],
         ["## Loading", *_loading(evaluation)],
         ["## Origin", *_origin(evaluation)],

@@ -22,7 +22,7 @@ from bcss_jax.common.formatting import format_table_score
 from bcss_jax.common.html import html_environment
 from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
-from bcss_jax.evaluation.reporting.caveats import limits
+from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import LabelScheme
 
@@ -104,7 +104,7 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
         evaluations=evaluations,
         differences=results["differences"],
         resamples=bootstrap.RESAMPLES,
-        limits=_grouped((evaluation["name"], limits(evaluation)) for evaluation in evaluations),
+        caveats=_grouped((evaluation["name"], caveats(evaluation)) for evaluation in evaluations),
         published=_grouped((evaluation["name"], _published(evaluation)) for evaluation in evaluations),
         groups=list(_groups(evaluations)),
         curves=_curves(evaluations),

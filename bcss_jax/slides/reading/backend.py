@@ -97,8 +97,8 @@ def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
     """Returns the levels of a slide, given their sizes in pixels.
 
     The first size that is not a coarser copy of level 0 is left out, and so are all sizes after it. Downsample factors
-    are whole numbers where the sizes allow it: half of an odd size is rounded to whole pixels, but a pixel of that level
-    still spans exactly two level-0 pixels.
+    are whole numbers where the sizes allow it: half of an odd size is rounded to whole pixels, but a pixel of that
+    level still spans exactly two level-0 pixels.
 
     Raises:
       ValueError: level 0 has no pixels, or more than a slide can have.

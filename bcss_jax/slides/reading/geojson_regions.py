@@ -76,7 +76,7 @@ def _geometries(content: Any) -> Iterator[Any]:
 
 
 def _rings(rings: object, origin: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Converts a Polygon's coordinates to its shell and holes, float64 [n, 2]; raises a ValueError if they are wrong."""
+    """Converts a Polygon's coordinates to shell and holes, float64 [n, 2]; raises a ValueError if they are wrong."""
     if not isinstance(rings, list) or not rings or not all(isinstance(ring, list) and ring for ring in rings):
         raise ValueError("coordinates are not a list of rings")
     arrays = []

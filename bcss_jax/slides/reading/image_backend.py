@@ -1,8 +1,8 @@
 """Reads PNG, JPEG and untiled TIFF files as slides of one level, decoded whole.
 
-The pixels are those that a viewer shows: gray becomes three equal channels, a palette becomes its colors, and transparent
-areas become white, as in the formats of scanners. More than 8 bits per channel are refused, because there is more than
-one way to scale them.
+The pixels are those that a viewer shows: gray becomes three equal channels, a palette becomes its colors, and
+transparent areas become white, as in the formats of scanners. More than 8 bits per channel are refused, because there
+is more than one way to scale them.
 """
 
 from pathlib import Path

@@ -66,7 +66,7 @@ def open_mask(path: Path, codes: str) -> Iterator[Mask]:
 
 
 def _unsupported(page) -> str | None:
-    """Returns what prevents reading a TIFF by rows; Pillow handles inverted or turned pixels, other types, lossy codecs."""
+    """Returns why a TIFF is left to Pillow, or None: inverted or turned pixels, other types and lossy codecs."""
     if page.sampleformat != 1 or page.bitspersample not in (8, 16):
         return f"{page.dtype} pixels of {page.bitspersample} bits"
     if page.photometric != PHOTOMETRIC.MINISBLACK and (page.photometric, page.bitspersample) != (

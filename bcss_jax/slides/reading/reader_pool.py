@@ -1,8 +1,8 @@
 """Reads blocks of one slide in separate processes, so that a damaged file causes one error and not the end of a batch.
 
-Each process is served by a thread. The thread requests one block at a time, waits at most `timeout_s` seconds, and starts
-a new process if the old one crashed or hung. A block is tried twice. Opening the slide is also tried twice, unless it
-hangs.
+Each process is served by a thread. The thread requests one block at a time, waits at most `timeout_s` seconds, and
+starts a new process if the old one crashed or hung. A block is tried twice. Opening the slide is also tried twice,
+unless it hangs.
 """
 
 import concurrent.futures

@@ -221,7 +221,7 @@ class _OpeningTimedOut(ReaderFailed):
 
 
 class _RequestFailed(Exception):
-    """Raised when a request ends with an error; `reader` is the process for the next request, if it can still be used."""
+    """Raised when a request ends with an error; `reader` is the process for the next request, if it is usable."""
 
     def __init__(self, error: BaseException, reader: _OpenReader | None):
         super().__init__(str(error))

@@ -31,8 +31,8 @@ class TiffRows:
         """Opens the file; use the object in a `with` statement, which closes it.
 
         Raises:
-          UnreadableTiff: the file is not a TIFF, has several channels, or can only be decoded as a whole but is too large
-            for that.
+          UnreadableTiff: the file is not a TIFF, has several channels, or can only be decoded as a whole but is too
+            large for that.
         """
         with _one_error(), contextlib.ExitStack() as opened:
             self._file = opened.enter_context(open(path, "rb"))

@@ -148,7 +148,7 @@ def _in_one_piece(page) -> bool:
 
 
 def _missing_tiles(page) -> np.ndarray | None:
-    """Returns which tiles the file leaves out, bool [rows, columns], or None if none; tifffile returns them as black."""
+    """Returns which tiles the file leaves out, bool [rows, columns], or None; tifffile returns such tiles as black."""
     if not page.is_tiled:
         return None
     rows, columns = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)

@@ -157,8 +157,8 @@ class TileRow:
         """
         count = mask.sum(1)
         diagonal = (count == 2) & (mask[:, 0] == mask[:, 3])
-        # The corner's edges separate the one pixel that differs from the other three. Two diagonal pixels with the label
-        # make two corners, as if they belonged to two regions.
+        # The corner's edges separate the one pixel that differs from the other three. Two diagonal pixels with the
+        # label make two corners, as if they belonged to two regions.
         for convex, twice, chosen, odd in (
             (True, False, count == 1, mask.argmax(1)),
             (False, False, count == 3, mask.argmin(1)),

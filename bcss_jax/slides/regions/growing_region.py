@@ -28,7 +28,8 @@ class GrowingRegion:
     def __init__(self):
         """Starts without any rings or pieces."""
         self.first, self.pixels, self.corners = np.iinfo(np.int64).max, 0, 0
-        # Closed rings: number of the band, then position in the file and count of the rings' lengths, then of the points.
+        # Closed rings: number of the band, then position in the file and count of the rings' lengths, then of the
+        # points.
         self._blocks: list[tuple[int, int, int, int, int]] = []
         self.pieces: list[np.ndarray] = []
         self.links: list[np.ndarray] = []

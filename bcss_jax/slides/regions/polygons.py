@@ -3,12 +3,12 @@
 A region is a set of pixels with one label that are connected by their sides (4-connectivity). Its polygon follows the
 pixels' edges, with holes, and rasterizing the polygon gives exactly these pixels.
 
-Corners alone determine a polygon with horizontal and vertical edges: in each row and in each column of the pixel lattice,
-they pair up into its edges. A tile therefore yields only its corners, each with the component that it belongs to
-(`regions.corners`). Components that touch across a border between tiles are merged, and the corners of a row of tiles are
-sorted, paired and followed (`regions.rings`). Because nothing is cut at the borders between tiles of a row, nothing has
-to be merged there, and there are no superfluous points. The cost is that of sorting the corners. Uniform tiles that are
-surrounded by their own label cost almost nothing.
+Corners alone determine a polygon with horizontal and vertical edges: in each row and in each column of the pixel
+lattice, they pair up into its edges. A tile therefore yields only its corners, each with the component that it belongs
+to (`regions.corners`). Components that touch across a border between tiles are merged, and the corners of a row of
+tiles are sorted, paired and followed (`regions.rings`). Because nothing is cut at the borders between tiles of a row,
+nothing has to be merged there, and there are no superfluous points. The cost is that of sorting the corners. Uniform
+tiles that are surrounded by their own label cost almost nothing.
 
 For a region that may still grow, the rings that have closed and pieces of other rings are kept in a temporary file
 (`regions.growing_region`). Memory holds the corners of one row of tiles and a few numbers for each piece. There are at
@@ -45,8 +45,8 @@ class Region(NamedTuple):
     Attributes:
       value: its label.
       pixels: number of its pixels.
-      rings: the outer ring, then the holes. Each ring is one or more arrays of successive points, int32 [n, 2], x and y in
-        pixels of the grid. The first point is not repeated at the end.
+      rings: the outer ring, then the holes. Each ring is one or more arrays of successive points, int32 [n, 2], x and y
+        in pixels of the grid. The first point is not repeated at the end.
     """
 
     value: int

@@ -4,8 +4,8 @@ The slide is processed in bands: some rows of pixels over its whole width. Horiz
 along the edges can leave a band only along a vertical edge; it is then a piece of a ring, which is linked with pieces
 from other bands.
 
-Where two diagonal pixels have one label, the rings depend on whether the two pixels belong to one region. This may become
-known only further down. Until then, pieces also end at such a position, which is called a joint.
+Where two diagonal pixels have one label, the rings depend on whether the two pixels belong to one region. This may
+become known only further down. Until then, pieces also end at such a position, which is called a joint.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,8 @@ class Band(NamedTuple):
     """The rings and pieces of a band of the slide. All arrays are sorted by component.
 
     Attributes:
-      points: int32 [n, 2], x and y of the corners: those of the closed rings in the order of `rings`, then of the pieces.
+      points: int32 [n, 2], x and y of the corners: those of the closed rings in the order of `rings`, then of the
+        pieces.
       rings: int64 [r, 2], rings that close in the band: component and number of points. The rings of a component are
         sorted by their first corners. Outer rings start with their first corner; holes end with it.
       pieces: int64 [p, 5], component, number of the piece, first corner, start of its points, number of points.
@@ -42,10 +43,11 @@ class Rings:
 
     def __init__(self):
         """Starts above the slide."""
-        # Vertical edges that cross to the next band: component, x, number of the piece, and whether the piece leaves the
-        # band there (1) or enters it (0).
+        # Vertical edges that cross to the next band: component, x, number of the piece, and whether the piece leaves
+        # the band there (1) or enters it (0).
         self._ends = np.zeros((4, 0), np.int64)
-        # The components of the two pixels at each joint, then for each of the two the pieces before and after the joint.
+        # The components of the two pixels at each joint, then for each of the two the pieces before and after the
+        # joint.
         self._joints = np.zeros((6, 0), np.int64)
         self._pieces = 0
 
@@ -91,8 +93,8 @@ class Rings:
         x, y = (along.astype(np.int32) for along in corner_positions(corners))
         vertical = leaves_vertically(corners)
 
-        # Nodes are the horizontal edges, between the corners 0 and 1, 2 and 3, ..., and the corners at joints, which are
-        # separated from their horizontal edges.
+        # Nodes are the horizontal edges, between the corners 0 and 1, 2 and 3, ..., and the corners at joints, which
+        # are separated from their horizontal edges.
         edges = len(corners) // 2
         nodes = edges + joints.size
         node = np.arange(len(corners), dtype=np.int32) >> 1
@@ -132,8 +134,8 @@ class Rings:
         self._keep_joints(joints, component, vertical, node, number)
 
         heads = np.flatnonzero(np.diff(component[::2], prepend=-1))
-        # Areas between the horizontal edges and the top of the slide, positive where the ring goes to the left; their sum
-        # is the enclosed area.
+        # Areas between the horizontal edges and the top of the slide, positive where the ring goes to the left; their
+        # sum is the enclosed area.
         pixels = (x[::2] - x[1::2]).astype(np.int64) * y[::2]
         pixels[vertical[::2]] *= -1
         pixels = np.add.reduceat(pixels, heads) if edges else np.zeros(0, np.int64)
@@ -208,8 +210,8 @@ def _order_along_paths(
       outer: bool [n], for the least node of a closed path: whether the path starts with it, or with the node after it.
 
     Returns:
-      int32 [n], the nodes along closed paths in the order of their least nodes, then along open paths; int64, where each
-      path starts in this array; and the number of closed paths.
+      int32 [n], the nodes along closed paths in the order of their least nodes, then along open paths; int64, where
+      each path starts in this array; and the number of closed paths.
     """
     count = len(following)
     if not count:
@@ -244,8 +246,8 @@ def join_pieces(pieces: np.ndarray, links: np.ndarray) -> list[np.ndarray]:
       links: int64 [p, 3], all links of the region, as in `Band`.
 
     Returns:
-      The pieces of each path, int64 [k, 5], in the order of the paths' first corners. The first piece of a path contains
-      its first corner.
+      The pieces of each path, int64 [k, 5], in the order of the paths' first corners. The first piece of a path
+      contains its first corner.
     """
     pieces = pieces[np.argsort(pieces[:, 2], kind="stable")]
     order = np.argsort(pieces[:, 1])

@@ -1,1 +1,1 @@
-"""Labels a slide: windows are read, predicted, blended and written."""
+"""Labels a slide: reads, predicts and blends windows, and writes tiles of labels."""

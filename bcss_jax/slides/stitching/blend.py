@@ -1,6 +1,6 @@
-"""Joins the predictions of overlapping windows, one row of windows after the other, in memory of a part of a row.
+"""Blends the predictions of overlapping windows, row by row; memory holds part of a row of windows.
 
-Windows must come row by row and from left to right: sums of floats depend on their order, and the result shall not
+Windows must arrive row by row and from left to right. Sums of floats depend on their order, and the result must not
 depend on how windows were batched or on how many devices computed them.
 """
 
@@ -13,20 +13,22 @@ from scipy.stats import norm
 
 from bcss_jax.slides.windows import Windows
 
-LANE = 8192  # columns that are blended before what is finished of them is given away
+LANE = 8192  # columns that are blended before finished ones are released
 BLENDS = ("gaussian", "centre")
-SIGMA = 0.35  # standard deviation of the Gaussian, as a share of the overlap
+# Standard deviation of the Gaussian as a fraction of the overlap. With 1/5, which cross-fades more steeply, the seam
+# score of a TransUNet on TCGA-A2-A0D2 was 1.13 instead of 1.01.
+SIGMA = 0.35
 
 
 def blend_weights(windows: Windows, blend: str) -> np.ndarray:
-    """How much each pixel of a window counts.
+    """Returns the weight of each pixel of a window.
 
     Args:
       windows: the windows.
-      blend: "gaussian": a window's cell counts, blurred with a Gaussian, so that neighbors hand over to each other over the
-        whole of their overlap, and evenly: with a standard deviation of 1/5 of it, which is steeper in the middle, the seam
-        score of a TransUNet on TCGA-A2-A0D2 was 1.13 in place of 1.01. nnU-Net's bell curve, made for an overlap of a half,
-        hands over within a few pixels at a quarter, and does not end at 0. "centre": a window's cell counts, nothing else.
+      blend: "gaussian" or "centre". With "centre", the weight is 1 in the window's cell and 0 elsewhere. With
+        "gaussian", these weights are blurred with a Gaussian, so that window weights cross-fade evenly over the whole
+        overlap. (nnU-Net's Gaussian is made for an overlap of one half. At an overlap of a quarter it cross-fades within
+        a few pixels, and it does not end at 0.)
 
     Returns:
       float32 [size, size].
@@ -44,7 +46,7 @@ def blend_weights(windows: Windows, blend: str) -> np.ndarray:
 
 
 def _blurred_cell(distance, windows: Windows):
-    """The cell's indicator, blurred, at a distance from its center along an axis."""
+    """Returns the blurred indicator function of the cell at a distance from its center along an axis."""
     sigma = SIGMA * 2 * windows.margin
     return norm.cdf((windows.stride / 2 + distance) / sigma) - norm.cdf((distance - windows.stride / 2) / sigma)
 
@@ -54,9 +56,9 @@ class FinishedPixels(NamedTuple):
 
     Attributes:
       left: first column.
-      right: the one after the last.
-      sums: float32 [K, rows, columns], probabilities times weights.
-      weights: float32 [rows, columns], 0 where no window was.
+      right: last column + 1.
+      sums: float32 [K, rows, columns], sums of probabilities times weights.
+      weights: float32 [rows, columns], sums of weights, 0 where there is no window.
     """
 
     left: int
@@ -66,118 +68,120 @@ class FinishedPixels(NamedTuple):
 
 
 class Blender:
-    """Sums of weighted probabilities of what is not finished yet.
+    """Sums the weighted probabilities of pixels that are not finished.
 
-    Two arrays: the lane, as high as a window, moves from left to right over the windows of a row; behind it, pixel rows
-    that the row finishes (`Windows.finished_rows`) are given away, and the others, which the next row of windows overlaps,
-    are carried over to it. A slide is mostly glass: all work is on the columns that windows cover, and memory that stays
-    zero costs none.
+    There are two buffers. The lane is as high as a window and moves from left to right over the windows of a row.
+    Behind the lane, the pixel rows that the row of windows finishes (`Windows.finished_rows`) are returned. The other
+    pixel rows, which the next row of windows overlaps, are carried over to it in the second buffer. Most of a slide is
+    glass: only columns that windows cover are processed, and the system provides no memory for pages of zeros.
     """
 
     def __init__(self, windows: Windows, weights: np.ndarray, classes: int, first_row: int = 0):
-        """Starts with nothing.
+        """Starts with sums of zero.
 
         Args:
           windows: the windows.
-          weights: float32 [size, size].
+          weights: float32 [size, size], weights of a window's pixels.
           classes: K.
-          first_row: the row of windows that comes first.
+          first_row: the first row of windows that is added.
         """
         self._windows, self._weights = windows, weights
-        rows, columns = weights.any(1).nonzero()[0], weights.any(0).nonzero()[0]
-        self._counting = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        rows, columns = np.flatnonzero(weights.any(1)), np.flatnonzero(weights.any(0))
+        self._weighted = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # where weights are not 0
         self._width = min(max(LANE, windows.size) + windows.size, windows.width)
         self._lane = _zeros(classes, windows.size, self._width)
         self._carried = _zeros(classes, windows.size - windows.stride, windows.width)
-        # Columns (left, right) that the windows of the rows still in the sums cover, newest row last.
-        self._covered = collections.deque([[]], maxlen=-(-windows.size // windows.stride))
+        # For each row of windows in the sums, the columns (left, right) that its windows cover; the newest row is last.
+        self._covered: collections.deque[list[tuple[int, int]]] = collections.deque(
+            [[]], maxlen=-(-windows.size // windows.stride)
+        )
         self._left = 0
         self._row = first_row
 
     def add(self, row: int, column: int, weighted: np.ndarray) -> list[FinishedPixels]:
-        """Adds a window, and gives what it leaves behind.
+        """Adds a window, and returns pixels that are finished because the lane moves on.
 
         Args:
-          row: of windows.
-          column: of windows, to the right of the one before.
+          row: row of windows.
+          column: column of windows, to the right of the previous window.
           weighted: probabilities times weights, float32 [K, size, size].
         """
         assert row == self._row, f"row {row} of windows before row {self._row} was finished"
         y, x = self._windows.corner(row, column)
-        (ys, xs), (top, _) = self._counting, self._windows.finished_rows(row)
+        (ys, xs), (top, _) = self._weighted, self._windows.finished_rows(row)
         y0, y1 = max(y + ys.start, top), min(y + ys.stop, self._windows.height)
         x0, x1 = max(x + xs.start, 0), min(x + xs.stop, self._windows.width)
         if y1 <= y0 or x1 <= x0:
             return []
-        found = self._move_to(x0) if x1 > self._left + self._width else []
+        finished = self._move_to(x0) if x1 > self._left + self._width else []
         rows, columns = slice(y0 - top, y1 - top), slice(x0 - self._left, x1 - self._left)
-        of_window = slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
-        self._lane[0][:, rows, columns] += weighted[:, *of_window]
-        self._lane[1][rows, columns] += self._weights[of_window]
+        inside = slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
+        self._lane[0][:, rows, columns] += weighted[:, *inside]
+        self._lane[1][rows, columns] += self._weights[inside]
         self._covered[-1].append((x0, x1))
-        return found
+        return finished
 
     def finish(self, row: int) -> list[FinishedPixels]:
-        """Ends a row of windows, and gives what is left of the pixel rows that it finishes."""
+        """Ends a row of windows, and returns the remaining pixels of the pixel rows that it finishes."""
         assert row == self._row, f"row {row} of windows was finished before row {self._row}"
-        found = self._move_to(self._windows.width)
+        finished = self._move_to(self._windows.width)
         self._covered.append([])
         self._row, self._left = row + 1, 0
         self._load(0)
-        return found
+        return finished
 
     def _move_to(self, x: int) -> list[FinishedPixels]:
-        """Moves the lane's left end; all columns before are complete, as far as this row of windows goes."""
-        found = []
+        """Moves the lane's left end to column `x`; this row of windows does not change any column before it."""
+        finished = []
         while self._left < x:
             right = self._left + self._width
-            if not self._spans(self._left, right):  # nothing in it
+            if not self._spans(self._left, right):  # no window covers these columns
                 self._left = min(x, right)
                 self._load(self._left)
                 continue
             end = min(x, right)
-            found += self._give(end)
+            finished += self._release(end)
             moved = end - self._left
             for array in self._lane:
                 array[..., : self._width - moved] = array[..., moved:].copy()
                 array[..., self._width - moved :] = 0
             self._left = end
             self._load(right)
-        return found
+        return finished
 
-    def _give(self, end):
-        """Gives away the lane's columns up to `end`, and carries over what the next row of windows overlaps."""
+    def _release(self, end: int) -> list[FinishedPixels]:
+        """Returns the finished pixels of the lane's columns before `end`, and carries over the other pixel rows."""
         top, bottom = self._windows.finished_rows(self._row)
-        count, found = bottom - top, []
-        left_over = self._windows.size - count
+        count, finished = bottom - top, []
+        unfinished = self._windows.size - count
         for left, right in self._spans(self._left, end):
             columns = slice(left - self._left, right - self._left)
             if count:
                 sums, weights = (array[..., :count, columns].copy() for array in self._lane)
-                found.append(FinishedPixels(left, right, sums, weights))
+                finished.append(FinishedPixels(left, right, sums, weights))
             for carried, array in zip(self._carried, self._lane, strict=True):
-                carried[..., :left_over, left:right] = array[..., count : count + carried.shape[-2], columns]
-                carried[..., left_over:, left:right] = 0
-        return found
+                carried[..., :unfinished, left:right] = array[..., count : count + carried.shape[-2], columns]
+                carried[..., unfinished:, left:right] = 0
+        return finished
 
-    def _load(self, first):
-        """Fills the lane, from column `first` on, where it is 0, with what was carried over."""
+    def _load(self, first: int) -> None:
+        """Copies the carried pixel rows into the lane, from column `first` on, where the lane is 0."""
         for left, right in self._spans(first, self._left + self._width):
             for carried, array in zip(self._carried, self._lane, strict=True):
                 array[..., : carried.shape[-2], left - self._left : right - self._left] = carried[..., left:right]
 
-    def _spans(self, left, right):
-        """The columns between two that windows cover whose rows are still in the sums."""
-        return _joined((span for spans in self._covered for span in spans), left, right)
+    def _spans(self, left: int, right: int) -> list[tuple[int, int]]:
+        """Returns the columns between `left` and `right` that are covered by windows in the sums."""
+        return _merge_spans((span for spans in self._covered for span in spans), left, right)
 
 
-def _zeros(classes, rows, columns):
-    """Sums and weights."""
+def _zeros(classes: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sums and weights of zero."""
     return np.zeros((classes, rows, columns), np.float32), np.zeros((rows, columns), np.float32)
 
 
-def _joined(spans: Iterable[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
-    """The parts of spans between two ends, without overlaps, from left to right."""
+def _merge_spans(spans: Iterable[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
+    """Returns the parts of the spans between `low` and `high`, merged where they overlap, from left to right."""
     result = []
     for left, right in sorted((max(left, low), min(right, high)) for left, right in spans):
         if left >= right:

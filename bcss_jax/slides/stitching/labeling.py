@@ -1,14 +1,16 @@
-"""Labels of a slide: windows are read, computed, blended and written at the same time, and forgotten when finished.
+"""Labels a slide: windows are read, predicted, blended and written concurrently, and dropped when they are finished.
 
-Each stage works on bounded queues: reader processes are a few blocks ahead, the devices a batch or two, and one thread
-writes rows of tiles. What has been written is not computed again: a run that was killed goes on at the first row of tiles
-that is missing, and gives the same bytes.
+The queues between the stages are bounded: the reader processes are a few blocks ahead, the devices are a batch or two
+ahead, and one thread writes tiles. Rows of tiles that have been written are not computed again: a run that was killed
+resumes at the first missing row and writes the same bytes.
 """
 
 import collections
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,20 +30,24 @@ from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, cut_window
 
-BATCHES_AHEAD = 2  # on the devices while the host blends
-MAX_UNREADABLE = 0.01  # share of the tissue; with more the slide fails
+Event = tuple[int, int | None]  # the (row, column) of a window, or (row, None) where the row of windows ends
+Prediction = Callable[[], Iterator[np.ndarray]]  # waits for the result of a `WindowPredictor`
+T = TypeVar("T")
+
+BATCHES_AHEAD = 2  # batches on the devices while the host blends
+MAX_UNREADABLE = 0.01  # fraction of the tissue; with more unreadable tissue the slide fails
 
 
 @dataclasses.dataclass
 class LabelingSeconds(Stopwatch):
-    """What the main thread's time went into, and the writer's beside it.
+    """Seconds that the main thread spent on each stage, and those of the writing thread.
 
     Attributes:
-      reading: waiting for pixels, and cutting windows.
-      computing: waiting for the devices, compilation included.
-      blending: adding up, and labels of finished pixels.
-      waiting_for_writer: the writer was behind.
-      writing: of the writing thread, at the same time as the others.
+      reading: waiting for pixels and cutting windows.
+      computing: waiting for the devices, including compilation.
+      blending: blending, and labeling finished pixels.
+      waiting_for_writer: waiting because the writing thread was behind.
+      writing: time of the writing thread, concurrent with the others.
     """
 
     reading: float = 0.0
@@ -65,79 +71,104 @@ def label_slide(
     interruption: Interruption,
     label: str,
 ) -> LabelingSeconds:
-    """Computes all labels that are not in the store yet.
+    """Computes all labels that are not in the store.
 
     Args:
       pool: reads the slide.
-      tissue: what to compute, on the slide's grid.
+      tissue: the tissue on the slide's grid; it determines which windows are computed.
       windows: the windows of that grid.
       predictor: the model.
-      weights: of a window's pixels, those that the predictor applies.
-      store: gets the labels (values of `classes`), and the counts of `SeamCounter` beside each row of tiles.
-      probabilities: gets the probabilities, if they are wanted.
+      weights: weights of a window's pixels, which the predictor applies.
+      store: receives the labels (values of `classes`); the counts of `SeamCounter` are written next to each row of
+        tiles.
+      probabilities: receives the probabilities, or None if they are not requested.
       classes: K.
-      readers: processes of the pool.
-      interruption: active; tells when to stop.
-      label: of the progress line.
+      readers: number of processes of the pool.
+      interruption: an active interruption; it says when to stop.
+      label: label of the progress line and of messages.
+
+    Returns:
+      The time spent on each stage.
 
     Raises:
-      DataError: the slide cannot be read, or more than `MAX_UNREADABLE` of its tissue.
-      StorageError: something cannot be written.
-      Preempted: asked to stop; the same call goes on from there.
+      DataError: the slide cannot be read, or more than `MAX_UNREADABLE` of its tissue is unreadable.
+      StorageError: a file cannot be written.
+      Preempted: the run was asked to stop; the same call resumes there.
     """
     seconds = LabelingSeconds()
-    missing = [row for row in range(store.rows) if not (store.has_row(row) and seams_file(store, row).exists())]
-    if not missing:
+    first_missing = _first_missing_row(store)
+    if first_missing is None:
         return seconds
-    # All pixel rows that are finished together with the first one that is missing, and the row above them.
-    again = windows.row_that_finishes(missing[0] * store.tile_size)
-    start = windows.first_row_that_changes(max(windows.finished_rows(again)[0] - 1, 0))
+    # The row of windows that finishes the first missing pixel row finishes others with it. All of these are computed,
+    # and also the pixel row above them, which the seams at their border are measured with.
+    first_row_to_write = windows.row_that_finishes(first_missing * store.tile_size)
+    first_row = windows.first_row_that_changes(max(windows.finished_rows(first_row_to_write)[0] - 1, 0))
     chosen = tissue.windows(windows)
-    blocks = BlockCache(pool, tissue.grid, windows, chosen, start, AHEAD * readers)
-    blender = Blender(windows, weights, classes, start)
-    tiles = TileWriter(store, probabilities, missing[0], classes, seconds)
-    seams, wants_steps = SeamCounter(windows, classes), probabilities is not None
-    rows = _Rows(label, tissue, blocks, seams, windows, again, tiles, wants_steps, seconds)
-    with (
-        contextlib.closing(tiles),
-        contextlib.closing(ProgressLine(label, int(chosen.sum()), int(chosen[:start].sum()))) as line,
-    ):
-        done = int(chosen[:start].sum())
-        for events, predicted in _ahead(_batches(blocks, windows, chosen, start, predictor, seconds)):
-            weighted = predicted() if predicted else None
+    blocks = BlockCache(pool, tissue.grid, windows, chosen, first_row, AHEAD * readers)
+    blender = Blender(windows, weights, classes, first_row)
+    tiles = TileWriter(store, probabilities, first_missing, classes, seconds)
+    labeler = _PixelLabeler(
+        label, tissue, blocks, windows, tiles, seconds, classes, first_row_to_write, probabilities is not None
+    )
+    done = int(chosen[:first_row].sum())
+    with contextlib.closing(tiles), contextlib.closing(ProgressLine(label, int(chosen.sum()), done)) as line:
+        for events, predicted in _delayed(_batches(blocks, windows, chosen, first_row, predictor, seconds)):
+            predictions = predicted() if predicted else iter(())
             for row, column in events:
-                with seconds.counted("computing"):
-                    window = None if column is None else next(weighted)
-                with seconds.counted("blending"):
-                    finished = blender.finish(row) if column is None else blender.add(row, column, window)
-                for piece in finished:
-                    rows.add(row, piece)
                 if column is None:
-                    rows.end(row)
+                    with seconds.counted("blending"):
+                        finished = blender.finish(row)
                 else:
+                    with seconds.counted("computing"):
+                        prediction = next(predictions)
+                    with seconds.counted("blending"):
+                        finished = blender.add(row, column, prediction)
                     done += 1
+                for piece in finished:
+                    labeler.add(row, piece)
+                if column is None:
+                    labeler.end(row)
             line.update(done)
             if interruption.requested:
                 tiles.wait()
-                raise Preempted(f"{label}: stopped after {done} of {chosen.sum()} windows; the same command goes on")
+                raise Preempted(
+                    f"{label}: stopped after {done} of {chosen.sum()} windows; the same command goes on from there"
+                )
         tiles.wait()
     return seconds
 
 
 def too_unreadable(name: str) -> DataError:
-    """The error of a slide of whose tissue more than `MAX_UNREADABLE` cannot be decoded."""
+    """Returns the error for a slide with more than `MAX_UNREADABLE` of its tissue unreadable."""
     return DataError(f"{name}: over {MAX_UNREADABLE:.0%} of the tissue cannot be decoded; fetch the slide again")
 
 
 def seam_counts(store: TileStore) -> np.ndarray:
-    """The counts of `SeamCounter` of all rows of tiles, int64 [2, 2, 2]."""
-    return np.sum([json.loads(seams_file(store, row).read_text()) for row in range(store.rows)], axis=0, dtype=np.int64)
+    """Returns the sum of the seam counts of all rows of tiles, int64 [2, 2, 2]."""
+    counts = [json.loads(seams_file(store, row).read_text()) for row in range(store.rows)]
+    return np.asarray(np.sum(counts, axis=0, dtype=np.int64))
 
 
-def _batches(blocks, windows, chosen, start, predictor, seconds):
-    """(events, prediction) of each batch; an event is the (row, column) of a window, or (row, None): the row ends."""
-    events, images = [], []
-    for row in range(start, windows.rows):
+def _first_missing_row(store: TileStore) -> int | None:
+    """Returns the first row of tiles whose labels or seam counts are missing, or None if all rows are complete."""
+    for row in range(store.rows):
+        if not (store.has_row(row) and seams_file(store, row).exists()):
+            return row
+    return None
+
+
+def _batches(
+    blocks: BlockCache,
+    windows: Windows,
+    chosen: np.ndarray,
+    first_row: int,
+    predictor: WindowPredictor,
+    seconds: LabelingSeconds,
+) -> Iterator[tuple[list[Event], Prediction | None]]:
+    """Starts the prediction of batches of windows; yields their events and their prediction, None without windows."""
+    events: list[Event] = []
+    images: list[np.ndarray] = []
+    for row in range(first_row, windows.rows):
         for column in np.flatnonzero(chosen[row]).tolist():
             with seconds.counted("reading"):
                 pixels, origin = blocks.window(row, column)
@@ -146,90 +177,107 @@ def _batches(blocks, windows, chosen, start, predictor, seconds):
             events.append((row, column))
             blocks.forget(above=windows.corner(row + 1, 0)[0], left_of=corner[1])
             if len(images) == predictor.batch_size:
-                yield events, _started(predictor, images, seconds)
+                yield events, _start(predictor, images, seconds)
                 events, images = [], []
         events.append((row, None))
         blocks.forget(above=windows.corner(row + 1, 0)[0], left_of=windows.width)
-    yield events, _started(predictor, images, seconds) if images else None
+    yield events, _start(predictor, images, seconds) if images else None
 
 
-def _started(predictor, images, seconds):
-    with seconds.counted("computing"):  # the first time it is compiled
+def _start(predictor: WindowPredictor, images: list[np.ndarray], seconds: LabelingSeconds) -> Prediction:
+    with seconds.counted("computing"):  # the first call includes compilation
         return predictor(np.stack(images))
 
 
-def _ahead(items):
-    """The same items, each given when `BATCHES_AHEAD` more have been started."""
-    behind = collections.deque()
+def _delayed(items: Iterable[T]) -> Iterator[T]:
+    """Yields the same items, but each one after the next `BATCHES_AHEAD` items have been produced."""
+    waiting = collections.deque()
     for item in items:
-        behind.append(item)
-        if len(behind) > BATCHES_AHEAD:
-            yield behind.popleft()
-    yield from behind
+        waiting.append(item)
+        if len(waiting) > BATCHES_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
-class _Rows:
-    """Turns finished pixels into labels."""
+class _PixelLabeler:
+    """Labels finished pixels, measures seams in them, and passes them to the tile writer."""
 
-    def __init__(self, name, tissue, blocks, seams, windows, again, tiles, wants_steps, seconds):
-        self._name, self._tissue, self._blocks, self._seams, self._seconds = name, tissue, blocks, seams, seconds
-        self._windows, self._again, self._tiles, self._wants_steps = windows, again, tiles, wants_steps
+    def __init__(
+        self,
+        name: str,
+        tissue: Tissue,
+        blocks: BlockCache,
+        windows: Windows,
+        tiles: TileWriter,
+        seconds: LabelingSeconds,
+        classes: int,
+        first_row_to_write: int,
+        wants_steps: bool,
+    ):
+        self._name, self._tissue, self._blocks, self._windows = name, tissue, blocks, windows
+        self._tiles, self._seconds = tiles, seconds
+        self._seams = SeamCounter(windows, classes)
+        self._first_row_to_write, self._wants_steps = first_row_to_write, wants_steps
         self._unreadable = 0
-        self._bearable = MAX_UNREADABLE * tissue.share * windows.width * windows.height
+        self._max_unreadable = MAX_UNREADABLE * tissue.share * windows.width * windows.height
 
     def add(self, row: int, piece: FinishedPixels) -> None:
-        """Takes some columns of what a row of windows finishes. Of the row above the first one only its end is right."""
+        """Adds some columns of the pixel rows that a row of windows finishes.
+
+        Pixels from above the first row to write serve only to measure seams. Only their last pixel row is correct.
+        """
         top, bottom = self._windows.finished_rows(row)
-        if row < self._again - 1:
+        if row < self._first_row_to_write - 1:
             return
         with self._seconds.counted("blending"):
-            # What is not wanted has no label, and nobody sees seams there.
-            wanted = self._tissue.pixels(top, bottom, piece.left, piece.right)
-            piece = piece._replace(weights=np.where(wanted, piece.weights, 0))
+            # Pixels without tissue have no label, and seams between them are not visible.
+            is_tissue = self._tissue.pixels(top, bottom, piece.left, piece.right)
+            piece = piece._replace(weights=np.where(is_tissue, piece.weights, 0))
             self._seams.add(top, piece)
-            if row < self._again:
+            if row < self._first_row_to_write:
                 return
             labels = self._labels_of(piece, top, bottom)
             steps = _steps_of(piece, labels) if self._wants_steps else None
         self._tiles.add(top, piece.left, labels, steps)
-        if self._unreadable > self._bearable:
+        if self._unreadable > self._max_unreadable:
             raise too_unreadable(self._name)
 
     def end(self, row: int) -> None:
-        """All that a row of windows finishes is there."""
+        """Ends a row of windows; all pixels that it finishes have been added."""
         top, bottom = self._windows.finished_rows(row)
         self._seams.end_row()
         self._blocks.forget_unreadable_above(bottom)
-        if row < self._again:
+        if row < self._first_row_to_write:
             self._seams.take()
         elif bottom > top:
             self._tiles.end(bottom, self._seams.take())
 
-    def _labels_of(self, piece, top, end):
+    def _labels_of(self, piece: FinishedPixels, top: int, end: int) -> np.ndarray:
+        """Returns the value of the most probable class of each pixel, uint8 [h, w]."""
         labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
         for value in range(1, len(piece.sums)):
             above = piece.sums[value] > best
             labels[above] = value + 1
             if value + 1 < len(piece.sums):
                 np.copyto(best, piece.sums[value], where=above)
-        wanted = piece.weights > 0
-        labels[~wanted] = BACKGROUND
+        computed = piece.weights > 0
+        labels[~computed] = BACKGROUND
         unreadable = self._blocks.unreadable_in(top, end, piece.left, piece.right)
         if unreadable is not None:
-            unreadable &= wanted
+            unreadable &= computed
             labels[unreadable] = UNREADABLE
             self._unreadable += int(unreadable.sum())
         return labels
 
 
-def _steps_of(piece, labels):
-    """Probabilities in steps of 1/255, uint8 [K, h, w], 0 where no label is."""
+def _steps_of(piece: FinishedPixels, labels: np.ndarray) -> np.ndarray:
+    """Returns probabilities in steps of 1/255, uint8 [K, h, w], or 0 where there is no label."""
     labeled = (labels != BACKGROUND) & (labels != UNREADABLE)
     steps = np.empty(piece.sums.shape, np.uint8)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.float32(255) / piece.weights
-        for sums, step in zip(
-            piece.sums, steps, strict=True
-        ):  # one by one: what lies between takes four times the memory
-            step[...] = np.where(labeled, np.rint(sums * scale), 0)
+        for number, sums in enumerate(
+            piece.sums
+        ):  # class by class, because temporary floats take four times the memory
+            steps[number] = np.where(labeled, np.rint(sums * scale), 0)
     return steps

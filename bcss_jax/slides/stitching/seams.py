@@ -1,10 +1,13 @@
-"""How visible the seams between windows are: how much neighboring pixels disagree across them, and how much beside them.
+"""Measures how visible the seams between windows are.
 
-Seams are of two kinds (`Windows.seams`), each compared with its own surroundings; the score is the worse of the two, since
-a step where windows hand over to each other would be diluted by the places where they only begin or end.
+The disagreement of two neighboring pixels is the sum of the absolute differences of their class probabilities, in steps
+of 1/255. These are whole numbers, so that their sum does not depend on their order.
 
-The disagreement of two pixels is the sum of the differences of their probabilities in steps of 1/255: whole numbers, whose
-sums do not depend on their order.
+The seam score is the mean disagreement across seams, divided by the mean disagreement at places near the seams. A score
+of 1 means that seams cannot be distinguished from their surroundings. There are two kinds of seams (`Windows.seams`):
+handovers, where the weight passes from one window to the next, and ends, where a window begins or stops. Each kind has
+its own score, and the score of the slide is the larger one. Counted together, a step at the handovers would be diluted
+by the ends.
 """
 
 import numpy as np
@@ -14,81 +17,95 @@ from bcss_jax.slides.windows import Windows
 
 
 class SeamCounter:
-    """Counts disagreement on the pixel rows of a slide, which come from top to bottom."""
+    """Sums the disagreement in the pixel rows of a slide, which are added from top to bottom."""
 
     def __init__(self, windows: Windows, classes: int):
-        """Starts with nothing; `classes` is K."""
+        """Starts with counts of zero; `classes` is K."""
         self._columns, self._rows = windows.seams(windows.width), windows.seams(windows.height)
-        self._classes = classes - 1  # probabilities sum to 1: the last one says nothing new
+        self._classes = classes - 1  # the last probability follows from the others, as they sum to 1
         self._width = windows.width
-        self._above, self._below = self._nothing(), self._nothing()  # the last pixel row before, and of those now
+        # The last pixel row of the previous pixel rows, and of the current ones.
+        self._above, self._below = self._empty_row(), self._empty_row()
         self._counts = no_counts()
 
-    def _nothing(self):
+    def _empty_row(self) -> np.ndarray:
         return np.full((self._classes, self._width), -1, np.int16)
 
     def add(self, top: int, piece: FinishedPixels) -> None:
-        """Adds some columns of the pixel rows from `top` on; `end_row` when all that were computed are there."""
+        """Adds some columns of the pixel rows from `top` on; call `end_row` after the last ones of these rows."""
         height = len(piece.weights)
         kinds = self._columns[..., piece.left : piece.right - 1]
-        at = np.flatnonzero(kinds.any((0, 1)))
-        first, second = (self._steps(piece.sums[..., x], piece.weights[:, x]) for x in (at, at + 1))
-        self._count(first, second, 1, kinds[..., at])
+        positions = np.flatnonzero(kinds.any((0, 1)))
+        first, second = (self._steps(piece.sums[..., x], piece.weights[:, x]) for x in (positions, positions + 1))
+        self._count(first, second, 1, kinds[..., positions])
         kinds = self._rows[..., top : top + height - 1]
-        at = np.flatnonzero(kinds.any((0, 1)))
-        first, second = (self._steps(piece.sums[:, y], piece.weights[y]) for y in (at, at + 1))
-        self._count(first, second, 0, kinds[..., at])
+        positions = np.flatnonzero(kinds.any((0, 1)))
+        first, second = (self._steps(piece.sums[:, y], piece.weights[y]) for y in (positions, positions + 1))
+        self._count(first, second, 0, kinds[..., positions])
         columns = slice(piece.left, piece.right)
         if top and self._rows[..., top - 1].any():
-            here = self._steps(piece.sums[:, :1], piece.weights[:1])
-            self._count(self._above[:, None, columns], here, 0, self._rows[..., top - 1 : top])
+            below_seam = self._steps(piece.sums[:, :1], piece.weights[:1])
+            self._count(self._above[:, None, columns], below_seam, 0, self._rows[..., top - 1 : top])
         self._below[:, columns] = self._steps(piece.sums[:, -1], piece.weights[-1])
 
     def end_row(self) -> None:
-        """The next pixel rows lie below those that were added last."""
-        self._above, self._below = self._below, self._nothing()
+        """Ends the current pixel rows; the next ones lie below them."""
+        self._above, self._below = self._below, self._empty_row()
 
     def take(self) -> np.ndarray:
-        """The counts since this was last asked: int64 [2, 2, 2], kinds as of `Windows.seams`, each disagreement and pairs."""
+        """Returns the counts since the last call, and sets them to zero.
+
+        Returns:
+          int64 [2, 2, 2]. The first two axes are those of `Windows.seams`: the kind (handovers, ends), and whether the
+          pairs are compared with (0) or at seams (1). The last axis is the sum of disagreement and the number of pairs.
+        """
         counts, self._counts = self._counts, no_counts()
         return counts
 
-    def _steps(self, sums, weights):
-        """Probabilities in steps, int16; -1 where nothing was computed."""
+    def _steps(self, sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Returns probabilities in steps of 1/255, int16, or -1 where nothing was computed."""
         known = weights > 0
         with np.errstate(invalid="ignore", divide="ignore"):
             steps = np.rint(sums[: self._classes] * (np.float32(255) / weights))
         return np.where(known, steps, -1).astype(np.int16)
 
-    def _count(self, first, second, axis, kinds):
-        """Adds pairs of which both pixels were computed; `kinds` [2, 2, pairs] says along the axis of which kind they are."""
+    def _count(self, first: np.ndarray, second: np.ndarray, axis: int, kinds: np.ndarray) -> None:
+        """Adds the pairs in which both pixels were computed.
+
+        Args:
+          first: int16 [K - 1, h, w], the first pixel of each pair.
+          second: int16 [K - 1, h, w], the second pixel of each pair.
+          axis: 0 if the pairs differ in kind by row, 1 if by column.
+          kinds: bool [2, 2, pairs], the kinds of the pairs along that axis, as in `Windows.seams`.
+        """
         both = np.minimum(first, second).min(axis=0) >= 0
         disagreement = np.where(both, np.abs(first - second).sum(axis=0, dtype=np.int64), 0)
-        for counted, of in ((disagreement, 0), (both, 1)):
-            self._counts[..., of] += kinds @ counted.sum(axis=1 - axis)
+        for values, index in ((disagreement, 0), (both, 1)):
+            self._counts[..., index] += kinds @ values.sum(axis=1 - axis)
 
 
 def no_counts() -> np.ndarray:
-    """What `SeamCounter.take` gives where nothing was counted."""
+    """Returns the counts of a `SeamCounter` to which nothing was added."""
     return np.zeros((2, 2, 2), np.int64)
 
 
 def seam_score(counts: np.ndarray) -> dict:
-    """What a summary says.
+    """Returns the seam score of a slide as its summary states it.
 
     Args:
-      counts: integers [2, 2, 2], the sum of what `SeamCounter.take` gave.
+      counts: integers [2, 2, 2], the sum of the results of `SeamCounter.take`.
 
     Returns:
-      JSON: `score`, the higher one of both kinds (1: seams cannot be told; None: no pixels or no disagreement to compare),
-      and of each kind, `handovers` and `ends`: `score`, the mean disagreement at seams over that beside them, `at_seams` and
-      `beside`, those means as differences of probability, and `pairs_at_seams`.
+      JSON with `score`, the higher score of the two kinds: 1 if seams cannot be distinguished from their surroundings,
+      None if there are no pixels or there is no disagreement to compare with. Under `handovers` and `ends`, for each
+      kind: `score`, the mean disagreement at seams divided by that beside them; `at_seams` and `beside`, these means as
+      differences of probability; and `pairs_at_seams`.
     """
-    kinds = {name: _of_kind(counts[number]) for number, name in enumerate(("handovers", "ends"))}
+    kinds = {name: _score_of_kind(counts[number]) for number, name in enumerate(("handovers", "ends"))}
     return {"score": max((kind["score"] for kind in kinds.values() if kind["score"] is not None), default=None)} | kinds
 
 
-def _of_kind(counts):
+def _score_of_kind(counts: np.ndarray) -> dict:
     (beside, pairs), (at_seams, pairs_at_seams) = np.asarray(counts, np.int64).tolist()
     means = [
         total / number / 255 if number else None for total, number in ((beside, pairs), (at_seams, pairs_at_seams))

@@ -1,7 +1,7 @@
-"""Joins finished pixels of a slide to tiles, and has these written by a thread.
+"""Assembles tiles from the finished pixels of a slide, and writes them in a separate thread.
 
-A tile is handed to the thread as soon as its last pixel is there, and forgotten when written: of a row of tiles hardly
-more is held than the pixel rows that the last row of windows finished.
+A tile is passed to the thread as soon as its last pixel has arrived, and dropped when it is written. Memory therefore
+holds little more of a row of tiles than the pixel rows that the last row of windows finished.
 """
 
 import collections
@@ -18,47 +18,50 @@ from bcss_jax.slides.stitching.seams import no_counts
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 
-TILES_BEHIND = 64  # waiting to be written
+MAX_WAITING = 64  # tiles and rows that wait to be written
 
 
 class _Tile(NamedTuple):
-    """Labels uint8 [h, w], and if they are wanted probabilities in steps of 1/255, uint8 [K, h, w]."""
+    """The labels of a tile, uint8 [h, w], and probabilities in steps of 1/255, uint8 [K, h, w], if requested."""
 
     labels: np.ndarray
     steps: np.ndarray | None
 
 
 class TileWriter:
-    """Rows of tiles in the making. A row counts as written when its last file is: that in the store."""
+    """Assembles and writes rows of tiles.
+
+    A row counts as written when its file in the store exists, which is the last file to be written.
+    """
 
     def __init__(
-        self, store: TileStore, probabilities: ProbabilityStore | None, first: int, classes: int, seconds: Stopwatch
+        self, store: TileStore, probabilities: ProbabilityStore | None, first_row: int, classes: int, seconds: Stopwatch
     ):
-        """Starts with nothing, and the writing thread.
+        """Starts the writing thread.
 
         Args:
-          store: gets the labels, and beside each row of tiles the counts of `SeamCounter`.
-          probabilities: gets the probabilities, if they are wanted; its chunks are the store's tiles.
-          first: the first row of tiles to write; pixels of those above are ignored.
+          store: receives the labels; the counts of `SeamCounter` are written next to each row of tiles.
+          probabilities: receives the probabilities, if requested; its chunks are the store's tiles.
+          first_row: the first row of tiles to write; pixels above it are ignored.
           classes: K.
-          seconds: `blending`, `writing` and `waiting_for_writer` are counted there.
+          seconds: the stopwatch that counts `blending`, `writing` and `waiting_for_writer`.
         """
         self._store, self._probabilities, self._classes, self._seconds = store, probabilities, classes, seconds
-        self._next = first  # the row of tiles that is written next
-        self._tiles: dict[tuple[int, int], _Tile] = {}  # by row and column; those without pixels are not there
+        self._next = first_row  # the row of tiles that is written next
+        self._tiles: dict[tuple[int, int], _Tile] = {}  # by row and column; tiles without pixels are absent
         self._counts: dict[int, np.ndarray] = {}  # of seams, by row of tiles
-        self._encoded: dict[tuple[int, int], int | bytes] = {}  # of the writing thread alone
+        self._encoded: dict[tuple[int, int], int | bytes] = {}  # used by the writing thread only
         self._writer = ThreadPoolExecutor(1)
         self._writing: collections.deque[Future] = collections.deque()
 
     def add(self, top: int, left: int, labels: np.ndarray, steps: np.ndarray | None) -> None:
-        """Takes finished pixels, which come from top to bottom, and of the same pixel rows from left to right.
+        """Adds finished pixels, which arrive from top to bottom, and within the same pixel rows from left to right.
 
         Args:
           top: first pixel row.
           left: first column.
           labels: uint8 [h, w].
-          steps: round(255 p), uint8 [K, h, w], if probabilities are wanted.
+          steps: round(255 p), uint8 [K, h, w], if probabilities are requested.
         """
         size, (height, width) = self._store.tile_size, labels.shape
         with self._seconds.counted("blending"):
@@ -69,35 +72,36 @@ class TileWriter:
                     here, there = zip(rows, columns, strict=True)
                     tile = self._tile(row, column)
                     tile.labels[there] = labels[here]
-                    if tile.steps is not None:
+                    if tile.steps is not None and steps is not None:
                         tile.steps[:, *there] = steps[:, *here]
-        self._hand_over(top + height, left + width)
+        self._write_complete_tiles(top + height, left + width)
 
     def end(self, bottom: int, seams: np.ndarray) -> None:
-        """All pixel rows above `bottom` are there.
+        """Ends pixel rows; all pixel rows above `bottom` have been added.
 
         Args:
-          bottom: pixel row.
-          seams: counts of `SeamCounter` since the last call; the row of tiles that the pixel rows end in is given them.
+          bottom: last pixel row + 1.
+          seams: counts of `SeamCounter` since the last call; they are stored with the row of tiles that contains pixel
+            row `bottom - 1`.
         """
-        self._hand_over(bottom, self._store.width)
+        self._write_complete_tiles(bottom, self._store.width)
         last = (bottom - 1) // self._store.tile_size
-        self._counts[last] = self._counts.get(last, 0) + seams
+        self._counts[last] = self._counts.get(last, no_counts()) + seams
         while self._next < self._store.rows and self._end_of(self._next) <= bottom:
             counts = self._counts.pop(self._next, no_counts())
-            self._soon(self._write_row, self._next, counts.tolist())
+            self._submit(self._write_row, self._next, counts.tolist())
             self._next += 1
 
     def wait(self) -> None:
-        """Returns when what is complete is written.
+        """Waits until all complete tiles and rows are written.
 
         Raises:
-          StorageError: something could not be written.
+          StorageError: a file could not be written.
         """
-        self._settle(0)
+        self._wait_until_waiting(0)
 
     def close(self) -> None:
-        """Ends the thread; what waits is not written."""
+        """Ends the thread; tiles and rows that still wait are not written."""
         self._writer.shutdown(cancel_futures=True)
 
     def _tile(self, row, column):
@@ -110,21 +114,21 @@ class TileWriter:
     def _end_of(self, row):
         return min((row + 1) * self._store.tile_size, self._store.height)
 
-    def _hand_over(self, bottom, right):
-        """Has tiles written that end above and left of that pixel."""
+    def _write_complete_tiles(self, bottom, right):
+        """Passes the tiles that end above pixel row `bottom` and left of column `right` to the thread."""
         size, width = self._store.tile_size, self._store.width
         for row, column in list(self._tiles):
             if self._end_of(row) <= bottom and min((column + 1) * size, width) <= right:
-                self._soon(self._write_tile, row, column, self._tiles.pop((row, column)))
+                self._submit(self._write_tile, row, column, self._tiles.pop((row, column)))
 
-    def _soon(self, task, *arguments):
+    def _submit(self, task, *arguments):
         with self._seconds.counted("waiting_for_writer"):
-            self._settle(TILES_BEHIND - 1)
+            self._wait_until_waiting(MAX_WAITING - 1)
         self._writing.append(self._writer.submit(task, *arguments))
 
     def _write_tile(self, row, column, tile):
         with self._seconds.counted("writing"):
-            if tile.steps is not None:
+            if self._probabilities is not None:
                 self._probabilities.write_tile(row, column, tile.steps)
             self._encoded[row, column] = self._store.encode(tile.labels)
 
@@ -134,17 +138,18 @@ class TileWriter:
             tiles = [self._encoded.pop((row, column), 0) for column in range(self._store.columns)]
             self._store.write_tiles(row, tiles)
 
-    def _settle(self, most):
-        while len(self._writing) > most:
+    def _wait_until_waiting(self, count):
+        """Waits until at most `count` tiles and rows wait to be written."""
+        while len(self._writing) > count:
             self._writing.popleft().result()
 
 
 def seams_file(store: TileStore, row: int) -> Path:
-    """The counts of seams of a row of tiles, JSON [2, 2, 2]."""
+    """Returns the file of the seam counts of a row of tiles, JSON [2, 2, 2]."""
     return store.folder / f"seam-counts-{row:06d}.json"
 
 
 def _overlap(start, length, other_start, other_length):
-    """Where two spans overlap, seen from either."""
+    """Returns the overlap of two spans as a slice of the first one and as a slice of the other one."""
     low, high = max(start, other_start), min(start + length, other_start + other_length)
     return slice(low - start, high - start), slice(low - other_start, high - other_start)

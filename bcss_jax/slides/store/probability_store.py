@@ -1,7 +1,7 @@
 """Writes probabilities.zarr, the optional class probabilities of a slide, tile by tile.
 
-The file has Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0" with the axes c,
-y and x, um per pixel as the scale, and the names and colors of the channels under "omero". A value is round(255 p).
+The file has Zarr format 3 with the metadata of OME-Zarr 0.5 (ngff.openmicroscopy.org/0.5): one level "0" with the axes
+c, y and x, um per pixel as the scale, and the names and colors of the channels under "omero". A value is round(255 p).
 Chunks of zeros, where nothing was computed, are not stored.
 """
 

@@ -1,8 +1,8 @@
 """Stores the labels of a slide, during segmentation and afterward, in a folder with one file for each row of tiles.
 
-A row is written as a whole or not at all, so that a run that was killed resumes with the rows that exist. A tile in which
-all pixels have one value is stored as that value. Other tiles are stored as zlib streams, which a TIFF with deflate
-compression can contain unchanged.
+A row is written as a whole or not at all, so that a run that was killed resumes with the rows that exist. A tile in
+which all pixels have one value is stored as that value. Other tiles are stored as zlib streams, which a TIFF with
+deflate compression can contain unchanged.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Finds the tissue of a slide by the color of a thumbnail.
 
 Glass is bright and gray. The score of a pixel is the optical density of its darkest channel, which is high for both
-hematoxylin and eosin and low for glass. Otsu's threshold (scikit-image) separates the two. On a slide that is all tissue
-or all glass, Otsu's threshold would divide the one that is there; it is therefore limited to the range from `LEAST` to
-`MOST`: pixels below it are glass on any slide, and pixels above it are tissue on any slide.
+hematoxylin and eosin and low for glass. Otsu's threshold (scikit-image) separates the two. On a slide that is all
+tissue or all glass, Otsu's threshold would divide the one that is there; it is therefore limited to the range from
+`LEAST` to `MOST`: pixels below it are glass on any slide, and pixels above it are tissue on any slide.
 
 Densities are measured relative to the slide's own glass, as if it had the usual brightness, so that dim or tinted glass
 does not count as tissue. If no glass is found, they are measured relative to white.
@@ -69,8 +69,8 @@ def tissue_by_color(
 def glass_of(thumbnail: np.ndarray, scanned: np.ndarray) -> np.ndarray | None:
     """Returns the color of the slide's glass, or None if there is too little glass to measure.
 
-    This is the color of the brightest unstained pixels. Pure white is left out, because readers fill areas that were not
-    scanned with it.
+    This is the color of the brightest unstained pixels. Pure white is left out, because readers fill areas that were
+    not scanned with it.
 
     Args:
       thumbnail: uint8 RGB [h, w, 3].

@@ -48,8 +48,8 @@ def _read_mask(path: Path, grid: Grid) -> np.ndarray:
     aspect = grid.width / grid.height
     if not least * (1 - ASPECT) <= aspect <= most * (1 + ASPECT):
         raise DataError(
-            f"{printable(path)}: expected a tissue mask with the proportions of the slide "
-            f"(width to height {aspect:.3f}), found {width}x{height} ({width / height:.3f}); give the mask of this slide"
+            f"{printable(path)}: expected a tissue mask with the proportions of the slide (width to height "
+            f"{aspect:.3f}), found {width}x{height} ({width / height:.3f}); give the mask of this slide"
         )
     if not mask.any():
         raise DataError(f"{printable(path)}: expected tissue, found only 0; check the mask, or leave it out")

@@ -262,7 +262,7 @@ def test_results_of_other_settings_are_kept(planted, inspected, tmp_path, capfd,
     assert code == 0
     found = json.loads((tmp_path / "inspect.json").read_text())
     assert list(found["rgb_histograms"]["pixels"]) == [name(TRAIN), name(VAL)]
-    assert "near copies between parts: 2, first" in out and "test: this layout has no such part" in out
+    assert "near copies between splits: 2, first" in out and "test: this layout has no such split" in out
     (tmp_path / "inspect.json").write_text("[]")
     assert run(capfd, planted, tmp_path)[0] == 2
 
@@ -308,7 +308,7 @@ def test_bad_data_make_one_line(tmp_path, capfd, spoil, code, line):
     [
         ([f"--patches={name(TRAIN)[:-1]}9"], f"no tile .*; the nearest is {name(TRAIN)}"),
         (["--patches=,"], "--patches: expected keys"),
-        (["--patches=" + ",".join([name(TRAIN)] * 7)], "at most 6 fit beside one another, found 7"),
+        (["--patches=" + ",".join([name(TRAIN)] * 7)], "at most 6 fit next to each other, found 7"),
         (["--labels=five"], "--labels=five: must be one of .*; did you mean five_classes"),
         (["--data.layout=kaggle224", "--labels=five_classes"], "masks with the codes 0, 1, 2 cannot give five classes"),
         (["--data.layout=kaggle"], "--data.layout=kaggle: must be one of"),
@@ -340,7 +340,7 @@ def test_images_without_masks_are_part_of_it(tmp_path, capfd, tissue, undrawn):
     arguments = [f"--data.dir={tmp_path / 'data'}", f"--output={tmp_path / 'out'}"]
     assert main(["inspect", *arguments]) == 0
     out = capfd.readouterr().out
-    assert "test: 1 image without masks, so no classes of theirs; all else includes them" in out
+    assert "test: 1 image without masks, which count in everything but the classes" in out
     found = json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert set(found["classes"]["codes"]["per_part"]) == {"train", "val"}
     assert found["institutes"]["OL"] == 2 and found["classes"]["tiles"]["per_institute"]["OL"] == 1
@@ -362,7 +362,7 @@ def test_the_sample(tmp_path, capfd, monkeypatch, undrawn):
     assert main(["inspect", "--data.layout=sample", f"--output={tmp_path / 'out'}"]) == 0
     out = capfd.readouterr().out
     assert "built-in sample: 4 tiles from 2 institutes: train 2 (1 patient), val 2 (1 patient)" in out
-    assert "near copies between parts: none" in out and "no picture of copies, for there are none" in out
+    assert "near copies between splits: none" in out and "no figure of copies, because there are none" in out
 
 
 def test_real_tiles(tmp_path, capfd, undrawn):
@@ -371,4 +371,4 @@ def test_real_tiles(tmp_path, capfd, undrawn):
         pytest.skip(f"{folder} is not there")
     assert main(["inspect", f"--data.dir={folder}", f"--output={tmp_path / 'out'}"]) == 0
     out = capfd.readouterr().out
-    assert "150 tiles from 1 institute" in out and "near copies between parts: none" in out
+    assert "150 tiles from 1 institute" in out and "near copies between splits: none" in out

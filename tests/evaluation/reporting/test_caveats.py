@@ -5,7 +5,7 @@ import copy
 import pytest
 from helpers.evaluation_small import data, evaluation
 
-from bcss_jax.evaluation.reporting.caveats import limits
+from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.labels import SCHEMES
 
 
@@ -26,7 +26,7 @@ def changed(found, path, value):
 
 
 def test_a_sound_evaluation_has_none(sound):
-    assert limits(sound) == []
+    assert caveats(sound) == []
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,20 @@ def test_a_sound_evaluation_has_none(sound):
         ("temperature.in_sample", True, "evaluated images themselves"),
     ),
 )
-def test_each_limit_is_named(sound, path, value, sentence):
-    (found,) = limits(changed(sound, path, value))
+def test_each_caveat_is_named(sound, path, value, sentence):
+    (found,) = caveats(changed(sound, path, value))
     assert sentence in found
 
 
 def test_without_a_class_for_the_rest():
-    (found,) = limits(evaluation()[0])
+    (found,) = caveats(evaluation()[0])
     assert found.startswith("Every pixel is called tumor or stroma, whatever it shows")
 
 
 def test_the_sample_in_training_and_evaluation_is_said_once(sound):
     sample = data(layout="sample", split="built-in")
-    assert len(limits(sound | {"data": sample, "trained_on": sample})) == 1
+    assert len(caveats(sound | {"data": sample, "trained_on": sample})) == 1
 
 
 def test_no_temperature(sound):
-    assert limits(sound | {"temperature": None}) == []
+    assert caveats(sound | {"temperature": None}) == []

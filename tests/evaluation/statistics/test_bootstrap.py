@@ -115,7 +115,7 @@ def test_one_image_has_no_interval_and_none_is_an_error():
     assert found.value == pytest.approx(6 / 7) and np.isnan([found.low, found.high]).all() and found.n == 1
     with pytest.raises(DataError, match="found none"):
         bootstrap.interval(np.zeros((0, 2)), [], dice)
-    with pytest.raises(ValueError, match="as many patients"):
+    with pytest.raises(ValueError, match="as many patients as images"):
         bootstrap.interval(np.zeros((3, 2)), ["a"], dice)
     with pytest.raises(ValueError, match="same images"):
         bootstrap.paired_difference(np.zeros((3, 2)), np.zeros((4, 2)), ["a"] * 3, dice)

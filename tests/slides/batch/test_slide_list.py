@@ -1,4 +1,4 @@
-"""Lists of slides as people save them, shards, and names of folders."""
+"""Lists of slides in the forms that programs save, shards, and names of folders."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def written(tmp_path, content):
         "slide,mpp\na.svs,0.25\nb.svs,\n".encode("utf-16"),
     ),
 )
-def test_a_list_is_read_however_it_was_saved(tmp_path, content):
+def test_a_list_is_read_in_all_usual_forms(tmp_path, content):
     entries = read_list(written(tmp_path, content))
     assert entries == [Entry(tmp_path / "a.svs", 0.25), Entry(tmp_path / "b.svs")]
 
@@ -40,14 +40,14 @@ def test_quotes_line_breaks_and_paths(tmp_path):
     ]
 
 
-def test_slides_of_one_file_name_may_be_given_names(tmp_path):
+def test_slides_of_the_same_file_name_may_be_given_names(tmp_path):
     entries = read_list(written(tmp_path, "slide,name\ncase1/HE.svs,case1\ncase2/HE.svs,case2.HE\ncase3/HE.svs,\n"))
     assert [entry.folder for entry in entries] == ["case1", "case2.HE", "HE"]
     assert entries[2] == Entry(tmp_path / "case3" / "HE.svs")
 
 
 @pytest.mark.parametrize("name", ("a/b", "..", ".hidden", "a:b", "x" * 121, "two\nlines", "\\"))
-def test_names_that_are_no_folders(tmp_path, name):
+def test_names_that_cannot_be_folders_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="expected the name of a folder"):
         check_name(name)
     with pytest.raises(DataError, match="line 2: expected the name of a folder"):
@@ -74,12 +74,12 @@ def test_names_that_are_no_folders(tmp_path, name):
         (b"slide\n\xff\xfea.svs\n", "expected UTF-8 text"),
     ),
 )
-def test_what_is_wrong_with_a_list_is_said_with_the_line(tmp_path, content, said):
+def test_errors_in_a_list_name_the_line(tmp_path, content, said):
     with pytest.raises(DataError, match=said):
         read_list(written(tmp_path, content))
 
 
-def test_a_list_that_is_not_there(tmp_path):
+def test_a_missing_list_is_refused(tmp_path):
     with pytest.raises(DataError, match="check the path"):
         read_list(tmp_path / "none.csv")
 
@@ -93,7 +93,7 @@ def test_shards_cover_the_list_once():
 
 
 @pytest.mark.parametrize("shard", ("4/4", "-1/4", "1", "1/", "a/b", "1/0", "1.0/2"))
-def test_a_shard_that_cannot_be(shard):
+def test_an_invalid_shard_is_refused(shard):
     with pytest.raises(ConfigError, match=f"--shard={shard}"):
         shard_of([], shard)
 

@@ -63,7 +63,7 @@ TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer
 
 
 def complaints(value, schema, where="$"):
-    """What of JSON Schema the test needs."""
+    """The part of JSON Schema that the test needs."""
     if "enum" in schema and value not in schema["enum"]:
         yield f"{where}: {value!r} is none of {schema['enum']}"
     kind = schema.get("type")
@@ -105,7 +105,7 @@ def written(tmp_path, labels, grid=None, classes=CLASSES, tile_size=64, **option
 
 
 def drawn(content, shape, names, scale=(1, 1), origin=(0, 0)):
-    """The features rasterised on the grid."""
+    """Returns the features rasterized on the grid."""
     labels = np.zeros(shape, np.uint8)
     for feature in content["features"]:
         polygon = shapely.geometry.shape(feature["geometry"])
@@ -119,7 +119,7 @@ def drawn(content, shape, names, scale=(1, 1), origin=(0, 0)):
 @pytest.mark.parametrize(
     "scale, origin", [((1.0, 1.0), (0, 0)), ((2.0, 4.0), (100, 7)), ((0.501, 0.5007), (0, 0)), ((1.37, 1.4), (33.5, 1))]
 )
-def test_the_file_is_what_qupath_reads_and_loses_no_pixel(tmp_path, scale, origin):
+def test_qupath_can_read_the_file_and_no_pixel_is_lost(tmp_path, scale, origin):
     labels = blobs()
     content = written(tmp_path, labels, grid_for(labels, scale), origin=origin)
     assert list(complaints(content, QUPATH)) == []
@@ -148,7 +148,7 @@ def test_rounding_keeps_polygons_valid(tmp_path_factory, seed, across, down):
         assert polygon.is_valid, shapely.is_valid_reason(polygon)
 
 
-def test_the_schema_finds_what_qupath_would_not_read(tmp_path):
+def test_the_schema_rejects_files_that_qupath_cannot_read(tmp_path):
     content = written(tmp_path, blobs())
     feature = content["features"][0]
     for damage in (
@@ -169,7 +169,7 @@ def test_level_0_coordinates_reach_the_edges_of_the_slide(tmp_path):
     assert shapely.geometry.shape(feature["geometry"]).bounds == (0, 0, 2221, 1003)
 
 
-def test_small_regions_are_left_out_and_the_file_says_so(tmp_path):
+def test_small_regions_are_left_out_and_the_file_states_it(tmp_path):
     labels = np.zeros((60, 60), np.uint8)
     labels[:20, :20] = 1  # 400 pixels of 0.25 um2
     labels[5, 5] = 0
@@ -181,7 +181,7 @@ def test_small_regions_are_left_out_and_the_file_says_so(tmp_path):
     assert len(written(tmp_path, labels)["features"]) == 2
 
 
-def test_no_region_is_a_valid_file(tmp_path):
+def test_a_file_without_regions_is_valid(tmp_path):
     labels = np.zeros((100, 100), np.uint8)
     labels[3:50, 3:50] = 255
     content = written(tmp_path, labels)
@@ -207,7 +207,7 @@ def test_the_same_labels_give_the_same_bytes(tmp_path):
 
 def test_long_rings_are_written_in_pieces(tmp_path, monkeypatch):
     content = written(tmp_path, blobs())
-    monkeypatch.setattr(geojson, "_POINTS", 7)
+    monkeypatch.setattr(geojson, "_POINTS_AT_A_TIME", 7)
     assert written(tmp_path, blobs()) == content
 
 

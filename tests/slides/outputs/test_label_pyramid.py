@@ -57,14 +57,14 @@ def majority_by_counting(labels):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_the_majority_of_four_and_the_first_of_equals(height, width, seed):
+def test_the_majority_of_four_labels_wins_or_the_first_of_equally_frequent_ones(height, width, seed):
     labels = np.random.default_rng(seed).choice(np.array([0, 1, 2, 255], np.uint8), (height, width))
     np.testing.assert_array_equal(label_pyramid.majority(labels), majority_by_counting(labels))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4, 16]), st.integers(0, 2**32 - 1))
-def test_tiles_are_reduced_as_the_whole(tmp_path_factory, height, width, tile_size, seed):
+def test_tiles_are_reduced_like_the_whole_array(tmp_path_factory, height, width, tile_size, seed):
     random = np.random.default_rng(seed)
     labels = np.kron(random.integers(0, 3, (10, 10)), np.ones((4, 4), int)).astype(np.uint8)[:height, :width]
     labels[random.random(labels.shape) < 0.1] = 255
@@ -72,7 +72,7 @@ def test_tiles_are_reduced_as_the_whole(tmp_path_factory, height, width, tile_si
     folder = tmp_path_factory.mktemp("store")
     half = label_pyramid.reduced(filled_store(folder / "whole", labels, tile_size), folder / "half")
     np.testing.assert_array_equal(read_back(half), label_pyramid.majority(labels))
-    for row, column in np.ndindex(half.rows, half.columns):  # the filling is 0 here too
+    for row, column in np.ndindex(half.rows, half.columns):  # the padding is 0 here too
         assert half.tile(row, column).sum() == half.pixels(row, column).sum()
 
 
@@ -144,7 +144,7 @@ def test_openslide_shows_the_colors(written):
     np.testing.assert_array_equal(seen, palette[labels[800:1700, 1500:2400]])
 
 
-def test_tiffslide_gdal_and_pillow_give_the_values(written):
+def test_tiffslide_gdal_and_pillow_read_the_values(written):
     path, labels = written
     with tiffslide.TiffSlide(path) as slide:
         assert slide.level_dimensions == ((3433, 2311), (1717, 1156), (859, 578), (430, 289))
@@ -168,7 +168,7 @@ def test_labels_for_a_thumbnail(written):
     small = label_pyramid.read_resized(path, 231, 343)
     assert small.shape == (231, 343)
     assert (small == labels[5::10, 5::10][:231, :343]).mean() > 0.95
-    large = label_pyramid.read_resized(path, 2 * 2311, 2 * 3433)  # a slide coarser than the model
+    large = label_pyramid.read_resized(path, 2 * 2311, 2 * 3433)  # a slide with a coarser resolution than the model
     np.testing.assert_array_equal(large[::2, ::2], labels)
 
 
@@ -201,7 +201,7 @@ def test_a_sparse_slide_is_small(tmp_path):
         assert file.series[0].levels[-1].shape == (469, 469) and not file.series[0].levels[-1].asarray().any()
 
 
-def test_bigtiff_where_4_gib_may_not_do(tmp_path, monkeypatch):
+def test_bigtiff_is_used_where_4_gib_may_not_be_enough(tmp_path, monkeypatch):
     store = filled_store(tmp_path / "s", some_labels(600, 600))
     monkeypatch.setattr(TileStore, "encoded_size", lambda *_: 2**31)
     label_pyramid.write(tmp_path / "labels.ome.tif", store, mpp=0.25, classes=CLASSES, name="x")

@@ -80,10 +80,10 @@ def test_the_picture_shows_the_thumbnail_pixel_by_pixel_with_a_legend_and_a_bar(
     picture = read(path)
     assert picture.shape[0] > 650 and picture.shape[1] > 800
     expected = overlay.tinted(thumbnail, labels, CLASSES)
-    for color in (PINK, tint(CLASSES[0].color), tint(CLASSES[1].color)):  # less what the bar and the frame cover
+    for color in (PINK, tint(CLASSES[0].color), tint(CLASSES[1].color)):  # except for what the bar and the frame cover
         shown, there = count(picture, color), count(expected, color)
         assert 0.9 * there < shown < 1.05 * there
-    black = (picture.max(-1) < 40).sum(1)  # the bar: 200 pixels of 0.01 mm are 2 mm
+    black = (picture.max(-1) < 40).sum(1)  # the bar: 200 pixels of 0.01 mm each are 2 mm
     assert 190 <= black.max() <= 215
     legend = 255 - (255 - np.array(CLASSES[0].color)) * (overlay.TINT + 0.2)
     assert count(picture[-60:], legend, 2) > 100
@@ -111,7 +111,7 @@ def test_sizes_at_the_limits(tmp_path, height, width):
     assert max(read(tmp_path / "o.png").shape) < 4000 and max(read(tmp_path / "c.png").shape) < 4000
 
 
-def test_a_comparison_names_the_two_and_their_difference(tmp_path, monkeypatch):
+def test_a_comparison_names_both_results_and_their_difference(tmp_path, monkeypatch):
     thumbnail, truth = slide(300, 260)
     first, second = truth.copy(), truth.copy()
     second[100:150, 10:60] = 2
@@ -150,8 +150,8 @@ def test_the_same_picture_has_the_same_bytes_and_failures_are_one_line(tmp_path,
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
 
-def test_classes_of_all_schemes_stay_apart_on_tissue():
-    """Tints on gray differ from each other and from what is not tinted."""
+def test_the_colors_of_all_schemes_are_distinguishable_on_tissue():
+    """Tints on gray differ from each other and from parts that are not tinted."""
     for scheme in SCHEMES.values():
         classes = classes_of(scheme)
         seen = [tint(entry.color) for entry in classes] + [np.array(PINK)]

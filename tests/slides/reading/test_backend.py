@@ -12,7 +12,7 @@ def test_levels_span_whole_pixels_where_sizes_allow_it():
     assert levels_of([(1, 200_000), (1, 50_000)])[1] == Level(1, 50_000, 4.0)
 
 
-def test_levels_that_are_no_pyramid_are_left_out():
+def test_levels_that_do_not_form_a_pyramid_are_left_out():
     assert len(levels_of([(1000, 1000), (1000, 1000), (500, 500)])) == 1
     assert len(levels_of([(1000, 1000), (500, 500), (2000, 2000)])) == 2
     assert len(levels_of([(1000, 1000), (500, 100)])) == 1

@@ -30,13 +30,13 @@ def test_openslide_reads_tiled_tiffs_and_svs_files(tmp_path):
     assert (slide.format, slide.mpp) == (
         "tiffslide",
         (0.499, 0.499),
-    )  # a code of JPEG 2000 that OpenSlide does not know
+    )  # OpenSlide does not know this code of JPEG 2000
     slide = open_slide(svs(tmp_path / "b.svs", pixels, mpp="0.499"))
     assert (slide.format, slide.mpp, slide.levels) == ("aperio", (0.499, 0.499), (Level(300, 200, 1.0),))
     assert difference(whole(slide), pixels).mean() < 10
 
 
-def test_tiffslide_reads_what_openslide_does_not_without_a_url_in_the_name(tmp_path):
+def test_tiffslide_reads_files_whose_names_look_like_urls(tmp_path):
     pixels = picture(300, 200)
     path = tiled(tmp_path / "zip::https:a.tif", pixels, levels=2)
     slide = TiffSlideSlide(path)
@@ -49,7 +49,7 @@ def test_tiffslide_reads_what_openslide_does_not_without_a_url_in_the_name(tmp_p
     slide.close()
 
 
-def test_tiffslide_stands_in_where_openslide_is_not_installed(tmp_path):
+def test_tiffslide_is_used_if_openslide_is_not_installed(tmp_path):
     tiled(tmp_path / "a.tif", picture(100, 80))
     code = (
         "import sys; sys.modules['openslide'] = None\n"
@@ -95,14 +95,14 @@ def test_plain_images_are_slides_of_one_level(tmp_path, name):
     slide = open_slide(tmp_path / name)
     assert slide.levels == (Level(120, 90, 1.0),)
     assert slide.format == {"a.png": "png", "a.jpg": "jpeg"}[name]
-    assert slide.mpp is None  # 72 dpi is a screen's
+    assert slide.mpp is None  # 72 dpi is the resolution of a screen
     assert difference(slide.read(0, 5, 6, 50, 40), pixels[6:46, 5:55]).mean() < 6
     Image.fromarray(pixels).save(tmp_path / name, dpi=(50_800, 50_800))
     assert open_slide(tmp_path / name).mpp == pytest.approx((0.5, 0.5), rel=1e-3)
 
 
 def shown(image):
-    """What a viewer with a white background shows: uint8 [H, W, 3]."""
+    """Returns what a viewer with a white background shows: uint8 [H, W, 3]."""
     white = Image.new("RGBA", image.size, "white")
     return np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
 
@@ -111,14 +111,14 @@ def shown(image):
     "suffix, mode",
     [*(("png", mode) for mode in ("L", "1", "LA", "P", "RGBA")), *(("tif", mode) for mode in ("L", "1", "P", "RGBA"))],
 )
-def test_plain_images_of_other_modes_are_what_a_viewer_shows(tmp_path, suffix, mode):
+def test_plain_images_of_other_modes_are_read_as_a_viewer_shows_them(tmp_path, suffix, mode):
     image = Image.fromarray(picture(120, 90)).convert(mode)
-    if mode in ("LA", "RGBA"):  # transparent at the left, half of it in the middle
+    if mode in ("LA", "RGBA"):  # transparent at the left, half transparent in the middle
         image.putalpha(Image.fromarray(np.repeat(np.uint8([0, 128, 255]), 40)[None].repeat(90, 0)))
     image.save(tmp_path / f"a.{suffix}")
     slide = open_slide(tmp_path / f"a.{suffix}")
     assert (slide.format, slide.in_memory) == ({"png": "png", "tif": "tiff"}[suffix], True)
-    assert difference(whole(slide), shown(image)).max() <= 1  # of rounding where half transparent
+    assert difference(whole(slide), shown(image)).max() <= 1  # rounding of half transparent pixels
     if mode in ("LA", "RGBA"):
         assert (whole(slide)[:, :40] == 255).all()
 
@@ -152,7 +152,7 @@ def test_a_png_of_16_bits_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"tile": (64, 64)}])
-def test_channels_that_are_no_colors_are_refused(tmp_path, options):
+def test_channels_that_are_not_colors_are_refused(tmp_path, options):
     pixels = np.dstack([picture(99, 99), picture(99, 99)])
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig", **options)
@@ -160,7 +160,7 @@ def test_channels_that_are_no_colors_are_refused(tmp_path, options):
         open_slide(path)
 
 
-def test_colors_of_print_are_refused(tmp_path):
+def test_print_colors_are_refused(tmp_path):
     Image.fromarray(picture(99, 99)).convert("CMYK").save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="found the color mode CMYK; save it as 8-bit RGB"):
         open_slide(tmp_path / "a.jpg")
@@ -184,7 +184,7 @@ def test_tiffs_of_inverted_gray(tmp_path, options):
         ("2 channels", {"pixels": picture(99, 99)[..., :2], "photometric": "minisblack", "planarconfig": "contig"}),
     ],
 )
-def test_tiffslide_refuses_what_is_no_8_bit_rgb(tmp_path, found, options):
+def test_tiffslide_refuses_pixels_that_are_not_8_bit_rgb(tmp_path, found, options):
     pixels = options.pop("pixels")
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), **{"photometric": "rgb", **options})
     with pytest.raises(DataError, match=f"8-bit RGB or gray, found .*{found}; save it as 8-bit RGB"):
@@ -198,18 +198,18 @@ def test_tiffslide_refuses_what_is_no_8_bit_rgb(tmp_path, found, options):
     "text, mpp",
     [("0.25", (0.25, 0.25)), ("0", (0.0, 0.0)), ("-1", (-1.0, -1.0)), ("250", (250.0, 250.0)), (None, None)],
 )
-def test_what_an_svs_says_of_its_resolution_is_passed_on(tmp_path, text, mpp):
+def test_the_resolution_in_an_svs_is_returned_unchecked(tmp_path, text, mpp):
     assert open_slide(svs(tmp_path / "a.svs", picture(99, 99), mpp=text)).mpp == mpp
 
 
-def test_an_svs_that_says_nothing_has_the_resolution_of_its_tags(tmp_path):
+def test_an_svs_without_a_resolution_has_that_of_its_tags(tmp_path):
     tags = {"resolution": (40_000, 39_000), "resolutionunit": "CENTIMETER"}
     mpp = open_slide(svs(tmp_path / "a.svs", picture(99, 99), mpp=None, **tags)).mpp
     assert mpp == pytest.approx((0.25, 10_000 / 39_000))
 
 
 @pytest.mark.parametrize("opened", [open_slide, TiffSlideSlide])
-def test_the_resolution_of_a_screen_is_none(tmp_path, opened):
+def test_the_resolution_of_a_screen_is_ignored(tmp_path, opened):
     path = tmp_path / "a.tif"
     tifffile.imwrite(
         path, picture(99, 99), tile=(64, 64), photometric="rgb", resolution=(72, 72), resolutionunit="INCH"
@@ -217,7 +217,7 @@ def test_the_resolution_of_a_screen_is_none(tmp_path, opened):
     assert opened(path).mpp is None
 
 
-def test_the_scanned_area_of_a_slide_that_tells_it():
+def test_the_scanned_area_is_read_if_the_slide_stores_it():
     names = {
         f"openslide.bounds-{name}": str(value)
         for name, value in zip(("x", "y", "width", "height"), (5, 6, 70, 80), strict=True)

@@ -22,11 +22,11 @@ def random_blocks(grid, count, seed=0, side=90):
 @pytest.mark.parametrize(
     "scale, level", [(0.5, 0), (1.0, 0), (0.9992, 0), (1.9, 0), (1.9984, 1), (2.0, 1), (7.8, 1), (8.0, 2), (99.0, 2)]
 )
-def test_the_level_is_the_coarsest_that_is_no_coarser_than_the_grid(scale, level):
+def test_the_best_level_is_the_coarsest_that_is_not_coarser_than_the_grid(scale, level):
     assert best_level((Level(800, 800, 1.0), Level(400, 400, 2.0), Level(100, 100, 8.0)), scale) == level
 
 
-def test_at_the_slides_own_resolution_pixels_are_copied(tmp_path):
+def test_pixels_are_copied_at_the_slides_own_resolution(tmp_path):
     pixels = picture(301, 203)
     slide = open_slide(tiled(tmp_path / "a.tif", pixels, levels=2))
     grid = own_grid(slide)
@@ -48,7 +48,7 @@ def test_a_pixel_does_not_depend_on_its_block(tmp_path, model_mpp):
 
 
 @pytest.mark.parametrize("model_mpp", [0.11, 0.33, 0.7, 1.3])
-def test_resampling_is_that_of_the_whole_image(tmp_path, model_mpp):
+def test_blocks_are_resampled_like_the_whole_image(tmp_path, model_mpp):
     pixels = picture(301, 203)
     slide = open_slide(tiled(tmp_path / "a.tif", pixels))
     grid = own_grid(slide, model_mpp=model_mpp)
@@ -96,7 +96,7 @@ def test_pixels_that_are_not_square(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (3, 2)])
 @pytest.mark.parametrize("model_mpp", [0.25, 0.1, 0.6])
-def test_slides_smaller_than_a_patch(tmp_path, size, model_mpp):
+def test_very_small_slides(tmp_path, size, model_mpp):
     slide = open_slide(tiled(tmp_path / "a.tif", picture(*size)))
     grid = own_grid(slide, model_mpp=model_mpp)
     block, unreadable = read_block(slide, grid, 0, 0, grid.width, grid.height)
@@ -104,7 +104,7 @@ def test_slides_smaller_than_a_patch(tmp_path, size, model_mpp):
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 5, 5), (0, 0, 0, 5), (95, 0, 6, 5), (0, 76, 5, 5)])
-def test_blocks_lie_within_the_grid(tmp_path, box):
+def test_blocks_outside_the_grid_are_refused(tmp_path, box):
     slide = open_slide(tiled(tmp_path / "a.tif", picture(100, 80)))
     with pytest.raises(ValueError, match="does not lie in a grid of 100x80"):
         read_block(slide, own_grid(slide), *box)
@@ -122,7 +122,7 @@ def test_a_20x_slide_for_a_40x_model(shared):
     for x, y, width, height in [(0, 0, 512, 512), (3919, 5410, 512, 512), *random_blocks(grid, 6, side=600)]:
         block, _ = read_block(slide, grid, x, y, width, height)
         apart = difference(block, expected[y : y + height, x : x + width])
-        # Rounded twice, once along each axis: one level, and two in a pixel of a hundred thousand.
+        # Pixels are rounded after each axis, so they differ by one level, and rarely by two.
         assert apart.max() <= 2 and np.mean(apart > 1) < 1e-4
 
 
@@ -136,5 +136,5 @@ def test_a_pyramid(shared):
     for x, y, width, height in random_blocks(grid, 6, side=600):
         block, _ = read_block(slide, grid, x, y, width, height)
         assert difference(block, everything[y : y + height, x : x + width]).max() <= 1
-    # OpenSlide moves the tiles of a level of half the size by a fraction of a pixel.
+    # OpenSlide shifts the tiles of a level of half the size by a fraction of a pixel.
     assert difference(whole(slide, 1), tifffile.imread(path, series=0, level=1)).mean() < 4

@@ -165,7 +165,10 @@ def test_the_thumbnail_of_a_large_slide_without_a_pyramid_takes_little_memory(tm
 
 
 def test_the_process_imports_no_heavy_library_and_bounds_its_memory(path):
-    code = "import sys, bcss_jax.slides.reading.reader_main, bcss_jax.slides.reading.openslide_backend; print(*sys.modules)"
+    code = (
+        "import sys, bcss_jax.slides.reading.reader_main, bcss_jax.slides.reading.openslide_backend\n"
+        "print(*sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     loaded = set(result.stdout.split())
     assert "openslide" in loaded, result.stderr
@@ -262,7 +265,8 @@ def test_opening_that_hangs_is_not_tried_again(path, monkeypatch):
         with pytest.raises(DataError) as error:
             ReaderPool(path, 2)
     assert str(error.value).startswith(
-        f"{path}: expected a slide that can be read, found that the reader process gave no answer within 0.5 s (tried once); fetch"
+        f"{path}: expected a slide that can be read, found that the reader process gave no answer within 0.5 s "
+        "(tried once); fetch"
     )
     assert [seconds for _, seconds in seen] == [0.5] and have_ended([pid for pid, _ in seen])
 

@@ -12,18 +12,18 @@ def resolved(found, given=None):
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.499, 0.1, 2.0])
-def test_what_the_slide_says_is_taken(mpp):
+def test_the_value_of_the_slide_is_used(mpp):
     assert resolved((mpp, mpp)) == ((mpp, mpp), [])
 
 
-def test_a_slide_that_says_nothing_needs_the_option():
+def test_a_slide_without_a_value_needs_the_option():
     with pytest.raises(DataError, match=r"^a\.svs: expected .*found no um per pixel; give it with --mpp"):
         resolved(None)
     assert resolved(None, 0.25) == ((0.25, 0.25), [])
 
 
 @pytest.mark.parametrize("value", [0.0, -0.25, math.nan, math.inf, 250.0, 0.00025, 11.0])
-def test_nonsense_is_refused_wherever_it_stands(value):
+def test_impossible_values_are_refused_in_the_slide_and_in_the_option(value):
     with pytest.raises(DataError, match="found .*in the slide; give the right one with --mpp"):
         resolved((value, value))
     with pytest.raises(DataError):
@@ -39,7 +39,7 @@ def test_the_message_guesses_the_unit():
         resolved(None, 0.00025)
 
 
-def test_nonsense_in_the_slide_gives_way_to_the_option():
+def test_the_option_replaces_impossible_values_of_the_slide():
     mpp, warnings = resolved((0.0, 0.0), 0.25)
     assert mpp == (0.25, 0.25)
     assert len(warnings) == 1 and "--mpp says 0.25" in warnings[0]
@@ -47,7 +47,7 @@ def test_nonsense_in_the_slide_gives_way_to_the_option():
 
 
 @pytest.mark.parametrize("mpp", [0.05, 2.5])
-def test_the_unusual_is_used_with_a_warning(mpp):
+def test_unusual_values_are_used_with_a_warning(mpp):
     found, warnings = resolved((mpp, mpp))
     assert found == (mpp, mpp)
     assert len(warnings) == 1 and "unusual" in warnings[0]
@@ -61,7 +61,7 @@ def test_pixels_that_are_not_square_are_used_as_they_are():
     assert len(warnings) == 1 and "0.25 x 0.26" in warnings[0]
 
 
-def test_the_option_wins_over_the_slide_and_says_so():
+def test_the_option_takes_precedence_over_the_slide_with_a_warning():
     assert resolved((0.2521, 0.2521), 0.25) == ((0.25, 0.25), [])
     mpp, warnings = resolved((0.5, 0.5), 0.25)
     assert mpp == (0.25, 0.25)

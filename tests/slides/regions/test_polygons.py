@@ -26,7 +26,7 @@ def no_waiting_for_the_disk():
 
 
 class Traced(NamedTuple):
-    """A region as shapely takes it."""
+    """A region as a shapely polygon."""
 
     value: int
     polygon: shapely.Polygon
@@ -34,7 +34,7 @@ class Traced(NamedTuple):
 
 
 def traced(store, values, min_pixels=0):
-    """All regions of a store; the folder of the temporary file is as it was."""
+    """Returns all regions of a store, and checks that the folder of the temporary file is unchanged."""
     before, found = sorted(os.listdir(store.folder)), []
     for region in regions(store, values, store.folder, min_pixels):
         rings = [np.concatenate(list(ring)) for ring in region.rings]
@@ -44,7 +44,7 @@ def traced(store, values, min_pixels=0):
 
 
 def drawn(found, shape):
-    """The regions rasterised by GDAL: the labels, and how often each pixel was drawn."""
+    """Rasterizes regions with GDAL; returns the labels, and how often each pixel was drawn."""
     labels, times = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     for region in found:
         mask = rasterio.features.rasterize([region.polygon], shape, dtype=np.uint8)
@@ -55,27 +55,27 @@ def drawn(found, shape):
 
 
 def by_rasterio(labels):
-    """The same polygons by GDAL, from the whole array."""
+    """Returns the polygons that GDAL finds in the whole array."""
     return Counter(
         (int(value), shapely.normalize(shapely.geometry.shape(shape)).wkt)
         for shape, value in rasterio.features.shapes(labels, mask=labels > 0, connectivity=4)
     )
 
 
-def sound(polygon):
-    """What QuPath and shapely want of a polygon, and what is left of seams."""
+def assert_valid(polygon):
+    """Checks what QuPath and shapely require of a polygon, and that it has no superfluous points."""
     assert polygon.geom_type == "Polygon" and polygon.is_valid, shapely.is_valid_reason(polygon)
     assert polygon.exterior.is_ccw and not any(hole.is_ccw for hole in polygon.interiors)
     for ring in (polygon.exterior, *polygon.interiors):
         steps = np.diff(np.asarray(ring.coords), axis=0)
         steps = np.vstack([steps, steps[:1]])
-        assert ((steps != 0).sum(1) == 1).all()  # along an axis each
+        assert ((steps != 0).sum(1) == 1).all()  # each step follows an axis
         assert (steps[1:, 0].astype(bool) != steps[:-1, 0].astype(bool)).all()  # a turn at each point
 
 
 @st.composite
 def label_images(draw):
-    """Noise or blobs of one to three values, some with holes and diagonal contacts, and tiles of a few pixels."""
+    """Draws noise or blobs of one to three values, some with holes and diagonal contacts, and a small tile size."""
     height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     values = draw(st.integers(1, 3))
@@ -99,11 +99,11 @@ def test_polygons_hold_exactly_the_pixels(tmp_path_factory, case):
         mock.patch.object(growing_region, "_POINTS_AT_A_TIME", few),
     ):
         found = traced(filled_store(tmp_path_factory.mktemp("s"), labels, tile_size), [1, 2, 3])
-    again, times = drawn(found, labels.shape)
-    np.testing.assert_array_equal(again, labels)
+    redrawn, times = drawn(found, labels.shape)
+    np.testing.assert_array_equal(redrawn, labels)
     np.testing.assert_array_equal(times, labels > 0)
     for region in found:
-        sound(region.polygon)
+        assert_valid(region.polygon)
     ours = Counter((region.value, shapely.normalize(region.polygon).wkt) for region in found)
     assert sum(ours.values()) == sum(ndimage.label(labels == value)[1] for value in (1, 2, 3))
     theirs = by_rasterio(labels)
@@ -119,18 +119,18 @@ def found_in(tmp_path, labels, tile_size=4, values=(1, 2, 3), min_pixels=0):
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 4, 8])
 def test_a_ring_closed_in_a_diagonal_has_a_hole_that_touches_it(tmp_path, tile_size):
-    labels = [[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 0, 1, 1]]  # the gap is open in a corner, and so is the rest
+    labels = [[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 0, 1, 1]]  # the gap touches the background in a corner
     found = found_in(tmp_path, labels, tile_size, [1])
     assert sorted(region.pixels for region in found) == [3, 7]
     region = max(found, key=lambda region: region.pixels)
-    sound(region.polygon)
+    assert_valid(region.polygon)
     assert [len(ring.coords) - 1 for ring in (region.polygon.exterior, *region.polygon.interiors)] == [6, 4]
     closed = found_in(tmp_path / "b", [[1, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]], tile_size, [1])
     assert len(closed) == 1 and closed[0].polygon.is_valid and len(closed[0].polygon.interiors) == 1
 
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 8])
-def test_diagonal_contact_parts_regions_and_joins_gaps(tmp_path, tile_size):
+def test_diagonal_contact_separates_regions_and_gaps(tmp_path, tile_size):
     labels = np.kron(np.eye(4, dtype=np.uint8), np.ones((2, 2), np.uint8))
     found = found_in(tmp_path, labels, tile_size)
     assert [region.pixels for region in found] == [4, 4, 4, 4]
@@ -142,13 +142,13 @@ def test_diagonal_contact_parts_regions_and_joins_gaps(tmp_path, tile_size):
 
 
 def test_one_region_over_all_tiles(tmp_path):
-    """A comb: the teeth are one region only by the back, which comes last."""
+    """A comb, whose teeth are connected only by its last row."""
     labels = np.zeros((300, 400), np.uint8)
     labels[:, ::2] = 1
     labels[-1] = 1
     (region,) = found_in(tmp_path, labels, 16)
     assert region.pixels == labels.sum() and len(region.polygon.exterior.coords) == 4 * 199 + 6 + 1
-    sound(region.polygon)
+    assert_valid(region.polygon)
 
 
 @pytest.mark.parametrize("tile_size", [4, 6, 32])
@@ -160,12 +160,12 @@ def test_nested_regions_and_uniform_tiles(tmp_path, tile_size):
     assert sorted((region.value, region.pixels) for region in found) == [(1, 60), (1, 1280), (2, 768), (3, 4)]
     np.testing.assert_array_equal(drawn(found, labels.shape)[0], labels)
     for region in found:
-        sound(region.polygon)
+        assert_valid(region.polygon)
         corners = shapely.get_num_coordinates(region.polygon)
-        assert corners == (5 if region.value == 3 else 10)  # no point where tiles meet
+        assert corners == (5 if region.value == 3 else 10)  # no points at the borders of tiles
 
 
-def test_large_tiles_and_many_regions_as_gdal_finds_them(tmp_path):
+def test_many_regions_in_large_tiles_equal_those_of_gdal(tmp_path):
     random = np.random.default_rng(3)
     noise = ndimage.gaussian_filter(random.normal(size=(1300, 1100)), 3)
     labels = np.digitize(noise, np.quantile(noise, [0.3, 0.6, 0.8])).astype(np.uint8)
@@ -176,13 +176,13 @@ def test_large_tiles_and_many_regions_as_gdal_finds_them(tmp_path):
     assert Counter((region.value, shapely.normalize(region.polygon).wkt) for region in found) == by_rasterio(labels)
 
 
-def test_only_the_wanted_values(tmp_path):
+def test_only_the_requested_values_are_traced(tmp_path):
     labels = np.array([[1, 2, 255], [1, 3, 255]], np.uint8)
     assert [(region.value, region.pixels) for region in found_in(tmp_path, labels, 2, [1, 3])] == [(1, 2), (3, 1)]
     assert not found_in(tmp_path / "b", np.zeros((5, 5)), 2)
 
 
-def test_small_regions_are_left_out_and_holes_stay(tmp_path):
+def test_small_regions_are_left_out_and_holes_are_kept(tmp_path):
     labels = np.zeros((10, 10), np.uint8)
     labels[:6, :6] = 1
     labels[2, 2] = 0
@@ -214,20 +214,20 @@ def test_the_same_labels_give_the_same_polygons_in_the_same_order(tmp_path):
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 4, 16])
 @pytest.mark.parametrize("closed", [True, False])
-def test_diagonal_contact_of_what_is_one_region_only_further_down(tmp_path, tile_size, closed):
+def test_diagonal_contact_of_pixels_that_are_connected_further_down(tmp_path, tile_size, closed):
     labels = np.zeros((12, 8), np.uint8)
     labels[1:4, 1:4] = labels[4:8, 4:7] = 1  # touch in (4, 4)
     labels[3:10, 1] = labels[7:10, 6] = 1
     labels[10, 1:7] = closed
     found = found_in(tmp_path, labels, tile_size)
     for region in found:
-        sound(region.polygon)
+        assert_valid(region.polygon)
     assert len(found) == (1 if closed else 2)
     assert [len(region.polygon.interiors) for region in found] == ([1] if closed else [0, 0])
     np.testing.assert_array_equal(drawn(found, labels.shape)[0], labels)
 
 
-def test_regions_that_meet_at_the_bottom_have_their_holes_in_order(tmp_path):
+def test_regions_that_are_merged_at_the_bottom_have_sorted_holes(tmp_path):
     labels = np.ones((60, 90), np.uint8)
     labels[:-1, 30] = labels[:-1, 60] = 0
     labels[2:58:4, 3:90:5] = 0
@@ -235,11 +235,11 @@ def test_regions_that_meet_at_the_bottom_have_their_holes_in_order(tmp_path):
     (region,) = found_in(tmp_path, labels, 16)
     firsts = [min((y, x) for x, y in hole.coords) for hole in region.polygon.interiors]
     assert len(firsts) > 200 and firsts == sorted(firsts)
-    sound(region.polygon)
+    assert_valid(region.polygon)
 
 
-def test_what_waits_on_disk_leaves_memory_to_the_rows_of_tiles(tmp_path, monkeypatch):
-    """A network over the whole slide, whose corners go to the file as they come."""
+def test_corners_go_to_the_temporary_file_row_by_row(tmp_path, monkeypatch):
+    """A network over the whole slide, whose corners are written to the file as they are found."""
     put, sizes = spill.Spill.put, []
 
     def noted(self, array):
@@ -255,7 +255,7 @@ def test_what_waits_on_disk_leaves_memory_to_the_rows_of_tiles(tmp_path, monkeyp
     assert corners > 100_000 and sum(sizes) > 2 * corners and max(sizes) < corners / 10
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_error(tmp_path, monkeypatch):
     labels = np.ones((9, 9), np.uint8)
     labels[4, 4] = 0
 

@@ -1,4 +1,4 @@
-"""The truth of a slide and the scores against it: in bands the same as in one piece, and of any size."""
+"""The ground truth of a slide and the scores against it: reading in bands gives the same result, for every size."""
 
 import tracemalloc
 import zlib
@@ -29,7 +29,7 @@ PALETTE = np.random.default_rng(0).integers(0, 1 << 16, (3, 256), np.uint16)
 
 
 def random_codes(height, width, seed, codes=(0, 1, 2, 4, 7, 19)):
-    """Patches of some pixels, unknown around."""
+    """Returns codes in small patches, with a margin that is not annotated."""
     rng = np.random.default_rng(seed)
     patches = np.kron(rng.choice(codes, (-(-height // 7), -(-width // 5))), np.ones((7, 5)))[:height, :width]
     patches[: height // 9], patches[:, : width // 9] = 0, 0
@@ -43,7 +43,7 @@ def write_tiff(path, codes, **options):
 
 
 def write_pyramid(path, codes, **options):
-    """An OME-TIFF with the smaller level in a SubIFD."""
+    """Writes an OME-TIFF with the smaller level in a SubIFD."""
     with tifffile.TiffWriter(path, ome=True, bigtiff=True) as tiff:
         tiff.write(codes, subifds=1, tile=(32, 16), compression="zstd", **options)
         tiff.write(codes[::2, ::2], subfiletype=1, tile=(32, 16), compression="zstd")
@@ -71,7 +71,7 @@ def written(folder, codes, kind):
 
 
 def results_of(folder, predicted, grid):
-    """Labels and their summary, as a finished slide has them."""
+    """Writes the labels of a finished slide and returns its summary."""
     tifffile.imwrite(folder / "labels.ome.tif", predicted, tile=(32, 32), compression="zlib", metadata=None)
     pixels = tuple(int((predicted == value).sum()) for value in (1, 2))
     unreadable = float((predicted == UNREADABLE).sum() * grid.pixel_mm2)
@@ -83,7 +83,7 @@ def score(folder, summary, path, region=None, scheme=SCHEME):
 
 
 def scores_at_once(codes, predicted, grid, scheme):
-    """The whole arrays at a time: confusion as counted pair by pair, and both distances."""
+    """Returns the scores of whole arrays: the confusion counted pair by pair, and both distances."""
     places = [nearest_indices(size, given) for size, given in zip((grid.height, grid.width), codes.shape, strict=True)]
     labels = lookup_table(scheme, "bcss22")[codes[np.ix_(*places)]]
     known = np.isin(labels, scheme.evaluated)
@@ -92,7 +92,7 @@ def scores_at_once(codes, predicted, grid, scheme):
     counts = np.zeros((scheme.num_classes + 1,) * 2, np.int64)
     np.add.at(counts, (labels[known], found[known]), 1)
     rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # its diagonal is a missed class's distance
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # its diagonal is the distance of a missed class
     arrays = np.where(known, labels, 255)[box], found[box]
     outlines = surface_scores(*arrays, scheme.evaluated, 255, mpp=grid.mpp, tolerance_um=2.0)
     measures = {"dice": metrics.dice(counts, scheme.evaluated), "recall": metrics.recall(counts, scheme.evaluated)}
@@ -119,7 +119,9 @@ def assert_equal(found, expected, scheme):
     scheme=st.sampled_from(["tumor_stroma", "tumor_stroma_other"]),
     seed=st.integers(0, 999),
 )
-def test_bands_give_what_the_whole_gives(tmp_path_factory, height, width, mpp, on_grid, band, kind, scheme, seed):
+def test_reading_in_bands_gives_the_same_scores_as_whole_arrays(
+    tmp_path_factory, height, width, mpp, on_grid, band, kind, scheme, seed
+):
     folder, scheme, grid = tmp_path_factory.mktemp("slide"), SCHEMES[scheme], grid_of(width, height, (mpp, mpp), 0.25)
     codes = random_codes(*((grid.height, grid.width) if on_grid else (height, width)), seed)
     rng = np.random.default_rng(seed)
@@ -133,7 +135,7 @@ def test_bands_give_what_the_whole_gives(tmp_path_factory, height, width, mpp, o
             truth.check()
             small = truth.resized(7, 5)
     assert_equal(found["scores"], scores_at_once(codes, predicted, grid, scheme), scheme)
-    # Of a region: all outside of it unknown. Only the diagonal, which a missed class has for a distance, is another.
+    # For a region, nothing outside of it is annotated. Only the diagonal differs, which is the distance of a missed class.
     inside = np.zeros(predicted.shape, bool)
     rows, columns = (np.arange(size) * along for size, along in zip(inside.shape, grid.scale[::-1], strict=True))
     inside[np.ix_((rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w))] = True
@@ -149,12 +151,12 @@ def test_bands_give_what_the_whole_gives(tmp_path_factory, height, width, mpp, o
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))
-def test_any_rows_are_those_of_the_whole(tmp_path, monkeypatch, kind):
+def test_all_ranges_of_rows_equal_those_of_the_whole_mask(tmp_path, monkeypatch, kind):
     codes = random_codes(77, 53, 3)
     path = written(tmp_path, codes, kind)
     np.testing.assert_array_equal(image_files.read_mask(path, "bcss22"), codes)
     if kind in IN_ROWS:
-        monkeypatch.setattr("bcss_jax.slides.reading.mask_file.read_mask", None)  # not even looked at as a whole
+        monkeypatch.setattr("bcss_jax.slides.reading.mask_file.read_mask", None)  # the mask is never read whole
     with open_mask(path, "bcss22") as mask:
         assert mask.shape == codes.shape
         for start, stop in ((0, 77), (5, 6), (16, 32), (3, 50), (0, 1), (76, 77)):
@@ -205,7 +207,7 @@ ODD += ("black and white", "16 bit values", "jpeg", "text", "nothing", "half", "
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_masks_are_taken_or_refused_as_everywhere_else(tmp_path, name):
+def test_unusual_masks_are_accepted_or_refused_as_in_training(tmp_path, name):
     path = tmp_path / "mask.tif"
     odd_mask(path, name)
 
@@ -224,7 +226,7 @@ def test_odd_masks_are_taken_or_refused_as_everywhere_else(tmp_path, name):
     assert isinstance(expected, list) == (name in ("inverted", "turned", "bilevel", "32 bits", "jpeg"))
 
 
-def test_a_name_that_is_not_the_content_is_warned_of(tmp_path, caplog):
+def test_a_wrong_file_extension_is_a_warning(tmp_path, caplog):
     write_tiff(tmp_path / "mask.png", random_codes(20, 20, 0))
     with open_mask(tmp_path / "mask.png", "bcss22"):
         pass
@@ -232,7 +234,7 @@ def test_a_name_that_is_not_the_content_is_warned_of(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind, found", (("png", "not a TIFF"), ("rgb", "3 channels"), ("strip", "strips of 60 rows")))
-def test_what_must_be_read_as_a_whole_has_a_bound(tmp_path, monkeypatch, kind, found):
+def test_masks_that_must_be_read_whole_have_a_maximum_size(tmp_path, monkeypatch, kind, found):
     monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     monkeypatch.setattr(tiff_rows, "MAX_HELD", 2000)
     codes, path = random_codes(60, 50, 0), tmp_path / ("mask.png" if kind == "png" else "mask.tif")
@@ -258,7 +260,7 @@ def test_damage_below_the_first_band_is_found_by_the_check(tmp_path, monkeypatch
     path = write_tiff(tmp_path / "mask.tif", codes, tile=(16, 16), compression="deflate")
     with tifffile.TiffFile(path) as tiff:
         offsets, counts = tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts
-    if damage == "cut off":  # the header is before the tiles
+    if damage == "cut off":  # the header comes before the tiles
         path.write_bytes(path.read_bytes()[: offsets[-1] + 1])
     elif damage == "spoilt":
         content = bytearray(path.read_bytes())
@@ -282,7 +284,7 @@ def test_rows_between_those_of_the_grid_are_checked_too(tmp_path, monkeypatch):
                 truth.check()
 
 
-def test_truth_that_says_nothing(tmp_path):
+def test_a_ground_truth_without_annotation_is_refused(tmp_path):
     grid, codes = Grid(50, 80, 0.25, (1.0, 1.0)), np.zeros((80, 50), np.uint8)
     with open_truth(write_tiff(tmp_path / "a.tif", codes), SCHEME, "bcss22", grid, None) as truth:
         with pytest.raises(DataError, match="a.tif: expected pixels of tumor, stroma, found none in it"):
@@ -303,7 +305,7 @@ def test_truth_that_says_nothing(tmp_path):
             pass
 
 
-def test_labels_that_are_not_those_of_the_summary(tmp_path):
+def test_labels_that_do_not_match_the_summary_are_refused(tmp_path):
     grid, codes = Grid(50, 80, 0.25, (1.0, 1.0)), random_codes(80, 50, 2)
     predicted = np.where(codes == 2, 2, 1).astype(np.uint8)
     path, summary = write_tiff(tmp_path / "mask.tif", codes), results_of(tmp_path, predicted, grid)
@@ -331,7 +333,7 @@ def test_labels_that_are_not_those_of_the_summary(tmp_path):
     refused("No such file")
 
 
-def test_distances_that_are_left_out_are_told_why(tmp_path, monkeypatch, caplog):
+def test_the_reason_for_omitted_distances_is_stated(tmp_path, monkeypatch, caplog):
     grid, codes = Grid(50, 80, 0.25, (1.0, 1.0)), np.ones((80, 50), np.uint8)
     codes[10:20] = 2
     path = write_tiff(tmp_path / "mask.tif", codes)
@@ -340,7 +342,7 @@ def test_distances_that_are_left_out_are_told_why(tmp_path, monkeypatch, caplog)
     complete = score(tmp_path, summary, path, region)
     assert caplog.text == "" and complete["scores"]["nsd"]["macro"] == 1
     assert not any("distances_left_out" in complete[name] for name in ("scores", "scores_of_region"))
-    monkeypatch.setattr(slide_scores, "MAX_DISTANCE_PIXELS", 2000)  # the region's, to the pixel
+    monkeypatch.setattr(slide_scores, "MAX_DISTANCE_PIXELS", 2000)  # exactly the size of the region
     found = score(tmp_path, summary, path, region)
     assert found["scores"]["hd95_um"] is None and found["scores"]["dice"] == complete["scores"]["dice"]
     reason = (
@@ -356,7 +358,7 @@ def test_distances_that_are_left_out_are_told_why(tmp_path, monkeypatch, caplog)
 
 
 def constant(path, side, value, top):
-    """A TIFF of side x side pixels of one value with another one in its first row of tiles, made of two streams."""
+    """Writes a TIFF of side x side pixels of one value, and of another value in its first row of tiles, from two streams."""
     streams = [zlib.compress(bytes([each]) * 512**2) for each in (top, value)]
     across = -(-side // 512)
     tiled = (streams[min(1, number // across)] for number in range(across**2))
@@ -367,7 +369,7 @@ def constant(path, side, value, top):
 
 
 def test_memory_does_not_grow_with_the_mask(tmp_path):
-    """20,000 x 20,000 pixels, which Pillow refuses, in a fifth of the bytes that they are."""
+    """20,000 x 20,000 pixels, which Pillow refuses, need less than a fifth of their bytes."""
     side = 20_000
     grid = Grid(side, side, 0.25, (1.0, 1.0))
     constant(tmp_path / "mask.tif", side, 2, 1)
@@ -382,7 +384,7 @@ def test_memory_does_not_grow_with_the_mask(tmp_path):
     finally:
         tracemalloc.stop()
     assert found["confusion"]["pixels"] == [[0, 512 * side, 0], [0, (side - 512) * side, 0]]
-    assert found["hd95_um"] is found["nsd"] is None  # known all over: too large for surface distances
+    assert found["hd95_um"] is found["nsd"] is None  # annotated everywhere: too large for surface distances
     assert found["distances_left_out"].startswith("the annotated area spans 20000 x 20000 pixels")
     assert picture[:3].tolist() == [[1] * 100] * 3 and (picture[4:] == 2).all()
     assert peak < side**2 / 5

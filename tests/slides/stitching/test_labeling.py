@@ -1,4 +1,4 @@
-"""Labels of a slide from windows: equal to the whole at once, whatever the batches, and however often it was stopped."""
+"""Labels of a slide from windows equal those of the whole slide, for any batches and after any number of stops."""
 
 import contextlib
 
@@ -43,7 +43,7 @@ def label(
     interruption=None,
     tile=TILE,
 ):
-    """Labels of a slide, uint8 [H, W], and the store."""
+    """Labels a slide; returns the labels, uint8 [H, W], and the store."""
     height, width = pool.pixels.shape[:2]
     windows = windows_of(height, width, model.window, overlap)
     weights = blend_weights(windows, blend)
@@ -64,7 +64,7 @@ def label(
 
 
 def network(window=32, name="unet"):
-    """A small network with weights that were not trained."""
+    """Returns a small network with untrained weights."""
     scheme = SCHEMES["tumor_stroma"]
     arguments = dict(width=4) if name == "unet" else {}
     model = models.create(name, num_classes=scheme.num_classes, **arguments)
@@ -80,7 +80,7 @@ def network(window=32, name="unet"):
 
 
 @pytest.mark.parametrize("overlap, blend", ((0.0, "centre"), (0.25, "gaussian"), (0.5, "gaussian"), (0.5, "centre")))
-def test_a_network_that_sees_single_pixels_gives_what_it_gives_the_whole_slide(tmp_path, overlap, blend):
+def test_a_network_that_sees_single_pixels_labels_a_slide_as_a_whole(tmp_path, overlap, blend):
     pixels, expected = tissue_picture(150, 210)
     mask = expected > 0
     found, store = label(tmp_path, ArrayPool(pixels), color_model(), mask, overlap=overlap, blend=blend)
@@ -128,7 +128,7 @@ def test_blended_probabilities_are_the_weighted_means_of_the_windows(tmp_path):
             total[y0:y1, x0:x1] += weights[inside]
     found = zarr.open(tmp_path / "p.zarr", mode="r")["0"][:]
     assert np.abs(found - 255 * sums / total).max() <= 0.51
-    assert found.std() > 1  # it is no picture of one gray
+    assert found.std() > 1  # the probabilities are not all equal
 
 
 @pytest.mark.parametrize("name", ("unet", "unet_resnet34"))
@@ -153,14 +153,14 @@ def test_bits_do_not_depend_on_batches_and_devices(tmp_path, name):
 
 
 def bytes_of(folder):
-    """Names and contents of all files of a folder."""
+    """Returns the names and contents of all files of a folder."""
     return tuple(
         (str(path.relative_to(folder)), path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
     )
 
 
 @pytest.mark.parametrize("overlap", (0.25, 0.5, 0.7))
-def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overlap):
+def test_resuming_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overlap):
     monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.ROWS", 32)
     monkeypatch.setattr("bcss_jax.slides.stitching.block_cache.COLUMNS", 64)
     monkeypatch.setattr("bcss_jax.slides.stitching.blend.LANE", 50)
@@ -176,17 +176,17 @@ def test_going_on_after_a_stop_gives_the_same_bytes(tmp_path, monkeypatch, overl
         with pytest.raises(DataError, match="here"):
             label(folder, ArrayPool(pixels, fails_at=int(first), error=DataError("here")), **run)
         kept += len(list(folder.glob("row-*"))) > 0
-        with contextlib.suppress(DataError):  # what is left may be less than that
+        with contextlib.suppress(DataError):  # there may be fewer blocks left
             label(folder, ArrayPool(pixels, fails_at=int(second), error=DataError("here")), **run)
         label(folder, ArrayPool(pixels), **run)
         assert bytes_of(folder) == bytes_of(tmp_path / "whole")
-    assert kept > 3  # most of them had something to go on from
+    assert kept > 3  # most runs resumed from written rows
     nothing = ArrayPool(pixels)
     label(tmp_path / "whole", nothing, **run)
     assert not nothing.asked
 
 
-def test_a_request_to_stop_keeps_what_is_complete(tmp_path):
+def test_a_request_to_stop_keeps_complete_rows(tmp_path):
     pixels, expected = tissue_picture(300, 200)
     run = dict(model=color_model(), mask=expected > 0)
     label(tmp_path / "whole", ArrayPool(pixels), **run)

@@ -1,4 +1,4 @@
-"""The seam score, against all pairs of a whole array."""
+"""The seam score, compared with a count of all pairs of a whole array."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -40,7 +40,7 @@ def all_pairs(windows, sums, weights):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 3), st.integers(0, 2**32 - 1), st.data())
-def test_counts_are_those_of_all_pairs_however_the_rows_come(height, width, classes, seed, data):
+def test_counts_equal_those_of_all_pairs_for_any_split_into_rows(height, width, classes, seed, data):
     windows = windows_of(height, width, 12, 0.25)
     rng = np.random.default_rng(seed)
     weights = rng.integers(0, 4, (height, width)).astype(np.float32)
@@ -60,14 +60,14 @@ def test_a_step_at_the_seams_is_seen_and_a_smooth_image_is_not():
         score[kind]["score"] for kind in ("handovers", "ends")
     )
     cells = np.random.default_rng(0).random((9, 9)).astype(np.float32) / 10
-    for kind, shift in (("handovers", 0), ("ends", windows.margin)):  # steps there and nowhere else
+    for kind, shift in (("handovers", 0), ("ends", windows.margin)):  # steps at these seams only
         stepped = smooth + np.roll(np.kron(cells, np.ones((48, 48), np.float32)), shift, (0, 1))[:400, :400]
         score = seam_score(counted(windows, np.stack([stepped, 1 - stepped]), weights, []))
         assert score["score"] == score[kind]["score"] > 1.5
     assert score["handovers"]["score"] < 1.1
 
 
-def test_nothing_to_compare_has_no_score():
+def test_there_is_no_score_without_pixels():
     windows = windows_of(20, 20, 12, 0.25)
     assert (
         seam_score(counted(windows, np.zeros((2, 20, 20), np.float32), np.zeros((20, 20), np.float32), []))["score"]

@@ -35,7 +35,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_probabilities_are_read_as_written(tmp_path):
     values = probabilities()
     write(opened(tmp_path / "p.zarr", values), values, range(3))
     array = zarr.open_group(tmp_path / "p.zarr", mode="r")["0"]
@@ -51,7 +51,7 @@ def test_chunks_of_zeros_are_not_stored(tmp_path):
     assert every - chunks == {"0/0/1", "0/1/2", "1/0/1", "1/1/0", "1/1/1", "1/1/2"}
 
 
-def test_the_metadata_are_those_of_ome_zarr(tmp_path):
+def test_the_metadata_follow_ome_zarr(tmp_path):
     opened(tmp_path / "p.zarr", probabilities())
     group = json.loads((tmp_path / "p.zarr" / "zarr.json").read_text())
     assert (group["zarr_format"], group["node_type"]) == (3, "group")
@@ -74,17 +74,17 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(tmp_path):
     write(opened(tmp_path / "a.zarr", values), values, range(3))
     store = opened(tmp_path / "b.zarr", values)
     write(store, values, [2])
-    store.write_tile(0, 1, np.full((2, CHUNK, CHUNK), 9, np.uint8))  # where chunks of zeros come later
+    store.write_tile(0, 1, np.full((2, CHUNK, CHUNK), 9, np.uint8))  # chunks of zeros replace it later
     damaged = tmp_path / "b.zarr" / "0" / "c" / "0" / "2" / "0"
     damaged.write_bytes(damaged.read_bytes()[:10])
-    again = opened(tmp_path / "b.zarr", values)
-    assert (tmp_path / "b.zarr" / "0" / "c" / "0" / "2" / "1").exists()  # it went on with what was there
-    write(again, values, [1, 0, 2])
+    reopened = opened(tmp_path / "b.zarr", values)
+    assert (tmp_path / "b.zarr" / "0" / "c" / "0" / "2" / "1").exists()  # the existing array was kept
+    write(reopened, values, [1, 0, 2])
     assert files(tmp_path / "a.zarr") == files(tmp_path / "b.zarr")
 
 
 @pytest.mark.parametrize("change", ["shape", "mpp", "damage"])
-def test_what_belongs_to_another_slide_or_is_damaged_is_begun_anew(tmp_path, change):
+def test_an_array_of_another_slide_or_a_damaged_one_is_replaced(tmp_path, change):
     values = probabilities()
     write(opened(tmp_path / "p.zarr", values), values, range(3))
     if change == "damage":
@@ -108,7 +108,7 @@ def test_wrong_tiles_are_refused(tmp_path):
             store.write_tile(0, 1, tile)
 
 
-def test_a_place_that_cannot_be_a_folder_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_gives_one_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         opened(tmp_path / "file" / "p.zarr", probabilities())

@@ -13,7 +13,7 @@ from bcss_jax.slides.store.tile_store import TILE, TileStore
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 17), st.integers(0, 2**32 - 1))
-def test_what_was_written_is_read(tmp_path_factory, height, width, tile_size, seed):
+def test_labels_are_read_as_written(tmp_path_factory, height, width, tile_size, seed):
     random = np.random.default_rng(seed)
     labels = random.choice(np.array([0, 0, 1, 2, 255], np.uint8), (height, width))
     labels[: random.integers(0, height + 1)] = 0
@@ -25,7 +25,7 @@ def test_what_was_written_is_read(tmp_path_factory, height, width, tile_size, se
         np.testing.assert_array_equal(reader.counts(), np.bincount(labels.ravel(), minlength=256))
 
 
-def test_tiles_at_the_edges_are_filled_up_with_zero(tmp_path):
+def test_tiles_at_the_edges_are_padded_with_zero(tmp_path):
     store = filled_store(tmp_path, np.ones((TILE + 1, TILE + 5), np.uint8))
     assert (store.rows, store.columns, store.row_height(1), store.column_width(1)) == (2, 2, 1, 5)
     assert store.constant(0, 0) == 1
@@ -43,7 +43,7 @@ def test_encoded_tiles_are_zlib_streams_of_a_whole_tile(tmp_path):
         assert store.encoded_size(row, column) == (len(stream) if store.constant(row, column) is None else 0)
 
 
-def test_constant_tiles_cost_nothing(tmp_path):
+def test_constant_tiles_take_almost_no_space(tmp_path):
     store = TileStore(tmp_path, 200_000, 200_000)
     store.write_tiles(7, [0] * store.columns)
     assert store.path(7).stat().st_size < 3000
@@ -52,7 +52,7 @@ def test_constant_tiles_cost_nothing(tmp_path):
     assert len(store.encoded(7, 390)) < 2000
 
 
-def test_rows_may_come_as_tiles_or_whole(tmp_path):
+def test_rows_may_be_written_as_tiles_or_as_a_whole(tmp_path):
     labels = some_labels(700, 1100)
     whole = filled_store(tmp_path / "whole", labels)
     tiles = TileStore(tmp_path / "tiles", 1100, 700)
@@ -63,7 +63,7 @@ def test_rows_may_come_as_tiles_or_whole(tmp_path):
         assert whole.path(row).read_bytes() == tiles.path(row).read_bytes()
 
 
-def test_bytes_do_not_depend_on_order_or_on_what_was_there(tmp_path):
+def test_bytes_do_not_depend_on_the_order_or_on_earlier_rows(tmp_path):
     labels = some_labels(1200, 600)
     first, second = filled_store(tmp_path / "a", labels), TileStore(tmp_path / "b", 600, 1200)
     for row in (2, 0, 1, 0):
@@ -94,7 +94,7 @@ def test_a_damaged_row_counts_as_absent(tmp_path):
     assert TileStore(tmp_path, 600, 600).has_row(0)
 
 
-def test_a_row_that_is_damaged_while_it_is_in_use_is_one_line(tmp_path):
+def test_a_row_that_is_damaged_while_in_use_gives_one_error(tmp_path):
     store = filled_store(tmp_path, some_labels(600, 600))
     content = store.path(0).read_bytes()
     store.path(0).write_bytes(content[:100])
@@ -130,7 +130,7 @@ def test_wrong_arguments_are_refused(tmp_path):
         TileStore(tmp_path, 0, 5)
 
 
-def test_a_row_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_written_gives_one_error_and_keeps_the_old_one(tmp_path, monkeypatch):
     store = filled_store(tmp_path, some_labels(100, 100))
     before = store.path(0).read_bytes()
 
@@ -143,7 +143,7 @@ def test_a_row_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_pat
     assert store.path(0).read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_gives_one_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         TileStore(tmp_path / "file" / "store", 10, 10)

@@ -22,13 +22,13 @@ def glass(height=200, width=300, level=240):
     return np.clip(level + noise, 0, 255).astype(np.uint8).repeat(3, axis=2)
 
 
-def test_glass_alone_has_no_tissue():
+def test_glass_has_no_tissue():
     for level in (255, 245, 228):
         assert not tissue_by_color(glass(level=level), MPP).any()
     assert not tissue_by_color(np.full((1, 1, 3), 255, np.uint8), MPP).any()
 
 
-def test_a_slide_of_tissue_alone_is_tissue_pale_parts_too():
+def test_a_slide_full_of_tissue_is_all_tissue_including_pale_areas():
     image = np.full((200, 300, 3), EOSIN, np.uint8)
     image[:, 150:] = NUCLEI
     assert tissue_by_color(image, MPP).all()
@@ -43,12 +43,12 @@ def test_tissue_on_glass_without_dust_and_with_small_holes():
     expected = np.zeros((200, 300), bool)
     expected[50:150, 60:200] = True
     found = tissue_by_color(image, MPP)
-    # The blur moves outlines by about its own width, a pixel here.
+    # The blur moves outlines by about its own width, which is one pixel here.
     assert (found != expected).sum() < 2 * 2 * (100 + 140)
     assert found[92, 102] and not found[:40].any() and not found[155:].any()
 
 
-def test_real_tiles_without_tissue_have_none_and_those_with_tissue_have_some(shared):
+def test_tissue_is_found_in_real_tiles_with_tissue_and_not_in_others(shared):
     folder = shared / "data/edge_tiles"
 
     def share(name):
@@ -63,7 +63,7 @@ def test_real_tiles_without_tissue_have_none_and_those_with_tissue_have_some(sha
 
 
 def patch_on(color, tissue=(200, 110, 160)):
-    """A quarter of tissue on glass of a color, with noise, and where it is."""
+    """Returns an image of glass of a color with noise and a quarter of tissue, and the mask of the tissue."""
     image, expected = np.full((200, 300, 3), color, np.int16), np.zeros((200, 300), bool)
     expected[50:150, 75:225] = True
     image[expected] = tissue
@@ -75,17 +75,17 @@ def patch_on(color, tissue=(200, 110, 160)):
     "color", [(255, 255, 255), (240, 240, 240), (205, 200, 188), (190, 185, 180), (215, 205, 175), (195, 200, 215)]
 )
 @pytest.mark.parametrize("filling", [None, 0, 255])
-def test_tissue_is_found_on_dim_and_tinted_glass_and_not_in_filling(color, filling):
+def test_tissue_is_found_on_dim_and_tinted_glass_and_not_in_padding(color, filling):
     image, expected = patch_on(color)
     if filling is not None:
         image[:, 260:] = image[180:] = filling
-        image[:180, 259] = image[:180, 259] // 2 + filling // 2  # mixed by the thumbnail
+        image[:180, 259] = image[:180, 259] // 2 + filling // 2  # as a thumbnail mixes them
     found = tissue_by_color(image, MPP)
     assert (found != expected).sum() < 2 * 2 * (100 + 150)
     assert not found[:, 230:].any() and not found[160:].any()
 
 
-def test_padding_beside_tissue_leaves_the_tissue():
+def test_padding_next_to_tissue_keeps_the_tissue():
     image = np.zeros((200, 300, 3), np.uint8)
     image[:, :150], image[100:, :150] = EOSIN, NUCLEI
     found = tissue_by_color(image, MPP)
@@ -93,21 +93,21 @@ def test_padding_beside_tissue_leaves_the_tissue():
     assert not tissue_by_color(np.zeros((50, 50, 3), np.uint8), MPP).any()
 
 
-def test_unreadable_black_is_asked_for():
+def test_unreadable_black_counts_as_tissue():
     image = np.zeros((40, 40, 3), np.uint8)
     assert tissue_by_color(image, MPP, np.ones((40, 40), bool)).all()
 
 
-def test_a_slide_without_glass_has_none_to_be_measured_against():
+def test_glass_is_not_measured_on_a_slide_without_glass():
     everywhere = np.ones((200, 300), bool)
     assert glass_of(np.full((200, 300, 3), EOSIN, np.uint8), everywhere) is None
     image, tissue = patch_on((205, 200, 188))
     np.testing.assert_allclose(glass_of(image, everywhere), (205, 200, 188), atol=1)
     image[:192] = EOSIN
-    assert glass_of(image, everywhere) is None  # 4 % of it
+    assert glass_of(image, everywhere) is None  # 4 % of the slide is glass
 
 
-def test_glass_that_is_not_known_as_such_is_told(shared):
+def test_glass_that_was_taken_for_tissue_is_recognized(shared):
     image, _ = patch_on((160, 140, 90))
     found = tissue_by_color(image, MPP)
     assert found.mean() > 0.99 and looks_like_glass(image, found)
