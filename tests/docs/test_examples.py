@@ -11,6 +11,7 @@ from helpers.slide_files import own_grid, picture
 
 from bcss_jax import labels, models
 from bcss_jax.data import discovery
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import DataError
 from bcss_jax.models.weights import pretrained
 from bcss_jax.slides.reading import open_slide as opening
@@ -72,7 +73,7 @@ def test_new_data_layout_is_found(tmp_path, monkeypatch):
         name = tile_files.name(patient)
         tile_files.save(tmp_path / folder / "images" / f"{name}.png", tile_files.image())
         tile_files.save(tmp_path / folder / "masks" / f"{name}.png", tile_files.mask())
-    tiles = discovery.find_tiles("own", tmp_path)
+    tiles = discovery.find_tiles(DataSettings("own", tmp_path))
     assert [(tile.patient, tile.split, tile.codes) for tile in tiles] == [
         ("TCGA-A2-A0D2", "train", "bcss22"),
         ("TCGA-OL-A5D6", "val", "bcss22"),
