@@ -11,20 +11,18 @@ import pytest
 import shapely
 import tifffile
 from helpers import slide_files
-from helpers.segment_command import (  # noqa: F401 (fixtures)
+from helpers.segment_command import (
     EVERYTHING,
     SESSION_FIELDS,
     Killed,
     call,
     command,
     contents,
-    finished,
     one_line,
-    runs,
-    slide,
     statuses_in,
     summary_of,
 )
+from helpers.segmented_slide import finished, runs, slide  # noqa: F401 (fixtures)
 from helpers.slides_small import tissue_picture, write_run
 from PIL import Image
 
