@@ -80,21 +80,21 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
     for trained in found.values():
         where = trained.folder / str(trained.step)
         try:
-            schemes.append(_scheme(run_folder, trained.about))
+            schemes.append(_scheme(run_folder, trained.metadata))
             networks.append(checkpoint.network_of(trained))
-            plan, dataset = trained.about["plan"], trained.about["dataset"]
+            plan, dataset = trained.metadata["plan"], trained.metadata["dataset"]
             plan_file.check_plan(plan, dataset)
             preprocess(np.ones((2, 2, 3), np.uint8), None, plan, dataset)  # fails if the plan lacks something
             [int(side) for side in plan["configurations"]["2d"]["patch_size"]]
-            data = trained.about.get("data")
+            data = trained.metadata.get("data")
             if data is not None and not {"layout", "split", "tiles", "content_sha256"} <= data.keys():
                 raise KeyError("data")
-            json.dumps(trained.about, allow_nan=False)  # the evaluation writes it to JSON again
+            json.dumps(trained.metadata, allow_nan=False)  # the evaluation writes it to JSON again
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
             ) from error
-    metadata = [trained.about for trained in found.values()]
+    metadata = [trained.metadata for trained in found.values()]
     for name in ("plan", "dataset", "label_scheme"):
         if any(each[name] != metadata[0][name] for each in metadata):
             raise DataError(
@@ -103,12 +103,12 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
     _refuse_postprocessing(run_folder)
     return TrainedFolds(
         tuple(
-            TrainedFold(name, each.folder, each.step, each.about, params_sha256(each.params))
+            TrainedFold(name, each.folder, each.step, each.metadata, params_sha256(each.params))
             for name, each in found.items()
         ),
         schemes[0],
         networks[0],
-        _trained_names(run_folder, {name: trained.about for name, trained in found.items()}),
+        _trained_names(run_folder, {name: trained.metadata for name, trained in found.items()}),
     )
 
 

@@ -145,7 +145,7 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
     """
     folder = _checkpoints_of(path)
     trained = checkpoint.load_trained(folder, mesh, which)
-    where, metadata = folder / str(trained.step), trained.about
+    where, metadata = folder / str(trained.step), trained.metadata
     config = metadata.get("config")
     if isinstance(config, dict) and config.get("method") == "nnunet":
         raise _fold_of_nnunet(path)
