@@ -81,8 +81,6 @@ def test_new_data_layout_is_found(tmp_path, monkeypatch):
 
 
 def test_new_label_scheme_has_its_names_colors_and_codes():
-    if not hasattr(labels, "find_scheme"):
-        pytest.skip("label schemes are not read from files yet")
     scheme = labels.find_scheme(str(EXAMPLES / "my_labels.toml"))
     assert scheme.evaluated_names == ("tumor", "stroma", "immune", "other")
     assert scheme.colors[3] == (0x00, 0x9E, 0x73)
