@@ -12,7 +12,7 @@ so this sum is 1 larger).
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +202,8 @@ def deep_supervision_sums(
 def deep_supervision_loss(sums: Sequence[LossSums], objective: Objective) -> jax.Array:
     """Returns the weighted sum of `loss_from_sums` over the heads, as nnU-Net's DeepSupervisionWrapper; a scalar."""
     counted = [weight for weight in objective.head_weights if weight]
-    return sum(weight * loss_from_sums(each, objective) for weight, each in zip(counted, sums, strict=True))
+    losses = (weight * loss_from_sums(each, objective) for weight, each in zip(counted, sums, strict=True))
+    return cast(jax.Array, sum(losses))
 
 
 def _resized(labels, shape):

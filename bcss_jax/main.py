@@ -9,7 +9,9 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bcss_jax.common import files
 
@@ -25,8 +27,10 @@ from ml_collections import ConfigDict, config_flags
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.processes import is_main_process
 from bcss_jax.config import default, field_names, unknown_field, validate
 from bcss_jax.errors import ConfigError, UserError
+from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
 
@@ -34,14 +38,14 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, such as configs/unet.py or configs/unet.py:kaggle224."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> if not given.")
-_FRESH = flags.DEFINE_bool("fresh", False, "Delete what the folder holds of an earlier run, and start over.")
+_FRESH = flags.DEFINE_bool("fresh", False, "Delete what an earlier run left in the folder, and start over.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes; SLURM, GKE and Cloud TPU are detected."
+    "distributed", False, "Run as one of several processes; SLURM, GKE and Cloud TPU are detected."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where it is not detected.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, where it is not detected.")
-_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0, where it is not detected.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if it is not detected.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, if it is not detected.")
+_PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0, if it is not detected.")
 
 
 def main() -> int:
@@ -61,15 +65,16 @@ def main() -> int:
 
 
 def _parse() -> None:
-    """Reads the command line (ml_collections reads sys.argv as well, so no other can be given).
+    """Parses sys.argv, which ml_collections reads as well.
 
     Raises:
-      ConfigError: one line on whatever is wrong with it.
+      ConfigError: one line that says what is wrong with the command line.
     """
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
+        positional = flags.FLAGS(sys.argv)[1:]
         missing = _CONFIG.value is None
-        missing or _CONFIG.value.to_dict()  # a file that could not be read shows only when it is used
+        if not missing:
+            _CONFIG.value.to_dict()  # raises if the file could not be read
     except flags.UnrecognizedFlagError as error:
         flags.FLAGS.mark_as_parsed()
         if error.flagname.startswith("config.") and not _given("config"):
@@ -77,9 +82,9 @@ def _parse() -> None:
         raise ConfigError(f"--{error.flagname}: no such option; see --help") from error
     except Exception as error:
         flags.FLAGS.mark_as_parsed()
-        raise ConfigError(_explained(error)) from error
-    if rest:
-        raise ConfigError(f"{rest[0]}: options start with --; see --help")
+        raise ConfigError(_describe(error)) from error
+    if positional:
+        raise ConfigError(f"{positional[0]}: options start with --; see --help")
     if missing:
         raise ConfigError("--config is missing; try --config=configs/unet.py")
     if (_PROCESSES.value is not None or _PROCESS.value is not None) and not (_COORDINATOR.value or _DISTRIBUTED.value):
@@ -88,8 +93,8 @@ def _parse() -> None:
         )
 
 
-def _explained(error: Exception) -> str:
-    """One line for what absl, ml_collections or the config file, a Python program, raised."""
+def _describe(error: Exception) -> str:
+    """Returns one line for an error of absl, ml_collections, or the config file, which is a Python program."""
     known = _file_settings()
     settings = [name.removeprefix("config.") for name in _given("config.", prefix=True)]
     unknown = [field for field in settings if field not in field_names(known)]
@@ -105,16 +110,21 @@ def _explained(error: Exception) -> str:
 
 
 def _file_settings() -> ConfigDict:
-    """The settings that the config file gives, without the command line's; the defaults if that fails."""
+    """Returns the settings of the config file, without those of the command line; the defaults if it fails."""
     path, _, argument = (_given("config") or [""])[-1].partition(":")
     try:
         return runpy.run_path(path)["get_config"](*[argument] if argument else [])
-    except Exception:  # a program of the user's; the caller says what it raised
+    except Exception:  # the file may raise anything; the caller reports it
         return default()
 
 
 def _given(name: str, prefix: bool = False) -> list[str]:
-    """Values of the option `name` on the command line (--name=value or --name value); names if `prefix`."""
+    """Returns the values of an option on the command line, written --name=value or --name value.
+
+    Args:
+      name: of the option.
+      prefix: return the names of all options that begin with `name` instead.
+    """
     found = []
     for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
         option, equals, value = argument.lstrip("-").partition("=")
@@ -124,18 +134,19 @@ def _given(name: str, prefix: bool = False) -> list[str]:
 
 
 def _run(interruption: Interruption) -> int:
-    config = _CONFIG.value
+    config: Any = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
-    (nnunet_config.validate if nnunet else validate)(config)
+    scheme = find_scheme(config.labels)
+    (nnunet_config.validate if nnunet else validate)(config, scheme)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    with contextlib.ExitStack() as held:
-        _together(lambda: _take(workdir, config, held))
-        # Here, because importing TensorFlow takes seconds that a typo in the command line should not cost.
+    with contextlib.ExitStack() as locks:
+        _in_main_process(lambda: _claim(workdir, config, scheme, locks))
+        # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
         if nnunet:
             from bcss_jax.nnunet.run import run as train
         else:
@@ -150,38 +161,42 @@ def _run(interruption: Interruption) -> int:
     return 0
 
 
-def _take(workdir: Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
-    """Locks the folder of the run and claims it. nnU-Net's folds may be separate jobs in one folder: each is locked."""
+def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contextlib.ExitStack) -> None:
+    """Locks the folder of the run and claims it for the config.
+
+    The folds of nnU-Net may be trained by separate jobs in one folder, so each fold has its own lock.
+    """
     folds = config.get("method") == "nnunet"
     if not folds:
-        held.enter_context(files.locked(workdir))
-    elif _FRESH.value:  # what another job is at work on must not be deleted
+        locks.enter_context(files.locked(workdir))
+    elif _FRESH.value:  # a fold that another job trains must not be deleted
         for fold in sorted(workdir.glob("fold_*")):
-            held.enter_context(files.locked(fold))
+            locks.enter_context(files.locked(fold))
     with files.storage_errors(workdir), files.wait_for_lock(workdir / "claim"):
-        workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
+        settings = json.loads(config.to_json()) | {"label_scheme": scheme.to_json()}
+        workdirs.claim(workdir, settings, _FRESH.value)
     if folds:
         if _FRESH.value:
-            held.close()  # the locks on what was there; they went with it
+            locks.close()  # the locked folders were deleted
         for name in nnunet_config.fold_names(config):
-            held.enter_context(files.locked(workdir / f"fold_{name}"))
+            locks.enter_context(files.locked(workdir / f"fold_{name}"))
 
 
-def _together(action) -> None:
-    """Runs `action` in process 0. If it refuses, all processes end, the others without waiting for it in vain."""
-    refusal = None
-    if jax.process_index() == 0:
+def _in_main_process(action: Callable[[], None]) -> None:
+    """Runs `action` in the main process. If it raises UserError, all processes raise one with the same exit code."""
+    failure = None
+    if is_main_process():
         try:
             action()
         except UserError as error:
-            refusal = error
+            failure = error
     if jax.process_count() > 1:
-        code = multihost_utils.broadcast_one_to_all(np.int32(refusal.exit_code if refusal else 0))
-        if code and not refusal:
-            refusal = UserError("process 0 has refused, see what it says")
-            refusal.exit_code = int(code)
-    if refusal:
-        raise refusal
+        code = multihost_utils.broadcast_one_to_all(np.int32(failure.exit_code if failure else 0))
+        if code and not failure:
+            failure = UserError("the main process failed; see its message")
+            failure.exit_code = int(code)
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Dice and IoU from integer confusion counts.
 
-Counts are made on the device per image (`confusion`), added up on the host in int64, and turned into scores there.
-Three ways to average, because published figures use all of them and they differ:
+Pixels are counted per image on the device (`confusion`). The counts are added on the host in int64 and turned into
+scores there. Published scores are averaged in three ways, which give different numbers:
 
 * `dice_global`: counts of the whole split, then Dice per class.
-* `dice_image`: Dice per image and class, mean over the images where the class occurs (in truth or prediction).
-* `dice_batch`: the same with batches in place of images. Depends on the batch size; kept to compare with papers.
+* `dice_image`: Dice per image and class, mean over the images where the class occurs (in the ground truth or the prediction).
+* `dice_batch`: the same with batches in place of images. It depends on the batch size; it is there to compare with
+  papers.
 
-A class that is neither in the truth nor in the prediction has no score (NaN, `null` in files). A class that is in the
-truth and never predicted was missed and scores 0; so does one that is predicted and not there.
+A class that is neither in the ground truth nor in the prediction has no score (NaN, `null` in files). A class that is
+only in one of the two scores 0.
 Source of the definitions: nnU-Net's compute_metrics (NaN where TP + FP + FN = 0), MONAI's DiceMetric.
 """
 
@@ -20,30 +21,30 @@ import numpy as np
 
 
 def predict(logits: jax.Array, classes: Sequence[int] | None = None) -> jax.Array:
-    """Most likely class of each pixel.
+    """Returns the most likely class of each pixel.
 
     Args:
       logits: [..., C] floats.
-      classes: the labels to choose from; None: all C. With the ignored class left out, a model that hedges into it
-        is still asked which tissue it sees.
+      classes: the labels to choose from; None: all C. Without the ignored class, a model that prefers it in a pixel
+        still predicts a tissue there.
 
     Returns:
       int32 labels [...].
     """
     if classes is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    classes = np.asarray(classes, np.int32)
-    return jnp.asarray(classes)[jnp.argmax(logits[..., classes], axis=-1)]
+    chosen = np.asarray(classes, np.int32)
+    return jnp.asarray(chosen)[jnp.argmax(logits[..., chosen], axis=-1)]
 
 
 def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignore_index: int | None) -> jax.Array:
-    """Counts of (truth, prediction) pairs per image, ignored pixels left out.
+    """Counts (truth, prediction) pairs per image, without the ignored pixels.
 
     Args:
       predictions: [N, H, W] integer labels.
       labels: [N, H, W] integer labels.
       num_classes: C.
-      ignore_index: label without truth; None: every pixel counts.
+      ignore_index: label of the pixels without ground truth; None: every pixel counts.
 
     Returns:
       int32 [N, C, C]; rows are truth, columns prediction.
@@ -57,42 +58,43 @@ def confusion(predictions: jax.Array, labels: jax.Array, num_classes: int, ignor
 
 
 def dice(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
+    """Returns 2 TP / (2 TP + FP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
     tp, fp, fn = tp_fp_fn(counts, classes)
     return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def iou(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """TP / (TP + FP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
+    """Returns TP / (TP + FP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
     tp, fp, fn = tp_fp_fn(counts, classes)
     return _ratio(tp, tp + fp + fn)
 
 
 def precision(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """TP / (TP + FP) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
+    """Returns TP / (TP + FP) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
     tp, fp, _ = tp_fp_fn(counts, classes)
     return _ratio(tp, tp + fp)
 
 
 def recall(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """TP / (TP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
+    """Returns TP / (TP + FN) per class; counts [..., C, C] -> float64 [..., len(classes)]; NaN where 0/0."""
     tp, _, fn = tp_fp_fn(counts, classes)
     return _ratio(tp, tp + fn)
 
 
 def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], classes: Sequence[int]) -> dict:
-    """All named scores of a split.
+    """Returns all scores of a split.
 
     Args:
       per_image: integer counts [N, C, C], in evaluation order.
-      batch_size: images in a batch, for the `_batch` scores.
+      batch_size: number of images in a batch, for the `_batch` scores.
       class_names: names of all C labels.
-      classes: labels to score; counts of true pixels of other labels must be 0.
+      classes: labels to score; there must be no true pixels of other labels.
 
     Returns:
       `{"dice_global": {class name: value, ..., "macro": value}, "dice_image", "dice_batch", "iou_global", ...}` with
-      None for a class that has no score, and `"images": {class name: {"present", "missed", "absent", "false"}}`: in
-      how many images the class is in the truth, in the truth but not predicted, in neither, only in the prediction.
+      None for a class that has no score, and `"images": {class name: {"present", "missed", "absent", "false"}}`: the
+      number of images in which the class is in the truth, in the truth but not predicted, in neither, and only in the
+      prediction.
     """
     per_image = np.asarray(per_image, np.int64)
     batches = [per_image[i : i + batch_size].sum(0) for i in range(0, len(per_image), batch_size)]
@@ -122,7 +124,7 @@ def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], c
 
 
 def tp_fp_fn(counts: np.ndarray, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True positives, false positives, false negatives; counts [..., C, C] -> three int64 [..., len(classes)]."""
+    """Returns true positives, false positives and false negatives: counts [..., C, C] -> three int64 [..., len(classes)]."""
     counts, classes = np.asarray(counts, np.int64), list(classes)
     tp = np.diagonal(counts, axis1=-2, axis2=-1)[..., classes]
     return tp, counts.sum(-2)[..., classes] - tp, counts.sum(-1)[..., classes] - tp
@@ -133,6 +135,6 @@ def _ratio(numerator, denominator):
 
 
 def mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is not NaN along an axis; NaN (without a warning) where nothing is."""
+    """Returns the mean along an axis of the values that are not NaN; NaN, without a warning, where all are."""
     known = ~np.isnan(values)
     return _ratio(np.where(known, values, 0.0).sum(axis), known.sum(axis))

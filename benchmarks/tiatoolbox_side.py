@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch_twins  # noqa: E402
 
-torch_twins.let_torchvision_in()
+torch_twins.define_torchvision_operators()
 
 import tiatoolbox  # noqa: E402
 import zarr  # noqa: E402

@@ -1,15 +1,15 @@
-"""The networks of `bcss_jax.models` in PyTorch: the packages of their makers, or the twins in this folder."""
+"""The networks of `bcss_jax.models` in PyTorch, from the packages of their authors or from this folder."""
 
 import torch
 
-_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # what is defined in it goes when it does
+_LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # its operators exist as long as this object
 
 
 def build(model: str, num_classes: int, **kwargs) -> torch.nn.Module:
-    """The twin of `bcss_jax.models.create(model, num_classes=num_classes, **kwargs)`, with random weights.
+    """Returns the PyTorch twin of `bcss_jax.models.create(model, num_classes=num_classes, **kwargs)`, with random weights.
 
     Raises:
-      ModuleNotFoundError: the package that holds it is not installed (segmentation_models_pytorch for ResNet and DenseNet
+      ModuleNotFoundError: the package with the network is not installed (segmentation_models_pytorch for ResNet and DenseNet
         encoders, dynamic_network_architectures for nnU-Net's networks).
     """
     if model == "unet":
@@ -53,15 +53,15 @@ def _nnunet(model: str, num_classes: int) -> torch.nn.Module:
 
 
 def _smp(model: str, num_classes: int) -> torch.nn.Module:
-    let_torchvision_in()
+    define_torchvision_operators()
     import segmentation_models_pytorch as smp
 
     encoder = "densenet121" if model == "dense_unet_121" else model.removeprefix("unet_")
     return smp.Unet(encoder, encoder_weights=None, classes=num_classes)
 
 
-def let_torchvision_in() -> None:
-    """torchvision as built for GPUs looks for operators that it does not find beside a CPU build of PyTorch."""
+def define_torchvision_operators() -> None:
+    """Defines the operators without which a GPU build of torchvision cannot be imported beside a CPU build of PyTorch."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError:

@@ -4,13 +4,13 @@
     python benchmarks/train_step.py --width=32 --versus=torch --steps=3 --rounds=3
     python benchmarks/train_step.py --model=transunet --batch=4 --versus=torch
 
-nnU-Net's networks are trained with deep supervision on both sides, all others on their logits.
+nnU-Net's networks are trained with deep supervision on both sides, all others without.
 
-With `--versus=torch` both run in turn, A B A B, so that a machine whose speed drifts slows both; the ratio is
-PyTorch's time over ours (above 1: ours is faster), one per round, given as median [least, most].
+With `--versus=torch` both run in turn, A B A B, so that changes in the machine's speed affect both. The ratio is
+PyTorch's time divided by this project's (above 1: this project is faster), one per round, printed as median [min, max].
 
-On Linux CPUs set GLIBC_TUNABLES=glibc.malloc.hugetlb=1: XLA asks for its buffers anew at every step, and with pages of
-4 KiB the kernel spends a good part of the step on clearing them.
+On Linux CPUs set GLIBC_TUNABLES=glibc.malloc.hugetlb=1: XLA allocates its buffers at every step, and with pages of
+4 KiB the kernel spends a large part of the step on clearing them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from bcss_jax import losses, models  # noqa: E402
 from bcss_jax.errors import UserError  # noqa: E402
 from bcss_jax.losses import Objective  # noqa: E402
-from bcss_jax.models.apply import IMAGENET, ModelFunction, split_model  # noqa: E402
+from bcss_jax.models.apply import IMAGENET, ModelFunction  # noqa: E402
 from bcss_jax.models.cost import forward_flops  # noqa: E402
 from bcss_jax.training import sharding, step  # noqa: E402
 from bcss_jax.training.optimizer import Plateau, adamw  # noqa: E402
@@ -37,8 +37,9 @@ from bcss_jax.training.optimizer import Plateau, adamw  # noqa: E402
 NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-4
 
-# Peak of the matrix units in TFLOP/s, dense, recalled from the makers' data sheets and not checked: (part of device_kind, bfloat16, float32 as
-# JAX multiplies by default, which is TF32 on these GPUs and bfloat16 passes on TPUs). First match counts.
+# Dense peak of the matrix units in TFLOP/s: (part of device_kind, bfloat16, float32 as JAX multiplies by default, which is
+# TF32 on these GPUs and bfloat16 passes on TPUs). The first match counts. The numbers are recalled from the vendors' data
+# sheets and were not checked.
 PEAK_TFLOPS = (
     ("H200", 989.0, 494.0),
     ("H100 PCIe", 756.0, 378.0),
@@ -54,24 +55,24 @@ PEAK_TFLOPS = (
 
 
 def arguments() -> argparse.Namespace:
-    """Command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="unet")
     parser.add_argument("--width", type=int, help="only for models that have one")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--versus", choices=("torch",))
     return parser.parse_args()
 
 
 class Jax:
-    """The project's training step and the same model's forward pass in evaluation mode."""
+    """The project's training step, and the forward pass of the same model in evaluation mode."""
 
     def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
-        """Compiles both; `compile_s` holds the times."""
+        """Compiles both; `compile_s` and `compile_forward_s` are the compile times in seconds."""
         kwargs = {} if args.width is None else {"width": args.width}
         model = models.create(args.model, num_classes=NUM_CLASSES, dtype=jnp.dtype(args.dtype), **kwargs)
         mesh = sharding.make_mesh()
@@ -86,10 +87,9 @@ class Jax:
         )
         run = ModelFunction(model)
         forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])
-        _, params, model_state = split_model(model)
-        self.parameters = sum(p.size for p in jax.tree.leaves(params))
-        state = step.TrainState(jnp.int32(0), params, model_state, tx.init(params), Plateau(0.5, 5).init())
-        # A copy: the step is given its state to overwrite, and the model keeps its own arrays.
+        state = step.TrainState.create(model, tx, Plateau(0.5, 5))
+        self.parameters = sum(p.size for p in jax.tree.leaves(state.params))
+        # A copy, because the step overwrites its state, and the arrays belong to the model.
         self.state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
         batch = sharding.place_batch({"images": images, "labels": labels}, mesh)
         self.images, self.labels = batch["images"], batch["labels"]
@@ -100,11 +100,11 @@ class Jax:
         start = time.perf_counter()
         self._forward = forward.lower(self.state.params, self.state.model_state, self.images).compile()
         self.compile_forward_s = time.perf_counter() - start
-        # Forward, gradient of the maps and gradient of the weights take about as many operations each.
+        # The forward pass, the gradient of the maps and that of the weights take about the same number of operations.
         self.step_flops = 3 * forward_flops(run, self.state.params, self.state.model_state, self.images)
 
     def train(self, steps: int) -> float:
-        """Seconds a training step."""
+        """Returns the seconds per training step."""
         start = time.perf_counter()
         for _ in range(steps):
             self.state, report = self._train(self.state, self.images, self.labels)
@@ -112,7 +112,7 @@ class Jax:
         return (time.perf_counter() - start) / steps
 
     def forward(self, steps: int) -> float:
-        """Seconds a forward pass."""
+        """Returns the seconds per forward pass."""
         start = time.perf_counter()
         for _ in range(steps):
             logits = self._forward(self.state.params, self.state.model_state, self.images)
@@ -124,13 +124,13 @@ class Torch:
     """The same layers, loss and optimizer in PyTorch, channels last."""
 
     def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
-        """Puts model and batch on the GPU if PyTorch has one."""
+        """Places model and batch on the GPU if PyTorch has one."""
         import torch
         import torch_twins
 
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        # TF32 as in JAX's default on GPUs, and the tuning that cuDNN offers: the comparison should be a fair one.
+        # TF32, which is JAX's default on GPUs, and cuDNN's tuning, for a fair comparison.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         self.bfloat16 = args.dtype == "bfloat16"
@@ -174,7 +174,7 @@ class Torch:
             self.torch.cuda.synchronize()
 
     def train(self, steps: int) -> float:
-        """Seconds a training step."""
+        """Returns the seconds per training step."""
         self.model.train()
         start = time.perf_counter()
         for _ in range(steps):
@@ -185,7 +185,7 @@ class Torch:
         return (time.perf_counter() - start) / steps
 
     def forward(self, steps: int) -> float:
-        """Seconds a forward pass."""
+        """Returns the seconds per forward pass."""
         self.model.eval()
         start = time.perf_counter()
         with self.torch.inference_mode():
@@ -196,7 +196,7 @@ class Torch:
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """FLOP/s that all devices could reach together, and where the number is from: the table, or a matrix product."""
+    """Returns the peak FLOP/s of all devices together, and its source: the table, or a measured matrix product."""
     kind = jax.devices()[0].device_kind
     for name, bfloat16, float32 in PEAK_TFLOPS:
         if name.lower() in kind.lower():
@@ -213,7 +213,7 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 
 def in_turn(contestants: list, method: str, steps: int, rounds: int) -> list[list[float]]:
-    """Seconds of each contestant in each round, after one round of warming up."""
+    """Returns the seconds of each contestant in each round, after one warm-up round."""
     for contestant in contestants:
         getattr(contestant, method)(1)
     rows = [[getattr(contestant, method)(steps) for contestant in contestants] for _ in range(rounds)]

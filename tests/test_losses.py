@@ -1,4 +1,4 @@
-"""Losses against torch, MONAI and nnU-Net values, and what ignored pixels may not do."""
+"""Losses equal those of torch, MONAI and nnU-Net; ignored pixels do not affect them."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ def check(function, logits, expected):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cross_entropy_is_torchs(shared, name):
+def test_cross_entropy_equals_torch(shared, name):
     expected, logits, labels, ignore = case(shared, name)
     check(lambda x: losses.cross_entropy(x, labels, Objective(3, ignore)), logits, expected["torch_ce"])
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("batch", (True, False))
-def test_dice_is_monais_without_background(shared, name, batch):
+def test_dice_without_background_equals_monai(shared, name, batch):
     expected, logits, labels, ignore = case(shared, name)
     key = f"monai_dice_bg0_batch{int(batch)}"
     check(lambda x: losses.soft_dice(x, labels, Objective(3, ignore, (1, 2), dice_batch=batch)), logits, expected[key])
@@ -33,7 +33,7 @@ def test_dice_is_monais_without_background(shared, name, batch):
 
 
 @pytest.mark.parametrize("name", ("plain", "ignore0", "ignore255"))
-def test_dice_with_background_is_monais(shared, name):
+def test_dice_with_background_equals_monai(shared, name):
     expected, logits, labels, ignore = case(shared, name)
     check(
         lambda x: losses.soft_dice(x, labels, Objective(3, ignore, (0, 1, 2))),
@@ -44,7 +44,7 @@ def test_dice_with_background_is_monais(shared, name):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("batch", (True, False))
-def test_sum_is_nnunets_plus_one(shared, name, batch):
+def test_sum_equals_nnunet_plus_one(shared, name, batch):
     expected, logits, labels, ignore = case(shared, name)
     expected = dict(expected[f"nnunet_dc_ce_batch{int(batch)}"])
     expected["value"] += 1.0
@@ -60,13 +60,13 @@ def random_batch(seed=0, n=3, h=7, w=5, c=3, ignore=0):
 
 @pytest.mark.parametrize("batch", (True, False))
 @pytest.mark.parametrize("suppress", (True, False))
-@pytest.mark.parametrize("rubbish", (1e30, np.nan, -np.inf))
-def test_logits_under_ignored_pixels_change_no_bit(batch, suppress, rubbish):
+@pytest.mark.parametrize("value_there", (1e30, np.nan, -np.inf))
+def test_logits_under_ignored_pixels_change_no_bit(batch, suppress, value_there):
     logits, labels = random_batch()
     objective = Objective(3, ignore_index=0, dice_batch=batch, suppress_ignored_logit=suppress)
     function = jax.jit(jax.value_and_grad(lambda x: losses.ce_dice(x, labels, objective)))
     value, grad = function(logits)
-    value2, grad2 = function(np.where((labels == 0)[..., None], np.float32(rubbish), logits))
+    value2, grad2 = function(np.where((labels == 0)[..., None], np.float32(value_there), logits))
     assert np.isfinite(value) and np.abs(grad).sum() > 0
     assert np.asarray(value).tobytes() == np.asarray(value2).tobytes()
     assert np.asarray(grad).tobytes() == np.asarray(grad2).tobytes()
@@ -74,8 +74,7 @@ def test_logits_under_ignored_pixels_change_no_bit(batch, suppress, rubbish):
 
 
 def test_image_content_under_ignored_pixels_changes_no_bit_of_a_pixelwise_networks_gradients():
-    # A network that looks at one pixel at a time shows that the loss lets nothing through. (One with a receptive field
-    # sees ignored pixels as the surroundings of others.)
+    # The network has no receptive field. One that has sees ignored pixels as the surroundings of others.
     images, labels = random_batch(c=3)
     weights = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
     function = jax.jit(jax.value_and_grad(lambda w, x: losses.ce_dice(x @ w, labels, Objective(3, ignore_index=0))))
@@ -97,7 +96,7 @@ def test_all_ignored_gives_loss_and_gradient_zero(loss, batch, smooth):
     assert not np.asarray(grad).any()
 
 
-def test_an_ignored_image_has_no_part_in_the_dice_per_image():
+def test_an_ignored_image_does_not_count_in_the_dice_per_image():
     logits, labels = random_batch()
     more = np.concatenate([logits, logits[:1]]), np.concatenate([labels, np.zeros_like(labels[:1])])
     objective = Objective(3, ignore_index=0, dice_batch=False)
@@ -116,16 +115,16 @@ def test_suppressed_logit_equals_a_softmax_without_it():
 
 
 @pytest.mark.parametrize("batch", (True, False))
-def test_sums_of_parts_give_the_loss_of_the_whole(batch):
+def test_sums_of_two_halves_give_the_loss_of_the_batch(batch):
     logits, labels = random_batch(n=4)
     objective = Objective(3, ignore_index=0, dice_batch=batch)
-    parts = [losses.loss_sums(logits[i : i + 2], labels[i : i + 2], objective) for i in (0, 2)]
-    total = jax.tree.map(jnp.add, *parts)
+    halves = [losses.loss_sums(logits[i : i + 2], labels[i : i + 2], objective) for i in (0, 2)]
+    total = jax.tree.map(jnp.add, *halves)
     expected = losses.ce_dice(logits, labels, objective)
     np.testing.assert_allclose(losses.loss_from_sums(total, objective), expected, rtol=1e-6)
 
 
-def test_shapes_and_classes_that_do_not_fit_are_refused():
+def test_shapes_and_classes_that_do_not_fit_raise():
     logits, labels = random_batch()
     with pytest.raises(ValueError, match="same pixels"):
         losses.ce_dice(logits, labels[:, :-1], Objective(3))
@@ -135,8 +134,8 @@ def test_shapes_and_classes_that_do_not_fit_are_refused():
         losses.soft_dice(logits, labels, Objective(4))
 
 
-def test_deep_supervision_weights_are_nnunets():
-    six = [0.53333, 0.26667, 0.13333, 0.06667, 0]  # of a network with six stages, five heads
+def test_deep_supervision_weights_equal_nnunet():
+    six = [0.53333, 0.26667, 0.13333, 0.06667, 0]  # a network with six stages has five heads
     np.testing.assert_allclose(losses.deep_supervision_weights(5), six, atol=1e-5)
     eight = [0.50794, 0.25397, 0.12698, 0.06349, 0.03175, 0.01587, 0]
     np.testing.assert_allclose(losses.deep_supervision_weights(7), eight, atol=1e-5)

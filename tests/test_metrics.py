@@ -1,4 +1,4 @@
-"""Metrics against stored values and brute force."""
+"""Metrics equal stored reference values and a brute-force count."""
 
 import math
 
@@ -11,11 +11,11 @@ from bcss_jax import metrics
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("over", ("all", "1plus"))
-def test_stored_values(shared, name, over):
+def test_metrics_equal_stored_values(shared, name, over):
     values, logits, labels, ignore = case(shared, name)
     expected = values[f"metrics_argmax_{over}"]
     predictions = metrics.predict(logits, None if over == "all" else (1, 2))
-    # A label outside the logits (255, 3) is ignored and never counted.
+    # A label that is not one of the logits (255, 3) is ignored and not counted.
     counts = np.asarray(metrics.confusion(predictions, labels, 3, ignore))
     scores = metrics.scores(counts, 2, ("zero", "one", "two"), (1, 2))
     np.testing.assert_allclose(metrics.dice(counts.sum(0), (1, 2)), expected["dice_global_class"], rtol=0, atol=1e-12)
@@ -27,7 +27,7 @@ def test_stored_values(shared, name, over):
 
 
 def brute_force(predictions, labels, ignore, classes):
-    """Dice and IoU per image and class, pixel by pixel."""
+    """Returns Dice and IoU per image and class, counted pixel by pixel."""
     dice, iou = [], []
     for p, t in zip(predictions, labels, strict=True):
         for values, formula in ((dice, lambda a, b: 2 * a / (2 * a + b)), (iou, lambda a, b: a / (a + b))):
@@ -41,7 +41,7 @@ def brute_force(predictions, labels, ignore, classes):
 
 
 @pytest.mark.parametrize("ignore", (0, 255))
-def test_brute_force_on_random_masks(ignore):
+def test_metrics_equal_brute_force_on_random_masks(ignore):
     rng = np.random.default_rng(3)
     labels = rng.integers(1, 5, (5, 6, 7))
     labels[rng.random(labels.shape) < 0.3] = ignore
@@ -59,7 +59,7 @@ def test_brute_force_on_random_masks(ignore):
     assert scores["iou_batch"]["b"] == pytest.approx(np.nanmean(metrics.iou(batches, (1,))), abs=1e-12)
 
 
-def test_absent_missed_and_invented_classes_are_told_apart():
+def test_absent_missed_and_falsely_predicted_classes_are_counted_separately():
     labels = np.asarray([[[1, 1]], [[2, 2]], [[1, 1]]])
     predictions = np.asarray([[[1, 1]], [[1, 1]], [[1, 2]]])
     scores = metrics.scores(
@@ -68,18 +68,18 @@ def test_absent_missed_and_invented_classes_are_told_apart():
     assert scores["images"]["tumor"] == {"present": 2, "missed": 0, "absent": 0, "false": 1}
     assert scores["images"]["stroma"] == {"present": 1, "missed": 1, "absent": 1, "false": 1}
     assert scores["images"]["fat"] == {"present": 0, "missed": 0, "absent": 3, "false": 0}
-    assert scores["dice_global"]["fat"] is None  # no score is not a score of 0, nor of 1
+    assert scores["dice_global"]["fat"] is None  # without pixels there is no score, neither 0 nor 1
     assert scores["dice_global"]["stroma"] == 0.0
     assert scores["dice_global"]["macro"] == pytest.approx((scores["dice_global"]["tumor"] + 0.0) / 2)
 
 
-def test_prediction_chooses_among_the_evaluated_classes_only():
+def test_predictions_are_chosen_among_the_evaluated_classes():
     logits = np.asarray([[9.0, 1.0, 2.0], [9.0, 3.0, 2.0]])
     assert metrics.predict(logits).tolist() == [0, 0]
     assert metrics.predict(logits, (1, 2)).tolist() == [2, 1]
 
 
-def test_counts_beyond_int32_add_up():
+def test_sums_of_counts_may_exceed_int32():
     counts = np.full((3, 2, 2), 2**31 - 1, np.int32)
     scores = metrics.scores(counts, 3, ("a", "b"), (0, 1))
     assert scores["dice_global"]["macro"] == pytest.approx(0.5)

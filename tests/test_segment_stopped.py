@@ -226,6 +226,7 @@ def rows_in(folder):
     return [] if (folder / "summary.json").exists() else sorted((folder / ".work" / "labels").glob("row-*"))
 
 
+@pytest.mark.slow
 def test_after_kills_at_random_moments_the_same_command_gives_the_same_bytes(runs, tmp_path):
     """Kills four times, or KILLS times, mostly while labels or results are written."""
     kills = int(os.environ.get("KILLS", 4))

@@ -1,6 +1,8 @@
-"""What a trained model is worth: scores of a set of images, with intervals, and tables of several models.
+"""Evaluates trained models: scores of a set of images, with intervals, and tables of several models.
 
-`surface_distance`, `calibration` and `bootstrap` compute; `scores` puts everything together as JSON; `per_image`,
-`tables` and `gallery` write files. `trained_run` reads a checkpoint, `nnunet_run` the folds of nnU-Net's method, `predict`
-and `run` put them to work, `subject` goes from there to the files, and `results_folder` keeps what is finished. `python -m bcss_jax.evaluate` is the command.
+In the order of the work: `nnunet_run` and `nnunet_folds` read the folds of nnU-Net's method (`inference.trained_run`
+reads other checkpoints), `accumulate` runs a model over a split, `image_counts` counts pixels on the devices, `scores`
+computes all scores, `per_image_csv` holds those of each image, `target` evaluates one model from start to finish, and
+`results_folder` keeps the results. `statistics` holds the measures, `reporting` what people read. The command is
+`python -m bcss_jax.evaluate`.
 """

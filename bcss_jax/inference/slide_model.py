@@ -88,7 +88,7 @@ def check_window(model: SlideModel, window: int) -> None:
     """Traces a network with windows of another size than its training images, without computing anything.
 
     Args:
-      model: accepts windows of any size as far as is known.
+      model: with `any_window`.
       window: side of the windows, pixels.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Batches of patches for training and validation, cut on the host while the devices compute."""
+"""Batches of patches for training and validation, which the host cuts while the devices compute."""
 
 import concurrent.futures
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,10 @@ from bcss_jax.training.sharding import place_batch
 
 
 def padded_size(batch_size: int, mesh: Mesh) -> int:
-    """The next multiple of the number of devices: what is added is masked and changes nothing."""
+    """Returns the batch size rounded up to a multiple of the number of devices.
+
+    The added examples are masked and do not change the result.
+    """
     return -(-batch_size // mesh.size) * mesh.size
 
 
@@ -28,17 +31,17 @@ def batches(
     cut_size: Pair,
     padding: int,
     mesh: Mesh,
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array], None, None]:
     """Yields the batches of the steps `first` to `last - 1`.
 
-    Each is a function of the seed and its step alone; each process cuts the examples of its own devices.
+    A batch depends only on the seed and its step. Each process cuts the examples of its own devices.
 
     Args:
       cases: what patches are cut from.
-      seed: of the draws.
+      seed: of the random choice of patches.
       first: step of the first batch.
       last: step after that of the last batch.
-      batch_size: examples.
+      batch_size: number of examples.
       patch_size: as in `patches.choose_patch`.
       cut_size: height and width of the images.
       padding: label of the examples that fill a batch up to a multiple of the devices.
@@ -67,8 +70,9 @@ def batches(
         return {"images": np.stack(images), "labels": np.stack(labels)}
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(batch, first) if first < last else None
+        following = [pool.submit(batch, step) for step in range(first, min(first + 1, last))]
         for step in range(first, last):
-            ready = ahead.result()
-            ahead = pool.submit(batch, step + 1) if step + 1 < last else None
+            ready = following.pop().result()
+            if step + 1 < last:
+                following.append(pool.submit(batch, step + 1))
             yield place_batch(ready, mesh)

@@ -1,13 +1,16 @@
-"""Every setting of nnU-Net's method, with its default, and the check that they make sense.
+"""The settings of nnU-Net's method with their defaults, and the check of their values.
 
-What the plan decides (patch, batch, network, normalization) is no setting: `plan` takes a file, which may be edited.
+Patch size, batch size, network and normalization are not settings: the plan decides them. `plan` takes a file of a plan,
+which may be edited.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from bcss_jax.config import check_at_least, check_data_folder, check_one_of
+from bcss_jax.config import check_at_least, check_data_folder, check_masks, check_one_of
 from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
 from bcss_jax.nnunet.folds import NUM_FOLDS
 from bcss_jax.nnunet.plan import PRESETS
@@ -17,52 +20,59 @@ EACH, ALL = "each", "all"
 
 
 def default() -> ConfigDict:
-    """nnU-Net's own training, 1000 epochs for each of five folds, on no data set in particular."""
+    """Returns the settings of nnU-Net's own training, 1000 epochs for each of five folds, without a data set."""
     config = ConfigDict()
-    config.method = "nnunet"  # the configs without it train by the project's recipe
+    config.method = "nnunet"  # without this field, training follows the project's own recipe
     config.name = "nnunet"  # runs/<name> is the default workdir
     config.seed = 0  # initialization, patches, augmentation
 
     config.data = ConfigDict()
     config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi (whole regions), nnunet (a raw data folder)
-    config.data.dir = ""  # where the data set lies; the sample needs none
-    config.data.prepared_dir = "~/.cache/bcss_jax"  # where fingerprints and preprocessed cases go
-    config.data.split = "published"  # parts of the data set: published, or institute: hold out OL, LL, E2, EW, GM, S3
+    config.data.dir = ""  # folder of the data set; the sample needs none
+    config.data.prepared_dir = "~/.cache/bcss_jax"  # folder for fingerprints and preprocessed cases
+    config.data.split = "published"  # published, or institute: hold out OL, LL, E2, EW, GM, S3
     config.data.mpp = 0.25  # um per pixel of the images
-    config.data.allow_missing = False  # leave out images without mask (and the reverse) instead of refusing
-    config.data.max_bad = 0.0  # share of unreadable files that is left out instead of refusing
+    config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
+    config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
 
-    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes; a raw data folder has its own
-    config.plan = ""  # file of a plan; if not given, the data set is planned for
+    config.labels = (
+        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file; not for layout nnunet
+    )
+    config.plan = ""  # file of a plan; empty: make a plan for the data set
     config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
     config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most
 
-    config.folds = (
-        "patient"  # patient: five, by patient; case: nnU-Net's own, leaks; published: the data set's train and val
-    )
+    config.folds = "patient"  # patient: five, by patient; case: nnU-Net's own, leaks; published: the train/val split
     config.fold = "each"  # each: one after another; 0 to 4: that one; all: train on all cases
     config.epochs = 1000
-    config.iterations = 250  # training batches an epoch
-    config.val_iterations = 50  # validation batches an epoch
+    config.iterations = 250  # training batches per epoch
+    config.val_iterations = 50  # validation batches per epoch
     config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
-    config.micro_batches = 1  # parts a batch is computed in; more need less memory
-    config.postprocessing = False  # decide on the folds whether to keep largest components only; not for tissue
+    config.micro_batches = 1  # number of parts a batch is computed in; more parts need less memory
+    config.postprocessing = False  # decide by the folds whether to keep only largest components; not useful for tissue
 
-    config.max_bad_steps = 3  # iterations with a non-finite loss after which training gives up
+    config.max_bad_steps = 3  # iterations with a non-finite loss after which training ends
     config.checkpoint_steps = 1000  # iterations between checkpoints; there is always one at an epoch's end
-    config.log_seconds = 10.0  # between progress lines where the output is no terminal
+    config.log_seconds = 10.0  # seconds between progress lines where the output is not a terminal
     return config
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
     """Checks names and ranges.
+
+    Args:
+      config: all settings.
+      scheme: the label scheme of the run; None: the one that `config.labels` names.
 
     Raises:
       ConfigError: one line with the field, what it is and what it may be.
     """
+    data: Any = config.data
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
-    check_one_of(config, "labels", tuple(SCHEMES))
+    scheme = scheme or find_scheme(config.labels)
+    if config.data.layout != RAW:
+        check_masks(config, scheme)
     check_one_of(config, "preset", tuple(PRESETS))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
     check_one_of(config, "folds", FOLDS)
@@ -71,23 +81,23 @@ def validate(config: ConfigDict) -> None:
         check_at_least(config, field, 1)
     for field in ("seed", "data.max_bad", "log_seconds"):
         check_at_least(config, field, 0)
-    if config.data.max_bad > 1:
-        raise ConfigError(f"config.data.max_bad={config.data.max_bad}: is a share of the files, at most 1")
-    if not config.data.mpp > 0:
-        raise ConfigError(f"config.data.mpp={config.data.mpp}: must be above 0")
-    if config.data.layout == RAW and config.folds == "published":
+    if data.max_bad > 1:
+        raise ConfigError(f"config.data.max_bad={data.max_bad}: is a share of the files, at most 1")
+    if not data.mpp > 0:
+        raise ConfigError(f"config.data.mpp={data.mpp}: must be above 0")
+    if data.layout == RAW and config.folds == "published":
         raise ConfigError(
-            "config.folds=published: a raw data folder of nnU-Net has no validation part; use patient or case"
+            "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient or case"
         )
     if config.plan and config.rule_before_2_3_1:
         raise ConfigError(
-            "config.rule_before_2_3_1: is for planning, and config.plan gives a plan; leave one of them out"
+            "config.rule_before_2_3_1 is for planning, and config.plan gives a plan; leave one of them out"
         )
     check_data_folder(config, "configs/nnunet.py")
 
 
-def fold_names(config: ConfigDict) -> list[str]:
-    """The folds to train: numbers as text, or "all"."""
+def fold_names(config: Any) -> list[str]:
+    """Returns the folds to train: numbers as text, or "all"."""
     return _numbered(config) if config.fold == EACH else [config.fold]
 
 

@@ -1,7 +1,9 @@
-"""What the folds say together: one table, and whether to keep largest components only."""
+"""Combines the folds: one table of their scores, and the decision whether to keep only largest components."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +18,7 @@ from bcss_jax.nnunet.cases import Case
 
 
 def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str] | None:
-    """Brings the scores of all folds together, once the last of them is there.
+    """Combines the scores of all folds and writes cross_validation.json.
 
     Args:
       workdir: of the run; the folds' scores are in `fold_<k>/validation/summary.json`.
@@ -24,8 +26,8 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str
       scheme: of the labels.
 
     Returns:
-      The content of cross_validation.json (scores of each fold, their mean and deviation, and the scores of all cases
-      together) and a table for people; None while a fold is missing.
+      The content of cross_validation.json (scores of each fold, their mean and standard deviation, and the scores of
+      all cases together) and a text table; None if a fold is missing.
     """
     files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
     if not all(file.exists() for file in files):
@@ -47,7 +49,7 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str
 
 
 def _table(found, counts, scheme):
-    """Dice of all pixels of the held-back cases, fold by fold."""
+    """Returns a text table of the Dice over all pixels of the validation cases, one row per fold."""
     names = scheme.evaluated_names
     rows = [[str(number), str(len(count))] for number, count in enumerate(counts)]
     rows += [["all", str(sum(map(len, counts)))]]
@@ -63,35 +65,35 @@ def _table(found, counts, scheme):
 
 
 def decide_postprocessing(workdir: Path, cases: dict[str, Case], splits: list[dict], scheme: LabelScheme) -> dict:
-    """Decides by the predictions of all folds, and writes postprocessing.json.
+    """Decides on post-processing by the predictions of all folds, and writes postprocessing.json.
 
     Args:
       workdir: of the run; predictions are in `fold_<k>/validation/<case>.png`.
       cases: by name.
-      splits: which cases each fold held back.
+      splits: names of the validation cases ("val") of each fold.
       scheme: of the labels.
 
     Returns:
       As `postprocess.determine_postprocessing`.
     """
     where = [(number, name) for number, split in enumerate(splits) for name in split["val"]]
-    predictions = _Read(
+    predictions = _LazyArrays(
         lambda number, name: Image.open(workdir / f"fold_{number}" / "validation" / f"{name}.png"), where
     )
-    truths = _Read(lambda number, name: cases[name].read()[1], where)
+    truths = _LazyArrays(lambda number, name: cases[name].read()[1], where)
     decision = postprocess.determine_postprocessing(predictions, truths, scheme.evaluated, scheme.ignore_index)
     write_text(workdir / "postprocessing.json", json.dumps(decision, indent=1) + "\n")
     return decision
 
 
-class _Read:
-    """A sequence of arrays that are read when they are asked for."""
+class _LazyArrays(Sequence[np.ndarray]):
+    """A sequence of arrays that are read when they are accessed."""
 
-    def __init__(self, read, where):
-        self._read, self._where = read, where
+    def __init__(self, read: Callable, arguments: Sequence[tuple]):
+        self._read, self._arguments = read, arguments
 
     def __len__(self):
-        return len(self._where)
+        return len(self._arguments)
 
-    def __getitem__(self, index):
-        return np.asarray(self._read(*self._where[index]))
+    def __getitem__(self, index) -> Any:
+        return np.asarray(self._read(*self._arguments[index]))

@@ -8,7 +8,7 @@ Source: nnUNetDataLoader and get_patch_size of nnU-Net 2.8.1.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,8 +19,8 @@ Pair = tuple[int, int]
 _SMALLEST_SCALE = 0.85
 
 
-class PatchSource(NamedTuple):
-    """What patches are cut from.
+class PatchSource(Protocol):
+    """What patches are cut from; arrays in memory, or files that are opened when they are needed.
 
     Attributes:
       data: float32 [H, W, C], preprocessed; may be a memory map.
@@ -29,9 +29,14 @@ class PatchSource(NamedTuple):
         a tuple of labels is a further key: there are some of all annotated pixels, background among them.
     """
 
-    data: np.ndarray
-    labels: np.ndarray
-    class_locations: Mapping[Hashable, np.ndarray]
+    @property
+    def data(self) -> np.ndarray: ...  # noqa: D102 (described above)
+
+    @property
+    def labels(self) -> np.ndarray: ...  # noqa: D102
+
+    @property
+    def class_locations(self) -> Mapping[Hashable, np.ndarray]: ...  # noqa: D102
 
 
 class Patch(NamedTuple):

@@ -1,18 +1,18 @@
-"""Where the training of a fold is and what it has measured: JSON in every checkpoint."""
+"""The record of a fold's training: its position and its history, saved as JSON in every checkpoint."""
 
 import dataclasses
 import math
 
 import numpy as np
 
-from bcss_jax.training.history import EpochRecord
+from bcss_jax.training.history import EpochRecord, json_row
 
-# Columns of history.csv; a column `dice_<class>` for each class besides.
+# Columns of history.csv, which also has a column `dice_<class>` for each class.
 COLUMNS = (
     "epoch", "train_loss", "val_loss", "train_dice", "val_dice", "smoothed_dice", "learning_rate", "grad_norm",
     "images_per_second", "input_wait", "seconds", "best",
 )  # fmt: skip
-SMOOTHING = 0.9  # share of the old value in the smoothed pseudo-Dice
+SMOOTHING = 0.9  # weight of the old value in the smoothed pseudo-Dice
 
 
 @dataclasses.dataclass
@@ -36,15 +36,15 @@ class FoldRecord(EpochRecord):
         self.counts = (np.asarray(counts, np.int64) + (0 if self.counts is None else np.asarray(self.counts))).tolist()
 
     def smoothed(self, dice: float) -> float:
-        """nnU-Net's smoothed pseudo-Dice with that of the epoch that just ended; what has no number is passed over."""
+        """Returns nnU-Net's smoothed pseudo-Dice after an epoch with this pseudo-Dice. Epochs without one are skipped."""
         known = [row["smoothed_dice"] for row in self.history if row["smoothed_dice"] is not None]
         if not math.isfinite(dice):
             return known[-1] if known else math.nan
         return SMOOTHING * known[-1] + (1 - SMOOTHING) * dice if known else dice
 
     def end_epoch(self, row: dict) -> bool:
-        """Takes the finished epoch's row and starts the next. Returns whether its smoothed Dice is the best so far."""
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        """Adds the row of the finished epoch and starts the next. Returns whether its smoothed Dice is the best so far."""
+        row = json_row(row)
         before = [r["smoothed_dice"] for r in self.history if r["smoothed_dice"] is not None]
         now = row["smoothed_dice"]
         row["best"] = now is not None and (not before or now > max(before))

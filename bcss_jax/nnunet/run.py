@@ -1,11 +1,10 @@
-"""nnU-Net's method from data set to ensemble: fingerprint, plan, preprocessing, folds, cross-validation, test."""
+"""Runs nnU-Net's method: fingerprint, plan, preprocessing, training of the folds, cross-validation and test."""
 
 import dataclasses
 import functools
 import json
 from pathlib import Path
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from bcss_jax import models
 from bcss_jax.common.files import write_text
@@ -14,7 +13,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
 from bcss_jax.nnunet import folds, plan_file, postprocess, store
@@ -31,17 +30,17 @@ from bcss_jax.training.epoch import LoopSettings
 from bcss_jax.training.summary import device, versions
 
 
-def run(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
+def run(config: Any, workdir: Path, interruption: Interruption) -> None:
     """Plans, trains and validates the folds that the config asks for. The same call resumes a run that was stopped.
 
     Args:
-      config: checked by `nnunet.config.validate`.
+      config: a ConfigDict, checked by `nnunet.config.validate`.
       workdir: of the run, claimed. Gets plans.json, dataset.json, dataset_fingerprint.json, splits_final.json and a
         folder per fold; once all folds are there, cross_validation.json and the ensemble's scores on the test split.
-      interruption: asked after every step.
+      interruption: tells when to save and stop.
 
     Raises:
-      UserError: of one of its kinds, with one line for the user.
+      UserError: of the kinds in `errors`; the message says what to do.
     """
     planned = _plan_run(config, workdir)
     steps, metadata = _make_steps(config, planned)
@@ -59,7 +58,7 @@ class _Planned:
       cases: of the data set.
       fingerprint: of its training cases.
       plan: contents of plans.json.
-      splits: the cases that each fold trains on and holds back, by name; empty if one network trains on all cases.
+      splits: the names of the training and validation cases of each fold; empty if one network trains on all cases.
       preprocessed: each training case and its preprocessed files, by name.
     """
 
@@ -67,10 +66,10 @@ class _Planned:
     fingerprint: dict
     plan: dict
     splits: list[dict]
-    preprocessed: dict[str, tuple[case_sets.Case, store.Stored]]
+    preprocessed: dict[str, tuple[case_sets.Case, store.StoredCase]]
 
 
-def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
+def _plan_run(config: Any, workdir: Path) -> _Planned:
     """Reads the data set, plans for it, writes the plan to `workdir`, and preprocesses the training cases."""
     data = config.data
     cases = case_sets.find(
@@ -84,7 +83,7 @@ def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
             max_bad=data.max_bad,
         ),
         prepared_dir=data.prepared_dir,
-        scheme=SCHEMES[config.labels],
+        scheme=find_scheme(config.labels),
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
@@ -100,7 +99,7 @@ def _plan_run(config: ConfigDict, workdir: Path) -> _Planned:
     return _Planned(cases, fingerprint, plan, splits, by_name)
 
 
-def _make_steps(config: ConfigDict, planned: _Planned) -> tuple[Steps, dict]:
+def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
     """Builds the plan's network and compiled steps, and the metadata of every checkpoint."""
     cases, plan = planned.cases, planned.plan
     network, kwargs = class_and_arguments(plan)
@@ -118,6 +117,7 @@ def _make_steps(config: ConfigDict, planned: _Planned) -> tuple[Steps, dict]:
     metadata = {
         "config": config.to_dict() | {"model": settings},
         "label_scheme": cases.scheme.to_json(),
+        "project_scheme": cases.project_scheme.to_json() if cases.project_scheme else None,
         "plan": plan,
         "dataset": cases.dataset,
         "data": cases.description,
@@ -128,7 +128,7 @@ def _make_steps(config: ConfigDict, planned: _Planned) -> tuple[Steps, dict]:
 
 
 def _train_and_validate(
-    config: ConfigDict,
+    config: Any,
     workdir: Path,
     planned: _Planned,
     steps: Steps,
@@ -136,11 +136,11 @@ def _train_and_validate(
     fold: str,
     interruption: Interruption,
 ) -> None:
-    """Trains a fold and scores the cases that it holds back."""
+    """Trains a fold and scores its validation cases."""
     everything = sorted(planned.preprocessed)
     split = {"train": everything, "val": everything} if fold == ALL else planned.splits[int(fold)]
     folder, title = workdir / f"fold_{fold}", f"{config.name}, fold {fold}"
-    train_cases, val_cases = ([planned.preprocessed[name] for name in split[part]] for part in ("train", "val"))
+    train_cases, val_cases = ([planned.preprocessed[name] for name in split[which]] for which in ("train", "val"))
     train_fold(
         steps,
         [files for _, files in train_cases],
@@ -163,11 +163,12 @@ def _train_and_validate(
         title=title,
         log_seconds=config.log_seconds,
     )
-    print_main(f"{title}: Dice over the held-back cases: {_line(scores['dice_global'])}")
+    print_main(f"{title}: Dice over the validation cases: {_line(scores['dice_global'])}")
     print_main(f"look at:   {folder / 'progress.png'}  {folder / 'validation' / 'samples.png'}")
 
 
-def _plan(config, cases, fingerprint):
+def _plan(config: Any, cases: case_sets.Cases, fingerprint: dict) -> dict:
+    """Returns the plan of the file that the config names, or makes one."""
     if not config.plan:
         name = f"Dataset001_{config.name}"
         return make_plan(
@@ -178,8 +179,8 @@ def _plan(config, cases, fingerprint):
     return plan
 
 
-def _splits(config: ConfigDict, cases: case_sets.Cases) -> list[dict]:
-    """Returns the names of the cases that each fold trains on ("train") and holds back ("val")."""
+def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
+    """Returns the names of the cases that each fold trains on ("train") and validates on ("val")."""
     names, patients = [case.name for case in cases.train], [case.patient for case in cases.train]
     if config.fold == ALL:
         return []
@@ -188,34 +189,34 @@ def _splits(config: ConfigDict, cases: case_sets.Cases) -> list[dict]:
     elif config.folds == "case":
         splits = folds.by_case(names)
     else:
-        parts = {part: [case.name for case in cases.train if case.part == part] for part in ("train", "val")}
-        if not all(parts.values()):
+        published = {split: [case.name for case in cases.train if case.part == split] for split in ("train", "val")}
+        if not all(published.values()):
             raise ConfigError(
-                "config.folds=published: the data set has no train and val part of its own; use patient or case"
+                "config.folds=published: the data set has no published train and val split; use patient or case"
             )
-        splits = [parts]
+        splits = [published]
     patient_of = dict(zip(names, patients, strict=True))
     leaking = {patient for split in splits for patient in folds.patients_on_both_sides(split, patient_of)}
     if leaking:
         print_main(
-            f"folds: {len(leaking)} of {len(set(patients))} patients are on both sides of a fold, so its figures flatter "
-            f"(config.folds={config.folds}); --config.folds=patient keeps them apart"
+            f"folds: {len(leaking)} of {len(set(patients))} patients have cases on both sides of a fold, so the "
+            f"scores are too high (config.folds={config.folds}); --config.folds=patient keeps patients apart"
         )
     return splits
 
 
 def _predictor(fold_folders, plan):
-    """Predicts with the last weights of folds, as nnU-Net does."""
+    """Returns the predictor with the last weights of the folds, as in nnU-Net."""
     trained = [load_model(folder / "checkpoints", "latest")[0] for folder in fold_folders]
     return make_predictor(trained, plan["configurations"]["2d"]["patch_size"])
 
 
-def _conclude(config: ConfigDict, workdir: Path, planned: _Planned) -> None:
+def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
     """Once all folds are trained: writes their table, decides on post-processing, and scores the test split."""
     cases, splits = planned.cases, planned.splits
     together = summarize(workdir, len(splits), cases.scheme) if splits else None
     if splits and not together:
-        print_main("cross-validation: the table comes when all folds are trained")
+        print_main("cross-validation: the table is written when all folds are trained")
         return
     postprocess_labels = None
     if together:
@@ -243,5 +244,6 @@ def _conclude(config: ConfigDict, workdir: Path, planned: _Planned) -> None:
         print_main(f"look at:   {workdir / 'test' / 'samples.png'}")
 
 
-def _line(scores):
+def _line(scores: dict) -> str:
+    """Returns scores as one line of text."""
     return ", ".join(f"{name} {format_score(value)}" for name, value in scores.items())

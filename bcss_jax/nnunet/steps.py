@@ -6,10 +6,10 @@ Source: nnUNetTrainer of nnU-Net 2.8.1.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from bcss_jax import losses
 from bcss_jax.errors import ConfigError
@@ -25,12 +25,12 @@ MOMENTUM, LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 0.99, 1e-2, 3e-5, 12.0
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """How long a fold is trained; nnU-Net's are 1000 epochs of 250 and 50 iterations.
+    """How long a fold is trained; the defaults are those of nnU-Net.
 
     Attributes:
-      epochs: number of them.
-      iterations: training batches an epoch.
-      val_iterations: validation batches an epoch.
+      epochs: number of epochs.
+      iterations: number of training batches per epoch.
+      val_iterations: number of validation batches per epoch.
     """
 
     epochs: int = 1000
@@ -40,11 +40,11 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What is the same in all folds, compiled once.
+    """The compiled steps and what else is the same in all folds.
 
     Attributes:
-      train: as `step.make_train_step` gives it.
-      evaluate: as `step.make_eval_step` gives it.
+      train: as `step.make_train_step` returns it.
+      evaluate: as `step.make_eval_step` returns it.
       schedule: of the learning rate.
       start: the state before the first iteration, on the host.
       mesh: devices that share a batch.
@@ -68,7 +68,7 @@ class Steps:
 
 
 def make_steps(
-    model: nnx.Module,
+    model: Any,
     configuration: dict,
     *,
     num_classes: int,
@@ -80,23 +80,23 @@ def make_steps(
     """Builds the compiled steps of a plan.
 
     Args:
-      model: with new weights, from which every fold starts; with deep supervision heads.
+      model: the network, with deep supervision heads; every fold starts from its weights.
       configuration: the plan's `2d`.
       num_classes: background included, without `ignore`.
       length: of the training.
       seed: of patches and augmentation.
-      batch_size: examples a batch.
-      micro_batches: parts that a batch is computed in.
+      batch_size: examples per batch.
+      micro_batches: number of parts that a batch is computed in.
 
     Raises:
-      ConfigError: the batch cannot be computed in so many parts.
+      ConfigError: the batch does not divide into that many parts.
     """
     patch_size, masked = tuple(configuration["patch_size"]), configuration["use_mask_for_norm"]
     mesh = make_mesh()
     if padded_size(batch_size, mesh) % (mesh.size * micro_batches):
         raise ConfigError(
             f"config.micro_batches={micro_batches}: a batch of {batch_size} on {mesh.size} device(s) does not divide into "
-            "so many parts; choose another number"
+            "that many parts; choose another number"
         )
     objective = Objective(
         num_classes=num_classes,

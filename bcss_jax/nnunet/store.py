@@ -1,4 +1,4 @@
-"""What is derived from a data set and kept beside it: its fingerprint and the preprocessed cases, which patches are cut from."""
+"""Stores what is derived from a data set: its fingerprint, and the preprocessed cases that patches are cut from."""
 
 import contextlib
 import dataclasses
@@ -22,12 +22,12 @@ from bcss_jax.nnunet.preprocess import preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """A preprocessed case in files. Arrays are opened when they are asked for: data sets have tens of thousands.
+class StoredCase:
+    """A preprocessed case in files, which are opened at each access: data sets have tens of thousands of cases.
 
     Attributes:
       name: of the case.
-      path: of its files, without their endings.
+      path: of its files, without their suffixes.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Stored:
 
 
 def fingerprint_of(cases: Cases) -> dict:
-    """The fingerprint of the training cases; taken once.
+    """Returns the fingerprint of the training cases; it is computed once and stored.
 
     Raises:
       DataError: a case cannot be read.
-      StorageError: it cannot be kept.
+      StorageError: it cannot be stored.
     """
     file = cases.folder / "dataset_fingerprint.json"
     with storage_errors(file), wait_for_lock(cases.folder):
@@ -75,7 +75,7 @@ def fingerprint_of(cases: Cases) -> dict:
             count = len(cases.train)
             with contextlib.closing(ProgressLine("fingerprint", count)) as line:
 
-                @functools.lru_cache(1)  # image and mask are asked for one after the other and read together
+                @functools.lru_cache(1)  # image and mask are read together, and used one after the other
                 def read(index):
                     line.update(index)
                     return cases.train[index].read()
@@ -88,14 +88,14 @@ def fingerprint_of(cases: Cases) -> dict:
         )
 
 
-def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[Stored]:
-    """Preprocesses what has not been preprocessed yet.
+def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[StoredCase]:
+    """Preprocesses the cases that are not stored yet. Returns all of them.
 
     Args:
       cases: of one data set.
       dataset: its dataset.json.
-      plan: its `2d` configuration says how.
-      folder: of what is derived from the data set; other ways of preprocessing get other folders in it.
+      plan: its `2d` configuration decides how cases are preprocessed.
+      folder: for everything derived from the data set; each way of preprocessing has its own folder in it.
 
     Raises:
       DataError: a case cannot be read or does not fit the plan.
@@ -106,7 +106,7 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
     how = [configuration[key] for key in keys] + [plan["foreground_intensity_properties_per_channel"]]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
     home = folder / f"preprocessed-{digest[:12]}"
-    stored = [Stored(case.name, home / hashlib.sha256(case.name.encode()).hexdigest()[:24]) for case in cases]
+    stored = [StoredCase(case.name, home / hashlib.sha256(case.name.encode()).hexdigest()[:24]) for case in cases]
     with storage_errors(home), wait_for_lock(home):
         home.mkdir(parents=True, exist_ok=True)
         missing = [
@@ -133,13 +133,13 @@ def _write(case, path, dataset, plan):
     locations = properties.pop("class_locations")
     np.savez(partial / "locations.npz", **{_name(key): pixels.astype(np.int32) for key, pixels in locations.items()})
     (partial / "json").write_text(json.dumps({"name": case.name, **properties}))
-    for ending in ("data.npy", "labels.npy", "locations.npz", "json"):  # the last one says that all are there
+    for ending in ("data.npy", "labels.npy", "locations.npz", "json"):  # the last one shows that the case is complete
         os.replace(partial / ending, path.with_name(f"{path.name}.{ending}"))
     partial.rmdir()
 
 
 def _name(key: Hashable) -> str:
-    """Label 2 -> "2", labels (0, 1) -> "0,1,": what `_key` reads back."""
+    """Returns the name of an array of locations, which `_key` reads: label 2 -> "2", labels (0, 1) -> "0,1,"."""
     return "".join(f"{label}," for label in key) if isinstance(key, tuple) else str(key)
 
 
@@ -148,7 +148,7 @@ def _key(name: str) -> Hashable:
 
 
 class _Column(Sequence):
-    """The images (0) or the masks (1) of cases, read as they are asked for."""
+    """The images (0) or the masks (1) of cases, which are read when they are accessed."""
 
     def __init__(self, read, count, which):
         self._read, self._count, self._which = read, count, which

@@ -1,4 +1,4 @@
-"""Training of one fold as nnU-Net trains: its epochs, what is measured and kept of them.
+"""Training of one fold as in nnU-Net: epochs of patches, validation on patches, and the pseudo-Dice.
 
 Source: nnUNetTrainer of nnU-Net 2.8.1.
 """
@@ -30,9 +30,8 @@ from bcss_jax.training.history import history_csv
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState
 
-VALIDATION = 2**40  # added to the seed: validation patches are drawn apart from the training's
-# The project's Dice loss is 1 - Dice, nnU-Net's -Dice.
-OFFSET = 1.0
+VALIDATION_SEED = 2**40  # added to the seed, so that validation patches are drawn independently of training patches
+OFFSET = 1.0  # the Dice loss is 1 - Dice in this project and -Dice in nnU-Net
 TABLE = "epoch  train loss  val loss  pseudo-Dice  smoothed  learning rate  images/s  input wait    time"
 
 
@@ -51,23 +50,23 @@ def train_fold(
     """Trains until the last epoch is done; resumes from the last checkpoint in `folder`.
 
     Args:
-      steps: the same for all folds.
-      train_cases: preprocessed.
-      val_cases: preprocessed.
+      steps: compiled steps, the same for all folds.
+      train_cases: preprocessed cases.
+      val_cases: preprocessed cases.
       class_names: background first, without `ignore`.
-      folder: of the fold.
+      folder: folder of the fold.
       metadata: JSON that is stored in every checkpoint.
-      settings: of the loop; a step is an iteration of nnU-Net.
-      interruption: asked after every step.
-      title: of progress and pictures.
+      settings: of the loop; a step is what nnU-Net calls an iteration.
+      interruption: tells when to save and stop.
+      title: shown before progress lines and in figures.
 
     Returns:
       The record of the finished training.
 
     Raises:
-      ConfigError: the fold was begun with other cases.
-      NumericalError: losses that are not finite.
-      Preempted: stopped on request, and saved.
+      ConfigError: the fold was started with other cases.
+      NumericalError: too many losses were not finite.
+      Preempted: the training was asked to stop, and is saved.
       StorageError: a checkpoint could not be written.
     """
     fold = _Fold(steps, train_cases, val_cases, class_names, title)
@@ -93,7 +92,7 @@ def train_fold(
 
 
 def _start_or_resume(
-    steps, folder, metadata, settings, interruption, title
+    steps: Steps, folder: Path, metadata: dict, settings: LoopSettings, interruption: Interruption, title: str
 ) -> tuple[TrainingSession[FoldRecord], bool]:
     """Returns the session of the fold, and whether it was restored from a checkpoint."""
     state = place_replicated(steps.start, steps.mesh)
@@ -113,7 +112,7 @@ def _start_or_resume(
 
 @dataclasses.dataclass(frozen=True)
 class _Fold:
-    """What the epochs of a fold are trained and validated on. Attributes as the arguments of `train_fold`."""
+    """The steps and cases of a fold. The attributes are the arguments of `train_fold`."""
 
     steps: Steps
     train_cases: Sequence[PatchSource]
@@ -127,7 +126,8 @@ class _Fold:
         first = record.epoch * length.iterations + record.step_in_epoch
         last = (record.epoch + 1) * length.iterations
         cut_size = initial_patch_size(steps.patch_size)
-        ready = batches(self.train_cases, first=first, last=last, cut_size=cut_size, seed=steps.seed, **self._drawing())
+        shared = self._batch_arguments()
+        ready = batches(self.train_cases, first=first, last=last, cut_size=cut_size, seed=steps.seed, **shared)
 
         def train_step(state, batch):
             return steps.train(state, batch["images"], batch["labels"])
@@ -149,13 +149,12 @@ class _Fold:
         ):
             report = session.run_epoch(ready, train_step, record_step, line)
             val_loss, dice = self._validate(session.state, record.epoch)
+            train_dice = metrics.dice(np.asarray(record.counts), steps.objective.classes) if record.counted else np.nan
             row = {
                 "epoch": record.epoch + 1,
                 "train_loss": record.loss_sum / max(record.counted, 1),
                 "val_loss": val_loss,
-                "train_dice": _mean_of_finite(metrics.dice(np.asarray(record.counts), steps.objective.classes))
-                if record.counted
-                else math.nan,
+                "train_dice": _mean_of_finite(train_dice),
                 "val_dice": _mean_of_finite(dice),
                 "smoothed_dice": record.smoothed(_mean_of_finite(dice)),
                 "learning_rate": LEARNING_RATE * float(session.state.schedule.scale),
@@ -169,22 +168,22 @@ class _Fold:
             line.print(_table_line(record.history[-1]))
 
     def _validate(self, state: TrainState, epoch: int) -> tuple[float, np.ndarray]:
-        """Returns the mean loss, and the Dice of each class but the background, of an epoch's validation patches."""
+        """Returns the mean loss of an epoch's validation patches, and the Dice of each class except the background."""
         steps, count = self.steps, self.steps.length.val_iterations
         num_classes = steps.objective.num_classes
         loss_sum, counts = 0.0, np.zeros((num_classes, num_classes), np.int64)
-        first, seed = epoch * count, steps.seed + VALIDATION
-        drawing = self._drawing()
-        for batch in batches(
-            self.val_cases, first=first, last=first + count, cut_size=steps.patch_size, seed=seed, **drawing
-        ):
-            report = steps.evaluate(state.params, state.model_state, batch["images"], _inside(batch["labels"]))
+        first, seed = epoch * count, steps.seed + VALIDATION_SEED
+        size, shared = steps.patch_size, self._batch_arguments()
+        for batch in batches(self.val_cases, first=first, last=first + count, cut_size=size, seed=seed, **shared):
+            report = steps.evaluate(
+                state.params, state.model_state, batch["images"], _outside_as_background(batch["labels"])
+            )
             sums = jax.device_get(report["sums"])
             loss_sum += float(losses.loss_from_sums(sums, steps.objective)) - OFFSET if sums["pixels"] else 0.0
             counts += np.asarray(report["confusion"], np.int64).sum(0)
         return loss_sum / count, metrics.dice(counts, steps.objective.classes)
 
-    def _drawing(self) -> dict:
+    def _batch_arguments(self) -> dict:
         """Returns the arguments of `batches` that training and validation share."""
         steps = self.steps
         return {
@@ -195,14 +194,14 @@ class _Fold:
         }
 
 
-def _mean_of_finite(values: np.ndarray) -> float:
+def _mean_of_finite(values: np.ndarray | float) -> float:
     """Returns the mean of the values that are not NaN; NaN if all are."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
 @jax.jit
-def _inside(labels):
-    """Outside of the picture (-1) counts as background, as in training."""
+def _outside_as_background(labels):
+    """Returns the labels with background in place of -1, which marks pixels outside of the image."""
     return labels.clip(0)
 
 

@@ -1,4 +1,4 @@
-"""Prediction and scores of a fold's held-back cases, whole images through sliding windows, as nnU-Net validates."""
+"""Prediction and scores of whole cases by sliding windows, as in nnU-Net's validation."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from bcss_jax.common.progress import ProgressLine
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.predict import predicted_labels
-from bcss_jax.nnunet.store import Stored
+from bcss_jax.nnunet.store import StoredCase
 
 PICTURES, PICTURE_SIDE = 6, 512
 
@@ -22,7 +22,7 @@ PICTURES, PICTURE_SIDE = 6, 512
 def validate(
     predict: Callable[[np.ndarray], np.ndarray],
     cases: Sequence[Case],
-    stored: Sequence[Stored],
+    stored: Sequence[StoredCase],
     scheme: LabelScheme,
     folder: Path,
     *,
@@ -30,20 +30,20 @@ def validate(
     postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
     log_seconds: float = 10.0,
 ) -> dict:
-    """Predicts cases, writes their labels as PNG, scores them and draws some.
+    """Predicts cases, writes their labels as PNG, scores them, and draws some of them.
 
     Args:
       predict: from a preprocessed image [H, W, C] to logits [H, W, K].
-      cases: with their truth.
-      stored: the same, preprocessed.
+      cases: with their ground truth.
+      stored: the same cases, preprocessed.
       scheme: of the labels.
       folder: gets `<name>.png`, `summary.json` and `samples.png`.
       title: of progress and picture.
       postprocess: from labels [H, W] to labels; None: they stay as they are.
-      log_seconds: between progress lines where the output is no terminal.
+      log_seconds: seconds between progress lines where the output is not a terminal.
 
     Returns:
-      What stands in summary.json: `metrics.scores` and `counts`, the confusion counts [C, C] of each case by name.
+      The content of summary.json: `metrics.scores` and `counts`, the confusion counts [C, C] of each case by name.
 
     Raises:
       StorageError: the files cannot be written.
@@ -60,9 +60,10 @@ def validate(
             if number in chosen:
                 pictures.append((case.name, image, truth, labels))
             line.update(number + 1)
-    side = [min(PICTURE_SIDE, *(image.shape[axis] for _, image, *_ in pictures)) for axis in (0, 1)]
-    names, *arrays = zip(*([name, *(_middle(array, side) for array in rest)] for name, *rest in pictures), strict=True)
-    figures.samples(*(np.stack(array) for array in arrays), scheme, folder / "samples.png", names=names, title=title)
+    names, images, truths, predictions = zip(*pictures, strict=True)
+    side = [min(PICTURE_SIDE, *(image.shape[axis] for image in images)) for axis in (0, 1)]
+    images, truths, predictions = (np.stack([_center(a, side) for a in each]) for each in (images, truths, predictions))
+    figures.samples(images, truths, predictions, scheme, folder / "samples.png", names=names, title=title)
     summary = {
         **metrics.scores(np.stack(list(counts.values())), 1, scheme.class_names, scheme.evaluated),
         "counts": {name: each.tolist() for name, each in counts.items()},
@@ -72,12 +73,13 @@ def validate(
 
 
 def confusion(labels: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """int64 [C, C]; rows are truth, columns prediction. As `metrics.confusion`, for images of any size."""
+    """Returns counts, int64 [C, C], as `metrics.confusion` for an image of any size; rows are truth."""
     counted = truth != scheme.ignore_index
     pairs = truth[counted].astype(np.int64) * scheme.num_classes + labels[counted]
     return np.bincount(pairs, minlength=scheme.num_classes**2).reshape(scheme.num_classes, -1)
 
 
-def _middle(array, side):
+def _center(array, side):
+    """Returns the central part of an image."""
     y, x = ((size - wanted) // 2 for size, wanted in zip(array.shape, side, strict=False))
     return array[y : y + side[0], x : x + side[1]]

@@ -63,7 +63,7 @@ class ClassArea:
 
 @dataclasses.dataclass(frozen=True)
 class SlideSummary:
-    """What is known of a slide after it was segmented by one model.
+    """The result of segmenting a slide with one model, except for its files.
 
     The order of the attributes is the order in the file.
 
@@ -85,7 +85,7 @@ class SlideSummary:
       versions: of this package, Python and the libraries.
       device: JSON, what JAX computed on.
       scores: JSON of `slide_scores.scores`; None if there is no ground truth.
-      scores_of_region: likewise for the region that was scored in addition.
+      scores_of_region: as `scores`, for the region that was scored in addition.
       identity: JSON, what the labels depend on and what they were scored against (`slide_folder.SlideFolder`).
     """
 
@@ -148,14 +148,14 @@ class SlideSummary:
         try:
             if values["format"] != FORMAT:
                 raise ValueError(f"format {_short(values['format'])}, this version reads {FORMAT}")
-            known = {name: values[name] for name in _NAMES if name not in _OPTIONAL}
-            known |= {name: values.get(name) for name in _OPTIONAL}
+            fields = {name: values[name] for name in _NAMES if name not in _OPTIONAL}
+            fields |= {name: values.get(name) for name in _OPTIONAL}
             summary = cls(
-                **known
+                **fields
                 | {
-                    "slide": _slide(known["slide"]),
-                    "grid": _grid(known["grid"]),
-                    "classes": _classes(known["classes"]),
+                    "slide": _slide(fields["slide"]),
+                    "grid": _grid(fields["grid"]),
+                    "classes": _classes(fields["classes"]),
                 }
             )
             _check(summary)

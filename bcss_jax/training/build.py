@@ -1,14 +1,17 @@
-"""Builds what a run computes with from its config: network, objective, optimizer, schedule and compiled steps."""
+"""Builds what a run computes with from its config: network, objective, optimizer, schedule and compiled steps.
+
+`config` is a ConfigDict with the fields of `bcss_jax.config.default`.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from bcss_jax import losses, models
 from bcss_jax.data import synthetic
@@ -47,7 +50,7 @@ class Steps:
         return self.train_frozen if self.train_frozen and epoch < self.frozen_epochs else self.train
 
 
-def create_model(config: ConfigDict, scheme: LabelScheme) -> nnx.Module:
+def create_model(config: Any, scheme: LabelScheme) -> Any:
     """Creates the network with new weights.
 
     Raises:
@@ -60,7 +63,7 @@ def create_model(config: ConfigDict, scheme: LabelScheme) -> nnx.Module:
     return model
 
 
-def make_steps(config: ConfigDict, scheme: LabelScheme, model: nnx.Module, mesh: jax.sharding.Mesh) -> Steps:
+def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.Mesh) -> Steps:
     """Builds the compiled steps of a run.
 
     Raises:
@@ -96,7 +99,7 @@ def make_steps(config: ConfigDict, scheme: LabelScheme, model: nnx.Module, mesh:
     )
 
 
-def _optimizer(config: ConfigDict, model: nnx.Module) -> optax.GradientTransformation:
+def _optimizer(config: Any, model: nnx.Module) -> optax.GradientTransformation:
     settings = config.optimizer
     rule = adamw if settings.name == "adamw" else functools.partial(sgd, momentum=settings.momentum)
     tx = rule(settings.learning_rate, settings.weight_decay)
@@ -111,13 +114,13 @@ def _optimizer(config: ConfigDict, model: nnx.Module) -> optax.GradientTransform
     return clipped(tx, settings.clip_norm or None)
 
 
-def _schedule(config: ConfigDict) -> Plateau | Poly:
+def _schedule(config: Any) -> Plateau | Poly:
     if config.schedule == "poly":
         return Poly(config.epochs)
     return Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)
 
 
-def _head_weights(config: ConfigDict, model: nnx.Module) -> tuple[float, ...]:
+def _head_weights(config: Any, model: Any) -> tuple[float, ...]:
     """Returns the weights of the losses at the network's heads; none without deep supervision."""
     if not config.deep_supervision:
         return ()

@@ -1,8 +1,14 @@
 """Checkpoints of a run: the latest and the best, written asynchronously and atomically by Orbax.
 
-A checkpoint holds `params`, `model_state` (BatchNorm statistics), `optimizer` (its state, the learning-rate schedule's and the step),
-`progress` (where in the run, history so far; JSON) and `about` (config, label scheme, versions; JSON). Evaluation needs
-`params`, `model_state` and `about` alone, and no config file. Nothing in it is pickled.
+A checkpoint has these items:
+
+* `params`: the parameters.
+* `rest`: the other state of the model (BatchNorm statistics), `model_state` in the code.
+* `optimizer`: the state of the optimizer and of the learning-rate schedule, and the step.
+* `progress`: the position in the run and its history so far (JSON).
+* `about`: config, label scheme, data, versions (JSON), `metadata` in the code.
+
+Evaluation needs only `params`, `rest` and `about`, and no config file. Nothing in a checkpoint is pickled.
 """
 
 import contextlib
@@ -10,7 +16,9 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +28,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
+from bcss_jax.common.processes import is_main_process
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, first_line
 from bcss_jax.models.apply import split_model
 from bcss_jax.training.sharding import make_mesh, replicated
 from bcss_jax.training.step import TrainState
 
-FORMAT_VERSION = 2  # in `about`; raised when older code could not read what newer code writes, or newer code older
+# Stored in the metadata. Raised when older code cannot read what newer code writes, or the reverse.
+FORMAT_VERSION = 2
 _LISTED = 20  # arrays that do not fit, in a message
 log = logging.getLogger(__name__)
 
@@ -34,58 +44,58 @@ class Checkpoints:
     """The checkpoints of one run, in `folder`."""
 
     def __init__(self, folder: Path):
-        """Opens the folder, makes it if need be, and clears what a killed save left behind.
+        """Opens the folder, which is created if necessary, and removes what a killed save left behind.
 
         Raises:
-          StorageError: the folder cannot be made or written.
+          StorageError: the folder cannot be created or written.
         """
         self.folder = Path(folder).resolve()
-        # `max_to_keep` with a best function would delete the latest and so set a resumed run back.
+        # `max_to_keep` with a best function would delete the latest checkpoint, and a resumed run would lose steps.
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(1),
                 policies.BestN(get_metric_fn=_improved_at, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        # `best_fn` only makes the manager write the metric down, for a resumed run to know the best by.
+        # `best_fn` only makes the manager write the metric, so that a resumed run knows the best checkpoint.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep, best_fn=_improved_at, best_mode="max", cleanup_tmp_directories=True
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
+            if is_main_process():
                 _set_damaged_aside(self.folder)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise StorageError(
-                f"{self.folder}: cannot keep checkpoints here ({error.strerror}); choose another --workdir"
+                f"{self.folder}: checkpoints cannot be kept here ({error.strerror}); choose another --workdir"
             ) from error
 
-    def save(self, state: TrainState, progress: dict, about: dict, improved_at: int | None = None) -> None:
-        """Starts saving; training may go on while it is written.
+    def save(self, state: TrainState, progress: dict, metadata: dict, improved_at: int | None = None) -> None:
+        """Starts to save; training may continue while the checkpoint is written.
 
         Args:
-          state: copied before this returns; its memory may be given away.
+          state: copied before this returns, so its memory may be donated.
           progress: JSON.
-          about: JSON.
+          metadata: JSON.
           improved_at: the epoch that just ended with the lowest validation loss so far, else None. The checkpoint with
-            the highest is kept as the best.
+            the highest value is kept as the best.
 
         Raises:
-          StorageError: this save could not start or the one before it failed.
+          StorageError: this save could not start, or the one before it failed.
         """
-        # A copy: the training step gives the state's memory to its successor while this is still being written.
+        # The training step gives the memory of the state to the next state while this one is still being written.
         state = _copy(state)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _array_items(state).items()}
         items = ocp.args.Composite(
             **arrays,
             progress=ocp.args.JsonSave(progress),
-            about=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **about}),
+            about=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **metadata}),
         )
         metrics = {"improved_at": -1 if improved_at is None else improved_at}
         with self._storage_errors():
             saved = self._manager.save(int(state.step), args=items, metrics=metrics)
-        assert saved, f"there is a checkpoint of step {int(state.step)} already: the loop has saved one step twice"
+        assert saved, f"a checkpoint of step {int(state.step)} exists already: the loop saved one step twice"
 
     def check(self) -> None:
         """Raises StorageError if a save in the background has failed."""
@@ -103,8 +113,8 @@ class Checkpoints:
             self._manager.close()
 
     @contextlib.contextmanager
-    def _storage_errors(self):
-        """Whatever goes wrong while saving is said as one line, with the folder."""
+    def _storage_errors(self) -> Iterator[None]:
+        """Turns any error of saving into a StorageError of one line that names the folder."""
         try:
             yield
         except Exception as error:  # tensorstore reports a full disk as ValueError, the file system as OSError
@@ -113,73 +123,84 @@ class Checkpoints:
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, ascending."""
+        """Returns the steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict, dict] | None:
-        """The latest checkpoint that can be read; a damaged one is reported and the one before it taken.
+        """Reads the latest checkpoint that can be read; warns of damaged ones and sets them aside.
 
         Args:
           like: gives the shapes, dtypes and shardings to restore to; arrays, or `jax.ShapeDtypeStruct`. The number of
             devices may differ from that of the saved run.
 
         Returns:
-          (state, progress, about), or None where there is no checkpoint at all.
+          (state, progress, metadata), or None if there is no checkpoint at all.
 
         Raises:
-          DataError: there are checkpoints and none can be read.
+          DataError: there are checkpoints, and none can be read.
         """
         steps = self.steps()
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         for step in reversed(steps):
-            arrays = {name: ocp.args.StandardRestore(tree) for name, tree in _array_items(abstract).items()}
             try:
-                about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-                _check_version(self.folder / str(step), about)
-                items = ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore())
-                got = self._manager.restore(step, args=items)
-            except UserError:  # among them a request to stop
+                restored = self._restore_step(step, abstract)
+            except UserError:  # a request to stop is one
                 raise
             except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
                 log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), first_line(error))
                 continue
-            newer = steps[steps.index(step) + 1 :]
-            if newer:  # out of the way, or the run could not save under that step again
-                if jax.process_index() == 0:
-                    for unreadable in newer:
-                        _set_aside(self.folder / str(unreadable))
-                if jax.process_count() > 1:
-                    multihost_utils.sync_global_devices("unreadable checkpoints set aside")
-                self._manager.reload()
-            optimizer, model_state = got.optimizer, got.rest if "rest" in arrays else {}
-            return (
-                TrainState(optimizer["step"], got.params, model_state, optimizer["opt_state"], optimizer["schedule"]),
-                got.progress,
-                about,
-            )
-        if steps:
-            raise DataError(f"{self.folder}: none of the checkpoints {steps} can be read; start over with --fresh")
-        damaged = sorted(path.name for path in self.folder.glob("damaged-*"))
-        if damaged:
-            raise DataError(
-                f"{self.folder}: none of the checkpoints can be read ({', '.join(damaged)}); start over with --fresh"
-            )
+            self._set_newer_aside(steps[steps.index(step) + 1 :])
+            return restored
+        found = ", ".join(map(str, steps)) or ", ".join(sorted(path.name for path in self.folder.glob("damaged-*")))
+        if found:
+            raise DataError(f"{self.folder}: none of the checkpoints can be read ({found}); start over with --fresh")
         return None
+
+    def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, dict, dict]:
+        arrays = {name: ocp.args.StandardRestore(tree) for name, tree in _array_items(abstract).items()}
+        items: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        metadata = items.about
+        _check_version(self.folder / str(step), metadata)
+        restored: Any = self._manager.restore(step, args=ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore()))
+        optimizer, model_state = restored.optimizer, restored.rest if "rest" in arrays else {}
+        state = TrainState(
+            optimizer["step"], restored.params, model_state, optimizer["opt_state"], optimizer["schedule"]
+        )
+        return state, restored.progress, metadata
+
+    def _set_newer_aside(self, unreadable: list[int]) -> None:
+        """Renames unreadable checkpoints; otherwise the run could not save under those steps again."""
+        if not unreadable:
+            return
+        if is_main_process():
+            for step in unreadable:
+                _set_aside(self.folder / str(step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unreadable checkpoints set aside")
+        self._manager.reload()
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A model's weights as read from a checkpoint: nested dicts of arrays, and what the checkpoint says of itself."""
+class TrainedWeights:
+    """The weights of a model as read from a checkpoint.
 
-    folder: Path  # of the checkpoints
+    Attributes:
+      folder: of the checkpoints.
+      params: nested dict of arrays.
+      model_state: nested dict of arrays.
+      metadata: config, label scheme, data, versions.
+      step: of the checkpoint.
+    """
+
+    folder: Path
     params: dict
     model_state: dict
-    about: dict
+    metadata: dict
     step: int
 
 
-def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> Trained:
-    """Reads weights for evaluation: no config file, no optimizer state, onto any devices.
+def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> TrainedWeights:
+    """Reads weights for evaluation: without a config file or the optimizer state, onto any devices.
 
     Args:
       folder: of the checkpoints (`<workdir>/checkpoints`).
@@ -187,7 +208,7 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
       which: "best" (lowest validation loss) or "latest".
 
     Raises:
-      DataError: no checkpoint there, unreadable, or written by a newer version.
+      DataError: there is no checkpoint, or it is unreadable, or a newer version wrote it.
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which must be best or latest, not {which}")
@@ -202,23 +223,26 @@ def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> 
         if which == "best":
             step = max(steps, key=lambda s: (_improved_at(_metrics(folder / str(s))), s))
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            about = reader.restore(folder / str(step) / "about")
-        _check_version(folder / str(step), about)
+            metadata = reader.restore(folder / str(step) / "about")
+        _check_version(folder / str(step), metadata)
         params = _read_arrays(folder / str(step) / "params", mesh)
         model_state = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
-    except UserError:  # among them a request to stop
+    except UserError:  # a request to stop is one
         raise
     except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
         raise DataError(f"{folder}/{step}: checkpoint cannot be read ({first_line(error)})") from error
-    return Trained(folder, params, model_state, about, step)
+    return TrainedWeights(folder, params, model_state, metadata, step)
 
 
 def read_record(folder: Path, step: int | None = None) -> dict:
-    """Where the run was when a checkpoint was written, and its epochs so far: JSON, {} where that cannot be read.
+    """Reads the position of the run and its history from a checkpoint.
 
     Args:
       folder: of the checkpoints.
       step: of the checkpoint; None: the newest whose record can be read.
+
+    Returns:
+      JSON; {} if it cannot be read.
     """
     folder = Path(folder).resolve()
     for number in reversed(_steps(folder)) if step is None else (step,):
@@ -230,18 +254,18 @@ def read_record(folder: Path, step: int | None = None) -> dict:
     return {}
 
 
-def network_of(trained: Trained) -> nnx.Module:
-    """The network that a checkpoint describes, with shapes in place of weights.
+def network_of(trained: TrainedWeights) -> nnx.Module:
+    """Returns the network that a checkpoint describes, with shapes in place of weights.
 
     Raises:
-      DataError: there is no such network, or the checkpoint's weights are not its; one line with up to 20 of the
-        differences.
+      DataError: there is no such network, or the weights of the checkpoint do not fit it; one line with up to 20 of
+        the differences.
     """
     where = trained.folder / str(trained.step)
     try:
-        config, scheme = trained.about["config"], trained.about["label_scheme"]
+        config, scheme = trained.metadata["config"], trained.metadata["label_scheme"]
         arguments = {**config["model"], "num_classes": len(scheme["class_names"]), "dtype": config["dtype"]}
-        # Shapes alone: a damaged file may ask for a network of any size.
+        # Only shapes: a damaged file may describe a network of any size.
         model = nnx.eval_shape(lambda: models.create(**arguments))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where}: describes no network of this program ({first_line(error)})") from error
@@ -255,7 +279,7 @@ def network_of(trained: Trained) -> nnx.Module:
     if lines:
         more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
         raise DataError(
-            f"{where}: the weights are not those of the network that the checkpoint describes "
+            f"{where}: the weights do not fit the network that the checkpoint describes "
             f"({config['model']['name']}, {len(scheme['class_names'])} classes); {len(lines)} of the arrays: "
             f"{'; '.join(lines[:_LISTED])}{more}"
         )
@@ -263,14 +287,14 @@ def network_of(trained: Trained) -> nnx.Module:
 
 
 def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
-    """The trained network itself, in evaluation mode, on this process's first device.
+    """Returns the trained network, in evaluation mode, on this process's first device.
 
     Args:
       folder: of the checkpoints (`<workdir>/checkpoints`).
       which: "best" (lowest validation loss) or "latest".
 
     Returns:
-      The model, and what its checkpoint says of itself: `config`, `label_scheme`, `pretrained` and more.
+      The model, and the metadata of the checkpoint: `config`, `label_scheme`, `pretrained` and more.
 
     Raises:
       DataError: as `load_trained`.
@@ -281,23 +305,25 @@ def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
     nnx.replace_by_pure_dict(params, trained.params)
     nnx.replace_by_pure_dict(model_state, trained.model_state)
     nnx.update(model, params, model_state)
-    return model, trained.about
+    return model, trained.metadata
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps that have a folder, ascending. Not through a manager: it would also read the checkpoints and fail for one
-    of them that is damaged."""
+    """Returns the steps that have a folder, ascending.
+
+    A checkpoint manager would also read the checkpoints, and fail if one of them is damaged.
+    """
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def _shapes(tree: dict) -> dict[str, str]:
-    """Shape and type of each array, by its place in the tree."""
+    """Returns dtype and shape of each array by its path in the tree."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
 def _set_damaged_aside(folder: Path) -> None:
-    """Renames checkpoints whose record of the metric is damaged: Orbax would refuse the whole folder for one of them."""
+    """Renames checkpoints whose metric file is damaged: Orbax would refuse the whole folder for one of them."""
     for step in [path for path in folder.iterdir() if path.name.isdecimal()]:
         try:
             _metrics(step)
@@ -311,19 +337,19 @@ def _set_aside(step: Path) -> None:
     step.rename(aside)
 
 
-def _check_version(step: Path, about: dict) -> None:
-    version = about.get("format_version")
+def _check_version(step: Path, metadata: dict) -> None:
+    version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         remedy = "update bcss_jax" if not isinstance(version, int) or version > FORMAT_VERSION else "train again"
         raise DataError(f"{step}: checkpoint format {version}, this program reads {FORMAT_VERSION}; {remedy}")
 
 
 def _read_arrays(folder: Path, mesh: jax.sharding.Mesh) -> dict:
-    """A saved tree of arrays, in the shapes and types that it was saved in."""
+    """Reads a saved tree of arrays in the shapes and types that it was saved in."""
     with ocp.StandardCheckpointer() as reader:
         saved = reader.metadata(folder).item_metadata.tree
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), saved)
-        # Modules in lists have numbers for names; the files hold text.
+        # Modules in lists have numbers as names; the files have text.
         return nnx.restore_int_paths(reader.restore(folder, target))
 
 
@@ -333,7 +359,7 @@ def _copy(tree):
 
 
 def _array_items(state: TrainState) -> dict:
-    """The state as separate items, for evaluation to read some of them. Orbax does not take an empty one."""
+    """Returns the state as separate items, so that evaluation can read some of them. Orbax takes no empty item."""
     optimizer = {"step": state.step, "opt_state": state.opt_state, "schedule": state.schedule}
     items = {"params": state.params, "rest": state.model_state, "optimizer": optimizer}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}

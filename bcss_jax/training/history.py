@@ -1,4 +1,4 @@
-"""Where a run is and what it has measured: saved as JSON in every checkpoint, so that a resumed run knows all of it."""
+"""The record of a run: its position and its history, saved as JSON in every checkpoint for a resumed run."""
 
 import csv
 import dataclasses
@@ -12,7 +12,7 @@ from bcss_jax import losses, metrics
 from bcss_jax.common.timing import Timed
 from bcss_jax.losses import Objective
 
-# Columns of history.csv; one row per epoch. Scores are those of the validation split unless named train_.
+# Columns of history.csv, which has one row per epoch. Scores are of the validation split unless they begin with train_.
 COLUMNS = (
     "epoch", "step", "train_loss", "val_loss", "train_iou", "val_iou", "train_dice", "val_dice", "dice_image",
     "dice_batch", "iou_image", "iou_batch", "learning_rate", "grad_norm", "input_wait", "images_per_second", "seconds", "best",
@@ -20,16 +20,16 @@ COLUMNS = (
 
 
 class SplitTotals:
-    """Loss sums and confusion counts added up over batches, in float64 and int64."""
+    """Loss sums and confusion counts of all batches of a split, in float64 and int64."""
 
     def __init__(self, values: dict | None = None):
-        """Nothing added up yet, or what `to_json` gave."""
+        """Starts at zero, or with the values that `to_json` returned."""
         values = values or {}
         self.sums = {name: np.asarray(value, np.float64) for name, value in values.get("sums", {}).items()}
         self.confusion = np.asarray(values.get("confusion", 0), np.int64)
 
     def add(self, sums: dict, confusion: np.ndarray) -> None:
-        """Adds a batch: `losses.loss_sums` and counts [C, C]."""
+        """Adds the `losses.loss_sums` and the confusion counts [C, C] of a batch."""
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + np.asarray(value, np.float64)
         self.confusion = self.confusion + np.asarray(confusion, np.int64)
@@ -39,12 +39,12 @@ class SplitTotals:
         return float(losses.loss_from_sums(self.sums, objective)) if self.sums else math.nan
 
     def macro(self, measure, classes) -> float:
-        """Mean over classes of `metrics.dice` or `metrics.iou` of the counts; NaN where no class occurs."""
+        """Returns the mean over classes of a measure (`metrics.dice`, `metrics.iou`); NaN if no class occurs."""
         values = measure(self.confusion, classes) if self.confusion.ndim else np.asarray([math.nan])
         return float(np.mean(values[~np.isnan(values)])) if not np.isnan(values).all() else math.nan
 
     def to_json(self) -> dict:
-        """Exact: floats survive JSON."""
+        """Returns sums and counts as JSON, which keeps floats exactly."""
         return {"sums": {k: v.tolist() for k, v in self.sums.items()}, "confusion": self.confusion.tolist()}
 
 
@@ -88,18 +88,22 @@ class RunRecord(EpochRecord):
     empty_steps: int = 0
 
     def best(self) -> dict | None:
-        """The row with the lowest validation loss (the first of equals); None before the first finite one."""
+        """Returns the row with the lowest validation loss, the first of equals; None if no loss was finite."""
         rows = [row for row in self.history if row["val_loss"] is not None]
         return min(rows, key=lambda row: row["val_loss"], default=None)
 
     def stalled_epochs(self) -> int:
-        """Finished epochs since the best one."""
+        """Returns the number of epochs since the best one."""
         best = self.best()
         return self.epoch - (best["epoch"] if best else 0)
 
     def end_epoch(self, row: dict) -> bool:
-        """Takes the finished epoch's row, marks the best, and starts the next. Returns whether it is the best so far."""
-        self.history.append({key: _json_number(value) for key, value in row.items()})
+        """Adds the row of the finished epoch, marks the best row, and starts the next epoch.
+
+        Returns:
+          Whether the finished epoch is the best so far.
+        """
+        self.history.append(json_row(row))
         best = self.best()
         for each in self.history:
             each["best"] = each is best
@@ -112,12 +116,13 @@ class RunRecord(EpochRecord):
 
     @classmethod
     def from_json(cls, values: dict) -> "RunRecord":
-        """The inverse of `to_json`."""
-        return cls(**values | {"totals": SplitTotals(values["totals"])})
+        """Returns the record that `to_json` wrote."""
+        values = dict(values)
+        return cls(totals=SplitTotals(values.pop("totals")), **values)
 
 
 def history_csv(history: list[dict], columns: Sequence[str] = COLUMNS) -> str:
-    """The text of history.csv."""
+    """Returns the text of history.csv."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -153,6 +158,6 @@ def epoch_row(record: RunRecord, validation: SplitTotals, scores: dict, objectiv
     }
 
 
-def _json_number(value):
-    """JSON has no NaN: None says that there is no number."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def json_row(row: dict) -> dict:
+    """Returns a row with None in place of numbers that are not finite, which JSON does not have."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

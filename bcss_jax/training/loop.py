@@ -7,13 +7,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from clu import metric_writers
 from flax import nnx
-from ml_collections import ConfigDict
 from PIL import Image
 
 from bcss_jax import labels, metrics
@@ -41,11 +40,11 @@ SAMPLE_PICTURES = 6  # rows of samples.png
 TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/s  input wait    time"
 
 
-def train(config: ConfigDict, workdir: Path, interruption: Interruption) -> None:
+def train(config: Any, workdir: Path, interruption: Interruption) -> None:
     """Trains the run in `workdir`, or resumes it, and writes its report.
 
     Args:
-      config: valid (`config.validate`), and the one that `workdir` is claimed for.
+      config: a ConfigDict, valid (`config.validate`), and the one that `workdir` is claimed for.
       workdir: gets checkpoints/, tensorboard/, history.csv, curves.png, samples.png and summary.json.
       interruption: active; tells when to save and stop.
 
@@ -89,9 +88,9 @@ class Run:
       writer: of TensorBoard; writes nothing except in the main process.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, interruption: Interruption):
+    def __init__(self, config: Any, workdir: Path, interruption: Interruption):
         """Builds the run; mistakes in the settings show before any data are read. Errors as `train`."""
-        self._config, self._workdir, self._scheme = config, workdir, labels.SCHEMES[config.labels]
+        self._config, self._workdir, self._scheme = config, workdir, labels.find_scheme(config.labels)
         self._augmentation = Augmentation(**config.augment)
         self._mesh = make_mesh()
         check_batch_size("config.batch_size", config.batch_size, config.micro_batches, self._mesh)

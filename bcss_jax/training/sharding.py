@@ -1,4 +1,4 @@
-"""The device mesh, and where arrays live on it: batches split over the `data` axis, everything else on every device."""
+"""The device mesh, and the placement of arrays: batches are split over the `data` axis, all else is on every device."""
 
 import jax
 import numpy as np
@@ -8,29 +8,29 @@ from bcss_jax.errors import ConfigError
 
 
 def make_mesh(devices: list | None = None) -> Mesh:
-    """One `data` axis over all devices of all processes (or those given)."""
+    """Returns a mesh with one `data` axis over all devices of all processes, or over the given devices."""
     devices = jax.devices() if devices is None else devices
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Returns the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_over_data(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
+    """Returns the sharding with the first axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's part of the batch (first axis)."""
+    """Returns global arrays, given this process's examples of the batch (first axis)."""
     sharding = split_over_data(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def place_replicated(tree, mesh: Mesh):
-    """Copies of host arrays (the same in every process) on every device."""
+    """Copies host arrays, which are the same in every process, to every device."""
     sharding = replicated(mesh)
 
     def place(value):
@@ -41,15 +41,15 @@ def place_replicated(tree, mesh: Mesh):
 
 
 def check_batch_size(name: str, batch_size: int, micro_batches: int, mesh: Mesh) -> None:
-    """Refuses a batch that does not split evenly.
+    """Checks that a batch divides evenly over devices and micro-batches.
 
     Raises:
-      ConfigError: `batch_size` is no multiple of devices x micro-batches; names the nearest sizes that are.
+      ConfigError: it does not; the message names the nearest sizes that do.
     """
     unit = mesh.size * micro_batches
     if batch_size > 0 and batch_size % unit == 0:
         return
     below = max(batch_size, 0) // unit * unit
     nearest = f"{below} or {below + unit}" if below else f"{unit}"
-    parts = f"{mesh.size} devices" + (f" x {micro_batches} micro-batches" if micro_batches > 1 else "")
-    raise ConfigError(f"{name}={batch_size} does not divide over {parts}; the nearest sizes are {nearest}")
+    divisor = f"{mesh.size} devices" + (f" x {micro_batches} micro-batches" if micro_batches > 1 else "")
+    raise ConfigError(f"{name}={batch_size} does not divide over {divisor}; the nearest sizes are {nearest}")

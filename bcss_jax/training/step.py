@@ -32,7 +32,7 @@ class TrainState:
       schedule: the learning-rate scale's state (`optimizer.Plateau` or `optimizer.Poly`).
     """
 
-    step: jax.Array
+    step: jax.Array | np.int32
     params: Any
     model_state: Any
     opt_state: Any

@@ -1,4 +1,4 @@
-"""summary.json: what a finished run is worth, and all that is needed to say what the figures mean."""
+"""summary.json: the scores of a finished run, and everything that is needed to interpret them."""
 
 import hashlib
 import importlib.metadata
@@ -11,7 +11,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tens
 
 
 def params_sha256(params: dict) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters, sorted by name."""
+    """Returns the SHA-256 of names, shapes and bytes of all parameters, sorted by name."""
     digest = hashlib.sha256()
     for path, value in sorted((jax.tree_util.keystr(path), value) for path, value in jax.tree.leaves_with_path(params)):
         value = np.asarray(value)
@@ -21,7 +21,7 @@ def params_sha256(params: dict) -> str:
 
 
 def versions() -> dict:
-    """Versions of this program, Python and the libraries that decide results; those not installed are left out."""
+    """Returns the versions of this program, Python, and the installed libraries that affect results."""
     from bcss_jax import __version__
 
     found = {"bcss_jax": __version__, "python": platform.python_version()}
@@ -34,7 +34,7 @@ def versions() -> dict:
 
 
 def device() -> dict:
-    """What JAX computes on, and how many of it."""
+    """Returns the kind and the number of JAX's devices and processes."""
     return {
         "platform": jax.default_backend(),
         "kind": jax.devices()[0].device_kind,
@@ -44,7 +44,7 @@ def device() -> dict:
 
 
 def summary(*, name: str, metadata: dict, record, scheme, params: dict, stopped_early: bool, test: dict) -> dict:
-    """The content of summary.json.
+    """Returns the content of summary.json.
 
     Args:
       name: of the system.
@@ -52,12 +52,12 @@ def summary(*, name: str, metadata: dict, record, scheme, params: dict, stopped_
       record: the finished `history.RunRecord`, with at least one epoch.
       scheme: `labels.LabelScheme`.
       params: the final parameters.
-      stopped_early: training ended before `config.epochs`.
-      test: `metrics.scores` of the test part with the "best" and the "last" parameters; empty if there is none.
+      stopped_early: whether training ended before `config.epochs`.
+      test: `metrics.scores` of the test split with the "best" and the "last" parameters; empty if there is none.
 
     Returns:
-      JSON. The scores at the top are the validation split's at the best epoch, those of the checkpoint that is kept
-      as the best; `last_epoch` has those of the final parameters.
+      JSON. The scores at the top level are those of the validation split with the parameters of the best epoch, whose
+      checkpoint is kept; `last_epoch` has the scores of the final parameters.
     """
     best, last = record.best() or record.history[-1], record.history[-1]
     return {

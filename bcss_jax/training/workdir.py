@@ -1,4 +1,4 @@
-"""The folder of one run: one process at a time, one config for its whole life, no half-written files."""
+"""The folder of a run: it belongs to one config."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import ConfigError
 
-# All that a run writes into its folder, and so all that `--fresh` takes away.
+# Everything that a run writes into its folder, and that `--fresh` deletes.
 OUTPUTS = (
     "checkpoints", "tensorboard", "config.json", "history.csv", "summary.json", "curves.png", "samples.png",
     "plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json", "cross_validation.json",
@@ -17,25 +17,31 @@ OUTPUTS = (
 
 
 def claim(workdir: Path, config: dict, fresh: bool) -> None:
-    """Ties the folder to a config. A folder tied to an equal one is resumed, `fresh` empties it first.
+    """Claims the folder for a config, which is written to config.json.
 
-    A run that has saved nothing yet has no claim: its settings may be mended.
+    The settings may be corrected as long as the run has saved nothing.
+
+    Args:
+      workdir: the folder of the run.
+      config: JSON.
+      fresh: delete first what an earlier run left in the folder.
 
     Raises:
-      ConfigError: the folder is that of another config; the message says what differs. With `fresh`: what is there was
-        not written by a run.
-      StorageError: it cannot be written.
+      ConfigError: the folder holds a run of another config; the message says what differs. With `fresh`: the files in
+        the folder were not written by a run.
+      StorageError: the folder cannot be written.
     """
     with storage_errors(workdir):
         if fresh:
             found = sorted(path.name for name in OUTPUTS for path in workdir.glob(name))
             if found and "config.json" not in found:
                 raise ConfigError(
-                    f"{workdir} holds {', '.join(found)} but no config.json, so no run; --fresh will not delete that"
+                    f"{workdir} holds {', '.join(found)} but no config.json, so it is not the folder of a run; --fresh "
+                    "does not delete that"
                 )
             for path in (workdir / name for name in found):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    from bcss_jax.config import differences  # here, because it imports JAX, which the viewer does without
+    from bcss_jax.config import differences  # here, because it imports JAX, which the viewer does not need
 
     path = workdir / "config.json"
     saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))

@@ -55,7 +55,7 @@ class LabelFile:
 
         Args:
           x: float [w], ascending, in pixels of the grid: pixel 0 covers [0, 1).
-          y: float [h], likewise.
+          y: float [h], ascending, in pixels of the grid.
           step: distance of neighboring points in pixels of the grid; the level of about that resolution is read.
 
         Returns:

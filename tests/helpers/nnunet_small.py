@@ -5,11 +5,21 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
+
+
+class CaseInMemory(NamedTuple):
+    """A preprocessed case that patches are cut from: a `patches.PatchSource`."""
+
+    data: np.ndarray
+    labels: np.ndarray
+    class_locations: dict
+
 
 DATASET = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},

@@ -119,7 +119,7 @@ def listening(driver):
 
 
 @pytest.fixture(scope="module")
-def night(slides, artifact, tmp_path_factory):
+def batch(slides, artifact, tmp_path_factory):
     """The outcome after one worker was killed, and the process of another one was asked to stop."""
     output = tmp_path_factory.mktemp("results") / "out"
     driver = start(slides, artifact, output)
@@ -139,42 +139,42 @@ def night(slides, artifact, tmp_path_factory):
 
 
 @needs_ray
-def test_no_slide_is_lost_with_a_killed_worker(night):
-    assert night["worker"].startswith("ray::")  # a worker was killed
-    assert night["code"] == 6, night["err"]  # for the missing slide
+def test_no_slide_is_lost_with_a_killed_worker(batch):
+    assert batch["worker"].startswith("ray::")  # a worker was killed
+    assert batch["code"] == 6, batch["err"]  # for the missing slide
     for name in PIXELS:
-        assert status_of(night["output"] / name)[0] == "done"
-        assert len(re.findall(rf"^\d/4 {name}\.png \(", night["out"], re.M)) == 1  # each slide is done once
-    assert "3 of 4 slides done" in night["out"]
+        assert status_of(batch["output"] / name).name == "done"
+        assert len(re.findall(rf"^\d/4 {name}\.png \(", batch["out"], re.M)) == 1  # each slide is done once
+    assert "3 of 4 slides done" in batch["out"]
 
 
 @needs_ray
-def test_a_missing_slide_is_tried_once_and_named(night):
-    assert night["err"].count("missing.png: expected a file") == 1 and "1 of 4 slides failed" in night["err"]
-    with open(night["output"] / "summary.csv", newline="") as file:
+def test_a_missing_slide_is_tried_once_and_named(batch):
+    assert batch["err"].count("missing.png: expected a file") == 1 and "1 of 4 slides failed" in batch["err"]
+    with open(batch["output"] / "summary.csv", newline="") as file:
         rows = {Path(row["slide"]).stem: row for row in csv.DictReader(file)}
     assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(PIXELS, "done") | {"missing": "failed"}
     assert "No such file" in rows["missing"]["reason"]
 
 
 @needs_ray
-def test_the_results_equal_those_of_a_single_process(night, slides, artifact, tmp_path):
+def test_the_results_equal_those_of_a_single_process(batch, slides, artifact, tmp_path):
     alone = [f"--checkpoint={artifact}", f"--output={tmp_path}", "--tissue=all", "--readers=1", "--mpp=0.5"]
     assert segment.main([*alone, f"--slide={slides.parent / 'killed.png'}"]) == 0
     for name in ("labels.ome.tif", "regions.geojson"):
-        assert (night["output"] / "killed" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+        assert (batch["output"] / "killed" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 @needs_ray
-def test_other_machines_cannot_reach_the_cluster(night):
-    assert night["addresses"] and night["addresses"] <= set(LOOPBACK)
+def test_other_machines_cannot_reach_the_cluster(batch):
+    assert batch["addresses"] and batch["addresses"] <= set(LOOPBACK)
 
 
 @needs_ray
-def test_finished_slides_are_not_computed_again(night, slides, artifact):
-    before = {path: path.stat().st_mtime_ns for path in night["output"].glob("*/labels.ome.tif")}
+def test_finished_slides_are_not_computed_again(batch, slides, artifact):
+    before = {path: path.stat().st_mtime_ns for path in batch["output"].glob("*/labels.ome.tif")}
     assert len(before) == 3
-    driver = start(slides, artifact, night["output"])
+    driver = start(slides, artifact, batch["output"])
     out, _ = driver.communicate(timeout=240)
     assert driver.returncode == 6 and out.count("done before") == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -250,13 +250,14 @@ def test_a_slide_that_was_stopped_or_is_in_use_is_retried(ray_slides, ends_with,
 def test_a_crash_is_recorded_for_the_summary(ray_slides, tmp_path, capsys):
     crashed = ray_slides.Outcome(-11, "ended by SIGSEGV")
     ray_slides._report(Entry(Path("a.svs")), crashed, "1/1", tmp_path, False)
-    assert status_of(tmp_path / "a") == ("failed", {"reason": "ended by SIGSEGV", "exit_code": 3})
+    assert status_of(tmp_path / "a") == ("failed", None, "ended by SIGSEGV")
+    assert json.loads((tmp_path / "a" / "failure.json").read_text())["exit_code"] == 3
     assert capsys.readouterr().err == "1/1 a.svs: ended by SIGSEGV\n"
     # A failure that segment has written itself is kept.
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "failure.json").write_text(json.dumps({"reason": "no mpp", "exit_code": 3}))
     ray_slides._report(Entry(Path("b.svs")), ray_slides.Outcome(3, "error: other"), "1/1", tmp_path, False)
-    assert status_of(tmp_path / "b")[1]["reason"] == "no mpp"
+    assert status_of(tmp_path / "b").reason == "no mpp"
 
 
 @pytest.mark.parametrize(
@@ -264,10 +265,20 @@ def test_a_crash_is_recorded_for_the_summary(ray_slides, tmp_path, capsys):
     [
         (["--workers=2"], ["--checkpoint=a"], 2, "options after --: --output is missing"),
         (["--workers=2"], ["--output={tmp}/out"], 2, "options after --: --checkpoint is missing"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--slide=b"], 2, "--slide is of one slide"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"], 2, "--shard is of one slide"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "is the column tissue"),
-        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "is the column tissue"),
+        (
+            ["--workers=2"],
+            ["--checkpoint=a", "--output={tmp}/out", "--slide=b"],
+            2,
+            "--slide applies to a single slide",
+        ),
+        (
+            ["--workers=2"],
+            ["--checkpoint=a", "--output={tmp}/out", "--shard=0/2"],
+            2,
+            "--shard applies to a single slide",
+        ),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "use the column tissue"),
+        (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "use the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output"], 2, "options after --: "),
         (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
         (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
@@ -333,12 +344,12 @@ def test_slides_overwritten_before_a_stop_are_not_overwritten_again(ray_slides, 
     options = [f"--checkpoint={'x,y' if several else 'x'}", f"--output={tmp_path / 'o'}"]
     command = [f"--slides={tmp_path / 'list.csv'}", "--workers=2", "--", *options]
 
-    def made_way(name):
+    def cleared(name):
         return [OverwriteJournal.of_slide(tmp_path / "o", name).is_cleared(folder) for folder in folders]
 
-    assert ray_slides.main(command) == 75 and not any(made_way("a"))
+    assert ray_slides.main(command) == 75 and not any(cleared("a"))
     assert ray_slides.main([*command, "--overwrite"]) == 75
-    assert all(made_way("a")) and not list((tmp_path / "o").glob(".overwrite-slide-b"))
+    assert all(cleared("a")) and not list((tmp_path / "o").glob(".overwrite-slide-b"))
     stop = False
     assert ray_slides.main([*command, "--overwrite"]) == 6 and not list((tmp_path / "o").glob(".overwrite-*"))
 

@@ -15,6 +15,7 @@ from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.training import optimizer, sharding, step
 
 NO_BATCH_STATISTICS = ("nnunet", "nnunet_resenc")
+LONG_TO_COMPILE = ("unet_resnet101", "dense_unet_121")  # unet_resnet34 and dense_unet are of the same kinds
 every_architecture = pytest.mark.parametrize("name", SMALL)
 
 
@@ -58,7 +59,9 @@ def test_every_model_is_here():
     assert set(SMALL) | {"unet_resnet50"} == set(models.MODELS)
 
 
-@every_architecture
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG_TO_COMPILE else ()) for name in SMALL]
+)
 def test_it_learns_with_every_parameter_in_both_precisions_and_on_many_devices(name):
     before, after, values = run(name, steps=8)
     assert values[-1] < 0.9 * values[0]

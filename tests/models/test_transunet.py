@@ -50,7 +50,7 @@ def compiled(function):
                 "skip_channels": (256, 128, 32, 0),
             },
         ),
-        ("transunet_r50_vitb16_224", {}),
+        pytest.param("transunet_r50_vitb16_224", {}, marks=pytest.mark.slow),
     ],
     ids=["tiny", "full"],
 )  # fmt: skip

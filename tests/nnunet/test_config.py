@@ -15,14 +15,14 @@ def load(argument="sample"):
 
 
 @pytest.mark.parametrize("layout", ["sample", "kaggle224", "kaggle512", "roi", "nnunet", "kaggle224,recipe"])
-def test_every_layout(layout):
+def test_every_layout_has_valid_settings(layout):
     config = load(layout)
     config.data.dir = "" if layout == "sample" else "somewhere"
     configs.validate(config)
     assert config.epochs == {"sample": 4, "kaggle224,recipe": 15}.get(layout, 1000)
 
 
-def test_folds_that_are_trained():
+def test_fold_names_of_each_setting():
     config = load("kaggle224")
     assert configs.fold_names(config) == ["0", "1", "2", "3", "4"]
     config.fold = "2"
@@ -44,14 +44,14 @@ def test_folds_that_are_trained():
         ("data.mpp", 0, "must be above 0"),
     ],
 )
-def test_settings_that_cannot_be(field, value, message):
+def test_invalid_settings_are_refused(field, value, message):
     config = load("kaggle224")
     config.data.dir = "somewhere"
     *path, last = field.split(".")
-    part = config
+    group = config
     for name in path:
-        part = part[name]
-    part[last] = value
+        group = group[name]
+    group[last] = value
     with pytest.raises(ConfigError, match=message):
         configs.validate(config)
 

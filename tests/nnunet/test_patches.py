@@ -4,9 +4,9 @@ import types
 
 import numpy as np
 import pytest
+from helpers.nnunet_small import CaseInMemory
 
 from bcss_jax.nnunet.patches import (
-    PatchSource,
     choose_patch,
     corner_about,
     corner_bounds,
@@ -48,7 +48,7 @@ def case(shape=(60, 70), *, ignore=False, seed=0):
     locations = {1: np.argwhere(labels == 1), 2: np.argwhere(labels == 2)}
     if ignore:
         locations[ANNOTATED] = np.argwhere(labels != 3)
-    return PatchSource(rng.standard_normal((*shape, 3)).astype(np.float32), labels, locations)
+    return CaseInMemory(rng.standard_normal((*shape, 3)).astype(np.float32), labels, locations)
 
 
 def drawn(cases, count=400, seed=5, index=0, **kwargs):

@@ -1,4 +1,4 @@
-"""nnU-Net's whole method as a user starts it, on a few tiny cases."""
+"""Whole runs of nnU-Net's method on a few tiny cases, started by the command."""
 
 import copy
 import json
@@ -18,20 +18,20 @@ from bcss_jax.training.checkpoint import load_model
 SHORT = ("--config.epochs=2", "--config.iterations=2", "--config.val_iterations=1", "--config.fold=0")
 
 
-def write_case(root, part, number, size):
+def write_case(root, suffix, number, size):
     random = np.random.RandomState(number)
     mask = np.zeros(size, np.uint8)
     mask[10:40, 10:40], mask[45:60, 20:60], mask[:4] = 1, 2, 3
     image = np.stack([200 - 80 * (mask == 1), 180 - 90 * (mask == 2), np.full(size, 190)], -1)
     image = (image + random.randint(-20, 20, image.shape)).clip(1, 255).astype(np.uint8)
     for folder, name, array in (("images", f"case{number}_0000.png", image), ("labels", f"case{number}.png", mask)):
-        (root / f"{folder}{part}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(root / f"{folder}{part}" / name)
+        (root / f"{folder}{suffix}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(root / f"{folder}{suffix}" / name)
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """A raw data folder of nnU-Net: six cases of different sizes and a test case."""
+    """Writes a raw data folder of nnU-Net: six cases of different sizes and a test case."""
     root = tmp_path_factory.mktemp("raw")
     for number in range(6):
         write_case(root, "Tr", number, (64 + 2 * number, 80))
@@ -55,7 +55,7 @@ def start(raw, workdir, *options):
 
 @pytest.fixture(scope="module")
 def planned(raw):
-    """A plan for the raw data folder, edited: a network of three small stages."""
+    """Writes a plan for the raw data folder, edited to a network of three small stages."""
     from bcss_jax.nnunet import plan_file
     from bcss_jax.nnunet.__main__ import main
 
@@ -78,7 +78,7 @@ def trained(raw, planned, tmp_path_factory):
 
 def test_a_fold_is_planned_trained_and_validated(trained, planned):
     workdir, printed = trained
-    assert "64x64 (*, rule: " in printed  # edited, and said so
+    assert "64x64 (*, rule: " in printed  # the table marks what was edited
     assert json.loads((workdir / "plans.json").read_text()) == json.loads(planned.read_text())
     splits = json.loads((workdir / "splits_final.json").read_text())
     assert len(splits) == 5 and all(len(split["train"]) + len(split["val"]) == 6 for split in splits)
@@ -90,18 +90,18 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
         pixels = np.sum(summary["counts"][name])
         assert pixels == 80 * (64 + 2 * number - 4)  # ignored ones are left out
     assert len((workdir / "fold_0" / "history.csv").read_text().splitlines()) == 3
-    # What evaluation tells by which cases a fold was trained on.
-    _, about = load_model(workdir / "fold_0" / "checkpoints", "latest")
+    # Evaluation knows by this hash which cases a fold was trained on.
+    _, metadata = load_model(workdir / "fold_0" / "checkpoints", "latest")
     fingerprint = json.loads((workdir / "dataset_fingerprint.json").read_text())
-    assert about["data_sha256"] == folds.fold_sha256(fingerprint, splits[0], about["plan"])
-    assert "the table comes when all folds are trained" in printed
+    assert metadata["data_sha256"] == folds.fold_sha256(fingerprint, splits[0], metadata["plan"])
+    assert "the table is written when all folds are trained" in printed
 
 
-def test_the_same_command_goes_on_and_other_settings_are_refused(raw, planned, trained):
+def test_the_same_command_resumes_and_other_settings_are_refused(raw, planned, trained):
     workdir, _ = trained
     before = (workdir / "fold_0" / "validation" / "summary.json").stat().st_mtime_ns
-    again = start(raw, workdir, f"--config.plan={planned}")
-    assert again.returncode == 0 and "resuming after epoch 2" in again.stdout
+    resumed = start(raw, workdir, f"--config.plan={planned}")
+    assert resumed.returncode == 0 and "resuming after epoch 2" in resumed.stdout
     assert (workdir / "fold_0" / "validation" / "summary.json").stat().st_mtime_ns == before
     other = start(raw, workdir, f"--config.plan={planned}", "--config.iterations=5")
     assert other.returncode == 2 and "config.iterations: 2 -> 5" in other.stderr and "Traceback" not in other.stderr
@@ -115,7 +115,7 @@ def test_the_trained_fold_predicts_images(raw, trained, tmp_path):
     labels = np.asarray(Image.open(tmp_path / "case6_0000.png"))
     assert labels.shape == (90, 70) and labels.max() <= 2
     assert Image.open(tmp_path / "overlays" / "case6_0000.jpg").size == (70, 90)
-    assert main(arguments) == 2  # what is there is not overwritten
+    assert main(arguments) == 2  # existing results are not overwritten
 
 
 def test_errors_name_the_flags_of_the_command(tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_errors_name_the_flags_of_the_command(tmp_path, capsys):
     assert "name that folder with --raw" in capsys.readouterr().err
 
 
-def test_bad_input_is_one_line(raw, tmp_path):
+def test_bad_input_gives_one_line(raw, tmp_path):
     def refused(*options, code):
         result = start(raw, tmp_path / "run", *options)
         lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

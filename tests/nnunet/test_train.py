@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.nnunet_small import PLAN
+from helpers.nnunet_small import PLAN, CaseInMemory
 
 from bcss_jax import losses, models
 from bcss_jax.errors import Preempted
-from bcss_jax.nnunet.patches import PatchSource
 from bcss_jax.nnunet.record import FoldRecord
 from bcss_jax.nnunet.steps import Length, make_steps
 from bcss_jax.nnunet.train import train_fold
@@ -28,7 +27,7 @@ def random_case(seed):
     labels[5:40, 10:50], labels[30:60, 40:80], labels[:4] = 1, 2, 3
     data = (random.standard_normal((70, 90, 3)) + labels[..., None]).astype(np.float32)
     places = {label: np.argwhere(labels == label) for label in (1, 2)}
-    return PatchSource(data, labels, places | {(-1, 0, 1, 2): np.argwhere(labels < 3)})
+    return CaseInMemory(data, labels, places | {(-1, 0, 1, 2): np.argwhere(labels < 3)})
 
 
 class Stop:
@@ -52,7 +51,7 @@ def steps():
         num_classes=3,
         length=Length(2, 3, 2),
         seed=0,
-        batch_size=2,  # eight devices: six examples are there for nothing
+        batch_size=2,  # on eight devices, six examples are padding
     )
 
 
@@ -72,18 +71,18 @@ def train(steps, folder, interruption=None):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(steps, tmp_path_factory):
+def finished(steps, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fold")
     return folder, train(steps, folder)
 
 
-def test_a_stopped_fold_goes_on_as_if_nothing_had_happened(steps, undisturbed, tmp_path):
-    folder, record = undisturbed
+def test_a_stopped_fold_resumes_to_the_same_result(steps, finished, tmp_path):
+    folder, record = finished
     with pytest.raises(Preempted, match="stopped at step 2 and saved"):
         train(steps, tmp_path, Stop(2))
-    again = train(steps, tmp_path)
+    resumed = train(steps, tmp_path)
     for key in ("train_loss", "val_loss", "val_dice", "smoothed_dice", "learning_rate"):
-        assert [row[key] for row in again.history] == [row[key] for row in record.history], key
+        assert [row[key] for row in resumed.history] == [row[key] for row in record.history], key
     weights = [
         jax.tree.leaves(checkpoint.load_trained(f / "checkpoints", mesh(), "latest").params) for f in (folder, tmp_path)
     ]
@@ -97,8 +96,8 @@ def mesh():
     return make_mesh(jax.devices()[:1])
 
 
-def test_it_learns_by_nnunets_schedule(undisturbed):
-    folder, record = undisturbed
+def test_it_learns_with_the_schedule_of_nnunet(finished):
+    folder, record = finished
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-2, 1e-2 * 0.5**0.9])
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
@@ -108,7 +107,7 @@ def test_it_learns_by_nnunets_schedule(undisturbed):
     assert record.history[1]["smoothed_dice"] == pytest.approx(0.9 * dice[0] + 0.1 * dice[1])
 
 
-def test_the_best_is_that_of_the_smoothed_dice():
+def test_the_best_epoch_has_the_highest_smoothed_dice():
     record = FoldRecord()
     best = []
     for dice in (0.5, 0.9, 0.1, float("nan"), 0.95):
@@ -118,8 +117,8 @@ def test_the_best_is_that_of_the_smoothed_dice():
 
 
 @pytest.mark.parametrize("ignore", [None, 3])
-def test_the_loss_is_nnunets(ignore):
-    """Value and gradient at every resolution; nnU-Net counts -Dice where this project counts 1 - Dice."""
+def test_the_loss_equals_nnunet(ignore):
+    """Compares value and gradient at every resolution. nnU-Net uses -Dice where this project uses 1 - Dice."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss

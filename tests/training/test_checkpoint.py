@@ -1,4 +1,4 @@
-"""Latest and best are kept, survive damage and restarts, and come back onto other devices."""
+"""The latest and the best checkpoint are kept, survive damage and restarts, and are restored onto other devices."""
 
 import dataclasses
 
@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.models.apply import split_model
 from bcss_jax.training import checkpoint, optimizer, sharding, step
 
 
@@ -22,19 +21,19 @@ class Tiny(nnx.Module):
 
 def new_state(devices=None):
     mesh = sharding.make_mesh(jax.devices()[:1] if devices is None else devices)
-    _, params, model_state = split_model(Tiny(nnx.Rngs(0)))
-    tx = optimizer.adamw(1e-3, 1e-4)
-    state = step.TrainState(np.int32(0), params, model_state, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    tx, schedule = optimizer.adamw(1e-3, 1e-4), optimizer.Plateau(0.5, 2)
+    state = step.TrainState.create(Tiny(nnx.Rngs(0)), tx, schedule)
     return sharding.place_replicated(state, mesh), mesh
 
 
 def at(state, number):
-    """The state with every array made recognizable by `number`."""
+    """Returns the state with `number` added to every array."""
     moved = jax.tree.map(lambda x: x + np.asarray(number, x.dtype), state)
     return dataclasses.replace(moved, step=np.int32(number) + 0 * state.step)
 
 
 def abstract(state):
+    """Returns shapes in place of the arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
@@ -50,7 +49,7 @@ def save(folder, steps, improved=()):
     checkpoints.close()
 
 
-def test_latest_and_best_are_kept_also_across_restarts(tmp_path):
+def test_latest_and_best_are_kept_across_restarts(tmp_path):
     save(tmp_path, (1, 2, 3), improved=(1, 2))
     assert checkpoint.Checkpoints(tmp_path).steps() == [2, 3]
     save(tmp_path, (4, 5))
@@ -62,13 +61,13 @@ def test_latest_and_best_are_kept_also_across_restarts(tmp_path):
 def test_round_trip_is_exact(tmp_path):
     save(tmp_path, (5,))
     state, _ = new_state()
-    got, progress, about = checkpoint.Checkpoints(tmp_path).restore(abstract(state))
+    got, progress, metadata = checkpoint.Checkpoints(tmp_path).restore(abstract(state))
     assert_equal(got, at(state, 5))
     assert jax.tree.structure(got) == jax.tree.structure(state)
-    assert progress == {"n": 5} and about == {"k": 1, "format_version": checkpoint.FORMAT_VERSION}
+    assert progress == {"n": 5} and metadata == {"k": 1, "format_version": checkpoint.FORMAT_VERSION}
 
 
-def test_a_state_saved_is_not_the_one_donated_afterwards(tmp_path):
+def test_a_saved_state_is_not_overwritten_when_it_is_donated(tmp_path):
     state, _ = new_state()
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     checkpoints = checkpoint.Checkpoints(tmp_path)
@@ -78,7 +77,7 @@ def test_a_state_saved_is_not_the_one_donated_afterwards(tmp_path):
     for _ in range(3):
         live = overwrite(live)
     checkpoints.wait()
-    got, _, _ = checkpoints.restore(abstract(state))
+    got, _, _ = checkpoints.restore(state)  # arrays give shapes as well
     assert_equal(got, expected)
 
 
@@ -94,7 +93,7 @@ def test_best_and_latest_load_without_optimizer_and_config_file(tmp_path):
 
 
 @pytest.mark.parametrize("before, after", ((1, 8), (8, 1), (8, 2)))
-def test_another_number_of_devices(tmp_path, before, after):
+def test_restores_onto_another_number_of_devices(tmp_path, before, after):
     state, _ = new_state(jax.devices()[:before])
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(at(state, 4), {}, {})
@@ -117,19 +116,20 @@ def test_a_model_without_batch_statistics(tmp_path):
     assert_equal(got, at(state, 1))
 
 
-def test_saving_a_step_twice_is_never_silent(tmp_path):
+def test_saving_a_step_twice_raises(tmp_path):
     save(tmp_path, (1,))
     with pytest.raises(AssertionError, match="saved one step twice"):
         save(tmp_path, (1,))
 
 
 def damage(folder):
+    """Cuts every file in half."""
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_size:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_damaged_latest_falls_back_to_the_one_before(tmp_path, caplog):
+def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     save(tmp_path, (1, 2), improved=(1,))
     damage(tmp_path / "2" / "params")
     state, _ = new_state()
@@ -139,12 +139,12 @@ def test_a_damaged_latest_falls_back_to_the_one_before(tmp_path, caplog):
     assert_equal(got, at(state, 1))
     assert "2: checkpoint cannot be read" in caplog.text
     assert len(list(tmp_path.glob("damaged-*-2"))) == 1  # set aside, not deleted
-    checkpoints.save(at(state, 2), {"n": 22}, {})  # the run comes past that step again
+    checkpoints.save(at(state, 2), {"n": 22}, {})  # the run reaches that step again
     checkpoints.close()
     assert checkpoint.Checkpoints(tmp_path).restore(abstract(state))[1] == {"n": 22}
 
 
-def test_nothing_readable_is_said_in_one_line(tmp_path):
+def test_no_readable_checkpoint_is_one_error(tmp_path):
     save(tmp_path, (1,))
     damage(tmp_path / "1")
     state, mesh = new_state()
@@ -172,18 +172,18 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
         checkpoint.load_trained(tmp_path, new_state()[1])
 
 
-def test_what_a_killed_save_left_is_cleared(tmp_path):
+def test_the_remains_of_a_killed_save_are_removed(tmp_path):
     save(tmp_path, (1,))
     (tmp_path / "7.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "7.orbax-checkpoint-tmp" / "half").write_text("x")
     checkpoints = checkpoint.Checkpoints(tmp_path)
     assert checkpoints.steps() == [1]
-    checkpoints.save(at(new_state()[0], 2), {}, {})  # waits for the clearing, which goes on in the background
+    checkpoints.save(at(new_state()[0], 2), {}, {})  # waits for the removal, which runs in the background
     checkpoints.close()
     assert not list(tmp_path.glob("*tmp*"))
 
 
-def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+def test_a_folder_that_cannot_be_created_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="cannot keep checkpoints"):
+    with pytest.raises(StorageError, match="checkpoints cannot be kept here"):
         checkpoint.Checkpoints(tmp_path / "file" / "checkpoints")

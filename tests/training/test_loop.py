@@ -1,4 +1,4 @@
-"""Whole runs of the command, as a user starts them: on tiny tiles, killed, resumed, stopped, on several devices."""
+"""Whole runs of the command on tiny tiles: finished, killed, resumed, stopped, and on several devices."""
 
 import csv
 import hashlib
@@ -18,7 +18,7 @@ from helpers.paths import ROOT
 from helpers.tile_files import kaggle512
 from PIL import Image
 
-KILLS = int(os.environ.get("KILLS", 4))  # each costs the start of a process; KILLS=10 for a thorough run
+KILLS = int(os.environ.get("KILLS", 4))  # each kill starts another process; KILLS=10 for a thorough run
 SHORT = (
     "--config.batch_size=4", "--config.eval_batch_size=4", "--config.epochs=3",
     "--config.optimizer.learning_rate=0.01", "--config.data.threads=1",
@@ -34,14 +34,14 @@ SMALL_NNUNET = (*(f"--config.model.{key}={value}" for key, value in PLAN.items()
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
-    """A data folder: 9 training tiles (not a multiple of the batch) of 3 patients, 3 validation tiles."""
+    """Writes a data folder: 9 training tiles (not a multiple of the batch) of 3 patients, and 3 validation tiles."""
     patients = ("TCGA-A2-A0D2", "TCGA-BH-A0B1", "TCGA-A1-A0SK")
     return kaggle512(tmp_path_factory.mktemp("tiles"), train=patients, tiles_each=3)
 
 
 @pytest.fixture(scope="module")
 def command(tiles, tmp_path_factory):
-    """Builds the command line and environment of a run in a work folder."""
+    """Returns a function that builds the command line and the environment of a run."""
     prepared, cache = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("compiled")
 
     def build(workdir, *options, devices=1, system="unet", small=SMALL):
@@ -73,14 +73,14 @@ def summary(workdir):
 
 @pytest.fixture(scope="module")
 def finished(command, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """A run that was not interrupted."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     result = run(command, workdir)
     assert result.returncode == 0, result.stderr
     return workdir, result
 
 
-def test_a_run_leaves_its_report(finished):
+def test_a_run_writes_its_report(finished):
     workdir, result = finished
     report = summary(workdir)
     for measure in ("dice", "iou"):
@@ -105,7 +105,7 @@ def test_a_run_leaves_its_report(finished):
     assert "val Dice" in result.stdout
 
 
-def test_a_checkpoint_is_enough_to_predict_with(finished):
+def test_a_checkpoint_is_enough_for_prediction(finished):
     import jax
 
     from bcss_jax import labels, models
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_enough_to_predict_with(finished):
 
     workdir, _ = finished
     trained = checkpoint.load_trained(workdir / "checkpoints", sharding.make_mesh(jax.devices()[:1]), "latest")
-    config, scheme = trained.about["config"], trained.about["label_scheme"]
+    config, scheme = trained.metadata["config"], trained.metadata["label_scheme"]
     assert scheme == json.loads(json.dumps(labels.SCHEMES["tumor_stroma"].to_json()))
     model = models.create(**config["model"], num_classes=len(scheme["class_names"]), dtype=config["dtype"])
     images = np.zeros((1, 16, 16, 3), np.uint8)
@@ -132,7 +132,7 @@ def test_a_finished_run_is_not_trained_again(finished, command):
     result = run(command, workdir)
     assert result.returncode == 0 and "epoch 1 " not in result.stdout
     assert summary(workdir)["params_sha256"] == before["params_sha256"]
-    assert (workdir / "samples.png").exists()  # what is missing of the report is made again
+    assert (workdir / "samples.png").exists()  # missing files of the report are written again
 
 
 def test_another_config_is_refused_with_the_difference(finished, command):
@@ -154,13 +154,13 @@ EVERY_STEP = ("--config.log_seconds=0",)  # a progress line after each step
 
 
 def first_step(process) -> str:
-    """Reads until the first step is done; what was said until then."""
-    said = ""
+    """Reads the output until the first step is done, and returns it."""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if re.match(r"epoch \d+ \d+/\d+", line):
-            return said
-    raise AssertionError(f"no step done, exit code {process.wait()}:\n{said}\n{process.stderr.read()}")
+            return output
+    raise AssertionError(f"no step done, exit code {process.wait()}:\n{output}\n{process.stderr.read()}")
 
 
 def rows_without_times(workdir):
@@ -168,8 +168,9 @@ def rows_without_times(workdir):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "input_wait")} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_parameters_are_bit_identical(command, tmp_path):
-    # A checkpoint after every step: nearly every moment lies within a save.
+    # With a checkpoint after every step, nearly every moment is during a save.
     epochs = f"--config.epochs={4 * KILLS}"
     options = (*EVERY_STEP, epochs, "--config.early_stopping=0", "--config.checkpoint_steps=1")
     undisturbed = run(command, tmp_path / "undisturbed", *options)
@@ -204,18 +205,18 @@ def test_sigterm_saves_and_exits_75(command, tmp_path):
     assert process.returncode == 75, errors
     assert "the same command goes on from there" in errors and "Traceback" not in errors
     saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdecimal())
-    again = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
-    assert f"(step {saved})" in first_step(again)
-    again.kill()
-    again.communicate()
+    resumed = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
+    assert f"(step {saved})" in first_step(resumed)
+    resumed.kill()
+    resumed.communicate()
 
 
-def test_stopped_wherever_in_an_epoch_the_result_is_the_same(command, tmp_path, finished):
-    """Asked to stop after each step of the first epoch, the last among them, and the first of the next."""
+def test_stopped_at_any_step_of_an_epoch_the_result_is_the_same(command, tmp_path, finished):
+    """Stops after each step of the first epoch, including the last, and after the first step of the next."""
     for _ in range(4):
         process = subprocess.Popen(**command(tmp_path / "run", *EVERY_STEP), stdout=-1, stderr=-1, text=True)
         for line in process.stdout:
-            if line.startswith("epoch  train loss"):  # the loop begins: one step is done, then it stops
+            if line.startswith("epoch  train loss"):  # the loop begins; it stops after one step
                 process.send_signal(signal.SIGTERM)
                 break
         _, errors = process.communicate(timeout=60)
@@ -224,7 +225,7 @@ def test_stopped_wherever_in_an_epoch_the_result_is_the_same(command, tmp_path, 
     assert result.returncode == 0 and "(step 4)" in result.stdout, result.stdout + result.stderr
     assert summary(tmp_path / "run")["params_sha256"] == summary(finished[0])["params_sha256"]
     assert rows_without_times(tmp_path / "run") == rows_without_times(finished[0])
-    from bcss_jax.training.checkpoint import Checkpoints  # the best epoch's checkpoint is there, and marked
+    from bcss_jax.training.checkpoint import Checkpoints  # the checkpoint of the best epoch exists
 
     best = summary(tmp_path / "run")["best_epoch"]
     assert 3 * best in Checkpoints(tmp_path / "run" / "checkpoints").steps()
@@ -242,20 +243,20 @@ def test_the_step_is_compiled_once_in_a_run(command, tmp_path):
     result = subprocess.run(**line, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     rates = {row["learning_rate"] for row in csv.DictReader((tmp_path / "run" / "history.csv").open())}
-    assert len(rates) > 1  # the plateau has struck
+    assert len(rates) > 1  # the plateau rule reduced it
     for name in ("train_step", "eval_step"):
         assert len(re.findall(rf"Finished XLA compilation of jit\({name}\)", result.stderr)) == 1, result.stderr
 
 
-def test_non_finite_losses_are_named_and_end_the_run_with_4(command, tmp_path):
+def test_non_finite_losses_are_reported_and_end_the_run_with_4(command, tmp_path):
     result = run(command, tmp_path / "run", "--config.optimizer.learning_rate=1e38", "--config.checkpoint_steps=1")
     assert result.returncode == 4, result.stderr
     assert "Traceback" not in result.stderr and "gradient norm" in result.stderr and "TCGA-" in result.stderr
-    assert result.stderr.count("left out; batch:") == 4  # three warnings, and the error that repeats the last
+    assert result.stderr.count("left out; batch:") == 4  # three warnings, and the error, which repeats the last one
     assert [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdecimal()]
 
 
-def test_two_runs_in_one_folder_the_second_is_refused(command, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(command, tmp_path):
     options = (*EVERY_STEP, "--config.epochs=400", "--config.early_stopping=0")
     first = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
     first_step(first)
@@ -265,14 +266,14 @@ def test_two_runs_in_one_folder_the_second_is_refused(command, tmp_path):
     assert second.returncode == 5 and f"in use by process {first.pid}" in second.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_once(command, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_at_once(command, tmp_path):
     (tmp_path / "file").write_text("in the way")
     result = run(command, tmp_path / "file" / "run")
     assert result.returncode == 5 and "Traceback" not in result.stderr and "file" in result.stderr
 
 
 @pytest.mark.parametrize(
-    "options, code, said",
+    "options, code, message",
     (
         (["--config.batchsize=3"], 2, "did you mean config.batch_size"),
         (["--config.data.dri=x"], 2, "did you mean config.data.dir"),
@@ -296,21 +297,21 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(command, tmp_path):
         (["--config.model.widht=4"], 2, "did you mean config.model.width"),
     ),
 )
-def test_mistakes_on_the_command_line_get_one_line(command, tmp_path, options, code, said):
+def test_mistakes_on_the_command_line_get_one_line(command, tmp_path, options, code, message):
     result = run(command, tmp_path / "run", *options)
     assert result.returncode == code, result.stderr
-    assert said in result.stderr and "Traceback" not in result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
-def test_settings_may_be_mended_while_nothing_is_saved(command, tmp_path):
+def test_settings_may_be_corrected_while_nothing_is_saved(command, tmp_path):
     assert run(command, tmp_path / "run", "--config.data.dir=nowhere").returncode == 3
     result = run(command, tmp_path / "run", "--config.epochs=1", "--config.seed=9")
     assert result.returncode == 0, result.stderr
     assert summary(tmp_path / "run")["config"]["seed"] == 9
 
 
-def test_fresh_does_not_delete_what_is_no_run(command, tmp_path):
+def test_fresh_does_not_delete_a_folder_that_is_not_a_run(command, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     result = run(command, tmp_path / "run", "--fresh")
     assert result.returncode == 2 and "no config.json" in result.stderr
@@ -327,8 +328,8 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(command, tmp_p
     assert result.returncode == 2 and "nearest sizes are 8 or 16" in result.stderr
 
 
-def together(command, workdir, *options):
-    """Runs two processes as one job; their exit codes and what they printed."""
+def run_two_processes(command, workdir, *options):
+    """Runs two processes as one job. Returns their exit codes and outputs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -343,11 +344,12 @@ def column(workdir, name):
     return [float(row[name]) for row in csv.DictReader((workdir / "history.csv").open())]
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_match_one(command, tmp_path):
     options = ("--config.optimizer.learning_rate=1e-4", "--config.epochs=2")
     one = run(command, tmp_path / "one", *options)
     assert one.returncode == 0, one.stderr
-    codes, outputs = together(command, tmp_path / "two", *options)
+    codes, outputs = run_two_processes(command, tmp_path / "two", *options)
     assert codes == [0, 0], outputs
     assert "finished after epoch 2" in outputs[0][0] and "finished" not in outputs[1][0]
     np.testing.assert_allclose(
@@ -358,13 +360,14 @@ def test_two_processes_train_together_and_match_one(command, tmp_path):
     assert device["processes"] == 2 and device["count"] == 2
     assert min(Image.open(tmp_path / "two" / "samples.png").size) > 200
 
-    codes, outputs = together(command, tmp_path / "two", *options, "--config.seed=5")
-    assert codes == [2, 2]  # refused by all, not only by the process that looks
+    codes, outputs = run_two_processes(command, tmp_path / "two", *options, "--config.seed=5")
+    assert codes == [2, 2]  # all processes fail, not only the one that checks
     assert "config.seed: 0 -> 5" in outputs[0][1] and "Traceback" not in outputs[1][1]
 
 
+@pytest.mark.slow
 def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
-    """nnU-Net's network, loss, optimizer and schedule besides."""
+    """Uses nnU-Net's network, loss, optimizer and schedule as well."""
     from bcss_jax import models
     from bcss_jax.models.weights.pretrained import to_torch_state
     from bcss_jax.training import checkpoint
@@ -375,14 +378,14 @@ def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     options = (f"--config.pretrained={file}", "--config.freeze_encoder_epochs=1", "--config.epochs=2")
     nnunet = {"system": "nnunet_plain", "small": SMALL_NNUNET}
 
-    # A run that was killed during its first save has not begun: it needs the weights still.
+    # A run that was killed during its first save has no checkpoint, so it still needs the weights.
     (tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     first = run(command, tmp_path / "run", *options, "--config.epochs=1", **nnunet)
     assert first.returncode == 0, first.stderr
     assert f"{file}: {len(weights)} tensors into the encoder" in first.stdout
-    model, about = checkpoint.load_model(tmp_path / "run" / "checkpoints", "latest")
+    model, metadata = checkpoint.load_model(tmp_path / "run" / "checkpoints", "latest")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert about["pretrained"]["sha256"] == digest and about["pretrained"]["file"] == "weights.npz"
+    assert metadata["pretrained"]["sha256"] == digest and metadata["pretrained"]["file"] == "weights.npz"
     for name, array in to_torch_state(model.encoder).items():
         np.testing.assert_array_equal(array, weights[name])
 
@@ -392,8 +395,8 @@ def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     assert any((array != weights[name]).any() for name, array in to_torch_state(model.encoder).items())
     np.testing.assert_allclose(column(tmp_path / "two", "learning_rate"), [0.01, 0.01 * 0.5**0.9], rtol=1e-6)
 
-    file.unlink()  # what was read stands in the checkpoint
+    file.unlink()  # the weights are in the checkpoint now
     (tmp_path / "two" / "samples.png").unlink()
-    again = run(command, tmp_path / "two", *options, **nnunet)
-    assert again.returncode == 0, again.stderr
+    third = run(command, tmp_path / "two", *options, **nnunet)
+    assert third.returncode == 0, third.stderr
     assert summary(tmp_path / "two")["pretrained"]["sha256"] == digest

@@ -1,4 +1,4 @@
-"""The optimizer and the plateau rule against PyTorch's."""
+"""Optimizers and schedules equal those of PyTorch and nnU-Net."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ def scales(patience, factor=0.1, min_scale=0.0):
 
 
 @pytest.mark.parametrize("patience", (0, 1, 2, 3))
-def test_plateau_is_pytorchs(patience):
+def test_plateau_equals_pytorch(patience):
     torch = pytest.importorskip("torch")
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -32,15 +32,15 @@ def test_plateau_is_pytorchs(patience):
     np.testing.assert_allclose(scales(patience), expected, rtol=1e-5, atol=1e-8)
 
 
-def test_plateau_bears_as_many_epochs_as_patience_says():
-    assert scales(2)[:5] == pytest.approx([1, 1, 1, 1, 0.1])  # epochs 3 and 4 are borne, epoch 5 reduces
+def test_plateau_reduces_after_more_than_patience_epochs():
+    assert scales(2)[:5] == pytest.approx([1, 1, 1, 1, 0.1])  # epochs 3 and 4 do not improve, epoch 5 reduces
 
 
-def test_plateau_stops_at_the_least_scale():
+def test_plateau_stops_at_the_minimum_scale():
     assert min(scales(0, min_scale=0.05)) == pytest.approx(0.05)
 
 
-def test_adamw_is_pytorchs():
+def test_adamw_equals_pytorch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start, grads = rng.normal(size=(4, 3)).astype(np.float32), rng.normal(size=(10, 4, 3)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_adamw_is_pytorchs():
 
 
 def trained(torch_optimizer, tx, steps=20, scales=None):
-    """A parameter after some steps down random gradients, in PyTorch and here."""
+    """Returns a parameter after some steps with random gradients, in PyTorch and here."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     start = np.random.RandomState(0).standard_normal(5).astype(np.float32)
     parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
@@ -78,7 +78,7 @@ def trained(torch_optimizer, tx, steps=20, scales=None):
 
 
 @pytest.mark.parametrize("scales", (None, np.linspace(1, 0.1, 20)), ids=("constant rate", "falling rate"))
-def test_sgd_is_pytorchs(scales):
+def test_sgd_equals_pytorch(scales):
     theirs, ours = trained(
         lambda torch, p: torch.optim.SGD(p, lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5),
         optimizer.sgd(0.01, 3e-5, momentum=0.99),
@@ -87,7 +87,7 @@ def test_sgd_is_pytorchs(scales):
     np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6)
 
 
-def test_poly_is_nnunets():
+def test_poly_equals_nnunet():
     schedule = optimizer.Poly(epochs=10)
     state, scales = schedule.init(), []
     for _ in range(10):
@@ -97,7 +97,7 @@ def test_poly_is_nnunets():
     assert float(state.scale) == 0 and float(schedule.update(state, 1.0).scale) == 0
 
 
-def test_the_encoder_may_have_a_rate_of_its_own():
+def test_the_encoder_may_have_its_own_learning_rate():
     params = {"encoder": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
     tx = optimizer.separate_encoder_optimizer(optimizer.sgd(0.1, 0.0, 0.0), optimizer.sgd(1.0, 0.0, 0.0))
     updates, _ = tx.update(params, tx.init(params), params)

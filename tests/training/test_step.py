@@ -1,4 +1,4 @@
-"""The training step: compiled once, equal on any devices and in any parts, still where there is nothing to learn."""
+"""The training step compiles once and gives the same result on any devices and in any number of micro-batches."""
 
 import dataclasses
 
@@ -33,8 +33,7 @@ def unet(dtype="float32"):
 
 
 def start(model, mesh, tx=TX):
-    _, params, model_state = split_model(model)
-    state = step.TrainState(np.int32(0), params, model_state, tx.init(params), optimizer.Plateau(0.5, 2).init())
+    state = step.TrainState.create(model, tx, optimizer.Plateau(0.5, 2))
     return sharding.place_replicated(state, mesh)
 
 
@@ -69,13 +68,13 @@ def test_eight_devices_equal_one_with_global_batch_statistics():
     assert int(one.step) == int(eight.step) == 5
 
 
-@pytest.mark.parametrize("devices, parts", ((1, 2), (1, 4), (2, 4)))
+@pytest.mark.parametrize("devices, micro_batches", ((1, 2), (1, 4), (2, 4)))
 @pytest.mark.parametrize("dice_batch", (True, False))
-def test_micro_batches_equal_the_whole_batch(devices, parts, dice_batch):
+def test_micro_batches_equal_the_whole_batch(devices, micro_batches, dice_batch):
     objective = dataclasses.replace(OBJECTIVE, dice_batch=dice_batch)
     model = Pixelwise(nnx.Rngs(0))
     whole, reports = run(model, 1, objective=objective)
-    cut, cut_reports = run(model, devices, micro_batches=parts, objective=objective)
+    cut, cut_reports = run(model, devices, micro_batches=micro_batches, objective=objective)
     for a, b in zip(reports, cut_reports, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
@@ -83,7 +82,7 @@ def test_micro_batches_equal_the_whole_batch(devices, parts, dice_batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole.params, cut.params)
 
 
-def test_micro_batches_of_a_network_with_batch_statistics_fit_one_batch():
+def test_a_network_with_batch_statistics_learns_one_batch_in_micro_batches():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = unet()
     train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, OBJECTIVE, micro_batches=2)
@@ -111,7 +110,7 @@ def test_the_step_is_the_gradient_of_the_loss():
     np.testing.assert_allclose(report["grad_norm"], norm, rtol=1e-5)
 
 
-def test_training_fits_one_batch():
+def test_training_learns_one_batch():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = unet()
     train_step = step.make_train_step(model, optimizer.adamw(1e-2, 1e-4), mesh, OBJECTIVE)
@@ -181,10 +180,10 @@ def test_evaluation_counts_and_ignores_padding():
     padded = sharding.place_batch(
         {"i": np.array(images), "l": np.array(labels) * (np.arange(4) < 3)[:, None, None].astype(np.uint8)}, mesh
     )
-    part = jax.device_get(eval_step(state.params, state.model_state, padded["i"], padded["l"]))
-    np.testing.assert_array_equal(part["confusion"][:3], whole["confusion"][:3])
-    assert not part["confusion"][3].any()
-    assert part["sums"]["pixels"] == (np.array(labels)[:3] != 0).sum()
+    padded_report = jax.device_get(eval_step(state.params, state.model_state, padded["i"], padded["l"]))
+    np.testing.assert_array_equal(padded_report["confusion"][:3], whole["confusion"][:3])
+    assert not padded_report["confusion"][3].any()
+    assert padded_report["sums"]["pixels"] == (np.array(labels)[:3] != 0).sum()
     assert set(np.unique(whole["predictions"])) <= {1, 2}
     expected = metrics.confusion(jnp.asarray(whole["predictions"]), labels, 3, 0)
     np.testing.assert_array_equal(whole["confusion"], expected)
@@ -196,7 +195,7 @@ def test_normalization_is_imagenets():
     np.testing.assert_allclose(normalize(pixel), expected, atol=1e-6)
 
 
-def test_batches_that_do_not_divide_are_refused_with_the_nearest():
+def test_batch_sizes_that_do_not_divide_are_refused_with_the_nearest():
     mesh = sharding.make_mesh(jax.devices()[:8])
     sharding.check_batch_size("config.batch_size", 128, 4, mesh)
     with pytest.raises(
@@ -226,7 +225,7 @@ class Heads(nnx.Module):
 
 
 class DropoutOnly(nnx.Module):
-    """Nothing in it looks at another example."""
+    """No layer mixes examples."""
 
     def __init__(self, rngs):
         self.a, self.dropout, self.b = nnx.Linear(3, 8, rngs=rngs), layers.Dropout(0.5, 0), nnx.Linear(8, 3, rngs=rngs)
@@ -235,11 +234,11 @@ class DropoutOnly(nnx.Module):
         return self.b(self.dropout(nnx.relu(self.a(x)), dropout_keys))
 
 
-@pytest.mark.parametrize("devices, parts", ((1, 4), (8, 1), (2, 2)))
-def test_dropout_is_a_function_of_seed_step_and_example(devices, parts):
+@pytest.mark.parametrize("devices, micro_batches", ((1, 4), (8, 1), (2, 2)))
+def test_dropout_is_a_function_of_seed_step_and_example(devices, micro_batches):
     model = DropoutOnly(nnx.Rngs(0))
     whole, reports = run(model, 1)
-    other, other_reports = run(model, devices, micro_batches=parts)
+    other, other_reports = run(model, devices, micro_batches=micro_batches)
     for a, b in zip(reports, other_reports, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole.params, other.params)
@@ -265,7 +264,7 @@ def test_dropout_changes_with_seed_and_step_and_not_in_evaluation():
         model(jnp.zeros((1, 4, 4, 3)))
 
 
-def test_deep_supervision_teaches_every_head_and_reports_the_first():
+def test_deep_supervision_trains_every_head_and_reports_the_first():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = Heads(nnx.Rngs(0))
     data = batch(mesh)
@@ -280,10 +279,10 @@ def test_deep_supervision_teaches_every_head_and_reports_the_first():
     plain, plain_report = step.make_train_step(model, TX, mesh, OBJECTIVE)(start(model, mesh), *data)
     np.testing.assert_allclose(first, plain_report["loss"], rtol=1e-6)
     still = np.abs(np.asarray(plain.params["b"]["kernel"]) - old["b"]["kernel"])
-    assert still.max() < 1e-6  # weight decay alone; a step of AdamW is 1e-3
+    assert still.max() < 1e-6  # only weight decay; a step of AdamW is 1e-3
 
 
-def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
+def test_a_frozen_encoder_does_not_change_and_starts_with_a_new_optimizer_state():
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = Heads(nnx.Rngs(0))
     tx = optimizer.separate_encoder_optimizer(optimizer.adamw(1e-2, 1e-2), optimizer.adamw(1e-2, 1e-2))
@@ -293,22 +292,21 @@ def test_a_frozen_encoder_stays_as_it_is_and_begins_afresh_afterwards():
     first = jax.tree.map(np.array, jax.device_get(state))
     for i in range(3):
         state, _ = frozen(state, *batch(mesh, i))
-    held = jax.tree.map(np.array, jax.device_get(state))
+    after = jax.tree.map(np.array, jax.device_get(state))
     for tree in ("params", "model_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(held, tree)["encoder"], getattr(first, tree)["encoder"])
-    assert (held.params["a"]["kernel"] != first.params["a"]["kernel"]).any()
-    apart = held.opt_state.inner_states
-    jax.tree.map(np.testing.assert_array_equal, apart["encoder"], first.opt_state.inner_states["encoder"])
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, tree)["encoder"], getattr(first, tree)["encoder"])
+    assert (after.params["a"]["kernel"] != first.params["a"]["kernel"]).any()
+    optimizers = after.opt_state.inner_states
+    jax.tree.map(np.testing.assert_array_equal, optimizers["encoder"], first.opt_state.inner_states["encoder"])
     state, _ = free(state, *batch(mesh, 3))
     moved = np.abs(
-        np.asarray(state.params["encoder"]["layers"][0]["kernel"]) - held.params["encoder"]["layers"][0]["kernel"]
+        np.asarray(state.params["encoder"]["layers"][0]["kernel"]) - after.params["encoder"]["layers"][0]["kernel"]
     )
-    assert (
-        0.5e-2 < moved.max() < 1.5e-2
-    )  # AdamW's first step: the learning rate, for its moments are still at their start
+    # AdamW's first step is as large as the learning rate, because its moments have not been updated yet.
+    assert 0.5e-2 < moved.max() < 1.5e-2
 
 
-def test_image_statistics_are_taken_out():
+def test_images_are_normalized_by_the_statistics():
     model = Pixelwise(nnx.Rngs(0))
     run = ModelFunction(model, ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     _, params, model_state = split_model(model)

@@ -1,1 +1,1 @@
-"""What an evaluation writes for people: report, tables, figures, gallery, model card."""
+"""Writes an evaluation for people: report, tables, figures, gallery and model card."""

@@ -1,13 +1,14 @@
-"""What must be said beside the figures of an evaluation, in sentences: each follows from what is known about it."""
+"""Writes the caveats of an evaluation as sentences. Each one follows from facts in the evaluation."""
 
 from bcss_jax.evaluation.statistics import bootstrap
+from bcss_jax.labels import unchecked_scheme
 
 
 def caveats(evaluation: dict) -> list[str]:
-    """Reasons why the figures may say less than they seem to, the gravest first.
+    """Returns reasons to read the scores with caution, the most serious first.
 
     Args:
-      evaluation: as in `tables`, with `temperature` besides, as in `figures.reliability`.
+      evaluation: as in `tables`, with `temperature` as in `figures.reliability`.
 
     Returns:
       Sentences, as plain text.
@@ -23,36 +24,36 @@ def caveats(evaluation: dict) -> list[str]:
 def _about_the_data(data, trained_on, part):
     if data["layout"] == "sample":
         yield (
-            "Evaluated on the built-in sample, synthetic images drawn by this program: the figures say nothing about "
-            "real tissue."
+            "Evaluated on the built-in sample, which consists of synthetic images: the scores say nothing about real "
+            "tissue."
         )
     if trained_on is None:
-        yield "What it was trained on is not known, so neither is whether it has seen these patients."
+        yield "The training data are not known, so the model may have been trained on these patients."
         return
     if trained_on["layout"] == "sample" and data["layout"] != "sample":
-        yield "Trained on the built-in sample, synthetic images drawn by this program."
+        yield "Trained on the built-in sample, which consists of synthetic images."
     if trained_on["content_sha256"] != data["content_sha256"]:
-        yield "Trained on other data than it was evaluated on; whether the two share patients was not checked."
+        yield "Trained and evaluated on different data sets; whether they share patients was not checked."
     elif part == "train":
-        yield "Evaluated on the images that it was trained on: the figures say nothing about others."
+        yield "Evaluated on the images that it was trained on: the scores say nothing about other images."
     elif data["patients_in_two_parts"]:
         yield (
-            f"Patients with images in more than one part of the {data['layout']} {data['split']} split: "
-            f"{data['patients_in_two_parts']}. Where the model was trained on tissue of evaluated patients, the figures "
-            "flatter it; a split by institute avoids that."
+            f"Patients with images in more than one split ({data['layout']}, {data['split']} split): "
+            f"{data['patients_in_two_parts']}. The scores are too optimistic if the model was trained on other images of the "
+            "evaluated patients; dividing the data by institute avoids this."
         )
 
 
 def _about_the_images(scores):
     number, intervals = scores["number"], scores["intervals"]
     if number["patients"] == 1:
-        yield "All images are of one patient: nothing follows for others."
+        yield "All images come from one patient: the scores say nothing about other patients."
     elif number["institutes"] == 1:
-        yield "All images are of one institute, whose stain and scanner need not be those of others."
+        yield "All images come from one institute; stains and scanners of other institutes may differ."
     if intervals["over"] == "images":
         yield (
-            f"Intervals are over images, as there are fewer than {bootstrap.MIN_PATIENTS} patients. They are too narrow: "
-            "images of one patient are not independent."
+            f"Intervals are over images, because there are fewer than {bootstrap.MIN_PATIENTS} patients. They are too narrow, "
+            "because images of the same patient are not independent."
         )
 
 
@@ -61,21 +62,21 @@ def _about_the_classes(scheme, scores):
     for name in evaluated:
         counts = scores["scores"]["images"][name]
         if not counts["present"]:
-            yield f"No image has {name} in its truth: how well it is found is not known."
+            yield f"No image contains {name} in its ground truth, so it is not known how well {name} is found."
         elif counts["missed"]:
-            yield f"Images with {name} in which it is missed altogether: {counts['missed']} of {counts['present']}."
+            yield f"Images with {name} in which no pixel of it is found: {counts['missed']} of {counts['present']}."
         if counts["false"]:
-            yield f"Images without {name} in which it is predicted all the same: {counts['false']}."
-    if "other" not in evaluated:
+            yield f"Images without {name} in which {name} is predicted: {counts['false']}."
+    if unchecked_scheme(scheme).ignores_tissue:
         yield (
-            f"Every pixel is called {' or '.join(evaluated)}, whatever it shows: there is no class for other tissue, and "
-            "pixels without one of these as truth are not counted."
+            f"Every pixel is predicted as {' or '.join(evaluated)}: there is no class for other tissue. Pixels with another "
+            "ground truth are not counted."
         )
 
 
 def _about_the_temperature(temperature):
     if temperature and temperature["in_sample"]:
         yield (
-            "The temperature was fitted on pixels of the evaluated images themselves: the calibration error with it "
-            "flatters."
+            "The temperature was fitted on pixels of the evaluated images, so the calibration error after scaling is too "
+            "optimistic."
         )

@@ -1,7 +1,7 @@
-"""Images to look at: those in which a model was worst, average and best, as PNG files.
+"""The gallery: the images with the lowest, median and highest Dice of a model, as PNG files.
 
-`gallery/worst_1_image.png`, `..._truth.png` and `..._prediction.png`, likewise `median_` and `best_`: the image, and two
-label images (one channel, uint8, the label of each pixel as the label scheme numbers them).
+`gallery/worst_1_image.png` is the image. `gallery/worst_1_truth.png` and `gallery/worst_1_prediction.png` are label
+images (one channel, uint8, with the labels of the label scheme). `median_` and `best_` have the same files.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from bcss_jax.common.files import storage_errors, write_png
 
-EACH = 4  # images of each kind
+PER_RANK = 4  # images of each rank, at most
 KINDS = ("image", "truth", "prediction")
 
 
@@ -21,8 +21,8 @@ class Chosen(NamedTuple):
 
     Attributes:
       rank: "worst", "median" or "best".
-      place: 1 is the worst or the best; those in the middle rise.
-      position: of the image in the order of evaluation.
+      place: position within the rank. 1 is the worst or the best image; median images are in rising order.
+      position: position of the image in the order of evaluation.
     """
 
     rank: str
@@ -31,18 +31,18 @@ class Chosen(NamedTuple):
 
     @property
     def files(self) -> dict[str, str]:
-        """Names of its three files in the run's folder."""
+        """Names of its three files in the model's folder."""
         return {kind: f"gallery/{self.rank}_{self.place}_{kind}.png" for kind in KINDS}
 
 
 def choose(dice: np.ndarray) -> list[Chosen]:
-    """Chooses by the Dice of each image [N]; images without a score (NaN) are left out, and none appears twice."""
+    """Chooses images by their Dice [N]. Images without a score (NaN) are left out, and no image is chosen twice."""
     order = [int(position) for position in np.argsort(dice, kind="stable") if not np.isnan(dice[position])]
-    each = min(EACH, max(1, len(order) // 3))
-    worst, rest = order[:each], order[each:]
-    best, between = rest[-each:][::-1], rest[:-each]
-    first = (len(between) - each + 1) // 2
-    median = between[max(first, 0) : max(first, 0) + each]
+    per_rank = min(PER_RANK, max(1, len(order) // 3))
+    worst, others = order[:per_rank], order[per_rank:]
+    best, between = others[-per_rank:][::-1], others[:-per_rank]
+    first = max((len(between) - per_rank + 1) // 2, 0)
+    median = between[first : first + per_rank]
     groups = {"worst": worst, "median": median, "best": best}
     return [Chosen(rank, place, n) for rank, group in groups.items() for place, n in enumerate(group, 1)]
 
@@ -50,15 +50,15 @@ def choose(dice: np.ndarray) -> list[Chosen]:
 def write(
     folder: Path, chosen: Sequence[Chosen], pictures: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> None:
-    """Writes the gallery of a run.
+    """Writes the gallery of a model.
 
     Args:
-      folder: of the run; gets `gallery/`.
-      chosen: what `choose` gave.
-      pictures: by position: image uint8 [H, W, 3], truth and prediction uint8 [H, W].
+      folder: folder of the model, where `gallery/` is made.
+      chosen: images that `choose` returned.
+      pictures: image uint8 [H, W, 3], ground truth and prediction uint8 [H, W], by position.
 
     Raises:
-      StorageError: a file cannot be written.
+      StorageError: A file cannot be written.
     """
     with storage_errors(folder):
         (folder / "gallery").mkdir(parents=True, exist_ok=True)

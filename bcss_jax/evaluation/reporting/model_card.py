@@ -1,6 +1,6 @@
-"""MODEL_CARD.md: what a trained model is, what it is worth, and what it must not be used for.
+"""MODEL_CARD.md: describes a trained model, its scores, and what it must not be used for.
 
-Everything in it comes from the checkpoint and from its evaluation; what they do not say is said to be unknown.
+All its content comes from the checkpoint and its evaluation. The card says so where something is not known.
 """
 
 import json
@@ -24,26 +24,26 @@ def write(path: Path, evaluation: dict) -> None:
       evaluation: as in `markdown`.
 
     Raises:
-      StorageError: it cannot be written.
+      StorageError: The file cannot be written.
     """
     write_text(path, markdown(evaluation))
 
 
 def markdown(evaluation: dict) -> str:
-    """The card of a model.
+    """Returns the card of a model.
 
     Args:
-      evaluation: as in `report.html`; of an ensemble `config`, `versions` and `pretrained` are None, and `checkpoint` is
+      evaluation: as in `report.html`. For an ensemble, `config`, `versions` and `pretrained` are None, and `checkpoint` is
         `{"members": [{"name", "folder", "which", "step", "epoch"}, ...]}`.
     """
     scheme = evaluation["label_scheme"]
     classes = [scheme["class_names"][label] for label in scheme["evaluated"]]
     sections = [
-        [f"# {markdown_text(evaluation['name'])}", *_what_it_is(evaluation, classes)],
+        [f"# {markdown_text(evaluation['name'])}", *_model(evaluation, classes)],
         ["## Use", *_use(evaluation, classes)],
         ["## Data", *_data(evaluation)],
         ["## Scores", *_scores(evaluation, classes)],
-        ["## Limits", *_list(caveats(evaluation) or ["None are known beyond those under “Use”."])],
+        ["## Limitations", *_list(caveats(evaluation) or ["None are known beyond those under “Use”."])],
         ["## Pretrained weights", *_pretrained(evaluation)],
         ["## Loading", *_loading(evaluation)],
         ["## Origin", *_origin(evaluation)],
@@ -51,24 +51,24 @@ def markdown(evaluation: dict) -> str:
     return "\n".join(line for section in sections for line in (*section, "")).rstrip("\n") + "\n"
 
 
-def _what_it_is(evaluation, classes):
+def _model(evaluation, classes):
     yield ""
     yield (
-        f"Network `{_code(evaluation['model'])}` of bcss_jax; calls every pixel of an H&E image one of "
+        f"Network `{_code(evaluation['model'])}` of bcss_jax. It predicts a class for every pixel of an H&E image: "
         f"{markdown_text(', '.join(classes))} (label scheme {markdown_text(evaluation['label_scheme']['name'])})."
     )
 
 
 def _use(evaluation, classes):
-    about = evaluation["trained_on"] or evaluation["data"]
+    data = evaluation["trained_on"] or evaluation["data"]
     yield from _list(
         [
             "For research on the segmentation of breast-cancer tissue, such as comparing methods.",
-            "Not for diagnosis, nor for any decision about a patient: it is not a medical device, and nobody has shown that "
-            "it would be safe as one.",
-            f"For RGB images at {about['mpp']} µm per pixel, as those that it was "
-            f"{'trained' if evaluation['trained_on'] else 'evaluated'} on.",
-            f"Its answers mean nothing for what is none of {', '.join(classes)}.",
+            "Not for diagnosis or any decision about a patient: it is not a medical device, and its safety as one has not "
+            "been shown.",
+            f"For RGB images at {data['mpp']} µm per pixel, the resolution that it was "
+            f"{'trained' if evaluation['trained_on'] else 'evaluated'} at.",
+            f"Its predictions are meaningless where the image shows none of these classes: {', '.join(classes)}.",
         ]
     )
 
@@ -77,28 +77,28 @@ def _data(evaluation):
     trained_on, data = evaluation["trained_on"], evaluation["data"]
     lines = [f"Trained on: {_described(trained_on)}." if trained_on else "Trained on: not known."]
     if trained_on and trained_on["content_sha256"] == data["content_sha256"]:
-        lines.append(f"Evaluated on: {evaluation['part']} of the same.")
+        lines.append(f"Evaluated on: {evaluation['part']} of the same data set.")
     else:
         lines.append(f"Evaluated on: {evaluation['part']} of {_described(data)}.")
     number = evaluation["scores"]["number"]
     lines.append(
-        f"Scored: {number['images']:,} images of patients: {number['patients']}, institutes: {number['institutes']}; "
-        f"{number['pixels']:,} pixels with truth."
+        f"Scored: {number['images']:,} images (patients: {number['patients']}, institutes: {number['institutes']}) with "
+        f"{number['pixels']:,} pixels of ground truth."
     )
-    if any(about and about["layout"] in BCSS_LAYOUTS for about in (trained_on, data)):
+    if any(each and each["layout"] in BCSS_LAYOUTS for each in (trained_on, data)):
         lines.append(
-            "The layout is that of BCSS, which is CC0 1.0 (Amgad et al., Bioinformatics 35(18):3461, 2019); that the files "
-            "are those of BCSS was not checked."
+            "The folder has the layout of BCSS, which has the license CC0 1.0 (Amgad et al., Bioinformatics 35(18):3461, "
+            "2019). It was not checked that the files are those of BCSS."
         )
     yield from _list(lines)
 
 
 def _described(data):
-    parts = ", ".join(
-        f"{part} {count:,} images of patients: {data['patients'][part]}" for part, count in data["tiles"].items()
+    splits = ", ".join(
+        f"{name} {count:,} images of patients: {data['patients'][name]}" for name, count in data["tiles"].items()
     )
     return (
-        f"{data['layout']}, {data['split']} split ({parts}; patients in more than one part: "
+        f"{data['layout']}, {data['split']} split ({splits}; patients in more than one split: "
         f"{data['patients_in_two_parts']}), SHA-256 of the content {data['content_sha256']}"
     )
 
@@ -123,11 +123,11 @@ def _scores(evaluation, classes):
         yield f"| {' | '.join(cells)} |"
     reasons = tables.not_comparable(evaluation)
     lines = [
-        "Dice, IoU, precision and recall count the pixels of all images together (dice_global, iou_global); macro is the "
-        "mean over the classes.",
+        "Dice, IoU, precision and recall are computed from the pixels of all images together (dice_global, iou_global). "
+        "Macro is the mean over the classes.",
         f"Intervals: bootstrap, {intervals['resamples']:,} resamples of {intervals['n']:,} {intervals['over']}.",
-        f"HD95 and NSD (tolerance {found['surface']['tolerance_um']} µm) are means over images; a class that was missed or "
-        "invented counts there with the image's diagonal and 0.",
+        f"HD95 and NSD (tolerance {found['surface']['tolerance_um']} µm) are means over images. An image where a class is "
+        "missed or falsely predicted counts with its diagonal as HD95 and 0 as NSD.",
         f"Expected calibration error: {format_table_score(found['calibration']['ece'])}.",
         f"Not comparable with the recipe's Table 1: {'; '.join(reasons)}."
         if reasons
@@ -136,8 +136,8 @@ def _scores(evaluation, classes):
     fitted = evaluation["temperature"]
     if fitted:
         lines.append(
-            f"Temperature {fitted['value']:.3f}, fitted on {fitted['pixels']:,} pixels of {fitted['fitted_on']}: calibration "
-            f"error of these {fitted['ece_before']:.3f} before, {fitted['ece_after']:.3f} after."
+            f"Temperature {fitted['value']:.3f}, fitted on {fitted['pixels']:,} pixels of {fitted['fitted_on']}. Calibration "
+            f"error of these pixels: {fitted['ece_before']:.3f} before, {fitted['ece_after']:.3f} after scaling."
         )
     yield from _list(lines)
 
@@ -147,13 +147,14 @@ def _pretrained(evaluation):
     yield ""
     if pretrained:
         yield (
-            f"Training began from `{_code(pretrained['file'])}` (SHA-256 `{_code(pretrained['sha256'])}`). Their source and "
-            "license are not on record here; the license may bind this model too, so look it up where the file came from."
+            f"Training started from `{_code(pretrained['file'])}` (SHA-256 `{_code(pretrained['sha256'])}`). The source and "
+            "license of these weights are not recorded. The license may apply to this model as well, so check it at the "
+            "source of the file."
         )
     elif evaluation["config"] is None:
-        yield "Not on record: this is an ensemble; see its members."
+        yield "Not recorded, because this is an ensemble; see its members."
     else:
-        yield "None: training began from random weights."
+        yield "None: training started from random weights."
 
 
 def _loading(evaluation):
@@ -165,8 +166,8 @@ def _loading(evaluation):
         yield "```"
         yield ""
         yield (
-            f"nnU-Net's method, fold(s) {markdown_text(', '.join(one['folds']))}: each image is cropped and normalized by "
-            "itself, seen in overlapping windows and mirrorings; the mean of the folds' logits counts."
+            f"nnU-Net's method, fold(s) {markdown_text(', '.join(one['folds']))}: each image is cropped and normalized "
+            "separately and predicted in overlapping windows and mirrorings. The logits of the folds are averaged."
         )
         yield ""
     members = [one for one in checkpoint.get("members", [checkpoint]) if "folds" not in one]
@@ -180,16 +181,16 @@ def _loading_networks(evaluation, members):
     yield "from bcss_jax.training import checkpoint"
     yield ""
     for one in members:
-        yield f"model, about = checkpoint.load_model({json.dumps(one['folder'])}, {json.dumps(one['which'])})"
+        yield f"model, metadata = checkpoint.load_model({json.dumps(one['folder'])}, {json.dumps(one['which'])})"
     yield "state = pretrained.to_torch_state(model)  # PyTorch's names -> NumPy arrays"
     yield "```"
     if "members" in evaluation["checkpoint"]:
         yield ""
-        yield "An ensemble: its prediction is the mean of its members' probabilities."
+        yield "This is an ensemble: its prediction is the mean of the probabilities of its members."
     elif evaluation["config"]:
         yield ""
         mean, deviation = (json.dumps(evaluation["config"][name]) for name in ("image_mean", "image_std"))
-        yield f"It expects RGB from 0 to 1, less {mean}, divided by {deviation}; channels last."
+        yield f"The model expects RGB values from 0 to 1, minus {mean}, divided by {deviation}, with channels last."
 
 
 def _origin(evaluation):
@@ -201,7 +202,9 @@ def _origin(evaluation):
     ]
     lines.append(f"SHA-256 of the parameters: {evaluation['params_sha256']}")
     if evaluation["versions"]:
-        lines.append("Versions in training: " + ", ".join(f"{k} {v}" for k, v in evaluation["versions"].items()))
+        lines.append(
+            "Software versions during training: " + ", ".join(f"{k} {v}" for k, v in evaluation["versions"].items())
+        )
     yield from _list(lines)
 
 
@@ -212,5 +215,5 @@ def _list(lines):
 
 
 def _code(text):
-    """For between two backticks, where Markdown escapes nothing."""
+    """Returns the text for use between two backticks, where Markdown has no escapes."""
     return " ".join(str(text).replace("`", "'").split())

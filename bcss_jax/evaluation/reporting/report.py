@@ -1,7 +1,7 @@
-"""report.html: an evaluation to look at, as one file that needs nothing else and asks nothing of any network.
+"""report.html: an evaluation as a single web page that needs no other file and no network.
 
-Pictures stand in it as data URIs. A Content-Security-Policy forbids every request, and every script and style but the two
-of `templates/`, which it knows by their hashes. Names come from files and are escaped by Jinja.
+The page contains its pictures as data URIs. A Content-Security-Policy forbids all requests, and all scripts and styles
+except the two of `templates/`, which it identifies by their hashes. Names come from files and are escaped by Jinja.
 """
 
 import base64
@@ -24,11 +24,11 @@ from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
 from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.evaluation.statistics import bootstrap
-from bcss_jax.labels import LabelScheme
+from bcss_jax.labels import LabelScheme, absent_classes
 
 TEMPLATES = importlib.resources.files("bcss_jax.evaluation.reporting") / "templates"
-TINT = 140  # of 255: opacity of the classes over the image
-JPEG_QUALITY = 92  # a third of a PNG's size; the exact pixels are in the gallery's folder
+TINT = 140  # opacity of the class colors over the image, out of 255
+JPEG_QUALITY = 92  # a third of the size of a PNG; the gallery folder has the exact pixels
 
 
 def write(path: Path, results: dict, galleries: Mapping[str, Sequence[dict]]) -> None:
@@ -40,21 +40,21 @@ def write(path: Path, results: dict, galleries: Mapping[str, Sequence[dict]]) ->
       galleries: as in `html`.
 
     Raises:
-      DataError: as `html`.
-      StorageError: it cannot be written.
+      DataError: There are no evaluations.
+      StorageError: The file cannot be written.
     """
     write_text(path, html(results, galleries))
 
 
 def read_gallery(folder: Path, evaluation: dict) -> list[dict]:
-    """Entries of a gallery, as in `figures.gallery`, from its files.
+    """Reads the entries of a gallery, as in `figures.gallery`, from its files.
 
     Args:
-      folder: of the evaluation's files.
-      evaluation: with `gallery`: dicts with `rank`, `key` and `files`, `{"image", "truth", "prediction"}`.
+      folder: folder of the model.
+      evaluation: its `gallery` is a list of dicts with `rank`, `key` and `files`, `{"image", "truth", "prediction"}`.
 
     Raises:
-      DataError: a file is missing or damaged.
+      DataError: A file is missing or damaged.
     """
     entries = []
     for chosen in evaluation["gallery"]:
@@ -64,22 +64,24 @@ def read_gallery(folder: Path, evaluation: dict) -> list[dict]:
                 with Image.open(folder / file) as picture:
                     entry[kind] = np.asarray(picture)
             except OSError as error:
-                raise DataError(f"{folder / file}: expected a picture of the gallery; evaluate again") from error
+                raise DataError(
+                    f"{folder / file}: expected an image of the gallery, found none that can be read; evaluate again"
+                ) from error
         entries.append(entry)
     return entries
 
 
 def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
-    """The report.
+    """Returns the report.
 
     Args:
-      results: what stands in evaluation.json: `settings`, `evaluations` as in `figures.write` with `config`, `versions`,
-        `pretrained`, `params_sha256` and `checkpoint` besides (None where there is none), and `differences`: dicts with
-        `a`, `b`, `over`, `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
-      galleries: folder of the evaluation -> entries as in `figures.gallery`.
+      results: content of evaluation.json: `settings`; `evaluations` as in `figures.write`, with `config`, `versions`,
+        `pretrained`, `params_sha256` and `checkpoint` (each may be None); and `differences`, dicts with `a`, `b`, `over`,
+        `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
+      galleries: entries as in `figures.gallery`, by the name of the model's folder.
 
     Raises:
-      DataError: no evaluations.
+      DataError: There are no evaluations.
     """
     evaluations = results["evaluations"]
     if not evaluations:
@@ -131,10 +133,10 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
 
 
 def _groups(evaluations):
-    """Only what was measured under one label scheme on the same images stands side by side."""
+    """Yields groups of evaluations that can be compared: with the same label scheme and the same images."""
     groups = {}
     for evaluation in evaluations:
-        scheme, data, part = evaluation["label_scheme"], evaluation["data"], evaluation["part"]
+        scheme, data, part = tables.scheme_key(evaluation), evaluation["data"], evaluation["part"]
         alike = json.dumps([scheme, data["content_sha256"], data["mpp"], part, evaluation["scores"]["number"]])
         groups.setdefault(alike, []).append(evaluation)
     for group in groups.values():
@@ -154,14 +156,14 @@ def _counted(number, what):
 
 
 def _grouped(found: Iterable[tuple[str, Sequence[str]]]) -> list[dict]:
-    """Sentences, each once, with the names of the models that it is about; None where it is about all."""
+    """Returns each sentence once, with the names of the models it applies to; None if it applies to all."""
     found = list(found)
     names = {}
     for name, sentences in found:
         for sentence in sentences:
             names.setdefault(sentence, []).append(name)
     return [
-        {"text": sentence, "names": None if len(about) == len(found) else about} for sentence, about in names.items()
+        {"text": sentence, "names": None if len(models) == len(found) else models} for sentence, models in names.items()
     ]
 
 
@@ -180,7 +182,7 @@ def _curves(evaluations):
 
 
 def _data(evaluations):
-    """Each data set that something was evaluated or trained on, once."""
+    """Returns each data set that a model was evaluated or trained on, once."""
     found = {}
     for evaluation in evaluations:
         for what, use in (("data", f"evaluation of {evaluation['part']}"), ("trained_on", "training")):
@@ -188,13 +190,25 @@ def _data(evaluations):
             if about is not None:
                 entry = found.setdefault(about["content_sha256"], {"about": about, "uses": {}, "schemes": []})
                 entry["uses"].setdefault(use, []).append(evaluation["name"])
-                if evaluation["label_scheme"]["name"] not in entry["schemes"]:
-                    entry["schemes"].append(evaluation["label_scheme"]["name"])
+                scheme = _pixels_under(figures.scheme_of(evaluation), about)
+                if scheme not in entry["schemes"]:
+                    entry["schemes"].append(scheme)
     return list(found.values())
 
 
+def _pixels_under(scheme: LabelScheme, about: dict) -> dict:
+    """Returns, by part of a data set, the number of images without truth (None: not counted) and the absent classes."""
+    return {
+        "name": scheme.name,
+        "without_truth": {part: about["all_ignored"].get(scheme.name, {}).get(part) for part in about["tiles"]},
+        "absent": {
+            part: absent_classes(scheme, about["codes"], about["code_pixels"].get(part, {})) for part in about["tiles"]
+        },
+    }
+
+
 def _ranks(entries, scheme):
-    """The gallery's cards by rank; a layer for each stop of the slider but the image itself."""
+    """Yields the cards of the gallery by rank, with a layer for each stop of the slider except the image itself."""
     for rank in figures.RANKS:
         cards = [
             {
@@ -215,7 +229,7 @@ def _ranks(entries, scheme):
 
 
 def _tint(labels, scheme: LabelScheme):
-    """Class colors to be laid over the image, RGBA; pixels without truth are hatched."""
+    """Returns the class colors to draw over the image, RGBA. Pixels without ground truth are hatched."""
     colors = class_colors(scheme)[np.where(labels < scheme.num_classes, labels, 0)]
     colors = hatched(colors, labels == scheme.ignore_index)
     return np.concatenate([colors, np.full((*labels.shape, 1), TINT, np.uint8)], axis=-1)
@@ -247,7 +261,7 @@ def _hash(text):
 
 
 def _breakable(name):
-    """Long names of runs and images may be broken at their underscores."""
+    """Allows line breaks after the underscores of a long name."""
     return escape(name).replace("_", Markup("_<wbr>"))
 
 

@@ -1,11 +1,13 @@
-"""table.md and table.tex: the Dice of several models, beside the figures of the recipe's Table 1.
+"""table.md and table.tex: the Dice of several models, next to the scores in the recipe's Table 1.
 
-An evaluation is a dict with
-  `name`: of the run; `model`: of the network, as in `config.model.name`;
+An evaluation is a dict with these entries:
+  `name`: name of the run;
+  `model`: name of the network, as in `config.model.name`;
   `label_scheme`: `LabelScheme.to_json`;
-  `trained_on`: `dataset.PreparedData.describe` of the training data, as the checkpoint has it; None if not known;
-  `data`: the same of the evaluated data; `part` of them: "train", "val" or "test";
-  `scores`: what `scores.scores` gives.
+  `trained_on`: `tfrecords.PreparedData.describe` of the training data, from the checkpoint; None if not known;
+  `data`: `tfrecords.PreparedData.describe` of the evaluated data;
+  `part`: the evaluated split, "train", "val" or "test";
+  `scores`: result of `scores.scores`.
 """
 
 import json
@@ -16,18 +18,19 @@ from pathlib import Path
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_interval, format_table_score
 from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.labels import SCHEMES, complete_json
 
 PUBLISHED = {"unet": ("U-Net", 0.834), "dense_unet": ("Dense U-Net", 0.812),
              "transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip
 PUBLISHED_SPLIT = "kaggle224 published split"
-PUBLISHED_TILES = {"train": 30_760, "val": 5_429}  # of Kaggle's 224 set; its 4,021 test tiles have no masks
+PUBLISHED_TILES = {"train": 30_760, "val": 5_429}  # of the kaggle224 data; its 4,021 test tiles have no masks
 COMPARABLE = "Comparable with the recipe's Table 1 by label scheme, split and tiles"
 
 MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w)")
 TEX_SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "[": "{[}", "*": "{*}",  # after a line's end they would be its arguments
+    "[": "{[}", "*": "{*}",  # at the start of a row LaTeX would read them as arguments
     **{character: "\\" + character for character in "&%$#_{}"},
 }  # fmt: skip
 
@@ -39,27 +42,38 @@ def write(folder: Path, evaluations: Sequence[dict]) -> None:
       DataError: no evaluations.
       StorageError: they cannot be written.
     """
-    groups = by_scheme(evaluations) or {"": evaluations}
-    sections = [markdown(group) for group in groups.values()]
+    groups = by_scheme(evaluations) or [list(evaluations)]
+    sections = [markdown(group) for group in groups]
     if len(groups) > 1:
-        sections = [f"## {markdown_text(name)}\n\n{text}" for name, text in zip(groups, sections, strict=True)]
+        names = [group[0]["label_scheme"]["name"] for group in groups]
+        titles = [  # different schemes may have the same name
+            f"{name}, number {names[: number + 1].count(name)}" if names.count(name) > 1 else name
+            for number, name in enumerate(names)
+        ]
+        sections = [f"## {markdown_text(title)}\n\n{text}" for title, text in zip(titles, sections, strict=True)]
     write_text(folder / "table.md", "\n".join(sections))
-    write_text(folder / "table.tex", "\n".join(map(latex, groups.values())))
+    write_text(folder / "table.tex", "\n".join(map(latex, groups)))
 
 
-def by_scheme(evaluations: Sequence[dict]) -> dict[str, list[dict]]:
-    """The evaluations of each label scheme, by its name, in their order."""
-    groups = {}
+def by_scheme(evaluations: Sequence[dict]) -> list[list[dict]]:
+    """Returns the evaluations of each label scheme, in their order. Schemes of one name may differ."""
+    groups: dict[str, list[dict]] = {}
     for evaluation in evaluations:
-        groups.setdefault(evaluation["label_scheme"]["name"], []).append(evaluation)
-    return groups
+        groups.setdefault(scheme_key(evaluation), []).append(evaluation)
+    return list(groups.values())
+
+
+def scheme_key(evaluation: dict) -> str:
+    """Returns the whole label scheme of an evaluation as text, the same for files of all versions."""
+    return json.dumps(complete_json(evaluation["label_scheme"]), sort_keys=True)
 
 
 def text(evaluations: Sequence[dict]) -> str:
-    """The main figures as aligned columns, for a terminal.
+    """Returns the main scores as aligned columns, for a terminal.
 
     Raises:
-      ConfigError, DataError: as `markdown`.
+      ConfigError: The label schemes differ, as in `markdown`.
+      DataError: There are no evaluations.
     """
     _refuse_different_schemes(evaluations)
     scheme = evaluations[0]["label_scheme"]
@@ -83,11 +97,11 @@ def text(evaluations: Sequence[dict]) -> str:
 
 
 def markdown(evaluations: Sequence[dict]) -> str:
-    """The table and its notes as Markdown.
+    """Returns the table and its notes as Markdown.
 
     Raises:
-      ConfigError: evaluations of different label schemes, whose figures must not stand side by side.
-      DataError: no evaluations.
+      ConfigError: The evaluations have different label schemes, so their scores cannot be compared.
+      DataError: There are no evaluations.
     """
     header, *rows = ([markdown_text(cell) for cell in row] for row in _rows(evaluations))
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
@@ -97,10 +111,11 @@ def markdown(evaluations: Sequence[dict]) -> str:
 
 
 def latex(evaluations: Sequence[dict]) -> str:
-    r"""The same as a LaTeX `table`, which needs no package; the notes are its caption.
+    r"""Returns the table as a LaTeX `table`, which needs no package. The notes are its caption.
 
     Raises:
-      ConfigError, DataError: as `markdown`.
+      ConfigError: The label schemes differ, as in `markdown`.
+      DataError: There are no evaluations.
     """
     header, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in _rows(evaluations))
     columns = "ll" + "r" * (header.count(" & ") - 1)
@@ -124,20 +139,20 @@ def latex(evaluations: Sequence[dict]) -> str:
 
 
 def not_comparable(evaluation: dict) -> list[str]:
-    """Why an evaluation must not be compared with the recipe's Table 1, one reason each; empty if nothing known forbids it.
+    """Returns the reasons why an evaluation cannot be compared with the recipe's Table 1; empty if none is known.
 
-    Which of the three averages of Dice the recipe reports is not known, so even then only one of ours may be its.
+    It is not known which of the three averages of Dice the recipe reports, so at most one of ours is comparable.
     """
     trained_on, images = evaluation["trained_on"], evaluation["scores"]["number"]["images"]
     reasons = []
-    if evaluation["label_scheme"]["name"] != "tumor_stroma":
+    if scheme_key(evaluation) != json.dumps(SCHEMES["tumor_stroma"].to_json(), sort_keys=True):
         reasons.append(f"the label scheme is {evaluation['label_scheme']['name']}, not tumor_stroma")
     if (_split(evaluation["data"]), evaluation["part"]) != (PUBLISHED_SPLIT, "val"):
         reasons.append(f"evaluated on {_data(evaluation)}, not on val of the {PUBLISHED_SPLIT}")
     elif images != PUBLISHED_TILES["val"]:
         reasons.append(f"evaluated on {images} of the {PUBLISHED_TILES['val']} published val tiles")
     if trained_on is None:
-        reasons.append("it is not known what it was trained on")
+        reasons.append("the training data are not known")
     elif _split(trained_on) != PUBLISHED_SPLIT:
         reasons.append(f"trained on the {_split(trained_on)}, not on the {PUBLISHED_SPLIT}")
     elif trained_on["tiles"].get("train") != PUBLISHED_TILES["train"]:
@@ -147,7 +162,7 @@ def not_comparable(evaluation: dict) -> list[str]:
 
 
 def _rows(evaluations):
-    """Header and a row for each model, cells as plain text."""
+    """Yields the header and a row for each model. Cells are plain text."""
     _refuse_different_schemes(evaluations)
     scheme = evaluations[0]["label_scheme"]
     names = [scheme["class_names"][label] for label in scheme["evaluated"]]
@@ -171,11 +186,11 @@ def _notes(evaluations):
     scheme = evaluations[0]["label_scheme"]["name"]
     intervals = evaluations[0]["scores"]["intervals"]
     notes = [
-        f"Dice under the label scheme {scheme}. The columns of classes, their mean (macro) and its interval are dice_global "
-        "(pixels of all images together); dice_image (mean over images) and dice_batch (mean over batches) are means over "
-        "the classes too.",
-        f"Intervals: bootstrap, {intervals['resamples']} resamples of what stands in brackets; over images they are too "
-        "narrow, as images of one patient are not independent.",
+        f"Dice under the label scheme {scheme}. The class columns, their mean (macro) and its interval are dice_global, "
+        "computed from the pixels of all images together. dice_image (mean over images) and dice_batch (mean over batches) "
+        "are also means over the classes.",
+        f"Intervals: bootstrap with {intervals['resamples']} resamples of the patients or images in parentheses. Intervals "
+        "over images are too narrow, because images of the same patient are not independent.",
         "The recipe's Table 1: " + ", ".join(f"{name} {dice:.3f}" for name, dice in PUBLISHED.values()) + ".",
     ]
     names = {}
@@ -185,8 +200,8 @@ def _notes(evaluations):
         what = f"Not comparable with the recipe's Table 1 ({reasons})" if reasons else COMPARABLE
         notes.append(f"{what}: {', '.join(alike)}.")
     notes.append(
-        "The recipe does not say which average of Dice it reports: dice_global, dice_image and dice_batch stand here, and "
-        "only one of them can be its."
+        "The recipe does not say which average of Dice it reports. This table has dice_global, dice_image and dice_batch; "
+        "at most one of them is comparable."
     )
     return notes
 
@@ -196,11 +211,10 @@ def _refuse_different_schemes(evaluations):
         raise DataError("table: expected evaluations, found none; evaluate a checkpoint first")
     first = evaluations[0]
     for other in evaluations[1:]:
-        # As text: a scheme that went through a file has lists for tuples.
-        if json.dumps(other["label_scheme"], sort_keys=True) != json.dumps(first["label_scheme"], sort_keys=True):
+        if scheme_key(other) != scheme_key(first):
             raise ConfigError(
                 f"{first['name']} was evaluated under the label scheme {first['label_scheme']['name']}, {other['name']} "
-                f"under {other['label_scheme']['name']}: their figures are not comparable; make a table of each"
+                f"under {other['label_scheme']['name']}: their scores cannot be compared; make a separate table of each"
             )
 
 
@@ -213,7 +227,7 @@ def _data(evaluation):
 
 
 def markdown_text(text: str) -> str:
-    """A text that Markdown shows as it is, on one line."""
+    """Escapes a text so that Markdown shows it unchanged, on one line."""
     return MARKDOWN_SPECIAL.sub(r"\\\g<0>", _one_line(text))
 
 
@@ -222,5 +236,5 @@ def _tex(text):
 
 
 def _one_line(text):
-    """Names come from files: a line break or control character would break the table."""
+    """Replaces line breaks and control characters, which names from files may contain and which would break a table."""
     return re.sub(r"[\x00-\x1f\x7f\s]+", " ", text).strip()

@@ -77,10 +77,10 @@ class SegmentSettings:
 
 
 class _Overview(NamedTuple):
-    """What is known of a slide before its windows are read.
+    """A slide before its windows are read.
 
     Attributes:
-      info: what the slide says about itself.
+      info: format, size, resolution and bounds of the slide.
       mpp: um per level-0 pixel along x and y.
       grid: that the slide is segmented on.
       thumbnail: uint8 [h, w, 3], the one that tissue is found on.
@@ -205,7 +205,9 @@ class SlideSegmenter:
         """Scores a finished slide and writes the scores into its summary."""
         assert entry.truth is not None
         settings = self._settings
-        folder = self.folder_of(entry, path)  # read again: the ground truth may have changed since the slide was begun
+        folder = self.folder_of(
+            entry, path
+        )  # again, because the ground truth may have changed since the slide was begun
         stop = functools.partial(_stop_if_asked, interruption, printable(entry.slide.name))
         truth, codes, region = Path(entry.truth), settings.truth_codes, settings.truth_region
         summary = slide_scores.with_scores(summary, path, truth, self.model.scheme, codes, region, stop)

@@ -250,7 +250,7 @@ def refuse_results_of_one_model(path: Path) -> None:
 
 
 class FolderStatus(NamedTuple):
-    """What a slide's folder says about the slide.
+    """The status of a slide, as found in its folder.
 
     Attributes:
       name: "done", "failed" or "pending".
@@ -281,7 +281,7 @@ def has_results(path: Path) -> bool:
 
 
 def _finished_summary(path) -> SlideSummary | None:
-    """The summary in a folder; None if there is none, or a damaged one, which is as good as none."""
+    """The summary in a folder; None if it is missing or damaged."""
     try:
         return read_summary(path / slide_summary.FILE)
     except DataError:

@@ -77,7 +77,7 @@ class Labels:
         """Opens the file.
 
         Raises:
-          DataError: it is missing, damaged, or something else.
+          DataError: it is missing or damaged, or is not such a file.
         """
         self._path, self._summary = folder / summary.labels_file, summary
         try:
@@ -174,7 +174,7 @@ class _Part:
       place: rows and columns of the part.
       pairs: int64 [256, 256], pixels by label of the ground truth and value of the prediction.
       rows: bool, whether anything is annotated in each row of the part.
-      columns: bool, likewise for each column.
+      columns: bool, whether anything is annotated in each column of the part.
     """
 
     def __init__(self, place, scheme):

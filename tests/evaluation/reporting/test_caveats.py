@@ -1,4 +1,4 @@
-"""What is said beside the figures, and when."""
+"""The caveats of an evaluation, and when each one applies."""
 
 import copy
 
@@ -11,7 +11,7 @@ from bcss_jax.labels import SCHEMES
 
 @pytest.fixture(scope="module")
 def sound():
-    """Two institutes, nine patients, a class for the rest: nothing to say."""
+    """An evaluation without caveats: two institutes, nine patients, and a class for other tissue."""
     return evaluation(scheme=SCHEMES["tumor_stroma_other"])[0]
 
 
@@ -25,7 +25,7 @@ def changed(found, path, value):
     return result
 
 
-def test_a_sound_evaluation_has_none(sound):
+def test_a_sound_evaluation_has_no_caveats(sound):
     assert caveats(sound) == []
 
 
@@ -34,17 +34,17 @@ def test_a_sound_evaluation_has_none(sound):
     (
         ("data.layout", "sample", "say nothing about real tissue"),
         ("trained_on.layout", "sample", "Trained on the built-in sample"),
-        ("trained_on", None, "not known"),
+        ("trained_on", None, "training data are not known"),
         ("trained_on.content_sha256", "other", "was not checked"),
-        ("part", "train", "images that it was trained on"),
-        ("data.patients_in_two_parts", 151, "institute split: 151"),
-        ("scores.number.patients", 1, "of one patient"),
-        ("scores.number.institutes", 1, "of one institute"),
+        ("part", "train", "on the images that it was trained on"),
+        ("data.patients_in_two_parts", 151, "institute split): 151"),
+        ("scores.number.patients", 1, "from one patient"),
+        ("scores.number.institutes", 1, "from one institute"),
         ("scores.intervals.over", "images", "too narrow"),
-        ("scores.scores.images.tumor.missed", 2, "with tumor in which it is missed altogether: 2 of 12"),
-        ("scores.scores.images.tumor.false", 3, "without tumor in which it is predicted all the same: 3"),
-        ("scores.scores.images.stroma.present", 0, "No image has stroma"),
-        ("temperature.in_sample", True, "evaluated images themselves"),
+        ("scores.scores.images.tumor.missed", 2, "with tumor in which no pixel of it is found: 2 of 12"),
+        ("scores.scores.images.tumor.false", 3, "without tumor in which tumor is predicted: 3"),
+        ("scores.scores.images.stroma.present", 0, "No image contains stroma"),
+        ("temperature.in_sample", True, "on pixels of the evaluated images"),
     ),
 )
 def test_each_caveat_is_named(sound, path, value, sentence):
@@ -52,15 +52,15 @@ def test_each_caveat_is_named(sound, path, value, sentence):
     assert sentence in found
 
 
-def test_without_a_class_for_the_rest():
+def test_without_a_class_for_other_tissue():
     (found,) = caveats(evaluation()[0])
-    assert found.startswith("Every pixel is called tumor or stroma, whatever it shows")
+    assert found.startswith("Every pixel is predicted as tumor or stroma: there is no class for other tissue")
 
 
-def test_the_sample_in_training_and_evaluation_is_said_once(sound):
+def test_training_and_evaluation_on_the_sample_give_one_caveat(sound):
     sample = data(layout="sample", split="built-in")
     assert len(caveats(sound | {"data": sample, "trained_on": sample})) == 1
 
 
-def test_no_temperature(sound):
+def test_an_evaluation_without_a_temperature(sound):
     assert caveats(sound | {"temperature": None}) == []

@@ -1,4 +1,4 @@
-"""What the pictures of an evaluation show."""
+"""What the figures of an evaluation show."""
 
 import io
 
@@ -21,7 +21,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
-def test_every_picture_is_written_as_png_and_as_vector_pdf(tmp_path, small):
+def test_every_figure_is_written_as_png_and_as_vector_pdf(tmp_path, small):
     found, gallery = small
     figures.write(tmp_path, [found], {"unet": gallery})
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
@@ -32,7 +32,12 @@ def test_every_picture_is_written_as_png_and_as_vector_pdf(tmp_path, small):
             assert min(picture.size) > 300 and len(np.unique(np.asarray(picture))) > 5
         content = (tmp_path / f"{name}.pdf").read_bytes()
         assert content.startswith(b"%PDF")
-        pixels = name.split("/")[-1] in ("worst", "median", "best", "confusion")  # of tissue, and the cells
+        pixels = name.split("/")[-1] in (
+            "worst",
+            "median",
+            "best",
+            "confusion",
+        )  # photographs, and the cells of the matrix
         assert (b"/Subtype /Image" in content) == pixels
 
 
@@ -43,7 +48,7 @@ def test_equal_evaluations_give_equal_files(tmp_path, small):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
-def test_no_place_to_write(tmp_path):
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         figures.save(figures.curves({"a": history()}), tmp_path / "file" / "curves")
@@ -81,7 +86,7 @@ def test_confusion_shows_shares_of_the_row_and_counts():
     counts = {"truth": ["a", "b"], "prediction": ["a", "b"], "pixels": [[3_000_000, 1_000_000], [0, 0]]}
     shown = texts(figures.confusion(counts, "name"))
     assert {"75.0%\n3,000,000", "25.0%\n1,000,000", "name", "a", "b"} <= set(shown)
-    assert shown.count("no pixel") == 2
+    assert shown.count("no pixels") == 2
 
 
 @pytest.mark.filterwarnings("error")
@@ -103,16 +108,16 @@ def test_reliability_draws_the_curve_before_and_after(small):
     np.testing.assert_array_equal(before.get_ydata(), np.array(found["curve"]["accuracy"], float))
     assert (before.get_linestyle(), before.get_marker()) != (after.get_linestyle(), after.get_marker())
     assert f"as trained: ECE {found['ece']:.3f}" in texts(figure)
-    assert "temperature 1.50 (sample of train): ECE 0.010" in texts(figure)
+    assert "temperature 1.50 (pixels sampled from train): ECE 0.010" in texts(figure)
     without_curve = {name: value for name, value in temperature.items() if name != "curve_after"}
     for known in (None, without_curve):
         assert len(figures.reliability(found, "name", known).axes[0].get_lines()) == 2
 
 
-def test_names_are_no_formulas(small):
+def test_names_are_not_formulas(small):
     name = "$\\frac{$ and $x$"
     figure = figures.confusion(small[0]["scores"]["confusion"], name)
     assert figure.get_suptitle() == name.replace("$", r"\$")
-    assert figures.png(figure).startswith(b"\x89PNG")  # matplotlib refuses a formula that is none
+    assert figures.png(figure).startswith(b"\x89PNG")  # matplotlib raises for an invalid formula
     entries = [entry | {"key": name} for entry in small[1][:1]]
     assert Image.open(io.BytesIO(figures.png(figures.gallery(entries, SCHEMES["tumor_stroma"], name)))).size[0] > 300

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: the facts of a run, and nothing that is not known."""
+"""MODEL_CARD.md has the facts of a run, and nothing that is not known."""
 
 import pytest
 from helpers.evaluation_small import data, evaluation
@@ -19,7 +19,7 @@ def sections(text):
 
 def test_all_sections_and_facts(small):
     parts = sections(model_card.markdown(small))
-    assert list(parts) == ["# unet", "Use", "Data", "Scores", "Limits", "Pretrained weights", "Loading", "Origin"]
+    assert list(parts) == ["# unet", "Use", "Data", "Scores", "Limitations", "Pretrained weights", "Loading", "Origin"]
     assert "Not for diagnosis" in parts["Use"] and "0.25 µm per pixel" in parts["Use"]
     assert "kaggle224, institute split" in parts["Data"] and "val of the same" in parts["Data"]
     assert "CC0" in parts["Data"] and "not checked" in parts["Data"]
@@ -30,26 +30,26 @@ def test_all_sections_and_facts(small):
             in parts["Scores"]
         )
     assert "2,000 resamples of 9 patients" in parts["Scores"] and "Temperature 1.500" in parts["Scores"]
-    assert "whatever it shows" in parts["Limits"]
-    assert "None: training began from random weights." in parts["Pretrained weights"]
+    assert "no class for other tissue" in parts["Limitations"]
+    assert "None: training started from random weights." in parts["Pretrained weights"]
     assert 'checkpoint.load_model("runs/unet/checkpoints", "best")' in parts["Loading"]
     assert "[0.5, 0.5, 0.5]" in parts["Loading"] and "to_torch_state" in parts["Loading"]
     assert "best, epoch 5" in parts["Origin"] and "ab" * 32 in parts["Origin"] and "jax 0.10.2" in parts["Origin"]
 
 
-def test_the_limits_of_the_published_split_and_of_the_sample(small):
+def test_the_limitations_of_the_published_split_and_of_the_sample(small):
     published = data(split="published", patients_in_two_parts=151)
     text = model_card.markdown(small | {"data": published, "trained_on": published})
-    assert "figures flatter" in sections(text)["Limits"] and "patients in more than one part: 151" in text
+    assert "too optimistic" in sections(text)["Limitations"] and "patients in more than one split: 151" in text
     sample = data(layout="sample", split="built-in")
     text = model_card.markdown(small | {"data": sample, "trained_on": sample})
-    assert "synthetic" in sections(text)["Limits"] and "CC0" not in text
+    assert "synthetic" in sections(text)["Limitations"] and "CC0" not in text
 
 
 def test_pretrained_weights_are_named_without_a_made_up_license(small):
     pretrained = {"file": "resnet101.safetensors", "sha256": "cd" * 32}
     part = sections(model_card.markdown(small | {"pretrained": pretrained}))["Pretrained weights"]
-    assert "resnet101.safetensors" in part and "cd" * 32 in part and "not on record" in part
+    assert "resnet101.safetensors" in part and "cd" * 32 in part and "not recorded" in part
     assert "BSD" not in part and "Apache" not in part
 
 

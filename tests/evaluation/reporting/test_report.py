@@ -1,4 +1,4 @@
-"""report.html as text: what stands in it, that names are text, that it asks nothing of a network."""
+"""The text of report.html: its content, names that are escaped, and that it needs no network."""
 
 import base64
 import copy
@@ -67,7 +67,7 @@ def page(small):
 
 
 def changed(small, **changes):
-    """The results with fields of the first evaluation replaced."""
+    """Returns the results with fields of the first evaluation replaced."""
     found = copy.deepcopy(small[0])
     found["evaluations"][0] |= changes
     return found
@@ -79,7 +79,7 @@ def test_all_sections_are_there_and_linked(page):
     assert "not for diagnosis" in page.text
 
 
-def test_the_figures_and_their_intervals(small, page):
+def test_the_scores_and_their_intervals(small, page):
     for each in small[0]["evaluations"]:
         found = each["scores"]
         for name in ("tumor", "stroma", "macro"):
@@ -90,14 +90,15 @@ def test_the_figures_and_their_intervals(small, page):
         assert f"{found['calibration']['ece']:.3f}" in page.texts["td"]
     assert f"{COUNT} images, 9 patients, 2 institutes; intervals over 9 patients" in page.words()
     assert {"+0.012", "-0.004 to +0.031"} <= set(page.texts["td"])
-    assert "temperature 1.50, fitted on 2,000 pixels of train. Error on these pixels: 0.040 before, 0.010 after." in (
-        page.words()
+    assert (
+        "temperature 1.50, fitted on 2,000 pixels of train. ECE of these pixels: 0.040 before, 0.010 after scaling."
+        in (page.words())
     )
-    assert "Every pixel is called tumor or stroma" in page.text
+    assert "Every pixel is predicted as tumor or stroma" in page.text
     assert "Not comparable with the recipe's Table 1" in page.text
 
 
-def test_it_asks_nothing_of_a_network(small):
+def test_it_needs_no_network(small):
     text = report.html(*small)
     page = Page(text)
     for tag, attributes in page.elements:
@@ -118,7 +119,7 @@ def test_the_policy_allows_this_style_and_this_script_only(page):
         assert len(page.all(tag)) == 1
         assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
     order = [each.get("http-equiv") or each.get("charset") for each in page.all("meta")]
-    assert order[:2] == ["utf-8", "Content-Security-Policy"]  # before anything that it rules
+    assert order[:2] == ["utf-8", "Content-Security-Policy"]  # before anything that it restricts
 
 
 def test_names_from_data_are_text(small):
@@ -140,7 +141,7 @@ def test_names_from_data_are_text(small):
     assert len(page.all("script")) == 1
     assert not any("onerror" in attributes for attributes in page.all("img"))
     assert page.text.count(EVIL) > 20
-    assert [each["aria-label"] for each in page.all("input")] == [f"What is shown of {EVIL}"] * len(gallery)
+    assert [each["aria-label"] for each in page.all("input")] == [f"View of image {EVIL}"] * len(gallery)
 
 
 def test_the_gallery_holds_the_pictures(small):
@@ -183,7 +184,7 @@ def test_the_gallery_is_read_from_its_files(tmp_path, small):
             report.read_gallery(tmp_path, {"gallery": chosen})
 
 
-def test_only_like_stands_beside_like(small):
+def test_only_comparable_evaluations_share_a_table(small):
     wide, _ = evaluation("wide", SCHEMES["tumor_stroma_other"])
     elsewhere = small[0]["evaluations"][0] | {"name": "elsewhere", "folder": "elsewhere", "part": "test"}
     page = Page(report.html(results(*small[0]["evaluations"], wide, elsewhere), {}))
@@ -195,7 +196,7 @@ def test_only_like_stands_beside_like(small):
     ]
 
 
-def test_what_is_not_known_is_said_or_left_out(small):
+def test_unknown_facts_are_named_or_left_out(small):
     found = changed(
         small, name="pair", model="ensemble", trained_on=None, config=None, versions=None, history=[], temperature=None,
         checkpoint={"members": [{"name": "a", "folder": "f", "which": "best", "step": 1, "epoch": None}]},
@@ -205,13 +206,13 @@ def test_what_is_not_known_is_said_or_left_out(small):
         found["evaluations"][0]["scores"]["scores"][name] |= values
     found["evaluations"][0]["scores"]["intervals"]["dice_global"]["macro"] = [None, None]
     page = Page(report.html(found | {"differences": []}, {}))
-    assert "What pair was trained on is not known." in page.text
+    assert "The training data of pair are not known." in page.text
     assert "–" in page.texts["td"] and "pair: mean Dice –" in page.words()
     found["evaluations"] = found["evaluations"][:1]
-    assert "No history of the training is known." in report.html(found, {})
+    assert "The evaluated checkpoints contain no training history." in report.html(found, {})
 
 
-def test_no_evaluation_is_no_report():
+def test_a_report_needs_an_evaluation():
     with pytest.raises(DataError, match="found none"):
         report.html(results(), {})
 

@@ -1,4 +1,4 @@
-"""report.html in a real browser: it works from the disk, alone, by mouse and by keyboard, wide and narrow."""
+"""report.html in a real browser: opened from disk, without network, with mouse and keyboard, wide and narrow."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ OPACITIES = "card => [...card.querySelectorAll('.layer')].map(layer => Number(ge
 def file(tmp_path_factory):
     evil, gallery = evaluation(EVIL)
     evil["folder"] = "evil"
-    gallery = [entry | {"key": EVIL.replace("_", "")} for entry in gallery]  # nowhere to break
+    gallery = [entry | {"key": EVIL.replace("_", "")} for entry in gallery]  # no place for a line break
     five, of_five = evaluation("five", SCHEMES["five_classes"], seed=2)
     path = tmp_path_factory.mktemp("report") / "report.html"
     report.write(path, results(evil, five, paired=[differences(EVIL, "five")]), {"evil": gallery, "five": of_five})
@@ -31,7 +31,7 @@ class Report(Watched):
         self.page.goto(file.as_uri())
 
     def outside(self):
-        """What was asked for that does not stand in the page."""
+        """Returns the requests for anything outside the page."""
         return [url for url in self.asked if not url.startswith("data:")]
 
 
@@ -42,7 +42,7 @@ def watched(browser, file, request):
     found.page.close()
 
 
-def test_it_is_quiet_alone_and_complete(watched, file):
+def test_it_is_complete_and_makes_no_requests_or_errors(watched, file):
     page = watched.page
     for summary in page.locator("summary").all():
         summary.click()
@@ -61,7 +61,7 @@ def test_the_policy_is_in_force(browser, file):
     watched.page.close()
 
 
-def test_the_slider_goes_through_the_pictures_by_keyboard(watched):
+def test_the_slider_shows_the_pictures_by_keyboard(watched):
     page = watched.page
     card = page.locator(".card").first
     slider, stack = card.locator("input"), card.locator(".stack")
@@ -100,7 +100,7 @@ def test_the_slider_and_its_stops_by_mouse(watched):
     assert slider.input_value() == "1" and card.evaluate(OPACITIES) == [1, 0, 0]
 
 
-def test_nothing_leaves_the_screen_sideways(watched):
+def test_nothing_is_wider_than_the_screen(watched):
     page, width = watched.page, watched.page.viewport_size["width"]
     for summary in page.locator("summary").all():
         summary.click()
@@ -114,11 +114,11 @@ def test_nothing_leaves_the_screen_sideways(watched):
         tables = page.locator("#scores .scroll").first
         assert tables.evaluate("each => each.scrollWidth > each.clientWidth")
         tables.evaluate("each => { each.scrollLeft = 1000 }")
-        # The names stay in sight.
+        # The names stay visible.
         assert 0 <= tables.locator("tbody th").first.bounding_box()["x"] < 30
 
 
-def test_narrow_screens_get_curves_that_they_can_show(browser, file):
+def test_narrow_screens_get_narrow_curves(browser, file):
     shapes = []
     for size in (DESKTOP, PHONE):
         watched = Report(browser, file, size)

@@ -1,4 +1,4 @@
-"""table.md and table.tex: what stands in them, what is refused, what is escaped."""
+"""table.md and table.tex: their content, what is refused, and what is escaped."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def evaluation(name="unet", model="unet", scheme="tumor_stroma", layout="kaggle2
     }  # fmt: skip
 
 
-def test_markdown_has_a_row_for_each_model_beside_the_published_figure():
+def test_markdown_has_a_row_for_each_model_with_the_published_score():
     text = tables.markdown([evaluation(), evaluation("resnet", "unet_resnet101")])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
@@ -59,7 +59,7 @@ def test_markdown_has_a_row_for_each_model_beside_the_published_figure():
         ({"images": 30}, "evaluated on 30 of the 5429"),
     ),
 )
-def test_figures_that_are_not_comparable_are_said_to_be(change, reason):
+def test_scores_that_are_not_comparable_are_marked(change, reason):
     check_reason(evaluation(**change), reason)
 
 
@@ -80,7 +80,7 @@ def test_figures_that_are_not_comparable_are_said_to_be(change, reason):
         ),
     ),
 )
-def test_so_are_models_of_other_training_data_and_other_parts(field, value, reason):
+def test_models_with_other_training_data_or_splits_are_marked(field, value, reason):
     check_reason(evaluation() | {field: value}, reason)
 
 
@@ -91,7 +91,7 @@ def check_reason(other, reason):
     assert f"Not comparable with the recipe's Table 1 ({found}): unet." in text and "- Comparable" not in text
 
 
-def test_models_are_said_to_be_comparable_or_not_in_one_line_each_kind():
+def test_one_line_lists_the_comparable_models_and_one_line_each_kind_of_others():
     assert tables.not_comparable(evaluation()) == []
     text = tables.markdown([evaluation("a"), evaluation("b", images=30), evaluation("c"), evaluation("d", images=30)])
     assert "- Comparable with the recipe's Table 1 by label scheme, split and tiles: a, c.\n" in text
@@ -109,11 +109,11 @@ def test_different_label_schemes_are_refused_in_one_table():
         tables.markdown([])
 
 
-def test_evaluations_read_from_files_stand_beside_new_ones():
+def test_evaluations_from_files_and_new_ones_share_a_table():
     assert tables.markdown([evaluation(), json.loads(json.dumps(evaluation()))]).count("| unet |") == 2
 
 
-def test_what_has_no_score_is_a_dash():
+def test_a_missing_score_is_a_dash():
     missing = evaluation()
     missing["scores"]["scores"]["dice_global"]["stroma"] = None
     missing["scores"]["intervals"]["dice_global"]["macro"] = [None, None]
@@ -138,7 +138,7 @@ def test_every_special_character_of_tex_is_escaped(character):
 def test_tex_is_well_formed_whatever_the_name():
     name = "".join(TEX) + "\n\t\r\x00 zu § 95 %"
     text = tables.latex([evaluation(name), evaluation("plain")])
-    body = re.sub(r"\\[&%$#_{}]", "", text)  # what is left of these characters has TeX's meaning
+    body = re.sub(r"\\[&%$#_{}]", "", text)  # the remaining ones have their special meaning in TeX
     assert body.count("{") == body.count("}")
     assert not re.search(r"[%$#_~^]", body)
     lines = body.split(r"\hline")

@@ -1,16 +1,16 @@
 "use strict";
-// The slider of a card goes from the image over truth and prediction to the errors; between two stops it blends them.
+// The slider of a card shows the image, ground truth, prediction or errors, and blends two of them between two stops.
 for (const card of document.querySelectorAll(".card")) {
   const slider = card.querySelector("input");
   const layers = card.querySelectorAll(".layer");
   const stops = card.querySelectorAll(".stops span");
   const show = () => {
-    const at = Number(slider.value);
+    const position = Number(slider.value);
     layers.forEach((layer, i) => {
-      layer.style.opacity = Math.max(0, 1 - Math.abs(at - (i + 1)));
+      layer.style.opacity = Math.max(0, 1 - Math.abs(position - (i + 1)));
     });
-    stops.forEach((stop, i) => stop.classList.toggle("now", i === Math.round(at)));
-    const [from, to] = [stops[Math.floor(at)].textContent, stops[Math.ceil(at)].textContent];
+    stops.forEach((stop, i) => stop.classList.toggle("now", i === Math.round(position)));
+    const [from, to] = [stops[Math.floor(position)].textContent, stops[Math.ceil(position)].textContent];
     slider.setAttribute("aria-valuetext", from === to ? from : `between ${from} and ${to}`);
   };
   stops.forEach((stop, i) =>
@@ -20,5 +20,5 @@ for (const card of document.querySelectorAll(".card")) {
     }),
   );
   slider.addEventListener("input", show);
-  show(); // browsers keep a slider's place when a page is loaded again
+  show(); // browsers restore the position of a slider when a page is reloaded
 }
