@@ -233,7 +233,7 @@ def prepare(
                     _make(folder, settings, tiles)
     report = checks.CheckReport(**_read_prepared(folder / "report.json"))
     log.info("prepared data: %s", folder)
-    report.log(scheme)
+    report.log(scheme, settings.codes)
     return PreparedData(folder, layout, settings.effective_split_by, settings.codes, mpp, fingerprint, report)
 
 

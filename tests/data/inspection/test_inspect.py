@@ -314,7 +314,10 @@ def test_bad_data_make_one_line(tmp_path, capfd, spoil, code, line):
         (["--patches=,"], "--patches: expected keys"),
         (["--patches=" + ",".join([name(TRAIN)] * 7)], "at most 6 fit next to each other, found 7"),
         (["--labels=five"], "--labels=five: must be one of .*; did you mean five_classes"),
-        (["--data.layout=kaggle224", "--labels=five_classes"], "masks with the codes 0, 1, 2 cannot give five classes"),
+        (
+            ["--data.layout=kaggle224", "--labels=five_classes"],
+            "masks with the codes of kaggle3 .* cannot express the label scheme five_classes",
+        ),
         (["--data.layout=kaggle"], "--data.layout=kaggle: must be one of"),
     ],
 )
