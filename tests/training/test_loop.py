@@ -168,6 +168,7 @@ def rows_without_times(workdir):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "input_wait")} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_parameters_are_bit_identical(command, tmp_path):
     # With a checkpoint after every step, nearly every moment is during a save.
     epochs = f"--config.epochs={4 * KILLS}"
@@ -343,6 +344,7 @@ def column(workdir, name):
     return [float(row[name]) for row in csv.DictReader((workdir / "history.csv").open())]
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_match_one(command, tmp_path):
     options = ("--config.optimizer.learning_rate=1e-4", "--config.epochs=2")
     one = run(command, tmp_path / "one", *options)
@@ -363,6 +365,7 @@ def test_two_processes_train_together_and_match_one(command, tmp_path):
     assert "config.seed: 0 -> 5" in outputs[0][1] and "Traceback" not in outputs[1][1]
 
 
+@pytest.mark.slow
 def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     """Uses nnU-Net's network, loss, optimizer and schedule as well."""
     from bcss_jax import models

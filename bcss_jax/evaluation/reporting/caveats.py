@@ -1,6 +1,7 @@
 """Writes the caveats of an evaluation as sentences. Each one follows from facts in the evaluation."""
 
 from bcss_jax.evaluation.statistics import bootstrap
+from bcss_jax.labels import unchecked_scheme
 
 
 def caveats(evaluation: dict) -> list[str]:
@@ -20,7 +21,7 @@ def caveats(evaluation: dict) -> list[str]:
     ]
 
 
-def _about_the_data(data, trained_on, part):
+def _about_the_data(data, trained_on, split):
     if data["layout"] == "sample":
         yield (
             "Evaluated on the built-in sample, which consists of synthetic images: the scores say nothing about real "
@@ -33,7 +34,7 @@ def _about_the_data(data, trained_on, part):
         yield "Trained on the built-in sample, which consists of synthetic images."
     if trained_on["content_sha256"] != data["content_sha256"]:
         yield "Trained and evaluated on different data sets; whether they share patients was not checked."
-    elif part == "train":
+    elif split == "train":
         yield "Evaluated on the images that it was trained on: the scores say nothing about other images."
     elif data["patients_in_two_parts"]:
         yield (
@@ -66,7 +67,7 @@ def _about_the_classes(scheme, scores):
             yield f"Images with {name} in which no pixel of it is found: {counts['missed']} of {counts['present']}."
         if counts["false"]:
             yield f"Images without {name} in which {name} is predicted: {counts['false']}."
-    if "other" not in evaluated:
+    if unchecked_scheme(scheme).ignores_tissue:
         yield (
             f"Every pixel is predicted as {' or '.join(evaluated)}: there is no class for other tissue. Pixels with another "
             "ground truth are not counted."

@@ -24,7 +24,7 @@ from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
 from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.evaluation.statistics import bootstrap
-from bcss_jax.labels import LabelScheme
+from bcss_jax.labels import LabelScheme, absent_classes
 
 TEMPLATES = importlib.resources.files("bcss_jax.evaluation.reporting") / "templates"
 TINT = 140  # opacity of the class colors over the image, out of 255
@@ -136,9 +136,9 @@ def _groups(evaluations):
     """Yields groups of evaluations that can be compared: with the same label scheme and the same images."""
     groups = {}
     for evaluation in evaluations:
-        scheme, data, part = evaluation["label_scheme"], evaluation["data"], evaluation["part"]
-        alike = json.dumps([scheme, data["content_sha256"], data["mpp"], part, evaluation["scores"]["number"]])
-        groups.setdefault(alike, []).append(evaluation)
+        scheme, data, split = tables.scheme_key(evaluation), evaluation["data"], evaluation["part"]
+        key = json.dumps([scheme, data["content_sha256"], data["mpp"], split, evaluation["scores"]["number"]])
+        groups.setdefault(key, []).append(evaluation)
     for group in groups.values():
         scheme, data, number = figures.scheme_of(group[0]), group[0]["data"], group[0]["scores"]["number"]
         intervals = group[0]["scores"]["intervals"]
@@ -186,13 +186,26 @@ def _data(evaluations):
     found = {}
     for evaluation in evaluations:
         for what, use in (("data", f"evaluation of {evaluation['part']}"), ("trained_on", "training")):
-            about = evaluation[what]
-            if about is not None:
-                entry = found.setdefault(about["content_sha256"], {"about": about, "uses": {}, "schemes": []})
+            metadata = evaluation[what]
+            if metadata is not None:
+                entry = found.setdefault(metadata["content_sha256"], {"metadata": metadata, "uses": {}, "schemes": []})
                 entry["uses"].setdefault(use, []).append(evaluation["name"])
-                if evaluation["label_scheme"]["name"] not in entry["schemes"]:
-                    entry["schemes"].append(evaluation["label_scheme"]["name"])
+                scheme = _scheme_facts(figures.scheme_of(evaluation), metadata)
+                if scheme not in entry["schemes"]:
+                    entry["schemes"].append(scheme)
     return list(found.values())
+
+
+def _scheme_facts(scheme: LabelScheme, metadata: dict) -> dict:
+    """Returns, for each split of a data set, the images without ground truth (None: not counted) and absent classes."""
+    ignored, pixels = metadata["all_ignored"].get(scheme.name, {}), metadata["code_pixels"]
+    return {
+        "name": scheme.name,
+        "without_truth": {split: ignored.get(split) for split in metadata["tiles"]},
+        "absent": {
+            split: absent_classes(scheme, metadata["codes"], pixels.get(split, {})) for split in metadata["tiles"]
+        },
+    }
 
 
 def _ranks(entries, scheme):
