@@ -101,7 +101,7 @@ def test_without_a_class_for_them_ignored_pixels_have_no_output(tmp_path):
         ('evaluated = ["tumor",', 'evaluated = ["ignored", "tumor",', "'ignored' has no truth and cannot be evaluated"),
         ('evaluated = ["tumor",', 'evaluated = ["tumor", "tumor",', "'tumor' occurs twice"),
         ('["ignored", "tumor", "benign"]', "3", "class_names: expected a list of names, found 3"),
-        ('["ignored", "tumor"', '["ignored", "Benign", "tumor"', "expected a color for Benign, found none"),
+        ('["ignored", "tumor"', '["ignored", "Benign", "tumor"', "the class name 'benign' occurs twice"),
         (
             '"tumor", "benign"]\n\n',
             '"tumor", "a", "b", "c"]\n\n',

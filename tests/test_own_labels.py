@@ -20,7 +20,24 @@ from PIL import Image
 from bcss_jax import evaluate, export, labels
 from bcss_jax.data import __main__ as data_command
 
-FOUR = (ROOT / "docs" / "examples" / "my_labels.toml").read_text()  # as docs/extending.md shows it
+FOUR = """
+class_names = ["ignored", "epithelium", "connective tissue", "immune", "remainder"]
+evaluated = ["connective tissue", "epithelium", "immune", "remainder"]
+
+[colors]
+ignored = "#808080"
+epithelium = "#AA1122"
+"connective tissue" = "#11AA33"
+immune = "#2244EE"
+remainder = "#DDCC00"
+
+[bcss22]
+epithelium = ["tumor", "dcis", 19]
+"connective tissue" = ["stroma"]
+immune = ["lymphocytic_infiltrate", 10, 11]
+ignored = ["outside_roi", "exclude", "undetermined"]
+remainder = "rest"
+"""
 NAMES = ["connective tissue", "epithelium", "immune", "remainder"]  # in the order of `evaluated`
 COLORS = {"epithelium": "#aa1122", "connective tissue": "#11aa33", "immune": "#2244ee", "remainder": "#ddcc00"}
 # The classes of `tumor_stroma` in another order: by position, tumor would become stroma.
