@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from bcss_jax import models
 from bcss_jax.common.json_files import as_json
 from bcss_jax.common.json_files import differences as json_differences
-from bcss_jax.data.discovery import LAYOUTS
-from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.data.discovery import CODES, LAYOUTS
+from bcss_jax.errors import ConfigError, printable
+from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
 from bcss_jax.models.apply import IMAGENET
 
 # Settings that change how fast or how often, never what: a run may resume with other values of these.
@@ -47,7 +47,9 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.data.max_bad = 0.0  # share of unreadable files that is left out instead of refusing
     config.data.threads = 0  # parallel decoding and augmentation; 0: one per core
 
-    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes
+    config.labels = (
+        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file (bcss_jax/labels.py)
+    )
 
     # name and arguments of the network; the arguments are described where its class is, in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
@@ -155,8 +157,12 @@ def train_as_nnunet(config: ConfigDict) -> None:
     config.early_stopping = 0
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
     """Checks names, ranges and combinations.
+
+    Args:
+      config: all settings.
+      scheme: the label scheme of the run; None: the one that `config.labels` names.
 
     Raises:
       ConfigError: one line with the field, what it is and what it may be.
@@ -165,7 +171,7 @@ def validate(config: ConfigDict) -> None:
     if config.data.max_bad > 1:
         raise ConfigError(f"config.data.max_bad={config.data.max_bad}: is a share of the files, at most 1")
     check_one_of(config, "data.split", ("published", "institute"))
-    check_one_of(config, "labels", tuple(SCHEMES))
+    check_masks(config, scheme or find_scheme(config.labels))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))
@@ -192,11 +198,6 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{field}={_get(config, field)}: must be above 0")
     if not config.plateau.factor < 1:
         raise ConfigError(f"config.plateau.factor={config.plateau.factor}: must be below 1, it reduces")
-    if config.labels == "five_classes" and config.data.layout == "kaggle224":
-        raise ConfigError(
-            "config.labels=five_classes: the kaggle224 masks hold only 0, 1, 2; use kaggle512 or roi, "
-            "or config.labels=tumor_stroma"
-        )
     check_data_folder(config, "configs/unet.py")
 
 
@@ -219,19 +220,51 @@ def differences(old: dict, new: dict) -> list[str]:
     """Returns lines `config.field: old -> new` for every setting that changes the result of a run.
 
     `RUNTIME_FIELDS` do not. A setting that `old` does not have, because it is newer than that run, counts as having had
-    its default.
+    its default. `label_scheme`, if it is there, holds the content of `labels` and decides instead of the file's place.
     """
     old, new, defaults = (as_json(each, str) for each in (old, new, default().to_dict()))
-    if new["model"]["name"] in models.MODELS:
-        defaults["model"] = as_json(models.default_arguments(new["model"]["name"]), str)
+    name = new.get("model", {}).get("name")  # nnU-Net's method has no such setting
+    if name in models.MODELS:
+        defaults["model"] = as_json(models.default_arguments(name), str)
+    lines = _label_differences(old, new)
+    old, new = ({key: values[key] for key in values.keys() - {"labels", "label_scheme"}} for values in (old, new))
+    del defaults["labels"]
     found = json_differences(old, new, defaults=defaults, missing="(none)")
-    return [f"config.{field}: {a} -> {b}" for field, (a, b) in found.items() if field not in RUNTIME_FIELDS]
+    return lines + [f"config.{field}: {a} -> {b}" for field, (a, b) in found.items() if field not in RUNTIME_FIELDS]
+
+
+def _label_differences(old: dict, new: dict) -> list[str]:
+    """Returns the line on the label schemes of two runs, if they differ."""
+    names = [values.get("labels", default().labels) for values in (old, new)]
+    schemes = []
+    for name, values in zip(names, (old, new), strict=True):
+        try:
+            schemes.append(scheme_from_json(values["label_scheme"]) if "label_scheme" in values else SCHEMES.get(name))
+        except ValueError:
+            schemes.append(None)
+    a, b = schemes
+    if a == b and (a is not None or names[0] == names[1]):
+        return []
+    if a is None or b is None or names[0] != names[1]:
+        return [f"config.labels: {names[0]} -> {names[1]}"]
+    fields = [field for field, value in a.to_json().items() if b.to_json()[field] != value]
+    return [f"config.labels: {names[0]} has changed ({', '.join(fields)}) since the run was started"]
 
 
 def _get(config, field):
     for part in field.split("."):
         config = config[part]
     return config
+
+
+def check_masks(config: ConfigDict, scheme: LabelScheme) -> None:
+    """Raises ConfigError unless the masks of the layout can express the label scheme."""
+    try:
+        lookup_table(scheme, CODES[config.data.layout])
+    except ValueError as error:
+        raise ConfigError(
+            f"config.labels={printable(config.labels)} with config.data.layout={config.data.layout}: {error}"
+        ) from error
 
 
 def check_data_folder(config: ConfigDict, file: str) -> None:

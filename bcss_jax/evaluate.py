@@ -130,7 +130,7 @@ def _targets(args, runs, batch_size) -> list[EvaluationTarget]:
     targets, prepared = [], {}
     for run in runs:
         settings = _data_settings(args, run)
-        key = settings, run.scheme.name
+        key = settings, run.scheme
         if key not in prepared:
             prepared[key] = _splits(settings, args, run.scheme, batch_size)
         split, fit_split = prepared[key]
@@ -235,7 +235,7 @@ def _split(data, name, scheme, batch_size) -> EvaluationSplit:
 
 
 def _print_results(output, evaluations) -> None:
-    for group in tables.by_scheme(evaluations).values():
+    for group in tables.by_scheme(evaluations):
         print(f"\n{tables.text(group)}")
     print(f"\nlook at:   {output / 'report.html'}  {output / 'figures'}")
     print(f"scores:    {output / 'evaluation.json'}  {output / evaluations[0]['folder'] / 'per_image.csv'}")

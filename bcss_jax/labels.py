@@ -1,19 +1,46 @@
-"""Label schemes: which tissue classes a model learns, and how mask codes map onto them.
+"""Label schemes: which tissue classes a model learns, and which codes of the masks belong to each class.
 
-A mask file holds *codes*; a model sees *labels*. Two code books occur: `bcss22`, the 22 codes of the original BCSS
-masks (gtruth_codes.tsv of the data set), and `kaggle3`, the 0/1/2 of the 224-pixel Kaggle tiles. A `LabelScheme`
-turns either into labels through a look-up table, and travels with every checkpoint and metric file: figures of
-different schemes are never comparable.
+A mask file holds *codes*; a model sees *labels*. There are two code books: `bcss22`, the 22 codes of the original BCSS
+masks (gtruth_codes.tsv of the data set), and `kaggle3`, the codes 0, 1 and 2 of the 224-pixel Kaggle tiles. A
+`LabelScheme` says which code gives which label. It is stored in every checkpoint and metric file, because scores under
+different schemes cannot be compared.
 
-The grouping tumor = {1, 19, 20}, inflammatory = {3, 10, 11}, necrosis = {4} is that of the BCSS challenge's baseline.
-Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude) and 15 (undetermined) are
-treated the same. In the Kaggle tiles 0 also covers every other tissue.
+Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
+
+    # my_labels.toml
+    class_names = ["ignored", "tumor", "stroma"]   # one output of the network each; the position is the label
+    evaluated = ["tumor", "stroma"]                # order in tables and in label images; may be left out
+
+    [colors]                                       # one per class, all different
+    ignored = "#969696"
+    tumor = "#E69F00"
+    stroma = "#0072B2"
+
+    [bcss22]                                       # one table for each code book that the scheme can express
+    tumor = ["tumor", 19, "dcis"]                  # codes by name or by number
+    stroma = ["stroma"]
+    ignored = "rest"                               # all codes that the table does not list
+
+The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
+is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
+
+In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in the
+BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude) and
+15 (undetermined) are treated the same. In the Kaggle tiles 0 also covers every other tissue.
 """
 
 import dataclasses
+import difflib
+import os
 import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bcss_jax.errors import ConfigError, first_line, printable
 
 BCSS22_NAMES = (
     "outside_roi", "tumor", "stroma", "lymphocytic_infiltrate", "necrosis_or_debris", "glandular_secretions", "blood",
@@ -23,28 +50,42 @@ BCSS22_NAMES = (
 )  # fmt: skip
 KAGGLE3_NAMES = ("other_or_outside", "tumor", "stroma")
 CODE_BOOKS = {"bcss22": BCSS22_NAMES, "kaggle3": KAGGLE3_NAMES}
+CODES_WITHOUT_TISSUE = {"bcss22": (0, 7, 15), "kaggle3": ()}  # outside the region of interest, excluded, undetermined
+DATA_OF_BOOKS = {"bcss22": "kaggle512 or roi", "kaggle3": "kaggle224"}  # layouts whose masks use a code book
 
-TUMOR, STROMA, INFLAMMATORY, NECROSIS = (1, 19, 20), (2,), (3, 10, 11), (4,)
-UNKNOWN = (0, 7, 15)  # outside the ROI, excluded, undetermined: no truth to learn from
 CLASS_NAME = re.compile(r"\w[\w +.-]{0,63}")  # names go into tables, file columns and web pages
-UNMAPPED = 254  # what the look-up table gives for a number that is no code; never reaches a model
+IGNORED = "ignored"  # the class without truth
+NO_OUTPUT = 255  # label of ignored pixels where the network has no output for them
+UNMAPPED = 254  # what the look-up table gives for a number that is not a code; never reaches a model
+REST = "rest"  # in a file: all codes that are not listed
+# Names that stand beside those of the classes in scores, label images and nnU-Net's data sets.
+RESERVED_NAMES = ("macro", "background", "ignore", "unreadable", "not segmented")
+# White is the background of label images and a correct pixel in error maps; gray is an unreadable or ignored pixel.
+RESERVED_COLORS = ((255, 255, 255), (150, 150, 150))
+
+Color = tuple[int, int, int]  # red, green, blue, from 0 to 255
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelScheme:
-    """What the logits of a model mean.
+    """What the logits of a model mean, and which codes of the masks they stand for.
 
     Attributes:
-      name: "tumor_stroma", "tumor_stroma_other" or "five_classes".
-      class_names: one name per logit; index = label.
-      ignore_index: the label that carries no truth. It may be one of the logits (0) or outside them (255).
+      name: name of its file, without the ending.
+      class_names: one name per logit; the position is the label.
+      ignore_index: the label without truth. It may be one of the logits (0) or outside them (255).
       evaluated: labels over which losses, predictions and metrics run.
+      colors: one per class. Empty only for labels of nnU-Net's raw data folders, which define none.
+      code_labels: for each code book that the scheme can express, the label of each code. Empty only for nnU-Net's
+        raw data folders.
     """
 
     name: str
     class_names: tuple[str, ...]
     ignore_index: int
     evaluated: tuple[int, ...]
+    colors: tuple[Color, ...] = ()
+    code_labels: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -56,84 +97,405 @@ class LabelScheme:
         """Names of the evaluated classes, in the order of `evaluated`."""
         return tuple(self.class_names[label] for label in self.evaluated)
 
+    @property
+    def ignores_tissue(self) -> bool:
+        """Whether pixels of a known tissue carry no truth, so that there is no class for all other tissue."""
+        return any(
+            label == self.ignore_index
+            for book, labels in self.code_labels
+            for code, label in enumerate(labels)
+            if code not in CODES_WITHOUT_TISSUE[book]
+        )
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is one of the schemes that come with the package."""
+        return SCHEMES.get(self.name) == self
+
     def to_json(self) -> dict:
-        """Plain dict for checkpoints and metric files."""
-        return dataclasses.asdict(self)
+        """Returns a plain dict for checkpoints and metric files."""
+        return dataclasses.asdict(self) | {"code_labels": dict(self.code_labels)}
+
+    def identity(self) -> dict:
+        """Returns what results of the scheme are recognized by, as JSON.
+
+        For a shipped scheme these are the four fields that all results have, whatever version wrote them.
+        """
+        values = self.to_json()
+        return {name: values[name] for name in _FIRST_FIELDS} if self.is_shipped else values
 
 
-SCHEMES = {
-    scheme.name: scheme
-    for scheme in (
-        LabelScheme("tumor_stroma", ("ignored", "tumor", "stroma"), ignore_index=0, evaluated=(1, 2)),
-        LabelScheme("tumor_stroma_other", ("other", "tumor", "stroma"), ignore_index=255, evaluated=(0, 1, 2)),
-        LabelScheme(
-            "five_classes",
-            ("ignored", "tumor", "stroma", "inflammatory", "necrosis", "other"),
-            ignore_index=0,
-            evaluated=(1, 2, 3, 4, 5),
-        ),
+_FIELDS = tuple(field.name for field in dataclasses.fields(LabelScheme))
+_FIRST_FIELDS = _FIELDS[:4]  # all that files had before schemes could be defined in files
+
+
+def find_scheme(given: str, option: str = "config.labels") -> LabelScheme:
+    """Returns the scheme that a setting names.
+
+    Args:
+      given: name of a shipped scheme, or the path of a TOML file.
+      option: how the user gave it, for messages.
+
+    Raises:
+      ConfigError: there is no such scheme or file, or the file does not define a scheme; one line.
+    """
+    if given in SCHEMES:
+        return SCHEMES[given]
+    path = Path(given).expanduser()
+    if path.suffix == ".toml" and path.exists():
+        return read_scheme(path)
+    near = difflib.get_close_matches(path.stem, SCHEMES, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    found = "there is no such file; it " if path.suffix == ".toml" else ""
+    raise ConfigError(
+        f"{option}={printable(given)}: {found}must be one of {', '.join(SCHEMES)}, or a TOML file that defines a label "
+        f"scheme{hint}"
     )
-}
 
 
-def scheme_from_json(values: dict) -> LabelScheme:
-    """The scheme that `LabelScheme.to_json` gave, if it is one of `SCHEMES`: files may say anything.
+def name_of(given: str) -> str:
+    """Returns the name of the scheme that a setting names, without reading its file."""
+    return Path(given).stem if given.endswith(".toml") else given
+
+
+def read_scheme(path: str | os.PathLike) -> LabelScheme:
+    """Reads a scheme from a TOML file of the form that the module's docstring shows.
+
+    Raises:
+      ConfigError: one line with the file, what was expected, what was found, and what to do.
+    """
+    path = Path(path)
+    try:
+        scheme = _scheme_of_toml(path.stem, tomllib.loads(path.read_bytes().decode("utf-8-sig")))
+        check(scheme)
+    except OSError as error:
+        raise ConfigError(f"{printable(path)}: the label scheme cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{printable(path)}: expected a label scheme as TOML, found: {first_line(error)}; correct the file"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{printable(path)}: {error}") from error
+    shipped = SCHEMES.get(scheme.name)
+    if shipped is not None and scheme != shipped:
+        raise ConfigError(
+            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package with "
+            "other content; rename the file"
+        )
+    return scheme
+
+
+def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
+    """Returns the scheme that the content of a file describes by names; `check` follows. Raises ValueError."""
+    known = ("class_names", "evaluated", "colors", *CODE_BOOKS)
+    _check_keys("", values, known)
+    class_names = _names("class_names", values.get("class_names"))
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    evaluated = [class_name for class_name in class_names if class_name != IGNORED]
+    if "evaluated" in values:
+        evaluated = _names("evaluated", values["evaluated"])
+        _check_keys("evaluated: ", evaluated, class_names)
+    colors = values.get("colors", {})
+    if not isinstance(colors, dict):
+        raise ValueError(f"[colors]: expected a table with a color for each class, found {_short(colors)}")
+    _check_keys("[colors]: ", colors, class_names)
+    missing = [class_name for class_name in class_names if class_name not in colors]
+    if missing:
+        raise ValueError(f'[colors]: expected a color for {missing[0]}, found none; add {missing[0]} = "#RRGGBB"')
+    ignore_index = labels.setdefault(IGNORED, NO_OUTPUT)
+    return LabelScheme(
+        name,
+        tuple(class_names),
+        ignore_index,
+        tuple(labels[class_name] for class_name in evaluated),
+        tuple(_color(class_name, colors[class_name]) for class_name in class_names),
+        tuple((book, _labels_of_codes(book, values[book], labels)) for book in CODE_BOOKS if book in values),
+    )
+
+
+def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[int, ...]:
+    """Returns the label of each code of a code book. Raises ValueError."""
+    code_names, where = CODE_BOOKS[book], f"[{book}]"
+    if not isinstance(table, dict):
+        raise ValueError(f"{where}: expected a table of classes with their codes, found {_short(table)}")
+    _check_keys(f"{where}: ", table, labels)
+    found: dict[int, str] = {}
+    rest = [class_name for class_name, codes in table.items() if codes == REST]
+    if len(rest) > 1:
+        raise ValueError(f'{where}: expected "rest" for one class, found it for {" and ".join(rest)}; list the codes')
+    for class_name, codes in table.items():
+        if codes == REST:
+            continue
+        if not isinstance(codes, list):
+            raise ValueError(f'{where} {class_name}: expected a list of codes or "rest", found {_short(codes)}')
+        for code in codes:
+            number = _code(f"{where} {class_name}", code, code_names)
+            if number in found:
+                raise ValueError(
+                    f"{where}: expected each code in one class, found {number} ({code_names[number]}) in "
+                    f"{found[number]} and {class_name}; remove one"
+                )
+            found[number] = class_name
+    left = [number for number in range(len(code_names)) if number not in found]
+    if left and not rest:
+        raise ValueError(
+            f"{where}: expected a class for every code, found none for {_listed(code_names[number] for number in left)}; "
+            f'list them, or give a class "rest", as in {IGNORED} = "rest"'
+        )
+    return tuple(labels[found.get(number, rest[0] if rest else "")] for number in range(len(code_names)))
+
+
+def _code(where: str, code: Any, code_names: tuple[str, ...]) -> int:
+    if isinstance(code, str) and code in code_names:
+        return code_names.index(code)
+    if type(code) is int and 0 <= code < len(code_names):
+        return code
+    near = difflib.get_close_matches(code, code_names, n=1, cutoff=0.5) if isinstance(code, str) else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"{where}: expected codes from 0 to {len(code_names) - 1} or names of the code book ({_listed(code_names)}), "
+        f"found {_short(code)}{hint}"
+    )
+
+
+def _names(key: str, values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{key}: expected a list of names, found {'nothing' if values is None else _short(values)}")
+    return values
+
+
+def _color(class_name: str, text: Any) -> Color:
+    if not isinstance(text, str) or not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        raise ValueError(f'[colors] {class_name}: expected "#RRGGBB" with hexadecimal digits, found {_short(text)}')
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
+
+
+def _check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{where}expected {', '.join(known)}, found {_short(key)}{hint}")
+
+
+def check(scheme: LabelScheme) -> None:
+    """Raises ValueError, with one line on what is wrong, unless all fields of a scheme belong together."""
+    _check_names(scheme)
+    _check_evaluated(scheme)
+    if len(scheme.colors) != scheme.num_classes:
+        raise ValueError(f"expected {scheme.num_classes} colors, one per class, found {len(scheme.colors)}")
+    for label, color in enumerate(scheme.colors):
+        name = scheme.class_names[label]
+        if color in scheme.colors[:label]:
+            other = scheme.class_names[scheme.colors.index(color)]
+            raise ValueError(f"expected different colors, found {_hex(color)} for {other} and for {name}; change one")
+        if color in RESERVED_COLORS and label != scheme.ignore_index:
+            raise ValueError(
+                f"expected a color that nothing else has, found {_hex(color)} for {name}, which shows pixels without a "
+                "class; change it"
+            )
+    if not scheme.code_labels:
+        raise ValueError(f"expected a table [{'] or ['.join(CODE_BOOKS)}] with the codes of each class, found none")
+    for book, labels in scheme.code_labels:
+        unknown = set(labels) - {*scheme.evaluated, scheme.ignore_index}
+        if unknown:
+            raise ValueError(f"[{book}]: expected labels of the classes, found {min(unknown)}")
+        absent = [scheme.class_names[label] for label in scheme.evaluated if label not in labels]
+        if absent:
+            raise ValueError(
+                f"[{book}]: expected codes for every evaluated class, found none for {absent[0]}; add them, or remove "
+                f"the table if masks with these codes cannot express the scheme"
+            )
+
+
+def _check_names(scheme: LabelScheme) -> None:
+    for what, names in (("label scheme", (scheme.name,)), ("class", scheme.class_names)):
+        for name in names:
+            if not CLASS_NAME.fullmatch(name):
+                raise ValueError(
+                    f"the {what} name {ascii(name)[:70]} is not made of letters, digits, spaces, _ + . and -; rename it"
+                )
+    for number, name in enumerate(scheme.class_names):
+        if name.casefold() in RESERVED_NAMES:
+            raise ValueError(f"the class name {name!r} means something else in results; rename the class")
+        if name.casefold() in [other.casefold() for other in scheme.class_names[:number]]:
+            raise ValueError(f"the class name {name!r} occurs twice; rename one")
+
+
+def _check_evaluated(scheme: LabelScheme) -> None:
+    """Every class is evaluated or ignored: scores have no place for pixels of a third kind."""
+    expected = scheme.class_names.index(IGNORED) if IGNORED in scheme.class_names else NO_OUTPUT
+    if scheme.ignore_index != expected:
+        raise ValueError(f"the ignored label is {scheme.ignore_index}, expected {expected}")
+    for number, label in enumerate(scheme.evaluated):
+        if not 0 <= label < scheme.num_classes:
+            raise ValueError(f"the evaluated label {label} is not one of the {scheme.num_classes} classes")
+        if label in scheme.evaluated[:number]:
+            raise ValueError(f"the evaluated class {scheme.class_names[label]!r} occurs twice; remove one")
+    if scheme.ignore_index in scheme.evaluated:
+        raise ValueError(f"the class {IGNORED!r} has no truth and cannot be evaluated; remove it from evaluated")
+    left = [name for label, name in enumerate(scheme.class_names) if label not in (*scheme.evaluated, expected)]
+    if left and scheme.evaluated:
+        raise ValueError(
+            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to {IGNORED}"
+        )
+    if len(scheme.evaluated) < 2:
+        raise ValueError(
+            f"expected two or more evaluated classes to choose from, found {len(scheme.evaluated)}; add classes"
+        )
+
+
+def scheme_from_json(values: Any) -> LabelScheme:
+    """Returns the scheme that `LabelScheme.to_json` gave. Files may say anything, so everything is checked.
+
+    Files of older versions have the first four fields, and always a shipped scheme.
 
     Raises:
       ValueError: one line on what is wrong.
     """
-    fields = [field.name for field in dataclasses.fields(LabelScheme)]
-    if not isinstance(values, dict) or sorted(values) != sorted(fields):
-        raise ValueError(f"a label scheme has the fields {', '.join(fields)}")
+    if not isinstance(values, dict) or sorted(values) not in (sorted(_FIELDS), sorted(_FIRST_FIELDS)):
+        raise ValueError(f"a label scheme has the fields {', '.join(_FIELDS)}")
     names, evaluated = values["class_names"], values["evaluated"]
     if not all(isinstance(value, list | tuple) and value for value in (names, evaluated)):
         raise ValueError("class_names and evaluated must be lists that are not empty")
-    for name in names:
-        if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
-            raise ValueError(f"the class name {ascii(name)[:70]} is not made of letters, digits, spaces, _ + . and -")
-    for what, entries in (("class name", names), ("evaluated label", evaluated)):
-        twice = [entry for number, entry in enumerate(entries) if entry in entries[:number]]
-        if twice:
-            raise ValueError(f"the {what} {twice[0]!r} stands there twice")
-    known = SCHEMES.get(values["name"]) if isinstance(values["name"], str) else None
+    if not isinstance(values["name"], str) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of a label scheme and its classes must be text")
+    if not _are_integers([values["ignore_index"], *evaluated]):
+        raise ValueError("ignore_index and evaluated of a label scheme must be integers")
+    given = LabelScheme(values["name"], tuple(names), values["ignore_index"], tuple(evaluated))
+    _check_names(given)
+    _check_evaluated(given)
+    known, complete = SCHEMES.get(given.name), "colors" in values
+    if complete:
+        given = dataclasses.replace(
+            given, colors=_colors_of_json(values["colors"]), code_labels=_code_labels_of_json(values["code_labels"])
+        )
     if known is None:
-        raise ValueError(f"the label scheme {ascii(values['name'])[:70]} is none of {', '.join(SCHEMES)}")
-    if LabelScheme(known.name, tuple(names), values["ignore_index"], tuple(evaluated)) != known:
+        if not complete:
+            raise ValueError(f"the label scheme {ascii(given.name)[:70]} is none of {', '.join(SCHEMES)}")
+        check(given)
+        return given
+    if given != (known if complete else dataclasses.replace(known, colors=(), code_labels=())):
         raise ValueError(
             f"its classes are not those of {known.name}: {', '.join(known.class_names)}, evaluated "
-            f"{', '.join(known.evaluated_names)}, ignored label {known.ignore_index}"
+            f"{', '.join(known.evaluated_names)}, ignored label {known.ignore_index}, with the colors and codes of the "
+            "package's file"
         )
     return known
 
 
+def _colors_of_json(values: Any) -> tuple[Color, ...]:
+    if not isinstance(values, list | tuple) or not all(
+        isinstance(each, list | tuple) and len(each) == 3 and _are_integers(each) and 0 <= min(each) and max(each) < 256
+        for each in values
+    ):
+        raise ValueError("the colors of a label scheme must be lists of three integers from 0 to 255")
+    return tuple((red, green, blue) for red, green, blue in values)
+
+
+def _code_labels_of_json(values: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    if not isinstance(values, dict) or not all(
+        book in CODE_BOOKS and isinstance(labels, list | tuple) and _are_integers(labels) and len(labels) == len(CODE_BOOKS[book])
+        for book, labels in values.items()
+    ):  # fmt: skip
+        raise ValueError("code_labels of a label scheme must have one integer for every code of a code book")
+    return tuple((book, tuple(values[book])) for book in CODE_BOOKS if book in values)
+
+
+def complete_json(values: dict) -> dict:
+    """Returns the JSON of a scheme with all fields. Files of older versions have the first four, of a shipped scheme.
+
+    Nothing is checked; JSON that is not of a shipped scheme is returned unchanged.
+    """
+    known = SCHEMES.get(values.get("name", ""))
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    if known is not None and lists == {
+        name: list(v) if isinstance(v, tuple) else v for name, v in known.identity().items()
+    }:
+        return known.to_json()
+    return values
+
+
+def unchecked_scheme(values: dict) -> LabelScheme:
+    """Returns the scheme of JSON that this package wrote and checked before, such as that of an evaluation."""
+    values = complete_json(values)
+    return LabelScheme(
+        values["name"],
+        tuple(values["class_names"]),
+        values["ignore_index"],
+        tuple(values["evaluated"]),
+        tuple(map(tuple, values.get("colors", ()))),
+        tuple((book, tuple(labels)) for book, labels in values.get("code_labels", {}).items()),
+    )
+
+
+def _are_integers(values: Iterable) -> bool:
+    return all(type(value) is int for value in values)
+
+
+def _hex(color: Color) -> str:
+    return "#" + bytes(color).hex().upper()
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:70]
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
 def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
-    """Table from mask code to label.
+    """Returns the table from mask code to label.
 
     Args:
       scheme: the target labels.
       codes: code book of the masks, a key of `CODE_BOOKS`.
 
     Returns:
-      uint8 array of 256 entries; `table[mask]` gives labels. Numbers that are no code give `UNMAPPED`.
+      uint8 array of 256 entries; `table[mask]` gives labels. Numbers that are not codes give `UNMAPPED`.
 
     Raises:
-      ValueError: the code book cannot express the scheme (five classes from three codes).
+      ValueError: the masks cannot express the scheme (five classes from three codes).
     """
+    of_books = dict(scheme.code_labels)
+    if codes not in of_books:
+        names = ", ".join(f"{number} {name}" for number, name in enumerate(CODE_BOOKS[codes][:3]))
+        more = ", ..." if len(CODE_BOOKS[codes]) > 3 else ""
+        usable = " or ".join(DATA_OF_BOOKS[book] for book in of_books)
+        raise ValueError(
+            f"masks with the codes of {codes} ({names}{more}) cannot express the label scheme {scheme.name}; use "
+            f"{usable or 'other'} data, or a scheme that has the table [{codes}]"
+        )
     table = np.full(256, UNMAPPED, np.uint8)
-    if codes == "kaggle3":
-        if scheme.name == "five_classes":
-            raise ValueError("masks with the codes 0, 1, 2 cannot give five classes; use kaggle512 or roi data")
-        table[:3] = (0, 1, 2)  # 0: ignored in `tumor_stroma`, a class of its own in `tumor_stroma_other`
-        return table
-    names = {name: label for label, name in enumerate(scheme.class_names)}
-    everything_else = names.get("other", scheme.ignore_index)
-    table[: len(BCSS22_NAMES)] = everything_else
-    for codes_of_class, name in (
-        (TUMOR, "tumor"),
-        (STROMA, "stroma"),
-        (INFLAMMATORY, "inflammatory"),
-        (NECROSIS, "necrosis"),
-    ):
-        table[list(codes_of_class)] = names.get(name, everything_else)
-    table[list(UNKNOWN)] = scheme.ignore_index
+    table[: len(CODE_BOOKS[codes])] = of_books[codes]
     return table
+
+
+def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -> list[str]:
+    """Returns the evaluated classes that masks hold no pixel of.
+
+    Args:
+      scheme: the label scheme.
+      codes: code book of the masks.
+      pixels: number of pixels by the name of their code; a missing code has none.
+    """
+    of_codes = dict(scheme.code_labels).get(codes, ())
+    names = zip(of_codes, CODE_BOOKS.get(codes, ()), strict=False)
+    present = {label for label, name in names if pixels.get(name)}
+    return [scheme.class_names[label] for label in scheme.evaluated if label not in present]
+
+
+def _shipped() -> dict[str, LabelScheme]:
+    schemes = {}
+    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes"):
+        text = (Path(__file__).with_name("label_schemes") / f"{name}.toml").read_text(encoding="utf-8")
+        schemes[name] = _scheme_of_toml(name, tomllib.loads(text))
+    return schemes
+
+
+SCHEMES = _shipped()

@@ -30,6 +30,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.config import default, field_names, unknown_field, validate
 from bcss_jax.errors import ConfigError, UserError
+from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
 
@@ -135,7 +136,8 @@ def _given(name: str, prefix: bool = False) -> list[str]:
 def _run(interruption: Interruption) -> int:
     config: Any = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
-    (nnunet_config.validate if nnunet else validate)(config)
+    scheme = find_scheme(config.labels)
+    (nnunet_config.validate if nnunet else validate)(config, scheme)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -143,7 +145,7 @@ def _run(interruption: Interruption) -> int:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as locks:
-        _in_main_process(lambda: _claim(workdir, config, locks))
+        _in_main_process(lambda: _claim(workdir, config, scheme, locks))
         # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
         if nnunet:
             from bcss_jax.nnunet.run import run as train
@@ -159,7 +161,7 @@ def _run(interruption: Interruption) -> int:
     return 0
 
 
-def _claim(workdir: Path, config: ConfigDict, locks: contextlib.ExitStack) -> None:
+def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contextlib.ExitStack) -> None:
     """Locks the folder of the run and claims it for the config.
 
     The folds of nnU-Net may be trained by separate jobs in one folder, so each fold has its own lock.
@@ -171,7 +173,8 @@ def _claim(workdir: Path, config: ConfigDict, locks: contextlib.ExitStack) -> No
         for fold in sorted(workdir.glob("fold_*")):
             locks.enter_context(files.locked(fold))
     with files.storage_errors(workdir), files.wait_for_lock(workdir / "claim"):
-        workdirs.claim(workdir, json.loads(config.to_json()), _FRESH.value)
+        settings = json.loads(config.to_json()) | {"label_scheme": scheme.to_json()}
+        workdirs.claim(workdir, settings, _FRESH.value)
     if folds:
         if _FRESH.value:
             locks.close()  # the locked folders were deleted

@@ -25,7 +25,7 @@ from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, Use
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
-from bcss_jax.labels import CODE_BOOKS
+from bcss_jax.labels import CODE_BOOKS, LabelScheme
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
@@ -205,12 +205,21 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
 
 
 def _refuse_different_schemes(segmenters):
-    schemes = [each.model.scheme.name for each in segmenters]
-    if len(set(schemes)) > 1:
-        raise ConfigError(
-            f"--checkpoint: {segmenters[0].model.name} predicts the classes {schemes[0]}, others "
-            f"{', '.join(sorted(set(schemes[1:])))}; only models of one label scheme can be compared"
-        )
+    first = segmenters[0].model
+    for model in (each.model for each in segmenters):
+        if model.scheme != first.scheme:
+            raise ConfigError(
+                f"--checkpoint: {first.name} has the label scheme {_described(first.scheme)}, {model.name} has "
+                f"{_described(model.scheme)}; only models of one label scheme can be compared"
+            )
+
+
+def _described(scheme: LabelScheme) -> str:
+    return f"{scheme.name} ({', '.join(scheme.evaluated_names)})"
+
+
+def _told(scheme: LabelScheme) -> str:
+    return f"{scheme.name} ({', '.join(scheme.evaluated_names)})"
 
 
 def _models(args, mesh) -> list[SlideModel]:

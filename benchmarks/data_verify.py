@@ -1,11 +1,11 @@
-"""Tiles per second of `python -m bcss_jax.data verify`, on as many copies of a few real tiles as asked for.
+"""Measures the tiles per second of `python -m bcss_jax.data verify` on copies of a few real tiles.
 
     python benchmarks/data_verify.py --data_dir=FOLDER [--copies=30760] [--processes=2]
 
 FOLDER is a data set in the layout kaggle224 with all its masks. Its files are copied once into a temporary folder and
-linked there (hard links) under other places in the region, so every name is valid and every copy stays in its part. The
-copies share their pages in memory: reading from a disk is not measured. Several processes in place of the threads are
-measured too if asked for, each over an equal share of the same files.
+linked there (hard links) under other places in the region, so that every name is valid and every copy stays in its split.
+The copies share their pages in memory: reading from a disk is not measured. With --processes, several processes instead
+of threads are measured too, each on an equal share of the files.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from bcss_jax.data.inspection.verify import verify  # noqa: E402
 
 
 def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> None:
-    """Links the tiles of a data set under new names until there are as many as asked for."""
+    """Links the tiles of a data set under new names until there are `copies` of them."""
     tiles = discovery.find_tiles(discovery.DataSettings("kaggle224", data_dir))
     for number, tile in zip(range(copies), itertools.cycle(tiles), strict=False):
         round_, _ = divmod(number, len(tiles))
@@ -60,11 +60,11 @@ def _read_share(tiles: list[discovery.Tile]) -> int:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, type=pathlib.Path)
-    parser.add_argument("--copies", type=int, default=30_760, help="as many as the published data set has")
-    parser.add_argument("--processes", type=int, default=0, help="measure this many processes too")
+    parser.add_argument("--copies", type=int, default=30_760, help="number of tiles; the published data set has 30,760")
+    parser.add_argument("--processes", type=int, default=0, help="also measure this many processes")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:

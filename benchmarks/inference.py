@@ -1,20 +1,22 @@
-"""Images per second of an evaluation, against the same work in PyTorch.
+"""Measures the images per second of an evaluation, compared with the same work in PyTorch.
 
     python benchmarks/inference.py --model=unet_resnet101 --batch=4 --images=16
     python benchmarks/inference.py --data_dir=FOLDER --rounds=5
 
-Here that is the path of `python -m bcss_jax.evaluate`: batches, `ImageCounter`, `accumulate`. There it is a loop over a
-DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders, otherwise what
-`torch_twins.py` builds) and the same counts in PyTorch; outlines (HD95, NSD) come from the same function on threads, on
-both sides while the next batch is computed. The network gets PyTorch's weights through `bcss_jax.models.weights.pretrained`, with batch
-statistics of these images, and probabilities and counts must agree before anything is timed.
+The project's side is the code of `python -m bcss_jax.evaluate`: batches, `ImageCounter`, `accumulate`. The PyTorch side is
+a loop over a DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders,
+otherwise the network of `torch_twins.py`) and the same counts in PyTorch. Both sides compute outlines (HD95, NSD) with the
+same function, on threads, while the next batch is computed. The JAX network gets PyTorch's weights through
+`bcss_jax.models.weights.pretrained`, with batch statistics of these images. Probabilities and counts must agree before
+anything is timed.
 
-Four things are timed, each in turn, A B A B, after a round of warming up: `together`, and what it consists of: `input`
-(PNG files to batches), `compute` (images to probabilities) and `metrics` (probabilities to counts and outlines). The
-ratio is PyTorch's time over ours (above 1: ours is faster), one per round, given as median [least, most].
+Four tasks are timed alternately, A B A B, after a warm-up round: `together`, and its components `input` (PNG files to
+batches), `compute` (images to probabilities) and `metrics` (probabilities to counts and outlines). The ratio is PyTorch's
+time divided by the project's time, so that above 1 the project is faster. There is one ratio per round. The output has
+the median and [minimum, maximum].
 
-FOLDER has the layout kaggle224; its validation tiles are repeated to make `--images`. Without it images are random and
-lie in memory, there is no input to time, and TensorFlow is not needed. On Linux CPUs set
+FOLDER has the layout kaggle224. Its validation tiles are repeated to give `--images`. Without FOLDER, random images in
+memory are used, no input is timed, and TensorFlow is not needed. On Linux CPUs set
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as `launch/local.sh` does.
 """
 
@@ -44,7 +46,7 @@ from bcss_jax.common.interruption import Interruption  # noqa: E402
 from bcss_jax.data import discovery  # noqa: E402
 from bcss_jax.errors import ConfigError, UserError  # noqa: E402
 from bcss_jax.evaluation import accumulate, image_counts  # noqa: E402
-from bcss_jax.evaluation.statistics.surface_distance import surface_scores  # noqa: E402
+from bcss_jax.evaluation.statistics.surface_distance import SurfaceScore, surface_scores  # noqa: E402
 from bcss_jax.inference import predict  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
 from bcss_jax.models.apply import IMAGENET, ModelFunction, split_model  # noqa: E402
@@ -54,39 +56,41 @@ from bcss_jax.training import sharding  # noqa: E402
 SCHEME = SCHEMES["tumor_stroma"]
 TABLE = lookup_table(SCHEME, "kaggle3")
 MPP = 0.25
-READ = 480  # tiles that are read at least where reading alone is timed: its start counts little in an evaluation
-SAMPLED = 256  # pixels of an image whose logits are kept, for the temperature
-# Of float32 on a CPU, and of the shorter numbers that GPUs multiply.
+READ = 480  # fewest tiles when only reading is timed, because the start takes little of an evaluation
+SAMPLED = 256  # pixels of an image whose logits are kept to fit the temperature
+# For float32 on a CPU, and for the lower precision of multiplications on GPUs.
 TOLERANCE = {True: 1e-3, False: 5e-2}
 
 
 def arguments() -> argparse.Namespace:
-    """Command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="unet_resnet101")
-    parser.add_argument("--width", type=int, help="only for models that have one")
+    parser.add_argument("--width", type=int, help="width of the network, for models that have this argument")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--images", type=int, default=16, help="in a round")
-    parser.add_argument("--size", type=int, default=224, help="of images that are not read from files")
+    parser.add_argument("--images", type=int, default=16, help="images per round")
+    parser.add_argument("--size", type=int, default=224, help="size of random images")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data_dir", type=pathlib.Path, help="tiles in the layout kaggle224; random images if absent")
+    parser.add_argument(
+        "--data_dir", type=pathlib.Path, help="folder with the layout kaggle224; default: random images"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads or processes that read tiles")
     return parser.parse_args()
 
 
 class Images:
-    """What both sides evaluate: in memory, and in files if a folder is named.
+    """The images that both sides evaluate, in memory, and in files if there is a data folder.
 
     Attributes:
       images: uint8 [N, H, W, 3].
       labels: uint8 [N, H, W].
-      paths: of images and of masks; None if they are in no file.
-      more_paths: the same ones repeated, for the input alone.
+      paths: paths of the images and of the masks; None for random images.
+      more_paths: the same paths repeated, to time the input alone.
     """
 
     def __init__(self, args: argparse.Namespace):
-        """Reads or draws them."""
+        """Reads the images, or draws random ones."""
         if args.images % args.batch or args.images < 1:
             raise ConfigError(f"--images={args.images} must be a multiple of --batch={args.batch}")
         self.paths = self.more_paths = None
@@ -112,7 +116,7 @@ class Images:
 
 
 class Jax:
-    """Evaluation as this project does it."""
+    """The evaluation of this project."""
 
     def __init__(self, args: argparse.Namespace, data: Images, model):
         """Puts the model on all devices."""
@@ -133,14 +137,14 @@ class Jax:
         self._kept = None
 
     def batches(self, first: int = 0):
-        """As evaluation gets them: from files through tf.data, or slices of what is in memory."""
+        """Returns batches as the evaluation gets them: from files through tf.data, or slices of the images in memory."""
         assert first == 0
         if self.data.paths:
             return self._read(self.data.paths)
         return ({**batch, "valid": np.ones(self.batch, bool)} for batch in self._in_memory())
 
     def _read(self, paths):
-        from bcss_jax.data import input_pipeline  # here, because it needs TensorFlow
+        from bcss_jax.data import input_pipeline  # imported here because it needs TensorFlow
 
         return input_pipeline.eval_batches(
             input_pipeline.encoded_from_png(*paths),
@@ -158,7 +162,7 @@ class Jax:
             yield {"image": self.data.images[chosen], "label": self.data.labels[chosen], "index": index}
 
     def together(self) -> dict:
-        """Counts and outlines of each image."""
+        """Returns counts and outlines of each image."""
         with Interruption() as interruption, contextlib.redirect_stdout(io.StringIO()):
             interruption.begin()
             return accumulate.accumulate(
@@ -172,12 +176,12 @@ class Jax:
             )
 
     def input(self) -> None:
-        """Batches alone."""
+        """Reads batches only."""
         for _ in self._read(self.data.more_paths):
             pass
 
     def compute(self) -> list[jax.Array]:
-        """Logarithms of the probabilities [N, H, W, C] of each batch."""
+        """Returns the logarithms of the probabilities [N, H, W, C] of each batch."""
         found = []
         for batch in self._in_memory():
             placed = sharding.place_batch({"images": batch["image"]}, self.mesh)
@@ -185,7 +189,7 @@ class Jax:
         return found
 
     def metrics(self) -> None:
-        """Counts and outlines, given the probabilities."""
+        """Computes counts and outlines from known probabilities."""
         self._kept = self._kept or self.compute()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             futures = []
@@ -198,18 +202,18 @@ class Jax:
                 list(each)
 
 
-def outlines(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(HD95, NSD) of an image, each [K]: both sides' metrics on the host."""
+def outlines(truth: np.ndarray, prediction: np.ndarray) -> SurfaceScore:
+    """Returns HD95 and NSD of an image, each [K]. Both sides compute them on the host."""
     return surface_scores(
         truth, prediction, SCHEME.evaluated, SCHEME.ignore_index, mpp=MPP, tolerance_um=accumulate.TOLERANCE_UM
     )
 
 
 def check_agreement(ours: Jax, theirs, exact: bool) -> float:
-    """The largest difference of any probability.
+    """Returns the largest difference of a probability between both sides.
 
     Raises:
-      AssertionError: it, or the counts of both sides, are further apart than rounding explains.
+      AssertionError: The probabilities or the counts differ by more than rounding explains.
     """
     limit = TOLERANCE[exact]
     classes = list(SCHEME.evaluated)
@@ -219,7 +223,7 @@ def check_agreement(ours: Jax, theirs, exact: bool) -> float:
     assert largest < limit, f"probabilities differ by {largest:.2g}"
     a, b = ours.together(), theirs.together()
     pixels = int((ours.data.labels != SCHEME.ignore_index).sum())
-    for name in ("confusion", "pixels"):  # a pixel that falls to the other side is missing here and too much there
+    for name in ("confusion", "pixels"):  # a pixel with another prediction changes two counts
         assert int(a[name].sum()) == int(b[name].sum()) == pixels, name
         assert np.abs(a[name].astype(int) - b[name]).sum() <= 2 * limit * pixels, name
     np.testing.assert_allclose(a["confidence"].sum(), b["confidence"].sum(), rtol=limit)
@@ -228,7 +232,7 @@ def check_agreement(ours: Jax, theirs, exact: bool) -> float:
 
 
 def in_turn(contestants: list, what: str, rounds: int) -> list[list[float]]:
-    """Seconds of each contestant in each round, after one round of warming up."""
+    """Returns the seconds of each contestant in each round, after a warm-up round."""
     rows = []
     for _ in range(rounds + 1):
         row = []
@@ -241,11 +245,11 @@ def in_turn(contestants: list, what: str, rounds: int) -> list[list[float]]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measures and prints.
+    """Runs all measurements and prints them.
 
     Raises:
-      UserError: an argument, or data, that cannot be.
-      ModuleNotFoundError: of a package that the network's twin needs.
+      UserError: An argument or the data are invalid.
+      ModuleNotFoundError: The PyTorch network needs a package that is not installed.
     """
     from torch_inference import Torch, version
 
@@ -264,7 +268,7 @@ def measure(args: argparse.Namespace) -> None:
     )
     for what in ("together", *(["input"] if data.paths else []), "compute", "metrics"):
         seconds = in_turn([ours, theirs], what, args.rounds)
-        images = len(data.more_paths[0]) if what == "input" else args.images
+        images = len(data.more_paths[0]) if what == "input" and data.more_paths else args.images
         here, there = (statistics.median(column) / images for column in seconds)
         ratios = [b / a for a, b in zip(*seconds, strict=True)]
         print(
@@ -284,7 +288,7 @@ def main() -> int:
     try:
         measure(args)
     except ModuleNotFoundError as error:
-        missing(f"the PyTorch twin of {args.model}, or reading tiles, needs {error.name}: pip install it")
+        missing(f"the PyTorch version of {args.model}, or reading tiles, needs {error.name}: pip install it")
         return 2
     except UserError as error:
         missing(error)

@@ -1,18 +1,18 @@
-"""Images per second of the input pipeline, against a PyTorch DataLoader that does the same work.
+"""Measures the images per second of the input pipeline and of a PyTorch DataLoader that does the same work.
 
 Both read the same PNG files in random order, map codes to labels, augment with the same function (`augment.augment`, so
-the same Albumentations transforms with the same strengths) and collect uint8 batches of the same size, with as many
-threads here as worker processes there. What differs: decoding (TensorFlow's decode_png here, OpenCV there, the usual
-companion of Albumentations), threads against processes, and how batches travel. Nothing consumes the batches, so this is
-the most that each can deliver.
+with the same Albumentations transforms and strengths) and collect uint8 batches of the same size. The pipeline has as
+many threads as the DataLoader has worker processes. They differ in decoding (TensorFlow's decode_png here; OpenCV there,
+which is usual with Albumentations), in threads and processes, and in how batches are transferred. Nothing consumes the
+batches, so the results are the highest possible rates.
 
-A round runs every contender once, one after the other, for one epoch, start of the epoch included (workers of PyTorch
-stay alive between epochs); the first round warms up and does not count. Ratios are taken within a round, so that
-whatever else the machine does meets both.
+A round runs both once, one after the other, for one epoch including its start (the workers of PyTorch stay alive between
+epochs). The first round is a warm-up and does not count. Ratios are taken within a round, so that other load on the
+machine affects both.
 
     python benchmarks/input_pipeline.py --data_dir=FOLDER --threads=2
 
-FOLDER holds `train` and `train_mask` with PNGs of equal names (the layout of the 224-pixel Kaggle tiles). Without it,
+FOLDER contains `train` and `train_mask` with PNGs of equal names (the layout of the 224-pixel Kaggle tiles). Without it,
 synthetic tiles are made. PyTorch is optional: pip install -e ".[benchmark]".
 """
 
@@ -38,7 +38,7 @@ RECIPES = {"decode only": NONE, "flips and quarter turns": FLIPS_AND_QUARTER_TUR
 
 
 def synthetic_tiles(folder: pathlib.Path, count: int = 64, size: int = 224) -> None:
-    """Writes tiles with smooth structure and fine noise, so that they compress about as tissue does."""
+    """Writes tiles with smooth structure and fine noise, so that they compress about as well as tissue."""
     rng = np.random.default_rng(0)
     for part in ("train", "train_mask"):
         (folder / part).mkdir()
@@ -51,14 +51,14 @@ def synthetic_tiles(folder: pathlib.Path, count: int = 64, size: int = 224) -> N
 
 
 class Tiles:
-    """The PyTorch side: a map-style data set of (image uint8 [H, W, 3], label uint8 [H, W], index)."""
+    """A map-style data set for PyTorch of (image uint8 [H, W, 3], label uint8 [H, W], index)."""
 
     def __init__(self, images, masks, recipe):
-        """Keeps the paths."""
+        """Stores the paths."""
         self.images, self.masks, self.recipe = images, masks, recipe
 
     def __len__(self):
-        """Number of tiles."""
+        """Returns the number of tiles."""
         return len(self.images)
 
     def __getitem__(self, index):
@@ -70,12 +70,12 @@ class Tiles:
 
 
 def torch_loader(images, masks, recipe, batch_size, workers):
-    """DataLoader with living workers, or None where PyTorch lacks."""
+    """Returns a DataLoader whose workers stay alive, or None if PyTorch is not installed."""
     try:
         from torch.utils.data import DataLoader
     except ImportError:
         return None
-    # spawn: forking a process with TensorFlow's threads in it can hang
+    # spawn: forking a process with threads of TensorFlow can hang
     return DataLoader(
         Tiles(images, masks, recipe),
         batch_size,
@@ -87,8 +87,8 @@ def torch_loader(images, masks, recipe, batch_size, workers):
 
 
 def our_batches(images, masks, recipe, batch_size, threads, epoch):
-    """One epoch of this project's pipeline."""
-    from bcss_jax.data import input_pipeline  # here, so that PyTorch's workers need not import TensorFlow
+    """Returns one epoch of the input pipeline."""
+    from bcss_jax.data import input_pipeline  # not at the top, so that PyTorch's workers do not import TensorFlow
 
     return input_pipeline.train_batches(
         input_pipeline.encoded_from_png(images, masks),
@@ -104,7 +104,7 @@ def our_batches(images, masks, recipe, batch_size, threads, epoch):
 
 
 def epoch_rate(batches, num_images) -> tuple[float, float]:
-    """Images per second over one epoch, and seconds until its first batch."""
+    """Returns the images per second over one epoch, and the seconds until its first batch."""
     start = time.perf_counter()
     iterator = iter(batches() if callable(batches) else batches)
     next(iterator)
@@ -115,7 +115,7 @@ def epoch_rate(batches, num_images) -> tuple[float, float]:
 
 
 def augment_rate(images, masks, recipe, seconds=2.0) -> float:
-    """Images per second of `augment` alone, in one thread."""
+    """Returns the images per second of `augment` alone, in one thread."""
     pairs = [
         (cv2.imread(image, cv2.IMREAD_COLOR), cv2.imread(mask, cv2.IMREAD_GRAYSCALE))
         for image, mask in zip(images[:32], masks[:32], strict=True)
@@ -128,7 +128,7 @@ def augment_rate(images, masks, recipe, seconds=2.0) -> float:
 
 
 def spread(values, digits=0) -> str:
-    """Median and range."""
+    """Returns median and range as text."""
     return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
@@ -150,7 +150,7 @@ def main():
 
 
 def run(folder: pathlib.Path, arguments) -> None:
-    """Measures on the tiles in `folder`."""
+    """Prints the measurements for the tiles in `folder`."""
     names = sorted(path.name for path in (folder / "train").glob("*.png"))
     if not names:
         raise SystemExit(f"no PNG files in {folder / 'train'}")

@@ -1,14 +1,14 @@
-"""How hard the built-in sample data is: what color alone achieves on it, pixel by pixel.
+"""Measures how hard the built-in sample data are: the Dice that the color of single pixels achieves on them.
 
     python benchmarks/sample_difficulty.py [--run=DIR] [--seed=0]
 
-A binary logistic regression, tumor against stroma, sees one pixel and knows nothing of its neighbors. It is fitted by
-Newton's method to maximum likelihood on every labeled pixel of the training patches and predicts the validation
-patches; the more probable class wins. Scheme `tumor_stroma`: all other pixels are dropped. Dice of a class is
+A binary logistic regression (tumor or stroma) sees one pixel without its neighbors. It is fitted to maximum likelihood by
+Newton's method on every labeled pixel of the training patches, and predicts the more probable class of the validation
+patches. The label scheme is `tumor_stroma`; all other pixels are dropped. The Dice of a class is
 2 TP / (2 TP + FP + FN) with TP, FP and FN counted over all validation pixels together; "macro" is the mean of both.
 
-`RGB`: the three channels and a bias. `RGB, quadratic`: these and the six products of two channels, for information.
-With `--run`, a finished run on the sample data gives its own figure (`summary.json`: `dice_global`, `macro`) beside them.
+`RGB`: the three channels and a bias. `RGB, quadratic`: also the six products of two channels, for information.
+With `--run`, the score of a finished run on the sample data (`summary.json`: `dice_global`, `macro`) is printed too.
 """
 
 import argparse
@@ -27,18 +27,21 @@ SCHEME = labels.SCHEMES["tumor_stroma"]
 
 
 def labeled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per split: colors uint8 [n, 3] and whether each is tumor, bool [n]; only tumor and stroma."""
+    """Returns for each split the colors, uint8 [n, 3], of tumor and stroma, and whether each pixel is tumor, bool [n]."""
     table = labels.lookup_table(SCHEME, "bcss22")
     found = {"train": [], "val": []}
     for patch in synthetic.draw(seed):
         truth = table[patch.mask]
         kept = truth != SCHEME.ignore_index
         found[patch.split].append((patch.image[kept], truth[kept] == SCHEME.class_names.index("tumor")))
-    return {split: tuple(np.concatenate(part) for part in zip(*parts, strict=True)) for split, parts in found.items()}
+    return {
+        split: (np.concatenate([colors for colors, _ in each]), np.concatenate([tumor for _, tumor in each]))
+        for split, each in found.items()
+    }
 
 
 def features(colors: np.ndarray, quadratic: bool) -> np.ndarray:
-    """Bias, channels scaled to -1..1 and, if asked, their six products: float64 [n, 4 or 10]."""
+    """Returns the features, float64 [n, 4 or 10]: bias, channels scaled to -1..1, and with `quadratic` their products."""
     scaled = colors / 127.5 - 1
     columns = [np.ones(len(scaled)), *scaled.T]
     if quadratic:
@@ -47,7 +50,7 @@ def features(colors: np.ndarray, quadratic: bool) -> np.ndarray:
 
 
 def fit(colors: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 << 19) -> np.ndarray:
-    """Weights of the most likely logistic regression, by Newton's method.
+    """Returns the weights of the most likely logistic regression, by Newton's method.
 
     Raises:
       ArithmeticError: no convergence in 50 steps.
@@ -55,7 +58,7 @@ def fit(colors: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 <
     weights = np.zeros(10 if quadratic else 4)
     for _ in range(50):
         gradient, hessian = np.zeros_like(weights), 1e-9 * np.eye(len(weights))
-        for start in range(0, len(colors), chunk):  # a chunk at a time: millions of pixels need no more memory
+        for start in range(0, len(colors), chunk):  # in chunks, to save memory
             x = features(colors[start : start + chunk], quadratic)
             p = 1 / (1 + np.exp(-(x @ weights)))
             gradient += x.T @ (tumor[start : start + chunk] - p) / len(colors)
@@ -68,7 +71,7 @@ def fit(colors: np.ndarray, tumor: np.ndarray, quadratic: bool, chunk: int = 1 <
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice of both classes and their mean; arguments: bool [n], whether tumor."""
+    """Returns the Dice of both classes and their mean; the arguments are bool [n], whether each pixel is tumor."""
     scores = {}
     for name, p, t in (("tumor", predicted, truth), ("stroma", ~predicted, ~truth)):
         scores[name] = float(2 * np.sum(p & t) / (np.sum(p) + np.sum(t)))
@@ -81,7 +84,7 @@ def color_dice(seed: int = 0, quadratic: bool = False, pixels=None) -> dict[str,
     Args:
       seed: which sample data set.
       quadratic: whether the products of channels are features too.
-      pixels: what `labeled_pixels` gave, if it is there already.
+      pixels: as `labeled_pixels` returns them; None: they are drawn.
     """
     pixels = pixels or labeled_pixels(seed)
     weights = fit(*pixels["train"], quadratic)
@@ -90,15 +93,15 @@ def color_dice(seed: int = 0, quadratic: bool = False, pixels=None) -> dict[str,
 
 
 def run_dice(directory: pathlib.Path) -> dict[str, float]:
-    """The global Dice that a finished run wrote to its `summary.json`: macro, and classes where it has them."""
+    """Returns the global Dice in the `summary.json` of a finished run: macro, and those of its classes."""
     return json.loads((directory / "summary.json").read_text())["dice_global"]
 
 
 def main() -> int:
-    """Prints the table; exit code 2 if the run has no readable summary."""
+    """Prints the table. Returns exit code 2 if the run has no readable summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=pathlib.Path, help="folder of a finished run on the sample data")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample data")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample data")
     arguments = parser.parse_args()
 
     rows = []

@@ -76,16 +76,9 @@ class DenseUNet(nn.Module):
     """Arguments as of `bcss_jax.models.dense_unet.DenseUNet`."""
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        growth: int = 32,
-        layers: tuple[int, ...] = (4, 4, 4, 4),
-        bottleneck_layers: int = 4,
-        init_width: int = 64,
-        compression: float = 0.5,
-        in_channels: int = 3,
-    ):
+        self, num_classes, *, growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5,
+        in_channels=3,
+    ):  # fmt: skip
         """See the class."""
         super().__init__()
         self.depth = len(layers)

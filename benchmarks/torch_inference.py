@@ -1,4 +1,4 @@
-"""An evaluation in PyTorch, as `inference.py` times it beside this project's: DataLoader, network, counts, outlines."""
+"""The evaluation in PyTorch that `inference.py` compares with: DataLoader, network, counts and outlines."""
 
 import os
 from collections.abc import Callable
@@ -20,11 +20,11 @@ class Tiles(torch.utils.data.Dataset):
     """PNG files as (image uint8 [H, W, 3], label uint8 [H, W], index)."""
 
     def __init__(self, images: list[str], masks: list[str], table: np.ndarray):
-        """Keeps the paths."""
+        """Stores the paths of images and masks, and the look-up table from codes to labels."""
         self.images, self.masks, self.table = images, masks, table
 
     def __len__(self) -> int:
-        """Number of tiles."""
+        """Returns the number of tiles."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -34,17 +34,17 @@ class Tiles(torch.utils.data.Dataset):
 
 
 class Torch:
-    """The same work as `inference.Jax`, on the GPU if PyTorch has one, channels last."""
+    """The same work as `inference.Jax`, on a GPU if PyTorch finds one, with channels last."""
 
     def __init__(self, args, data, outlines: Callable, scheme: LabelScheme, sampled: int):
         """Builds the network with random weights and the batch statistics of the first images.
 
         Args:
-          args: of `inference.py`.
+          args: arguments of `inference.py`.
           data: its `Images`.
-          outlines: of an image's truth and prediction, on the host.
-          scheme: what is evaluated.
-          sampled: pixels of an image whose logits are kept.
+          outlines: function of an image's ground truth and prediction, on the host.
+          scheme: the label scheme.
+          sampled: number of pixels of an image whose logits are kept.
         """
         torch.manual_seed(0)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +54,7 @@ class Torch:
         kwargs = {} if args.width is None else {"width": args.width}
         model = torch_twins.build(args.model, scheme.num_classes, **kwargs)
         if hasattr(model, "decoder") and hasattr(model.decoder, "deep_supervision"):
-            model.decoder.deep_supervision = False  # the other heads are for training
+            model.decoder.deep_supervision = False  # the additional outputs are only for training
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.data, self.batch, self.outlines, self.scheme = data, args.batch, outlines, scheme
         self.mean, self.std = (
@@ -77,7 +77,7 @@ class Torch:
         )
 
     def _set_statistics(self):
-        """As after training: with those of its start, deep networks give probabilities of 0 and 1 only."""
+        """Sets batch statistics of the images. With the initial ones, deep networks predict probabilities of 0 and 1 only."""
         norms = [each for each in self.model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -90,7 +90,7 @@ class Torch:
         self.model.eval()
 
     def state(self) -> dict[str, np.ndarray]:
-        """The weights, for `pretrained.load_torch_state`."""
+        """Returns the weights, for `pretrained.load_torch_state`."""
         return {name: value.cpu().numpy() for name, value in self.model.state_dict().items()}
 
     def _logits(self, images):
@@ -100,11 +100,11 @@ class Torch:
             return self.model(x)
 
     def _log_probabilities(self, images):
-        """[N, K, H, W] of the K evaluated classes."""
+        """Returns log-probabilities [N, K, H, W] of the K evaluated classes."""
         return self._logits(images)[:, list(self.scheme.evaluated)].float().log_softmax(1)
 
     def _counts(self, known, labels, positions):
-        """What `bcss_jax.evaluation.image_counts.count_pixels` gives, on the host."""
+        """Returns the result of `bcss_jax.evaluation.image_counts.count_pixels`, on the host."""
         n, size = len(labels), self.scheme.num_classes**2
         labels, positions = labels.to(self.device, torch.int64), positions.to(self.device)
         best, place = known.max(1)
@@ -140,7 +140,7 @@ class Torch:
 
     @torch.inference_mode()
     def together(self) -> dict[str, np.ndarray]:
-        """Counts and outlines of each image."""
+        """Returns counts and outlines of each image."""
         found, futures = [], []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for images, labels, index in self._batches():
@@ -154,13 +154,13 @@ class Torch:
         }  # fmt: skip
 
     def input(self) -> None:
-        """Batches alone."""
+        """Reads batches only."""
         for _ in self._more:
             pass
 
     @torch.inference_mode()
     def compute(self) -> list[torch.Tensor]:
-        """Logarithms of the probabilities of each batch, [N, K, H, W]."""
+        """Returns the logarithms of the probabilities of each batch, [N, K, H, W]."""
         found = [self._log_probabilities(images) for images, *_ in self._in_memory()]
         if self.device == "cuda":
             torch.cuda.synchronize()
@@ -168,7 +168,7 @@ class Torch:
 
     @torch.inference_mode()
     def metrics(self) -> None:
-        """Counts and outlines, given the probabilities."""
+        """Computes counts and outlines from known probabilities."""
         self._kept = self._kept or self.compute()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             futures = []

@@ -237,22 +237,10 @@ class TransUNet(nn.Module):
     """Arguments as of `bcss_jax.models.transunet.TransUNet`."""
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        image_size: int | tuple[int, int] = 224,
-        width_factor: float = 1,
-        resnet_layers: tuple[int, int, int] = (3, 4, 9),
-        hidden_size: int = 768,
-        mlp_size: int = 3072,
-        num_heads: int = 12,
-        num_layers: int = 12,
-        decoder_channels: tuple[int, int, int, int] = (256, 128, 64, 16),
-        skip_channels: tuple[int, int, int, int] = (512, 256, 64, 0),
-        in_channels: int = 3,
-        compat: str = "transunet",
-        dropout: float = 0.1,
-    ):
+        self, num_classes, *, image_size=224, width_factor=1, resnet_layers=(3, 4, 9), hidden_size=768, mlp_size=3072,
+        num_heads=12, num_layers=12, decoder_channels=(256, 128, 64, 16), skip_channels=(512, 256, 64, 0), in_channels=3,
+        compat="transunet", dropout=0.1,
+    ):  # fmt: skip
         """See the class."""
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -34,15 +34,8 @@ def get_config(argument: str = "sample"):
     if layout == "kaggle512":
         config.model.image_size = 512
     if layout == "sample":
-        config.model.update(
-            width_factor=0.5,
-            resnet_layers=(2, 2, 2),
-            hidden_size=192,
-            mlp_size=768,
-            num_heads=6,
-            num_layers=4,
-            decoder_channels=(128, 64, 32, 16),
-            skip_channels=(256, 128, 32, 0),
-        )
+        config.model.update(width_factor=0.5, resnet_layers=(2, 2, 2))
+        config.model.update(hidden_size=192, mlp_size=768, num_heads=6, num_layers=4)
+        config.model.update(decoder_channels=(128, 64, 32, 16), skip_channels=(256, 128, 32, 0))
         config.epochs = 12
     return config

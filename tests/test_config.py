@@ -103,7 +103,7 @@ def test_schemes_and_layouts_that_do_not_go_together():
     config = load("unet", "kaggle224")
     config.data.dir = "somewhere"
     config.labels = "five_classes"
-    with pytest.raises(ConfigError, match="hold only 0, 1, 2"):
+    with pytest.raises(ConfigError, match="0 other_or_outside, 1 tumor, 2 stroma.*use kaggle512 or roi data"):
         configs.validate(config)
     config = load("unet", "roi")
     with pytest.raises(ConfigError, match="--config.data.dir=FOLDER"):

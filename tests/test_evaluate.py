@@ -1,4 +1,4 @@
-"""The evaluation command from checkpoints to files: figures against plain NumPy, killed and gone on, bad input."""
+"""The evaluation command, from checkpoints to files: scores against plain NumPy, stop and resume, invalid input."""
 
 import json
 import os
@@ -35,7 +35,7 @@ TILE = 16
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
-    """A data folder with 15 validation tiles of three patients."""
+    """Returns a data folder with 15 validation tiles of three patients."""
     held_out = ("TCGA-OL-A5D6", "TCGA-EW-A1P1", "TCGA-GM-A2DB")
     return kaggle512(tmp_path_factory.mktemp("tiles"), val=held_out, tiles_each=5)
 
@@ -47,7 +47,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def new_run(tiles, prepared):
-    """Writes the folder of a run: a small U-Net with random weights, saved as training saves it."""
+    """Returns a function that writes the folder of a run: a small U-Net with random weights, saved as in training."""
 
     def write(folder, seed=0, scheme="tumor_stroma", layout="kaggle512", data_dir=tiles, width=4):
         settings = config.default("unet", width=width, depth=1)
@@ -57,9 +57,9 @@ def new_run(tiles, prepared):
         data = tfrecords.prepare(DataSettings(layout, data_dir), prepared_dir=prepared, scheme=scheme)
         model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
         _, params, model_state = split_model(model)
-        about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data.describe()}
+        metadata = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data.describe()}
         progress = {"epoch": 2, "history": [{"epoch": 1, "train_loss": 0.5, "scores": {}}, {"epoch": 2}]}
-        save_checkpoint(folder / "checkpoints", params, model_state, about | {"pretrained": None}, progress=progress)
+        save_checkpoint(folder / "checkpoints", params, model_state, metadata | {"pretrained": None}, progress=progress)
         return folder
 
     return write
@@ -82,7 +82,7 @@ def command(prepared):
 
 @pytest.fixture(scope="module")
 def finished(command, runs, tmp_path_factory):
-    """An evaluation that nobody disturbed, and how often a network was traced for it."""
+    """Returns the results of an undisturbed evaluation, and how often it traced a network."""
     output, traces, call = tmp_path_factory.mktemp("results") / "here", [], ModelFunction.__call__
 
     def counted(self, *args, **kwargs):
@@ -98,7 +98,7 @@ def finished(command, runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def with_views(command, runs, tmp_path_factory):
-    """The same with test-time augmentation."""
+    """Returns the results of the same evaluation with test-time augmentation."""
     output = tmp_path_factory.mktemp("results") / "tta"
     assert command(runs, output, "--tta", "--ensemble") == 0
     return output
@@ -106,7 +106,7 @@ def with_views(command, runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(runs, tiles, prepared):
-    """Of each model: truth and probabilities of all validation tiles, straight from the files and in NumPy."""
+    """Returns keys, images and ground truth of all validation tiles, read from their files, and the models."""
     scheme = labels.SCHEMES["tumor_stroma"]
     keys = sorted(path.stem for path in (tiles / "val_512").iterdir())
     images = np.stack([np.asarray(Image.open(tiles / "val_512" / f"{key}.png")) for key in keys])
@@ -121,7 +121,7 @@ def model_and_weights(folder):
 
 
 def probabilities(member, images):
-    """Softmax over the two evaluated classes, in float64."""
+    """Returns the softmax over the two evaluated classes, in float64."""
     function, params, model_state = member
     logits = np.asarray(function(params, model_state, images, train=False)[0], np.float64)[..., 1:]
     exps = np.exp(logits - logits.max(-1, keepdims=True))
@@ -140,7 +140,7 @@ def with_tta(member, images, views):
 def confusion(truth, prediction):
     return [
         [int(((truth == t) & (prediction == p)).sum()) for p in (1, 2)] for t in (1, 2)
-    ]  # rows truth; pixels of label 0 have none
+    ]  # rows: ground truth; pixels of label 0 have none
 
 
 def document(output):
@@ -151,7 +151,7 @@ SQUARE = [(turns, flipped) for flipped in (False, True) for turns in range(4)]
 
 
 @pytest.mark.parametrize(("which", "tta"), ((0, False), (1, False), ("ensemble", False), (0, True), ("ensemble", True)))
-def test_figures_are_those_of_plain_numpy(finished, with_views, expected, which, tta):
+def test_scores_equal_plain_numpy(finished, with_views, expected, which, tta):
     keys, images, truth, members = expected
     output = with_views if tta else finished[0]
     views = SQUARE if tta else SQUARE[:1]
@@ -163,7 +163,7 @@ def test_figures_are_those_of_plain_numpy(finished, with_views, expected, which,
         e for e in document(output)["evaluations"] if e["folder"] == {0: "one", 1: "two"}.get(which, "ensemble_of_2")
     ]
     pixels = confusion(truth, prediction)
-    # A pixel whose two probabilities are equal to the last digit may fall to either side.
+    # Rounding decides the class of a pixel with two nearly equal probabilities.
     assert np.abs(np.subtract(found["scores"]["confusion"]["pixels"], pixels)).sum() <= 2
     assert found["scores"]["number"]["images"] == VAL and found["scores"]["number"]["pixels"] == (truth > 0).sum()
     rows = per_image_csv.read_per_image(output / found["folder"] / "per_image.csv")
@@ -192,7 +192,7 @@ def test_images_that_are_not_square_are_only_flipped(expected):
     assert not found[..., 0].any()
 
 
-def test_an_untrained_logit_of_the_ignored_class_weighs_nothing(expected):
+def test_the_untrained_logit_of_the_ignored_class_has_no_influence(expected):
     scheme = labels.SCHEMES["tumor_stroma"]
 
     def function(params, model_state, images, *, train):
@@ -204,7 +204,7 @@ def test_an_untrained_logit_of_the_ignored_class_weighs_nothing(expected):
     assert np.isfinite(found[..., 1:]).all() and found[0, 0, 1, 2] == -200  # no underflow
 
 
-def test_networks_of_one_structure_are_compiled_once(finished):
+def test_networks_with_the_same_structure_are_compiled_once(finished):
     assert finished[1] == 1
 
 
@@ -270,11 +270,11 @@ def test_the_gallery_shows_no_image_twice(count):
 
 
 class Killed(BaseException):
-    """As SIGKILL: nothing in the program handles it."""
+    """Stands for SIGKILL: nothing in the program handles it."""
 
 
 def files(folder):
-    """Content of every file but for the times that it took."""
+    """Returns the content of every file, without the measured times."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
         content = path.read_bytes()
@@ -286,7 +286,7 @@ def files(folder):
     return found
 
 
-def test_killed_in_between_and_gone_on_leaves_the_same_files(
+def test_a_killed_and_resumed_evaluation_leaves_the_same_files(
     finished, command, runs, tmp_path, monkeypatch, capsys, caplog
 ):
     output, keep, kept = tmp_path / "here", results_folder.ResultsFolder.save_progress, []
@@ -312,7 +312,7 @@ def test_killed_in_between_and_gone_on_leaves_the_same_files(
     assert files(output) == files(finished[0])
 
 
-# Imports once, forks before anything runs in threads, kills the command after some seconds and tells its exit code.
+# Imports once, forks before any thread starts, kills the command after some seconds and prints its exit code.
 SPAWNER = """
 import json, os, signal, sys, time
 from bcss_jax import evaluate
@@ -339,7 +339,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, tmp_path):
+def test_an_evaluation_killed_at_any_moment_and_resumed_leaves_the_same_files(runs, prepared, tmp_path):
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     environment |= {
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -359,9 +359,9 @@ def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, 
         begun = time.monotonic()
         assert ended(tmp_path / "whole") == 0, log.read_text()
         whole, codes = time.monotonic() - begun, []
-        for share in np.random.default_rng(0).uniform(0.05, 0.7, 5):  # the next ones need not compile
+        for share in np.random.default_rng(0).uniform(0.05, 0.7, 5):  # later runs do not need to compile
             if 0 in codes[-1:]:
-                shutil.rmtree(output)  # it was faster this time
+                shutil.rmtree(output)  # it finished before it was killed
             codes.append(ended(output, share * whole))
         assert ended(output) == 0, log.read_text()
         spawner.stdin.close()
@@ -370,7 +370,7 @@ def test_killed_at_any_moment_and_gone_on_leaves_the_same_files(runs, prepared, 
     assert "Traceback" not in log.read_text()
 
 
-def test_asked_to_stop_it_saves_and_says_so(command, runs, tmp_path, monkeypatch, capsys):
+def test_a_request_to_stop_saves_the_progress_and_says_so(command, runs, tmp_path, monkeypatch, capsys):
     output, call = tmp_path / "here", image_counts.ImageCounter.__call__
 
     def then_asked(self, *batch):
@@ -398,7 +398,7 @@ def test_nothing_is_computed_twice(finished, command, runs, monkeypatch, tmp_pat
     assert files(output) == files(finished[0])
 
 
-def test_results_of_other_settings_are_kept_unless_told_otherwise(finished, command, runs, tmp_path, capsys):
+def test_results_of_other_settings_are_replaced_only_with_overwrite(finished, command, runs, tmp_path, capsys):
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     assert command(runs[:1], output, "--tta") == 2
@@ -408,7 +408,7 @@ def test_results_of_other_settings_are_kept_unless_told_otherwise(finished, comm
     assert document(output)["settings"]["tta"] and not (output / "two").exists()
 
 
-def test_results_of_another_model_are_kept_unless_told_otherwise(finished, command, runs, new_run, tmp_path, capsys):
+def test_results_of_another_model_are_replaced_only_with_overwrite(finished, command, runs, new_run, tmp_path, capsys):
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     other = new_run(tmp_path / "one", seed=5)
@@ -419,7 +419,7 @@ def test_results_of_another_model_are_kept_unless_told_otherwise(finished, comma
     assert document(output)["evaluations"][0]["checkpoint"]["folder"] == str(other / "checkpoints")
 
 
-def test_results_of_another_format_are_kept_unless_told_otherwise(finished, command, runs, tmp_path, capsys):
+def test_results_of_another_format_are_replaced_only_with_overwrite(finished, command, runs, tmp_path, capsys):
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     for content in ('{"format": 2, "settings": {}, "evaluations": []}', "{", "[]"):
@@ -428,7 +428,7 @@ def test_results_of_another_format_are_kept_unless_told_otherwise(finished, comm
         assert "that this program cannot read" in capsys.readouterr().err
 
 
-def test_files_that_are_of_no_evaluation_are_never_touched(finished, command, runs, tmp_path, capsys):
+def test_files_that_no_evaluation_wrote_are_never_touched(finished, command, runs, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert command(runs[:1], tmp_path / "mine", "--overwrite") == 2
@@ -436,13 +436,13 @@ def test_files_that_are_of_no_evaluation_are_never_touched(finished, command, ru
     output = tmp_path / "copy"
     shutil.copytree(finished[0], output)
     shutil.rmtree(output / "one")
-    shutil.copytree(runs[0], output / "one")  # a run where its results would go
+    shutil.copytree(runs[0], output / "one")  # a run in place of its results
     assert command(runs[:1], output, "--overwrite") == 2
     assert "found something else (checkpoints)" in one_line(capsys)
     assert (output / "one" / "checkpoints" / "7").exists() and (tmp_path / "mine" / "thesis.tex").exists()
 
 
-def test_models_of_different_label_schemes_get_tables_of_their_own(command, runs, new_run, tmp_path, capsys):
+def test_models_with_different_label_schemes_get_separate_tables(command, runs, new_run, tmp_path, capsys):
     other = new_run(tmp_path / "five", scheme="five_classes")
     assert command([runs[0], other], tmp_path / "here") == 0
     content, table = document(tmp_path / "here"), (tmp_path / "here" / "table.md").read_text()
@@ -456,7 +456,7 @@ def test_models_of_different_label_schemes_get_tables_of_their_own(command, runs
     assert "two or more checkpoints with the same label scheme" in one_line(capsys)
 
 
-def test_runs_of_one_name_are_told_apart(command, runs, new_run, tmp_path, capsys):
+def test_runs_with_the_same_name_get_unique_names(command, runs, new_run, tmp_path, capsys):
     other = new_run(tmp_path / "again" / "one", seed=3)
     assert command([runs[0], other / "checkpoints"], tmp_path / "here") == 0
     names = [each["name"] for each in document(tmp_path / "here")["evaluations"]]
@@ -468,7 +468,7 @@ def test_runs_of_one_name_are_told_apart(command, runs, new_run, tmp_path, capsy
 
 @pytest.fixture(scope="module")
 def small224(tmp_path_factory):
-    """Kaggle's layout of 224-pixel tiles; `test` has masks only where they are asked for."""
+    """Returns a function that writes a kaggle224 folder, where the test split has masks only on request."""
 
     def write(test_masks):
         root = tmp_path_factory.mktemp("kaggle224")
@@ -483,7 +483,7 @@ def small224(tmp_path_factory):
     return write
 
 
-def test_a_test_part_is_scored_with_the_temperature_of_val(command, runs, small224, tmp_path, capsys):
+def test_the_test_split_is_scored_with_the_temperature_of_val(command, runs, small224, tmp_path, capsys):
     options = ("--data.layout=kaggle224", "--split=test")
     assert command(runs[:1], tmp_path / "here", f"--data.dir={small224(test_masks=True)}", *options) == 0
     (found,) = document(tmp_path / "here")["evaluations"]
@@ -497,7 +497,7 @@ def test_a_test_part_is_scored_with_the_temperature_of_val(command, runs, small2
 
 
 def one_line(capsys):
-    """The error message, which is one line."""
+    """Returns the error message, which is one line."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
     assert line.startswith("error: ")
     return line
@@ -530,12 +530,14 @@ def test_errors_name_the_flags_of_the_command(runs, tmp_path, capsys):
     paths = [f"--checkpoints={runs[0]}", f"--output={tmp_path / 'here'}", f"--prepared_dir={tmp_path / 'file'}"]
     assert evaluate.main(paths) == 5
     assert one_line(capsys).endswith("or choose another --prepared_dir")
-    message = "use --config.data.split=institute, or --config.data.allow_missing=True"  # training alone has the second
+    message = (
+        "use --config.data.split=institute, or --config.data.allow_missing=True"  # only training has the second flag
+    )
     changed = in_flags_of_command(message, evaluate.FLAGS)
     assert changed == "use --data.split=institute, or --config.data.allow_missing=True"
 
 
-def test_no_checkpoint_there(command, tmp_path, capsys):
+def test_a_folder_without_a_checkpoint_is_refused(command, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("x")
@@ -548,53 +550,65 @@ def test_no_checkpoint_there(command, tmp_path, capsys):
 
 
 def changed(runs, tmp_path, change):
-    """A copy of a run whose checkpoint says something else of itself."""
+    """Returns a copy of a run with changed metadata in its checkpoint."""
     folder = tmp_path / "changed"
     shutil.copytree(runs[0], folder)
     path = folder / "checkpoints" / "7" / "about" / "metadata"
-    about = json.loads(path.read_text())
-    change(about)
-    path.write_text(json.dumps(about))
+    metadata = json.loads(path.read_text())
+    change(metadata)
+    path.write_text(json.dumps(metadata))
     return folder
 
 
 def of_scheme(**values):
-    return lambda about: about["label_scheme"].update(values)
+    return lambda metadata: metadata["label_scheme"].update(values)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     (
-        (lambda about: about.update(format_version=99), "checkpoint format 99, this program reads 2; update bcss_jax"),
-        (lambda about: about["config"]["model"].update(width=8), "expected float32["),
-        (lambda about: about["config"]["model"].update(name="dense_unet"), "describes no network of this program"),
-        (lambda about: about["config"]["model"].update(width=10**7), "the checkpoint describes (unet, 3 classes)"),
         (
-            lambda about: about.update(label_scheme=labels.SCHEMES["five_classes"].to_json()),
+            lambda metadata: metadata.update(format_version=99),
+            "checkpoint format 99, this program reads 2; update bcss_jax",
+        ),
+        (lambda metadata: metadata["config"]["model"].update(width=8), "expected float32["),
+        (
+            lambda metadata: metadata["config"]["model"].update(name="dense_unet"),
+            "describes no network of this program",
+        ),
+        (
+            lambda metadata: metadata["config"]["model"].update(width=10**7),
+            "the checkpoint describes (unet, 3 classes)",
+        ),
+        (
+            lambda metadata: metadata.update(label_scheme=labels.SCHEMES["five_classes"].to_json()),
             "label scheme is five_classes",
         ),
-        (lambda about: about.update(label_scheme=labels.SCHEMES["tumor_stroma_other"].to_json()), "label scheme is"),
         (
-            lambda about: about.update(
+            lambda metadata: metadata.update(label_scheme=labels.SCHEMES["tumor_stroma_other"].to_json()),
+            "label scheme is",
+        ),
+        (
+            lambda metadata: metadata.update(
                 label_scheme=labels.SCHEMES["five_classes"].to_json(),
-                config=about["config"] | {"labels": "five_classes"},
+                config=metadata["config"] | {"labels": "five_classes"},
             ),
             "expected float32[1, 1, 4, 6]",
         ),
         (of_scheme(class_names=["ignored", "stroma", "tumor"]), "its classes are not those of tumor_stroma"),
-        (of_scheme(class_names=["ignored", "tumor", "tumor"]), "'tumor' stands there twice"),
-        (of_scheme(evaluated=[1, 1]), "1 stands there twice"),
+        (of_scheme(class_names=["ignored", "tumor", "tumor"]), "the class name 'tumor' occurs twice"),
+        (of_scheme(evaluated=[1, 1]), "the evaluated class 'tumor' occurs twice"),
         (of_scheme(class_names=["ignored", "<script>alert(1)</script>", "stroma"]), "is not made of letters"),
         (of_scheme(class_names=["ignored", "two\nlines", "stroma"]), "'two\\nlines' is not made of letters"),
-        (of_scheme(name="mine"), "'mine' is none of tumor_stroma"),
+        (of_scheme(name="mine"), "its config says labels=tumor_stroma, its label scheme is mine"),
         (of_scheme(evaluated=[]), "lists that are not empty"),
-        (lambda about: about.update(label_scheme=None), "has the fields"),
-        (lambda about: about["config"].pop("image_mean"), "image_mean"),
-        (lambda about: about["config"].update(image_std=[0, 0, 0]), "image_std"),
-        (lambda about: about["config"].update(eval_batch_size="many"), "was changed"),
-        (lambda about: about.update(config=None), "was changed"),
-        (lambda about: about.update(data={}), "was changed"),
-        (lambda about: about.update(versions=float("nan")), "was changed"),
+        (lambda metadata: metadata.update(label_scheme=None), "has the fields"),
+        (lambda metadata: metadata["config"].pop("image_mean"), "image_mean"),
+        (lambda metadata: metadata["config"].update(image_std=[0, 0, 0]), "image_std"),
+        (lambda metadata: metadata["config"].update(eval_batch_size="many"), "was changed"),
+        (lambda metadata: metadata.update(config=None), "was changed"),
+        (lambda metadata: metadata.update(data={}), "was changed"),
+        (lambda metadata: metadata.update(versions=float("nan")), "was changed"),
     ),
 )
 def test_a_checkpoint_that_contradicts_itself_is_refused(command, runs, tmp_path, capsys, change, text):
@@ -604,15 +618,15 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(command, runs, tmp_path
     assert not (tmp_path / "here" / "evaluation.json").exists()
 
 
-def test_a_tree_of_other_weights_is_told_in_twenty_lines(command, runs, tmp_path, capsys):
-    folder = changed(runs, tmp_path, lambda about: about["config"].update(model={"name": "unet_resnet34"}))
+def test_twenty_differences_of_the_weights_are_listed(command, runs, tmp_path, capsys):
+    folder = changed(runs, tmp_path, lambda metadata: metadata["config"].update(model={"name": "unet_resnet34"}))
     assert command([folder], tmp_path / "here") == 3
     line = one_line(capsys)
     assert line.count("; missing ") + line.count(": missing ") + line.count("unknown ") == 20 and "; and " in line
 
 
 class Canary:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -621,7 +635,7 @@ class Canary:
         return open, (str(self.path), "w")
 
 
-def test_the_canary_sings(tmp_path):
+def test_the_canary_creates_its_file(tmp_path):
     pickle.loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()
 
@@ -659,7 +673,7 @@ def test_progress_of_a_stopped_evaluation_is_not_unpickled(command, runs, tmp_pa
     assert (output / "one" / "scores.json").exists() and not canary.exists()
 
 
-def test_weights_that_are_not_numbers_are_told(command, runs, new_run, tmp_path, capsys, monkeypatch):
+def test_weights_that_are_not_finite_are_reported(command, runs, new_run, tmp_path, capsys, monkeypatch):
     create = models.create
 
     def broken(*args, **kwargs):

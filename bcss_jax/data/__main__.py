@@ -21,7 +21,7 @@ from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Source
 from bcss_jax.data.inspection.verify import verify
 from bcss_jax.errors import ConfigError, DataError, in_flags_of_command, printable
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import SCHEMES, find_scheme
 
 NAMED = 10  # number of defects, and of notes, that are printed; all are counted
 # Flags of training, as errors name them -> flags of this command.
@@ -70,7 +70,9 @@ def _parser():
     inspect_parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder for the figures and inspect.json"
     )
-    inspect_parser.add_argument("--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}")
+    inspect_parser.add_argument(
+        "--labels", default="tumor_stroma", help=f"label scheme: {', '.join(SCHEMES)}, or a TOML file"
+    )
     inspect_parser.add_argument(
         "--patches", metavar="KEY,KEY", help="tiles whose colors are drawn; two very different ones by default"
     )
@@ -126,14 +128,14 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    _one_of("--labels", args.labels, SCHEMES)
+    scheme = find_scheme(args.labels, "--labels")
     patches = None
     if args.patches is not None:
         patches = [patch.strip().removesuffix(".png") for patch in args.patches.split(",") if patch.strip()]
         if not patches:
             raise ConfigError("--patches: expected keys of tiles, separated by commas, found none")
     settings = _settings(args)
-    for line in inspect(settings, SCHEMES[args.labels], args.output, patches=patches, overwrite=args.overwrite):
+    for line in inspect(settings, scheme, args.output, patches=patches, overwrite=args.overwrite):
         print(line)
 
 

@@ -64,8 +64,13 @@ class CheckReport:
         lists = ("patients_in_two_parts", "missing", "bad", "warnings")
         return {name: len(value) if name in lists else value for name, value in self.to_json().items()}
 
-    def log(self, scheme: labels.LabelScheme) -> None:
-        """Logs the counts, and as warnings what the user should know before training with this label scheme."""
+    def log(self, scheme: labels.LabelScheme, codes: str) -> None:
+        """Logs the counts, and as warnings what the user should know before training with this label scheme.
+
+        Args:
+          scheme: the label scheme. Tiles without ground truth were counted under the schemes of the package only.
+          codes: code book of the masks.
+        """
         for split, count in self.tiles.items():
             log.info("%s: %d tiles of %d patients", split, count, self.patients[split])
         if self.patients_in_two_parts:
@@ -74,7 +79,8 @@ class CheckReport:
                 "--config.data.split=institute avoids this",
                 len(self.patients_in_two_parts),
             )
-        for split, names in self.absent.get(scheme.name, {}).items():
+        for split, pixels in self.code_pixels.items():
+            names = labels.absent_classes(scheme, codes, pixels)
             if names:
                 log.warning("%s contains no pixel of %s, so there is no score for it", split, ", ".join(names))
         for split, count in self.all_ignored.get(scheme.name, {}).items():

@@ -314,7 +314,7 @@ def _files(folder: Path, root: Path, refuse: Callable[[DataError], None], *, reg
             except DataError as error:
                 refuse(error)
                 continue
-        # Names differ by case only: capitals sort first, so the wrongly named one of the two is told as the copy it is.
+        # Names that differ by case only: capitals sort first, so the error names the file in lower case as the copy.
         if stem.casefold() in seen:
             refuse(_same_name(seen[stem.casefold()], path))
             continue
@@ -330,7 +330,7 @@ def _files(folder: Path, root: Path, refuse: Callable[[DataError], None], *, reg
         seen[stem.casefold()] = files[stem] = path
     if others:
         log.info(
-            "%s: %d entries are no images and are left out, first %s",
+            "%s: %d entries are not images and are left out, first %s",
             printable(folder),
             len(others),
             printable(others[0]),
@@ -339,7 +339,7 @@ def _files(folder: Path, root: Path, refuse: Callable[[DataError], None], *, reg
 
 
 def _refuse_link(path: Path, root: Path) -> None:
-    """Raises for a path which leads in circles, to nothing, or out of the data folder."""
+    """Raises DataError for a path that leads in circles, to nothing, or out of the data folder."""
     try:
         target, home = path.resolve(strict=True), root.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: how Python before 3.13 reports a loop
@@ -349,7 +349,7 @@ def _refuse_link(path: Path, root: Path) -> None:
     if not target.is_relative_to(home):
         raise DataError(
             f"{printable(path)}: expected data inside {printable(root)}, found a link to {printable(target)}; "
-            "copy the data there, or point data_dir at the folder that really holds them"
+            "copy the data there, or name the folder that contains them as the data folder"
         )
 
 
@@ -360,8 +360,9 @@ def _same_name(first: Path, second: Path) -> DataError:
 
 
 def _patches(region: Tile, size: int, stride: int) -> list[Tile]:
-    """Cuts a region into windows on a regular grid; what is left at the edges is not used."""
+    """Cuts a region into windows on a regular grid; the remainder at the edges is not used."""
     source = region.image if region.image.exists() else region.mask
+    assert source is not None, "regions are published with masks"
     width, height = image_size(source)
     if width < size or height < size:
         raise DataError(

@@ -12,10 +12,12 @@ ignored and whose `valid` is False (real images rather than blank ones, because 
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -108,19 +110,12 @@ def train_batches(
     ordered = encoded.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(
         min(num_examples, shuffle_buffer) or 1, seed=order, reshuffle_each_iteration=False
     )
-    return _batches(
-        ordered,
-        num_examples,
-        _image_size(encoded),
-        lambda image, label, index: augment(image, label, (seed, epoch, int(index)), augmentation, ignore_index),
-        table=table,
-        ignore_index=ignore_index,
-        batch_size=batch_size,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-        threads=threads,
-    )
+
+    def change(image, label, index):
+        return augment(image, label, (seed, epoch, int(index)), augmentation, ignore_index)
+
+    batching = _Batching(table, ignore_index, batch_size, process_index, process_count, threads)
+    return _batches(ordered, num_examples, _image_size(encoded), batching, change, start_step)
 
 
 def eval_batches(
@@ -138,40 +133,37 @@ def eval_batches(
 
     Arguments, result and errors are as in `train_batches`. All processes get the same number of batches.
     """
-    return _batches(
-        encoded.apply(tf.data.experimental.assert_cardinality(num_examples)),
-        num_examples,
-        _image_size(encoded),
-        None,
-        table=table,
-        ignore_index=ignore_index,
-        batch_size=batch_size,
-        start_step=0,
-        process_index=process_index,
-        process_count=process_count,
-        threads=threads,
-    )
+    ordered = encoded.apply(tf.data.experimental.assert_cardinality(num_examples))
+    batching = _Batching(table, ignore_index, batch_size, process_index, process_count, threads)
+    return _batches(ordered, num_examples, _image_size(encoded), batching)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batching:
+    """How labels are made and how batches are shared; the attributes are arguments of `train_batches`."""
+
+    table: np.ndarray
+    ignore_index: int
+    batch_size: int
+    process_index: int
+    process_count: int
+    threads: int | None
 
 
 def _batches(
     ordered: tf.data.Dataset,
     num_examples: int,
     size: tuple[int, int],
-    change: Callable | None,
-    *,
-    table: np.ndarray,
-    ignore_index: int,
-    batch_size: int,
-    start_step: int,
-    process_index: int,
-    process_count: int,
-    threads: int | None,
+    batching: _Batching,
+    change: Callable | None = None,
+    start_step: int = 0,
 ) -> Iterator[Batch]:
+    batch_size, process_count = batching.batch_size, batching.process_count
     if batch_size % process_count:
         raise ConfigError(f"batch_size {batch_size} must be a multiple of the number of processes, {process_count}")
     rows = batch_size // process_count
-    threads = threads or os.cpu_count() or 1
-    table = np.asarray(table, np.uint8)
+    threads = batching.threads or os.cpu_count() or 1
+    table = np.asarray(batching.table, np.uint8)
 
     def example_arrays(position, example):
         image = tf.ensure_shape(tf.io.decode_png(example["image"], channels=3), (*size, 3))
@@ -184,7 +176,7 @@ def _batches(
             image.set_shape((*size, 3))
             label.set_shape(size)
         valid = position < num_examples
-        label = tf.where(valid, label, np.uint8(ignore_index))
+        label = tf.where(valid, label, np.uint8(batching.ignore_index))
         return {"image": image, "label": label, "index": tf.where(valid, example["index"], -1), "valid": valid}
 
     # Step s consists of the positions [s * batch_size, (s + 1) * batch_size); each process has `rows` of them in turn.
@@ -193,7 +185,7 @@ def _batches(
     positioned = tf.data.Dataset.zip(tf.data.Dataset.range(num_positions), ordered.repeat())
     mine = positioned.skip(start_step * batch_size)
     if process_count > 1:
-        mine = mine.filter(lambda position, _: position % batch_size // rows == process_index)
+        mine = mine.filter(lambda position, _: position % batch_size // rows == batching.process_index)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
 
     options = tf.data.Options()
     options.deterministic = True
@@ -208,7 +200,7 @@ def _batches(
         .prefetch(PREFETCHED_BATCHES)
     )
 
-    def iterate():
+    def iterate() -> Generator[Batch, None, None]:
         arrays = batches.as_numpy_iterator()
         done = 0
         while True:
@@ -220,7 +212,7 @@ def _batches(
                 raise _explained(
                     error, mine.skip(done * rows).take(rows).map(lambda _, example: example), size, table, change
                 ) from error
-            yield batch
+            yield cast(Batch, batch)
             done += 1
 
     iterator = iterate()

@@ -179,8 +179,11 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
         position = np.arange(SIZE) / pitch + reach + rng.uniform()
         nearest = position.astype(int)
         field = sum(
-            np.exp(-np.square((position - nearest - step) * pitch / sigma) / 2)[:, None] * field[nearest + step]
-            for step in range(-reach, reach + 1)
+            (
+                np.exp(-np.square((position - nearest - step) * pitch / sigma) / 2)[:, None] * field[nearest + step]
+                for step in range(-reach, reach + 1)
+            ),
+            start=np.zeros(()),
         ).T
     return (field - field.mean()) / field.std()
 
@@ -424,7 +427,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     for axis in (0, 1):
         length = image.shape[axis]
         padded = np.pad(image, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        image = sum(w * np.take(padded, np.arange(k, k + length), axis) for k, w in enumerate(weights))
+        shifted = (w * np.take(padded, np.arange(k, k + length), axis) for k, w in enumerate(weights))
+        image = sum(shifted, start=np.zeros(()))
     return image
 
 

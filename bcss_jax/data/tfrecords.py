@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -68,7 +68,7 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
     # not install (4.9.10).
     code_path = None
 
-    def __init__(self, *, examples: dict[str, Iterable[Example]] | None = None, **kwargs):
+    def __init__(self, *, examples: Mapping[str, Iterable[Example]] | None = None, **kwargs):
         """Takes the examples of each split, which are needed only for writing."""
         self._examples = examples or {}
         super().__init__(**kwargs)
@@ -182,7 +182,12 @@ class PreparedData:
         builder = BcssTiles(config=self.layout, data_dir=self.folder)
         skip = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
         one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        return builder.as_dataset(split=split, shuffle_files=False, decoders=skip, read_config=one_by_one)
+        return builder.as_dataset(
+            split=split,  # pyright: ignore[reportCallIssue]  # tfds wraps the method in a decorator
+            shuffle_files=False,
+            decoders=skip,
+            read_config=one_by_one,
+        )
 
 
 def prepare(
@@ -228,7 +233,7 @@ def prepare(
                     _make(folder, settings, tiles)
     report = checks.CheckReport(**_read_prepared(folder / "report.json"))
     log.info("prepared data: %s", folder)
-    report.log(scheme)
+    report.log(scheme, settings.codes)
     return PreparedData(folder, layout, settings.effective_split_by, settings.codes, mpp, fingerprint, report)
 
 
@@ -325,12 +330,16 @@ def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
     index = itertools.count()
     for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
         group = list(group)
-        image, mask = read_pair(
-            image_path, mask_path, group[0].codes, warn=lambda line: None
-        )  # the check has given the warnings
+        assert mask_path is not None, "images without masks are not listed"
+        image, mask = read_pair(image_path, mask_path, group[0].codes, warn=_ignore)
         for tile in group:
             tile_image, tile_mask = tile_reader.crop(image, mask, tile)
+            assert tile_mask is not None
             yield Example(index=next(index), **_table_row(tile), image=tile_image, mask=tile_mask)
+
+
+def _ignore(warning: str) -> None:
+    """Drops a warning that the check has already given."""
 
 
 def _table_row(tile: discovery.TileOrigin) -> dict:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
-from bcss_jax.labels import SCHEMES, LabelScheme
+from bcss_jax.labels import LabelScheme, find_scheme, name_of, scheme_from_json
 from bcss_jax.nnunet import cases, folds, labels, plan_file
 from bcss_jax.nnunet.config import ALL, validate
 from bcss_jax.nnunet.preprocess import preprocess
@@ -95,11 +95,15 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
                 f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
             ) from error
     metadata = [trained.metadata for trained in found.values()]
-    for name in ("plan", "dataset", "label_scheme"):
+    for name in ("plan", "dataset"):
         if any(each[name] != metadata[0][name] for each in metadata):
             raise DataError(
                 f"{run_folder}: expected folds of one {name}, found several; keep only folds that belong together"
             )
+    if any(scheme != schemes[0] for scheme in schemes):
+        raise DataError(
+            f"{run_folder}: expected folds of one label scheme, found several; keep only folds that belong together"
+        )
     _refuse_postprocessing(run_folder)
     return TrainedFolds(
         tuple(
@@ -117,17 +121,19 @@ def _scheme(home, about):
     settings: Any = ConfigDict(about["config"])
     if settings.data.layout == cases.RAW:
         raise ConfigError(
-            f"{printable(home)}: trained on a raw data folder of nnU-Net, whose labels are those of none of the schemes "
-            f"{', '.join(SCHEMES)}; its folds are scored in the run's cross_validation.json"
+            f"{printable(home)}: trained on a raw data folder of nnU-Net, whose labels belong to no label scheme; its folds "
+            "are scored in the run's cross_validation.json"
         )
+    stored = about.get("project_scheme")  # checkpoints of older versions lack it; theirs are schemes of the package
     try:
-        validate(settings)
+        scheme = find_scheme(settings.labels) if stored is None else scheme_from_json(stored)
+        validate(settings, scheme)
     except UserError as error:
         raise ValueError(first_line(error)) from error
-    scheme = SCHEMES[settings.labels]
     dataset = labels.dataset_of(scheme, about["dataset"]["numTraining"])
-    expected = as_json([dataset, cases.scheme_of(dataset).to_json()])
-    if [about["dataset"], about["label_scheme"]] != expected:
+    expected = as_json([dataset, cases.scheme_of(dataset, scheme).to_json()])
+    found = {name: value for name, value in expected[1].items() if name in about["label_scheme"]}
+    if [about["dataset"], about["label_scheme"]] != [expected[0], found] or name_of(settings.labels) != scheme.name:
         raise ValueError(f"its config says labels={scheme.name}, its data set or label scheme says something else")
     return scheme
 

@@ -30,6 +30,7 @@ from bcss_jax.inference.trained_run import joint_sha256, sanitized_name
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import ensemble
 from bcss_jax.nnunet.folds import trained_fold_names
+from bcss_jax.nnunet.labels import num_outputs, outputs_of_labels
 from bcss_jax.nnunet.predict import inference_function, predict_logits
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.training import checkpoint, sharding
@@ -99,7 +100,7 @@ class NnunetRun:
             "folds": members,
             **settings,
             "plan": self.metadata["plan"],
-            "labels": self.scheme.name,
+            "labels": self.scheme.name if self.scheme.is_shipped else self.scheme.identity(),
         }
 
     def describe_checkpoint(self) -> dict:
@@ -184,12 +185,12 @@ class NnunetRun:
         def predict_image(image):
             found = preprocess(image, None, plan, dataset)
             (y0, y1), (x0, x1) = found.properties["bbox_used_for_cropping"]
-            whole = np.zeros((*image.shape[:2], self.scheme.num_classes), np.float32)
+            whole = np.zeros((*image.shape[:2], num_outputs(dataset)), np.float32)
             whole[..., 0] = BORDER_LOGIT
             whole[y0:y1, x0:x1] = ensemble.mean_of_folds(
                 predict_logits(run, each, found.data, patch_size, mesh=mesh) for each in weights
             )
-            return whole
+            return whole[..., outputs_of_labels(self.scheme)]
 
         def predict(images):
             found = {}  # by content: images that fill up a batch are copies and predicted once

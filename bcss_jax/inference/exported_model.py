@@ -94,7 +94,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
     name = portable_stem(Path(path))
     identity = {
         "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
-        "label_scheme": metadata["label_scheme"],
+        "label_scheme": scheme.identity(),
         "mpp": metadata["mpp"],
     }
     description = {

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from bcss_jax.config import validate
 from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
-from bcss_jax.labels import LabelScheme, scheme_from_json
+from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ImageStatistics, ModelFunction
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.training import checkpoint
@@ -76,7 +76,7 @@ class TrainedRun:
     def identity(self) -> dict:
         """Returns everything that decides the predictions, as JSON."""
         config = {name: self.config[name] for name in ("model", "dtype", "image_mean", "image_std")}
-        return {**self.sha256, **config, "label_scheme": self.metadata["label_scheme"]}
+        return {**self.sha256, **config, "label_scheme": self.scheme.identity()}
 
     def describe_checkpoint(self) -> dict:
         """Returns folder, step and epoch of the checkpoint, as JSON."""
@@ -155,11 +155,11 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         raise DataError(f"{where}: {error}; the checkpoint was changed or is not of this program") from error
     try:
         settings: Any = ConfigDict(config)
-        validate(settings)
+        validate(settings, scheme)
         json.dumps(metadata, allow_nan=False)  # the evaluation writes it to JSON again
         if not {"layout", "split", "tiles"} <= metadata["data"].keys():
             raise KeyError("data")
-        if settings.labels != scheme.name:
+        if name_of(settings.labels) != scheme.name:
             raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
         statistics = ImageStatistics(tuple(settings.image_mean), tuple(settings.image_std))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:

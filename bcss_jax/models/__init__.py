@@ -1,4 +1,4 @@
-"""The networks, built by name."""
+"""The networks by name, and a function that builds them."""
 
 import functools
 import inspect
@@ -28,16 +28,16 @@ MODELS = {
 
 
 def create(name: str, **kwargs) -> nnx.Module:
-    """Builds a model: a module that maps NHWC float32 images to NHWC float32 logits of the same height and width.
+    """Builds a model that maps float32 images (N, H, W, C) to float32 logits (N, H, W, num_classes).
 
-    It is in evaluation mode; `model.train()` changes that.
+    The model is in evaluation mode; `model.train()` changes that.
 
     Args:
       name: a key of `MODELS`.
       **kwargs: arguments of the model's class.
 
     Raises:
-      ConfigError: there is no such model, or it has no such argument or lacks one.
+      ConfigError: there is no such model, an argument is unknown, or a required argument is missing.
     """
     if name not in MODELS:
         raise ConfigError(f"there is no model {name!r}; the models are {', '.join(sorted(MODELS))}")
@@ -49,20 +49,20 @@ def create(name: str, **kwargs) -> nnx.Module:
     if missing:
         raise ConfigError(f"model {name!r} needs the argument {', '.join(missing)}")
     model = MODELS[name](**kwargs)
-    model.eval()  # training is asked for by whoever trains; a model that was just loaded is there to predict
+    model.eval()  # models are built to predict; training switches the mode itself
     return model
 
 
 def default_arguments(name: str) -> dict:
-    """The arguments of a model that have a default, and these."""
+    """Returns the arguments of a model that have a default value, with these values."""
     return {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    """The arguments that are left open."""
-    model, given = MODELS[name], {"self": None}
+    """Returns the arguments that `create` takes for a model."""
+    model, fixed = MODELS[name], {"self"}
     if isinstance(model, functools.partial):
-        model, given = model.func, given | model.keywords
-    # Of __init__, because the class itself is called through nnx's metaclass, which takes anything.
+        model, fixed = model.func, fixed | model.keywords.keys()
+    # The signature of __init__ is used because calling the class goes through nnx's metaclass, which accepts anything.
     parameters = inspect.signature(model.__init__ if inspect.isclass(model) else model).parameters
-    return {key: value for key, value in parameters.items() if key not in given}
+    return {key: value for key, value in parameters.items() if key not in fixed}

@@ -1,9 +1,15 @@
-"""Table of the networks' sizes: `python -m bcss_jax.models`.
+"""Prints a table of the networks' sizes: `python -m bcss_jax.models`.
 
-Per network: parameters; multiplications and additions of a forward pass over one 224x224 image, as XLA counts them; what
-a training step at batch 128 keeps for the way back; and the largest part of that batch (`--config.micro_batches=128/part`)
-with which a step fits 16 GB. Kept are the arrays that JAX's differentiation saves, before XLA fuses or frees any, plus
-parameters, gradients and AdamW's two moments. Nothing is run: the networks are only traced.
+For each network, the table lists
+
+- its number of parameters,
+- the multiplications and additions of a forward pass over one 224x224 image, as XLA counts them,
+- the memory of the activations that a training step with batch size 128 stores for the backward pass: the arrays that
+  JAX's differentiation saves, before XLA fuses or frees any,
+- the largest part of that batch (`--config.micro_batches=128/part`) with which a step fits into 16 GB, including
+  parameters, gradients and AdamW's two moments.
+
+The networks are only traced, not run.
 """
 
 import math
@@ -18,7 +24,7 @@ from bcss_jax.models.cost import forward_flops
 
 SIZE, BATCH, NUM_CLASSES = 224, 128, 3
 MEMORY = 16e9
-SPARE = 0.9  # the share of it that a framework leaves to a program
+USABLE = 0.9  # share of the memory that the framework leaves to a program
 
 
 def main() -> None:
@@ -34,36 +40,41 @@ def main() -> None:
 
 
 def measure(name: str) -> tuple[int, float, float]:
-    """Parameters, GFLOPs of a forward pass over one image, and bytes that training keeps per image."""
+    """Returns the number of parameters, the GFLOPs of a forward pass over one image, and the stored bytes per image."""
     model = nnx.eval_shape(lambda: models.create(name, num_classes=NUM_CLASSES))
     _, params, model_state = split_model(model)
     run = ModelFunction(model)
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
     flops = forward_flops(run, params, model_state, images)
 
-    def saved(batch):
-        """Bytes of all arrays that the way back through a batch needs, parameters and input apart."""
+    def stored_bytes(batch):
+        """Returns the bytes of all arrays that the backward pass needs, apart from parameters and input."""
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-        given = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8)
+        batch_images = jax.ShapeDtypeStruct((batch, SIZE, SIZE, 3), jnp.uint8)
         labels = jax.ShapeDtypeStruct((batch, SIZE, SIZE), jnp.uint8)
 
         def pullback(params, model_state, images, labels, keys):
             def loss(params):
-                logits, rest_after = run(params, model_state, images, train=True, dropout_keys=keys)
-                return losses.ce_dice(logits, labels, losses.Objective(NUM_CLASSES, ignore_index=0)), rest_after
+                logits, new_state = run(params, model_state, images, train=True, dropout_keys=keys)
+                return losses.ce_dice(logits, labels, losses.Objective(NUM_CLASSES, ignore_index=0)), new_state
 
             return jax.vjp(loss, params, has_aux=True)[1]
 
-        kept = jax.eval_shape(pullback, params, model_state, given, labels, keys)
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+        residuals = jax.eval_shape(pullback, params, model_state, batch_images, labels, keys)
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(residuals))
 
-    # What two images need more than one: what does not grow with the batch (parameters) drops out.
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(params)), flops / 1e9, float(saved(2) - saved(1))
+    # The difference between two images and one excludes everything that does not grow with the batch, such as
+    # parameters.
+    return (
+        sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
+        flops / 1e9,
+        float(stored_bytes(2) - stored_bytes(1)),
+    )
 
 
 def fitting_part(parameters: int, bytes_per_image: float) -> int:
-    """The largest divisor of the batch whose activations fit beside the state; 0 if not even one image does."""
-    free = SPARE * MEMORY - 4 * 4 * parameters
+    """Returns the largest divisor of the batch size that fits next to the training state; 0 if no image fits."""
+    free = USABLE * MEMORY - 4 * 4 * parameters
     return max(
         (part for part in range(1, BATCH + 1) if BATCH % part == 0 and part * bytes_per_image <= free), default=0
     )

@@ -1,36 +1,65 @@
-"""Checks of the arguments that networks are built with."""
+"""Checks of the arguments that networks are built with and of the images that they are given."""
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from bcss_jax.errors import ConfigError
 
 
-def is_count(value) -> bool:
-    """Whether it is a positive integer (True is none)."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 0
+def is_count(value: Any) -> bool:
+    """Returns whether a value is a positive integer; True is not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0
 
 
-def check_counts(model: str, **values) -> None:
-    """Raises ConfigError for the first value that is no positive integer."""
+def check_counts(model: str, **values: Any) -> None:
+    """Raises ConfigError for the first value that is not a positive integer."""
     for name, value in values.items():
         if not is_count(value):
             raise ConfigError(f"{model}: {name} must be a positive integer, not {value!r}")
 
 
-def check_counts_in(model: str, length: int | None, **values) -> None:
-    """Raises ConfigError for the first value that is no sequence of `length` positive integers (None: one or more)."""
+def check_counts_in(model: str, length: int | None, **values: Any) -> None:
+    """Raises ConfigError for the first value that is not a sequence of positive integers.
+
+    Args:
+      model: name of the model, for the message.
+      length: required length of each sequence; None: one or more.
+      **values: the arguments by name.
+    """
     for name, value in values.items():
-        sound = isinstance(value, Sequence) and not isinstance(value, str) and all(is_count(v) for v in value)
-        if not sound or not value or (length and len(value) != length):
-            number = f"{length} positive integers" if length else "positive integers, one or more"
+        valid = isinstance(value, Sequence) and not isinstance(value, str) and all(is_count(v) for v in value)
+        if not valid or not value or (length and len(value) != length):
+            number = f"{length} positive integers" if length else "one or more positive integers"
             raise ConfigError(f"{model}: {name} must be {number}, not {value!r}")
 
 
-def check_share(model: str, *, zero: bool, one: bool, **values) -> None:
-    """Raises ConfigError for the first value that does not lie between 0 and 1; the flags say which ends are allowed."""
+def check_fraction(model: str, *, allow_zero: bool, allow_one: bool, **values: Any) -> None:
+    """Raises ConfigError for the first value that is not a number between 0 and 1."""
     for name, value in values.items():
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not (0 <= value if zero else 0 < value) or not (value <= 1 if one else value < 1):
-            low, high = "at least" if zero else "above", "at most" if one else "below"
+        above = number and (float(value) >= 0 if allow_zero else float(value) > 0)
+        below = number and (float(value) <= 1 if allow_one else float(value) < 1)
+        if not above or not below:
+            low, high = "at least" if allow_zero else "above", "at most" if allow_one else "below"
             raise ConfigError(f"{model}: {name} must be {low} 0 and {high} 1, not {value!r}")
+
+
+def check_image_size(model: str, images: jax.Array, smallest: int, network: str, alternative: str = "") -> None:
+    """Raises ConfigError if images are too small for a network.
+
+    Args:
+      model: name of the model, for the message.
+      images: (N, H, W, C).
+      smallest: number of pixels that height and width must have at least.
+      network: what the images are too small for.
+      alternative: another remedy than larger images, such as " or a smaller depth".
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest:
+        raise ConfigError(
+            f"{model}: {height}x{width} pixels are too few for {network}; use images of at least {smallest} pixels on "
+            f"each side, here {max(height, smallest)}x{max(width, smallest)}{alternative}"
+        )

@@ -1,41 +1,55 @@
 """Dense U-Net: a U-Net of dense blocks.
 
-After Cai et al. 2020 ("Dense-UNet: a novel multiphoton in vivo cellular image segmentation model based on a
-convolutional neural network", Quantitative Imaging in Medicine and Surgery 10(6):1275). Known of it is its abstract:
-U-shaped, dense concatenation to reuse features, four modules of four layers each on the way down, a symmetric path up.
-No code of the authors was found. What else a network needs is this project's choice, after DenseNet (Huang et al.
-2016) wherever that has an answer:
+Follows Cai et al. 2020 ("Dense-UNet: a novel multiphoton in vivo cellular image segmentation model based on a
+convolutional neural network", Quantitative Imaging in Medicine and Surgery 10(6):1275). Only its abstract was
+available: a U-shaped network, dense concatenation to reuse features, four modules of four layers each in the encoder,
+  and a
+symmetric decoder. No code by the authors was found. This project chose the remaining details, following DenseNet (Huang
+et al. 2016) wherever DenseNet defines them:
 
-- A 3x3 convolution without norm to `init_width` channels comes first, as in DenseNet for small images.
-- A dense layer is BatchNorm, ReLU, 3x3 convolution to `growth` channels, without the 1x1 convolution of DenseNet-BC;
-  its norm is over all maps before it.
-- A module on the way down is a dense block, all of whose maps are the skip, and then a transition: BatchNorm, ReLU, 1x1
-  convolution to the part `compression` of the channels, mean over 2x2 pixels.
-- At the bottom there is one more dense block.
-- A module on the way up is a 2x2 transposed convolution to half of the channels, concatenation of it and the skip, a
+- The first layer is a 3x3 convolution without a norm to `init_width` channels, as in DenseNet for small images.
+- A dense layer is BatchNorm, ReLU and a 3x3 convolution to `growth` channels, without the 1x1 convolution of
+  DenseNet-BC. Its norm covers all maps before it.
+- An encoder module is a dense block followed by a transition: BatchNorm, ReLU, a 1x1 convolution that keeps the
+fraction
+  `compression` of the channels, and a mean over 2x2 pixels. All maps of the dense block form the skip.
+- The bottleneck is one more dense block.
+- A decoder module is a 2x2 transposed convolution to half of the channels, concatenation of its result and the skip, a
   dense block, and a transition without the mean.
-- BatchNorm, ReLU and a 1x1 convolution give the logits. No other convolution has a bias, because a norm always follows
-  that would take it out. There is no dropout.
+- BatchNorm, ReLU and a 1x1 convolution give the logits. No other convolution has a bias, because the norm that follows
+  would remove it. There is no dropout.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.errors import ConfigError
-from bcss_jax.models.arguments import check_counts, check_counts_in, check_share
+from bcss_jax.models.arguments import check_counts, check_counts_in, check_fraction, check_image_size
 from bcss_jax.models.blocks import initializers, norms, resampling
 from bcss_jax.models.blocks.dense_block import DenseBlock
 from bcss_jax.models.blocks.layers import Conv, ConvTranspose
-from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
+from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries, entries_of
 
 
 class NormConv(nnx.Module):
-    """BatchNorm, ReLU and a convolution without bias; takes several maps, read as if concatenated over channels."""
+    """BatchNorm, ReLU and a convolution without a bias.
+
+    It takes several maps, which count as concatenated over channels.
+    """
 
     def __init__(self, inputs: int, outputs: int, size: int = 3, *, dtype: Dtype, rngs: nnx.Rngs):
-        """Channels in (all maps together) and out, size of the kernel."""
+        """Builds the layer.
+
+        Args:
+          inputs: channels of the input, all maps together.
+          outputs: channels of the result.
+          size: height and width of the kernel.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.norm = norms.BatchNorm(inputs, relu=True)
         self.conv = Conv(
             inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, dtype=dtype, rngs=rngs
@@ -46,16 +60,17 @@ class NormConv(nnx.Module):
         return self.conv(self.norm(*maps))
 
     def torch_entries(self) -> TorchEntries:
-        """Names `norm` and `conv`."""
+        """Returns the entries under the names `norm` and `conv`."""
         return entries_of({"norm": self.norm, "conv": self.conv})
 
 
 class DenseUNet(nnx.Module):
-    """Dense U-Net: for RGB and three classes 1,061,891 parameters with growth 16, 3,771,743 with 32,
-    8,151,432 with 48 and 14,198,217 with 64.
+    """Dense U-Net with 3,771,743 parameters for RGB and three classes.
 
-    Convolutions start normal with variance 2 / fan_in as in DenseNet; the transposed ones and the last one as
-    PyTorch's default leaves them, uniform in +-1/sqrt(fan_in).
+    That is with growth 32; it has 1,061,891 parameters with growth 16, 8,151,432 with 48 and 14,198,217 with 64.
+
+    Convolutions are initialized from a normal distribution with variance 2 / fan_in, as in DenseNet. The transposed
+    convolutions and the last convolution use PyTorch's default, uniform in +-1/sqrt(fan_in).
     """
 
     def __init__(
@@ -76,17 +91,17 @@ class DenseUNet(nnx.Module):
         Args:
           num_classes: channels of the logits.
           growth: channels that each dense layer adds.
-          layers: of the dense blocks on the way down, from full resolution on; the way up has the same, reversed.
-            Images need at least 2**len(layers) pixels a side.
-          bottleneck_layers: of the dense block at the bottom.
+          layers: number of layers of each dense block of the encoder, starting at full resolution; the decoder has the
+            same numbers in reverse order. Images need at least 2**len(layers) pixels on each side.
+          bottleneck_layers: number of layers of the dense block at the bottom.
           init_width: channels of the first convolution.
-          compression: part of the channels that a transition leaves, rounded down.
+          compression: fraction of the channels that a transition keeps, rounded down.
           in_channels: channels of the images.
-          dtype: type of the arithmetic. Weights, batch statistics and logits are float32 whatever it is.
+          dtype: type of the computation. Weights, batch statistics and logits are always float32.
           seed: of the initial weights.
 
         Raises:
-          ConfigError: a number is not positive, or the compression above 1.
+          ConfigError: a number is not positive, or the compression is above 1.
         """
         check_counts(
             "dense_unet",
@@ -97,9 +112,9 @@ class DenseUNet(nnx.Module):
             in_channels=in_channels,
         )
         check_counts_in("dense_unet", None, layers=layers)
-        check_share("dense_unet", zero=False, one=True, compression=compression)
+        check_fraction("dense_unet", allow_zero=False, allow_one=True, compression=compression)
 
-        common = dict(dtype=dtype, rngs=nnx.Rngs(seed))
+        common: dict[str, Any] = dict(dtype=dtype, rngs=nnx.Rngs(seed))
         self.depth, self.dtype = len(layers), dtype
         self.stem = Conv(in_channels, init_width, 3, use_bias=False, init=initializers.kaiming_normal, **common)
         inputs, skips = init_width, []
@@ -125,21 +140,16 @@ class DenseUNet(nnx.Module):
         """Images (N, H, W, in_channels) -> float32 logits (N, H, W, num_classes); any H and W >= 2**len(layers).
 
         Raises:
-          ConfigError: the images are smaller than that, so that nothing is left at the bottom.
+          ConfigError: the images are smaller, so that no pixel would remain in the bottleneck.
         """
-        least = 2**self.depth
-        if min(images.shape[1:3]) < least:
-            raise ConfigError(
-                f"dense_unet: {images.shape[1]}x{images.shape[2]} pixels are too few for {self.depth} modules; "
-                f"take images of at least {least} pixels a side or fewer layers"
-            )
+        check_image_size("dense_unet", images, 2**self.depth, f"{self.depth} modules", " or fewer layers")
         x = self.stem(images.astype(self.dtype))
         skips = []
         for level in range(1, self.depth + 1):
             maps = getattr(self, f"down{level}")(norms.with_statistics(x))
             skips.append(maps)
             transition = getattr(self, f"down{level}_transition")
-            # The mean before the convolution, not after it: the result is the same, and the work a quarter.
+            # Taking the mean before the convolution gives the same result with a quarter of the work.
             x = transition.conv(resampling.avg_pool(transition.norm(*maps), (2, 2)))
         x = jnp.concatenate([m.values for m in self.bottleneck(norms.with_statistics(x))], axis=-1)
         for step in range(1, self.depth + 1):
@@ -150,15 +160,15 @@ class DenseUNet(nnx.Module):
         return self.head(self.norm(x)).astype(jnp.float32)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `benchmarks/torch_dense_unet.py`; there is no reference that others share."""
-        parts = {"stem": self.stem}
+        """Returns the entries under the names of `benchmarks/torch_dense_unet.py`; there is no public reference."""
+        modules: dict[str, HasTorchEntries] = {"stem": self.stem}
         for level in range(1, self.depth + 1):
-            parts[f"down{level}.block"] = getattr(self, f"down{level}")
-            parts[f"down{level}.transition"] = getattr(self, f"down{level}_transition")
-        parts["bottleneck"] = self.bottleneck
+            modules[f"down{level}.block"] = getattr(self, f"down{level}")
+            modules[f"down{level}.transition"] = getattr(self, f"down{level}_transition")
+        modules["bottleneck"] = self.bottleneck
         for step in range(1, self.depth + 1):
-            parts[f"up{step}.upsample"] = getattr(self, f"upsample{step}")
-            parts[f"up{step}.block"] = getattr(self, f"up{step}")
-            parts[f"up{step}.transition"] = getattr(self, f"up{step}_transition")
-        parts |= {"norm": self.norm, "head": self.head}
-        return entries_of(parts)
+            modules[f"up{step}.upsample"] = getattr(self, f"upsample{step}")
+            modules[f"up{step}.block"] = getattr(self, f"up{step}")
+            modules[f"up{step}.transition"] = getattr(self, f"up{step}_transition")
+        modules |= {"norm": self.norm, "head": self.head}
+        return entries_of(modules)

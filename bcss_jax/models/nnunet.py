@@ -1,15 +1,16 @@
 """nnU-Net's networks, PlainConvUNet and ResidualEncoderUNet, in two dimensions.
 
 Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z) and 2024 (arXiv:2404.09556) in the form of the package
-dynamic_network_architectures 0.4.4, which nnU-Net 2.8 builds them from and whose weights load through
-`bcss_jax.models.weights.pretrained`. Arguments are named as in the `arch_kwargs` of an nnU-Net plan. Not in the plan's hands here:
-2D convolutions, instance normalization (affine, eps 1e-5), LeakyReLU of slope 0.01, no dropout.
+dynamic_network_architectures 0.4.4, from which nnU-Net 2.8 builds them and whose weights load through
+`bcss_jax.models.weights.pretrained`. Arguments have the names of the `arch_kwargs` of an nnU-Net plan. The following is
+fixed here, whatever the plan says: 2D convolutions, instance normalization (affine, eps 1e-5), LeakyReLU with slope
+0.01, no dropout.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,17 @@ from flax.typing import Dtype
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.arguments import check_counts, is_count
 from bcss_jax.models.blocks import initializers, layers, norms, resampling
-from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries, entries_of, prefixed
 
 Pair = tuple[int, int]
 PerStage = int | Sequence[int]
 PairPerStage = int | Sequence[int | Sequence[int]]
 
-SLOPE = 0.01  # of LeakyReLU
+SLOPE = 0.01  # of LeakyReLU for negative values
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, SLOPE * x)  # PyTorch's gradient at zero, too, which jax.nn's is not
+    return jnp.where(x > 0, x, SLOPE * x)  # unlike jax.nn's, it has PyTorch's gradient at zero
 
 
 def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
@@ -37,7 +38,7 @@ def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, instance normalization, and LeakyReLU unless told otherwise."""
+    """Convolution, instance normalization, and LeakyReLU unless `activated` is False."""
 
     def __init__(
         self,
@@ -51,7 +52,18 @@ class ConvNorm(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Channels in and out, size and stride of the kernel, whether there are a bias and LeakyReLU."""
+        """Builds the layer.
+
+        Args:
+          inputs: channels of the input, all maps together.
+          outputs: channels of the result.
+          size: height and width of the kernel.
+          stride: of the kernel, along height and width.
+          use_bias: whether the convolution has a bias.
+          activated: whether LeakyReLU follows.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.conv = layers.Conv(
             inputs, outputs, size, stride=stride, use_bias=use_bias, zero_bias=True, init=_he_normal, dtype=dtype,
             rngs=rngs,
@@ -59,17 +71,20 @@ class ConvNorm(nnx.Module):
         self.norm = norms.GroupNorm(outputs, outputs, activation=_leaky_relu if activated else None)
 
     def __call__(self, *maps: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C1), ..., read as if concatenated over channels -> (N, H / stride, W / stride, outputs)."""
+        """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H / stride, W / stride, outputs).
+
+        Several maps count as concatenated over channels.
+        """
         return self.norm(self.conv(*maps))
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `ConvDropoutNormReLU`, which holds each layer twice."""
-        parts = {"conv": self.conv, "norm": self.norm, "all_modules.0": self.conv, "all_modules.1": self.norm}
-        return entries_of(parts)
+        """Returns the entries under the names of `ConvDropoutNormReLU`, which holds each layer twice."""
+        modules = {"conv": self.conv, "norm": self.norm, "all_modules.0": self.conv, "all_modules.1": self.norm}
+        return entries_of(modules)
 
 
 class ConvStack(nnx.Module):
-    """Several `ConvNorm` with LeakyReLU in a row, the first of them with the stride."""
+    """A sequence of `ConvNorm` layers with LeakyReLU. Only the first one has the stride."""
 
     def __init__(
         self,
@@ -83,7 +98,7 @@ class ConvStack(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Arguments as of `ConvNorm`, and how many."""
+        """Builds `count` layers; see `ConvNorm` for the other arguments."""
         self.convs = nnx.List(
             ConvNorm(
                 inputs if i == 0 else outputs, outputs, size, stride=stride if i == 0 else (1, 1), use_bias=use_bias,
@@ -93,31 +108,33 @@ class ConvStack(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, *maps: jax.Array) -> jax.Array:
-        """Shapes as of `ConvNorm`."""
+        """Runs the layers; for the shapes see `ConvNorm`."""
         x = self.convs[0](*maps)
         for conv in self.convs[1:]:
             x = conv(x)
         return x
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `StackedConvBlocks`."""
+        """Returns the entries under the names of `StackedConvBlocks`."""
         return entries_of({f"convs.{i}": conv for i, conv in enumerate(self.convs)})
 
 
 class ResidualBlock(nnx.Module):
-    """Two `ConvNorm` and a way around them: mean over the stride's blocks, 1x1 convolution if the channels change.
+    """Two `ConvNorm` layers and a shortcut around them.
 
-    The last norm starts with the scale zero, so that the block starts as LeakyReLU of its way around.
+    The shortcut takes the mean over blocks of the stride's size and applies a 1x1 convolution if the channels change.
+    The scale of the last norm is initialized with zeros, so that the block initially computes LeakyReLU of its
+    shortcut.
     """
 
     def __init__(
         self, inputs: int, outputs: int, size: Pair, *, stride: Pair, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
-        """Arguments as of `ConvNorm`."""
+        """Builds the block; see `ConvNorm` for the arguments."""
         self.conv1 = ConvNorm(inputs, outputs, size, stride=stride, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(outputs, outputs, size, use_bias=use_bias, activated=False, dtype=dtype, rngs=rngs)
         self.conv2.norm.scale[...] = jnp.zeros(outputs)
-        skip = dict(use_bias=False, activated=False, dtype=dtype, rngs=rngs)
+        skip: dict[str, Any] = dict(use_bias=False, activated=False, dtype=dtype, rngs=rngs)
         self.skip = None if inputs == outputs else ConvNorm(inputs, outputs, (1, 1), **skip)
         self.stride = stride
 
@@ -129,7 +146,7 @@ class ResidualBlock(nnx.Module):
         return _leaky_relu(y + (x if self.skip is None else self.skip(x)))
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `BasicBlockD`, where the pooling counts as the first module of the way around."""
+        """Returns the entries under the names of `BasicBlockD`, whose shortcut has the pooling as its first module."""
         entries = entries_of({"conv1": self.conv1, "conv2": self.conv2})
         if self.skip is None:
             return entries
@@ -137,38 +154,49 @@ class ResidualBlock(nnx.Module):
 
 
 class _Stage(NamedTuple):
-    """A resolution of the network: channels, kernels, and the stride that leads to it."""
+    """One resolution of the network.
+
+    Attributes:
+      features: channels.
+      kernel: height and width of the kernels.
+      stride: of the step from the resolution above, along height and width.
+    """
 
     features: int
     kernel: Pair
     stride: Pair
 
 
+Stages = Sequence[_Stage]
+
+
 class PlainEncoder(nnx.Module):
-    """A `ConvStack` for each resolution."""
+    """An encoder with one `ConvStack` for each resolution."""
 
     def __init__(
-        self,
-        inputs: int,
-        stages: Sequence[_Stage],
-        counts: Sequence[int],
-        *,
-        use_bias: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
+        self, inputs: int, stages: Stages, counts: Sequence[int], *, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
-        """Channels of the images, the resolutions and how many convolutions each has."""
+        """Builds the encoder.
+
+        Args:
+          inputs: channels of the images.
+          stages: the resolutions, full resolution first.
+          counts: number of convolutions at each resolution.
+          use_bias: whether the convolutions have a bias.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         widths = [inputs, *(stage.features for stage in stages)]
         self.stages = nnx.List(
             ConvStack(
                 width, stage.features, stage.kernel, count=count, stride=stage.stride, use_bias=use_bias, dtype=dtype,
                 rngs=rngs,
             )
-            for width, stage, count in zip(widths, stages, counts)  # noqa: B905, the last width is nobody's input
+            for width, stage, count in zip(widths, stages, counts)  # noqa: B905, the last width is not an input
         )  # fmt: skip
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """(N, H, W, inputs) -> the map of every resolution, full resolution first."""
+        """(N, H, W, inputs) -> the maps of all resolutions, full resolution first."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -176,24 +204,17 @@ class PlainEncoder(nnx.Module):
         return maps
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `PlainConvEncoder`."""
+        """Returns the entries under the names of `PlainConvEncoder`."""
         return entries_of({f"stages.{s}.0": stage for s, stage in enumerate(self.stages)})
 
 
 class ResidualEncoder(nnx.Module):
-    """A convolution at full resolution (stem), then a row of `ResidualBlock` for each resolution."""
+    """An encoder with a convolution at full resolution (stem), then `ResidualBlock`s for each resolution."""
 
     def __init__(
-        self,
-        inputs: int,
-        stages: Sequence[_Stage],
-        counts: Sequence[int],
-        *,
-        use_bias: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
+        self, inputs: int, stages: Stages, counts: Sequence[int], *, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
-        """Channels of the images, the resolutions and how many blocks each has."""
+        """Builds the encoder; `counts` are numbers of residual blocks. See `PlainEncoder` for the other arguments."""
         width = stages[0].features
         self.stem = ConvStack(inputs, width, stages[0].kernel, count=1, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.stages = nnx.List()
@@ -209,7 +230,7 @@ class ResidualEncoder(nnx.Module):
             self.stages.append(blocks)
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """(N, H, W, inputs) -> the map of every resolution, full resolution first."""
+        """(N, H, W, inputs) -> the maps of all resolutions, full resolution first."""
         x = self.stem(x)
         maps = []
         for blocks in self.stages:
@@ -219,25 +240,31 @@ class ResidualEncoder(nnx.Module):
         return maps
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in the reference's `ResidualEncoder`."""
+        """Returns the entries under the names of the reference's `ResidualEncoder`."""
         blocks = {f"stages.{s}.blocks.{b}": block for s, row in enumerate(self.stages) for b, block in enumerate(row)}
         return entries_of({"stem": self.stem} | blocks)
 
 
 class Decoder(nnx.Module):
-    """Learned upsampling, concatenation before the encoder's map, a `ConvStack`, and logits, from the deepest up."""
+    """Decoder: upsampling, concatenation with the skip, convolutions and logits at each resolution, deepest first.
+
+    Upsampling is a transposed convolution; its result is concatenated before the skip. The convolutions are a
+    `ConvStack`.
+    """
 
     def __init__(
-        self,
-        num_classes: int,
-        stages: Sequence[_Stage],
-        counts: Sequence[int],
-        *,
-        use_bias: bool,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
+        self, num_classes: int, stages: Stages, counts: Sequence[int], *, use_bias: bool, dtype: Dtype, rngs: nnx.Rngs
     ):
-        """Channels of the logits, the encoder's resolutions, and the number of convolutions, deepest first."""
+        """Builds the decoder.
+
+        Args:
+          num_classes: channels of the logits.
+          stages: the resolutions of the encoder, full resolution first.
+          counts: number of convolutions at each resolution, deepest first.
+          use_bias: whether the convolutions have a bias.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.transpconvs, self.stages, self.seg_layers = nnx.List(), nnx.List(), nnx.List()
         for (below, stage), count in zip(itertools.pairwise(reversed(stages)), counts, strict=True):
             width = stage.features
@@ -254,7 +281,7 @@ class Decoder(nnx.Module):
             self.seg_layers.append(head)
 
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
-        """The encoder's maps, full resolution first -> the maps that the heads take, deepest first."""
+        """The maps of the encoder, full resolution first -> the inputs of the segmentation heads, deepest first."""
         x = maps[-1]
         decoded = []
         for up, stage, skip in zip(self.transpconvs, self.stages, reversed(maps[:-1]), strict=True):
@@ -263,13 +290,17 @@ class Decoder(nnx.Module):
         return decoded
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `UNetDecoder`, but for the encoder that it holds as well."""
-        lists = {"stages": self.stages, "transpconvs": self.transpconvs, "seg_layers": self.seg_layers}
-        return entries_of({f"{name}.{s}": part for name, parts in lists.items() for s, part in enumerate(parts)})
+        """Returns the entries under the names of `UNetDecoder`, without those of the encoder that it holds as well."""
+        lists: dict[str, Iterable[HasTorchEntries]] = {
+            "stages": self.stages,
+            "transpconvs": self.transpconvs,
+            "seg_layers": self.seg_layers,
+        }
+        return entries_of({f"{name}.{s}": layer for name, row in lists.items() for s, layer in enumerate(row)})
 
 
 class _NnUNet(nnx.Module):
-    """An encoder and the decoder with its heads: what both networks do with images."""
+    """The base class of both networks: an encoder, a decoder with segmentation heads, and deep supervision."""
 
     encoder: PlainEncoder | ResidualEncoder
     decoder: Decoder
@@ -280,27 +311,27 @@ class _NnUNet(nnx.Module):
 
         Raises:
           ConfigError: height or width is not a multiple of the product of the strides, or the deepest maps would have
-            one pixel, which instance normalization makes zero.
+            a single pixel, which instance normalization would set to zero.
         """
         return self.decoder.seg_layers[-1](self._decoded(images)[-1]).astype(jnp.float32)
 
     @property
     def num_scales(self) -> int:
-        """How many logits `all_logits` gives."""
+        """Number of resolutions for which `all_logits` returns logits."""
         return len(self.decoder.seg_layers)
 
     def all_logits(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """Logits of every resolution but the deepest, for deep supervision.
+        """Returns the logits of all resolutions except the deepest, for deep supervision.
 
         Args:
           images: (N, H, W, in_channels).
 
         Returns:
-          float32 (N, H, W, num_classes), (N, H / stride, W / stride, num_classes), ...: those of `__call__` first, then
-          the next lower resolution's.
+          float32 (N, H, W, num_classes), (N, H / stride, W / stride, num_classes), ...: the logits of `__call__` first,
+          then those of lower and lower resolutions.
 
         Raises:
-          ConfigError: as `__call__`.
+          ConfigError: see `__call__`.
         """
         heads, maps = self.decoder.seg_layers, self._decoded(images)
         return tuple(head(x).astype(jnp.float32) for head, x in zip(reversed(heads), reversed(maps), strict=True))
@@ -313,8 +344,8 @@ class _NnUNet(nnx.Module):
             near = sorted(fitting, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:2]
             raise ConfigError(
                 f"nnunet: images of {height}x{width} pixels do not fit; height and width must be multiples of "
-                f"{self.multiple[0]} and {self.multiple[1]}, and not both of them these; "
-                f"the nearest that fit are {' and '.join(f'{h}x{w}' for h, w in near)}"
+                f"{self.multiple[0]} and {self.multiple[1]}, and larger than {self.multiple[0]}x{self.multiple[1]}; "
+                f"the nearest sizes that fit are {' and '.join(f'{h}x{w}' for h, w in near)}"
             )
         return self.decoder(self.encoder(images))
 
@@ -322,7 +353,10 @@ class _NnUNet(nnx.Module):
         return height % self.multiple[0] == width % self.multiple[1] == 0 and (height, width) != self.multiple
 
     def torch_entries(self) -> TorchEntries:
-        """Every name of the reference's state_dict: up to four for one variable, the one without detours first."""
+        """Returns the entries under all names of the reference's state_dict.
+
+        A variable has up to four names there; the most direct one comes first.
+        """
         encoder = self.encoder.torch_entries()
         decoder = self.decoder.torch_entries()
         return prefixed("encoder", encoder) | prefixed("decoder", decoder) | prefixed("decoder.encoder", encoder)
@@ -331,8 +365,8 @@ class _NnUNet(nnx.Module):
 class PlainConvUNet(_NnUNet):
     """nnU-Net's default network: 20,620,655 parameters for RGB and three classes, with the plan for 224x224 pixels.
 
-    Two 3x3 convolutions at each of six resolutions on both sides, strided ones to go down. Kernels start
-    kaiming_normal(a=0.01), biases at zero.
+    It has two 3x3 convolutions at each of six resolutions in the encoder and in the decoder, and strided convolutions
+    to go down. Kernels are initialized with kaiming_normal(a=0.01), biases with zeros.
     """
 
     def __init__(
@@ -350,120 +384,121 @@ class PlainConvUNet(_NnUNet):
         dtype: Dtype = jnp.float32,
         seed: int = 0,
     ):
-        """Builds the network with random weights. One value in place of a list counts for all stages.
+        """Builds the network with random weights. One value in place of a list applies to all stages.
 
         Args:
           num_classes: channels of the logits.
           in_channels: channels of the images.
-          n_stages: resolutions, at least two.
-          features_per_stage: channels at each of them, full resolution first.
-          kernel_sizes: of the convolutions at each of them, odd numbers or pairs of such for height and width.
-          strides: of the step down to each of them, numbers or pairs; the first is one.
-          n_conv_per_stage: convolutions of the encoder at each of them.
-          n_conv_per_stage_decoder: convolutions of the decoder, `n_stages - 1` numbers, lowest resolution first.
+          n_stages: number of resolutions, at least two.
+          features_per_stage: channels at each resolution, full resolution first.
+          kernel_sizes: sizes of the kernels at each resolution: odd numbers, or pairs of them for height and width.
+          strides: strides of the step down to each resolution: numbers or pairs; the first is one.
+          n_conv_per_stage: number of convolutions of the encoder at each resolution.
+          n_conv_per_stage_decoder: number of convolutions of the decoder: `n_stages - 1` numbers, lowest resolution
+            first.
           conv_bias: whether convolutions and transposed convolutions have a bias; the heads always have one.
-          dtype: type of the arithmetic. Weights, statistics and logits are float32 whatever it is.
+          dtype: type of the computation. Weights, statistics and logits are always float32.
           seed: of the initial weights.
 
         Raises:
-          ConfigError: a value is not what it should be, or a list has the wrong length.
+          ConfigError: a value is invalid, or a list has the wrong length.
         """
         _check("nnunet", num_classes, in_channels, conv_bias)
         stages = _stages("nnunet", n_stages, features_per_stage, kernel_sizes, strides)
-        counts = _per_stage("nnunet: n_conv_per_stage", n_conv_per_stage, n_stages)
-        decoder_counts = _per_stage("nnunet: n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
-        rest = dict(use_bias=conv_bias, dtype=dtype, rngs=nnx.Rngs(seed))
-        self.encoder = PlainEncoder(in_channels, stages, counts, **rest)
-        self.decoder = Decoder(num_classes, stages, decoder_counts, **rest)
+        convs = _per_stage("nnunet: n_conv_per_stage", n_conv_per_stage, n_stages)
+        decoder_convs = _per_stage("nnunet: n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
+        common: dict[str, Any] = dict(use_bias=conv_bias, dtype=dtype, rngs=nnx.Rngs(seed))
+        self.encoder = PlainEncoder(in_channels, stages, convs, **common)
+        self.decoder = Decoder(num_classes, stages, decoder_convs, **common)
         self.multiple = _total_stride(stages)
 
 
 class ResidualEncoderUNet(_NnUNet):
-    """nnU-Net's network with a residual encoder: 71,818,159 parameters as `PlainConvUNet`.
+    """nnU-Net's network with a residual encoder: 71,818,159 parameters in the setting of `PlainConvUNet`.
 
-    Residual blocks with two 3x3 convolutions in the encoder, one convolution at each resolution of the decoder.
-    Initial weights as of `PlainConvUNet`; the last norm of each block starts with the scale zero.
+    The encoder has residual blocks with two 3x3 convolutions, the decoder one convolution at each resolution. Initial
+    weights are as for `PlainConvUNet`; the scale of the last norm of each block is initialized with zeros.
     """
 
     def __init__(
         self,
         num_classes: int,
         *,
+        n_blocks_per_stage: PerStage = (1, 3, 4, 6, 6, 6),
+        n_conv_per_stage_decoder: PerStage = 1,
         in_channels: int = 3,
         n_stages: int = 6,
         features_per_stage: PerStage = (32, 64, 128, 256, 512, 512),
         kernel_sizes: PairPerStage = 3,
         strides: PairPerStage = (1, 2, 2, 2, 2, 2),
-        n_blocks_per_stage: PerStage = (1, 3, 4, 6, 6, 6),
-        n_conv_per_stage_decoder: PerStage = 1,
         conv_bias: bool = True,
         dtype: Dtype = jnp.float32,
         seed: int = 0,
     ):
-        """Builds the network with random weights. Arguments and errors as of `PlainConvUNet`, but for one.
+        """Builds the network with random weights. Errors and arguments not listed here are those of `PlainConvUNet`.
 
         Args:
           num_classes: channels of the logits.
-          in_channels: channels of the images.
-          n_stages: resolutions, at least two.
-          features_per_stage: channels at each of them, full resolution first.
-          kernel_sizes: of the convolutions at each of them, odd numbers or pairs of such for height and width.
-          strides: of the step down to each of them, numbers or pairs; the first is one.
-          n_blocks_per_stage: residual blocks of the encoder at each of them.
-          n_conv_per_stage_decoder: convolutions of the decoder, `n_stages - 1` numbers, lowest resolution first.
-          conv_bias: whether convolutions and transposed convolutions have a bias; the heads always have one, the 1x1
-            convolutions around the blocks never.
-          dtype: type of the arithmetic. Weights, statistics and logits are float32 whatever it is.
-          seed: of the initial weights.
+          n_blocks_per_stage: number of residual blocks of the encoder at each resolution.
+          n_conv_per_stage_decoder: see `PlainConvUNet`.
+          in_channels: see `PlainConvUNet`.
+          n_stages: see `PlainConvUNet`.
+          features_per_stage: see `PlainConvUNet`.
+          kernel_sizes: see `PlainConvUNet`.
+          strides: see `PlainConvUNet`.
+          conv_bias: see `PlainConvUNet`. The 1x1 convolutions of the shortcuts never have a bias.
+          dtype: see `PlainConvUNet`.
+          seed: see `PlainConvUNet`.
 
         Raises:
-          ConfigError: a value is not what it should be, or a list has the wrong length.
+          ConfigError: a value is invalid, or a list has the wrong length.
         """
-        _check("nnunet_resenc", num_classes, in_channels, conv_bias)
-        stages = _stages("nnunet_resenc", n_stages, features_per_stage, kernel_sizes, strides)
-        counts = _per_stage("nnunet_resenc: n_blocks_per_stage", n_blocks_per_stage, n_stages)
-        decoder_counts = _per_stage("nnunet_resenc: n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
-        rest = dict(use_bias=conv_bias, dtype=dtype, rngs=nnx.Rngs(seed))
-        self.encoder = ResidualEncoder(in_channels, stages, counts, **rest)
-        self.decoder = Decoder(num_classes, stages, decoder_counts, **rest)
+        name = "nnunet_resenc"
+        _check(name, num_classes, in_channels, conv_bias)
+        stages = _stages(name, n_stages, features_per_stage, kernel_sizes, strides)
+        blocks = _per_stage(f"{name}: n_blocks_per_stage", n_blocks_per_stage, n_stages)
+        convs = _per_stage(f"{name}: n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)
+        common: dict[str, Any] = dict(use_bias=conv_bias, dtype=dtype, rngs=nnx.Rngs(seed))
+        self.encoder = ResidualEncoder(in_channels, stages, blocks, **common)
+        self.decoder = Decoder(num_classes, stages, convs, **common)
         self.multiple = _total_stride(stages)
 
 
-def _total_stride(stages):
+def _total_stride(stages: Sequence[_Stage]) -> Pair:
     return math.prod(stage.stride[0] for stage in stages), math.prod(stage.stride[1] for stage in stages)
 
 
-def _multiples_near(size, multiple):
-    """The two multiples that enclose the size, or the smallest two."""
+def _multiples_near(size: int, multiple: int) -> Pair:
+    """Returns the two multiples that enclose the size, or the smallest two."""
     lower = max(size // multiple, 1) * multiple
     return lower, lower + multiple
 
 
-def _check(model, num_classes, in_channels, conv_bias):
+def _check(model: str, num_classes: Any, in_channels: Any, conv_bias: Any) -> None:
     check_counts(model, num_classes=num_classes, in_channels=in_channels)
     if not isinstance(conv_bias, bool):
         raise ConfigError(f"{model}: conv_bias must be True or False, not {conv_bias!r}")
 
 
-def _per_stage(what, value, length):
-    """A list of positive integers, one for each stage."""
+def _per_stage(what: str, value: Any, length: int) -> list[int]:
+    """Returns a list of positive integers, one for each stage."""
     values = value if isinstance(value, list | tuple) else [value] * length
     if len(values) != length or not all(map(is_count, values)):
         raise ConfigError(f"{what} must be a positive integer or {length} of them, not {value!r}")
     return list(values)
 
 
-def _pair_per_stage(what, value, length):
-    """A list of pairs of positive integers, one for each stage."""
+def _pair_per_stage(what: str, value: Any, length: int) -> list[Pair]:
+    """Returns a list of pairs of positive integers, one for each stage."""
     values = value if isinstance(value, list | tuple) else [value] * length
-    pairs = [tuple(v) if isinstance(v, list | tuple) else (v, v) for v in values]
+    pairs: list[Any] = [tuple(v) if isinstance(v, list | tuple) else (v, v) for v in values]
     if len(pairs) != length or not all(len(pair) == 2 and all(map(is_count, pair)) for pair in pairs):
-        raise ConfigError(f"{what} must be a positive integer or {length} of them or of pairs of them, not {value!r}")
+        raise ConfigError(f"{what} must be a positive integer, or {length} of them or of pairs of them, not {value!r}")
     return pairs
 
 
-def _stages(model, n_stages, features_per_stage, kernel_sizes, strides):
-    """The checked resolutions, full resolution first."""
+def _stages(model: str, n_stages: Any, features_per_stage: Any, kernel_sizes: Any, strides: Any) -> list[_Stage]:
+    """Returns the resolutions, full resolution first, or raises ConfigError."""
     if not is_count(n_stages) or n_stages < 2:
         raise ConfigError(f"{model}: n_stages must be an integer of at least 2, not {n_stages!r}")
     features = _per_stage(f"{model}: features_per_stage", features_per_stage, n_stages)
@@ -472,5 +507,7 @@ def _stages(model, n_stages, features_per_stage, kernel_sizes, strides):
     if any(size % 2 == 0 for kernel in kernels for size in kernel):
         raise ConfigError(f"{model}: kernel_sizes must be odd, not {kernel_sizes!r}")
     if pairs[0] != (1, 1):
-        raise ConfigError(f"{model}: the first of strides must be 1, as logits have the images' size; not {strides!r}")
+        raise ConfigError(
+            f"{model}: the first of strides must be 1, since logits have the images' size; not {strides!r}"
+        )
     return [_Stage(*stage) for stage in zip(features, kernels, pairs, strict=True)]

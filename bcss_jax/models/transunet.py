@@ -1,4 +1,4 @@
-"""TransUNet: a convolutional network and a transformer over its last map as encoder, and a U-Net's decoder.
+"""TransUNet: a U-Net whose encoder is a convolutional network followed by a transformer over its last map.
 
 Source: Chen et al. 2021 (arXiv:2102.04306) in the form of github.com/Beckschen/TransUNet (R50-ViT-B_16), whose weights
 load through `bcss_jax.models.weights.pretrained`.
@@ -6,6 +6,7 @@ load through `bcss_jax.models.weights.pretrained`.
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,18 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models.arguments import check_counts, check_counts_in, check_share, is_count
+from bcss_jax.models.arguments import check_counts, check_counts_in, check_fraction, is_count
 from bcss_jax.models.blocks import layers, norms, resampling
 from bcss_jax.models.encoders.resnet_v2 import GROUPS, ResNetV2
 from bcss_jax.models.encoders.vit import Transformer
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of, prefixed
 
-PATCH = 16
-DECODER_INPUTS = 512
+PATCH = 16  # pixels of a token, on each side
+DECODER_INPUTS = 512  # channels
 
 
 class Encoder(nnx.Module):
-    """Hybrid ResNet, position embeddings and transformer: the part that Google's weights fill."""
+    """Hybrid ResNet, position embeddings and transformer: the part for which Google has pretrained weights."""
 
     def __init__(
         self,
@@ -42,7 +43,22 @@ class Encoder(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Rows and columns of tokens, kept as `grid`; channels after the root (`width`); the others as of `TransUNet`."""
+        """Builds the encoder.
+
+        Args:
+          grid: rows and columns of tokens; kept as the attribute `grid`.
+          in_channels: channels of the images.
+          width: channels after the root of the ResNet.
+          resnet_layers: see `TransUNet`.
+          hidden_size: see `TransUNet`.
+          mlp_size: see `TransUNet`.
+          num_heads: see `TransUNet`.
+          num_layers: see `TransUNet`.
+          google: use the arithmetic that Google's weights were trained with; see `resnet_v2.ResNetV2`.
+          dropout: probability.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.grid = tuple(grid)
         self.hybrid = ResNetV2(in_channels, width, resnet_layers, google=google, dtype=dtype, rngs=rngs)
         self.patches = layers.Conv(16 * width, hidden_size, 1, use_bias=True, dtype=dtype, rngs=rngs)
@@ -69,20 +85,20 @@ class Encoder(nnx.Module):
         return self.transformer(x, dropout_keys), skips
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in TransUNet's `Transformer`."""
-        parts = {
+        """Returns the entries under the names of TransUNet's `Transformer`."""
+        modules = {
             "embeddings.hybrid_model": self.hybrid,
             "embeddings.patch_embeddings": self.patches,
             "encoder": self.transformer,
         }
-        return {"embeddings.position_embeddings": (self.positions, SAME)} | entries_of(parts)
+        return {"embeddings.position_embeddings": (self.positions, SAME)} | entries_of(modules)
 
 
 class ConvNorm(nnx.Module):
-    """3x3 convolution, BatchNorm, ReLU; takes one map or several, read as if concatenated over channels."""
+    """3x3 convolution, BatchNorm and ReLU. It takes one map or several, which count as concatenated over channels."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        """Channels of the input (all maps together) and of the result."""
+        """Builds the layer for `inputs` channels, all maps together, and `outputs` channels of the result."""
         self.conv = layers.Conv(inputs, outputs, 3, use_bias=False, dtype=dtype, rngs=rngs)
         self.norm = norms.BatchNorm(outputs, relu=True)
 
@@ -91,15 +107,15 @@ class ConvNorm(nnx.Module):
         return self.norm(self.conv(*maps))
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in TransUNet's `Conv2dReLU`."""
+        """Returns the entries under the names of TransUNet's `Conv2dReLU`."""
         return entries_of({"0": self.conv, "1": self.norm})
 
 
 class TransUNet(nnx.Module):
-    """TransUNet: 105,276,211 parameters for RGB, three classes and 224x224 pixels.
+    """TransUNet with 105,276,211 parameters for RGB, three classes and 224x224 pixels.
 
-    Convolutions and attention start as PyTorch's default leaves them, which the reference uses; position embeddings
-    start at zero.
+    Convolutions and attention are initialized with PyTorch's default, which the reference uses. Position embeddings are
+    initialized with zeros.
     """
 
     def __init__(
@@ -125,77 +141,48 @@ class TransUNet(nnx.Module):
 
         Args:
           num_classes: channels of the logits.
-          image_size: side of the images, or their height and width: multiples of 16. Each place has its embedding,
-            so images of other sizes are refused.
-          width_factor: times 64 gives the channels after the ResNet's root, a multiple of 32 for the norms' groups.
-          resnet_layers: units in each of the ResNet's three blocks.
+          image_size: height and width of the images, one number or two; multiples of 16. Each position has its own
+            embedding, so images of other sizes are refused.
+          width_factor: 64 times this number is the channels after the root of the ResNet. It must be a multiple of 32,
+            because the norms have 32 groups.
+          resnet_layers: number of units in each of the three blocks of the ResNet.
           hidden_size: features of a token.
           mlp_size: features between the two dense layers of a transformer block.
-          num_heads: of the attention; they divide `hidden_size`.
-          num_layers: transformer blocks.
-          decoder_channels: of the four decoder blocks, deepest first.
-          skip_channels: what the decoder blocks take from the ResNet, deepest first: the channels of the map there
-            (8, 4 and 1 times those after the root), or 0 for no skip. The last block has none.
+          num_heads: number of attention heads; must divide `hidden_size`.
+          num_layers: number of transformer blocks.
+          decoder_channels: channels of the four decoder blocks, deepest first.
+          skip_channels: channels of the skips from the ResNet to the decoder blocks, deepest first: the channels of the
+            map there (8, 4 and 1 times those after the root), or 0 for no skip. The last block has none.
           in_channels: channels of the images.
-          compat: "transunet" for the arithmetic of the published code, "google" for that under which Google's weights
-            were trained; see `resnet_v2.ResNetV2` and `vit.Transformer`. The parameters are the same.
+          compat: "transunet" for the arithmetic of the published code, "google" for the arithmetic that Google's
+            weights were trained with; see `resnet_v2.ResNetV2` and `vit.Transformer`. The parameters are the same.
           dropout: probability, in the transformer.
-          dtype: type of the arithmetic. Weights, batch statistics and logits are float32 whatever it is.
+          dtype: type of the computation. Weights, batch statistics and logits are always float32.
           seed: of the initial weights.
 
         Raises:
-          ConfigError: an argument does not fit.
+          ConfigError: an argument is invalid.
         """
-        size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-        if len(size) != 2 or not all(map(is_count, size)):
-            raise ConfigError(f"transunet: image_size must be a positive integer or two of them, not {image_size!r}")
-        if any(side % PATCH for side in size):
-            raise ConfigError(
-                f"transunet: image_size {_times(size)} is no multiple of {PATCH}; the nearest is {_times(_fitting(size))}"
-            )
-        check_counts(
-            "transunet",
-            num_classes=num_classes,
-            hidden_size=hidden_size,
-            mlp_size=mlp_size,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            in_channels=in_channels,
-        )
+        size = _checked_size(image_size)
+        check_counts("transunet", num_classes=num_classes, in_channels=in_channels, num_layers=num_layers)
+        check_counts("transunet", hidden_size=hidden_size, mlp_size=mlp_size, num_heads=num_heads)
         check_counts_in("transunet", 3, resnet_layers=resnet_layers)
         check_counts_in("transunet", 4, decoder_channels=decoder_channels)
-        if not isinstance(width_factor, numbers.Real) or width_factor <= 0 or 64 * width_factor % GROUPS:
-            raise ConfigError(f"transunet: width_factor must be a multiple of {GROUPS / 64}, not {width_factor!r}")
         if hidden_size % num_heads:
-            raise ConfigError(f"transunet: hidden_size {hidden_size} is no multiple of num_heads {num_heads}")
-        width = int(64 * width_factor)
-        maps = (8 * width, 4 * width, width, 0)
-        skips = list(skip_channels) if isinstance(skip_channels, Sequence) else []
-        if len(skips) != 4 or any(s not in (0, m) for s, m in zip(skips, maps, strict=True)):
-            raise ConfigError(
-                f"transunet: skip_channels must be {maps} for width_factor {width_factor}, or 0 for a skip to be left "
-                f"out, not {skip_channels!r}"
-            )
+            raise ConfigError(f"transunet: hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
+        width = _checked_width(width_factor, skip_channels)
         if compat not in ("transunet", "google"):
             raise ConfigError(f'transunet: compat must be "transunet" or "google", not {compat!r}')
-        check_share("transunet", zero=True, one=False, dropout=dropout)
+        check_fraction("transunet", allow_zero=True, allow_one=False, dropout=dropout)
 
         rngs = nnx.Rngs(seed)
         self.image_size, self.skip_channels, self.dtype = size, tuple(skip_channels), dtype
-        self.encoder = Encoder(
-            (size[0] // PATCH, size[1] // PATCH),
-            in_channels=in_channels,
-            width=width,
-            resnet_layers=resnet_layers,
-            hidden_size=hidden_size,
-            mlp_size=mlp_size,
-            num_heads=num_heads,
-            num_layers=num_layers,
-            google=compat == "google",
-            dropout=dropout,
-            dtype=dtype,
-            rngs=rngs,
+        resnet: dict[str, Any] = dict(in_channels=in_channels, width=width, resnet_layers=resnet_layers)
+        transformer: dict[str, Any] = dict(
+            hidden_size=hidden_size, mlp_size=mlp_size, num_heads=num_heads, num_layers=num_layers, dropout=dropout
         )
+        grid, google = (size[0] // PATCH, size[1] // PATCH), compat == "google"
+        self.encoder = Encoder(grid, **resnet, **transformer, google=google, dtype=dtype, rngs=rngs)
         self.conv_more = ConvNorm(hidden_size, DECODER_INPUTS, dtype=dtype, rngs=rngs)
         inputs = DECODER_INPUTS
         for i, (skip, outputs) in enumerate(zip(skip_channels, decoder_channels, strict=True)):
@@ -205,21 +192,24 @@ class TransUNet(nnx.Module):
         self.head = layers.Conv(inputs, num_classes, 3, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Images (N, H, W, in_channels) of the size built for -> float32 logits (N, H, W, num_classes).
+        """Returns the logits of a batch.
 
         Args:
-          images: the batch.
-          dropout_keys: jax keys (N,), one per example, in training with dropout.
+          images: (N, H, W, in_channels); H and W are the `image_size` that the network was built for.
+          dropout_keys: JAX keys (N,), one per example; needed only in training with dropout.
+
+        Returns:
+          float32 (N, H, W, num_classes).
 
         Raises:
           ConfigError: the images have another size.
         """
-        size = images.shape[1:3]
+        size = (images.shape[1], images.shape[2])
         if size != self.image_size:
             raise ConfigError(
                 f"transunet: the images are {_times(size)} and the model was built for {_times(self.image_size)}; "
-                f"take such images, or build it with image_size={_argument(_fitting(size))}"
-                + (f", the nearest multiple of {PATCH}" if _fitting(size) != size else "")
+                f"use images of that size, or build the model with image_size={_argument(_nearest_valid(size))}"
+                + (f", the nearest multiple of {PATCH}" if _nearest_valid(size) != size else "")
             )
         x, skips = self.encoder(images.astype(self.dtype), dropout_keys)
         x = self.conv_more(x.reshape(x.shape[0], size[0] // PATCH, size[1] // PATCH, -1))
@@ -230,13 +220,43 @@ class TransUNet(nnx.Module):
         return self.head(x).astype(jnp.float32)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in TransUNet's state_dict."""
+        """Returns the entries under the names of TransUNet's state_dict."""
         entries = prefixed("transformer", self.encoder.torch_entries())
         entries |= prefixed("decoder.conv_more", self.conv_more.torch_entries())
         for i in range(len(self.skip_channels)):
             for conv in ("conv1", "conv2"):
                 entries |= prefixed(f"decoder.blocks.{i}.{conv}", getattr(self, f"up{i}_{conv}").torch_entries())
         return entries | prefixed("segmentation_head.0", self.head.torch_entries())
+
+
+def _checked_size(image_size: Any) -> tuple[int, int]:
+    """Returns height and width, or raises ConfigError."""
+    sides: list[Any] = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
+    if len(sides) != 2 or not all(map(is_count, sides)):
+        raise ConfigError(f"transunet: image_size must be one or two positive integers, not {image_size!r}")
+    size = (int(sides[0]), int(sides[1]))
+    if any(side % PATCH for side in size):
+        nearest = _times(_nearest_valid(size))
+        raise ConfigError(
+            f"transunet: image_size {_times(size)} is not a multiple of {PATCH}; the nearest is {nearest}"
+        )
+    return size
+
+
+def _checked_width(width_factor: Any, skip_channels: Any) -> int:
+    """Returns the channels after the root of the ResNet, or raises ConfigError."""
+    factor = float(width_factor) if isinstance(width_factor, numbers.Real) else 0.0
+    if factor <= 0 or 64 * factor % GROUPS:
+        raise ConfigError(f"transunet: width_factor must be a multiple of {GROUPS / 64}, not {width_factor!r}")
+    width = int(64 * factor)
+    maps = (8 * width, 4 * width, width, 0)
+    skips = list(skip_channels) if isinstance(skip_channels, Sequence) else []
+    if len(skips) != 4 or any(s not in (0, m) for s, m in zip(skips, maps, strict=True)):
+        raise ConfigError(
+            f"transunet: skip_channels must be {maps} for width_factor {width_factor}, with 0 for a skip to leave out, "
+            f"not {skip_channels!r}"
+        )
+    return width
 
 
 def _argument(size: tuple[int, int]) -> int | tuple[int, int]:
@@ -247,5 +267,6 @@ def _times(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    return tuple(max(PATCH, (side + PATCH // 2) // PATCH * PATCH) for side in size)
+def _nearest_valid(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (max(PATCH, (side + PATCH // 2) // PATCH * PATCH) for side in size)
+    return height, width

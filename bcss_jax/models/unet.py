@@ -1,7 +1,8 @@
 """U-Net with batch normalization and same-size convolutions.
 
 Source: Ronneberger et al. 2015 (arXiv:1505.04597) in the form of github.com/milesial/Pytorch-UNet, whose weights load
-through `bcss_jax.models.weights.pretrained`: 3x3 convolutions padded by one and without bias, BatchNorm, ReLU; skip before upsampled map.
+through `bcss_jax.models.weights.pretrained`. Its 3x3 convolutions are padded by one pixel and have no bias. Each is
+followed by BatchNorm and ReLU. The skip is concatenated before the upsampled map.
 """
 
 import jax
@@ -9,17 +10,27 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.errors import ConfigError
-from bcss_jax.models.arguments import check_counts
+from bcss_jax.models.arguments import check_counts, check_image_size
 from bcss_jax.models.blocks import layers, norms, resampling
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 
 class DoubleConv(nnx.Module):
-    """Twice (3x3 convolution, BatchNorm, ReLU); takes one map or several, read as if concatenated over channels."""
+    """Two blocks of 3x3 convolution, BatchNorm and ReLU.
+
+    It takes one map or several, which count as concatenated over channels.
+    """
 
     def __init__(self, inputs: int, middle: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        """Channels of the input (all maps together), of the map between the convolutions, and of the result."""
+        """Builds the block.
+
+        Args:
+          inputs: channels of the input, all maps together.
+          middle: channels between the convolutions.
+          outputs: channels of the result.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.conv1 = layers.Conv(inputs, middle, 3, use_bias=False, dtype=dtype, rngs=rngs)
         self.norm1 = norms.BatchNorm(middle, relu=True)
         self.conv2 = layers.Conv(middle, outputs, 3, use_bias=False, dtype=dtype, rngs=rngs)
@@ -30,15 +41,15 @@ class DoubleConv(nnx.Module):
         return self.norm2(self.conv2(self.norm1(self.conv1(*maps))))
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in milesial's `DoubleConv`."""
-        parts = {0: self.conv1, 1: self.norm1, 3: self.conv2, 4: self.norm2}
-        return prefixed("double_conv", entries_of(parts))
+        """Returns the entries under the names of milesial's `DoubleConv`."""
+        modules = {"0": self.conv1, "1": self.norm1, "3": self.conv2, "4": self.norm2}
+        return prefixed("double_conv", entries_of(modules))
 
 
 class UNet(nnx.Module):
-    """milesial U-Net: 31,037,763 parameters for RGB and three classes, 17,263,107 with bilinear upsampling.
+    """milesial's U-Net: 31,037,763 parameters for RGB and three classes, 17,263,107 with bilinear upsampling.
 
-    Convolutions start as PyTorch's default leaves them, which the reference uses: kernels and biases uniform in
+    Convolutions are initialized with PyTorch's default, which the reference uses: kernels and biases uniform in
     +-1/sqrt(fan_in), that is kaiming_uniform(a=sqrt(5)).
     """
 
@@ -58,10 +69,10 @@ class UNet(nnx.Module):
         Args:
           num_classes: channels of the logits.
           in_channels: channels of the images.
-          width: channels at full resolution; they double with each of the downsamplings.
-          depth: number of downsamplings; images need at least 2**depth pixels a side.
+          width: channels at full resolution; they double with each downsampling.
+          depth: number of downsamplings; images need at least 2**depth pixels on each side.
           bilinear: upsample bilinearly (corners aligned) instead of with a learned 2x2 transposed convolution.
-          dtype: type of the arithmetic. Weights, batch statistics and logits are float32 whatever it is.
+          dtype: type of the computation. Weights, batch statistics and logits are always float32.
           seed: of the initial weights.
 
         Raises:
@@ -91,13 +102,9 @@ class UNet(nnx.Module):
         """Images (N, H, W, in_channels) -> float32 logits (N, H, W, num_classes); any H and W >= 2**depth.
 
         Raises:
-          ConfigError: the images are smaller than that, so that nothing is left at the deepest level.
+          ConfigError: the images are smaller, so that no pixel would remain at the deepest level.
         """
-        if min(images.shape[1:3]) < 2**self.depth:
-            raise ConfigError(
-                f"unet: {images.shape[1]}x{images.shape[2]} pixels are too few for depth {self.depth}; "
-                f"take images of at least {2**self.depth} pixels a side or a smaller depth"
-            )
+        check_image_size("unet", images, 2**self.depth, f"depth {self.depth}", " or a smaller depth")
         x = self.inc(images.astype(self.dtype))
         skips = []
         for level in range(1, self.depth + 1):
@@ -110,7 +117,7 @@ class UNet(nnx.Module):
         return self.outc(x).astype(jnp.float32)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in milesial's state_dict."""
+        """Returns the entries under the names of milesial's state_dict."""
         entries = prefixed("inc", self.inc.torch_entries())
         for level in range(1, self.depth + 1):
             entries |= prefixed(f"down{level}.maxpool_conv.1", getattr(self, f"down{level}").torch_entries())

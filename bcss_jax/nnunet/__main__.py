@@ -1,11 +1,13 @@
-"""What nnU-Net's method does besides training, which `python -m bcss_jax.main --config=configs/nnunet.py` does.
+"""Commands of nnU-Net's method besides training: predict, export, plan.
+
+Training is `python -m bcss_jax.main --config=configs/nnunet.py`.
 
     python -m bcss_jax.nnunet predict --model=runs/nnunet --images=FOLDER --out=FOLDER
     python -m bcss_jax.nnunet export --model=runs/nnunet --out=FOLDER
     python -m bcss_jax.nnunet plan --raw=FOLDER --out=plans.json [--preset=ResEncM]
 
-A model is the folder of a run, or a result folder of nnU-Net v2 (plans.json, dataset.json, fold_0/checkpoint_final.pth).
-Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+A model is the folder of a run, or a result folder of nnU-Net v2 (plans.json, dataset.json,
+fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 5 storage.
 """
 
 import argparse
@@ -31,13 +33,13 @@ from bcss_jax.nnunet.predict import make_predictor, predicted_labels
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.nnunet.trained import load_trained_folds
 
-# Flags of training, as errors name them -> those of this command.
+# Flags of training, which errors mention -> flags of this command.
 FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
-OVERLAY_SIDE = 2048  # pixels of the longer side of an overlay, at most
+OVERLAY_SIDE = 2048  # largest number of pixels of the longer side of an overlay
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses the command line and does it. Returns the exit code."""
+    """Runs the command line. Returns the exit code."""
     args = _parser().parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
     return command.run(lambda: args.action(args), debug=args.debug, flags=FLAGS)
@@ -51,26 +53,30 @@ def _parser():
     predict_parser = actions.add_parser("predict", help="segment whole images")
     predict_parser.set_defaults(action=predict)
     predict_parser.add_argument(
-        "--model", action="append", required=True, type=Path, help="repeat it for an ensemble of configurations"
+        "--model", action="append", required=True, type=Path, help="repeat this flag for an ensemble of configurations"
     )
     predict_parser.add_argument("--images", required=True, type=Path, help="folder of RGB images, or one image")
-    predict_parser.add_argument("--out", required=True, type=Path, help="gets NAME.png (labels) and overlays/NAME.jpg")
-    predict_parser.add_argument("--folds", nargs="+", help="such as 0 1; all there are if not given")
-    predict_parser.add_argument("--no-mirror", action="store_true", help="four times faster, a little less accurate")
-    predict_parser.add_argument("--step", type=float, default=0.5, help="distance of windows as a share of the patch")
-    predict_parser.add_argument("--batch", type=int, default=4, help="windows at a time")
-    predict_parser.add_argument("--overwrite", action="store_true", help="replace predictions that are there")
+    predict_parser.add_argument(
+        "--out", required=True, type=Path, help="folder for NAME.png (labels) and overlays/NAME.jpg"
+    )
+    predict_parser.add_argument("--folds", nargs="+", help="names such as 0 1; default: all folds")
+    predict_parser.add_argument("--no-mirror", action="store_true", help="four times faster, slightly less accurate")
+    predict_parser.add_argument(
+        "--step", type=float, default=0.5, help="distance between windows as a share of the patch"
+    )
+    predict_parser.add_argument("--batch", type=int, default=4, help="number of windows per batch")
+    predict_parser.add_argument("--overwrite", action="store_true", help="replace existing predictions")
 
-    export_parser = actions.add_parser("export", help="write a result folder that nnU-Net itself predicts with")
+    export_parser = actions.add_parser("export", help="write a result folder with which nnU-Net can predict")
     export_parser.set_defaults(action=export)
     export_parser.add_argument("--model", required=True, type=Path)
     export_parser.add_argument("--out", required=True, type=Path)
-    export_parser.add_argument("--folds", nargs="+", help="such as 0 1; all there are if not given")
+    export_parser.add_argument("--folds", nargs="+", help="names such as 0 1; default: all folds")
 
-    plan_parser = actions.add_parser("plan", help="plan for a raw data folder of nnU-Net, to look at or to edit")
+    plan_parser = actions.add_parser("plan", help="make a plan for a raw data folder of nnU-Net, to inspect or edit")
     plan_parser.set_defaults(action=plan)
-    plan_parser.add_argument("--raw", required=True, type=Path, help="holds dataset.json, imagesTr and labelsTr")
-    plan_parser.add_argument("--out", required=True, type=Path, help="file for --config.plan=FILE")
+    plan_parser.add_argument("--raw", required=True, type=Path, help="folder with dataset.json, imagesTr and labelsTr")
+    plan_parser.add_argument("--out", required=True, type=Path, help="file to write, for --config.plan=FILE")
     plan_parser.add_argument("--preset", choices=PRESETS, default="nnUNetPlans")
     plan_parser.add_argument("--rule-before-2.3.1", action="store_true", dest="old_rule")
     plan_parser.add_argument("--prepared_dir", type=Path, default=Path("~/.cache/bcss_jax"))
@@ -78,19 +84,19 @@ def _parser():
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Segments images: folds averaged as logits, models as probabilities."""
+    """Segments images. Folds are averaged as logits, models as probabilities."""
     if not 0 < args.step <= 1:
-        raise ConfigError(f"--step={args.step:g}: must be above 0, at most 1")
+        raise ConfigError(f"--step={args.step:g}: must be above 0 and at most 1")
     if args.batch < 1:
         raise ConfigError(f"--batch={args.batch}: must be 1 or more")
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
-    there = [path for path in targets if path.exists()]
-    if there and not args.overwrite:
-        raise ConfigError(f"{there[0]}: there is a prediction already; use another --out, or --overwrite")
+    existing = [path for path in targets if path.exists()]
+    if existing and not args.overwrite:
+        raise ConfigError(f"{existing[0]}: this prediction already exists; use another --out, or --overwrite")
     models = [load_trained_folds(folder, args.folds) for folder in args.model]
     if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
-        raise DataError("the models have different labels; only models of the same labels can be averaged")
+        raise DataError("the models have different labels; only models with the same labels can be averaged")
     predictors = [
         make_predictor(
             list(model.models.values()),
@@ -116,9 +122,9 @@ def predict(args: argparse.Namespace) -> None:
             _write_overlay(args.out / "overlays" / f"{path.stem}.jpg", figures.overlay(image, labels, scheme))
             line.update(done)
     if decisions:
-        print(f"post-processing of the run: kept the largest component of {decisions[0]['keep_largest'] or 'nothing'}")
+        print(f"postprocessing of the run: kept the largest component of {decisions[0]['keep_largest'] or 'nothing'}")
     meaning = ", ".join(f"{label} {name}" for label, name in enumerate(scheme.class_names))
-    print(f"{len(images)} image(s) segmented into {args.out}: {meaning}; to look at: {args.out / 'overlays'}")
+    print(f"{len(images)} image(s) segmented into {args.out}: {meaning}; overlays: {args.out / 'overlays'}")
 
 
 def _labels(image, path, models, predictors):
@@ -129,7 +135,7 @@ def _labels(image, path, models, predictors):
         except DataError as error:
             raise DataError(f"{errors.printable(path)}: {error}") from error
         scores.append(predictor(case.data))
-    # All plans crop alike, so that what they give is of one size.
+    # All plans crop in the same way, so the scores have the same size.
     return predicted_labels(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
 
 
@@ -142,9 +148,11 @@ def _images(where):
     if not found:
         raise DataError(f"{where}: expected images ({', '.join(image_files.SUFFIXES)}), found none")
     stems = [path.stem for path in found]
-    twice = [stem for stem in stems if stems.count(stem) > 1]
-    if twice:
-        raise DataError(f"{where}: expected one image of a name, found several called {twice[0]}; rename one of them")
+    duplicates = [stem for stem in stems if stems.count(stem) > 1]
+    if duplicates:
+        raise DataError(
+            f"{where}: expected one image per name, found several called {duplicates[0]}; rename one of them"
+        )
     return found
 
 
@@ -156,17 +164,17 @@ def _write_overlay(path, picture):
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes the folds of a model as a result folder of nnU-Net."""
+    """Writes the folds of a model to a result folder of nnU-Net."""
     model = load_trained_folds(args.model, args.folds)
     folds = {int(name) if name.isdecimal() else name: to_torch_state(each) for name, each in model.models.items()}
     result_folder.write_result_folder(args.out, model.plan, model.dataset, folds, mirror_axes=model.mirror_axes)
     names = " ".join(model.models)
-    print(f"wrote fold(s) {names}; nnU-Net predicts with them: ")
+    print(f"wrote fold(s) {names}; to predict with nnU-Net:")
     print(f"nnUNetv2_predict_from_modelfolder -m {args.out} -f {names} -i IMAGES -o OUT")
 
 
 def plan(args: argparse.Namespace) -> None:
-    """Takes the fingerprint of a raw data folder and plans for it."""
+    """Extracts the fingerprint of a raw data folder and makes a plan for it."""
     found = cases.find(
         DataSettings(cases.RAW, args.raw), prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"]
     )

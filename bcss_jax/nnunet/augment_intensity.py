@@ -1,9 +1,9 @@
-"""nnU-Net's changes of an image's values: noise, blur, brightness, contrast, low resolution, gamma.
+"""nnU-Net's augmentations of the values of an image: noise, blur, brightness, contrast, low resolution, gamma.
 
-One example [H, W, C] at a time, for `jax.vmap`; what is drawn per channel comes as [C]. Each function has a value that
-changes nothing, to the bit, so that "not this time" needs no second path.
+The functions take one example [H, W, C], for `jax.vmap`; numbers that are drawn per channel are [C]. For each function
+there is a value with which the image does not change in any bit, so that skipping a change needs no second code path.
 
-Source: the transforms of the same purpose in batchgeneratorsv2 0.3.6, as nnU-Net 2.8.1 sets them up.
+Source: the corresponding transforms of batchgeneratorsv2 0.3.6, as nnU-Net 2.8.1 configures them.
 """
 
 import math
@@ -11,22 +11,22 @@ import math
 import jax
 import jax.numpy as jnp
 
-_TINY = 1e-7  # keeps images without contrast from dividing by 0
+_TINY = 1e-7  # avoids division by 0 for images without contrast
 
 
 def gaussian_noise(image: jax.Array, key: jax.Array, deviation: jax.Array) -> jax.Array:
-    """Adds independent noise of this standard deviation to all values; 0: none."""
+    """Adds independent Gaussian noise with a standard deviation to all values; 0: no change."""
     return image + deviation * jax.random.normal(key, image.shape, image.dtype)
 
 
 def blur(image: jax.Array, sigma: jax.Array, largest: float = 1.0) -> jax.Array:
-    """Gaussian blur along rows and columns; beyond its border the image is continued by its mirror image.
+    """Applies a Gaussian blur along rows and columns; the image is mirrored at its borders.
 
     Args:
       image: float32 [H, W, C].
-      sigma: [2, C], per axis and channel, in pixels; 0: none. The kernel is as wide as the odd number nearest to
+      sigma: [2, C], per axis and channel, in pixels; 0: no change. The width of the kernel is the odd number nearest to
         6 sigma + 1/2.
-      largest: no sigma is above it; decides how much is computed.
+      largest: upper bound of sigma, which determines how much is computed.
 
     Returns:
       float32 [H, W, C].
@@ -40,30 +40,31 @@ def blur(image: jax.Array, sigma: jax.Array, largest: float = 1.0) -> jax.Array:
         padding = [(0, 0)] * 3
         padding[axis] = (reach, reach)
         padded = jnp.pad(image, padding, mode="reflect")
-        image = sum(
+        terms = [
             weight * jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis)
             for i, weight in enumerate(bell / jnp.sum(bell, axis=0))
-        )
+        ]
+        image = sum(terms, start=jnp.zeros((), image.dtype))
     return image
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiplies each channel by its factor; 1: no change."""
+    """Multiplies each channel [H, W] by its factor; 1: no change."""
     return image * factor
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Stretches each channel about its mean and cuts off what leaves its old range; factor 1: no change."""
+    """Stretches each channel around its mean and clips it to its former range; factor 1: no change."""
     stretched = image + (image - _mean(image)) * (factor - 1)
     return jnp.clip(stretched, jnp.min(image, (0, 1)), jnp.max(image, (0, 1)))
 
 
 def low_resolution(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Fewer pixels and back: the nearest pixel on the way down, bilinear on the way up.
+    """Downsamples to the nearest pixels and upsamples bilinearly to the former size.
 
     Args:
       image: float32 [H, W, C].
-      factor: [C]: of the height and the width, which are then rounded; 1: no change.
+      factor: [C], factors of height and width, which are then rounded; 1: no change.
 
     Returns:
       float32 [H, W, C].
@@ -72,13 +73,13 @@ def low_resolution(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _low_resolution(image, factor):
-    # Both ways at once: each pixel lies between two coarse ones, and those are copies of pixels.
+    # Both steps are computed together: each pixel lies between two coarse pixels, which are copies of pixels.
     for axis in (0, 1):
         length = image.shape[axis]
         size = jnp.round(length * factor)
-        place = jnp.maximum((jnp.arange(length) + 0.5) * (size / length) - 0.5, 0.0)
-        before = jnp.floor(place)
-        share = jnp.expand_dims(place - before, 1 - axis)
+        position = jnp.maximum((jnp.arange(length) + 0.5) * (size / length) - 0.5, 0.0)
+        before = jnp.floor(position)
+        share = jnp.expand_dims(position - before, 1 - axis)
         after = jnp.minimum(before + 1, size - 1)
         before, after = (
             jnp.take(image, ((pixel + 0.5) * (length / size)).astype(jnp.int32), axis, mode="clip")
@@ -89,12 +90,12 @@ def _low_resolution(image, factor):
 
 
 def gamma(image: jax.Array, factor: jax.Array, inverted: bool = False) -> jax.Array:
-    """Raises each channel to a power within its range, then restores its mean and standard deviation.
+    """Raises each channel to a power within its range, and restores its mean and standard deviation.
 
     Args:
       image: float32 [H, W, C].
       factor: [C], the exponents; 1: no change.
-      inverted: of the negative, so that the bright end is treated as the dark one.
+      inverted: apply it to the inverted image, so that bright values change as dark values otherwise do.
 
     Returns:
       float32 [H, W, C].
@@ -108,13 +109,14 @@ def gamma(image: jax.Array, factor: jax.Array, inverted: bool = False) -> jax.Ar
 
 
 def _mean(image):
-    # By halves: as exact as float32 allows, and in an order that does not depend on the batch and its devices.
+    # Pairwise summation: it is as exact as float32 allows, and its order depends neither on the batch nor on the
+    # devices.
     total = image
     for axis in (0, 1):
         while (length := total.shape[axis]) > 1:
             half = length // 2
-            first, second, rest = jnp.split(total, (half, 2 * half), axis)
-            total = jnp.concatenate([first + second, rest], axis)
+            first, second, last = jnp.split(total, (half, 2 * half), axis)
+            total = jnp.concatenate([first + second, last], axis)
     return jax.lax.optimization_barrier(total[0, 0] / (image.shape[0] * image.shape[1]))
 
 

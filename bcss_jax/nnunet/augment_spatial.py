@@ -1,42 +1,44 @@
-"""nnU-Net's changes of where things are: rotation and scaling, mirroring. One example at a time, for `jax.vmap`.
+"""nnU-Net's spatial augmentations: rotation, scaling, mirroring. The functions take one example, for `jax.vmap`.
 
-Source: SpatialTransform and MirrorTransform of batchgeneratorsv2 0.3.6 as nnU-Net 2.8.1 sets them up.
+Source: SpatialTransform and MirrorTransform of batchgeneratorsv2 0.3.6, as nnU-Net 2.8.1 configures them.
 """
 
 import jax
 import jax.numpy as jnp
 
-OUTSIDE = -1  # label of pixels without a picture
+OUTSIDE = -1  # label of pixels outside the image
 
-# Two labels whose shares of a pixel differ by less are equal: nnU-Net compares shares of 1000 in float16.
+# Shares of a pixel that differ by less count as equal, because nnU-Net compares shares of 1000 in float16.
 _TIE = 2.5e-4
 
 
 def center_corner(shape: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Upper left pixel of the patch in the middle of a larger one."""
-    return tuple(length // 2 - size // 2 for length, size in zip(shape, patch_size, strict=True))
+    """Returns the upper left pixel (y, x) of the patch in the center of an image."""
+    y, x = (length // 2 - size // 2 for length, size in zip(shape, patch_size, strict=True))
+    return y, x
 
 
 def rotate_and_scale(
     image: jax.Array, label: jax.Array, angle: jax.Array, scale: jax.Array, patch_size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """The middle of a picture, seen through a turned and scaled window.
+    """Samples the center of an image through a rotated and scaled window.
 
-    Bilinear. A pixel's label is the one with the largest share of it; where shares are equal, the nearest pixel's.
-    Outside of the picture the image is 0 and the label -1. Angle 0 with scale 1 is a plain crop, to the bit: with sizes
-    of different parity it lies half a pixel beside the window that turns.
+    Sampling is bilinear. The label of a pixel is the label with the largest share of it; if shares are equal, that of
+    the nearest pixel. Outside the image the values are 0 and the label is -1. Angle 0 with scale 1 is exactly a crop;
+    if the sizes of image and patch have different parity, the crop is shifted by half a pixel against the rotated
+    window.
 
     Args:
       image: float32 [H0, W0, C].
       label: integers [H0, W0].
       angle: of the window, in radians, from rows to columns.
-      scale: of the window: above 1 objects become smaller.
+      scale: of the window; above 1 objects become smaller.
       patch_size: (H, W).
 
     Returns:
-      float32 [H, W, C] and labels [H, W] of the type that came.
+      float32 [H, W, C] and labels [H, W] of the input's type.
     """
-    shape = image.shape[:2]
+    shape = (image.shape[0], image.shape[1])
     moved = (angle != 0) | (scale != 1)
     from_middle = [jnp.arange(size) - (size - 1) / 2 for size in patch_size]
     middles = [
@@ -48,31 +50,32 @@ def rotate_and_scale(
     rows = middles[0] + cosine * down - sine * right
     columns = middles[1] + sine * down + cosine * right
 
-    # Two rows and columns of "outside" all around, so that every window's four neighbors exist. Labels travel as a
-    # further channel of the one gather, which fetches the neighbors together.
+    # Two rows and columns of "outside" are added on each side, so that the four neighbors always exist. Labels are
+    # added as a channel, so that one gather fetches the neighbors of image and label together.
     both = jnp.concatenate([image, (label - OUTSIDE)[..., None].astype(image.dtype)], -1)
     both = jnp.pad(both, ((2, 2), (2, 2), (0, 0)))
     top, left = jnp.floor(rows), jnp.floor(columns)
-    below, beside = rows - top, columns - left
+    row_share, column_share = rows - top, columns - left
     start = jnp.stack([jnp.clip(top, -2, shape[0]), jnp.clip(left, -2, shape[1])], -1).astype(jnp.int32) + 2
-    fours = jax.lax.gather(
+    windows = jax.lax.gather(
         both,
         start,
         jax.lax.GatherDimensionNumbers(offset_dims=(2, 3, 4), collapsed_slice_dims=(), start_index_map=(0, 1)),
         (2, 2, both.shape[-1]),
         mode="promise_in_bounds",
     )
-    neighbors = [fours[:, :, i, j] for i in (0, 1) for j in (0, 1)]
-    weights = [y * x for y in (1 - below, below) for x in (1 - beside, beside)]
+    neighbors = [windows[:, :, i, j] for i in (0, 1) for j in (0, 1)]
+    weights = [y * x for y in (1 - row_share, row_share) for x in (1 - column_share, column_share)]
 
-    sampled = sum(weight[..., None] * each[..., :-1] for weight, each in zip(weights, neighbors, strict=True))
+    terms = [weight[..., None] * each[..., :-1] for weight, each in zip(weights, neighbors, strict=True)]
+    sampled = sum(terms, start=jnp.zeros((), image.dtype))
     nearest = 2 * (jnp.round(rows) > top) + (jnp.round(columns) > left)
     labels = _largest_share([each[..., -1] for each in neighbors], weights, nearest)
     return sampled, labels.astype(label.dtype) + jnp.asarray(OUTSIDE, label.dtype)
 
 
 def _largest_share(labels, weights, nearest):
-    # Comparisons one by one, not argmax: XLA makes one pass over the pixels of them.
+    # Labels are compared one by one instead of with argmax, because XLA compiles this to a single pass over the pixels.
     shares = [
         sum(jnp.where(other == label, weight, 0.0) for other, weight in zip(labels, weights, strict=True))
         for label in labels
@@ -87,10 +90,10 @@ def _largest_share(labels, weights, nearest):
 
 
 def mirror(image: jax.Array, label: jax.Array, axes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Turns an example upside down (`axes[0]`) and left to right (`axes[1]`)."""
-    # By index: choosing between two arrays would have XLA compute each twice.
+    """Flips an example vertically (if `axes[0]`) and horizontally (if `axes[1]`)."""
+    # Flips are done by indexing, because XLA would compute everything twice to select between two arrays.
     rows, columns = (
-        jnp.where(turned, jnp.arange(length)[::-1], jnp.arange(length))
-        for turned, length in zip(axes, label.shape, strict=True)
+        jnp.where(flip, jnp.arange(length)[::-1], jnp.arange(length))
+        for flip, length in zip(axes, label.shape, strict=True)
     )
     return image[rows[:, None], columns], label[rows[:, None], columns]

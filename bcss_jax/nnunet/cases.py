@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.figures import CLASS_COLORS
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
@@ -57,14 +58,16 @@ class Cases:
       test: those of its test part, if they have masks.
       dataset: what stands in nnU-Net's dataset.json.
       scheme: what its labels mean, for scores and pictures.
+      project_scheme: the scheme that they were made from; None of a raw data folder.
       folder: where what is derived from it may be kept; its name changes when a file does.
-      description: as `dataset.PreparedData.describe` gives it for checkpoints; None of a raw data folder.
+      description: as `tfrecords.PreparedData.describe` returns it for checkpoints; None for a raw data folder.
     """
 
     train: tuple[Case, ...]
     test: tuple[Case, ...]
     dataset: dict
     scheme: LabelScheme
+    project_scheme: LabelScheme | None
     folder: Path
     description: dict | None
 
@@ -90,7 +93,11 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
     except ValueError as error:
         raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
     to_label = labels.remap_table(scheme)[table]
-    options = {"layout": layout, "scheme": scheme.name, "version": VERSION}
+    options = {
+        "layout": layout,
+        "scheme": scheme.name if scheme.is_shipped else scheme.to_json(),
+        "version": VERSION,
+    }
     if layout == "sample":
         digest = digest_of_files(options | {"drawn_by": synthetic.VERSION}, [], None)
         patches = list(synthetic.draw())
@@ -154,14 +161,23 @@ def _with_parts(cases, scheme, folder, description):
         raise DataError(f"{printable(folder)}: expected cases to train on, found none; complete the data set")
     dataset = labels.dataset_of(scheme, len(train))
     test = tuple(case for case in cases if case.part == "test")
-    return Cases(train, test, dataset, scheme_of(dataset), folder, description)
+    return Cases(train, test, dataset, scheme_of(dataset, scheme), scheme, folder, description)
 
 
-def scheme_of(dataset: dict) -> LabelScheme:
-    """The label scheme of a checked dataset.json: background first, `ignore` no class; all but the background count."""
+def scheme_of(dataset: dict, project_scheme: LabelScheme | None = None) -> LabelScheme:
+    """Returns the label scheme of nnU-Net's labels: background first, `ignore` not a class, all classes evaluated.
+
+    Args:
+      dataset: content of a checked dataset.json.
+      project_scheme: the scheme that the labels were made from, for the colors; None: known names get theirs.
+    """
     by_label = {label: name for name, label in dataset["labels"].items() if name != "ignore"}
     names = tuple(by_label[label] for label in range(len(by_label)))
-    return LabelScheme("nnunet", names, ignore_index=len(names), evaluated=tuple(range(1, len(names))))
+    colors = ()
+    if project_scheme is not None:
+        of_names = dict(zip(project_scheme.class_names, project_scheme.colors, strict=True))
+        colors = (CLASS_COLORS["background"], *(of_names[name] for name in names[1:]))
+    return LabelScheme("nnunet", names, len(names), tuple(range(1, len(names))), colors)
 
 
 def _drawn(patch, to_label):
@@ -203,7 +219,7 @@ def _raw(root, prepared_dir):
     train = tuple(case for case in cases if case.part == "train")
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
     test = tuple(case for case in cases if case.part == "test")
-    return Cases(train, test, dataset, scheme_of(dataset), folder, None)
+    return Cases(train, test, dataset, scheme_of(dataset), None, folder, None)
 
 
 def _raw_pairs(root, part, ending):

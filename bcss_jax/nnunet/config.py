@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bcss_jax.config import check_at_least, check_data_folder, check_one_of
+from bcss_jax.config import check_at_least, check_data_folder, check_masks, check_one_of
 from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
 from bcss_jax.nnunet.folds import NUM_FOLDS
 from bcss_jax.nnunet.plan import PRESETS
@@ -35,7 +35,9 @@ def default() -> ConfigDict:
     config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
     config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
 
-    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes; a raw data folder has its own
+    config.labels = (
+        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file; not for layout nnunet
+    )
     config.plan = ""  # file of a plan; empty: make a plan for the data set
     config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
     config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most
@@ -55,8 +57,12 @@ def default() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
     """Checks names and ranges.
+
+    Args:
+      config: all settings.
+      scheme: the label scheme of the run; None: the one that `config.labels` names.
 
     Raises:
       ConfigError: one line with the field, what it is and what it may be.
@@ -64,7 +70,9 @@ def validate(config: ConfigDict) -> None:
     data: Any = config.data
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
-    check_one_of(config, "labels", tuple(SCHEMES))
+    scheme = scheme or find_scheme(config.labels)
+    if config.data.layout != RAW:
+        check_masks(config, scheme)
     check_one_of(config, "preset", tuple(PRESETS))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
     check_one_of(config, "folds", FOLDS)

@@ -1,8 +1,8 @@
-"""How nnU-Net joins predictions: folds of one configuration as logits, different configurations as probabilities.
+"""nnU-Net's ensembles: folds of one configuration are averaged as logits, configurations as probabilities.
 
-Folds are trainings of one network on parts of one data set, so their logits share a scale and are averaged as they
-are. Different configurations need not, so each is turned into probabilities first. Both take predictions one at a time,
-from a generator for example, and hold no more than the sum and one of them.
+Folds are trainings of one network on parts of one data set, so their logits have the same scale and can be averaged.
+Those of different configurations may not, so they are converted to probabilities first. Both functions take predictions
+one at a time, for example from a generator, and keep only the sum and one prediction in memory.
 
 Source: nnU-Net 2.8.1, `nnUNetPredictor` (folds) and `nnUNetv2_ensemble` (configurations).
 """
@@ -18,42 +18,42 @@ class Mean:
     """A running mean of arrays of one shape, in float32."""
 
     def __init__(self):
-        """Of nothing yet."""
+        """Starts without any array."""
         self._sum, self._count = None, 0
 
     def add(self, array: np.ndarray) -> None:
-        """Takes in one more.
+        """Adds an array.
 
         Raises:
-          DataError: its shape is not that of those before.
+          DataError: it has another shape than the arrays before.
         """
         if self._sum is None:
             self._sum = np.array(array, np.float32)
         elif self._sum.shape != np.shape(array):
             raise DataError(
-                f"predictions of {self._sum.shape} and {np.shape(array)} (height, width, classes) cannot be averaged; "
-                "they must be of the same image and the same labels"
+                f"predictions of shapes {self._sum.shape} and {np.shape(array)} (height, width, classes) cannot be "
+                "averaged; they must be of the same image and the same labels"
             )
         else:
             self._sum += array
         self._count += 1
 
     def result(self) -> np.ndarray:
-        """The mean, float32.
+        """Returns the mean, float32.
 
         Raises:
           ValueError: nothing was added.
         """
-        if not self._count:
-            raise ValueError("the mean of no predictions is asked for")
+        if self._sum is None:
+            raise ValueError("no predictions were added, so there is no mean")
         return self._sum / np.float32(self._count)
 
 
 def mean_of_folds(logits: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean logits.
+    """Returns the mean of logits.
 
     Args:
-      logits: [H, W, K] of each fold, of one image.
+      logits: [H, W, K] of each fold, for one image.
 
     Returns:
       float32 [H, W, K].
@@ -66,12 +66,12 @@ def mean_of_folds(logits: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def mean_of_configurations(logits: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean probabilities, from the logits of each configuration; arguments and errors as of `mean_of_folds`."""
+    """Returns mean probabilities from the logits of each configuration; see `mean_of_folds` for shapes and errors."""
     return _mean(map(softmax, logits))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, float32."""
+    """Returns probabilities over the last axis, float32."""
     logits = np.asarray(logits, np.float32)
     exps = np.exp(logits - logits.max(axis=-1, keepdims=True))
     exps /= exps.sum(axis=-1, keepdims=True)

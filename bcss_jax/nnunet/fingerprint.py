@@ -1,52 +1,54 @@
-"""The fingerprint: what nnU-Net reads from a data set before it plans.
+"""The fingerprint: what nnU-Net extracts from a data set before it plans.
 
-Source: `DatasetFingerprintExtractor` of nnU-Net 2.8.1. Its statistics of intensities are over pixels drawn at random
-from the foreground (labels above 0, so the label `ignore` counts), as many from each case, with replacement. The same
-pixels are drawn here, but counted by value instead of kept, which takes no memory.
+Source: `DatasetFingerprintExtractor` of nnU-Net 2.8.1. Its intensity statistics are those of pixels that are drawn at
+random from the foreground (labels above 0, including the label `ignore`), with replacement, the same number from each
+case. The same pixels are drawn here. They are counted by value instead of stored, which needs almost no memory.
 """
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
 from bcss_jax.errors import DataError
 from bcss_jax.nnunet.preprocess import crop_to_nonzero
 
-SPACING = (999, 1, 1)  # what nnU-Net gives images that have no spacing, such as PNG files
+SPACING = (999, 1, 1)  # nnU-Net's value for images without a spacing, such as PNG files
 _SEED = 1234
 _DRAWN_AT_ONCE = 1 << 20
 
 
 def extract_fingerprint(
-    images: Sequence[np.ndarray] | Iterable[np.ndarray],
-    masks: Sequence[np.ndarray] | Iterable[np.ndarray],
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
     *,
     names: Sequence[str] | None = None,
     samples: int = 100_000_000,
 ) -> dict:
-    """The contents of nnU-Net's dataset_fingerprint.json.
+    """Returns the contents of nnU-Net's dataset_fingerprint.json.
 
     Args:
-      images: uint8 [H, W, 3], sizes may differ. They are gone through once and may be read as they are asked for; only
-        `len` must be known before.
+      images: uint8 [H, W, 3]; sizes may differ. They are read once, in order, so a sequence that loads them lazily
+        works.
       masks: integers [H, W], nnU-Net's labels (0 is background).
-      names: of the cases, for messages.
-      samples: pixels that are drawn from the whole data set. Fewer take less time and give other statistics than
-        nnU-Net's, which only a plan with `ct` channels uses.
+      names: names of the cases, for messages.
+      samples: number of pixels that are drawn from the whole data set. Fewer take less time, but the statistics then
+        differ from nnU-Net's; only plans with `ct` channels use them.
 
     Returns:
       `spacings`, `shapes_after_crop` ([1, H, W] of each case), `median_relative_size_after_cropping` and
       `foreground_intensity_properties_per_channel`.
 
     Raises:
-      DataError: there is no case, or no foreground; an image is not RGB, or its mask has another size.
+      DataError: there is no case or no foreground, an image is not RGB, or a mask has another size than its image.
     """
     count = _count(images, masks)
     per_case = samples // count
     histograms = np.zeros((3, 256), np.int64)
     shapes, relative_sizes = [], []
-    for index, image, mask in zip(range(count), images, masks, strict=False):  # no case is read beyond the last
+    for index, image, mask in zip(
+        range(count), images, masks, strict=False
+    ):  # stops before it reads beyond the last case
         image, mask = np.asarray(image), np.asarray(mask)
         name = names[index] if names is not None else f"case {index + 1} of {count}"
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -78,12 +80,15 @@ def _count(images: Sized, masks: Sized) -> int:
     if len(images) != len(masks):
         raise DataError(f"there are {len(images)} images and {len(masks)} masks; expected one mask for each image")
     if not len(images):
-        raise DataError("there is no case to take a fingerprint of; expected at least one image with its mask")
+        raise DataError("there are no cases for the fingerprint; expected at least one image with its mask")
     return len(images)
 
 
 def _draw(pixels: np.ndarray, number: int) -> np.ndarray:
-    """How often each value is drawn; pixels [n, 3] -> counts [3, 256]. One stream for all three channels, red first."""
+    """Draws pixels [n, 3] and returns how often each value was drawn: [3, 256].
+
+    All three channels use one stream of random numbers, red first.
+    """
     random, counts = np.random.RandomState(_SEED), np.zeros((3, 256), np.int64)
     for channel in range(3 if len(pixels) else 0):
         values = np.ascontiguousarray(pixels[:, channel])
@@ -94,12 +99,12 @@ def _draw(pixels: np.ndarray, number: int) -> np.ndarray:
 
 
 def _statistics(histogram):
-    """Statistics of the values that a histogram counts, with the names of nnU-Net."""
+    """Returns statistics of the values that a histogram counts, under nnU-Net's names."""
     values, total, below = np.arange(len(histogram)), histogram.sum(), np.cumsum(histogram)
     mean = (histogram * values).sum() / total
     present = np.flatnonzero(histogram)
 
-    def percentile(percent):  # linear between neighbors, as NumPy's
+    def percentile(percent):  # interpolates linearly, as NumPy does
         rank = percent / 100 * (total - 1)
         low = math.floor(rank)
         lower, upper = np.searchsorted(below, [low, min(low + 1, total - 1)], side="right")

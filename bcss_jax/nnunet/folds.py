@@ -1,7 +1,7 @@
-"""Cross-validation folds: which cases train and which validate, and which folds of a run are trained.
+"""Cross-validation folds: which cases are trained on, which are validated on, and which folds of a run are trained.
 
-Tiles of one patient look alike, so a fold that has some of them on both sides measures memory, not skill. Folds are
-therefore made of whole patients unless told otherwise.
+Tiles of one patient look alike. A fold with tiles of the same patient on both sides measures what the network memorized
+rather than how it generalizes. By default, all cases of a patient are therefore on the same side.
 """
 
 import collections
@@ -19,21 +19,22 @@ Split = dict[str, list[str]]
 
 
 def by_patient(names: Sequence[str], patients: Sequence[str], count: int = NUM_FOLDS, seed: int = SEED) -> list[Split]:
-    """Folds in which all cases of a patient are on the same side.
+    """Returns folds in which all cases of a patient are on the same side.
 
-    Patients are shuffled, then each in turn, those with most cases first, joins the fold that has fewest cases.
+    Patients are shuffled. Then each patient, starting with the one that has most cases, is assigned to the fold with
+    the fewest cases.
 
     Args:
-      names: of the cases.
-      patients: of each case.
-      count: of the folds.
+      names: names of the cases.
+      patients: patient of each case.
+      count: number of folds.
       seed: of the shuffle.
 
     Returns:
-      One {"train": names, "val": names} per fold, names sorted: nnU-Net's splits_final.json.
+      One {"train": names, "val": names} per fold with sorted names, as in nnU-Net's splits_final.json.
 
     Raises:
-      DataError: fewer patients than folds.
+      DataError: there are fewer patients than folds.
     """
     cases = collections.defaultdict(list)
     for name, patient in sorted(zip(names, patients, strict=True)):
@@ -41,11 +42,11 @@ def by_patient(names: Sequence[str], patients: Sequence[str], count: int = NUM_F
     if len(cases) < count:
         found = ", ".join(sorted(cases)[:5]) or "none"
         raise DataError(
-            f"{count} folds by patient need at least {count} patients, found {len(cases)} ({found}); add data, or take the "
-            "data set's own parts with --config.folds=published, or train on everything with --config.fold=all"
+            f"{count} folds by patient need at least {count} patients, found {len(cases)} ({found}); add data, or use "
+            "the split of the data set with --config.folds=published, or train on everything with --config.fold=all"
         )
     order = np.random.RandomState(seed).permutation(sorted(cases)).tolist()
-    order.sort(key=lambda patient: -len(cases[patient]))  # stable: equal ones stay shuffled
+    order.sort(key=lambda patient: -len(cases[patient]))  # stable, so patients with equally many cases stay shuffled
     held_out = [[] for _ in range(count)]
     for patient in order:
         min(held_out, key=len).extend(cases[patient])
@@ -53,13 +54,13 @@ def by_patient(names: Sequence[str], patients: Sequence[str], count: int = NUM_F
 
 
 def by_case(names: Sequence[str], count: int = NUM_FOLDS, seed: int = SEED) -> list[Split]:
-    """nnU-Net's own folds: scikit-learn's KFold, shuffled, over the sorted names, whoever the patients are.
+    """Returns nnU-Net's own folds, which ignore patients: scikit-learn's shuffled KFold over the sorted names.
 
     Returns:
-      As `by_patient`.
+      See `by_patient`.
 
     Raises:
-      DataError: fewer cases than folds.
+      DataError: there are fewer cases than folds.
     """
     if len(names) < count:
         raise DataError(f"{count} folds need at least {count} cases, found {len(names)}; add data")
@@ -69,17 +70,17 @@ def by_case(names: Sequence[str], count: int = NUM_FOLDS, seed: int = SEED) -> l
 
 
 def patients_on_both_sides(split: Split, patient_of: dict[str, str]) -> list[str]:
-    """The patients whose cases a fold both trains on and validates with: what its figures leak through."""
+    """Returns the patients who have both training and validation cases in a fold, which inflates its scores."""
     return sorted({patient_of[name] for name in split["train"]} & {patient_of[name] for name in split["val"]})
 
 
 def fold_sha256(fingerprint: dict, split: Split, plan: dict) -> str:
-    """What a fold is trained on, and how, as a hash: in its checkpoints."""
+    """Returns a hash of what a fold is trained on and how; it is stored in the checkpoints of the fold."""
     return hashlib.sha256(json.dumps([fingerprint, split, plan], sort_keys=True).encode()).hexdigest()
 
 
 def trained_fold_names(run: Path) -> list[str]:
-    """Names of the folds, sorted, that have checkpoints in the folder of a run; none if it is no run of nnU-Net's method."""
+    """Returns the sorted names of the folds with checkpoints in the folder of a run; empty for other runs."""
     return sorted(folder.parent.name.removeprefix("fold_") for folder in run.glob("fold_*/checkpoints"))
 
 

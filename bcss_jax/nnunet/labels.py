@@ -11,13 +11,29 @@ import numpy as np
 from bcss_jax.errors import DataError
 from bcss_jax.labels import UNMAPPED, LabelScheme
 
+OTHER = "other"  # the class that is nnU-Net's background
 _RGB = 3
+
+
+def labels_of_outputs(scheme: LabelScheme) -> tuple[int | None, ...]:
+    """Returns the scheme's label of each output of nnU-Net's network, the background first.
+
+    A first class called "other" is the background. Otherwise no pixel is background, which is written as None.
+    """
+    classes = [label for label in range(scheme.num_classes) if label != scheme.ignore_index]
+    return tuple(classes) if scheme.class_names[classes[0]] == OTHER else (None, *classes)
+
+
+def outputs_of_labels(scheme: LabelScheme) -> list[int]:
+    """Returns the output of nnU-Net's network for each label of the scheme; the background's for the ignored label."""
+    labels = labels_of_outputs(scheme)
+    return [labels.index(label) if label in labels else 0 for label in range(scheme.num_classes)]
 
 
 def dataset_of(scheme: LabelScheme, num_training: int, channel_names: Sequence[str] = ("R", "G", "B")) -> dict:
     """nnU-Net's dataset.json for a label scheme.
 
-    Where the scheme's label 0 is ignored, nothing is background; the background that nnU-Net asks for stays empty.
+    Unless the first class is called "other", nothing is background; the background that nnU-Net asks for stays empty.
 
     Args:
       scheme: what the masks hold before `remap_table`.
@@ -25,10 +41,11 @@ def dataset_of(scheme: LabelScheme, num_training: int, channel_names: Sequence[s
       channel_names: they decide the normalization: `R`, `G`, `B` mean z-scores, three times `rgb_to_0_1` division by
         255.
     """
-    classes = {name: label for label, name in enumerate(scheme.class_names) if label > 0}
+    labels = labels_of_outputs(scheme)
+    classes = {scheme.class_names[label]: number for number, label in enumerate(labels) if number and label is not None}
     return {
         "channel_names": {str(index): name for index, name in enumerate(channel_names)},
-        "labels": {"background": 0, **classes, "ignore": scheme.num_classes},
+        "labels": {"background": 0, **classes, "ignore": len(labels)},
         "numTraining": num_training,
         "file_ending": ".png",
     }
@@ -42,8 +59,11 @@ def remap_table(scheme: LabelScheme) -> np.ndarray:
       `bcss_jax.labels.UNMAPPED`.
     """
     table = np.full(256, UNMAPPED, np.uint8)
-    table[: scheme.num_classes] = range(scheme.num_classes)
-    table[scheme.ignore_index] = scheme.num_classes
+    labels = labels_of_outputs(scheme)
+    for number, label in enumerate(labels):
+        if label is not None:
+            table[label] = number
+    table[scheme.ignore_index] = len(labels)
     return table
 
 

@@ -1,10 +1,10 @@
-"""The plan: patch, batch, network and normalization, decided from the fingerprint.
+"""Plans patch size, batch size, network and normalization from the fingerprint.
 
-The network starts with the median image as its patch. While that takes more memory than the preset allows, the patch
-shrinks; memory that is left goes into the batch, which sees at most a share of the data set at once.
+The patch is initially the median image. It shrinks until the network needs no more memory than the preset allows.
+Memory that is left is used for a larger batch, which covers at most a fixed share of the data set.
 
-Source: `ExperimentPlanner`, `ResEncUNetPlanner` and `nnUNetPlannerResEnc{M,L,XL}` of nnU-Net 2.8.1, whose `2d`
-configuration comes out the same to the last digit.
+Source: `ExperimentPlanner`, `ResEncUNetPlanner` and `nnUNetPlannerResEnc{M,L,XL}` of nnU-Net 2.8.1. The `2d`
+configuration is the same in every digit.
 """
 
 import math
@@ -16,21 +16,21 @@ from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.nnunet import topology
 from bcss_jax.nnunet.topology import Topology
 
-_MAX_PATCH = 2048  # edge of the first patch, for pixels that are square
+_MAX_PATCH = 2048  # largest edge of the first patch, for square pixels
 _REFERENCE_BATCH, _MIN_BATCH = 12, 2
-_ANISOTROPIC = 3  # an axis is coarse if its pixels are this much longer than the others'
-_MASKED_BELOW = 3 / 4  # share of the images that cropping leaves
+_ANISOTROPIC = 3  # an axis is coarse if its spacing is larger than the others' by this factor
+_MASKED_BELOW = 3 / 4  # normalization uses a mask if cropping keeps a smaller share of the images
 
 
 class Preset(NamedTuple):
-    """What distinguishes nnU-Net's planners in two dimensions.
+    """The settings in which nnU-Net's planners differ in two dimensions.
 
     Attributes:
       plans_name: name of the plan and of nnU-Net's file.
-      planner: nnU-Net's class.
-      residual: residual blocks in the encoder.
-      memory: `topology.memory_estimate` that a batch of twelve may have.
-      share: part of the data set that a batch covers at most.
+      planner: name of nnU-Net's class.
+      residual: whether the encoder has residual blocks.
+      memory: largest `topology.memory_estimate` of a batch of twelve.
+      share: largest share of the data set's pixels that a batch may cover.
     """
 
     plans_name: str
@@ -59,23 +59,23 @@ _READERS = ("NaturalImage2DIO", "SimpleITKIO", "Tiff3DIO", "NibabelIO", "Nibabel
 
 
 class Step(NamedTuple):
-    """A patch that was tried, with its network and `topology.memory_estimate`."""
+    """A patch size that was tried, with its network and its `topology.memory_estimate`."""
 
     network: Topology
     estimate: int
 
 
 class Reasons(NamedTuple):
-    """What a plan was decided from.
+    """The intermediate results from which a plan is decided.
 
     Attributes:
       transpose: order of the axes in the plan.
-      median: height and width of the median image at the target spacing, not necessarily whole.
-      spacing: target spacing of both.
-      steps: the patches that were tried, largest first; the last is taken.
-      memory: estimate that a batch of twelve may have.
-      batch_by_memory: images for which the memory is enough.
-      batch_by_share: images that make up the largest share of the data set.
+      median: height and width of the median image at the target spacing, not necessarily integers.
+      spacing: target spacing along height and width.
+      steps: the patch sizes that were tried, largest first; the last one is used.
+      memory: largest memory estimate of a batch of twelve.
+      batch_by_memory: largest batch size that the memory allows.
+      batch_by_share: largest batch size that the share of the data set allows.
     """
 
     transpose: list[int]
@@ -95,23 +95,23 @@ def make_plan(
     rule_before_2_3_1: bool = False,
     dataset_name: str | None = None,
 ) -> dict:
-    """nnU-Net's plan for a data set.
+    """Returns nnU-Net's plan for a data set.
 
     Args:
-      fingerprint: of `fingerprint.extract_fingerprint`, or nnU-Net's dataset_fingerprint.json.
+      fingerprint: from `fingerprint.extract_fingerprint`, or nnU-Net's dataset_fingerprint.json.
       dataset: nnU-Net's dataset.json; `channel_names`, `labels`, `numTraining` and `file_ending` are read.
-      preset: a key of `PRESETS`, or nnU-Net's name for its plan.
-      rule_before_2_3_1: limit the patch of `nnUNetPlans` as nnU-Net did before 2.3.1: by the memory of a batch of
-        twelve in place of two, which keeps it at about 512x512.
-      dataset_name: what nnU-Net calls the data set, `Dataset` and three digits first.
+      preset: a key of `PRESETS`, or nnU-Net's name of the plan.
+      rule_before_2_3_1: limit the patch of `nnUNetPlans` as nnU-Net did before 2.3.1, by the memory of a batch of
+        twelve instead of two, which keeps it at about 512x512.
+      dataset_name: nnU-Net's name of the data set, which starts with `Dataset` and three digits.
 
     Returns:
       The contents of the plan's JSON file, with the configuration `2d`.
 
     Raises:
       ConfigError: there is no such preset.
-      DataError: fingerprint or dataset lack something, the images are not two-dimensional, or so small that there is
-        no network for them.
+      DataError: fingerprint or dataset are incomplete, the images are not two-dimensional, or they are too small for a
+        network.
     """
     chosen, why = _preset(preset), reasons(fingerprint, dataset, preset, rule_before_2_3_1=rule_before_2_3_1)
     spacings, shapes = np.array(fingerprint["spacings"]), np.array(fingerprint["shapes_after_crop"])
@@ -148,23 +148,24 @@ def make_plan(
 def reasons(
     fingerprint: dict, dataset: dict, preset: str = "nnUNetPlans", *, rule_before_2_3_1: bool = False
 ) -> Reasons:
-    """The way to a plan. Arguments and errors as of `make_plan`."""
+    """Returns the intermediate results of a plan; for arguments and errors see `make_plan`."""
     chosen = _preset(preset)
     _check(fingerprint, dataset)
     transpose, median, spacing = _geometry(fingerprint)
     per_unit = [1 / s for s in spacing]
-    edge = (_MAX_PATCH**2 / math.prod(per_unit)) ** 0.5  # of the first patch, in the spacing's unit
+    edge = (_MAX_PATCH**2 / math.prod(per_unit)) ** 0.5  # of the first patch, in the unit of the spacing
     start = [min(round(pixels * edge), m) for pixels, m in zip(per_unit, median, strict=True)]
     network, steps = topology.make_topology(start, spacing), []
     while True:
         if len(network.strides) < 2:
             raise DataError(
-                f"the median image has {' x '.join(f'{m:g}' for m in median)} pixels, too few for a U-Net: both axes "
+                f"the median image has {' x '.join(f'{m:g}' for m in median)} pixels, too few for a U-Net; both axes "
                 f"must have {2 * topology.MIN_EDGE}, or one of them {3 * topology.MIN_EDGE}; use larger images or tiles"
             )
         estimate = topology.memory_estimate(network, chosen.residual, len(dataset["labels"]))
         steps.append(Step(network, estimate))
-        # The plain planner only asks that its smallest batch fits, the others, and it formerly, that twelve images do.
+        # The plain planner requires only that its smallest batch fits. The others, and formerly this one too, require
+        # that twelve images fit.
         fitting = _MIN_BATCH if not chosen.residual and not rule_before_2_3_1 else _REFERENCE_BATCH
         if estimate * fitting <= chosen.memory * _REFERENCE_BATCH:
             break
@@ -183,7 +184,7 @@ def _preset(name):
 
 
 def _check(fingerprint, dataset):
-    """Refuses dicts that lack what planning reads."""
+    """Raises DataError if the dicts lack entries that planning reads."""
     needed = {
         "fingerprint": (
             fingerprint,
@@ -200,23 +201,27 @@ def _check(fingerprint, dataset):
     if not count or count != len(fingerprint["spacings"]):
         raise DataError(
             f"nnU-Net fingerprint: {count} shapes_after_crop and {len(fingerprint['spacings'])} spacings; "
-            "expected one of both for each case, and at least one case"
+            "expected one of each per case, and at least one case"
         )
     if any(len(each) != 3 for key in ("spacings", "shapes_after_crop") for each in fingerprint[key]):
-        raise DataError("nnU-Net fingerprint: spacings and shapes_after_crop must be three numbers for each case")
+        raise DataError("nnU-Net fingerprint: spacings and shapes_after_crop must have three numbers for each case")
     if not channel_names(dataset):
         raise DataError("nnU-Net dataset.json: lacks channel_names; expected something like R, G, B")
 
 
 def channel_names(dataset: dict) -> list[str]:
-    """The names of the images' channels in a dataset.json (`modality` in old ones)."""
+    """Returns the channel names of the images in a dataset.json (called `modality` in old ones)."""
     return list((dataset.get("channel_names") or dataset.get("modality") or {}).values())
 
 
 def _geometry(fingerprint):
-    """Order of the axes (coarsest first, of which there must be one layer), median size and spacing of the other two."""
+    """Returns the order of the axes (coarsest first), and median size and spacing of the other two.
+
+    Raises:
+      DataError: there is more than one layer along the coarsest axis.
+    """
     spacings, shapes = np.array(fingerprint["spacings"], float), np.array(fingerprint["shapes_after_crop"], float)
-    target, size = np.percentile(spacings, 50, 0), np.percentile(shapes, 50, 0)
+    target, size = np.percentile(spacings, 50, axis=0), np.percentile(shapes, 50, axis=0)
     coarse = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != coarse]
     widest = max(target[others])
@@ -231,9 +236,10 @@ def _geometry(fingerprint):
     layers, *median = (float(m) for m in np.median(resampled, 0)[transpose])
     if layers != 1:
         raise DataError(
-            f"nnU-Net fingerprint: the images have {layers:g} layers; only 2D images, [1, H, W], are planned"
+            f"nnU-Net fingerprint: the images have {layers:g} layers; only 2D images, [1, H, W], are supported"
         )
-    return transpose, tuple(median), tuple(float(target[axis]) for axis in others)
+    height, width = median
+    return transpose, (height, width), (float(target[others[0]]), float(target[others[1]]))
 
 
 def _normalization(fingerprint, dataset):
@@ -246,7 +252,7 @@ def _normalization(fingerprint, dataset):
 
 
 def _reader(dataset):
-    """nnU-Net's class that reads such images."""
+    """Returns the name of nnU-Net's class that reads the images."""
     if dataset.get("overwrite_image_reader_writer") in _READERS:
         return dataset["overwrite_image_reader_writer"]
     ending = dataset.get("file_ending")
@@ -256,15 +262,15 @@ def _reader(dataset):
 
 
 def _resampling():
-    """Constant in nnU-Net; without effect where all images have the target spacing."""
-    name, rest = "resample_data_or_seg_to_shape", {"order_z": 0, "force_separate_z": None}
+    """Returns the settings of resampling. They are constant in nnU-Net and have no effect at the target spacing."""
+    name, common = "resample_data_or_seg_to_shape", {"order_z": 0, "force_separate_z": None}
     return {
         "resampling_fn_data": name,
         "resampling_fn_seg": name,
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **rest},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **rest},
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **common},
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **common},
         "resampling_fn_probabilities": name,
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **rest},
+        "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, **common},
     }
 
 

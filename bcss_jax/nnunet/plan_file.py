@@ -1,17 +1,18 @@
-"""Plans as files: read, checked, written, and as a table for people.
+"""Reads, checks and writes plan files, and prints plans as a table.
 
-A plan may come from here, from nnU-Net, or from an editor, so `read_plan` asks of each field whether training can use it.
+A plan may have been written by this program, by nnU-Net, or edited by hand, so `read_plan` checks every field that
+training uses.
 """
 
 import itertools
 import json
 import math
-import numbers
 from pathlib import Path
 
 from bcss_jax.common.files import write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.models.arguments import is_count
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import PRESETS, channel_names, make_plan, reasons
 from bcss_jax.nnunet.preprocess import NORMALIZATIONS
@@ -23,17 +24,17 @@ _FIELDS_2D = (
     "use_mask_for_norm", "architecture", "batch_dice",
 )  # fmt: skip
 _FIELDS_V1 = {"plans_per_stage", "num_stages", "base_num_features"}
-_TOLERANCE = 1e-4  # of statistics, relative to their spread
+_TOLERANCE = 1e-4  # of statistics, relative to their standard deviation
 
 
 def read_plan(path: Path | str) -> dict:
-    """A plan from its file.
+    """Reads a plan.
 
     Args:
-      path: JSON as nnU-Net 2.4 or newer writes it, with a configuration `2d`.
+      path: JSON as written by nnU-Net 2.4 or newer, with a configuration `2d`.
 
     Raises:
-      DataError: it is no such file, or describes what is not supported; the one line says what.
+      DataError: it is not such a file, or the plan is not supported; the message says why.
     """
     path = Path(path)
     if path.is_file() and _is_pickle(path):
@@ -52,7 +53,7 @@ def _is_pickle(path):
 
 
 def write_plan(path: Path | str, plan: dict) -> None:
-    """Writes a plan as nnU-Net does, whole or not at all.
+    """Writes a plan as nnU-Net does; the file is complete or does not exist.
 
     Raises:
       StorageError: it cannot be written.
@@ -61,12 +62,12 @@ def write_plan(path: Path | str, plan: dict) -> None:
 
 
 def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:
-    """Refuses a plan of another data set.
+    """Raises DataError if a plan was made for another data set.
 
     Args:
-      plan: of `read_plan` or `bcss_jax.nnunet.plan`.
-      dataset: nnU-Net's dataset.json of the data that are to be used.
-      fingerprint: of these data, to compare sizes and intensities as well.
+      plan: from `read_plan` or `plan.make_plan`.
+      dataset: nnU-Net's dataset.json of the current data.
+      fingerprint: of the current data; if given, sizes and intensities are compared as well.
 
     Raises:
       DataError: channels, sizes or intensities differ.
@@ -75,19 +76,19 @@ def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> No
     if len(names) != len(schemes):
         raise DataError(
             f"the plan ({_name(plan)}) is for {len(schemes)} channels, the data have {len(names)} "
-            f"({', '.join(map(str, names))}); plan for these data"
+            f"({', '.join(map(str, names))}); make a plan for these data"
         )
     if fingerprint is None:
         return
     try:
         expected = make_plan(fingerprint, dataset, dataset_name="these")
     except DataError:
-        return  # there is no plan for these data: the one at hand is the user's own decision
+        return  # these data cannot be planned for, so the user decided to use this plan
     theirs, ours = (each["configurations"]["2d"]["median_image_size_in_voxels"] for each in (plan, expected))
     if list(theirs) != ours:
         raise DataError(
-            f"the plan ({_name(plan)}) is of another data set: its median image has {_size(theirs)} pixels, "
-            f"that of these data {_size(ours)}; plan for these data"
+            f"the plan ({_name(plan)}) is for another data set: its median image has {_size(theirs)} pixels, "
+            f"that of these data {_size(ours)}; make a plan for these data"
         )
     key = "foreground_intensity_properties_per_channel"
     for channel, ours in expected[key].items():
@@ -97,22 +98,22 @@ def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> No
         if differing:
             name = differing[0]
             raise DataError(
-                f"the plan ({_name(plan)}) is of another data set or other labels: {name} of channel {channel} over "
-                f"the foreground is {theirs.get(name, 'missing')}, in these data {ours[name]:g}; plan for these data"
+                f"the plan ({_name(plan)}) is for another data set or other labels: {name} of channel {channel} over "
+                f"the foreground is {theirs.get(name, 'missing')}, in these data {ours[name]:g}; make a plan for these data"
             )
 
 
 def plan_table(plan: dict, fingerprint: dict, dataset: dict, *, rule_before_2_3_1: bool = False) -> str:
-    """What was decided and from what, for people.
+    """Returns a plan's decisions and their reasons as text.
 
     Args:
-      plan: of `bcss_jax.nnunet.plan` or `read_plan`. What was edited is marked.
-      fingerprint: what it was decided from.
-      dataset: likewise.
+      plan: from `plan.make_plan` or `read_plan`. Edited decisions are marked.
+      fingerprint: the fingerprint for which the plan was made.
+      dataset: the dataset.json for which the plan was made.
       rule_before_2_3_1: whether that rule was used.
 
     Returns:
-      Lines of one decision each.
+      One line per decision.
     """
     chosen = [preset for preset in PRESETS.values() if preset.planner == plan.get("experiment_planner_used")]
     preset = (chosen or [PRESETS["nnUNetPlans"]])[0]
@@ -126,8 +127,8 @@ def plan_table(plan: dict, fingerprint: dict, dataset: dict, *, rule_before_2_3_
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name:{widths[0]}}  {decided:{widths[1]}} | {reason}" for name, decided, reason in rows]
     cases = len(fingerprint["shapes_after_crop"])
-    head = f"{_name(plan)}: {cases} cases, channels {', '.join(map(str, channel_names(dataset)))}"
-    return "\n".join([head, *lines, *(["* not what the rules of 2.8.1 give"] if marked else [])])
+    heading = f"{_name(plan)}: {cases} cases, channels {', '.join(map(str, channel_names(dataset)))}"
+    return "\n".join([heading, *lines, *(["* differs from the rules of nnU-Net 2.8.1"] if marked else [])])
 
 
 def _decisions(plan):
@@ -153,36 +154,36 @@ def _explanations(why, preset, fingerprint, dataset):
     network, estimate = why.steps[-1]
     lowest = _size([size // by for size, by in zip(network.patch_size, network.divisor, strict=True)])
     start, steps = _size(why.steps[0].network.patch_size), len(why.steps) - 1
-    tried = f"; from {start} shrunk {steps} times to fit the memory" if steps else ""
+    tried = f"; shrunk {steps} times from {start} to fit the memory" if steps else ""
     share = f"{100 * preset.share:g} % of the pixels are {why.batch_by_share}"
     kept = 100 * fingerprint["median_relative_size_after_cropping"]
     unit = "blocks" if preset.residual else "convolutions"
     return {
-        "patch size": f"median image {_size(why.median)}, in multiples of {_size(network.divisor)}{tried}",
+        "patch size": f"median image {_size(why.median)}, rounded up to multiples of {_size(network.divisor)}{tried}",
         "stages": f"halved down to {lowest}",
-        "network": f"preset {preset.plans_name}; {unit} a stage",
+        "network": f"preset {preset.plans_name}; {unit} per stage",
         "features": "doubled at each stage up to 512",
-        "batch size": f"memory allows {why.batch_by_memory} ({why.memory / 1e6:g} M values at 12 images, one has "
+        "batch size": f"memory allows {why.batch_by_memory} ({why.memory / 1e6:g} M values for 12 images, one needs "
         f"{estimate / 1e6:.3g} M); {share}; at least 2",
-        "normalization": f"channel names; cropping leaves {kept:.3g} % of the images (mask below 75 %)",
+        "normalization": f"channel names; cropping keeps {kept:.3g} % of the images (mask below 75 %)",
         "spacing": f"median of {len(fingerprint['spacings'])} cases",
     }
 
 
 def _check_plan(plan):
-    """Refuses a plan that cannot be trained from."""
+    """Raises an error for a plan with which training is not possible."""
     if not isinstance(plan, dict):
         raise DataError(f"holds {type(plan).__name__}, not an nnU-Net plan (a JSON object)")
     if _FIELDS_V1 & set(plan):
-        raise DataError("a plan of nnU-Net v1; expected one of nnU-Net 2.4 or newer; plan anew")
+        raise DataError("a plan of nnU-Net v1; expected one of nnU-Net 2.4 or newer; make a new plan")
     _need(plan, _FIELDS, "the plan")
     configurations = plan["configurations"]
     if not isinstance(configurations, dict) or not isinstance(configurations.get("2d"), dict):
         found = ", ".join(configurations) if isinstance(configurations, dict) else repr(configurations)
-        raise DataError(f"no configuration 2d; found: {found or 'none'}; plan with 2D images")
+        raise DataError(f"no configuration 2d; found: {found or 'none'}; make a plan with 2D images")
     configuration = configurations["2d"]
     if "UNet_class_name" in configuration:
-        raise DataError("a plan of nnU-Net before 2.4, which has no `architecture`; plan anew")
+        raise DataError("a plan of nnU-Net before 2.4, which has no `architecture`; make a new plan")
     _need(configuration, _FIELDS_2D, "configuration 2d")
     class_and_arguments(plan)
     _check_numbers(configuration)
@@ -194,12 +195,12 @@ def _check_plan(plan):
             raise DataError(f"unknown normalization scheme {scheme!r}; known are {', '.join(NORMALIZATIONS)}")
     if not schemes or len(schemes) != len(masked):
         raise DataError(
-            f"{len(schemes)} normalization_schemes and {len(masked)} use_mask_for_norm; expected one a channel"
+            f"{len(schemes)} normalization_schemes and {len(masked)} use_mask_for_norm; expected one per channel"
         )
 
 
 def _check_numbers(configuration):
-    """Refuses patch and batch sizes that the network cannot have."""
+    """Raises DataError for patch and batch sizes that do not fit the network."""
     patch, batch = configuration["patch_size"], configuration["batch_size"]
     if not _counts(patch) or len(patch) != 2:
         raise DataError(f"patch_size is {patch!r}; expected height and width, two positive integers")
@@ -212,19 +213,18 @@ def _check_numbers(configuration):
     if any(size % by for size, by in zip(patch, multiple, strict=True)) or tuple(patch) == multiple:
         raise DataError(
             f"patch_size {_size(patch)} does not fit the strides: height and width must be multiples of "
-            f"{multiple[0]} and {multiple[1]}, and not both of them these"
+            f"{multiple[0]} and {multiple[1]}, and larger than {_size(multiple)}"
         )
 
 
 def _counts(values):
-    sound = isinstance(values, list) and values
-    return bool(sound) and all(isinstance(v, numbers.Integral) and not isinstance(v, bool) and v > 0 for v in values)
+    return isinstance(values, list) and bool(values) and all(map(is_count, values))
 
 
 def _need(content, fields, what):
     missing = [field for field in fields if field not in content]
     if missing:
-        raise DataError(f"{what} lacks {', '.join(missing)}; expected a plan of nnU-Net 2.4 or newer; plan anew")
+        raise DataError(f"{what} lacks {', '.join(missing)}; expected a plan of nnU-Net 2.4 or newer; make a new plan")
 
 
 def _name(plan):
@@ -236,7 +236,7 @@ def _size(sizes):
 
 
 def _brief(values):
-    """`1, 2 (5 times)` for 1, 2, 2, 2, 2, 2."""
+    """Returns values as text, such as `1, 2 (5 times)` for 1, 2, 2, 2, 2, 2."""
     runs = [(value, len(list(run))) for value, run in itertools.groupby(values)]
     return ", ".join(
         f"{value} ({count} times)" if count > 2 else ", ".join([str(value)] * count) for value, count in runs

@@ -1,16 +1,21 @@
-"""nnU-Net's post-processing: keep the largest component only, where cross-validation shows that it helps.
+"""nnU-Net's postprocessing: keeps only the largest component where cross-validation shows that this helps.
 
-Two questions are put to the predictions of the held-back cases of all folds. (a) All foreground as one: is the mean
-foreground Dice higher when all but the largest component become background, and no class's lower? (b) Then class by
-class, in order, on top of what was decided before: is that class's Dice higher? Every yes becomes a step that later
-predictions go through.
+The decision uses the predictions of the validation cases of all folds:
 
-Off by default for tissue. The rule is made for organs, of which a body has one: a second liver is a mistake. Tumor and
-stroma come in many pieces, and keeping the largest would throw away true ones. On such data both questions are answered
-with no, or, on few cases, with yes by luck; so it is decided only when asked for.
+1. All foreground classes together: only the largest component is kept if that raises the mean foreground Dice and
+lowers
+   the Dice of no class.
+2. Then each class, in order and on top of the earlier decisions: only its largest component is kept if that raises its
+   Dice.
 
-Components touch over edges and corners (8 neighbors); of several largest ones all stay. Pixels without truth are left
-out of the Dice, but belong to components like all others.
+Later predictions go through the steps that were decided.
+
+Postprocessing is off by default for tissue. The rule was designed for organs: a body has one liver, so a second one is
+a mistake. Tumor and stroma have many components, and keeping only the largest would remove true ones. On such data the
+rule decides against it, or, with few cases, in favor of it by chance. It is therefore applied only on request.
+
+Components are connected over edges and corners (8 neighbors). If several components are the largest, all of them are
+kept. Pixels without ground truth do not count for the Dice, but they belong to components like all other pixels.
 Source: Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z), nnU-Net 2.8.1 (`nnUNetv2_determine_postprocessing`).
 """
 
@@ -28,27 +33,35 @@ _EDGES_AND_CORNERS = np.ones((3, 3), int)
 
 
 def keep_largest(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """Makes background of all but the largest component.
+    """Sets all components except the largest to background.
 
     Args:
       labels: integers [H, W].
-      classes: labels that count as one for the components; others stay as they are.
+      classes: labels that together form the components; other labels do not change.
 
     Returns:
       A new array like `labels`.
     """
     mask = np.isin(labels, classes)
-    components, count = ndimage.label(mask, _EDGES_AND_CORNERS)
+    components, count = _components(mask)
     result = np.array(labels)
     if count > 1:
         sizes = np.bincount(components.ravel())
-        sizes[0] = 0  # what is in no component
+        sizes[0] = 0  # pixels outside all components
         result[mask & (sizes < sizes.max())[components]] = _BACKGROUND
     return result
 
 
+def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns the number of the component of each pixel (0: none) and the number of components."""
+    components = np.zeros(mask.shape, np.int32)
+    count = ndimage.label(mask, _EDGES_AND_CORNERS, output=components)
+    assert isinstance(count, int)
+    return components, count
+
+
 def apply_postprocessing(labels: np.ndarray, decision: dict) -> np.ndarray:
-    """Labels [H, W] after the steps of a decision that `determine_postprocessing` came to."""
+    """Returns labels [H, W] after the steps that `determine_postprocessing` decided."""
     for classes in decision["keep_largest"]:
         labels = keep_largest(labels, classes)
     return labels
@@ -60,26 +73,28 @@ def determine_postprocessing(
     classes: Sequence[int],
     ignore: int | None = None,
 ) -> dict:
-    """Decides on the predictions of the cross-validation which steps to take.
+    """Decides which steps to apply, based on the predictions of the cross-validation.
 
     Args:
-      predictions: integer labels [H, W] of every held-back case. Read several times in order, one at a time, so it may
-        be an object that loads them.
-      truths: the same of the truth.
-      classes: foreground labels; 0, the background, is passed over.
-      ignore: label of the truth's pixels that do not count; None: all count.
+      predictions: integer labels [H, W] of all validation cases. They are read several times, in order and one at a
+        time, so a sequence that loads them lazily works.
+      truths: the same for the ground truth.
+      classes: foreground labels; 0, the background, is ignored.
+      ignore: label of ground truth pixels that do not count; None: all count.
 
     Returns:
-      JSON: `keep_largest`, the steps in order, each a list of classes that are taken as one; `dice_before` and
-      `dice_after`, mean over cases of each class by its label (null where it never occurs).
+      JSON: `keep_largest`, the steps in order, each a list of classes that together form the components; `dice_before`
+        and
+      `dice_after`, the mean Dice over cases of each class by its label (null if the class never occurs).
 
     Raises:
-      DataError: there are no cases, or not as many truths, or a prediction has not the size of its truth.
+      DataError: there are no cases, the numbers of predictions and truths differ, or a prediction and its truth have
+        different sizes.
     """
     if not len(predictions) or len(predictions) != len(truths):
         raise DataError(
-            f"post-processing is decided on pairs of prediction and truth; found {len(predictions)} predictions and "
-            f"{len(truths)} truths"
+            f"postprocessing needs pairs of a prediction and its ground truth; found {len(predictions)} predictions "
+            f"and {len(truths)} ground truths"
         )
     classes = [int(label) for label in classes if label != _BACKGROUND]
 
@@ -89,10 +104,10 @@ def determine_postprocessing(
     before = dice([])
     steps, scores = [], before
     everything = dice([classes])
-    # Where a class has no score (NaN) the means have none either, and nothing is kept, as in nnU-Net.
+    # If a class has no score (NaN), neither have the means, and this step is not applied, as in nnU-Net.
     if everything.mean() > before.mean() and not (everything < before).any():
         steps, scores = [classes], everything
-    for i, label in enumerate(classes if len(classes) > 1 else ()):  # of one class (a) was the same question
+    for i, label in enumerate(classes if len(classes) > 1 else ()):  # with one class, this would repeat the first step
         one = dice([*steps, [label]])
         if one[i] > scores[i]:
             steps, scores = [*steps, [label]], one
@@ -100,12 +115,12 @@ def determine_postprocessing(
 
 
 def _mean_dice(predictions, truths, classes, ignore, steps) -> np.ndarray:
-    """Dice per class, mean over the cases that have the class in truth or prediction; NaN if none has."""
+    """Returns the Dice of each class, the mean over cases with it in truth or prediction; NaN if there are none."""
     scores = np.full((len(predictions), len(classes)), np.nan)
     for case in range(len(predictions)):
         truth, prediction = np.asarray(truths[case]), np.asarray(predictions[case])
         if truth.shape != prediction.shape:
-            raise DataError(f"case {case}: the prediction is {prediction.shape}, its truth {truth.shape}")
+            raise DataError(f"case {case}: the prediction has the shape {prediction.shape}, its truth {truth.shape}")
         prediction = apply_postprocessing(prediction, {"keep_largest": steps})
         counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
         truth, prediction = truth[counted], prediction[counted]
@@ -114,7 +129,7 @@ def _mean_dice(predictions, truths, classes, ignore, steps) -> np.ndarray:
             if sizes:
                 scores[case, i] = 2 * ((truth == label) & (prediction == label)).sum() / sizes
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where no case has a class
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns if no case has a class
         return np.nanmean(scores, axis=0)
 
 

@@ -1,8 +1,8 @@
-"""Logits of a whole image from overlapping windows, as nnU-Net's predictor makes them.
+"""Predicts the logits of a whole image from overlapping windows, as nnU-Net's predictor does.
 
-Every window is looked at in up to four mirrorings, whose logits are averaged, and where windows overlap their logits
-are averaged with a Gaussian as the weight. nnU-Net adds up in half precision; here it is float32, so that the two agree
-to its rounding. All windows of an image go through one compiled function in batches of one size.
+Each window is predicted in up to four mirrored versions, whose logits are averaged. Where windows overlap, their logits
+are averaged with Gaussian weights. nnU-Net sums in half precision and this code in float32, so the two agree up to
+rounding in half precision. All windows of an image go through one compiled function in batches of one size.
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.nnunet import ensemble, windows
 from bcss_jax.training import sharding
 
-Run = Callable[[dict, dict, jax.Array], jax.Array]  # (params, model_state, images [N, H, W, C]) -> logits [N, H, W, K]
+# (params, model_state, images [N, H, W, C]) -> logits [N, H, W, K]
+InferenceFunction = Callable[[dict, dict, jax.Array], jax.Array]
 Weights = tuple[dict, dict]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """Equal for models of one structure."""
+class _Inference:
+    """A model in evaluation mode; equal for all models of one structure."""
 
     function: ModelFunction
 
@@ -35,13 +36,13 @@ class _Run:
         return self.function(params, model_state, images, train=False)[0]
 
 
-def inference_function(model: nnx.Module) -> Run:
-    """A model of `bcss_jax.models` as a pure function of its weights and of preprocessed float images.
+def inference_function(model: nnx.Module) -> InferenceFunction:
+    """Returns a model of `bcss_jax.models` as a pure function of its weights and of preprocessed float images.
 
-    Weights are `model_function.split_model(model)[1:]`, or those of another model of the same structure, whose `inference_function`
-    is equal and shares what was compiled.
+    The weights are `split_model(model)[1:]`, or those of another model of the same structure. The inference functions
+    of two such models are equal and share the compiled code.
     """
-    return _Run(ModelFunction(model, statistics=None))
+    return _Inference(ModelFunction(model, statistics=None))
 
 
 def make_predictor(
@@ -53,31 +54,33 @@ def make_predictor(
     step: float = 0.5,
     mesh: Mesh | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from a preprocessed image [H, W, C] to logits [H, W, K], the mean over the models.
+    """Returns a function from a preprocessed image [H, W, C] to logits [H, W, K], the mean over the models.
 
     Args:
-      models: one, or those of several folds, all of one structure: they share the compiled function.
-      patch_size: as of `predict_logits`, as all that follow.
-      mirror: as there.
-      batch: as there.
-      step: as there.
-      mesh: as there.
+      models: one model, or the models of several folds, all of the same structure; they share the compiled code.
+      patch_size: see `predict_logits`.
+      mirror: see `predict_logits`.
+      batch: see `predict_logits`.
+      step: see `predict_logits`.
+      mesh: see `predict_logits`.
     """
     if not models:
         raise ValueError("at least one model is needed")
     mesh = mesh or sharding.make_mesh(jax.local_devices())
     run = inference_function(models[0])
     weights = [jax.device_put(split_model(model)[1:], sharding.replicated(mesh)) for model in models]
-    settings = dict(mirror=mirror, batch=batch, step=step, mesh=mesh)
 
     def predict(image):
-        return ensemble.mean_of_folds(predict_logits(run, each, image, patch_size, **settings) for each in weights)
+        return ensemble.mean_of_folds(
+            predict_logits(run, each, image, patch_size, mirror=mirror, batch=batch, step=step, mesh=mesh)
+            for each in weights
+        )
 
     return predict
 
 
 def predict_logits(
-    run: Run,
+    run: InferenceFunction,
     weights: Weights,
     image: np.ndarray,
     patch_size: Sequence[int],
@@ -87,18 +90,19 @@ def predict_logits(
     step: float = 0.5,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Logits of one image.
+    """Returns the logits of one image.
 
     Args:
-      run: pure function (params, model_state, images) -> logits, such as `inference_function` gives; pass the same one for all images, so
-        that it is compiled once.
-      weights: the (params, model_state) it gets, on the host or on devices of this process.
-      image: preprocessed, [H, W, C]; smaller ones than the patch are padded with zeros.
+      run: pure function (params, model_state, images) -> logits, for example from `inference_function`. Pass the same
+        one for all images, so that it is compiled once.
+      weights: (params, model_state) for `run`, on the host or on devices of this process.
+      image: preprocessed, [H, W, C]; images smaller than the patch are padded with zeros.
       patch_size: height and width of the windows.
-      mirror: True: both axes; False: none; or the axes (0: height, 1: width), as a checkpoint of nnU-Net's has them.
-      batch: windows at a time at most, rounded up to a multiple of the devices; with both axes mirrored each counts as four.
-      step: the largest distance of two windows, as a share of the patch.
-      mesh: devices to share the windows; None: all of this process.
+      mirror: True: both axes; False: none; or the axes (0: height, 1: width), as in a checkpoint of nnU-Net.
+      batch: largest number of windows per batch, rounded up to a multiple of the number of devices. With both axes
+        mirrored each window counts as four.
+      step: largest distance of two windows, as a share of the patch.
+      mesh: devices that share the windows; None: all devices of this process.
 
     Returns:
       float32 [H, W, K].
@@ -108,49 +112,50 @@ def predict_logits(
     """
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or 0 in image.shape:
-        raise DataError(f"an image to predict must be [height, width, channels], found {image.shape}")
+        raise DataError(f"an image to predict must have the shape [height, width, channels], found {image.shape}")
     if not np.isfinite(image).all():
         raise DataError("an image to predict holds values that are not finite; check its preprocessing")
     mesh = mesh or sharding.make_mesh(jax.local_devices())
     params, model_state = jax.device_put(weights, sharding.replicated(mesh))
     split, axes = sharding.split_over_data(mesh), _mirror_axes(mirror)
     image, area = windows.pad_to_window(image, patch_size)
-    places = windows.window_corners(image.shape[:2], patch_size, step)
-    # An image of few windows gets a smaller batch, of a power of two, so that few sizes are compiled.
-    size = -(-min(batch, 1 << (len(places) - 1).bit_length()) // mesh.size) * mesh.size
+    corners = windows.window_corners(image.shape[:2], patch_size, step)
+    # Images with few windows get a smaller batch. Its size is a power of two, so that few sizes are compiled.
+    size = -(-min(batch, 1 << (len(corners) - 1).bit_length()) // mesh.size) * mesh.size
 
     def dispatched():
-        for first in range(0, len(places), size):
-            here = places[first : first + size]
-            cut = np.zeros((size, *patch_size, image.shape[2]), np.float32)  # the last batch may leave some zero
-            for window, place in zip(cut, here, strict=False):
-                window[...] = image[_at(place, patch_size)]
-            yield here, _mirrored(run, axes, params, model_state, jax.device_put(cut, split))
+        for first in range(0, len(corners), size):
+            in_batch = corners[first : first + size]
+            cut = np.zeros((size, *patch_size, image.shape[2]), np.float32)  # the last batch may not be full
+            for window, corner in zip(cut, in_batch, strict=False):
+                window[...] = image[_area(corner, patch_size)]
+            yield in_batch, _mirrored(run, axes, params, model_state, jax.device_put(cut, split))
 
     weight = windows.window_weights(patch_size)[..., None]
     total, count = None, np.zeros((*image.shape[:2], 1), np.float32)
-    for here, logits in _one_ahead(dispatched()):
+    for in_batch, logits in _one_ahead(dispatched()):
         logits = np.asarray(logits)
         if total is None:
             total = np.zeros((*image.shape[:2], logits.shape[-1]), np.float32)
-        for window, place in zip(logits, here, strict=False):
-            at = _at(place, patch_size)
-            total[at] += weight * window
-            count[at] += weight
+        for window, corner in zip(logits, in_batch, strict=False):
+            covered = _area(corner, patch_size)
+            total[covered] += weight * window
+            count[covered] += weight
+    assert total is not None
     total /= count
     return total[area]
 
 
 def predicted_labels(scores: np.ndarray, properties: dict | None = None) -> np.ndarray:
-    """The most likely label of every pixel of the image before it was cropped.
+    """Returns the most likely label of each pixel of the original image.
 
     Args:
-      scores: logits or probabilities [H, W, K], of the cropped image.
-      properties: of the preprocessed case (`preprocess.PreprocessedCase`), for its `shape_before_cropping` and
-        `bbox_used_for_cropping`; None: nothing was cropped.
+      scores: logits or probabilities [H, W, K] of the cropped image.
+      properties: properties of the `preprocess.PreprocessedCase`, of which `shape_before_cropping` and
+        `bbox_used_for_cropping` are read; None: the image was not cropped.
 
     Returns:
-      uint8 [height, width] (uint16 from 256 labels on); 0, the background, outside the box.
+      uint8 [height, width] (uint16 for more than 256 labels); outside the box 0, the background.
     """
     labels = np.argmax(scores, axis=-1).astype(np.uint8 if scores.shape[-1] <= 256 else np.uint16)
     if properties is None:
@@ -162,18 +167,22 @@ def predicted_labels(scores: np.ndarray, properties: dict | None = None) -> np.n
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _mirrored(run: Run, axes: tuple[int, ...], params: dict, model_state: dict, images: jax.Array) -> jax.Array:
-    """Mean of the logits over all combinations of mirrored axes, each mirrored back."""
+def _mirrored(
+    run: InferenceFunction, axes: tuple[int, ...], params: dict, model_state: dict, images: jax.Array
+) -> jax.Array:
+    """Returns the mean of the logits over all combinations of mirrored axes, each mirrored back."""
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
-    # One batch with the mirrorings of a window side by side: the network is compiled once, no window leaves its device.
+    # All mirrored versions of a window are in one batch, so the network is compiled once and no window leaves its
+    # device.
     views = jnp.stack([jnp.flip(images, [axis + 1 for axis in flip]) for flip in flips], axis=1)
     logits = run(params, model_state, views.reshape(-1, *images.shape[1:]))
     logits = logits.astype(jnp.float32).reshape(*views.shape[:2], *logits.shape[1:])
-    return sum(jnp.flip(logits[:, i], [axis + 1 for axis in flip]) for i, flip in enumerate(flips)) / len(flips)
+    mirrored_back = [jnp.flip(logits[:, i], [axis + 1 for axis in flip]) for i, flip in enumerate(flips)]
+    return sum(mirrored_back, start=jnp.zeros((), jnp.float32)) / len(flips)
 
 
 def _one_ahead(items: Iterator) -> Iterator:
-    """The same items, each given when the next one is begun: the devices work while the host adds up."""
+    """Yields each item after the next one was started, so that the devices compute while the host sums."""
     previous = None
     for item in items:
         if previous is not None:
@@ -183,12 +192,13 @@ def _one_ahead(items: Iterator) -> Iterator:
         yield previous
 
 
-def _at(place: tuple[int, int], patch_size: Sequence[int]) -> windows.Area:
-    return tuple(slice(start, start + size) for start, size in zip(place, patch_size, strict=True))
+def _area(corner: tuple[int, int], patch_size: Sequence[int]) -> windows.Area:
+    rows, columns = (slice(start, start + size) for start, size in zip(corner, patch_size, strict=True))
+    return rows, columns
 
 
 def _mirror_axes(mirror: bool | Sequence[int]) -> tuple[int, ...]:
     axes = ((0, 1) if mirror else ()) if isinstance(mirror, bool) else tuple(mirror)
     if not set(axes) <= {0, 1} or len(set(axes)) != len(axes):
-        raise ValueError(f"mirror must be True, False or axes out of 0 and 1, not {mirror!r}")
+        raise ValueError(f"mirror must be True, False, or axes among 0 and 1, not {mirror!r}")
     return axes

@@ -13,7 +13,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
 from bcss_jax.nnunet import folds, plan_file, postprocess, store
@@ -83,7 +83,7 @@ def _plan_run(config: Any, workdir: Path) -> _Planned:
             max_bad=data.max_bad,
         ),
         prepared_dir=data.prepared_dir,
-        scheme=SCHEMES[config.labels],
+        scheme=find_scheme(config.labels),
     )
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
@@ -117,6 +117,7 @@ def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
     metadata = {
         "config": config.to_dict() | {"model": settings},
         "label_scheme": cases.scheme.to_json(),
+        "project_scheme": cases.project_scheme.to_json() if cases.project_scheme else None,
         "plan": plan,
         "dataset": cases.dataset,
         "data": cases.description,

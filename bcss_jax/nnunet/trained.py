@@ -1,4 +1,4 @@
-"""What predicts: the folds of a run of ours or of a result folder of nnU-Net, with their plan and data set."""
+"""Loads trained folds, of a run of ours or of a result folder of nnU-Net, with their plan and data set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from bcss_jax.training.checkpoint import load_model
 
 @dataclasses.dataclass(frozen=True)
 class TrainedFolds:
-    """Networks of one plan.
+    """Trained networks of one plan.
 
     Attributes:
       plan: contents of plans.json.
       dataset: contents of dataset.json.
-      models: the network of each fold, by the fold's name, in evaluation mode.
+      models: name of a fold -> network in evaluation mode.
       mirror_axes: axes that were mirrored in training: 0 height, 1 width.
-      postprocessing: as `postprocess.determine_postprocessing`, where the run decided on it.
+      postprocessing: the decision of `postprocess.determine_postprocessing`; None: there is none.
     """
 
     plan: dict
@@ -34,18 +34,19 @@ class TrainedFolds:
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of the windows."""
-        return tuple(self.plan["configurations"]["2d"]["patch_size"])
+        height, width = self.plan["configurations"]["2d"]["patch_size"]
+        return height, width
 
 
 def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> TrainedFolds:
-    """Reads the last weights of folds.
+    """Loads the latest weights of folds.
 
     Args:
       folder: the workdir of a run of configs/nnunet.py, or a result folder of nnU-Net v2.
-      folds: names, such as "0"; None: all there are, "all" only where it is alone.
+      folds: names, such as "0"; None: all folds, but "all" only if there are no others.
 
     Raises:
-      DataError: neither is there, or a fold is missing or damaged.
+      DataError: the folder is neither of them, or a fold is missing or damaged.
       ConfigError: a result folder of nnU-Net needs torch >= 2.10, which is not installed.
     """
     folder = Path(folder).expanduser()
@@ -63,17 +64,18 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
         )
     models, plans = {}, []
     for name in chosen:
-        models[name], about = load_model(folder / f"fold_{name}" / "checkpoints", "latest")
-        if "plan" not in about:
+        models[name], metadata = load_model(folder / f"fold_{name}" / "checkpoints", "latest")
+        if "plan" not in metadata:
             raise DataError(
                 f"{folder}: expected a run of configs/nnunet.py, found one without a plan; name another folder"
             )
-        plans.append((about["plan"], about["dataset"]))
+        plans.append((metadata["plan"], metadata["dataset"]))
     if any(each != plans[0] for each in plans):
         raise DataError(f"{folder}: expected folds of one plan, found several; name the folds that belong together")
     decision = folder / "postprocessing.json"
     postprocessing = None
     if decision.exists():
         postprocessing = read_json(decision, "the postprocessing of a run", "delete it or determine it again")
-    plan_file.check_plan(*plans[0])
-    return TrainedFolds(*plans[0], models, (0, 1), postprocessing)
+    plan, dataset = plans[0]
+    plan_file.check_plan(plan, dataset)
+    return TrainedFolds(plan, dataset, models, (0, 1), postprocessing)

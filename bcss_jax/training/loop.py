@@ -90,7 +90,7 @@ class Run:
 
     def __init__(self, config: Any, workdir: Path, interruption: Interruption):
         """Builds the run; mistakes in the settings show before any data are read. Errors as `train`."""
-        self._config, self._workdir, self._scheme = config, workdir, labels.SCHEMES[config.labels]
+        self._config, self._workdir, self._scheme = config, workdir, labels.find_scheme(config.labels)
         self._augmentation = Augmentation(**config.augment)
         self._mesh = make_mesh()
         check_batch_size("config.batch_size", config.batch_size, config.micro_batches, self._mesh)

@@ -17,7 +17,7 @@ def raises(error):
     return action
 
 
-def test_what_goes_well_is_0_and_silent(capsys):
+def test_success_is_0_and_silent(capsys):
     assert command.run(lambda: None) == command.run_interruptible(lambda interruption: None) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -29,7 +29,7 @@ def test_errors_are_one_line_in_the_flags_of_the_command(run, capsys):
     assert capsys.readouterr().err == "error: a.png: not there; see --raw\nnote: stopped\n"
 
 
-def test_debug_and_what_is_no_users_error_get_through(capsys):
+def test_debug_and_programming_errors_raise(capsys):
     with pytest.raises(DataError):
         command.run(raises(DataError("a")), debug=True)
     with pytest.raises(ZeroDivisionError):

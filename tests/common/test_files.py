@@ -47,11 +47,11 @@ def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
 def test_a_file_system_without_locks_is_not_taken_for_a_folder_in_use(tmp_path, monkeypatch, number):
-    """That would end a list with 75, and a scheduler would queue it again for ever."""
+    """Exit code 75 would make a scheduler queue the command again forever."""
     monkeypatch.setattr(fcntl, "flock", fails_with(number))
     with pytest.raises(StorageError) as error:
         with files.locked(tmp_path):
-            raise AssertionError("the folder is not held")
+            raise AssertionError("the folder is not locked")
     assert not isinstance(error.value, InUseError) and error.value.exit_code == 5
     assert str(error.value).startswith(f"{tmp_path}: cannot be locked ({os.strerror(number)})")
     assert "-o flock" in str(error.value) and "choose a folder on another one" in str(error.value)
@@ -65,13 +65,13 @@ def test_a_lock_that_another_has_is_in_use_without_a_name_too(tmp_path, monkeypa
 
 
 def test_a_disk_that_takes_nothing_is_one_line(tmp_path):
-    """As it is when full: the first bytes that are written are those of the lock."""
+    """A full disk behaves like this: the first bytes that are written are those of the lock."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(StorageError, match=r"\.lock: cannot be written \(File too large\)"):
             with files.locked(tmp_path):
-                raise AssertionError("the folder is not held")
+                raise AssertionError("the folder is not locked")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -99,4 +99,4 @@ def test_a_lock_that_is_not_required_is_left_out_where_there_is_none(tmp_path, m
         assert (tmp_path / "new" / "table.lock").exists()
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
         with files.wait_for_lock(tmp_path / "table"):
-            raise AssertionError("the lock is not held")
+            raise AssertionError("there is no lock")

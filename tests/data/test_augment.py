@@ -17,7 +17,7 @@ ALWAYS = dataclasses.replace(FULL, rotate=1.0, elastic=1.0, color_jitter=1.0, bl
 
 
 def blobs(size=96, seed=0):
-    """A smooth random picture whose labels are its threshold."""
+    """Returns a smooth random image whose labels are a threshold of it."""
     rng = np.random.default_rng(seed)
     field = cv2.GaussianBlur(rng.standard_normal((size, size)).astype(np.float32), (0, 0), 8)
     field = 255 * (field - field.min()) / np.ptp(field)
@@ -46,7 +46,7 @@ def test_pure_function_of_the_seed():
     before = [array.copy() for array in pair]
     first = apply(ALWAYS, (3, 1, 4), pair=pair)
     for array, copy in zip(pair, before, strict=True):
-        np.testing.assert_array_equal(array, copy)  # the input is left alone
+        np.testing.assert_array_equal(array, copy)  # the input does not change
     apply(ALWAYS, (9,))
     again = apply(ALWAYS, (3, 1, 4))
     other = apply(ALWAYS, (3, 1, 5))
@@ -78,7 +78,7 @@ def test_same_result_in_any_thread_and_order(threads):
 
 
 def test_changes_are_drawn_independently():
-    """With one seed for all, Albumentations would flip both ways or not at all."""
+    """With one seed for all changes, Albumentations would flip in both directions or not at all."""
     image, label = blobs(8)
     settings = only(horizontal_flip=0.5, vertical_flip=0.5)
     outcomes = np.zeros((2, 2), int)
@@ -102,7 +102,7 @@ def test_quarter_turns_and_flips_reach_all_eight_symmetries_and_stay_aligned():
 
 
 @pytest.mark.parametrize("settings", [only(rotate=1.0), only(elastic=1.0)], ids=["rotation", "elastic"])
-def test_labels_move_with_the_picture(settings):
+def test_labels_move_with_the_image(settings):
     for i in range(5):
         image, label = apply(settings, (i,), pair=blobs(seed=i))
         inside = label != IGNORED
@@ -113,7 +113,7 @@ def test_labels_move_with_the_picture(settings):
 
 
 @pytest.mark.parametrize("ignored", [0, 255])
-def test_pixels_from_outside_are_ignored_and_the_picture_is_mirrored(ignored):
+def test_pixels_from_outside_are_ignored_and_the_image_is_mirrored(ignored):
     white, ones = np.full((96, 96, 3), 255, np.uint8), np.ones((96, 96), np.uint8)
     seen = 0
     for i in range(10):
@@ -136,7 +136,7 @@ def test_labels_stay_in_the_label_set():
 
 
 @pytest.mark.parametrize("settings", [only(color_jitter=1.0), only(blur=1.0)], ids=["colors", "blur"])
-def test_colors_and_blur_leave_labels_alone(settings):
+def test_colors_and_blur_do_not_change_labels(settings):
     rng = np.random.default_rng(0)
     image, label = rng.integers(0, 256, (64, 64, 3), np.uint8), rng.integers(0, 3, (64, 64), np.uint8)
     changed, changed_label = apply(settings, pair=(image, label))
@@ -160,14 +160,14 @@ def test_settings_out_of_range(wrong):
         Augmentation(**wrong)
 
 
-def test_quarter_turns_need_squares():
+def test_quarter_turns_need_square_images():
     image, label = np.zeros((8, 6, 3), np.uint8), np.zeros((8, 6), np.uint8)
     with pytest.raises(ConfigError, match="8x6"):
         augment.augment(image, label, (0,), FULL, 0)
     assert augment.augment(image, label, (0,), only(horizontal_flip=1.0), 0)[0].shape == (8, 6, 3)
 
 
-def test_import_asks_no_network():
+def test_import_does_not_use_the_network():
     code = "import socket; socket.socket.connect = None; import bcss_jax.data.augment, os; print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
     result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.strip() == "1", result.stderr

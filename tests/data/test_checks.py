@@ -17,7 +17,7 @@ from bcss_jax.data.discovery import DataSettings, find_tiles
 from bcss_jax.data.tile_reader import tile_stats
 from bcss_jax.errors import ConfigError, DataError
 
-TILE = f"{name()}.png"  # the tile that each test spoils
+TILE = f"{name()}.png"  # the tile that each test damages
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def half_transparent():
 
 
 def key_color():
-    """RGB with a transparent color that occurs."""
+    """Returns RGB with a transparent color that occurs in it."""
     pixels = image()
     zero = chunk(b"tRNS", b"".join(b"\0" + bytes([v]) for v in pixels[0, 0].tolist()))
     return png(16, 16, 8, 2, b"".join(b"\0" + row.tobytes() for row in pixels), zero)
@@ -70,7 +70,7 @@ def float_tiff(value):
 
 
 def put(path, content):
-    """Writes bytes as they are, and pixels as PNG, or as TIFF if the name says so."""
+    """Writes bytes as they are, and pixels as PNG, or as TIFF if the name has that suffix."""
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
@@ -161,7 +161,7 @@ def test_b03_mask_without_image(root):
     assert len(checked(root, allow_missing=True)[1].missing) == 1
 
 
-def test_passing_over_may_leave_nothing(root):
+def test_leaving_out_files_may_leave_nothing(root):
     for path in (root / "val_mask_512").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="2 of 6 pairs of files cannot be used: "):
@@ -183,7 +183,7 @@ def test_b07_kaggle_codes(tmp_path):
         image_files.read_mask(tmp_path / "a.png", "kaggle3")
 
 
-def test_b08_tiles_without_truth_are_counted(root):
+def test_b08_tiles_without_ground_truth_are_counted(root):
     save(root / "train_mask_512" / TILE, mask(codes=(0, 7, 15)))
     save(root / "val_mask_512" / f"{name('TCGA-OL-A5D6')}.png", mask(codes=(3, 4)))
     _, report = checked(root)
@@ -192,14 +192,14 @@ def test_b08_tiles_without_truth_are_counted(root):
     assert report.all_ignored["five_classes"] == {"train": 1, "val": 0}
 
 
-def test_b09_class_absent_from_a_part_is_a_warning(root, caplog):
+def test_b09_class_absent_from_a_split_is_a_warning(root, caplog):
     for path in (root / "val_mask_512").iterdir():
         save(path, mask(codes=(1, 9)))
     _, report = checked(root)
     assert report.absent["tumor_stroma"] == {"train": [], "val": ["stroma"]}
     assert report.absent["five_classes"]["val"] == ["stroma", "inflammatory", "necrosis"]
     with caplog.at_level("WARNING", "bcss_jax"):  # other tests may have set the level to INFO
-        report.log(labels.SCHEMES["tumor_stroma"])
+        report.log(labels.SCHEMES["tumor_stroma"], "bcss22")
     assert caplog.messages == ["val contains no pixel of stroma, so there is no score for it"]
 
 
@@ -211,11 +211,11 @@ def test_b12_cmyk(tmp_path):
 
 def test_b15_decompression_bomb_is_refused_by_its_header(root, monkeypatch):
     path = root / "train_512" / TILE
-    rows = zlib.compress(bytes(10**6)) * 1000  # 1 MB of what claims to be 60,000 rows
+    rows = zlib.compress(bytes(10**6)) * 1000  # 1 MB that claims to be 60,000 rows
     put(path, png(60_000, 60_000, 8, 2, rows))
     with pytest.raises(DataError, match=f"{TILE}: expected at most 178956970 pixels, found .* by its header; cut it"):
         checked(root)
-    # The peak of a process that has done nothing else: 60,000 x 60,000 pixels would be gigabytes and take seconds.
+    # Peak memory of a new process: 60,000 x 60,000 pixels would take gigabytes and seconds.
     script = """
 import resource, sys, time
 from bcss_jax.data import image_files
@@ -228,7 +228,7 @@ except image_files.DataError:
     result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, cwd=ROOT, check=True)
     more_kib, cpu_s = map(float, result.stdout.split())
     assert more_kib < 100 * 1024 and cpu_s < 1
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # our bound holds even if somebody lifts Pillow's
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # our limit holds even if Pillow's limit is removed
     with pytest.raises(DataError, match="found 60000x60000 by its header"):
         image_files.image_size(path)
 
@@ -243,7 +243,7 @@ def test_b17_jpeg_named_png(root):
         checked(root)
 
 
-def test_b21_patient_in_two_parts(root):
+def test_b21_patient_in_two_splits(root):
     kaggle512(root, val=("TCGA-OL-A5D6",))
     stem = name("TCGA-A2-A0D2", 1024)
     save(root / "val_512" / f"{stem}.png", image(99))
@@ -258,7 +258,7 @@ def test_b21_patient_in_two_parts(root):
 
 
 @pytest.mark.parametrize("options", [{}, {"compress_level": 0}], ids=["same bytes", "same pixels"])
-def test_b22_same_image_in_two_parts(root, options):
+def test_b22_same_image_in_two_splits(root, options):
     save(root / "val_512" / f"{name('TCGA-OL-A5D6')}.png", image(1), **options)
     with pytest.raises(DataError) as error:
         checked(root)
@@ -274,7 +274,7 @@ def test_blank_tiles_may_resemble_one_another(root):
     assert len(checked(root)[0]) == 6
 
 
-def test_repeats_within_a_part_are_counted(root):
+def test_repeats_within_a_split_are_counted(root):
     save(root / "train_512" / f"{name(x=512)}.png", image(1))
     assert checked(root)[1].repeated == 1
 
@@ -376,7 +376,7 @@ def test_real_region_without_mask():
         pytest.skip(f"{folder} is not there")
     only = Image.open(next((folder / "masks").iterdir())).size
     assert only == (3391, 2418)
-    # Both real regions are of one institute, so the parts are given here by hand.
+    # Both real regions are from one institute, so the splits are set here by hand.
     whole = find_tiles_of_one_institute(folder)
     with pytest.raises(DataError, match="TCGA-A2-A3XX.*: expected its mask .*found none; .*allow_missing"):
         check_tiles(whole)

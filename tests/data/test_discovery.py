@@ -13,7 +13,7 @@ from bcss_jax.errors import ConfigError, DataError
 
 
 def line_of(error):
-    """The message, which must be one line without an escape from it."""
+    """Returns the message of an error and checks that it is one line of printable characters."""
     text = str(error.value)
     assert text.isprintable(), text
     return text
@@ -42,16 +42,16 @@ def test_folder_of_the_kaggle_archive(tmp_path):
 
 
 def test_published_test_images_without_masks_are_left_out(tmp_path):
-    for part in ("train", "val", "test"):
-        save(tmp_path / part / f"{name(x=len(part))}.png", image())
-        if part != "test":
-            save(tmp_path / f"{part}_mask" / f"{name(x=len(part))}.png", mask())
+    for split in ("train", "val", "test"):
+        save(tmp_path / split / f"{name(x=len(split))}.png", image())
+        if split != "test":
+            save(tmp_path / f"{split}_mask" / f"{name(x=len(split))}.png", mask())
     assert {tile.split for tile in find_tiles(DataSettings("kaggle224", tmp_path))} == {"train", "val"}
     save(tmp_path / "test_mask" / f"{name(x=len('test'))}.png", mask())
     assert {tile.split for tile in find_tiles(DataSettings("kaggle224", tmp_path))} == {"train", "val", "test"}
 
 
-def test_split_by_institute_pools_the_parts(tmp_path):
+def test_split_by_institute_pools_the_published_splits(tmp_path):
     kaggle512(tmp_path, train=("TCGA-A2-A0D2", "TCGA-EW-A1P8"), val=("TCGA-OL-A5D6", "TCGA-AR-A0U1"))
     assert {
         tile.institute: tile.split for tile in find_tiles(DataSettings("kaggle512", tmp_path, split_by="institute"))
@@ -89,7 +89,7 @@ def test_regions_are_cut_into_patches(tmp_path):
     [{"layout": "kaggle"}, {"split_by": "rows"}, {"mpp": 0}, {"mpp": float("nan")}, {"patch_size": 0}, {"stride": 0}],
     ids=str,
 )
-def test_arguments_that_cannot_be(tmp_path, arguments):
+def test_invalid_settings(tmp_path, arguments):
     with pytest.raises(ConfigError):
         find_tiles(DataSettings(**({"layout": "roi", "dir": tmp_path} | arguments)))
 
@@ -149,7 +149,7 @@ def test_b18_odd_folder_name_works(tmp_path):
     line_of(error)
 
 
-def test_what_is_no_image_is_left_out(tmp_path):
+def test_files_that_are_not_images_are_left_out(tmp_path):
     kaggle512(tmp_path)
     for other in ("Thumbs.db", ".DS_Store", f"._{name()}.png"):
         (tmp_path / "train_512" / other).touch()

@@ -34,7 +34,7 @@ def pictures(count=COUNT, size=SIZE):
 
 
 def encoded(replaced=None):
-    """The data set; `replaced` maps an example's number to PNG bytes {"image": ..., "mask": ...}."""
+    """Returns the data set; `replaced` maps the number of an example to PNG bytes {"image": ..., "mask": ...}."""
     images, masks = pictures()
     examples = [{"image": png(image), "mask": png(mask)} for image, mask in zip(images, masks, strict=True)]
     for i, parts in (replaced or {}).items():
@@ -72,7 +72,7 @@ def order(batches):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_every_example_once_whatever_the_threads(threads):
+def test_every_example_once_with_any_number_of_threads(threads):
     batches = train(threads=threads)
     assert sorted(order(batches)) == list(range(COUNT))
     assert_same(batches, train(threads=3))
@@ -88,7 +88,7 @@ def test_shapes_types_and_padding():
             assert set(np.unique(batch["label"])) <= {0, 1, 2, IGNORED}
         np.testing.assert_array_equal(batches[-1]["valid"], [True, True, True, False])
         assert batches[-1]["index"][-1] == -1
-        np.testing.assert_array_equal(batches[-1]["image"][-1], batches[0]["image"][0])  # a picture, not a blank
+        np.testing.assert_array_equal(batches[-1]["image"][-1], batches[0]["image"][0])  # an image, not a blank
         assert (batches[-1]["label"][-1] == IGNORED).all()
 
 
@@ -109,7 +109,7 @@ def test_pure_function_of_seed_and_epoch():
 
 
 @pytest.mark.parametrize("start_step", [1, 2, 3])
-def test_resumption_goes_on_with_the_same_batches(start_step):
+def test_resumption_continues_with_the_same_batches(start_step):
     assert_same(train(start_step=start_step), train()[start_step:])
     shuffled_in_parts = train(start_step=start_step, shuffle_buffer=4)
     assert_same(shuffled_in_parts, train(shuffle_buffer=4)[start_step:])
@@ -140,7 +140,7 @@ def test_evaluation_is_unchanged_and_in_order():
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches])[:COUNT], TABLE[masks])
 
 
-def test_without_augmentation_training_sees_the_same_pictures():
+def test_without_augmentation_training_gets_the_same_images():
     images, masks = pictures()
     for batch in train(augmentation=NONE):
         for index, image, label in zip(batch["index"], batch["image"], batch["label"], strict=True):
@@ -227,7 +227,7 @@ def test_no_examples():
 
 
 def test_process_can_exit_in_the_middle_of_an_epoch():
-    """With threads of tf.data alive, the interpreter hangs or aborts at its end, most of the time."""
+    """While threads of tf.data run, the interpreter usually hangs or aborts at its end."""
     code = """if True:
         import test_input_pipeline as t
         many = t.encoded().repeat(40)

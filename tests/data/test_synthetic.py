@@ -28,7 +28,7 @@ def difficulty():
 
 @pytest.fixture(scope="module")
 def pixels(patches):
-    """Every 25th labeled pixel: colors and whether tumor, per split."""
+    """Returns every 25th labeled pixel of each split: its colors and whether it is tumor."""
     found = {}
     for split in ("train", "val"):
         images = np.concatenate([p.image.reshape(-1, 3) for p in patches if p.split == split])
@@ -38,7 +38,7 @@ def pixels(patches):
     return found
 
 
-def test_patches_keep_the_contract(patches):
+def test_patches_have_the_documented_shapes_and_types(patches):
     assert [sum(p.split == split for p in patches) for split in ("train", "val")] == [96, 32]
     assert len({p.key for p in patches}) == len(patches)
     assert len({p.image.tobytes() for p in patches}) == len({p.mask.tobytes() for p in patches}) == len(patches)
@@ -100,13 +100,13 @@ def test_stain_differs_between_patients(patches):
     assert means.std(0).max() > 6
 
 
-def test_image_goes_on_outside_the_roi(patches):
+def test_image_continues_outside_the_roi(patches):
     cut = [p for p in patches if (p.mask == 0).any()]
     assert len(cut) == 16
     assert all(p.image[p.mask == 0].std() > 12 for p in cut)
 
 
-def test_a_patch_depends_on_its_numbers_alone(patches):
+def test_a_patch_depends_only_on_its_numbers(patches):
     for patient, number in ((15, 7), (0, 0), (4, 3)):
         alone = synthetic.draw_patch(patient, number, 0)
         within = patches[patient * 8 + number]
@@ -144,7 +144,7 @@ def test_negative_seed():
         next(synthetic.draw(seed=-1))
 
 
-def test_color_alone_does_not_solve_it(difficulty, pixels):
+def test_color_alone_does_not_separate_the_tissues(difficulty, pixels):
     for quadratic in (False, True):
         assert 0.5 < difficulty.color_dice(quadratic=quadratic, pixels=pixels)["macro"] < 0.75
 
@@ -167,7 +167,7 @@ def test_dice_by_hand(difficulty):
     assert difficulty.dice(predicted, truth) == {"macro": 0.4, "tumor": 0.4, "stroma": 0.4}
 
 
-def test_benchmark_prints_a_run_beside_it(difficulty, pixels, monkeypatch, tmp_path, capsys):
+def test_benchmark_prints_a_run_for_comparison(difficulty, pixels, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(difficulty, "labeled_pixels", lambda seed: pixels)
     (tmp_path / "summary.json").write_text(json.dumps({"dice_global": {"macro": 0.8765}}))
     monkeypatch.setattr("sys.argv", ["sample_difficulty.py", f"--run={tmp_path}"])

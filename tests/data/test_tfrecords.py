@@ -28,8 +28,8 @@ def prepare(root, prepared_dir, layout="kaggle512", **options):
     return tfrecords.prepare(DataSettings(layout, root, **options), prepared_dir=prepared_dir, scheme=SCHEME)
 
 
-def examples_of(data, part):
-    return list(data.load(part).as_numpy_iterator())
+def examples_of(data, split):
+    return list(data.load(split).as_numpy_iterator())
 
 
 def decoded(png_bytes):
@@ -56,19 +56,19 @@ def data(root, prepared_dir):
     return prepare(root, prepared_dir)
 
 
-def test_what_is_loaded_is_what_the_files_hold(root, data):
+def test_loaded_tiles_equal_the_files(root, data):
     assert data.splits == {"train": 10, "val": 5}
-    for part in data.splits:
-        examples = examples_of(data, part)
-        assert len(examples) == len(data.load(part)) == data.splits[part]
-        assert sorted(int(example["index"]) for example in examples) == list(range(data.splits[part]))
-        assert sorted(example["key"] for example in examples) == [row["key"].encode() for row in data.table(part)]
+    for split in data.splits:
+        examples = examples_of(data, split)
+        assert len(examples) == len(data.load(split)) == data.splits[split]
+        assert sorted(int(example["index"]) for example in examples) == list(range(data.splits[split]))
+        assert sorted(example["key"] for example in examples) == [row["key"].encode() for row in data.table(split)]
         for example in examples:
             key = example["key"].decode()
-            assert (decoded(example["image"]) == pixels_of(root / f"{part}_512" / f"{key}.png")).all()
+            assert (decoded(example["image"]) == pixels_of(root / f"{split}_512" / f"{key}.png")).all()
             stored = decoded(example["mask"])
             assert stored.ndim == 2 and stored.dtype == np.uint8
-            assert (stored == pixels_of(root / f"{part}_mask_512" / f"{key}.png")).all()
+            assert (stored == pixels_of(root / f"{split}_mask_512" / f"{key}.png")).all()
 
 
 def test_features(data):
@@ -118,18 +118,18 @@ def test_describe_is_json(data):
     assert described["fingerprint"] == data.fingerprint and described["data_version"] == tfrecords.DATA_VERSION
 
 
-def test_the_prepared_folder_holds_nothing_else(data, prepared_dir):
+def test_the_prepared_folder_contains_nothing_else(data, prepared_dir):
     assert {path.name for path in prepared_dir.iterdir()} == {data.folder.name, f"{data.folder.name}.lock"}
     assert {path.name for path in data.folder.iterdir()} == {"bcss_tiles", "report.json", "tables.json"}
 
 
-def test_no_such_part(data):
-    with pytest.raises(DataError, match="expected a part test, found only train, val; choose"):
+def test_no_such_split(data):
+    with pytest.raises(DataError, match="expected a split test, found only train, val; choose"):
         data.load("test")
 
 
 @pytest.mark.parametrize("change", ["pixels", "time", "option"])
-def test_changed_data_are_prepared_anew(tmp_path, change, monkeypatch):
+def test_changed_data_are_prepared_again(tmp_path, change, monkeypatch):
     root = kaggle512(tmp_path / "data", tiles_each=1)
     made = []
     monkeypatch.setattr(tfrecords, "_make", lambda folder, *_: (made.append(folder), write_empty_report(folder)))
@@ -199,7 +199,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def wrapped(cause):
-    """As tfds raises what it meets while writing."""
+    """Raises an error as tfds does while writing."""
     error = RuntimeError("Failed to finalize writing")
     error.__cause__ = cause
     return error
@@ -227,7 +227,7 @@ def test_no_space(tmp_path, monkeypatch, failure):
     assert [path.suffix for path in (tmp_path / "prepared").iterdir()] == [".lock"]
 
 
-def test_our_own_mistakes_are_not_disguised(root, tmp_path, monkeypatch):
+def test_programming_errors_are_raised_as_they_are(root, tmp_path, monkeypatch):
     monkeypatch.setattr(tfrecords, "_make", lambda *_: {}["absent"])
     with pytest.raises(KeyError):
         prepare(root, tmp_path)
@@ -281,7 +281,7 @@ def test_bad_data_are_refused(tmp_path):
     ],
     ids=str,
 )
-def test_arguments_that_cannot_be(tmp_path, arguments):
+def test_invalid_arguments(tmp_path, arguments):
     with pytest.raises(ConfigError):
         arguments = {"layout": "sample", "prepared_dir": tmp_path, "scheme": SCHEME} | arguments
         tfrecords.prepare(DataSettings(arguments.pop("layout")), **arguments)
@@ -304,12 +304,12 @@ def test_regions(tmp_path):
 
 
 def patches(repeat=False, recur=False):
-    """Three patches of the built-in sample's shape, quicker to make than the real ones."""
-    for number, (patient, part) in enumerate((("A1-0001", "train"), ("B2-0002", "train"), ("C3-0003", "val"))):
+    """Yields three patches with the shape of the built-in sample, which are faster to make."""
+    for number, (patient, split) in enumerate((("A1-0001", "train"), ("B2-0002", "train"), ("C3-0003", "val"))):
         pixels = image(0 if repeat else number, size=224)
         patient = "A1-0001" if recur else patient
         yield synthetic.Patch(
-            f"SAMPLE-{patient}_{number}", f"SAMPLE-{patient}", part, 0, 448, pixels, mask(number, size=224)
+            f"SAMPLE-{patient}_{number}", f"SAMPLE-{patient}", split, 0, 448, pixels, mask(number, size=224)
         )
 
 
@@ -331,7 +331,7 @@ def test_sample_is_checked_too(tmp_path, monkeypatch, fault, message):
 
 
 def test_prepared_data_of_earlier_versions_are_found(tmp_path, monkeypatch):
-    """The names of the folders depend on these values alone: what was prepared before is not prepared again."""
+    """The names of the folders depend only on these values, so data prepared before are not prepared again."""
     monkeypatch.setattr(synthetic, "draw", lambda seed=0: patches())
     assert prepare(None, tmp_path, "sample").folder.name == "sample-c44371891b9e2392"
     options = {"layout": "roi", "data_version": "1.0.1", "split": "institute", "mpp": 0.5, "allow_missing": True}

@@ -1,4 +1,4 @@
-"""Evaluation of runs of nnU-Net's method: figures against plain NumPy, what no fold may have seen, bad input."""
+"""Evaluation of runs of nnU-Net's method: scores against plain NumPy, images that no fold has seen, invalid input."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def plan(patch=(SIDE, SIDE)):
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
-    """Kaggle's layout of 224-pixel tiles, smaller, with masks of the test tiles; a black border in one of them."""
+    """Returns a kaggle224 folder with smaller tiles and masks of the test tiles. One tile has a black border."""
     root, seed = tmp_path_factory.mktemp("tiles"), 0
     for part, patient in PATIENTS.items():
         for number in range(TILES):
@@ -56,7 +56,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def new_run(tiles, prepared):
-    """Writes the folder of a run as training writes it: two networks of random weights, or one, as its folds."""
+    """Returns a function that writes the folder of a run as training does. The folds have random weights."""
 
     def write(folder, how="published", labels="tumor_stroma", patch=(SIDE, SIDE), **settings):
         saved, the_plan = default(), plan(patch)
@@ -109,7 +109,7 @@ def command(prepared):
 
 
 def one_line(capsys):
-    """The error message, which is one line."""
+    """Returns the error message, which is one line."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
     assert line.startswith("error: ")
     return line
@@ -120,21 +120,21 @@ def document(output):
 
 
 def expected_confusion(run, tiles, part, names):
-    """Truth against the likelier of tumor and stroma by the mean logits of the folds, tile by tile."""
+    """Counts ground truth against the likelier of tumor and stroma by the mean logits of the folds, tile by tile."""
     trained = [checkpoint.load_model(run / f"fold_{fold}" / "checkpoints", "latest") for fold in names]
     predict, about = make_predictor([model for model, _ in trained], (SIDE, SIDE)), trained[0][1]
     total = np.zeros((2, 2), int)
     for path in sorted((tiles / part).iterdir()):
         case = preprocess(np.asarray(Image.open(path)), None, about["plan"], about["dataset"])
         (y0, y1), (x0, x1) = case.properties["bbox_used_for_cropping"]
-        guess = np.ones((SIDE, SIDE), int)  # nothing is known of a black border: the first of equals
+        guess = np.ones((SIDE, SIDE), int)  # in a black border all classes are equal, so the first one is predicted
         guess[y0:y1, x0:x1] = predict(case.data)[..., 1:].argmax(-1) + 1
         truth = np.asarray(Image.open(tiles / f"{part}_mask" / path.name))
         total += [[int(((truth == t) & (guess == p)).sum()) for p in (1, 2)] for t in (1, 2)]
     return total
 
 
-def test_val_is_scored_where_the_folds_are_the_published_parts(command, runs, tiles, tmp_path):
+def test_val_is_scored_where_the_fold_is_the_published_split(command, runs, tiles, tmp_path):
     assert command(runs["published"], tmp_path / "here", "--tta") == 0
     (found,) = document(tmp_path / "here")["evaluations"]
     np.testing.assert_array_equal(
@@ -145,14 +145,14 @@ def test_val_is_scored_where_the_folds_are_the_published_parts(command, runs, ti
     assert found["trained_on"]["content_sha256"] == found["data"]["content_sha256"]
     assert found["trained_on"]["tiles"] == {"train": TILES, "val": TILES, "test": TILES}
     assert found["checkpoint"]["which"] == "latest" and found["checkpoint"]["folds"] == {"0": {"step": 4, "epoch": 2}}
-    mirrored = [(0, False), (0, True), (2, True), (2, False)]  # with --tta or without
+    mirrored = [(0, False), (0, True), (2, True), (2, False)]  # with and without --tta
     assert [(view["quarter_turns"], view["flipped"]) for view in found["augmentation"]] == mirrored
     card = (tmp_path / "here" / "published" / "MODEL_CARD.md").read_text()
     assert f"python -m bcss_jax.nnunet predict --model={runs['published']} " in card and "load_model" not in card
     assert "| 0.809 |" in (tmp_path / "here" / "table.md").read_text()  # beside the recipe's nnU-Net
 
 
-def test_folds_of_a_cross_validation_are_joined_on_the_test_part_alone(command, runs, tiles, tmp_path, capsys):
+def test_folds_of_a_cross_validation_are_scored_together_on_the_test_split_only(command, runs, tiles, tmp_path, capsys):
     assert command(runs["case"], tmp_path / "val") == 2
     line = one_line(capsys)
     assert "folds 0, 1 trained on 3 of the 3 images of val" in line and "--split=test" in line
@@ -166,13 +166,13 @@ def test_folds_of_a_cross_validation_are_joined_on_the_test_part_alone(command, 
     assert sorted(found["checkpoint"]["folds"]) == ["0", "1"]
 
 
-def test_a_network_trained_on_everything_is_scored_on_the_test_part_alone(runs):
+def test_a_network_trained_on_all_images_is_scored_on_the_test_split_only(runs):
     run = nnunet_run.read_nnunet_run(runs["all"], sharding.make_mesh(jax.devices()[:1]))
     assert [run.count_seen(part, ["a", "b"], "kaggle224") for part in ("train", "val", "test")] == [2, 2, 0]
     assert run.count_seen("val", ["a", "b"], "sample") == 0  # other images
 
 
-def test_it_joins_an_ensemble_with_runs_of_the_other_kind(command, runs, tiles, prepared, tmp_path):
+def test_it_is_part_of_an_ensemble_with_other_runs(command, runs, tiles, prepared, tmp_path):
     scheme, settings = SCHEMES["tumor_stroma"], config.default("unet", width=4, depth=1)
     settings.update(eval_batch_size=8)
     settings.data.update(layout="kaggle224", dir=str(tiles))
@@ -205,13 +205,13 @@ def test_a_black_border_is_background(new_run, tiles, tmp_path):
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
 
 
-def test_a_fold_alone_is_refused(command, runs, tmp_path, capsys):
+def test_a_single_fold_is_refused(command, runs, tmp_path, capsys):
     assert command(runs["case"] / "fold_0", tmp_path / "here") == 2
     assert "name the folder of the run" in one_line(capsys)
 
 
 def changed(run, tmp_path, change):
-    """A copy of a run, the checkpoint of whose first fold says something else of itself."""
+    """Returns a copy of a run with changed metadata in the checkpoint of its first fold."""
     folder = tmp_path / "changed"
     shutil.copytree(run, folder)
     path = folder / "fold_0" / "checkpoints" / "4" / "about" / "metadata"
@@ -225,7 +225,12 @@ def changed(run, tmp_path, change):
     ("change", "code", "text"),
     (
         (lambda about: about.update(format_version=99), 3, "checkpoint format 99"),
-        (lambda about: about["config"].update(labels="five_classes"), 3, "says something else"),
+        (
+            lambda about: about["config"].update(labels="five_classes"),
+            3,
+            "cannot express the label scheme five_classes",
+        ),
+        (lambda about: about["config"].update(labels="tumor_stroma_other"), 3, "says something else"),
         (lambda about: about["config"].update(labels="mine"), 3, "labels"),
         (
             lambda about: about["label_scheme"].update(class_names=["background", "stroma", "tumor"]),
@@ -290,7 +295,7 @@ def with_postprocessing(folder):
         (with_postprocessing, 2, "largest components only"),
     ),
 )
-def test_files_of_the_run_that_do_not_fit(command, runs, tmp_path, capsys, change, code, text):
+def test_files_of_the_run_that_do_not_belong_to_it_are_refused(command, runs, tmp_path, capsys, change, code, text):
     folder = tmp_path / "changed"
     shutil.copytree(runs["published"], folder)
     change(folder)
@@ -298,7 +303,7 @@ def test_files_of_the_run_that_do_not_fit(command, runs, tmp_path, capsys, chang
     assert text in one_line(capsys)
 
 
-def test_regions_are_left_to_its_own_command(runs):
+def test_regions_are_refused(runs):
     run = nnunet_run.read_nnunet_run(runs["published"], sharding.make_mesh(jax.devices()[:1]))
     with pytest.raises(Exception, match="predicts whole regions") as caught:
         run.check_unseen("test", ["a"], "roi")

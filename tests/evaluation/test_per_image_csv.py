@@ -1,4 +1,4 @@
-"""per_image.csv: what is read is what was written."""
+"""per_image.csv: reading returns exactly what was written."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_round_trip_is_exact(tmp_path):
         np.testing.assert_array_equal(found, written)
         if isinstance(written, np.ndarray):
             assert found.dtype == written.dtype
-    assert [path.name for path in tmp_path.iterdir()] == ["per_image.csv"]  # nothing unfinished is left
+    assert [path.name for path in tmp_path.iterdir()] == ["per_image.csv"]  # no temporary file is left
 
 
 def test_rows_hold_the_scores_of_the_image(tmp_path):
@@ -53,10 +53,10 @@ def test_rows_hold_the_scores_of_the_image(tmp_path):
     write_per_image(tmp_path / "per_image.csv", rows)
     header, first = (tmp_path / "per_image.csv").read_text().splitlines()[:2]
     assert header.startswith("key,patient,institute,dice_tumor,iou_tumor,tp_tumor,fp_tumor,fn_tumor,hd95_um_tumor,nsd_")
-    assert first.endswith(",,,0,0,0,,")  # stroma: neither there nor predicted, so there is no score
+    assert first.endswith(",,,0,0,0,,")  # stroma: neither present nor predicted, so there is no score
 
 
-def test_no_images_the_same_image_twice_and_wrong_shapes_are_refused():
+def test_no_images_duplicates_and_wrong_shapes_are_refused():
     confusion, hd95, nsd = case()
     with pytest.raises(DataError, match="found none"):
         per_image_scores([], confusion[:0], hd95[:0], nsd[:0], SCHEME)
@@ -78,7 +78,7 @@ def test_no_images_the_same_image_twice_and_wrong_shapes_are_refused():
         lambda text: text.replace("tile_0", "tile_1"),
     ),
 )
-def test_damaged_files_are_told_in_one_line(tmp_path, damage):
+def test_a_damaged_file_gives_one_line(tmp_path, damage):
     path = tmp_path / "per_image.csv"
     write_per_image(path, per_image_scores(images(6), *case(), SCHEME))
     text = path.read_text()
@@ -89,6 +89,6 @@ def test_damaged_files_are_told_in_one_line(tmp_path, damage):
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_a_missing_file_is_told_in_one_line(tmp_path):
+def test_a_missing_file_gives_one_line(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         read_per_image(tmp_path / "per_image.csv")

@@ -1,4 +1,4 @@
-"""Everything in the scores of a set of images, against the pixels themselves."""
+"""All scores of a set of images, compared with counting the pixels."""
 
 import json
 
@@ -19,7 +19,7 @@ NAMES = ("other", "tumor", "stroma")
 
 @pytest.fixture(scope="module")
 def case():
-    """Twelve small images of nine patients in two institutes; image 0 holds one class only, image 1 misses it."""
+    """Returns twelve small images of nine patients in two institutes. Image 0 has one class only, image 1 lacks it."""
     rng = np.random.default_rng(8)
     labels = np.kron(rng.integers(0, 3, (12, 4, 4)), np.ones((1, 4, 4), int))
     labels[0], labels[1][labels[1] == 2] = 2, 1
@@ -45,17 +45,17 @@ def case():
     return arguments, labels, predictions, scores(ImageResults(**arguments), batch_size=5, tolerance_um=0.5)
 
 
-def test_it_is_json_without_nan(case):
+def test_the_scores_are_json_without_nan(case):
     assert json.loads(json.dumps(case[3], allow_nan=False)) == case[3]
 
 
-def test_named_averages_are_those_of_metrics(case):
+def test_named_averages_equal_metrics(case):
     arguments, _, _, found = case
     assert found["scores"] == metrics.scores(arguments["confusion"], 5, NAMES, (0, 1, 2))
     assert found["calibration"] == reliability(arguments["confidence"])
 
 
-def test_numbers_precision_recall_and_confusion_are_those_of_the_pixels(case):
+def test_numbers_precision_recall_and_confusion_equal_counts_of_pixels(case):
     _, labels, predictions, found = case
     known = labels != 255
     assert found["number"] == {"images": 12, "patients": 9, "institutes": 2, "pixels": int(known.sum())}
@@ -83,7 +83,7 @@ def test_patients_and_institutes_are_scored_on_their_own_images(case):
                 assert of_owner["dice_global"][name] == (pytest.approx(2 * both / either) if either else None)
 
 
-def test_surface_means_count_missed_and_invented_classes(case):
+def test_surface_means_count_missed_and_falsely_predicted_classes(case):
     arguments, _, predictions, found = case
     diagonal = 0.25 * np.hypot(16, 16)
     assert arguments["hd95_um"][0, 2] == diagonal and arguments["nsd"][0, 2] == 0  # missed
@@ -142,7 +142,7 @@ def test_nothing_to_score_is_an_error(case):
     with pytest.raises(DataError, match="pixels with ground truth"):
         scores(ImageResults(**arguments | {"confusion": np.zeros((12, 3, 3), int)}), **options)
     confusion = np.ones((12, 3, 3), int)
-    scheme = SCHEMES["tumor_stroma"]  # 0 is ignored there, so counts of it are a mistake
+    scheme = SCHEMES["tumor_stroma"]  # it ignores 0, so there must be no counts of it
     with pytest.raises(ValueError, match="60 pixels have classes that tumor_stroma does not evaluate"):
         zeros = {"hd95_um": np.zeros((12, 2)), "nsd": np.zeros((12, 2))}
         scores(ImageResults(**arguments | {"confusion": confusion, "scheme": scheme} | zeros), **options)

@@ -1,4 +1,4 @@
-"""A small evaluation as evaluation.json has it: random images of nine patients, scored by the package itself."""
+"""A small evaluation as in evaluation.json: random images of nine patients, scored with the package."""
 
 import json
 
@@ -14,7 +14,7 @@ COUNT, SIZE = 12, 48
 
 
 def history(epochs=5):
-    """Rows as csv.DictReader reads them."""
+    """Returns rows as csv.DictReader reads them."""
     return [
         {"epoch": str(e), "train_loss": str(1.5 / e), "val_loss": str(1.7 / e), "train_iou": str(1 - 0.6 / e),
          "val_iou": str(1 - 0.7 / e), "best": "True"}
@@ -23,7 +23,7 @@ def history(epochs=5):
 
 
 def data(**changes):
-    """What `dataset.PreparedData.describe` says."""
+    """Returns a description of a data set, as `tfrecords.PreparedData.describe` does."""
     return {
         "layout": "kaggle224", "split": "institute", "codes": "kaggle3", "mpp": 0.25, "fingerprint": "f" * 64,
         "data_version": "1.0.1", "tiles": {"train": 40, "val": COUNT}, "patients": {"train": 20, "val": 9},
@@ -34,7 +34,7 @@ def data(**changes):
 
 
 def evaluation(name="unet", scheme: LabelScheme = SCHEMES["tumor_stroma"], noise=1.0, seed=0):
-    """An evaluation and the entries of its gallery."""
+    """Returns an evaluation and the entries of its gallery."""
     rng = np.random.default_rng(seed)
     classes = np.array(scheme.evaluated)
     truth = classes[np.kron(rng.integers(0, len(classes), (COUNT, 4, 4)), np.ones((1, SIZE // 4, SIZE // 4), int))]
@@ -85,13 +85,13 @@ def evaluation(name="unet", scheme: LabelScheme = SCHEMES["tumor_stroma"], noise
 
 
 def differences(a, b, names=("tumor", "stroma", "macro")):
-    """One entry of the paired differences."""
+    """Returns one entry of the paired differences."""
     found = {name: {"difference": 0.0123, "low": -0.004, "high": 0.031} for name in names}
     return {"a": a, "b": b, "images": COUNT, "over": "patients", "n": 9, "dice_global": found}
 
 
 def results(*evaluations, paired=()):
-    """What evaluation.json holds."""
+    """Returns the content of evaluation.json."""
     return {
         "format": 1,
         "settings": {"part": "val", "tta": False},

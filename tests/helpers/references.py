@@ -1,6 +1,7 @@
-"""Reference outputs and PyTorch twins that networks are compared with; tests skip where they are missing."""
+"""Reference outputs and PyTorch twins that networks are compared with; tests are skipped if they are missing."""
 
 import importlib.util
+import json
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ PARITY = SHARED / "parity"
 
 
 def module_at(path, reason):
-    """A module outside of packages."""
+    """Returns the module in a file outside of packages; skips the test if the file is missing."""
     if not path.is_file():
         pytest.skip(f"{reason}: {path.name} is missing")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -23,13 +24,20 @@ def module_at(path, reason):
     return module
 
 
-def reference_weights():
-    """The module that makes the weights and images of the reference's outputs."""
-    return module_at(PARITY / "weights.py", "no reference outputs")
+def reference_case(case, prefix=""):
+    """Returns a case of the reference: its entry in the index, weights, image (N, H, W, C) and outputs by name.
+
+    The weights are PyTorch name -> array, with `prefix` before the names.
+    """
+    weights = module_at(PARITY / "weights.py", "no reference outputs")
+    entry = json.loads((PARITY / "index.json").read_text())[case]
+    state = {prefix + name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
+    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    return entry, state, image, dict(np.load(PARITY / "outputs" / f"{case}.npz"))
 
 
 def torch_twin(file, network, **kwargs):
-    """PyTorch, and a network of benchmarks/ with random weights."""
+    """Returns PyTorch and a network of benchmarks/ with random weights."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     twin = getattr(module_at(ROOT / "benchmarks" / file, "no twin"), network)
     torch.manual_seed(0)
@@ -37,7 +45,7 @@ def torch_twin(file, network, **kwargs):
 
 
 def weights_of(twin):
-    """Copies, for `load_torch_state`."""
+    """Returns copies of the weights of a PyTorch module, for `load_torch_state`."""
     return {name: tensor.detach().numpy().copy() for name, tensor in twin.state_dict().items()}
 
 
@@ -46,18 +54,20 @@ def normal(seed, *shape):
 
 
 def assert_trains_like_its_twin(model, torch, twin, x, target, *, jit=jax.jit):
-    """Logits, running statistics and gradients of mean(logits * target); the twin computes in float64.
+    """Asserts that logits, running statistics and gradients of mean(logits * target) are those of the twin.
+
+    The twin computes in float64.
 
     Args:
-      model: with the twin's weights.
-      torch: the module.
-      twin: takes NCHW.
+      model: with the weights of the twin.
+      torch: the PyTorch module.
+      twin: PyTorch network that takes images (N, C, H, W).
       x: float32 [N, H, W, C].
       target: float32 [N, H, W, K].
-      jit: compiles.
+      jit: function that compiles.
 
     Returns:
-      Gradients and statistics in the twin's names and layout.
+      Gradients and statistics under the names and in the layout of the twin.
     """
     graphdef, params, stats = nnx.split(model, nnx.Param, ...)
 

@@ -7,6 +7,7 @@ from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import DenseNet
 from bcss_jax.models.encoders.resnet import ResNet
 
+TRANSUNET_RESNET = dict(width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels=(256, 128, 32, 0))
 PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
 
 
@@ -20,8 +21,8 @@ SMALL = {
     "unet_resnet34": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False)),
     "unet_resnet101": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), True)),
     "transunet": functools.partial(
-        models.create, "transunet", image_size=32, width_factor=0.5, resnet_layers=(1, 1, 1), hidden_size=16,
-        mlp_size=16, num_heads=2, num_layers=1, decoder_channels=(8, 8, 8, 8), skip_channels=(256, 128, 32, 0),
+        models.create, "transunet", **TRANSUNET_RESNET, image_size=32, hidden_size=16, mlp_size=16, num_heads=2,
+        num_layers=1, decoder_channels=(8, 8, 8, 8),
     ),
     "nnunet": functools.partial(models.create, "nnunet", **PLAN, n_conv_per_stage=1, n_conv_per_stage_decoder=1),
     "nnunet_resenc": functools.partial(

@@ -27,20 +27,20 @@ def save(path, pixels, **options):
 
 
 def kaggle512(root, train=("TCGA-A2-A0D2", "TCGA-BH-A0B1"), val=("TCGA-OL-A5D6",), tiles_each=2):
-    """A sound data set; every tile differs."""
+    """Writes a data set without defects, in which all tiles differ."""
     seed = 0
-    for part, patients in (("train", train), ("val", val)):
+    for split, patients in (("train", train), ("val", val)):
         for patient in patients:
             for number in range(tiles_each):
                 seed += 1
                 stem = name(patient, x=512 * number)
-                save(root / f"{part}_512" / f"{stem}.png", image(seed))
-                save(root / f"{part}_mask_512" / f"{stem}.png", mask(seed, codes=(0, 1, 2, 3, 4, 9)))
+                save(root / f"{split}_512" / f"{stem}.png", image(seed))
+                save(root / f"{split}_mask_512" / f"{stem}.png", mask(seed, codes=(0, 1, 2, 3, 4, 9)))
     return root
 
 
 def png(width, height, bit_depth, color_type, rows=b"", before_pixels=b""):
-    """A PNG written by hand: any header, any rows, chunks before the pixels."""
+    """Returns the bytes of a PNG with any header, any rows, and chunks before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + before_pixels + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks

@@ -1,4 +1,4 @@
-"""A run's folder as training leaves it, with a small network of random weights."""
+"""Writes the folder of a run as training does, with a small network of random weights."""
 
 import numpy as np
 
@@ -11,28 +11,28 @@ from helpers import evaluation_small
 WINDOW = 32
 
 
-def save_checkpoint(checkpoints, params, model_state, about, *, step_number=7, progress=None):
-    """A checkpoint as training saves it.
+def save_checkpoint(checkpoints, params, model_state, metadata, *, step_number=7, progress=None):
+    """Saves a checkpoint as training does.
 
     Args:
-      checkpoints: its folder.
-      params: as of `split_model`.
-      model_state: likewise.
-      about: as training writes it; "versions" is added.
-      step_number: of the checkpoint.
-      progress: epoch 2 of two if not given; its epoch is the best.
+      checkpoints: folder of the checkpoints.
+      params: parameters, as `split_model` returns them.
+      model_state: other state, as `split_model` returns it.
+      metadata: metadata as training writes it; "versions" is added.
+      step_number: training step of the checkpoint.
+      progress: progress of the run; epoch 2 of 2 if not given. Its epoch is the best one.
     """
     tx = optimizer.adamw(1e-3, 1e-4)
     plateau = optimizer.Plateau(0.5, 2).init()
     state = step.TrainState(np.int32(step_number), params, model_state, tx.init(params), plateau)
     progress = progress or {"epoch": 2, "history": [{"epoch": 1}, {"epoch": 2}]}
     opened = checkpoint.Checkpoints(checkpoints)
-    opened.save(state, progress, {**about, "versions": {"jax": "of the training"}}, improved_at=progress["epoch"])
+    opened.save(state, progress, {**metadata, "versions": {"jax": "of the training"}}, improved_at=progress["epoch"])
     opened.close()
 
 
 def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
-    """Returns the folder. Layout roi, patches of `WINDOW` pixels at 0.5 um/px, epoch 2 the best at step 7."""
+    """Writes a run and returns its folder: layout roi, patches of `WINDOW` pixels at 0.5 um/px, best epoch 2 at step 7."""
     arguments = arguments or {"width": 4, "depth": 1}
     settings = config.default(name, **arguments)
     settings.update(name=folder.name, labels=scheme)
@@ -40,6 +40,6 @@ def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
     scheme = SCHEMES[scheme]
     model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
     _, params, model_state = split_model(model)
-    about = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data(mpp=0.5)}
-    save_checkpoint(folder / "checkpoints", params, model_state, about | {"pretrained": None})
+    metadata = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data(mpp=0.5)}
+    save_checkpoint(folder / "checkpoints", params, model_state, metadata | {"pretrained": None})
     return folder

@@ -1,4 +1,4 @@
-"""What every architecture must do in training: learn everywhere, in bfloat16, on many devices, in parts."""
+"""Training of every architecture: all parameters learn, in bfloat16, on many devices, in micro-batches."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def start(model, mesh, tx):
 
 
 def run(name, devices=1, steps=2, dtype="float32", **kwargs):
-    """Trained on one batch: the state before, the state after, the losses."""
+    """Trains on one batch; returns the state before, the state after, and the losses."""
     model, mesh = build(name, dtype), sharding.make_mesh(jax.devices()[:devices])
     # Not nnU-Net's own weights, of which the last is 0.
     heads = tuple(0.5 ** (i + 1) for i in range(model.num_scales)) if hasattr(model, "all_logits") else ()
@@ -55,14 +55,14 @@ def run(name, devices=1, steps=2, dtype="float32", **kwargs):
     return before, jax.device_get(state), values
 
 
-def test_every_model_is_here():
+def test_the_list_has_every_model():
     assert set(SMALL) | {"unet_resnet50"} == set(models.MODELS)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG_TO_COMPILE else ()) for name in SMALL]
 )
-def test_it_learns_with_every_parameter_in_both_precisions_and_on_many_devices(name):
+def test_every_parameter_learns_in_both_precisions_and_on_many_devices(name):
     before, after, values = run(name, steps=8)
     assert values[-1] < 0.9 * values[0]
     # Without weight decay a parameter that gets no gradient stays where it was.
@@ -89,7 +89,7 @@ def test_micro_batches_equal_the_whole_batch(name):
 
 
 @every_architecture
-def test_weights_survive_the_way_to_pytorchs_names_and_back(name):
+def test_weights_survive_conversion_to_pytorch_names_and_back(name):
     one, other = build(name), SMALL[name](num_classes=3, seed=5)
     load_torch_state(other, to_torch_state(one))
     for a, b in zip(jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(other)), strict=True):

@@ -44,7 +44,7 @@ def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs, size):
         assert np.abs(value).max() > 1e-7, name
 
 
-def test_evaluation_agrees_with_the_twin_and_bfloat16_is_near():
+def test_evaluation_agrees_with_the_twin_and_bfloat16_is_close():
     torch, twin = dense_twin(num_classes=4, **SMALL)
     state = weights_of(twin)
     one, other = (
@@ -62,8 +62,8 @@ def test_evaluation_agrees_with_the_twin_and_bfloat16_is_near():
     assert 0 < float(jnp.abs(a - b).max()) < 0.2 * float(a.std()) + 0.05
 
 
-def test_images_that_are_too_small():
-    with pytest.raises(ConfigError, match="3x9 pixels .* at least 4 pixels a side"):
+def test_too_small_images_are_refused():
+    with pytest.raises(ConfigError, match="3x9 pixels .* at least 4 pixels on each side"):
         models.create("dense_unet", num_classes=3, **SMALL)(jnp.zeros((1, 3, 9, 3)))
 
 
@@ -72,12 +72,12 @@ def test_images_that_are_too_small():
     [
         ({"num_classes": 0}, "num_classes must be a positive integer, not 0"),
         ({"growth": 2.5}, "growth must be a positive integer, not 2.5"),
-        ({"layers": ()}, r"layers must be positive integers, one or more, not \(\)"),
-        ({"layers": (4, 0)}, r"layers must be positive integers, one or more, not \(4, 0\)"),
+        ({"layers": ()}, r"layers must be one or more positive integers, not \(\)"),
+        ({"layers": (4, 0)}, r"layers must be one or more positive integers, not \(4, 0\)"),
         ({"compression": 0}, "compression must be above 0 and at most 1, not 0"),
     ],
     ids=str,
 )
-def test_arguments_that_do_not_fit(kwargs, message):
+def test_invalid_arguments_are_refused(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         models.create("dense_unet", **{"num_classes": 3} | kwargs)

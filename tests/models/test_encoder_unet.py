@@ -1,15 +1,14 @@
-"""U-Nets over ResNet and DenseNet encoders: parity with the reference's outputs and with smp, sizes, initial weights."""
+"""U-Nets with ResNet and DenseNet encoders: parity with the reference and with smp, sizes, initial weights."""
 
 import functools
 import importlib.util
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.references import PARITY, normal, reference_weights, weights_of
+from helpers.references import normal, reference_case, weights_of
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -45,17 +44,8 @@ def count(model):
     return sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def reference(case, prefix=""):
-    """The case's entry in the index, its weights and image (NHWC), and the outputs by name."""
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
-    state = {prefix + name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
-    return entry, state, image, dict(np.load(PARITY / "outputs" / f"{case}.npz"))
-
-
 def smp_unet(kind, num_classes, in_channels):
-    """smp's Unet over one of the small encoders."""
+    """Returns smp's Unet with one of the small encoders."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     reason = "segmentation_models_pytorch is not installed"
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
@@ -82,8 +72,8 @@ def smp_unet(kind, num_classes, in_channels):
         return torch, Unet("small", encoder_weights=None, classes=num_classes, in_channels=in_channels)
 
 
-def test_the_references_logits_and_features_with_resnet101():
-    entry, state, image, expected = reference("smp_unet_resnet101")
+def test_logits_and_features_with_resnet101_match_the_reference():
+    entry, state, image, expected = reference_case("smp_unet_resnet101")
     model = models.create("unet_resnet101", num_classes=3)
     assert count(model) == entry["n_params"]
     load_torch_state(model, state)
@@ -94,8 +84,8 @@ def test_the_references_logits_and_features_with_resnet101():
         assert np.abs(actual[name].transpose(0, 3, 1, 2) - value).max() < 3e-4 * value.std(), name
 
 
-def test_the_references_features_of_densenet121():
-    entry, state, image, expected = reference("densenet121_features", "features.")
+def test_features_of_densenet121_match_the_reference():
+    entry, state, image, expected = reference_case("densenet121_features", "features.")
     encoder = models.create("dense_unet_121", num_classes=3).encoder
     assert count(encoder) == entry["n_params"]
     load_torch_state(encoder, state)
@@ -115,7 +105,7 @@ def test_the_references_features_of_densenet121():
         ("dense_unet_121", 13_607_923),
     ],
 )
-def test_parameter_counts_of_the_reference(name, parameters):
+def test_parameter_counts_of_the_reference_case(name, parameters):
     assert count(nnx.eval_shape(lambda: models.create(name, num_classes=3))) == parameters
 
 
@@ -160,7 +150,7 @@ def test_smp_gives_the_same_outputs_gradients_and_statistics(kind, in_channels, 
         assert np.abs(value).max() > 1e-7, name
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
+def test_bfloat16_is_close_to_float32_and_weights_and_logits_stay_float32():
     one, other = (EncoderUNet(3, encoder=SMALL["dense"][0], dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     one.eval(), other.eval()
     x = normal(0, 2, 40, 33, 3)
@@ -171,7 +161,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
     assert 0 < float(jnp.abs(a - b).max()) < 0.2 * float(a.std()) + 0.05
 
 
-def test_the_encoders_entries_are_those_of_the_model_behind_a_prefix():
+def test_the_entries_of_the_encoder_are_those_of_the_model_with_a_prefix():
     for name in ("unet_resnet34", "dense_unet_121"):
         model = nnx.eval_shape(lambda name=name: models.create(name, num_classes=3))
         whole, part = model.torch_entries(), model.encoder.torch_entries()
@@ -203,18 +193,18 @@ def test_only_parameters_and_batch_statistics():
     assert len(jax.tree.leaves(params)) == 2 * norms + (1 + 2 * 6 + 3 + 2 * 5) + 2
 
 
-def test_images_that_are_too_small():
+def test_too_small_images_are_refused():
     model = EncoderUNet(2, encoder=SMALL["basic"][0])
-    with pytest.raises(ConfigError, match="31x40 pixels .* at least 32 pixels a side, here 32x40"):
+    with pytest.raises(ConfigError, match="31x40 pixels .* at least 32 pixels on each side, here 32x40"):
         model(jnp.zeros((1, 31, 40, 3)))
 
 
 @pytest.mark.parametrize("kwargs", [{"num_classes": 0}, {"num_classes": 3, "in_channels": 1.5}], ids=str)
-def test_arguments_that_do_not_fit(kwargs):
+def test_invalid_arguments_are_refused(kwargs):
     with pytest.raises(ConfigError, match=f"{list(kwargs)[-1]} must be a positive integer"):
         models.create("unet_resnet34", **kwargs)
 
 
-def test_the_encoder_is_no_setting():
+def test_the_encoder_is_not_an_argument():
     with pytest.raises(ConfigError, match="no argument encoder; it takes num_classes, in_channels, dtype, seed"):
         models.create("unet_resnet50", num_classes=3, encoder=None)

@@ -1,14 +1,14 @@
-"""TransUNet: parity with the reference's outputs and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
+"""TransUNet: parity with the reference and a PyTorch twin, both arithmetics, sizes, dropout, errors."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.references import PARITY, assert_trains_like_its_twin, normal, reference_weights, torch_twin, weights_of
+from helpers.references import assert_trains_like_its_twin, normal, reference_case, torch_twin, weights_of
+from helpers.small_networks import TRANSUNET_RESNET
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -17,16 +17,8 @@ from bcss_jax.models.encoders import resnet_v2, vit
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiling takes nearly all of these tests' time
-SMALL = dict(
-    width_factor=0.5,
-    resnet_layers=(1, 1, 1),
-    hidden_size=24,
-    mlp_size=40,
-    num_heads=4,
-    num_layers=1,
-    decoder_channels=(16, 12, 8, 8),
-    skip_channels=(256, 128, 32, 0),
-)
+TRANSFORMER = dict(hidden_size=24, mlp_size=40, num_heads=4, num_layers=1)
+SMALL = TRANSUNET_RESNET | TRANSFORMER | dict(decoder_channels=(16, 12, 8, 8))
 
 
 def small(**kwargs):
@@ -34,7 +26,7 @@ def small(**kwargs):
 
 
 def compiled(function):
-    """`function(module, ...)`, compiled quickly."""
+    """Compiles `function(module, ...)` with little optimization."""
     run = jax.jit(lambda split, *args: function(nnx.merge(*split), *args), compiler_options=QUICK)
     return lambda module, *args: run(nnx.split(module), *args)
 
@@ -54,13 +46,11 @@ def compiled(function):
     ],
     ids=["tiny", "full"],
 )  # fmt: skip
-def test_the_references_outputs(case, kwargs):
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
+def test_outputs_match_the_reference(case, kwargs):
+    entry, state, image, expected = reference_case(case)
     model = models.create("transunet", num_classes=3, **kwargs)
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
-    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    load_torch_state(model, state)
 
     @compiled
     def run(model, image):
@@ -69,14 +59,13 @@ def test_the_references_outputs(case, kwargs):
     with jax.default_matmul_precision("highest"):
         logits, encoded, hybrid = run(model, image)
     actual = {"out0": logits.transpose(0, 3, 1, 2), "encoded": encoded, "hybrid": hybrid.transpose(0, 3, 1, 2)}
-    expected = np.load(PARITY / "outputs" / f"{case}.npz")
     for name, value in expected.items():
         # Of the full model's tokens every seventh is stored.
         mine = actual[name][:, :: -(-actual[name].shape[1] // value.shape[1])] if name == "encoded" else actual[name]
         assert np.abs(mine - value).max() < 3e-4 * value.std(), name
 
 
-def test_only_the_position_table_grows_with_the_images():
+def test_only_position_embeddings_grow_with_the_images():
     model = nnx.eval_shape(lambda: models.create("transunet", num_classes=9, image_size=(256, 512), compat="google"))
     parameters = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert parameters == 105_277_081 + (16 * 32 - 14 * 14) * 768
@@ -128,7 +117,7 @@ def test_the_two_arithmetics_share_parameters_and_differ():
     assert np.asarray(other_skips[1])[:, -1].any()
 
 
-def test_googles_root_and_pooling_are_flaxs():
+def test_googles_root_and_pooling_equal_flax():
     model, x = small(compat="google").encoder.hybrid, jnp.asarray(normal(0, 1, 48, 32, 3))
     conv = nnx.Conv(3, 32, (7, 7), (2, 2), padding="SAME", use_bias=False, rngs=nnx.Rngs(0))
     conv.kernel[...] = model.root.weights()
@@ -152,7 +141,7 @@ def test_standardized_kernels():
 
 
 @pytest.mark.parametrize("google, sites", [(False, 4), (True, 6)])
-def test_dropout_in_the_transformer_is_each_examples_own(google, sites):
+def test_dropout_in_the_transformer_depends_only_on_the_example(google, sites):
     model = vit.Transformer(
         24, 4, 40, 2, google=google, dropout=0.5, dropout_number=1, dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
@@ -205,7 +194,7 @@ def test_initial_values():
         assert 0.98 * bound < np.abs(array).max() <= bound, name
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
+def test_bfloat16_is_close_to_float32_and_weights_and_logits_stay_float32():
     one, other = small(), small(dtype=jnp.bfloat16)
     x = jnp.asarray(normal(0, 2, 32, 32, 3))
     run = compiled(lambda m, x: m(x))
@@ -242,7 +231,7 @@ def test_only_parameters_and_batch_statistics():
     ],
     ids=str,
 )
-def test_errors_name_what_is_wrong_and_what_fits(kwargs, parts):
+def test_errors_name_the_problem_and_a_valid_value(kwargs, parts):
     with pytest.raises(ConfigError) as error:
         small(**kwargs)
     message = str(error.value)

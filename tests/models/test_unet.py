@@ -48,7 +48,7 @@ def test_twin_gives_the_same_logits_gradients_and_statistics(kwargs, size):
     assert_trains_like_its_twin(model, torch, twin, x, target)
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits():
+def test_bfloat16_is_close_to_float32_and_weights_and_logits_stay_float32():
     one, other = (models.create("unet", num_classes=3, width=4, depth=2, dtype=d) for d in (jnp.float32, jnp.bfloat16))
     x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 16, 16, 3)), jnp.float32)
     a, b = one(x), other(x)
@@ -84,12 +84,12 @@ def test_seeds_and_the_range_of_initial_weights():
         ("unet", {"num_classes": 3, "depth": 0}, ("depth", "0")),
     ],
 )
-def test_errors_name_what_is_wrong_and_what_there_is(name, kwargs, parts):
+def test_errors_name_the_problem_and_the_options(name, kwargs, parts):
     with pytest.raises(ConfigError) as error:
         models.create(name, **kwargs)
     assert all(part in str(error.value) for part in parts)
 
 
-def test_images_smaller_than_the_deepest_level():
+def test_images_too_small_for_the_depth_are_refused():
     with pytest.raises(ConfigError, match="at least 8 pixels"):
         models.create("unet", num_classes=3, width=2, depth=3)(jnp.zeros((1, 7, 9, 3)))

@@ -1,4 +1,4 @@
-"""nnU-Net's augmentations, against batchgeneratorsv2 as nnU-Net sets it up."""
+"""nnU-Net's augmentations, compared with batchgeneratorsv2 as nnU-Net configures it."""
 
 import functools
 
@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bcss_jax.nnunet import augment_intensity as intensity
 from bcss_jax.nnunet import augment_spatial as spatial
-from bcss_jax.nnunet.augment import augment, center_crop, draw, masked
+from bcss_jax.nnunet.augment import augment, center_crop, draw_changes, zero_outside
 from bcss_jax.nnunet.patches import rotation_range
 
 PATCH, CUT = (24, 20), (31, 27)
@@ -31,7 +31,7 @@ STEPS = (  # of nnU-Net's training transforms for data that is masked for its no
 
 @functools.cache
 def theirs(patch_size=PATCH):
-    """nnU-Net's transforms by name: ({name: transform}, {name: probability for an example})."""
+    """Returns nnU-Net's transforms: ({name: transform}, {name: probability for an example})."""
     trainer = pytest.importorskip("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", reason="compares with nnU-Net")
     transforms = trainer.nnUNetTrainer.get_training_transforms(
         patch_size, rotation_range(patch_size), None, (0, 1), False, use_mask_for_norm=[True, False, True]
@@ -44,7 +44,7 @@ def theirs(patch_size=PATCH):
 
 
 def example(seed=0, size=CUT):
-    """A smooth random image with noise, and blobs of labels -1 to 3."""
+    """Returns a smooth random image with noise, and blobs of labels -1 to 3."""
     rng = np.random.default_rng(seed)
     coarse = rng.standard_normal((4, 4, 3))
     image = np.kron(coarse, np.ones((-(-size[0] // 4), -(-size[1] // 4), 1)))[: size[0], : size[1]]
@@ -63,7 +63,7 @@ def from_torch(image):
 
 
 def applied(name, image, **parameters):
-    """One of nnU-Net's transforms of the image alone, with given parameters."""
+    """Applies one of nnU-Net's transforms to the image, with given parameters."""
     return from_torch(theirs()[0][name]._apply_to_image(to_torch(image), **parameters))
 
 
@@ -74,7 +74,7 @@ def batch(count, size=CUT):
 
 
 def spatially(image, label, angle, scale, patch_size=PATCH):
-    """nnU-Net's spatial transform with this angle and scale."""
+    """Applies nnU-Net's spatial transform with an angle and a scale."""
     torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     transform = theirs(patch_size)[0]["spatial"]
@@ -86,7 +86,7 @@ def spatially(image, label, angle, scale, patch_size=PATCH):
 
 @pytest.mark.parametrize("angle, scale", [(0.4, 1), (-2.9, 1), (0, 0.7013), (0, 1.37), (1.1, 1.4), (np.pi / 2, 0.83)])
 @pytest.mark.parametrize("cut, patch", [(CUT, PATCH), ((40, 57), (31, 40)), ((161, 161), (137, 137))])
-def test_rotation_and_scaling_are_nnunets(angle, scale, cut, patch):
+def test_rotation_and_scaling_equal_nnunet(angle, scale, cut, patch):
     image, label = example(1, cut)
     expected, expected_label = spatially(image, label, angle, scale, patch)
     ours = jax.jit(spatial.rotate_and_scale, static_argnums=4)
@@ -98,7 +98,7 @@ def test_rotation_and_scaling_are_nnunets(angle, scale, cut, patch):
 
 
 @pytest.mark.parametrize("cut, patch", [(CUT, PATCH), ((32, 26), (25, 21)), ((24, 20), (24, 20))])
-def test_neither_rotation_nor_scaling_is_a_crop(cut, patch):
+def test_without_rotation_and_scaling_the_result_is_a_crop(cut, patch):
     image, label = example(2, cut)
     expected, expected_label = spatially(image, label, 0, 1, patch)
     found, found_label = spatial.rotate_and_scale(image, label, 0.0, 1.0, patch)
@@ -122,7 +122,7 @@ def test_equal_shares_go_to_the_nearest_pixel():
 
 
 @pytest.mark.parametrize("patch", [PATCH, (37, 64)])
-def test_blur_is_nnunets(patch):
+def test_blur_equals_nnunet(patch):
     torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(3, patch)[0]
@@ -133,7 +133,7 @@ def test_blur_is_nnunets(patch):
         np.testing.assert_allclose(jax.jit(intensity.blur)(image, sigma), expected, atol=2e-6)
 
 
-def test_brightness_and_contrast_are_nnunets():
+def test_brightness_and_contrast_equal_nnunet():
     torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(4)[0] + 2
@@ -147,7 +147,7 @@ def test_brightness_and_contrast_are_nnunets():
 
 
 @pytest.mark.parametrize("patch", [PATCH, (35, 64), (33, 81)])
-def test_low_resolution_is_nnunets(patch):
+def test_low_resolution_equals_nnunet(patch):
     torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(5, patch)[0]
@@ -160,7 +160,7 @@ def test_low_resolution_is_nnunets(patch):
 
 
 @pytest.mark.parametrize("inverted", [False, True])
-def test_gamma_is_nnunets(inverted):
+def test_gamma_equals_nnunet(inverted):
     torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     image = example(6)[0]
@@ -177,7 +177,7 @@ def test_gamma_is_nnunets(inverted):
     np.testing.assert_allclose(intensity.gamma(image, factor, inverted), expected, atol=1e-5)
 
 
-def test_values_that_change_nothing():
+def test_neutral_values_change_nothing():
     image = example(7)[0]
     one, none = jnp.ones(3), jnp.zeros((2, 3))
     for changed in (
@@ -189,7 +189,7 @@ def test_values_that_change_nothing():
         intensity.gamma(image, one),
         intensity.gamma(image, one, inverted=True),
         spatial.mirror(image, image[..., 0], jnp.zeros(2, bool))[0],
-        masked(image, image[..., 0], ()),
+        zero_outside(image, image[..., 0], ()),
     ):
         np.testing.assert_array_equal(changed, image)
 
@@ -201,15 +201,15 @@ def test_noise():
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.03  # each channel has its own
 
 
-def test_masked_channels_are_zero_without_a_picture():
+def test_masked_channels_are_zero_outside_the_image():
     image, label = example(8)
-    changed = np.asarray(masked(image, label, (0, 2)))
+    changed = np.asarray(zero_outside(image, label, (0, 2)))
     np.testing.assert_array_equal(changed[label < 0], image[label < 0] * [0, 1, 0])
     np.testing.assert_array_equal(changed[label >= 0], image[label >= 0])
 
 
 def nnunet_chain(image, label, changes, noise):
-    """All of nnU-Net's transforms in its order with drawn parameters."""
+    """Applies all of nnU-Net's transforms in its order, with drawn parameters."""
     torch = pytest.importorskip("torch", reason="compares with nnU-Net, which PyTorch runs")
 
     transforms, _ = theirs()
@@ -239,13 +239,13 @@ def nnunet_chain(image, label, changes, noise):
     return from_torch(result["image"]), result["segmentation"][0].numpy()
 
 
-def test_the_whole_chain_is_nnunets():
+def test_the_whole_chain_equals_nnunet():
     theirs()
     images, labels, keys = batch(48)
     found, found_labels = augment(images, labels, keys, patch_size=PATCH, masked_channels=(0, 2))
 
     split = jax.vmap(jax.random.split)(keys)
-    changes = jax.vmap(lambda key: draw(key, 3, rotation_range(PATCH)))(split[:, 0])
+    changes = jax.vmap(lambda key: draw_changes(key, 3, rotation_range(PATCH)))(split[:, 0])
     noises = jax.vmap(intensity.gaussian_noise)(jnp.zeros((48, *PATCH, 3)), split[:, 1], changes.noise)
     happened = {name: np.any(np.asarray(value) % 1, axis=None) for name, value in changes._asdict().items()}
     assert all(happened[name] for name in happened if name != "mirror"), "every transform has its turn"
@@ -259,7 +259,7 @@ def test_the_whole_chain_is_nnunets():
     assert found.dtype == jnp.float32 and found_labels.dtype == labels.dtype and found_labels.min() == 0
 
 
-def test_an_example_depends_on_its_key_alone():
+def test_an_example_depends_only_on_its_key():
     images, labels, keys = batch(8)
     ours = functools.partial(augment, patch_size=PATCH, masked_channels=(1,))
     whole = ours(images, labels, keys)
@@ -281,7 +281,7 @@ def test_an_example_depends_on_its_key_alone():
 @functools.cache
 def draws(count=20000, rotation=(-np.pi, np.pi)):
     keys = jax.random.split(jax.random.key(11), count)
-    return jax.tree.map(np.asarray, jax.vmap(lambda key: draw(key, 3, rotation))(keys))
+    return jax.tree.map(np.asarray, jax.vmap(lambda key: draw_changes(key, 3, rotation))(keys))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_probabilities_and_ranges(name, none, probability, per_channel, ranges):
         assert np.abs(np.corrcoef(rows.T) - np.eye(rows.shape[1])).max() < 0.2
 
 
-def test_changes_are_independent_and_mirrors_fair():
+def test_changes_are_independent_and_mirroring_has_probability_one_half():
     changes = draws()
     mirrors = changes.mirror.astype(float)
     np.testing.assert_allclose(mirrors.mean(0), 0.5, atol=0.015)
@@ -330,7 +330,7 @@ def test_changes_are_independent_and_mirrors_fair():
     assert np.abs(together - np.eye(len(together))).max() < 0.035
 
 
-def test_the_probabilities_are_those_nnunet_has():
+def test_the_probabilities_equal_nnunet():
     transforms, probabilities = theirs()
     given = {name: probabilities[name] for name in STEPS[1:8]}
     assert given == {

@@ -26,7 +26,7 @@ def test_configurations_are_averaged_as_probabilities():
     np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-6)
 
 
-def test_the_two_can_differ():
+def test_the_two_means_can_differ():
     surer = [np.float32([[[4, 0]]]), np.float32([[[0, 1.5]]]), np.float32([[[0, 1.5]]])]
     assert ensemble.mean_of_folds(surer).argmax() == 0 and ensemble.mean_of_configurations(surer).argmax() == 1
 
@@ -42,18 +42,18 @@ def test_configurations_are_nnunets(tmp_path):
     np.testing.assert_allclose(ensemble.mean_of_configurations(logits()).transpose(2, 0, 1), expected, rtol=1e-5)
 
 
-def test_great_logits_do_not_overflow():
+def test_large_logits_do_not_overflow():
     np.testing.assert_array_equal(ensemble.softmax(np.float32([[1e4, 0], [-1e30, 0]])), [[1, 0], [0, 1]])
 
 
-def test_half_precision_is_added_up_in_float32_and_nothing_is_changed_in_place():
+def test_half_precision_is_summed_in_float32_and_inputs_do_not_change():
     np.testing.assert_array_equal(ensemble.mean_of_folds([np.full((2, 2, 1), 60000, np.float16)] * 4), 60000)
     kept = np.ones((1, 1, 2), np.float32)
     ensemble.mean_of_folds([kept, kept])
     np.testing.assert_array_equal(kept, np.ones((1, 1, 2)))
 
 
-def test_no_more_than_the_sum_and_one_prediction_are_held():
+def test_memory_holds_only_the_sum_and_one_prediction():
     alive = []
 
     def predictions():
@@ -67,7 +67,7 @@ def test_no_more_than_the_sum_and_one_prediction_are_held():
     ensemble.mean_of_folds(predictions())
 
 
-def test_what_cannot_be_averaged():
+def test_predictions_that_cannot_be_averaged_are_refused():
     with pytest.raises(DataError, match=r"\(5, 6, 4\) and \(5, 6, 3\)"):
         ensemble.mean_of_folds([logits()[0], logits()[0][..., :3]])
     with pytest.raises(ValueError, match="no predictions"):

@@ -1,4 +1,4 @@
-"""Fingerprints: nnU-Net's extractor on the same images, memory, what is refused."""
+"""Fingerprints: comparison with nnU-Net's extractor, memory, errors."""
 
 import json
 
@@ -13,7 +13,7 @@ SAMPLES = 30_000  # of the whole data set, in place of nnU-Net's 100 million
 
 
 def images_and_masks(count=5, border=0, seed=0):
-    """Images of several sizes with a few black pixels; masks with an ignore label and one without foreground."""
+    """Returns images of several sizes with a few black pixels, and masks with an ignore label, one without foreground."""
     random, images, masks = np.random.RandomState(seed), [], []
     for index in range(count):
         height, width = random.randint(30, 60, 2)
@@ -30,7 +30,7 @@ def images_and_masks(count=5, border=0, seed=0):
 
 
 def nnunets(images, masks, samples, monkeypatch, tmp_path):
-    """The fingerprint that nnU-Net's extractor makes of arrays in place of files."""
+    """Returns the fingerprint that nnU-Net's extractor computes from arrays."""
     pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
     from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor as module
 
@@ -88,7 +88,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("border", [0, 6])
 @pytest.mark.parametrize("count, samples", [(5, SAMPLES), (1, 4_001), (3, 1_000)])
-def test_equals_nnunets(monkeypatch, tmp_path, border, count, samples):
+def test_equals_nnunet(monkeypatch, tmp_path, border, count, samples):
     images, masks = images_and_masks(count, border, seed=count)
     expected = nnunets(images, masks, samples, monkeypatch, tmp_path)
     found = extract_fingerprint(images, masks, samples=samples)
@@ -97,7 +97,7 @@ def test_equals_nnunets(monkeypatch, tmp_path, border, count, samples):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_equals_nnunets_when_more_is_drawn_than_at_once(monkeypatch, tmp_path):
+def test_equals_nnunet_when_pixels_are_drawn_in_several_parts(monkeypatch, tmp_path):
     images, masks = images_and_masks(2)
     masks[1][3, 4] = 1
     samples = 2 * 1_100_000
@@ -106,7 +106,7 @@ def test_equals_nnunets_when_more_is_drawn_than_at_once(monkeypatch, tmp_path):
     )  # fmt: skip
 
 
-def test_equals_nnunets_on_real_tissue(shared, monkeypatch, tmp_path):
+def test_equals_nnunet_on_real_tissue(shared, monkeypatch, tmp_path):
     image, mask = real_region(shared)
     images, masks = [image[:300, :200], image[300:500, 100:400]], [mask[:300, :200], mask[300:500, 100:400]]
     expected = nnunets(images, masks, SAMPLES, monkeypatch, tmp_path)
@@ -114,7 +114,7 @@ def test_equals_nnunets_on_real_tissue(shared, monkeypatch, tmp_path):
 
 
 class Lazy:
-    """Cases that are made when they are asked for, and count how often."""
+    """A sequence whose cases are computed on access, and which counts the accesses."""
 
     def __init__(self, arrays):
         self.arrays, self.asked = arrays, []
@@ -127,7 +127,7 @@ class Lazy:
         return self.arrays[index]
 
 
-def test_lazy_sequences_are_gone_through_once():
+def test_lazy_sequences_are_read_once():
     images, masks = images_and_masks(4)
     lazy = Lazy(images), Lazy(masks)
     assert extract_fingerprint(*lazy, samples=100) == extract_fingerprint(images, masks, samples=100)
@@ -135,7 +135,7 @@ def test_lazy_sequences_are_gone_through_once():
 
 
 @pytest.mark.parametrize("case", ["rgb224_n40", "rgbmixed1500x2000_n12"])
-def test_has_the_form_of_nnunets_files(shared, case):
+def test_has_the_format_of_nnunets_files(shared, case):
     expected = json.loads((shared / "nnunet_plans" / case / "dataset_fingerprint.json").read_text())
     found = extract_fingerprint(*images_and_masks(3), samples=100)
 
@@ -162,13 +162,13 @@ def test_has_the_form_of_nnunets_files(shared, case):
         (lambda images, masks: (images, [m * 0 for m in masks]), "none of the 2 masks has a label above 0"),
     ],
 )
-def test_what_has_no_fingerprint(change, part):
+def test_data_without_a_fingerprint_are_refused(change, part):
     with pytest.raises(DataError) as error:
         extract_fingerprint(*change(*images_and_masks(2)), samples=10)
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
-def test_names_of_cases_in_messages():
+def test_messages_name_the_case():
     images, masks = images_and_masks(2)
     with pytest.raises(DataError, match="^slide B: "):
         extract_fingerprint([images[0], images[1][1:]], masks, names=["slide A", "slide B"], samples=10)

@@ -24,7 +24,7 @@ def test_every_case_validates_once_and_no_patient_is_on_both_sides():
     assert folds.by_patient(NAMES, PATIENTS, seed=1) != splits
 
 
-def test_folds_by_case_are_those_of_nnunet():
+def test_folds_by_case_equal_nnunet():
     model_selection = pytest.importorskip("sklearn.model_selection", reason="scikit-learn is not installed")
     for count in (5, 12, 47, 103):
         names = sorted(f"n{i}" for i in range(count))
@@ -41,7 +41,7 @@ def test_patients_that_leak_are_named():
     assert leaking and set(leaking) <= set(PATIENTS)
 
 
-def test_too_few_patients_or_cases():
+def test_too_few_patients_or_cases_are_refused():
     with pytest.raises(DataError, match="5 folds by patient need at least 5 patients, found 2 .a, b."):
         folds.by_patient(["x", "y", "z"], ["a", "b", "a"])
     with pytest.raises(DataError, match="5 folds need at least 5 cases, found 3"):

@@ -1,4 +1,4 @@
-"""nnU-Net's networks: parity with the reference's outputs, a PyTorch twin at other settings, plans, sizes, errors."""
+"""nnU-Net's networks: parity with the reference and, in other settings, a PyTorch twin; plans, sizes, errors."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.paths import SHARED
-from helpers.references import PARITY, reference_weights
+from helpers.references import reference_case
 
 from bcss_jax import models
 from bcss_jax.errors import ConfigError
@@ -54,7 +54,7 @@ def count(model):
 
 
 def variables(model):
-    """Every variable of the model once, under its first name."""
+    """Returns every variable of the model once, under its first name."""
     named = {}
     for name, (variable, _) in model.torch_entries().items():
         named.setdefault(id(variable), (name, variable))
@@ -83,12 +83,12 @@ def torch_twin(name, num_classes, in_channels=3, n_stages=6, **kwargs):
 
 
 def run(model, x):
-    """All logits, compiled as one."""
+    """Returns all logits from one compiled function."""
     return nnx.jit(lambda model, x: model.all_logits(x))(model, x)
 
 
 def gradients_at_random_weights(model, x):
-    """Gradients of a random linear function of all logits, by first name, at weights where no scale is zero."""
+    """Returns gradients of a random linear function of all logits, by first name, at weights without zero scales."""
     random = np.random.RandomState(0)
     for variable in variables(model).values():
         variable[...] += 0.1 * random.standard_normal(variable.shape).astype(np.float32)
@@ -104,18 +104,15 @@ def gradients_at_random_weights(model, x):
 @pytest.mark.parametrize(
     "name, case", [("nnunet", "nnunet_plain_224plan"), ("nnunet_resenc", "nnunet_resencM_224plan")]
 )
-def test_all_outputs_are_the_references(name, case):
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
+def test_all_outputs_match_the_reference(name, case):
+    entry, state, image, expected = reference_case(case)
     model = models.create(name, num_classes=3)
     assert count(model) == entry["n_params"]
     assert set(variables(model)) == set(entry["tensors"])
-    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    load_torch_state(model, state)
     with jax.default_matmul_precision("highest"):
         first, outputs = nnx.jit(lambda m, x: (m(x), m.all_logits(x)))(model, image)
     np.testing.assert_array_equal(first, outputs[0])
-    expected = np.load(PARITY / "outputs" / f"{case}.npz")
     assert len(outputs) == len(entry["outputs"])
     for i, output in enumerate(outputs):
         difference = np.asarray(output).transpose(0, 3, 1, 2) - expected[f"out{i}"]
@@ -159,7 +156,7 @@ def test_twin_gives_the_same_logits_and_gradients(name, kwargs, size):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_names_are_the_references_and_its_strict_loading_takes_them(name):
+def test_names_are_those_of_the_reference_and_load_strictly(name):
     torch, twin = torch_twin(name, num_classes=3, **SMALL[name])
     model = models.create(name, num_classes=3, **SMALL[name])
     state = to_torch_state(model)
@@ -220,7 +217,7 @@ def test_gradients_reach_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits(name):
+def test_bfloat16_is_close_to_float32_and_weights_and_logits_stay_float32(name):
     one, other = (models.create(name, num_classes=3, **SMALL[name], dtype=d) for d in (jnp.float32, jnp.bfloat16))
     x = jnp.asarray(np.random.RandomState(0).standard_normal((2, 32, 32, 3)), jnp.float32)
     for a, b in zip(run(one, x), run(other, x), strict=True):
@@ -230,7 +227,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_weights_and_logits(nam
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_images_do_not_change_each_others_logits_and_training_mode_changes_nothing(name):
+def test_logits_depend_neither_on_other_images_nor_on_the_training_mode(name):
     model = models.create(name, num_classes=3, **SMALL[name])
     x = jnp.asarray(np.random.RandomState(0).standard_normal((3, 8, 12, 3)), jnp.float32)
     together = run(model, x)[0]
@@ -243,11 +240,11 @@ def test_images_do_not_change_each_others_logits_and_training_mode_changes_nothi
     [
         ((18, 24), ("18x24", "multiples of 4 and 8", "16x24 and 20x24")),
         ((16, 27), ("16x24 and 16x32",)),
-        ((4, 8), ("not both", "8x8 and 4x16")),
+        ((4, 8), ("larger than 4x8", "8x8 and 4x16")),
         ((1, 1), ("8x8 and 4x16",)),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(size, parts):
+def test_invalid_sizes_are_refused_and_the_nearest_valid_ones_named(size, parts):
     model = models.create("nnunet", num_classes=2, **PLAIN | {"strides": (1, (4, 8))})
     for call in (model, model.all_logits):
         with pytest.raises(ConfigError) as error:
@@ -255,7 +252,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(size, parts)
         assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value)
 
 
-def test_smallest_sizes_that_fit():
+def test_smallest_valid_sizes():
     kwargs = {"n_stages": 3, "features_per_stage": 4, "strides": (1, 2, 2), "n_blocks_per_stage": 1}
     model = models.create("nnunet_resenc", num_classes=2, **kwargs)
     x = jnp.asarray(np.random.RandomState(0).standard_normal((1, 4, 8, 3)), jnp.float32)
@@ -284,14 +281,14 @@ def test_smallest_sizes_that_fit():
         ("nnunet_resenc", {"n_conv_per_stage": 2}, "no argument n_conv_per_stage"),
     ],
 )
-def test_arguments_that_cannot_be(name, kwargs, part):
+def test_invalid_arguments_are_refused(name, kwargs, part):
     with pytest.raises(ConfigError) as error:
         models.create(name, **{"num_classes": 3} | SMALL[name] | kwargs)
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
 def plan(name="nnunet"):
-    """A plan with what `network_from_plan` reads, of a small network."""
+    """Returns a plan of a small network with the fields that `network_from_plan` reads."""
     blocks = {"nnunet": {"n_conv_per_stage": [2, 2]}, "nnunet_resenc": {"n_blocks_per_stage": [1, 2]}}[name]
     network = {"nnunet": "PlainConvUNet", "nnunet_resenc": "ResidualEncoderUNet"}[name]
     kwargs = blocks | {
@@ -315,7 +312,7 @@ def test_network_of_a_plan(name):
         np.testing.assert_array_equal(a, b)
 
 
-def test_plans_of_nnunet_give_networks_of_the_known_sizes():
+def test_plans_of_nnunet_give_networks_with_the_known_numbers_of_parameters():
     if not PLANS.is_dir():
         pytest.skip(f"no plans: {PLANS} is missing")
     expected = {
@@ -350,7 +347,7 @@ def test_plans_of_nnunet_give_networks_of_the_known_sizes():
         ({"kernel_sizes": [[3, 3, 3]] * 2}, "kernel_sizes must be"),
     ],
 )
-def test_plans_that_are_not_supported(change, part):
+def test_unsupported_plans_are_refused(change, part):
     changed = plan()
     kwargs = changed["configurations"]["2d"]["architecture"]["arch_kwargs"]
     kwargs |= change
@@ -361,7 +358,7 @@ def test_plans_that_are_not_supported(change, part):
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
-def test_plans_without_what_is_asked_for():
+def test_incomplete_plans_are_refused():
     def message(plan, **kwargs):
         with pytest.raises(ConfigError) as error:
             network.network_from_plan(plan, 3, **kwargs)

@@ -1,4 +1,4 @@
-"""Which patches nnU-Net trains on, against its own data loader."""
+"""Patches for training, compared with nnU-Net's data loader."""
 
 import types
 
@@ -8,7 +8,7 @@ from helpers.nnunet_small import CaseInMemory
 
 from bcss_jax.nnunet.patches import (
     choose_patch,
-    corner_about,
+    corner_around,
     corner_bounds,
     cut_patch,
     forced_foreground,
@@ -27,7 +27,7 @@ SHAPES = [  # of the case, the patch, and what is cut
 
 
 def loader(patch_size, cut_size, has_ignore=False):
-    """What `nnUNetDataLoader.get_bbox` needs of its object."""
+    """Returns an object with the attributes that `nnUNetDataLoader.get_bbox` reads."""
     module = pytest.importorskip("nnunetv2.training.dataloading.data_loader", reason="compares with nnU-Net")
     stub = types.SimpleNamespace(
         patch_size=cut_size,
@@ -39,7 +39,7 @@ def loader(patch_size, cut_size, has_ignore=False):
 
 
 def case(shape=(60, 70), *, ignore=False, seed=0):
-    """Random data, with labels 1 and 2 in two corners and, if asked for, an ignored lower half."""
+    """Returns random data with labels 1 and 2 in two corners and, optionally, an ignored lower half."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(shape, np.int16)
     labels[:4, :4], labels[8:10, 30:40] = 1, 2
@@ -64,7 +64,7 @@ def test_initial_patch_size(patch_size, expected):
     assert initial_patch_size(patch_size) == expected
 
 
-def test_initial_patch_size_and_rotation_are_nnunets():
+def test_initial_patch_size_and_rotation_equal_nnunet():
     module = pytest.importorskip(
         "nnunetv2.training.data_augmentation.compute_initial_patch_size", reason="compares with nnU-Net"
     )
@@ -89,7 +89,7 @@ def test_forced_foreground():
     assert not forced_foreground(8, 0).any() and forced_foreground(8, 1).all()
 
 
-def test_forced_foreground_is_nnunets():
+def test_forced_foreground_equals_nnunet():
     module = pytest.importorskip("nnunetv2.training.dataloading.data_loader", reason="compares with nnU-Net")
     for size in range(1, 300):
         stub = types.SimpleNamespace(batch_size=size, oversample_foreground_percent=0.33)
@@ -98,7 +98,7 @@ def test_forced_foreground_is_nnunets():
 
 
 @pytest.mark.parametrize("shape, patch_size, cut_size", SHAPES)
-def test_bounds_and_corners_are_nnunets(shape, patch_size, cut_size, monkeypatch):
+def test_bounds_and_corners_equal_nnunet(shape, patch_size, cut_size, monkeypatch):
     boxes = loader(patch_size, cut_size)
     monkeypatch.setattr(np.random, "randint", lambda low, high: low)
     lowest = boxes(np.array(shape), False, None)[0]
@@ -108,13 +108,13 @@ def test_bounds_and_corners_are_nnunets(shape, patch_size, cut_size, monkeypatch
 
     for pixel in [(0, 0), (shape[0] - 1, shape[1] - 1), (shape[0] // 2, 3), (5, shape[1] // 2)]:
         (low, high) = boxes(np.array(shape), True, {1: np.array([[0, *pixel]])})
-        corner = corner_about(pixel, shape, patch_size, cut_size)
+        corner = corner_around(pixel, shape, patch_size, cut_size)
         assert corner == tuple(low)
         assert tuple(np.add(corner, cut_size)) == tuple(high)
 
 
 @pytest.mark.parametrize("shape, patch_size, cut_size", SHAPES)
-def test_random_places_are_uniform_within_the_bounds(shape, patch_size, cut_size):
+def test_random_corners_are_uniform_within_the_bounds(shape, patch_size, cut_size):
     one = case((max(shape[0], 10), max(shape[1], 40)))._replace(labels=np.zeros(shape, np.int16))
     corners = np.array([p.corner for p in drawn([one], 1500, patch_size=patch_size, cut_size=cut_size)])
     lowest, highest = corner_bounds(shape, patch_size, cut_size)
@@ -143,7 +143,7 @@ def test_forced_pixels_are_uniform():
     assert len(counts) == 25 and counts.min() > 15 and counts.max() < 70
 
 
-def test_with_an_ignore_label_patches_lie_about_annotated_pixels():
+def test_with_an_ignore_label_patches_are_centered_on_annotated_pixels():
     one = case(ignore=True)
     centers = np.array([np.add(patch.corner, (31 // 2, 27 // 2)) for patch in drawn([one])])
     assert centers[:, 0].max() < 30 and centers[:, 0].max() > 25 and centers[:, 1].max() > 60
@@ -151,7 +151,7 @@ def test_with_an_ignore_label_patches_lie_about_annotated_pixels():
     assert forced[:, 0].max() < 12 and forced[:, 1].max() < 40  # of the labels, not of all that is annotated
 
 
-def test_cases_without_what_is_looked_for():
+def test_cases_without_eligible_pixels():
     none = np.zeros((0, 2), int)
     lowest, highest = corner_bounds((60, 70), (24, 20), (31, 27))
     empty = case()._replace(class_locations={1: none, 2: none})
@@ -163,8 +163,8 @@ def test_cases_without_what_is_looked_for():
     assert {patch.corner for patch in drawn([background], 9, index=2)} == {(15, 20)}
 
 
-def test_the_eligible_pixels_are_nnunets(monkeypatch):
-    """For all that a case may have: which pixels may be the patch's center."""
+def test_the_eligible_pixels_equal_nnunet(monkeypatch):
+    """Compares the pixels on which patches can be centered, for all kinds of cases."""
     pixels = {1: [[20, 30], [21, 30]], 2: [[40, 50]], ANNOTATED: [[30, 20], [20, 30], [40, 50]]}
     for present in ([1], [2], [1, 2], [1, ANNOTATED], [1, 2, ANNOTATED], [ANNOTATED], []):
         has_ignore = True in [isinstance(label, tuple) for label in present]
@@ -183,7 +183,7 @@ def test_the_eligible_pixels_are_nnunets(monkeypatch):
             assert expected == {(-99, -99)} or expected == found
 
 
-def test_what_is_drawn_depends_on_seed_step_and_place_alone():
+def test_draws_depend_only_on_seed_step_and_index():
     cases = [case(seed=seed) for seed in range(7)]
     arguments = {"batch_size": 4, "patch_size": (24, 20), "cut_size": (31, 27)}
     places = [(seed, step, index) for seed in (0, 9) for step in (0, 1, 250) for index in range(4)]
@@ -198,7 +198,7 @@ def test_what_is_drawn_depends_on_seed_step_and_place_alone():
 
 
 class OnlyCut:
-    """An array that notes how much of it is read."""
+    """An array that records how much of it is read."""
 
     def __init__(self, array):
         self.array, self.shape, self.dtype, self.read = array, array.shape, array.dtype, 0
@@ -234,7 +234,7 @@ def test_cut(corner, tmp_path):
 
 
 @pytest.mark.parametrize("corner", [(10, 20), (-4, -3), (50, 60)])
-def test_cut_is_nnunets(corner):
+def test_cut_equals_nnunet(corner):
     boxes = pytest.importorskip("acvl_utils.cropping_and_padding.bounding_boxes", reason="compares with nnU-Net")
     one = case()
     image, label = cut_patch(one.data, one.labels, corner, (31, 27))

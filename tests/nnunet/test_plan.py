@@ -1,4 +1,4 @@
-"""Plans: nnU-Net's own files, its planners run on random data sets, files of plans, what is refused."""
+"""Plans: comparison with nnU-Net's files and planners, plan files, errors."""
 
 import copy
 import importlib
@@ -36,7 +36,7 @@ def stored(shared, case, name):
 
 
 def random_case(seed):
-    """A data set of its own kind for each seed."""
+    """Returns a different kind of data set for each seed."""
     random = np.random.RandomState(seed)
     count = int(random.choice([1, 3, 7, 12, 50, 400]))
     low, high = [(8, 40), (60, 300), (200, 700), (500, 3000)][seed % 4]
@@ -64,7 +64,7 @@ def random_case(seed):
 
 @pytest.fixture
 def planners(tmp_path, monkeypatch):
-    """Runs a planner of nnU-Net: its plan and its memory estimates, for a preset."""
+    """Runs a planner of nnU-Net for a preset; returns its plan and its memory estimates."""
     reason = "nnU-Net is not installed"
     pytest.importorskip("nnunetv2", reason=reason)
     torch = pytest.importorskip("torch", reason=reason)
@@ -98,7 +98,7 @@ def planners(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("case", CASES)
-def test_nnunets_own_plans_and_memory_estimates(shared, case, preset):
+def test_plans_and_memory_estimates_equal_nnunets_files(shared, case, preset):
     fingerprint, dataset, about = (stored(shared, case, name) for name in ("dataset_fingerprint", "dataset", "case"))
     before = copy.deepcopy((fingerprint, dataset))
     expected = stored(shared, case, PRESETS[preset].plans_name)
@@ -117,7 +117,7 @@ def test_nnunets_own_plans_and_memory_estimates(shared, case, preset):
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_nnunets_planners_give_the_same_for_random_data_sets(planners, seed):
+def test_plans_of_random_data_sets_equal_nnunet(planners, seed):
     fingerprint, dataset = random_case(seed)
     preset = list(PRESETS)[seed % 5]
     expected, estimates = planners(fingerprint, dataset, preset)
@@ -125,7 +125,7 @@ def test_nnunets_planners_give_the_same_for_random_data_sets(planners, seed):
     assert [step.estimate for step in reasons(fingerprint, dataset, preset).steps] == estimates
 
 
-def test_transposed_images_and_old_names_as_nnunet(planners):
+def test_transposed_images_and_old_names_equal_nnunet(planners):
     spacings = [(1, 999, 1)] * 5
     fingerprint = fingerprint_of([(64, 100)] * 5, spacings) | {"shapes_after_crop": [[64, 1, 100]] * 5}
     dataset = dataset_of(5)
@@ -144,7 +144,7 @@ def test_transposed_images_and_old_names_as_nnunet(planners):
         ((97, 613), [(1, 1), *[(2, 2)] * 4, *[(1, 2)] * 2]),
     ],
 )
-def test_smallest_images_that_have_a_network(planners, shape, strides):
+def test_smallest_images_with_a_network(planners, shape, strides):
     fingerprint, dataset = fingerprint_of([shape] * 50), dataset_of(50)
     made = make_plan(fingerprint, dataset, dataset_name="Dataset007_Test")
     assert made["configurations"]["2d"]["architecture"]["arch_kwargs"]["strides"] == [list(s) for s in strides]
@@ -180,7 +180,7 @@ def test_rule_before_2_3_1_limits_the_patch(shared):
         ({"spacings": ...}, "fingerprint: lacks spacings"),
     ],
 )
-def test_what_cannot_be_planned(change, part):
+def test_data_that_cannot_be_planned_for_are_refused(change, part):
     fingerprint, dataset = fingerprint_of([(64, 64)] * 2), dataset_of(2)
     for key, value in change.items():
         target = fingerprint if key in fingerprint else dataset
@@ -192,7 +192,7 @@ def test_what_cannot_be_planned(change, part):
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
-def test_unknown_preset():
+def test_an_unknown_preset_is_refused():
     with pytest.raises(ConfigError, match="no nnU-Net preset 'huge'.*ResEncXL"):
         make_plan(fingerprint_of([(64, 64)]), dataset_of(1), "huge")
 
@@ -214,7 +214,7 @@ def small_plan(**changes):
     return made
 
 
-def test_a_written_plan_is_read_back_edited_and_gives_a_network(tmp_path):
+def test_a_plan_is_written_read_edited_and_gives_a_network(tmp_path):
     made, path = small_plan(), tmp_path / "plan.json"
     plan_file.write_plan(path, made)
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
@@ -228,7 +228,7 @@ def test_a_written_plan_is_read_back_edited_and_gives_a_network(tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nnunets_files_are_read_and_fit_their_data(shared, case):
+def test_nnunets_plan_files_are_read_and_match_their_data(shared, case):
     fingerprint, dataset = stored(shared, case, "dataset_fingerprint"), stored(shared, case, "dataset")
     for preset in PRESETS.values():
         made = plan_file.read_plan(shared / "nnunet_plans" / case / f"{preset.plans_name}.json")
@@ -250,7 +250,7 @@ def test_nnunets_files_are_read_and_fit_their_data(shared, case):
         ({"2d": {"UNet_class_name": "PlainConvUNet"}}, "before 2.4"),
         ({"2d": {"patch_size": ..., "spacing": ...}}, "configuration 2d lacks patch_size, spacing"),
         ({"2d": {"patch_size": [64, 90]}}, "patch_size 64x90 does not fit the strides: height and width must be multiples"),
-        ({"2d": {"patch_size": [16, 16]}}, "not both of them these"),
+        ({"2d": {"patch_size": [16, 16]}}, "larger than 16x16"),
         ({"2d": {"patch_size": [1, 64, 96]}}, "two positive integers"),
         ({"2d": {"batch_size": 0}}, "batch_size is 0"),
         ({"2d": {"preprocessor_name": "Other"}}, "preprocessor 'Other'"),
@@ -261,7 +261,7 @@ def test_nnunets_files_are_read_and_fit_their_data(shared, case):
         ({"arch": {"strides": [2, 2]}}, "strides are [2, 2]"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_plan_to_train_from(tmp_path, content, part):
+def test_files_without_a_usable_plan_are_refused(tmp_path, content, part):
     path = tmp_path / "plan.json"
     if isinstance(content, dict):
         made = small_plan()
@@ -282,7 +282,7 @@ def test_files_that_are_no_plan_to_train_from(tmp_path, content, part):
     assert str(error.value).startswith(f"{path}: ") and part in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected an nnU-Net plan .*, found: No such file"):
         plan_file.read_plan(tmp_path / "plan.json")
 
@@ -305,7 +305,7 @@ def test_plans_of_other_data_are_refused():
     assert "mean of channel 1 over the foreground is 120.5, in these data 120.51" in message(dataset_of(10), other)
 
 
-def test_table_says_what_was_decided_from_what(shared):
+def test_the_table_lists_decisions_and_their_reasons(shared):
     fingerprint, dataset = (stored(shared, CASES[1], name) for name in ("dataset_fingerprint", "dataset"))
     made = make_plan(fingerprint, dataset)
     text = plan_file.plan_table(made, fingerprint, dataset)

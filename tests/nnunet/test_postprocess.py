@@ -1,4 +1,4 @@
-"""Largest-component rule: by hand, and decided as nnU-Net decides it."""
+"""Postprocessing: components by hand, and decisions compared with nnU-Net."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ BLOBS = np.array(
 )
 
 
-def test_components_touch_at_corners_and_of_several_largest_all_stay():
+def test_components_connect_at_corners_and_all_of_several_largest_are_kept():
     kept = postprocess.keep_largest(BLOBS, [1, 2])
     assert kept.dtype == np.uint8 and kept[0, 5] == kept[3, 5] == 0
     np.testing.assert_array_equal(kept[:, :5], BLOBS[:, :5])
@@ -37,7 +37,7 @@ def test_components_touch_at_corners_and_of_several_largest_all_stay():
 
 
 def organs(random, noise):
-    """Truths of one tumor in one organ per case with a rim without truth, and predictions with stray specks."""
+    """Returns ground truths with one tumor in one organ and an unlabeled rim, and predictions with stray specks."""
     truths, predictions = [], []
     for _ in range(5):
         rows, columns = np.mgrid[:40, :48]
@@ -55,13 +55,13 @@ def organs(random, noise):
 
 
 def tissue(random):
-    """Many true pieces of two classes, predicted with noise."""
+    """Returns ground truths with many components of two classes, and noisy predictions."""
     truths = [np.kron(random.randint(0, 3, (8, 8)), np.ones((5, 6), int)).astype(np.uint8) for _ in range(5)]
     return [np.where(random.uniform(size=t.shape) < 0.1, random.randint(0, 3, t.shape), t) for t in truths], truths
 
 
 def two_organs(random):
-    """Two organs apart, one beside the other, with specks: (a) would take the smaller away, (b) the specks."""
+    """Returns two separate organs with specks: the first step would remove the smaller organ, the second the specks."""
     truths, predictions = [], []
     for _ in range(4):
         truth = np.zeros((40, 48), np.uint8)
@@ -83,7 +83,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decision_is_nnunets(name, tmp_path, monkeypatch):
+def test_the_decision_equals_nnunet(name, tmp_path, monkeypatch):
     reference = pytest.importorskip(
         "nnunetv2.postprocessing.remove_connected_components", reason="nnunetv2 is not installed"
     )
@@ -113,7 +113,7 @@ def test_decision_is_nnunets(name, tmp_path, monkeypatch):
         np.testing.assert_array_equal(postprocess.apply_postprocessing(prediction, decision), after)
 
 
-def test_decisions_are_what_they_should_be_and_survive_json():
+def test_decisions_are_as_expected_and_survive_json():
     decisions = {name: postprocess.determine_postprocessing(*make(), [1, 2], ignore=3) for name, make in CASES.items()}
     assert decisions["specks of both"]["keep_largest"] == [[1, 2], [1]]
     assert decisions["two organs"]["keep_largest"] == [[1], [2]]
@@ -139,7 +139,7 @@ def test_a_class_that_never_occurs_has_no_score_and_nothing_is_kept():
     assert decision == {"keep_largest": [], "dice_before": {"1": 1.0, "2": None}, "dice_after": {"1": 1.0, "2": None}}
 
 
-def test_what_cannot_be_decided_on():
+def test_invalid_predictions_are_refused():
     with pytest.raises(DataError, match="0 predictions"):
         postprocess.determine_postprocessing([], [], [1])
     with pytest.raises(DataError, match="1 predictions and 2 truths"):

@@ -1,4 +1,4 @@
-"""Sliding windows: the logits are nnU-Net's predictor's, and on functions that are understood what they must be."""
+"""Sliding windows: comparison with nnU-Net's predictor, and simple functions with known results."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ def image_of(height, width, channels=3, seed=0):
 
 
 def pixelwise(params, model_state, images):
-    """Every pixel by itself: whatever the windows, the result is that of the whole image."""
+    """A pixelwise function: for any windows, the result is that of the whole image."""
     return images @ params["w"] + model_state["b"]
 
 
 def by_place(params, model_state, images):
-    """The image plus numbers that depend on the place in the window."""
+    """Returns the image plus numbers that depend on the position in the window."""
     return images + params["place"]
 
 
@@ -69,7 +69,7 @@ def test_folds_share_one_compiled_function():
     assert predict._mirrored._cache_size() == compiled + 1
 
 
-def test_step_sets_the_distance_of_the_windows():
+def test_step_sets_the_distance_between_windows():
     calls = []
 
     def counted(params, model_state, images):
@@ -114,7 +114,7 @@ def test_a_predictor_of_several_models_gives_their_mean():
 
 
 @pytest.mark.parametrize("size", [(150, 170), (40, 100)], ids=["larger", "smaller than the patch"])
-def test_logits_are_nnunets(tmp_path, size):
+def test_logits_equal_nnunet(tmp_path, size):
     pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed")
     from bcss_jax.nnunet import result_folder
 
@@ -149,17 +149,17 @@ def test_labels_are_put_back_where_the_crop_was():
     [(image_of(4, 4)[0], "height, width, channels"), (image_of(4, 4) * np.float32("nan"), "not finite"),
      (np.zeros((0, 4, 3)), "height, width, channels")],
 )  # fmt: skip
-def test_what_is_no_image(image, said):
+def test_arrays_that_are_not_images_are_refused(image, said):
     with pytest.raises(DataError, match=said):
         predict.predict_logits(pixelwise, WEIGHTS, image, (16, 16))
 
 
-def test_axes_that_no_image_has():
+def test_invalid_axes_are_refused():
     with pytest.raises(ValueError, match="axes out of 0 and 1"):
         predict.predict_logits(pixelwise, WEIGHTS, image_of(4, 4), (16, 16), mirror=(2,))
 
 
-def test_images_reach_the_model_as_they_are():
+def test_images_reach_the_model_unchanged():
     model = nnunet.PlainConvUNet(**TINY)
     images = jnp.full((1, 16, 16, 3), 300.5).at[:, ::3].set(-2)
     np.testing.assert_array_equal(predict.inference_function(model)(*split_model(model)[1:], images), model(images))

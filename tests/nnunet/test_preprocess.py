@@ -1,4 +1,4 @@
-"""Preprocessed cases: nnU-Net's preprocessor on the same arrays, border cases, what is refused."""
+"""Preprocessing: comparison with nnU-Net's preprocessor, corner cases, errors."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def image_and_mask(border=0, shape=(70, 90), labels=4, seed=0):
 
 
 def nnunets(image, mask, made, dataset):
-    """What nnU-Net's preprocessor makes of it: data, labels and properties, in its layout."""
+    """Returns data, labels and properties from nnU-Net's preprocessor, in its layout."""
     pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -85,7 +85,7 @@ def assert_equals_nnunets(image, mask, made, dataset):
     "names", [("R", "G", "B"), ("rgb_to_0_1",) * 3, ("CT", "noNorm", "rescale_to_0_1"), ("zscore", "CT", "rgb_to_0_1")]
 )
 @pytest.mark.parametrize("kept", [1.0, 0.5])
-def test_equals_nnunets(names, border, labels, kept):
+def test_equals_nnunet(names, border, labels, kept):
     made, dataset = plan_and_dataset(names, labels, kept)
     assert any(made["configurations"]["2d"]["use_mask_for_norm"]) == (kept < 0.75 and names[0] in ("R", "zscore"))
     image, mask = image_and_mask(border, labels=len(labels))
@@ -94,7 +94,7 @@ def test_equals_nnunets(names, border, labels, kept):
     assert_equals_nnunets(image, None, made, dataset)
 
 
-def test_equals_nnunets_on_real_tissue(shared):
+def test_equals_nnunet_on_real_tissue(shared):
     image, mask = real_region(shared)
     image, mask = image[200:900, 300:1100], mask[200:900, 300:1100]
     for names, labels in ((("R", "G", "B"), IGNORING), (("rgb_to_0_1",) * 3, PLAIN)):
@@ -105,13 +105,13 @@ def test_equals_nnunets_on_real_tissue(shared):
 
 @pytest.mark.parametrize("mask_norm", [False, True])
 @pytest.mark.parametrize("value", [0, 37])
-def test_images_of_one_value_as_nnunet(value, mask_norm):
+def test_images_of_one_value_equal_nnunet(value, mask_norm):
     made, dataset = plan_and_dataset(kept=0.5 if mask_norm else 1)
     image, mask = np.full((20, 30, 3), value, np.uint8), np.ones((20, 30), np.uint8)
     assert_equals_nnunets(image, mask, made, dataset)
 
 
-def test_many_labels_and_absent_ones_as_nnunet():
+def test_many_labels_and_absent_ones_equal_nnunet():
     labels = {"background": 0} | {f"class {i}": i for i in range(1, 201)} | {"ignore": 201}
     made, dataset = plan_and_dataset(labels=labels)
     image, mask = image_and_mask(border=5)
@@ -141,7 +141,7 @@ def test_black_holes_are_outside_as_in_nnunet_and_all_black_images_are_whole():
     assert cropped.shape == (4, 5, 3) and box == ((0, 4), (0, 5)) and (labels == -1).all()
 
 
-def test_every_normalization_that_is_planned_is_known():
+def test_every_planned_normalization_is_supported():
     names = ("R", "rgb_to_0_1", "CT", "noNorm", "rescale_to_0_1")
     assert set(plan_and_dataset(names)[0]["configurations"]["2d"]["normalization_schemes"]) == set(NORMALIZATIONS)
 
@@ -159,7 +159,7 @@ def test_every_normalization_that_is_planned_is_known():
         ({"normalization_schemes": ["Wild"] * 3}, "the normalization 'Wild'"),
     ],
 )
-def test_what_does_not_fit(change, part):
+def test_invalid_images_and_masks_are_refused(change, part):
     made, dataset = plan_and_dataset(("rgb_to_0_1",) * 3)
     image, mask = image_and_mask()
     if "image" in change:

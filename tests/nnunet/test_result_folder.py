@@ -1,4 +1,4 @@
-"""Result folders: nnU-Net's predict here, ours predict there, several folds together, and what is refused."""
+"""Result folders: nnU-Net's folders predict here, ours predict in nnU-Net, ensembles of folds, errors."""
 
 import functools
 import importlib.util
@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="PyTorch, which reads and writes the
 
 
 class Canary:
-    """Unpickling it leaves a file behind."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -39,19 +39,19 @@ def states(folds=(0,)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """One of ours with a random network."""
+    """Returns a folder of ours with a random network."""
     result_folder.write_result_folder(tmp_path / "results", small.PLAN, small.DATASET, states())
     return tmp_path / "results"
 
 
 def change(folder, **entries):
-    """Other entries in the checkpoint of fold 0."""
+    """Replaces entries in the checkpoint of fold 0."""
     path = folder / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(path, weights_only=False) | entries, path)
 
 
 def labels(folder, image):
-    """Ours from an image as it is in a file, by what the folder says."""
+    """Returns our labels of an image, predicted with the settings in the folder."""
     results = result_folder.read_result_folder(folder)
     case = preprocess(image, None, results.plan, results.dataset)
     models = [results.model(fold) for fold in results.folds]
@@ -78,7 +78,7 @@ def test_labels_are_nnunets_there_and_back(tmp_path):
     assert not predicted[:7].any() and not predicted[:, 174:].any()
 
 
-def test_what_nnunets_trainer_saved_is_read_weights_only(tmp_path):
+def test_checkpoints_of_nnunets_trainer_are_read_weights_only(tmp_path):
     pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed")
     read = result_folder.read_result_folder(small.nnunets_folder(tmp_path, ("all",)))
     assert read.plan == small.PLAN and read.dataset == small.DATASET and read.num_classes == 3
@@ -117,7 +117,7 @@ def test_another_checkpoint_and_folds_that_are_not_numbered(tmp_path):
     assert list(result_folder.read_result_folder(tmp_path, checkpoint="checkpoint_best.pth").folds) == [1]
 
 
-def test_a_folder_of_another_plan_is_left_alone(folder):
+def test_a_folder_of_another_plan_does_not_change(folder):
     before = (folder / "plans.json").read_bytes()
     with pytest.raises(DataError, match="plans.json: differs"):
         result_folder.write_result_folder(folder, small.PLAN | {"plans_name": "other"}, small.DATASET, states((1,)))
@@ -126,7 +126,7 @@ def test_a_folder_of_another_plan_is_left_alone(folder):
     assert (folder / "plans.json").read_bytes() == before and not (folder / "fold_1").exists()
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint(folder, monkeypatch):
+def test_a_failed_write_keeps_the_old_checkpoint(folder, monkeypatch):
     before = (folder / "fold_0" / "checkpoint_final.pth").read_bytes()
 
     def full(content, file):
@@ -149,7 +149,7 @@ def test_a_malicious_checkpoint_is_refused_without_being_run(folder, tmp_path, s
 
 
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
-def test_missing_and_damaged_json(folder, name):
+def test_missing_and_damaged_json_is_refused(folder, name):
     for content in ("{", "[]", None):
         (folder / name).unlink() if content is None else (folder / name).write_text(content)
         with pytest.raises(DataError, match=f"{folder / name}: .*(JSON|missing|No such file)") as error:
@@ -157,7 +157,7 @@ def test_missing_and_damaged_json(folder, name):
         assert "\n" not in str(error.value)
 
 
-def test_missing_folders_folds_and_checkpoints(folder):
+def test_missing_folders_folds_and_checkpoints_are_refused(folder):
     with pytest.raises(DataError, match="there is no such folder"):
         result_folder.read_result_folder(folder / "other")
     with pytest.raises(DataError, match="missing; checkpoints of this folder: fold_0/checkpoint_final.pth"):
@@ -178,7 +178,7 @@ def test_missing_folders_folds_and_checkpoints(folder):
         ({"inference_allowed_mirroring_axes": (0, 2)}, "mirrored axes"),
     ],
 )
-def test_what_was_trained_in_another_way(folder, entries, said):
+def test_unsupported_trainings_are_refused(folder, entries, said):
     change(folder, **entries)
     with pytest.raises(DataError, match=said) as error:
         result_folder.read_result_folder(folder)
@@ -202,7 +202,7 @@ def test_trainers_of_the_same_network(folder, trainer):
         ("plans.json", "configurations", ["2d"], "no configuration 2d"),
     ],
 )
-def test_data_sets_and_plans_that_are_not_supported(folder, name, part, value, said):
+def test_unsupported_data_sets_and_plans_are_refused(folder, name, part, value, said):
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(content | {part: value}))
     with pytest.raises(DataError, match=said) as error:
@@ -210,14 +210,14 @@ def test_data_sets_and_plans_that_are_not_supported(folder, name, part, value, s
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_network_that_is_not_supported(folder):
+def test_an_unsupported_network_is_refused(folder):
     text = (folder / "plans.json").read_text()
     (folder / "plans.json").write_text(text.replace("PlainConvUNet", "UMambaBot"))
     with pytest.raises(DataError, match="plans.json: .*'UMambaBot' is not supported"):
         result_folder.read_result_folder(folder)
 
 
-def test_weights_that_do_not_fit_the_plan(folder):
+def test_weights_that_do_not_fit_the_plan_are_refused(folder):
     plan = (folder / "plans.json").read_text().replace("32\n", "24\n")
     (folder / "plans.json").write_text(plan)
     with pytest.raises(DataError, match="fold_0: trained by nnUNetTrainer: the weights do not fit") as error:
@@ -225,7 +225,7 @@ def test_weights_that_do_not_fit_the_plan(folder):
     assert "\n" not in str(error.value)
 
 
-def test_folds_of_two_trainings(folder):
+def test_folds_of_two_trainings_are_refused(folder):
     result_folder.write_result_folder(folder, small.PLAN, small.DATASET, states((1,)), mirror_axes=(0,))
     with pytest.raises(DataError, match="fold 1 .* does not belong to fold 0"):
         result_folder.read_result_folder(folder)

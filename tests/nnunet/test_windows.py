@@ -1,4 +1,4 @@
-"""Windows: places and weights are nnU-Net's, and padding can be undone."""
+"""Windows: positions and weights compared with nnU-Net, and padding that can be removed."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_starts_by_hand(size, window, expected):
     assert windows.window_starts(size, window) == expected
 
 
-def test_starts_are_nnunets():
+def test_starts_equal_nnunet():
     reference = pytest.importorskip("nnunetv2.inference.sliding_window_prediction", reason="nnunetv2 is not installed")
     random = np.random.RandomState(0)
     for _ in range(500):
@@ -33,7 +33,7 @@ def test_starts_are_nnunets():
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (512, 512), (320, 512), (7, 5), (1, 3), (1024, 1280)])
-def test_gaussian_is_nnunets(shape):
+def test_weights_equal_nnunet(shape):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     reference = pytest.importorskip("nnunetv2.inference.sliding_window_prediction", reason="nnunetv2 is not installed")
     expected = reference.compute_gaussian(
@@ -42,7 +42,7 @@ def test_gaussian_is_nnunets(shape):
     np.testing.assert_allclose(windows.window_weights(shape), expected.numpy(), rtol=3e-7)
 
 
-def test_gaussian_by_hand():
+def test_weights_by_hand():
     weight = windows.window_weights((224, 224))
     assert weight.dtype == np.float32 and weight[112, 112] == 10 == weight.max()
     np.testing.assert_allclose(
@@ -64,6 +64,6 @@ def test_padding_is_centered_and_undone(shape):
 
 
 @pytest.mark.parametrize("arguments", [(10, 11, 0.5), (10, 5, 0), (10, 5, 1.5)])
-def test_what_no_window_can_do(arguments):
+def test_invalid_windows_are_refused(arguments):
     with pytest.raises(ValueError):
         windows.window_starts(*arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bcss_jax import labels
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
-from bcss_jax.common.json_files import describe_differences, differences, read_json
+from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.inspection import pictures
@@ -95,7 +95,9 @@ def inspect(
 def _recorded_settings(settings: DataSettings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:
     """Returns the settings that the results depend on, as inspect.json has them."""
     recorded = {"data.layout": settings.layout, "labels": scheme.name, "patches": patches}
-    if settings.layout != "sample":
+    if not scheme.is_shipped:
+        recorded["label_scheme"] = as_json(scheme.to_json())
+    if settings.folder is not None:
         recorded |= {
             "data.dir": str(settings.folder.resolve()),
             "data.split": settings.split_by,

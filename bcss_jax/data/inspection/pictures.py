@@ -32,7 +32,7 @@ def classes(found: dict, scheme: labels.LabelScheme, title: str) -> Figure:
       title: of the figure.
     """
     pixels, tiles = found["classes"]["labels"], found["classes"]["tiles"]
-    rows = [
+    rows: list[tuple[str, dict | None, str] | None] = [
         (split, counts, number_of(tiles["per_part"][split], "tile")) for split, counts in pixels["per_part"].items()
     ]
     rows += [(split, None, "") for split in found["without_masks"]]

@@ -97,8 +97,8 @@ def _order(name: str) -> tuple:
 def _without_class(survey: Survey, scheme: labels.LabelScheme) -> list[str]:
     """Returns the keys of the tiles whose mask has no pixel of an evaluated class."""
     evaluated = np.isin(labels.lookup_table(scheme, survey.codes)[: len(labels.BCSS22_NAMES)], scheme.evaluated)
-    empty = ~survey.code_counts[:, evaluated].any(axis=1)
-    return [tile.key for tile, without in zip(survey.tiles, empty, strict=True) if without and tile.mask]
+    found = survey.code_counts[:, evaluated].sum(axis=1)
+    return [tile.key for tile, pixels in zip(survey.tiles, found, strict=True) if pixels == 0 and tile.mask]
 
 
 def _same_pixels(survey: Survey) -> dict:

@@ -1,6 +1,7 @@
 """Writes the caveats of an evaluation as sentences. Each one follows from facts in the evaluation."""
 
 from bcss_jax.evaluation.statistics import bootstrap
+from bcss_jax.labels import unchecked_scheme
 
 
 def caveats(evaluation: dict) -> list[str]:
@@ -66,7 +67,7 @@ def _about_the_classes(scheme, scores):
             yield f"Images with {name} in which no pixel of it is found: {counts['missed']} of {counts['present']}."
         if counts["false"]:
             yield f"Images without {name} in which {name} is predicted: {counts['false']}."
-    if "other" not in evaluated:
+    if unchecked_scheme(scheme).ignores_tissue:
         yield (
             f"Every pixel is predicted as {' or '.join(evaluated)}: there is no class for other tissue. Pixels with another "
             "ground truth are not counted."

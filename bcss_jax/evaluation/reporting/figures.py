@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bcss_jax.common.figures import BLUE, VERMILION, sample_rows, without_outliers
 from bcss_jax.common.files import storage_errors, write_bytes
-from bcss_jax.labels import LabelScheme
+from bcss_jax.labels import LabelScheme, unchecked_scheme
 
 # The colors of Okabe and Ito without yellow, which is hard to see on white. Seven colors and five markers give 35 runs.
 RUN_COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -79,9 +79,8 @@ def png(figure: Figure) -> bytes:
 
 
 def scheme_of(evaluation: dict) -> LabelScheme:
-    """The label scheme of an evaluation that went through JSON."""
-    values = evaluation["label_scheme"]
-    return LabelScheme(values["name"], tuple(values["class_names"]), values["ignore_index"], tuple(values["evaluated"]))
+    """Returns the label scheme of an evaluation that went through JSON, unchecked."""
+    return unchecked_scheme(evaluation["label_scheme"])
 
 
 def curves(histories: Mapping[str, Sequence[dict]], stacked: bool = False) -> Figure:

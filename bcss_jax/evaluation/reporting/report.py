@@ -24,7 +24,7 @@ from bcss_jax.errors import DataError
 from bcss_jax.evaluation.reporting import figures, tables
 from bcss_jax.evaluation.reporting.caveats import caveats
 from bcss_jax.evaluation.statistics import bootstrap
-from bcss_jax.labels import LabelScheme
+from bcss_jax.labels import LabelScheme, absent_classes
 
 TEMPLATES = importlib.resources.files("bcss_jax.evaluation.reporting") / "templates"
 TINT = 140  # opacity of the class colors over the image, out of 255
@@ -136,7 +136,7 @@ def _groups(evaluations):
     """Yields groups of evaluations that can be compared: with the same label scheme and the same images."""
     groups = {}
     for evaluation in evaluations:
-        scheme, data, part = evaluation["label_scheme"], evaluation["data"], evaluation["part"]
+        scheme, data, part = tables.scheme_key(evaluation), evaluation["data"], evaluation["part"]
         alike = json.dumps([scheme, data["content_sha256"], data["mpp"], part, evaluation["scores"]["number"]])
         groups.setdefault(alike, []).append(evaluation)
     for group in groups.values():
@@ -190,9 +190,21 @@ def _data(evaluations):
             if about is not None:
                 entry = found.setdefault(about["content_sha256"], {"about": about, "uses": {}, "schemes": []})
                 entry["uses"].setdefault(use, []).append(evaluation["name"])
-                if evaluation["label_scheme"]["name"] not in entry["schemes"]:
-                    entry["schemes"].append(evaluation["label_scheme"]["name"])
+                scheme = _pixels_under(figures.scheme_of(evaluation), about)
+                if scheme not in entry["schemes"]:
+                    entry["schemes"].append(scheme)
     return list(found.values())
+
+
+def _pixels_under(scheme: LabelScheme, about: dict) -> dict:
+    """Returns, by part of a data set, the number of images without truth (None: not counted) and the absent classes."""
+    return {
+        "name": scheme.name,
+        "without_truth": {part: about["all_ignored"].get(scheme.name, {}).get(part) for part in about["tiles"]},
+        "absent": {
+            part: absent_classes(scheme, about["codes"], about["code_pixels"].get(part, {})) for part in about["tiles"]
+        },
+    }
 
 
 def _ranks(entries, scheme):

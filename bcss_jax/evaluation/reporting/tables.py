@@ -18,6 +18,7 @@ from pathlib import Path
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_interval, format_table_score
 from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.labels import SCHEMES, complete_json
 
 PUBLISHED = {"unet": ("U-Net", 0.834), "dense_unet": ("Dense U-Net", 0.812),
              "transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip
@@ -41,20 +42,30 @@ def write(folder: Path, evaluations: Sequence[dict]) -> None:
       DataError: no evaluations.
       StorageError: they cannot be written.
     """
-    groups = by_scheme(evaluations) or {"": evaluations}
-    sections = [markdown(group) for group in groups.values()]
+    groups = by_scheme(evaluations) or [list(evaluations)]
+    sections = [markdown(group) for group in groups]
     if len(groups) > 1:
-        sections = [f"## {markdown_text(name)}\n\n{text}" for name, text in zip(groups, sections, strict=True)]
+        names = [group[0]["label_scheme"]["name"] for group in groups]
+        titles = [  # different schemes may have the same name
+            f"{name}, number {names[: number + 1].count(name)}" if names.count(name) > 1 else name
+            for number, name in enumerate(names)
+        ]
+        sections = [f"## {markdown_text(title)}\n\n{text}" for title, text in zip(titles, sections, strict=True)]
     write_text(folder / "table.md", "\n".join(sections))
-    write_text(folder / "table.tex", "\n".join(map(latex, groups.values())))
+    write_text(folder / "table.tex", "\n".join(map(latex, groups)))
 
 
-def by_scheme(evaluations: Sequence[dict]) -> dict[str, list[dict]]:
-    """The evaluations of each label scheme, by its name, in their order."""
-    groups = {}
+def by_scheme(evaluations: Sequence[dict]) -> list[list[dict]]:
+    """Returns the evaluations of each label scheme, in their order. Schemes of one name may differ."""
+    groups: dict[str, list[dict]] = {}
     for evaluation in evaluations:
-        groups.setdefault(evaluation["label_scheme"]["name"], []).append(evaluation)
-    return groups
+        groups.setdefault(scheme_key(evaluation), []).append(evaluation)
+    return list(groups.values())
+
+
+def scheme_key(evaluation: dict) -> str:
+    """Returns the whole label scheme of an evaluation as text, the same for files of all versions."""
+    return json.dumps(complete_json(evaluation["label_scheme"]), sort_keys=True)
 
 
 def text(evaluations: Sequence[dict]) -> str:
@@ -134,7 +145,7 @@ def not_comparable(evaluation: dict) -> list[str]:
     """
     trained_on, images = evaluation["trained_on"], evaluation["scores"]["number"]["images"]
     reasons = []
-    if evaluation["label_scheme"]["name"] != "tumor_stroma":
+    if scheme_key(evaluation) != json.dumps(SCHEMES["tumor_stroma"].to_json(), sort_keys=True):
         reasons.append(f"the label scheme is {evaluation['label_scheme']['name']}, not tumor_stroma")
     if (_split(evaluation["data"]), evaluation["part"]) != (PUBLISHED_SPLIT, "val"):
         reasons.append(f"evaluated on {_data(evaluation)}, not on val of the {PUBLISHED_SPLIT}")
@@ -200,8 +211,7 @@ def _refuse_different_schemes(evaluations):
         raise DataError("table: expected evaluations, found none; evaluate a checkpoint first")
     first = evaluations[0]
     for other in evaluations[1:]:
-        # As text: a scheme that went through a file has lists for tuples.
-        if json.dumps(other["label_scheme"], sort_keys=True) != json.dumps(first["label_scheme"], sort_keys=True):
+        if scheme_key(other) != scheme_key(first):
             raise ConfigError(
                 f"{first['name']} was evaluated under the label scheme {first['label_scheme']['name']}, {other['name']} "
                 f"under {other['label_scheme']['name']}: their scores cannot be compared; make a separate table of each"

@@ -1,22 +1,37 @@
-"""Convolutions in the form that XLA runs well on CPUs; values and gradients are those of the plain ones."""
+"""Convolutions in a form that XLA runs fast on CPUs. Values and gradients are those of plain convolutions."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+Padding = str | Sequence[tuple[int, int]]
 
-def plain_conv(x: jax.Array, kernel: jax.Array, stride=(1, 1), padding="SAME") -> jax.Array:
-    """(N, H, W, I) and (kh, kw, I, O) -> (N, H', W', O), zeros around the map; arguments as XLA's convolution."""
+
+def plain_conv(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int] = (1, 1), padding: Padding = "SAME"
+) -> jax.Array:
+    """Returns a convolution with zero padding.
+
+    Args:
+      x: (N, H, W, I).
+      kernel: (kh, kw, I, O).
+      stride: along height and width.
+      padding: "SAME", "VALID", or the zeros before and after the map along height and width.
+
+    Returns:
+      (N, H', W', O).
+    """
     return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# XLA's strided convolution is quick on CPUs, its gradients are many times slower than products of matrices. In training
-# the forward pass is such a product too, which takes as long altogether.
+# On CPUs XLA's strided convolution is fast, but its gradients are many times slower than matrix products. In training
+# the forward pass is a matrix product as well, which takes as long in total.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding) -> jax.Array:
-    """The same; with gradients, where they are asked for, that are quicker."""
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: Padding) -> jax.Array:
+    """Returns `plain_conv` of the same arguments; its gradients are faster."""
     return plain_conv(x, kernel, stride, padding)
 
 
@@ -32,7 +47,7 @@ strided_conv.defvjp(_strided_forward, _strided_backward)
 
 
 def _product_of_patches(x, kernel, stride, padding):
-    """`plain_conv` as one product of matrices."""
+    """Returns `plain_conv` of the same arguments, computed as one matrix product."""
     kh, kw, inputs, outputs = kernel.shape
     if padding == "SAME":
         padding = lax.padtype_to_pads(x.shape[1:3], (kh, kw), stride, "SAME")
@@ -47,11 +62,12 @@ def _product_of_patches(x, kernel, stride, padding):
     return (patches @ kernel.reshape(-1, outputs)).reshape(x.shape[0], h, w, outputs)
 
 
-# On CPUs XLA (jaxlib 0.10 to 0.12) runs the convolution and its input gradient well, but the kernel's gradient, a
-# convolution with a window as large as the map, at half of that speed down to a fifth; inside a loop 30 times slower still.
+# On CPUs XLA (jaxlib 0.10 to 0.12) is fast for the convolution and for its gradient with respect to the input. The
+# gradient with respect to the kernel is a convolution with a window as large as the map, which runs at a half to a
+# fifth of that speed, and inside a loop another 30 times slower.
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`plain_conv` of stride one with a 3x3 kernel, and a quicker gradient of it."""
+    """Returns `plain_conv` with stride one and a 3x3 kernel; its gradient is faster."""
     return plain_conv(x, kernel)
 
 
@@ -69,37 +85,40 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
 def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Gradient of a 3x3 `plain_conv` with respect to its kernel, as products of matrices over bands of rows.
+    """Returns the gradient of a 3x3 `plain_conv` with respect to its kernel.
+
+    It is computed as matrix products over bands of rows.
 
     Args:
-      x: the convolution's input (N, H, W, I).
-      dy: the cotangent of its output (N, H, W, O).
+      x: input of the convolution (N, H, W, I).
+      dy: cotangent of its output (N, H, W, O).
 
     Returns:
       float32 (3, 3, I, O).
     """
     n, h, w, inputs = x.shape
     outputs = dy.shape[-1]
-    # A band of about 900 pixels, shifted copies included, stays in the cache; small maps are one band.
+    # A band of about 900 pixels with its shifted copies stays in the cache. Small maps are a single band.
     rows_at_most = h if n * h * w <= 4096 else max(1, min(h, 896 // w))
     bands = -(-h // rows_at_most)
     rows = -(-h // bands)
     below = bands * rows - h
-    # dK[a, b] = sum over i, j of x[i + a - 1, j + b - 1] dy[i, j]. With few channels all nine shifts are made of x;
-    # with more, three of x along the columns and three of dy along the rows: fewer copies and a squarer product.
+    # dK[a, b] = sum over i, j of x[i + a - 1, j + b - 1] dy[i, j]. With few channels x is shifted nine times. With more
+    # channels x is shifted three times along columns and dy three times along rows, for fewer copies and a squarer
+    # product.
     nine_of_x = inputs + outputs <= 64
     x = jnp.pad(x, ((0, 0), (1, 1 + below) if nine_of_x else (0, below), (1, 1), (0, 0)))
     dy = jnp.pad(dy, ((0, 0), (0, below) if nine_of_x else (1, 1 + below), (0, 0), (0, 0)))
     down_x, down_dy = (range(3), [0]) if nine_of_x else ([0], (2, 1, 0))
 
     def product(images, top, x, dy):
-        """Sum over a band of rows from `top` of `images` images."""
+        """Returns a function from the first image to the sum over rows `top` onward of `images` images."""
 
         def shifted(array, image, down, along):
             height = rows + max(down)
             band = lax.dynamic_slice(array, (image, top, 0, 0), (images, height, *array.shape[2:]))
-            parts = [band[:, a : a + rows, b : b + w] for a in down for b in along]
-            return jnp.concatenate(parts, axis=-1).reshape(images * rows * w, -1)
+            copies = [band[:, a : a + rows, b : b + w] for a in down for b in along]
+            return jnp.concatenate(copies, axis=-1).reshape(images * rows * w, -1)
 
         return lambda image: lax.dot_general(
             shifted(x, image, down_x, range(3)),
@@ -112,7 +131,7 @@ def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         total = product(n, 0, x, dy)(0)
     else:
         shape = (len(down_x) * 3 * inputs, len(down_dy) * outputs)
-        # Cutting single images out of a batch that is split over devices would gather it on each of them.
+        # Slicing single images from a batch that is sharded over devices would gather the batch on each device.
         at_once = 1 if jax.device_count() == 1 else n
         total = lax.fori_loop(
             0,

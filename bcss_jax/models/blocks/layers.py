@@ -1,6 +1,8 @@
-"""Layers with weights that the networks share, and dropout. Maps are (N, H, W, C)."""
+"""Convolutions, dense layers and dropout that the networks share. Maps are (N, H, W, C)."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +12,21 @@ from flax.typing import Dtype
 from bcss_jax.models.blocks import cpu_convolution, initializers
 from bcss_jax.models.weights.torch_layout import CONV, CONV_TRANSPOSE, LINEAR, SAME, TorchEntries
 
-Size = int | tuple[int, int]
+Size = int | Sequence[int]
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 class Conv(nnx.Module):
-    """Convolution with zeros around the map: PyTorch's `Conv2d(inputs, outputs, size, stride, padding=size // 2)`.
+    """Convolution with zero padding: PyTorch's `Conv2d(inputs, outputs, size, stride, padding=size // 2)`.
 
     With an odd kernel and stride one the result has the size of the input.
     """
+
+    padding: cpu_convolution.Padding
 
     def __init__(
         self,
@@ -40,15 +45,15 @@ class Conv(nnx.Module):
         """Builds the layer.
 
         Args:
-          inputs: channels in.
-          outputs: channels out.
+          inputs: channels of the input.
+          outputs: channels of the result.
           size: height and width of the kernel, odd.
-          stride: distance of the kernel's positions.
-          same: pad as TensorFlow's and flax's "SAME", whose strided kernels stand differently on even sizes.
-          use_bias: whether there is one.
-          zero_bias: it starts at zero, else as in PyTorch, uniform in +-1/sqrt(fan_in).
-          init: of the kernel.
-          dtype: type of the arithmetic.
+          stride: along height and width.
+          same: pad as "SAME" of TensorFlow and flax, which places strided kernels differently on even sizes.
+          use_bias: whether there is a bias.
+          zero_bias: initialize the bias with zeros; otherwise as PyTorch, uniformly in +-1/sqrt(fan_in).
+          init: initializer of the kernel.
+          dtype: type of the computation.
           rngs: random keys.
         """
         kh, kw = _pair(size)
@@ -59,19 +64,19 @@ class Conv(nnx.Module):
         self.padding = "SAME" if same else ((kh // 2, kh // 2), (kw // 2, kw // 2))
 
     def weights(self) -> jax.Array:
-        """The kernel that is applied."""
+        """Returns the kernel that is applied."""
         return self.kernel[...]
 
     def __call__(self, *maps: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C1), (N, H, W, C2), ..., read as if concatenated over channels -> (N, H', W', outputs)."""
+        """Maps (N, H, W, C1), (N, H, W, C2), ..., which count as concatenated over channels -> (N, H', W', outputs)."""
         kernel = self.weights().astype(self.dtype)
-        maps = [m.astype(self.dtype) for m in maps]
+        converted = [m.astype(self.dtype) for m in maps]
         if kernel.shape[:2] == (1, 1):
             sh, sw = self.stride
-            x = jnp.concatenate([m[:, ::sh, ::sw] for m in maps], axis=-1)
-            y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)  # quicker gradients on CPUs
+            x = jnp.concatenate([m[:, ::sh, ::sw] for m in converted], axis=-1)
+            y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
             return self._with_bias(y)
-        x = jnp.concatenate(maps, axis=-1)
+        x = jnp.concatenate(converted, axis=-1)
         if jax.default_backend() != "cpu":
             y = cpu_convolution.plain_conv(x, kernel, self.stride, self.padding)
         elif self.stride != (1, 1):
@@ -82,13 +87,15 @@ class Conv(nnx.Module):
             y = cpu_convolution.plain_conv(x, kernel)
         return self._with_bias(y)
 
-    def _with_bias(self, y):
+    def _with_bias(self, y: Any) -> jax.Array:
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `torch.nn.Conv2d`."""
-        entries = {"weight": (self.kernel, CONV)}
-        return entries if self.bias is None else entries | {"bias": (self.bias, SAME)}
+        """Returns the entries under the names of `torch.nn.Conv2d`."""
+        entries: TorchEntries = {"weight": (self.kernel, CONV)}
+        if self.bias is not None:
+            entries["bias"] = (self.bias, SAME)
+        return entries
 
 
 class ConvTranspose(nnx.Module):
@@ -106,10 +113,21 @@ class ConvTranspose(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Channels in and out, factors, bias and whether it starts at zero, initial kernel (None: PyTorch's), as `Conv`."""
+        """Builds the layer.
+
+        Args:
+          inputs: channels of the input.
+          outputs: channels of the result.
+          stride: factors of height and width.
+          use_bias: see `Conv`.
+          zero_bias: see `Conv`.
+          init: initializer of the kernel; None: PyTorch's default.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         kh, kw = _pair(stride)
-        fan_in = outputs * kh * kw  # PyTorch takes the second axis of (I, O, kh, kw) for the inputs
-        # Drawn with inputs and outputs exchanged, so that every initial counts the same fans as PyTorch does.
+        fan_in = outputs * kh * kw  # PyTorch counts the second axis of (I, O, kh, kw) as inputs
+        # Inputs and outputs are exchanged here, so that each initializer sees the same fans as in PyTorch.
         drawn = (init or initializers.torch_default)(rngs, (kh, kw, outputs, inputs))
         self.kernel = nnx.Param(drawn[...].swapaxes(2, 3))
         bias = nnx.Param(jnp.zeros(outputs)) if zero_bias else _torch_bias(rngs, outputs, fan_in)
@@ -121,8 +139,9 @@ class ConvTranspose(nnx.Module):
         n, h, w, inputs = x.shape
         kh, kw = self.kernel.shape[:2]
         kernel = self.kernel[...].astype(self.dtype).transpose(2, 0, 1, 3)
-        # Stride and kernel agree, so no two terms meet: one product of matrices gives all (a, b, o), and its gradients
-        # are such products too. XLA's transposed convolution takes over ten times as long for its gradients on CPUs.
+        # Stride and kernel size are equal, so the kernel's positions do not overlap. One matrix product gives all (a,
+        # b, o), and its gradients are matrix products too. On CPUs, the gradients of XLA's transposed convolution take
+        # more than ten times as long.
         y = x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1)
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
@@ -130,13 +149,13 @@ class ConvTranspose(nnx.Module):
         return y.swapaxes(1, 2).reshape(n, kh * h, kw * w, -1)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `torch.nn.ConvTranspose2d`."""
-        entries = {"weight": (self.kernel, CONV_TRANSPOSE)}
-        return entries if self.bias is None else entries | {"bias": (self.bias, SAME)}
+        """Returns the entries under the names of `torch.nn.ConvTranspose2d`."""
+        bias: TorchEntries = {} if self.bias is None else {"bias": (self.bias, SAME)}
+        return {"weight": (self.kernel, CONV_TRANSPOSE), **bias}
 
 
 class Linear(nnx.Module):
-    """Product with a matrix, and a bias: PyTorch's `Linear`."""
+    """Product with a matrix plus a bias: PyTorch's `Linear`."""
 
     def __init__(
         self,
@@ -148,10 +167,21 @@ class Linear(nnx.Module):
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Features in and out, initial matrix, standard deviation of the initial bias (None: PyTorch's), as `Conv`."""
+        """Builds the layer.
+
+        Args:
+          inputs: features of the input.
+          outputs: features of the result.
+          init: initializer of the matrix.
+          bias_std: standard deviation of the initial bias; None: PyTorch's default.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.kernel = init(rngs, (inputs, outputs))
-        normal = bias_std is not None
-        self.bias = initializers.normal(rngs, (outputs,), bias_std) if normal else _torch_bias(rngs, outputs, inputs)
+        if bias_std is None:
+            self.bias = _torch_bias(rngs, outputs, inputs)
+        else:
+            self.bias = initializers.normal(rngs, (outputs,), bias_std)
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -160,23 +190,23 @@ class Linear(nnx.Module):
         return y.reshape(*x.shape[:-1], -1) + self.bias[...].astype(self.dtype)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `torch.nn.Linear`."""
+        """Returns the entries under the names of `torch.nn.Linear`."""
         return {"weight": (self.kernel, LINEAR), "bias": (self.bias, SAME)}
 
 
 class Dropout(nnx.Module):
-    """Sets features to zero with probability `rate` in training, and scales the others up.
+    """Sets features to zero with probability `rate` in training and scales up the others.
 
-    What is dropped of an example depends on nothing but its key and the layer's number, not on the batch around it.
+    Which features of an example are dropped depends only on its key and the number of the layer, not on the batch.
     """
 
     def __init__(self, rate: float, number: int):
-        """Probability, and a number that no other dropout of the network has."""
+        """Sets the probability and the number of the layer, which no other dropout of the network may have."""
         self.rate, self.number = rate, number
         self.deterministic = False
 
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """(N, ...) and one key per example (N,) -> the same shape; without effect in evaluation mode.
+        """(N, ...) and one key per example (N,) -> the same shape; has no effect in evaluation mode.
 
         Raises:
           ValueError: there are no keys in training mode.

@@ -1,4 +1,4 @@
-"""Normalization layers. Maps are (N, H, W, C); statistics are float32 whatever the type of the maps."""
+"""Normalization layers. Maps are (N, H, W, C); statistics are float32 for maps of any type."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,13 @@ from bcss_jax.models.weights.torch_layout import SAME, TorchEntries
 
 
 class MapWithStatistics(NamedTuple):
-    """A map, and the mean and biased variance of its channels over N, H and W: one measurement for several `BatchNorm`s."""
+    """A map with its statistics, which are computed once for several `BatchNorm`s.
+
+    Attributes:
+      values: (N, H, W, C).
+      mean: float32 (C,), over N, H and W.
+      var: float32 (C,), the biased variance over N, H and W.
+    """
 
     values: jax.Array
     mean: jax.Array
@@ -20,10 +26,10 @@ class MapWithStatistics(NamedTuple):
 
 
 def with_statistics(x: jax.Array) -> MapWithStatistics:
-    """(N, H, W, C) with its statistics (C,), which are float32."""
+    """Returns a map (N, H, W, C) with its statistics."""
     xf = x.astype(jnp.float32)
-    # Both in one pass. A value of the map is taken off first: where the mean is many times the deviation, E[x^2] - E[x]^2
-    # would be a small difference of large numbers.
+    # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small
+    # difference of large numbers where the mean is much larger than the standard deviation.
     shift = lax.stop_gradient(xf[0, 0, 0])
     shifted = xf - shift
     mean = shifted.mean((0, 1, 2))
@@ -32,20 +38,20 @@ def with_statistics(x: jax.Array) -> MapWithStatistics:
 
 
 def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
-    """Maps (N, H, W, C1), (N, H, W, C2), ... as one, concatenated over channels."""
+    """Returns maps (N, H, W, C1), (N, H, W, C2), ... as one map, concatenated over channels."""
     return MapWithStatistics(*(jnp.concatenate(values, axis=-1) for values in zip(*maps, strict=True)))
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalization over N, H and W, then ReLU if asked for.
+    """Batch normalization over N, H and W, followed by ReLU if requested.
 
-    As PyTorch's `BatchNorm2d` (eps 1e-5, momentum 0.1): the batch is normalized by its biased variance, the running
-    variance gathers the unbiased one. Statistics are float32 whatever the type of the maps. Under jit over a sharded
-    batch they are those of the whole batch.
+    It computes what PyTorch's `BatchNorm2d` does (eps 1e-5, momentum 0.1): the batch is normalized by its biased
+    variance, and the running variance averages the unbiased one. Statistics are float32 for maps of any type. Under jit
+    with a sharded batch they are those of the whole batch.
     """
 
     def __init__(self, features: int, *, relu: bool):
-        """Number of channels, and whether ReLU follows."""
+        """Builds the layer for `features` channels; `relu`: whether ReLU follows."""
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -54,31 +60,31 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False
 
     def __call__(self, *maps: jax.Array | MapWithStatistics) -> jax.Array:
-        """Maps (N, H, W, C1), (N, H, W, C2), ..., read as if concatenated over channels -> (N, H, W, C), of their type.
+        """Maps (N, H, W, C1), (N, H, W, C2), ..., which count as concatenated over channels -> (N, H, W, C).
 
-        In training the running statistics are updated.
+        The result has the type of the maps. In training the running statistics are updated.
         """
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            maps = [m if isinstance(m, MapWithStatistics) else with_statistics(m) for m in maps]
-            mean, var = jnp.concatenate([m.mean for m in maps]), jnp.concatenate([m.var for m in maps])
-            count = maps[0].values.size // maps[0].values.shape[-1]
+            measured = [m if isinstance(m, MapWithStatistics) else with_statistics(m) for m in maps]
+            mean, var = jnp.concatenate([m.mean for m in measured]), jnp.concatenate([m.var for m in measured])
+            count = measured[0].values.size // measured[0].values.shape[-1]
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
             self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / max(count - 1, 1))
         a = self.scale[...] * lax.rsqrt(var + 1e-5)
-        # Map by map, so that the maps themselves are never joined: that would be one more large array for the gradient.
-        parts, first = [], 0
+        # Maps are normalized one by one. Concatenating them first would keep one more large array for the gradient.
+        normalized, first = [], 0
         for m in maps:
             x = m.values if isinstance(m, MapWithStatistics) else m
             own = slice(first, first + x.shape[-1])
             y = ((x.astype(jnp.float32) - mean[own]) * a[own] + self.bias[own]).astype(x.dtype)
-            parts.append(jax.nn.relu(y) if self.relu else y)
+            normalized.append(jax.nn.relu(y) if self.relu else y)
             first = own.stop
-        return jnp.concatenate(parts, axis=-1)
+        return jnp.concatenate(normalized, axis=-1)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `torch.nn.BatchNorm2d`."""
+        """Returns the entries under the names of `torch.nn.BatchNorm2d`."""
         return {
             "weight": (self.scale, SAME),
             "bias": (self.bias, SAME),
@@ -88,9 +94,9 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalization of each image over H, W and a group of consecutive channels, then an activation if one is given.
+    """Normalization of each image over H, W and a group of consecutive channels, followed by an optional activation.
 
-    As PyTorch's `GroupNorm`; one group per channel makes it `InstanceNorm2d(affine=True)`.
+    It computes what PyTorch's `GroupNorm` does; with one group per channel, what `InstanceNorm2d(affine=True)` does.
     """
 
     def __init__(
@@ -101,7 +107,14 @@ class GroupNorm(nnx.Module):
         eps: float = 1e-5,
         activation: Callable[[jax.Array], jax.Array] | None = None,
     ):
-        """Number of channels and of groups, what is added to the variance, and what follows."""
+        """Builds the layer.
+
+        Args:
+          features: number of channels.
+          groups: number of groups of channels.
+          eps: added to the variance.
+          activation: applied to the result; None: nothing.
+        """
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.groups, self.eps, self.activation = groups, eps, activation
@@ -111,7 +124,7 @@ class GroupNorm(nnx.Module):
         n, h, w, c = x.shape
         xf = x.astype(jnp.float32).reshape(n, h * w, self.groups, c // self.groups)
         mean = xf.mean((1, 3), keepdims=True)
-        # Not E[x^2] - E[x]^2: the mean of a map can be many times its deviation.
+        # E[x^2] - E[x]^2 would be inexact, because the mean of a map can be much larger than its standard deviation.
         var = jnp.square(xf - mean).mean((1, 3), keepdims=True)
         mean, var = (jnp.broadcast_to(v, (n, 1, *xf.shape[2:])).reshape(n, 1, 1, c) for v in (mean, var))
         y = (x.astype(jnp.float32) - mean) * (self.scale[...] * lax.rsqrt(var + self.eps)) + self.bias[...]
@@ -119,7 +132,7 @@ class GroupNorm(nnx.Module):
         return y if self.activation is None else self.activation(y)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `torch.nn.GroupNorm`."""
+        """Returns the entries under the names of `torch.nn.GroupNorm`."""
         return {"weight": (self.scale, SAME), "bias": (self.bias, SAME)}
 
 
@@ -127,7 +140,7 @@ class LayerNorm(nnx.Module):
     """Normalization of each token over its features."""
 
     def __init__(self, features: int, *, eps: float):
-        """Number of features, and what is added to the variance."""
+        """Builds the layer for `features` features; `eps` is added to the variance."""
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.eps = eps
@@ -140,5 +153,5 @@ class LayerNorm(nnx.Module):
         return ((xf - mean) * lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in `torch.nn.LayerNorm`."""
+        """Returns the entries under the names of `torch.nn.LayerNorm`."""
         return {"weight": (self.scale, SAME), "bias": (self.bias, SAME)}

@@ -6,12 +6,12 @@ import numpy as np
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """(N, H, W, C) -> (N, H // 2, W // 2, C), the maximum of each 2x2 block; an odd last row or column is left out.
+    """(N, H, W, C) -> (N, H // 2, W // 2, C): the maximum of each 2x2 block; an odd last row or column is dropped.
 
-    Where several pixels of a block are the largest they share the gradient; PyTorch gives it to the first. After a
-    ReLU that makes no difference: such ties are zeros, through which nothing flows back.
+    If several pixels of a block have the maximum, they share the gradient; PyTorch gives it to the first one. After a
+    ReLU this makes no difference, because such ties are zeros and pass no gradient on.
     """
-    # Not `nnx.max_pool`: XLA's gradient of a windowed maximum is seven times slower on CPUs.
+    # `nnx.max_pool` is not used because XLA's gradient of a windowed maximum is seven times slower on CPUs.
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     x = x[:, :h, :w]
     rows = jnp.maximum(x[:, 0::2], x[:, 1::2])
@@ -19,7 +19,7 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def upsample_bilinear_2x(x: jax.Array) -> jax.Array:
-    """(N, H, W, C) -> (N, 2H, 2W, C), bilinear with the corners aligned: PyTorch's `UpsamplingBilinear2d(2)`."""
+    """(N, H, W, C) -> (N, 2H, 2W, C): bilinear with aligned corners, as PyTorch's `UpsamplingBilinear2d(2)`."""
 
     def interpolation_matrix(size: int) -> jax.Array:
         source = np.arange(2 * size) * (size - 1) / (2 * size - 1)
@@ -31,7 +31,10 @@ def upsample_bilinear_2x(x: jax.Array) -> jax.Array:
 
 
 def pad_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Zero-pads height and width to those of `shape` (N, H, W, C), the smaller half of the difference before."""
+    """Pads height and width with zeros to those of `shape` (N, H, W, C).
+
+    Half of the padding, rounded down, goes before the map.
+    """
     height, width = shape[1] - x.shape[1], shape[2] - x.shape[2]
     if height == width == 0:
         return x
@@ -39,29 +42,35 @@ def pad_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def max_pool_3x3(x: jax.Array, padding: tuple[int, int] = (1, 1)) -> jax.Array:
-    """3x3 maximum at every second pixel: PyTorch's `MaxPool2d(3, 2, padding)`; ties as in `max_pool_2x2`.
+    """Returns the 3x3 maximum at every second pixel, as PyTorch's `MaxPool2d(3, 2, padding)`.
+
+    Ties are treated as in `max_pool_2x2`.
 
     Args:
       x: (N, H, W, C).
-      padding: pixels of minus infinity before and after, on both axes.
+      padding: pixels of minus infinity before and after the map, on both axes.
     """
     low = jnp.asarray(-jnp.inf, x.dtype)
     x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=low)
     h, w = ((size - 3) // 2 + 1 for size in x.shape[1:3])
 
-    def maximum(parts):
-        return jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
+    def maximum(maps):
+        return jnp.maximum(jnp.maximum(maps[0], maps[1]), maps[2])
 
     x = maximum([x[:, a : a + 2 * h - 1 : 2] for a in range(3)])
     return maximum([x[:, :, b : b + 2 * w - 1 : 2] for b in range(3)])
 
 
 def avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Mean over blocks of `size`: PyTorch's `AvgPool2d(size, size)`; rows and columns that fill no block are left out."""
+    """Returns the mean over blocks of `size`, as PyTorch's `AvgPool2d(size, size)`.
+
+    Rows and columns at the end that do not fill a block are dropped.
+    """
     sh, sw = size
     h, w = x.shape[1] // sh * sh, x.shape[2] // sw * sw
     x = x[:, :h, :w]
-    return sum(x[:, a::sh, b::sw] for a in range(sh) for b in range(sw)) / (sh * sw)
+    total = sum((x[:, a::sh, b::sw] for a in range(sh) for b in range(sw)), start=jnp.zeros((), x.dtype))
+    return total / (sh * sw)
 
 
 def upsample_nearest(x: jax.Array, height: int, width: int) -> jax.Array:

@@ -1,1 +1,1 @@
-"""Classification networks and transformers used as encoders."""
+"""Classification networks and transformers that serve as encoders."""

@@ -1,10 +1,11 @@
-"""DenseNet as an encoder: five feature maps in place of a classifier.
+"""DenseNet as an encoder: it returns five feature maps instead of class scores.
 
 Source: Huang et al. 2016 (arXiv:1608.06993) in the form of torchvision, whose ImageNet weights load through
-`bcss_jax.models.weights.pretrained`. Which maps are the features is as in segmentation_models_pytorch.
+`bcss_jax.models.weights.pretrained`. The choice of the feature maps follows segmentation_models_pytorch.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -12,9 +13,9 @@ from flax.typing import Dtype
 
 from bcss_jax.models.blocks import initializers, layers, norms, resampling
 from bcss_jax.models.blocks.dense_block import DenseBlock
-from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
+from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries, entries_of, prefixed
 
-BOTTLENECK = 4
+BOTTLENECK = 4  # channels between the convolutions of a layer, as a multiple of the growth
 
 
 def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
@@ -22,10 +23,10 @@ def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
 
 
 class DenseLayer(nnx.Module):
-    """Twice (BatchNorm, ReLU, convolution): 1x1 to four times the growth, then 3x3 to the growth."""
+    """Two blocks of BatchNorm, ReLU and convolution: 1x1 to four times the growth, then 3x3 to the growth."""
 
     def __init__(self, inputs: int, growth: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        """Channels in (all maps together) and out."""
+        """Builds the layer for `inputs` channels, all maps together, and `growth` channels of the result."""
         self.norm1 = norms.BatchNorm(inputs, relu=True)
         self.conv1 = _conv(inputs, BOTTLENECK * growth, 1, dtype=dtype, rngs=rngs)
         self.norm2 = norms.BatchNorm(BOTTLENECK * growth, relu=True)
@@ -36,31 +37,42 @@ class DenseLayer(nnx.Module):
         return self.conv2(self.norm2(self.conv1(self.norm1(*maps))))
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in torchvision's `_DenseLayer`."""
-        parts = {"norm1": self.norm1, "conv1": self.conv1, "norm2": self.norm2, "conv2": self.conv2}
-        return entries_of(parts)
+        """Returns the entries under the names of torchvision's `_DenseLayer`."""
+        return entries_of({"norm1": self.norm1, "conv1": self.conv1, "norm2": self.norm2, "conv2": self.conv2})
 
 
 class DenseNet(nnx.Module):
-    """DenseNet without its classifier: dense blocks, and between them a 1x1 convolution to half the channels and a mean.
+    """DenseNet without its classifier.
 
-    Convolutions start normal with variance 2 / fan_in, scales of the norms at 1.
+    Between its dense blocks are transitions: a 1x1 convolution to half of the channels and a mean over 2x2 pixels.
+    Convolutions are initialized from a normal distribution with variance 2 / fan_in, scales of the norms with ones.
 
     Attributes:
       channels: of the five feature maps.
     """
 
+    channels: tuple[int, ...]
+
     def __init__(
         self,
         growth: int,
-        block_layers: tuple[int, int, int, int],
+        block_layers: Sequence[int],
         init_width: int,
         in_channels: int,
         *,
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        """Channels each layer adds, layers of each dense block, channels before the first, channels of the images."""
+        """Builds the network.
+
+        Args:
+          growth: channels that each layer adds.
+          block_layers: number of layers of each of the four dense blocks.
+          init_width: channels before the first dense block.
+          in_channels: channels of the images.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.blocks = len(block_layers)
         self.conv0 = _conv(in_channels, init_width, 7, stride=2, dtype=dtype, rngs=rngs)
         self.norm0 = norms.BatchNorm(init_width, relu=True)
@@ -78,8 +90,8 @@ class DenseNet(nnx.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
         """(N, H, W, in_channels) -> features (N, H', W', channels) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size.
 
-        The first two sizes are rounded up, the others down. All features are behind a norm, and all but the last
-        behind its ReLU.
+        The first two sizes are rounded up, the others down. All features are normalized. A ReLU is applied to all of
+        them except the last.
         """
         x = self.norm0(self.conv0(images))
         features = [x]
@@ -88,20 +100,21 @@ class DenseNet(nnx.Module):
             x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.with_statistics(x)))
             features.append(x)
             if i < self.blocks:
-                # The reference convolves, then takes the mean. The order does not matter, and this is a quarter of the work.
+                # The reference takes the mean after the convolution. The result is the same; this is a quarter of the
+                # work.
                 x = getattr(self, f"conv{i}")(resampling.avg_pool(x, (2, 2)))
         return tuple(features)
 
     def torch_entries(self) -> TorchEntries:
-        """Names as in torchvision's `DenseNet`, without `classifier`."""
-        parts = {"conv0": self.conv0, "norm0": self.norm0}
+        """Returns the entries under the names of torchvision's `DenseNet`, without `classifier`."""
+        modules: dict[str, HasTorchEntries] = {"conv0": self.conv0, "norm0": self.norm0}
         for i in range(1, self.blocks + 1):
-            parts[f"denseblock{i}"] = getattr(self, f"block{i}")
+            modules[f"denseblock{i}"] = getattr(self, f"block{i}")
             if i < self.blocks:
-                parts[f"transition{i}.norm"] = getattr(self, f"norm{i}")
-                parts[f"transition{i}.conv"] = getattr(self, f"conv{i}")
-        parts["norm5"] = getattr(self, f"norm{self.blocks}")
-        return prefixed("features", entries_of(parts))
+                modules[f"transition{i}.norm"] = getattr(self, f"norm{i}")
+                modules[f"transition{i}.conv"] = getattr(self, f"conv{i}")
+        modules["norm5"] = getattr(self, f"norm{self.blocks}")
+        return prefixed("features", entries_of(modules))
 
 
 densenet121 = functools.partial(DenseNet, 32, (6, 12, 24, 16), 64)

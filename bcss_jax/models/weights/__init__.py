@@ -1,1 +1,1 @@
-"""Reading and writing weights of other programs."""
+"""Weights of other programs: reading, conversion and writing."""

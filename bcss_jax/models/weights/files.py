@@ -1,4 +1,4 @@
-"""Reads files of weights: safetensors, npz and, where PyTorch is installed, .pth. Nothing is unpickled freely."""
+"""Reads files of weights: safetensors, npz and, if PyTorch is installed, .pth. No code in the files is run."""
 
 import _codecs
 import contextlib
@@ -14,23 +14,25 @@ from safetensors import safe_open
 
 from bcss_jax.errors import ConfigError, DataError, first_line
 
-# Before 2.10 a crafted file could run code through `weights_only=True` as well (GHSA-63cw-57p8-fm3p).
-_TORCH_AT_LEAST = (2, 10)
+# Before 2.10 a crafted file could run code in spite of `weights_only=True` (GHSA-63cw-57p8-fm3p).
+_MIN_TORCH = (2, 10)
 _PTH = (".pth", ".pt", ".bin", ".tar")
-_TORCH_LOADER = "PyTorch's weights-only loader, so damaged or more than weights"
-# Where training programs put the weights inside of what they save; nnU-Net uses the last.
+_TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
+_SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
+_NPZ_READER = "NumPy's reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
+# Keys under which training programs save the weights; nnU-Net uses the last one.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights")
-# What stands among the weights and is none: the label values that milesial's U-Net keeps there.
-_NO_WEIGHTS = ("mask_values",)
+# Entries that are saved among the weights but are not weights: milesial's U-Net saves its label values there.
+_NOT_WEIGHTS = ("mask_values",)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """A file's arrays.
+    """The content of a file of weights.
 
     Attributes:
-      arrays: name in the file -> float32 (or integer) array, in the file's layout.
-      sha256: of the file's bytes, in hexadecimal.
+      arrays: name in the file -> float32 (or integer) array, in the layout of the file.
+      sha256: of the bytes of the file, in hexadecimal.
     """
 
     arrays: dict[str, np.ndarray]
@@ -45,23 +47,20 @@ def read_weights(path: Path) -> WeightFile:
         `model_state_dict`, `model` or `network_weights` (nnU-Net).
 
     Raises:
-      DataError: there is no such file, or it is damaged, or it holds anything but arrays.
-      ConfigError: the kind is unknown, or it is PyTorch's and torch >= 2.10 is not installed.
+      DataError: the file does not exist, is damaged, or holds anything other than arrays.
+      ConfigError: the file type is unknown, or it is PyTorch's and torch >= 2.10 is not installed.
     """
     path = _existing(path)
     if path.suffix in _PTH:
-        read_arrays, what = lambda path: _torch_arrays(_load_torch(path))[0], _TORCH_LOADER
+        read_arrays, reader = lambda path: _torch_arrays(_load_torch(path))[0], _TORCH_LOADER
         _check_torch(path)
     elif path.suffix == ".safetensors":
-        read_arrays, what = _read_safetensors, "the safetensors reader, so damaged"
+        read_arrays, reader = _read_safetensors, _SAFETENSORS_READER
     elif path.suffix == ".npz":
-        read_arrays, what = (
-            _read_npz,
-            "NumPy's reader, so damaged or more than plain arrays (objects are never unpickled)",
-        )
+        read_arrays, reader = _read_npz, _NPZ_READER
     else:
-        raise ConfigError(f"{path}: unknown kind of weights; expected .safetensors, .npz or .pth")
-    with _refusals(path, what):
+        raise ConfigError(f"{path}: unknown type of weights file; expected .safetensors, .npz or .pth")
+    with _one_line_errors(path, reader):
         arrays = {name: _as_float32(name, array) for name, array in read_arrays(path).items()}
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -69,42 +68,43 @@ def read_weights(path: Path) -> WeightFile:
 
 
 def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Reads what a training program saved with PyTorch: the weights, and what stands beside them.
+    """Reads a checkpoint that a training program saved with PyTorch.
 
     Returns:
-      name -> array as of `read_weights`, and the other entries (numbers, texts, lists, dictionaries, tensors).
+      The weights (name -> array, as in `WeightFile`), and the other entries (numbers, strings, lists, dictionaries,
+      tensors).
 
     Raises:
-      DataError: there is no such file, or it is damaged, or it holds more than plain values.
+      DataError: the file does not exist, is damaged, or holds more than plain values.
       ConfigError: torch >= 2.10 is not installed.
     """
     path = _existing(path)
     _check_torch(path)
-    with _refusals(path, _TORCH_LOADER):
-        arrays, beside = _torch_arrays(_load_torch(path))
-        return {name: _as_float32(name, array) for name, array in arrays.items()}, beside
+    with _one_line_errors(path, _TORCH_LOADER):
+        arrays, others = _torch_arrays(_load_torch(path))
+        return {name: _as_float32(name, array) for name, array in arrays.items()}, others
 
 
 def _existing(path: Path) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file of weights")
+        raise DataError(f"{path}: there is no such file; expected a file of weights")
     return path
 
 
 @contextlib.contextmanager
-def _refusals(path: Path, reader: str) -> Iterator[None]:
-    """Turns whatever goes wrong while a file is read into one line."""
+def _one_line_errors(path: Path, reader: str) -> Iterator[None]:
+    """Converts every error that occurs while a file is read to a DataError of one line."""
     try:
         yield
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged file makes these libraries raise errors of a dozen kinds
+    except Exception as error:  # these libraries raise a dozen types of errors for damaged files
         raise DataError(f"{path}: refused by {reader} ({first_line(error)})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, framework="flax") as file:  # through jax, which knows bfloat16
+    with safe_open(path, framework="flax") as file:  # JAX supports bfloat16, which NumPy does not
         return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
 
 
@@ -114,21 +114,22 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_torch(path: Path) -> None:
-    convert = "or convert the file to safetensors where PyTorch is"
+    convert = "or convert the file to safetensors where PyTorch is installed"
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"{path}: .pth needs PyTorch: pip install 'torch>=2.10', {convert}")
     version = importlib.metadata.version("torch")
-    if tuple(int(part) for part in version.split(".")[:2]) < _TORCH_AT_LEAST:
+    if tuple(int(part) for part in version.split(".")[:2]) < _MIN_TORCH:
         raise ConfigError(
-            f"{path}: .pth needs torch >= 2.10, found {version}, whose loader is not safe; update it, {convert}"
+            f"{path}: .pth needs torch >= 2.10, found {version}, whose loader is not safe; update PyTorch, {convert}"
         )
 
 
 def _load_torch(path: Path):
     import torch
 
-    # Plain numbers of NumPy, which training programs keep beside the weights (nnU-Net its scores); they run no code.
-    scalar = np._core.multiarray.scalar
+    # NumPy's scalars are allowed: training programs save them with the weights (nnU-Net its scores), and they run no
+    # code.
+    scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue], private
     numbers = [
         np.dtype,
         *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)),
@@ -139,21 +140,21 @@ def _load_torch(path: Path):
 
 
 def _torch_arrays(content) -> tuple[dict[str, np.ndarray], dict]:
-    """The weights in what was loaded, and what stands beside them."""
+    """Returns the weights and the other entries of a loaded file."""
     import torch
 
-    beside = {}
+    others = {}
     for name in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content, beside = content[name], {key: value for key, value in content.items() if key != name}
+            content, others = content[name], {key: value for key, value in content.items() if key != name}
             break
     if not isinstance(content, dict):
         raise DataError(f"expected a dictionary of tensors, found {type(content).__name__}")
-    content = {str(name): value for name, value in content.items() if name not in _NO_WEIGHTS}
-    others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise DataError(f"expected tensors only, found others under {', '.join(others[:10])}")
-    return {name: _torch_array(tensor.detach()) for name, tensor in content.items()}, beside
+    content = {str(name): value for name, value in content.items() if name not in _NOT_WEIGHTS}
+    not_tensors = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if not_tensors:
+        raise DataError(f"expected only tensors, found others under {', '.join(not_tensors[:10])}")
+    return {name: _torch_array(tensor.detach()) for name, tensor in content.items()}, others
 
 
 def _torch_array(tensor) -> np.ndarray:
@@ -163,9 +164,9 @@ def _torch_array(tensor) -> np.ndarray:
 def _as_float32(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "iub":
         return array
-    if array.dtype.kind not in "fV" or array.dtype.names:  # V: bfloat16 and its like
+    if array.dtype.kind not in "fV" or array.dtype.names:  # V: bfloat16 and similar types
         raise DataError(f"{name} holds {array.dtype}, expected numbers")
     array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
-        raise DataError(f"{name} holds values that are not finite; these weights are of no use")
+        raise DataError(f"{name} holds values that are not finite; such weights cannot be used")
     return array

@@ -1,7 +1,7 @@
-"""Google's weights of hybrid vision transformers (`R50+ViT-B_16.npz`) as a PyTorch state of TransUNet's encoder.
+"""Converts Google's weights of hybrid vision transformers (`R50+ViT-B_16.npz`) to a PyTorch state of TransUNet.
 
-Source: the names in github.com/google-research/vision_transformer, before and after its move to flax.linen, and what
-github.com/Beckschen/TransUNet makes of them.
+Source: the names in github.com/google-research/vision_transformer, before and after its move to flax.linen, and their
+conversion in github.com/Beckschen/TransUNet.
 """
 
 import math
@@ -15,7 +15,7 @@ from bcss_jax.models.weights.torch_layout import CONV, LINEAR
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
 _NOT_USED = re.compile(r"cls|(head|pre_logits)/.*")
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_RENAMED = [  # pattern of the layer's name, and PyTorch's
+_RENAMED = [  # (pattern of Google's layer name, PyTorch's layer name)
     (r"conv_root", "embeddings.hybrid_model.root.conv"),
     (r"gn_root", "embeddings.hybrid_model.root.gn"),
     (r"(block\d+)/(unit\d+)/conv_proj", r"embeddings.hybrid_model.body.\1.\2.downsample"),
@@ -34,21 +34,21 @@ _RENAMED = [  # pattern of the layer's name, and PyTorch's
 
 
 def is_google(names: Iterable[str]) -> bool:
-    """Whether the names of a file's arrays are those of Google's vision transformers."""
+    """Returns whether array names are those of Google's vision transformers."""
     return any(name.startswith("Transformer/") for name in names)
 
 
 def torch_state(arrays: Mapping[str, np.ndarray], grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Google's arrays under TransUNet's names, in PyTorch's layout.
+    """Returns Google's arrays under TransUNet's names, in PyTorch's layout.
 
     Args:
-      arrays: name in the npz -> array. The class token and the classifier's arrays (`cls`, `pre_logits`, `head`) are
-        left out: TransUNet has neither.
-      grid: rows and columns of tokens that the position embeddings are resized to.
+      arrays: name in the npz -> array. The class token and the arrays of the classifier (`cls`, `pre_logits`, `head`)
+        are dropped, because TransUNet has neither.
+      grid: rows and columns of tokens; position embeddings are resized to this grid.
 
     Returns:
-      {name in `TransUNet.encoder.torch_entries()`: array}. Names of no known layer stay as they are, so that whoever
-      loads the state lists them.
+      {name in `TransUNet.encoder.torch_entries()`: array}. Unknown names are kept, so that the loader can list them in
+      its error.
     """
     state = {}
     for name, array in arrays.items():
@@ -71,21 +71,22 @@ def _torch_name(name: str) -> str | None:
 
 def _in_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
     if not name.endswith("kernel"):
-        return array.reshape(-1)  # GroupNorm's are (1, 1, 1, C), the attention's biases (heads, features)
+        return array.reshape(-1)  # GroupNorm has arrays (1, 1, 1, C), attention has biases (heads, features)
     if array.ndim == 4:
         return CONV.to_torch(array)
     if array.ndim < 2:
-        return array  # no such kernel: the loader says so
-    # A matrix, its inputs or outputs split over the heads in attention.
+        return array  # an invalid kernel, which the loader reports
+    # A matrix. In attention its inputs or outputs are split over the heads.
     inputs_split = name.endswith("/out/kernel")
     matrix = array.reshape(-1, array.shape[-1]) if inputs_split else array.reshape(array.shape[0], -1)
     return LINEAR.to_torch(matrix)
 
 
 def _resized(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(1, S * S or, with a class token before them, S * S + 1, D) -> (1, rows * columns, D); others as they are.
+    """Resizes position embeddings to a grid: (1, S * S, D) -> (1, rows * columns, D).
 
-    Linear between the places of the old grid, whose corners stay corners, as in TransUNet.
+    The table may have S * S + 1 rows, the first for a class token, which is dropped. A table of another shape is
+    returned unchanged. Interpolation is linear and maps corners to corners, as in TransUNet.
     """
     tokens = table.shape[1] if table.ndim == 3 else 0
     side = math.isqrt(tokens)

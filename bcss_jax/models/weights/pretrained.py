@@ -1,4 +1,4 @@
-"""Weights of the reference implementations (PyTorch state dicts, files of pretrained encoders) in and out of our models."""
+"""Converts weights between our models and reference implementations: PyTorch state dicts and pretrained encoders."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,98 +11,105 @@ from flax import nnx
 from bcss_jax.errors import DataError
 from bcss_jax.models.weights import google_npz
 from bcss_jax.models.weights.files import read_weights
-from bcss_jax.models.weights.torch_layout import TorchEntries
+from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries
 
-# What training programs put before the names of a network that they wrap; `features` is torchvision's DenseNet.
+# Prefixes that training programs add to the names of a network when they wrap it; `features` is torchvision's DenseNet.
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|backbone|encoder|features|transformer)\.)*")
-# The classifiers of ImageNet networks, for which a segmentation network has no use.
+# Classifiers of ImageNet networks, which a segmentation network does not have.
 _CLASSIFIER = re.compile(r"(?:fc|classifier)\.(?:weight|bias)")
-# DenseNets as first released: `denselayer1.norm.1.weight`, since then `denselayer1.norm1.weight`.
+# The first release of DenseNets has `denselayer1.norm.1.weight`, later ones `denselayer1.norm1.weight`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-_LISTED = 20
+_MAX_LISTED = 20  # tensors in an error
 
 
 def load_pretrained(model: nnx.Module, path: Path) -> dict:
-    """Fills a model, or its encoder, from a file of weights.
+    """Loads a file of weights into a model or its encoder.
 
     Args:
-      model: a model of `bcss_jax.models`. Weights that fit `model.encoder` go there, others must fit the whole model.
-      path: see `read_weights`; an .npz is Google's R50+ViT-B_16 (TransUNet), whose position table is resized.
+      model: a model of `bcss_jax.models`. Weights that fit `model.encoder` are loaded into it; all others must fit the
+        whole model.
+      path: see `read_weights`; an .npz is Google's R50+ViT-B_16 (TransUNet), whose position embeddings are resized.
 
     Returns:
-      JSON for the checkpoint: `file`, `sha256`, `part` (`encoder` or `model`), `tensors` (how many were read) and
-      `passed_over` (names of an ImageNet classifier).
+      JSON for the checkpoint: `file`, `sha256`, `part` (`encoder` or `model`), `tensors` (number of tensors that were
+      loaded) and `passed_over` (skipped names of an ImageNet classifier).
 
     Raises:
-      DataError: the file cannot be read or does not fit; the one message lists what is wrong and what was expected.
-      ConfigError: as `read_weights`.
+      DataError: the file cannot be read or does not fit. The message lists all problems and what was expected.
+      ConfigError: see `read_weights`.
     """
     file = read_weights(path)
     state, encoder = file.arrays, getattr(model, "encoder", None)
     if google_npz.is_google(state):
-        if not hasattr(encoder, "grid"):
+        grid = getattr(encoder, "grid", None)
+        if grid is None:
             raise DataError(f"{path}: Google's R50+ViT weights fit transunet, not {type(model).__name__}")
-        state = google_npz.torch_state(state, encoder.grid)
-    part, name = model, "model"
+        state = google_npz.torch_state(state, grid)
+    target, part = model, "model"
     if encoder is not None:
-        whole, inside = model.torch_entries(), encoder.torch_entries()
-        variables = {id(variable) for variable, _ in inside.values()}
-        others = {name for name, (variable, _) in whole.items() if id(variable) not in variables}
-        if not others & _renamed(state, whole).keys():
-            part, name = encoder, "encoder"
+        all_entries = _torch_entries(model)
+        in_encoder = {id(variable) for variable, _ in _torch_entries(encoder).values()}
+        others = {name for name, (variable, _) in all_entries.items() if id(variable) not in in_encoder}
+        if not others & _renamed(state, all_entries).keys():
+            target, part = encoder, "encoder"
     try:
-        passed_over = _load(part, state)
+        skipped = _load(target, state)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return {
         "file": Path(path).name,
         "sha256": file.sha256,
-        "part": name,
-        "tensors": len(state) - len(passed_over),
-        "passed_over": passed_over,
+        "part": part,
+        "tensors": len(state) - len(skipped),
+        "passed_over": skipped,
     }
 
 
 def load_torch_state(model: nnx.Module, state: Mapping[str, np.ndarray]) -> nnx.Module:
-    """Fills a model with a PyTorch state dict.
+    """Loads a PyTorch state dict into a model.
 
     Args:
-      model: a model of `bcss_jax.models`, or its encoder; its `torch_entries()` says which names it expects. Where one
-        tensor has several names (nnU-Net) one is enough, and all that are there must agree.
-      state: PyTorch name -> array in PyTorch's layout. `num_batches_tracked` entries are passed over: older files have
-        none, and with a fixed momentum nothing reads them. So are a classifier (`fc`, `classifier`) and a common prefix
-        such as `module.`.
+      model: a model of `bcss_jax.models`, or its encoder; its `torch_entries()` lists the expected names. If a tensor
+        has several names (nnU-Net), one of them is enough; if there are several, they must be equal.
+      state: PyTorch name -> array in PyTorch's layout. `num_batches_tracked` entries are ignored: older files do not
+        have them, and they are not needed with a fixed momentum. A classifier (`fc`, `classifier`) and a common prefix
+        such as `module.` are ignored as well.
 
     Returns:
-      `model`, changed in place. It is left alone if anything is wrong.
+      `model`, changed in place. It is not changed if there is any problem.
 
     Raises:
-      DataError: names are unknown or missing, shapes differ, or copies of a tensor do; the one message lists them.
+      DataError: names are unknown or missing, shapes differ, or copies of a tensor differ. The message lists them all.
     """
     _load(model, state)
     return model
 
 
 def to_torch_state(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The model's weights under the reference's names, in PyTorch's layout: the inverse of `load_torch_state`.
+    """Returns the weights of a model under the reference's names, in PyTorch's layout; inverts `load_torch_state`.
 
     Returns:
-      PyTorch name -> float32 array, all names of a tensor that has several. `num_batches_tracked` is left out;
-      `torch.nn.Module.load_state_dict` sets it to 0 then.
+      PyTorch name -> float32 array, under all names if a tensor has several. `num_batches_tracked` is left out;
+      `torch.nn.Module.load_state_dict` then sets it to 0.
     """
     return {
         name: np.ascontiguousarray(layout.to_torch(np.asarray(variable[...])))
-        for name, (variable, layout) in model.torch_entries().items()
+        for name, (variable, layout) in _torch_entries(model).items()
     }
 
 
+def _torch_entries(model: nnx.Module) -> TorchEntries:
+    assert isinstance(model, HasTorchEntries), type(model).__name__
+    return model.torch_entries()
+
+
 def _load(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
-    """Fills the model; returns the names of the classifier that were passed over."""
-    entries = model.torch_entries()
+    """Loads the state into the model; returns the names of a classifier that were skipped."""
+    entries = _torch_entries(model)
     state = _renamed(state, entries)
-    passed_over = [name for name in state if name not in entries and _CLASSIFIER.fullmatch(name)]
-    state = {name: np.asarray(array) for name, array in state.items() if name not in passed_over}
-    names: dict[int, list[str]] = {}  # of each variable
+    skipped = [name for name in state if name not in entries and _CLASSIFIER.fullmatch(name)]
+    state = {name: np.asarray(array) for name, array in state.items() if name not in skipped}
+    names: dict[int, list[str]] = {}  # id of a variable -> its names
     for name, (variable, _) in entries.items():
         names.setdefault(id(variable), []).append(name)
 
@@ -117,22 +124,25 @@ def _load(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
         if found and not wrong:
             chosen[found[0]] = state[found[0]]
             differing = [name for name in found[1:] if not np.array_equal(state[name], state[found[0]], equal_nan=True)]
-            problems += [f"{name} differs from {found[0]}, of which it is a copy" for name in differing]
+            problems += [f"{name} differs from its copy {found[0]}" for name in differing]
     problems += [f"unknown {name} {array.shape}" for name, array in state.items() if name not in expected]
     if problems:
-        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         raise DataError(
             f"the weights do not fit {type(model).__name__} (check architecture, size and number of classes); "
-            f"{len(problems)} of the tensors: " + "; ".join(problems[:_LISTED]) + more
+            f"problems with {len(problems)} tensors: " + "; ".join(problems[:_MAX_LISTED]) + more
         )
     for name, array in chosen.items():
         variable, layout = entries[name]
         variable[...] = jnp.asarray(layout.from_torch(array), variable.dtype)
-    return passed_over
+    return skipped
 
 
 def _renamed(state: Mapping[str, np.ndarray], expected: TorchEntries | Iterable[str]) -> dict[str, np.ndarray]:
-    """The state without batch counters, under today's names and with the prefix exchanged that the most names fit with."""
+    """Returns the state without batch counters and under current names.
+
+    Of all exchanges of a prefix, the one after which most names are expected is applied.
+    """
     state = {
         _OLD_DENSENET.sub(r"\1\2.", name): array
         for name, array in state.items()
@@ -144,7 +154,7 @@ def _renamed(state: Mapping[str, np.ndarray], expected: TorchEntries | Iterable[
     def exchanged(old, new):
         return {new + name.removeprefix(old) if name.startswith(old) else name: array for name, array in state.items()}
 
-    # Sorted, so that the shortest exchange is taken where several fit as well: none, if possible.
+    # The shortest exchanges come first, so that they are preferred if several fit equally well: none, if possible.
     options = sorted(((old, new) for old in theirs for new in ours), key=lambda pair: (len(pair[0] + pair[1]), pair))
     candidates = (exchanged(*option) for option in options)
     lossless = [named for named in candidates if len(named) == len(state)]
@@ -152,6 +162,7 @@ def _renamed(state: Mapping[str, np.ndarray], expected: TorchEntries | Iterable[
 
 
 def _prefixes(name: str) -> list[str]:
-    """The beginnings of a name that are nothing but wrappers, the empty one included."""
-    words = _PREFIX.match(name)[0].split(".")[:-1]
+    """Returns all prefixes of a name that consist of wrappers only, including the empty one."""
+    match = _PREFIX.match(name)
+    words = match[0].split(".")[:-1] if match else []
     return ["".join(f"{word}." for word in words[:count]) for count in range(len(words) + 1)]

@@ -1,10 +1,13 @@
-"""How a PyTorch tensor and a flax variable of the same layer correspond.
+"""How a tensor of PyTorch and a flax variable of the same layer correspond.
 
-A model's `torch_entries()` gives `{name in the reference's state_dict: (nnx.Variable, TorchLayout)}`; `bcss_jax.models.weights.pretrained`
-reads and writes weights through it. Layers state their own entries, and modules put their prefix before them.
+`torch_entries()` of a model returns `{name in the reference's state_dict: (nnx.Variable, TorchLayout)}`.
+`bcss_jax.models.weights.pretrained` reads and writes weights through it. Layers state their own entries, and modules
+add their prefix to the names.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -12,24 +15,24 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class TorchLayout:
-    """Axis order of a variable: `ours = theirs.transpose(axes)`; no axes: the same order.
+    """Axis order of a variable: `ours = theirs.transpose(axes)`; without axes the order is the same.
 
     Attributes:
-      axes: for every axis of our array, the axis of PyTorch's that it is.
+      axes: for each axis of our array, the number of the corresponding axis in PyTorch.
     """
 
     axes: tuple[int, ...] | None = None
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
-        """Our array from PyTorch's."""
+        """Converts an array of PyTorch's layout to ours."""
         return array if self.axes is None else array.transpose(self.axes)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """PyTorch's array from ours."""
+        """Converts an array of our layout to PyTorch's."""
         return array if self.axes is None else array.transpose(np.argsort(self.axes))
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in PyTorch of our array of the shape `shape`."""
+        """Returns the shape that an array of our shape `shape` has in PyTorch."""
         return tuple(shape) if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
 
 
@@ -38,14 +41,27 @@ CONV = TorchLayout((2, 3, 1, 0))  # (O, I, kh, kw) -> (kh, kw, I, O)
 CONV_TRANSPOSE = TorchLayout((2, 3, 0, 1))  # (I, O, kh, kw) -> (kh, kw, I, O)
 LINEAR = TorchLayout((1, 0))  # (O, I) -> (I, O)
 
-TorchEntries = dict[str, tuple[nnx.Variable, TorchLayout]]
+TorchEntries = dict[str, tuple[nnx.Variable[Any], TorchLayout]]
+
+
+@runtime_checkable
+class HasTorchEntries(Protocol):
+    """A layer, block or network that knows the names and layouts of its weights in PyTorch."""
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of the reference."""
+        ...
 
 
 def prefixed(prefix: str, entries: TorchEntries) -> TorchEntries:
-    """The entries with `prefix` and a dot before their names."""
+    """Returns the entries with `prefix` and a dot before their names."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}
 
 
-def entries_of(parts: dict[str, nnx.Module]) -> TorchEntries:
-    """The entries of several modules, each behind its name and a dot."""
-    return {name: entry for key, part in parts.items() for name, entry in prefixed(key, part.torch_entries()).items()}
+def entries_of(modules: Mapping[str, HasTorchEntries]) -> TorchEntries:
+    """Returns the entries of several modules, with the key of each module and a dot before their names."""
+    return {
+        name: entry
+        for prefix, module in modules.items()
+        for name, entry in prefixed(prefix, module.torch_entries()).items()
+    }

@@ -26,7 +26,7 @@ TURNS = (
 
 @pytest.fixture(scope="module")
 def tissue():
-    """Eight drawn images of 224 pixels."""
+    """Returns eight drawn images of 224 pixels."""
     return [synthetic.draw_patch(patient, number).image for patient in range(2) for number in range(4)]
 
 
@@ -54,7 +54,11 @@ def test_copies_are_found_in_every_orientation_and_nothing_else(tissue, turn, co
     words = hashes([*tissue, copy(np.ascontiguousarray(TURNS[turn](tissue[2])))])
     found = similar.pairs_between(words, np.array([8]), np.arange(8))
     assert [(i, j) for i, j, *_ in found] == [(8, 2)] and found[0][3] < similar.NEAR / 2
-    assert similar.pairs_between(words, np.arange(8), np.array([8]))[0][:3] == (2, 8, turn)  # 8 is 2, turned so
+    assert similar.pairs_between(words, np.arange(8), np.array([8]))[0][:3] == (
+        2,
+        8,
+        turn,
+    )  # 8 is 2 in this orientation
     turned_back = TURNS[similar.pairs_between(words, np.array([8]), np.arange(8))[0][2]](TURNS[turn](tissue[2]))
     assert (turned_back == tissue[2]).all()
 
@@ -85,7 +89,7 @@ def test_search_in_blocks_equals_comparing_all_pairs(monkeypatch):
 
 
 def test_stain_amounts_of_known_mixtures():
-    """Light through both stains by the law of Beer and Lambert is taken apart into what was put in."""
+    """The light behind known amounts of both stains is decomposed into these amounts."""
     put_in = np.array([[0.5, 0.2], [0.1, 0.6], [0.3, 0.3]])
     vectors = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
     density = put_in @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
@@ -96,7 +100,7 @@ def test_stain_amounts_of_known_mixtures():
     assert np.abs(stain.amounts(found)[:, 0] - density.mean(axis=1)).max() < 0.01
 
 
-def test_glass_is_no_tissue():
+def test_glass_is_not_tissue():
     half = np.full((8, 8, 3), 245, np.uint8)
     half[:4] = (150, 60, 140)
     assert stain.density_of(half).tissue == 0.5
@@ -109,7 +113,7 @@ def test_robust_z():
     assert (stain.robust_z(np.array([2.0, 2, 2, 9])) == 0).all() and stain.robust_z(np.zeros(0)).size == 0
 
 
-def test_the_most_different_patches():
+def test_very_different_patches_are_found():
     grays = [100, 120, 110, 250, 105, 20, 130]
     images = [np.full((4, 4, 3), gray, np.uint8) for gray in grays]
     assert survey.most_different(np.stack([survey._measure(each)[0] for each in images])) == (3, 5)
@@ -118,14 +122,14 @@ def test_the_most_different_patches():
 
 def test_neighbors_by_name(tmp_path):
     root = kaggle512(tmp_path, train=(TRAIN,), val=(VAL,), tiles_each=1)
-    for part, patient, x in (
+    for split, patient, x in (
         ("val", TRAIN, 512),
         ("val", TRAIN, 1500),
         ("train", TRAIN, 1300),
         ("val", "TCGA-BH-A0B1", 0),
     ):
-        save(root / f"{part}_512" / f"{name(patient, x)}.png", image(x))
-        save(root / f"{part}_mask_512" / f"{name(patient, x)}.png", mask(x))
+        save(root / f"{split}_512" / f"{name(patient, x)}.png", image(x))
+        save(root / f"{split}_mask_512" / f"{name(patient, x)}.png", mask(x))
     tiles = find_tiles(DataSettings("kaggle512", root))
     keys = [tile.key for tile in tiles]
     counts, pairs = neighbors.neighbors(tiles, [(512, 512)] * len(tiles))
@@ -138,7 +142,7 @@ def test_neighbors_by_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory, tissue):
-    """A data set with one of everything that inspection looks for."""
+    """A data set with one example of everything that the inspection reports."""
     root = tmp_path_factory.mktemp("planted")
     train = [*tissue[:6], (tissue[5] * (0.3, 0.9, 0.4)).astype(np.uint8)]  # the last of another stain
     val = [
@@ -149,12 +153,12 @@ def planted(tmp_path_factory, tissue):
         tissue[7],
         np.full_like(tissue[0], 245),
     ]
-    for part, patient, images in (("train", TRAIN, train), ("val", VAL, val)):
+    for split, patient, images in (("train", TRAIN, train), ("val", VAL, val)):
         for number, pixels in enumerate(images):
             stem = name(patient, 2000 * number)
-            save(root / f"{part}_512" / f"{stem}.png", np.ascontiguousarray(pixels))
-            codes = (0, 7, 15) if (part, number) == ("val", 4) else (0, 1, 2, 3, 9, 19)
-            save(root / f"{part}_mask_512" / f"{stem}.png", mask(number, 224, codes))
+            save(root / f"{split}_512" / f"{stem}.png", np.ascontiguousarray(pixels))
+            codes = (0, 7, 15) if (split, number) == ("val", 4) else (0, 1, 2, 3, 9, 19)
+            save(root / f"{split}_mask_512" / f"{stem}.png", mask(number, 224, codes))
     extra = name(TRAIN, 40000).replace("MPP-0", "MPP-0.5")
     save(root / "val_512" / f"{extra}.png", synthetic.draw_patch(3, 0).image)
     save(root / "val_mask_512" / f"{extra}.png", mask(9, 224))
@@ -163,12 +167,12 @@ def planted(tmp_path_factory, tissue):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Figures are made and not drawn, which takes most of the time; one test draws them all."""
+    """Makes figures without drawing them, which takes most of the time; one test draws all of them."""
     monkeypatch.setattr(figures, "write", lambda figure, path: None)
 
 
 def run(capfd, root, output, *arguments):
-    """Exit code, output and errors of `inspect`."""
+    """Runs `inspect` and returns exit code, output and errors."""
     code = main(["inspect", f"--data.dir={root}", "--data.layout=kaggle512", f"--output={output}", *arguments])
     out, err = capfd.readouterr()
     assert "Traceback" not in err and (code == 0) == (not err)
@@ -185,7 +189,7 @@ def inspected(planted, tmp_path_factory):
     return output, json.loads((output / "inspect.json").read_text())
 
 
-def test_copies_between_parts_are_reported(inspected):
+def test_copies_between_splits_are_reported(inspected):
     _, found = inspected
     assert found["same_pixels"]["between_parts"] == {
         "count": 1,
@@ -200,7 +204,7 @@ def test_copies_between_parts_are_reported(inspected):
     }
 
 
-def test_what_stands_out_is_reported(inspected):
+def test_unusual_tiles_are_reported(inspected):
     _, found = inspected
     assert found["stain"]["outliers"]["first"][0]["tile"] == name(TRAIN, 12000)
     assert abs(found["stain"]["outliers"]["first"][0]["z"]) > stain.FAR
@@ -231,14 +235,14 @@ def test_class_counts_equal_counting_files(planted, inspected, group):
 def test_histograms_equal_counting_pixels(planted, inspected):
     _, found = inspected
     patches = found["rgb_histograms"]["pixels"]
-    assert set(patches) == {name(TRAIN, 12000), name(VAL, 10000)}  # the odd stain and the glass
+    assert set(patches) == {name(TRAIN, 12000), name(VAL, 10000)}  # the unusual stain and the glass
     pixels = np.asarray(Image.open(planted / "train_512" / f"{name(TRAIN, 12000)}.png"))
     for channel, color in enumerate(("red", "green", "blue")):
         expected = np.histogram(pixels[..., channel], bins=64, range=(0, 256))[0]
         assert patches[name(TRAIN, 12000)][color] == expected.tolist()
 
 
-def test_pictures_are_written_whole(inspected):
+def test_figures_are_written_completely(inspected):
     output, found = inspected
     assert {path.name for path in output.iterdir()} == {"inspect.json", *found["pictures"]}
     drawn = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")
@@ -255,8 +259,8 @@ def test_results_of_other_settings_are_kept(planted, inspected, tmp_path, capfd,
     code, _, err = run(capfd, planted, tmp_path)
     assert code == 2 and re.search(r"other settings \(labels: five_classes -> tumor_stroma\); .* --overwrite$", err)
     assert (tmp_path / "inspect.json").read_bytes() == before and (tmp_path / "copies.png").exists()
-    assert run(capfd, planted, tmp_path, "--labels=five_classes")[0] == 0  # the same settings: done anew
-    assert not (tmp_path / "copies.png").exists()  # as nothing is drawn here; nothing old is left
+    assert run(capfd, planted, tmp_path, "--labels=five_classes")[0] == 0  # the same settings: inspected again
+    assert not (tmp_path / "copies.png").exists()  # nothing is drawn here, and old figures are deleted
     chosen = f"--patches={name(TRAIN)}.png,{name(VAL)}"
     code, out, _ = run(capfd, planted, tmp_path, chosen, "--overwrite")
     assert code == 0
@@ -310,7 +314,10 @@ def test_bad_data_make_one_line(tmp_path, capfd, spoil, code, line):
         (["--patches=,"], "--patches: expected keys"),
         (["--patches=" + ",".join([name(TRAIN)] * 7)], "at most 6 fit next to each other, found 7"),
         (["--labels=five"], "--labels=five: must be one of .*; did you mean five_classes"),
-        (["--data.layout=kaggle224", "--labels=five_classes"], "masks with the codes 0, 1, 2 cannot give five classes"),
+        (
+            ["--data.layout=kaggle224", "--labels=five_classes"],
+            "masks with the codes of kaggle3 .* cannot express the label scheme five_classes",
+        ),
         (["--data.layout=kaggle"], "--data.layout=kaggle: must be one of"),
     ],
 )
@@ -327,16 +334,16 @@ def test_an_output_that_is_a_file(tmp_path, capfd):
     assert code == 5 and (tmp_path / "out").read_text() == "mine"
 
 
-def test_images_without_masks_are_part_of_it(tmp_path, capfd, tissue, undrawn):
-    for part, patient, pixels in (
+def test_images_without_masks_are_included(tmp_path, capfd, tissue, undrawn):
+    for split, patient, pixels in (
         ("train", TRAIN, tissue[0]),
         ("val", VAL, tissue[1]),
         ("test", VAL, np.flipud(tissue[0])),
     ):
-        stem = name(patient, 224 if part == "test" else 0, size=224)
-        save(tmp_path / "data" / part / f"{stem}.png", np.ascontiguousarray(pixels))
-        if part != "test":
-            save(tmp_path / "data" / f"{part}_mask" / f"{stem}.png", mask(0, 224))
+        stem = name(patient, 224 if split == "test" else 0, size=224)
+        save(tmp_path / "data" / split / f"{stem}.png", np.ascontiguousarray(pixels))
+        if split != "test":
+            save(tmp_path / "data" / f"{split}_mask" / f"{stem}.png", mask(0, 224))
     arguments = [f"--data.dir={tmp_path / 'data'}", f"--output={tmp_path / 'out'}"]
     assert main(["inspect", *arguments]) == 0
     out = capfd.readouterr().out
@@ -348,7 +355,7 @@ def test_images_without_masks_are_part_of_it(tmp_path, capfd, tissue, undrawn):
     assert found["no_evaluated_class"]["count"] == 0
 
 
-def test_examples_are_of_many_institutes(tmp_path):
+def test_examples_are_from_many_institutes(tmp_path):
     root = kaggle512(tmp_path, train=[f"TCGA-A{i}-A0D2" for i in range(9)], tiles_each=1)
     taken = survey.take_survey(Source(DataSettings("kaggle512", root)))
     chosen = pictures.choose_examples(taken, labels.SCHEMES["tumor_stroma"])

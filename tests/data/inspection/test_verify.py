@@ -19,7 +19,7 @@ def root(tmp_path):
 
 
 def run(capfd, *arguments):
-    """Exit code, output and errors of `verify`; errors are whole lines and no traceback."""
+    """Runs `verify` and returns exit code, output and errors; checks that errors are lines without a traceback."""
     code = main(["verify", *map(str, arguments)])
     out, err = capfd.readouterr()
     assert "Traceback" not in err and (code == 0) == (not err)
@@ -30,7 +30,7 @@ def verify_512(capfd, root):
     return run(capfd, f"--data.dir={root}", "--data.layout=kaggle512")
 
 
-def test_a_sound_data_set(root, capfd):
+def test_a_data_set_without_defects(root, capfd):
     code, out, _ = verify_512(capfd, root)
     assert code == 0
     assert re.search(
@@ -80,8 +80,8 @@ def test_the_first_ten_are_named_and_all_counted(tmp_path, capfd):
     assert err.count("found an empty file") == 10 and "\nand 2 more\n" in err and "12 defects (12 unusable)" in err
 
 
-def test_it_judges_as_training_does(root):
-    """What `check` refuses is a defect, with the same words."""
+def test_it_agrees_with_training(root):
+    """What `check_tiles` refuses is a defect with the same message."""
     (root / "train_512" / f"{name()}.png").write_bytes(b"<html>")
     verdict = verify(Source(DataSettings("kaggle512", root), collect=True))
     with pytest.raises(DataError) as error:
@@ -90,13 +90,13 @@ def test_it_judges_as_training_does(root):
 
 
 def kaggle224(root, test_masks):
-    for part, patient in (("train", "TCGA-A2-A0D2"), ("val", "TCGA-A2-A0D2"), ("test", "TCGA-OL-A5D6")):
+    for split, patient in (("train", "TCGA-A2-A0D2"), ("val", "TCGA-A2-A0D2"), ("test", "TCGA-OL-A5D6")):
         for number in range(2):
-            seed = 10 * len(part) + number + (part == "val") * 100
-            stem = name(patient, x=224 * number + 1000 * (part == "val"), size=224)
-            save(root / part / f"{stem}.png", image(seed))
-            if part != "test" or test_masks:
-                save(root / f"{part}_mask" / f"{stem}.png", mask(seed, codes=(0, 1, 2)))
+            seed = 10 * len(split) + number + (split == "val") * 100
+            stem = name(patient, x=224 * number + 1000 * (split == "val"), size=224)
+            save(root / split / f"{stem}.png", image(seed))
+            if split != "test" or test_masks:
+                save(root / f"{split}_mask" / f"{stem}.png", mask(seed, codes=(0, 1, 2)))
     return root
 
 
@@ -110,7 +110,7 @@ def test_published_kaggle224(tmp_path, capfd, test_masks):
     assert "6 usable tiles (train 2, val 2, test 2)" in out
     assert (
         len(find_tiles(DataSettings("kaggle224", tmp_path))) == 4 + 2 * test_masks
-    )  # training gets only what has a mask
+    )  # training gets only images with masks
     next((tmp_path / "BCSS" / "test").iterdir()).write_bytes(b"")
     assert run(capfd, f"--data.dir={tmp_path}")[0] == 3
 
@@ -131,7 +131,7 @@ def test_regions(tmp_path, capfd):
     assert code == 3 and re.search("A0B2.*: expected at least 16x16 pixels, found 8x8; lower --data.patch_size", err)
 
 
-def test_the_sample_is_sound(capfd, monkeypatch):
+def test_the_sample_has_no_defects(capfd, monkeypatch):
     monkeypatch.setattr(synthetic, "TRAIN_PATIENTS", 1)
     monkeypatch.setattr(synthetic, "VAL_PATIENTS", 1)
     monkeypatch.setattr(synthetic, "PLANS", synthetic.PLANS[:2])

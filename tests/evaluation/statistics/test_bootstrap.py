@@ -1,4 +1,4 @@
-"""Intervals against SciPy's bootstrap and against resamples written out."""
+"""Bootstrap intervals compared with SciPy and with explicit resamples."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def dice(totals):
 
 
 def case(patients=20, images=100):
-    """Counts (true positives, errors) of images whose quality depends on the patient."""
+    """Returns counts (true positives, errors) of images whose quality depends on the patient."""
     rng = np.random.default_rng(4)
     owner = rng.integers(0, patients, images)
     quality = rng.uniform(0.5, 0.95, patients)[owner]
@@ -21,7 +21,7 @@ def case(patients=20, images=100):
     return np.stack([right, 1000 - right], 1), np.asarray([f"patient {n}" for n in owner])
 
 
-def test_interval_over_patients_is_scipys():
+def test_the_interval_over_patients_equals_scipy():
     counts, patients = case()
     found = bootstrap.interval(counts, patients, dice)
     names = sorted(set(patients))
@@ -46,7 +46,7 @@ def test_interval_over_patients_is_scipys():
     assert images.high - images.low < 0.8 * width  # images of a patient are not independent
 
 
-def test_interval_is_that_of_resamples_written_out():
+def test_the_interval_equals_explicit_resamples():
     counts, patients = case(9, 30)
     names = sorted(set(patients))
     weights = np.random.Generator(np.random.PCG64(3)).multinomial(9, np.full(9, 1 / 9), size=bootstrap.RESAMPLES)
@@ -61,7 +61,7 @@ def test_interval_is_that_of_resamples_written_out():
     assert found != bootstrap.interval(counts, patients, dice, seed=4)
 
 
-def test_blocks_of_weights_change_nothing(monkeypatch):
+def test_drawing_in_blocks_does_not_change_the_interval(monkeypatch):
     counts, patients = case()
     found = bootstrap.interval(counts, patients, dice)
     monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 333)
@@ -77,7 +77,7 @@ def test_few_patients_are_resampled_by_image_and_the_result_says_so():
     assert bootstrap.interval(counts, patients, dice).over == "patients"
 
 
-def test_means_leave_out_what_has_no_score():
+def test_means_leave_out_missing_scores():
     rng = np.random.default_rng(0)
     values = rng.random((40, 2))
     values[rng.random(values.shape) < 0.3] = np.nan
@@ -93,14 +93,14 @@ def test_means_leave_out_what_has_no_score():
     assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected), abs=0.08 * (expected[1] - expected[0]))
 
 
-def test_paired_differences_share_their_patients():
+def test_paired_differences_draw_the_same_patients():
     counts, patients = case()
     better = counts + [20, -20]
     found = bootstrap.paired_difference(better, counts, patients, dice)
     assert found.value == pytest.approx(dice(better.sum(0)[None])[0] - dice(counts.sum(0)[None])[0], abs=1e-12)
     single = bootstrap.interval(counts, patients, dice)
     assert 0 < found.low < found.value < found.high
-    assert found.high - found.low < 0.1 * (single.high - single.low)  # what both share cancels
+    assert found.high - found.low < 0.1 * (single.high - single.low)  # the common variation cancels
     assert bootstrap.paired_difference(counts, counts, patients, dice)[:3] == (0, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Confidence counts, calibration error and temperature against sums pixel by pixel."""
+"""Confidence counts, calibration error and temperature compared with sums pixel by pixel."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def case(shape=(3, 9, 11), channels=4):
 
 
 def brute_force(probabilities, labels, classes, ignore):
-    """(confidence, correct) of every pixel with truth, per image."""
+    """Returns (confidence, correct) of every pixel with ground truth, per image."""
     images = []
     for p, t in zip(probabilities.astype(np.float64), labels, strict=True):
         pixels = []
@@ -45,7 +45,7 @@ def brute_force(probabilities, labels, classes, ignore):
 
 
 @pytest.mark.parametrize(("classes", "ignore"), (((1, 2, 3), 0), ((0, 1, 2, 3), None)))
-def test_counts_and_calibration_error_are_those_of_single_pixels(classes, ignore):
+def test_counts_and_calibration_error_equal_sums_over_pixels(classes, ignore):
     probabilities, labels = case()
     counts = COUNT(probabilities, labels, classes, ignore)
     assert counts.pixels.dtype == counts.correct.dtype == jnp.int32 and counts.confidence.dtype == jnp.float32
@@ -71,7 +71,7 @@ def test_counts_and_calibration_error_are_those_of_single_pixels(classes, ignore
     assert result["ece"] == pytest.approx(ece, rel=1e-5)
 
 
-def test_what_is_predicted_under_ignored_pixels_changes_nothing():
+def test_predictions_at_ignored_pixels_have_no_influence():
     probabilities, labels = case()
     before = COUNT(probabilities, labels, (1, 2, 3), 0)
     other = np.where((labels == 0)[..., None], probabilities[..., ::-1], probabilities)
@@ -80,7 +80,7 @@ def test_what_is_predicted_under_ignored_pixels_changes_nothing():
         np.testing.assert_array_equal(old, new)
 
 
-def test_the_sum_of_a_large_image_is_exact_enough():
+def test_the_sum_over_a_large_image_is_accurate():
     rng = np.random.default_rng(0)
     first = rng.uniform(0.94, 1.0, (1, 512, 512)).astype(np.float32)
     probabilities = np.stack([first, 1 - first], -1)
@@ -93,7 +93,7 @@ def test_extreme_probabilities():
     probabilities = np.asarray([[[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]]]], np.float32)
     counts = COUNT(probabilities, np.ones((1, 1, 3), int), (1, 2), None)
     pixels = np.zeros(BINS, int)
-    pixels[-1], pixels[BINS // 2] = 1, 2  # certain; one half twice, of which once nothing is known
+    pixels[-1], pixels[BINS // 2] = 1, 2  # one certain pixel and two at one half, one of them without evaluated mass
     assert counts.pixels[0].tolist() == pixels.tolist() and counts.confidence[0].sum() == 2.0
 
 
@@ -118,7 +118,7 @@ def test_temperature_minimizes_the_negative_log_likelihood():
     logits = rng.normal(size=(4000, 4)) * 2
     of_class = np.stack([rng.choice(3, p=p) for p in softmax(logits[:, 1:])])
     found = fit_temperature(3.0 * logits, of_class + 1, (1, 2, 3))
-    assert found == pytest.approx(3.0, rel=0.1)  # labels were drawn from the logits before they were made too sure
+    assert found == pytest.approx(3.0, rel=0.1)  # labels were drawn from the logits before the factor 3
     best = negative_log_likelihood(3.0 * logits[:, 1:], of_class, found)
     for factor in (0.9, 0.999, 1.001, 1.1):
         assert negative_log_likelihood(3.0 * logits[:, 1:], of_class, factor * found) > best
@@ -128,7 +128,7 @@ def test_temperature_minimizes_the_negative_log_likelihood():
     assert fit_temperature(logits, of_class + 1, (1, 2, 3)) == pytest.approx(found / 3, rel=1e-9)
 
 
-def test_pixels_without_truth_do_not_move_the_temperature():
+def test_pixels_without_ground_truth_do_not_change_the_temperature():
     rng = np.random.default_rng(1)
     logits, labels = rng.normal(size=(500, 3)), rng.integers(0, 3, 500)
     known = labels > 0
@@ -137,7 +137,9 @@ def test_pixels_without_truth_do_not_move_the_temperature():
 
 def test_temperatures_without_a_minimum_end_at_the_bounds():
     logits = np.asarray([[2.0, -2.0], [-2.0, 2.0]])
-    assert fit_temperature(logits, [0, 1], (0, 1)) == 1 / HIGHEST_TEMPERATURE  # always right: the surer the better
+    assert (
+        fit_temperature(logits, [0, 1], (0, 1)) == 1 / HIGHEST_TEMPERATURE
+    )  # always correct, so more confidence is always better
     assert fit_temperature(logits, [1, 0], (0, 1)) == HIGHEST_TEMPERATURE
     with pytest.raises(DataError, match="found none"):
         fit_temperature(logits, [5, 5], (0, 1))

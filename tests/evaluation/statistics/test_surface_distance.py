@@ -1,4 +1,4 @@
-"""HD95 and normalized surface Dice against distances of all pairs of pixels, and against MONAI."""
+"""HD95 and normalized surface Dice compared with the distances of all pairs of pixels and with MONAI."""
 
 import math
 
@@ -9,13 +9,13 @@ from bcss_jax.evaluation.statistics.surface_distance import surface_score, surfa
 
 
 def blobs(rng, shape, size=4, share=0.5):
-    """A random mask of squares: borders as tissue has them, not salt and pepper."""
+    """Returns a random mask of squares, which has borders like tissue and not like noise."""
     coarse = rng.random((shape[0] // size + 1, shape[1] // size + 1)) < share
     return np.kron(coarse, np.ones((size, size), bool))[: shape[0], : shape[1]]
 
 
 def border_pixels(mask, ignored, other):
-    """All border pixels, and those that are counted, pixel by pixel."""
+    """Returns all border pixels and those that are counted, found pixel by pixel."""
     every, counted = [], []
     height, width = mask.shape
     for y, x in zip(*np.nonzero(mask & ~ignored), strict=True):
@@ -73,7 +73,7 @@ def test_equals_the_distances_of_all_pairs(part):
         )
 
 
-def test_what_lies_under_pixels_without_truth_changes_nothing():
+def test_pixels_without_ground_truth_have_no_influence():
     changed = 0
     for seed in range(200):
         truth, prediction, ignored, rng = random_case(seed)
@@ -113,7 +113,7 @@ def test_a_known_shift():
     assert surface_score(truth, truth, ignored, mpp=0.5, tolerance_um=0.0) == (0.0, 1.0)
 
 
-def test_absent_missed_and_invented():
+def test_absent_missed_and_falsely_predicted_classes():
     empty, mask = np.zeros((30, 40), bool), np.zeros((30, 40), bool)
     mask[5:9, 5:9] = True
     score = {"mpp": 0.5, "tolerance_um": 1.0}
@@ -123,20 +123,20 @@ def test_absent_missed_and_invented():
     assert np.isnan(surface_score(mask, mask, ~empty, **score)).all()  # no pixel has truth
 
 
-def test_the_outline_of_the_known_area_is_no_merit():
-    """Of a square whose right half has no truth only the sides count that both masks could differ in."""
+def test_the_outline_of_the_annotated_area_does_not_count():
+    """A square without ground truth in its right half: only those sides count where the masks can differ."""
     truth, ignored = np.zeros((2, 40, 40), bool)
     truth[10:30, 10:30], ignored[:, 20:] = True, True
     prediction = truth.copy()
     prediction[10:30, 10:12] = False  # the left side is two pixels off
     score = surface_score(truth, prediction, ignored, mpp=1.0, tolerance_um=0.0)
     assert score.hd95_um == 2.0
-    # Counted: upper, lower and left side, 38 pixels of truth, 34 predicted. Off: 20 + 2 of truth, of which two are
-    # counted already, and 18 predicted (the corners lie on the true upper and lower side).
+    # Counted: upper, lower and left side, 38 pixels of ground truth and 34 predicted ones. Outside the tolerance: 22 of
+    # ground truth and 18 predicted ones (the predicted corners lie on the true upper and lower side).
     assert score.nsd == pytest.approx(1 - (22 + 18) / (38 + 34), abs=1e-12)
 
 
-def test_a_missed_island_in_unknown_land_is_seen():
+def test_a_missed_island_in_an_area_without_ground_truth_is_found():
     labels = np.zeros((30, 30), int)  # 0: no truth
     labels[2:8, 2:8], labels[20:28, 20:28] = 1, 2
     predictions = np.ones_like(labels)
@@ -149,7 +149,7 @@ def test_a_missed_island_in_unknown_land_is_seen():
     assert (missed.hd95_um > 1.5).all() and (missed.nsd < 1).all()
 
 
-def test_the_same_masks_never_score_less_than_perfect():
+def test_equal_masks_have_perfect_scores():
     for seed in range(100):
         truth, _, ignored, _ = random_case(seed)
         found = surface_score(truth, truth, ignored, mpp=0.25, tolerance_um=0.0)
@@ -167,7 +167,7 @@ def test_classes_are_scored_one_by_one_and_every_pixel_counts_without_an_ignored
 
 
 @pytest.mark.parametrize("wrong", ({"mpp": 0.0}, {"mpp": math.nan}, {"tolerance_um": -1.0}))
-def test_impossible_arguments(wrong):
+def test_arguments_out_of_range(wrong):
     mask = np.ones((4, 4), bool)
     with pytest.raises(ValueError, match="mpp must be above 0"):
         surface_score(mask, mask, ~mask, **{"mpp": 0.25, "tolerance_um": 1.0, **wrong})

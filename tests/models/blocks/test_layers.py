@@ -1,4 +1,4 @@
-"""Layers: the forms chosen for speed give the values and gradients of the plain ones."""
+"""Layers: implementations that are optimized for speed have the values and gradients of plain ones."""
 
 import functools
 
@@ -25,7 +25,7 @@ def normal(seed, *shape):
         (1, 3, 2000, 4, 4),  # bands of one row
     ],
 )
-def test_kernel_gradient_on_cpu_is_the_convolutions(n, h, w, inputs, outputs):
+def test_kernel_gradient_on_cpu_equals_that_of_the_convolution(n, h, w, inputs, outputs):
     x, dy = normal(0, n, h, w, inputs), normal(1, n, h, w, outputs)
     kernel = normal(2, 3, 3, inputs, outputs)
     y, pullback = jax.vjp(cpu_convolution.plain_conv, x, kernel)
@@ -47,7 +47,7 @@ def test_kernel_gradient_of_bfloat16_maps():
     np.testing.assert_allclose(fast.astype(jnp.float32), plain, atol=0.02 * float(plain.std()), rtol=0.01)
 
 
-def test_max_pool_is_reduce_window_and_shares_the_gradient_of_ties():
+def test_max_pool_equals_reduce_window_and_shares_the_gradient_of_ties():
     x = normal(0, 2, 7, 8, 3)
     flax_pool = nnx.max_pool(x, (2, 2), strides=(2, 2))
     np.testing.assert_array_equal(resampling.max_pool_2x2(x), flax_pool)
@@ -62,7 +62,7 @@ def test_max_pool_is_reduce_window_and_shares_the_gradient_of_ties():
     np.testing.assert_array_equal(tied, jnp.full((1, 2, 2, 1), 0.25))
 
 
-def test_transposed_convolution_is_flaxs():
+def test_transposed_convolution_equals_flax():
     layer = layers.ConvTranspose(6, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = normal(0, 2, 5, 3, 6)
     expected = jax.lax.conv_transpose(
@@ -79,7 +79,7 @@ def test_bilinear_upsampling_keeps_the_corners_and_straight_lines(size):
     assert y.shape == (1, 2 * size, 6, 1)
 
 
-def test_padding_puts_the_smaller_half_before():
+def test_padding_adds_the_smaller_half_before_the_map():
     y = resampling.pad_to(jnp.ones((1, 2, 2, 1)), (1, 5, 3, 9))[0, :, :, 0]
     np.testing.assert_array_equal(y, [[0, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]])
 
@@ -108,7 +108,7 @@ def test_batch_norm_of_maps_far_from_zero(mean):
 
 
 def plainly(x, scale, bias, shape, axes):
-    """Normalization as it is written in the papers, for automatic differentiation."""
+    """Normalization as defined in the papers, for automatic differentiation."""
     parts = x.reshape(shape)
     parts = (parts - parts.mean(axes, keepdims=True)) / jnp.sqrt(parts.var(axes, keepdims=True) + 1e-5)
     return parts.reshape(x.shape) * scale + bias
@@ -116,7 +116,7 @@ def plainly(x, scale, bias, shape, axes):
 
 @pytest.mark.parametrize("activation", [None, jax.nn.relu, functools.partial(jax.nn.leaky_relu, negative_slope=0.01)])
 @pytest.mark.parametrize("groups", [6, 2, 1])
-def test_the_gradient_of_group_norm_is_that_of_its_definition(groups, activation):
+def test_the_gradient_of_group_norm_matches_its_definition(groups, activation):
     x, dy = 3 + normal(0, 2, 5, 4, 6), normal(1, 2, 5, 4, 6)
     scale, bias = 1 + 0.3 * normal(2, 6), normal(3, 6)
     shape, axes = (2, 20, groups, 6 // groups), (1, 3)
@@ -134,7 +134,7 @@ def test_the_gradient_of_group_norm_is_that_of_its_definition(groups, activation
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_the_gradient_of_batch_norms_that_share_a_measurement_is_that_of_their_definition():
+def test_the_gradient_of_batch_norms_that_share_statistics_matches_their_definition():
     x, more = 2 + normal(0, 4, 5, 6, 3), normal(1, 4, 5, 6, 2)
     cotangents = normal(2, 4, 5, 6, 3), normal(3, 4, 5, 6, 5)
 

@@ -1,4 +1,4 @@
-"""Files of weights: every kind gives the same arrays, damaged and malicious ones are refused without being run."""
+"""Files of weights: all types give the same arrays; damaged and malicious files are refused and never run."""
 
 import hashlib
 import importlib.metadata
@@ -22,7 +22,7 @@ ARRAYS = {
 
 
 class Canary:
-    """Unpickling it leaves a file behind."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -45,7 +45,7 @@ def test_npz_and_its_digest(tmp_path):
     assert file.sha256 == hashlib.sha256((tmp_path / "w.npz").read_bytes()).hexdigest()
 
 
-def test_safetensors_bfloat16_too(tmp_path):
+def test_safetensors_with_bfloat16(tmp_path):
     floats = {name: value for name, value in ARRAYS.items() if value.dtype == np.float32}
     save_file({name: jnp.asarray(value, jnp.bfloat16) for name, value in floats.items()}, tmp_path / "w.safetensors")
     assert_arrays(read_weights(tmp_path / "w.safetensors").arrays, floats)
@@ -101,13 +101,13 @@ def test_an_npz_of_objects_is_refused_without_being_run(tmp_path):
     assert not canary.exists()
 
 
-def test_the_canary_sings(tmp_path):
+def test_the_canary_file_is_written_when_unpickled(tmp_path):
     pickle.loads(pickle.dumps(Canary(tmp_path / "canary"))).close()
     assert (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("share", (0.0, 0.3, 0.9))
-def test_truncated_files(tmp_path, share):
+def test_truncated_files_are_refused(tmp_path, share):
     np.savez(tmp_path / "w.npz", **ARRAYS)
     save_file({"w": jnp.zeros(100)}, tmp_path / "w.safetensors")
     for name in ("w.npz", "w.safetensors"):
@@ -118,7 +118,7 @@ def test_truncated_files(tmp_path, share):
 
 
 @needs_torch
-def test_what_is_no_dictionary_of_tensors(tmp_path):
+def test_other_content_than_a_dictionary_of_tensors_is_refused(tmp_path):
     import torch
 
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
@@ -129,7 +129,7 @@ def test_what_is_no_dictionary_of_tensors(tmp_path):
         read_weights(tmp_path / "more.pth")
 
 
-def test_missing_and_unknown_files(tmp_path):
+def test_missing_and_unknown_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
         read_weights(tmp_path / "w.npz")
     (tmp_path / "w.h5").touch()
@@ -138,7 +138,7 @@ def test_missing_and_unknown_files(tmp_path):
 
 
 @pytest.mark.parametrize("version, said", ((None, "needs PyTorch"), ("2.9.1", "found 2.9.1")))
-def test_pth_without_a_safe_pytorch(tmp_path, monkeypatch, version, said):
+def test_pth_without_a_safe_pytorch_is_refused(tmp_path, monkeypatch, version, said):
     (tmp_path / "w.pth").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: version)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
@@ -156,7 +156,7 @@ def test_pth_without_pytorch_is_not_opened(tmp_path, monkeypatch):
 
 
 @needs_torch
-def test_a_checkpoint_of_nnunets_kind_with_numpys_numbers(tmp_path):
+def test_a_checkpoint_of_nnunet_may_hold_numpy_scalars(tmp_path):
     import torch
 
     state = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in ARRAYS.items() if value.ndim}
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_nnunets_kind_with_numpys_numbers(tmp_path):
 
 
 @needs_torch
-def test_the_label_values_in_milesials_files_are_no_weights(tmp_path):
+def test_the_label_values_in_milesials_files_are_ignored(tmp_path):
     import torch
 
     torch.save({"w": torch.ones(2), "mask_values": [0, 1]}, tmp_path / "w.pth")
@@ -177,14 +177,14 @@ def test_the_label_values_in_milesials_files_are_no_weights(tmp_path):
 @pytest.mark.parametrize(
     "array", (np.array(["a"]), np.array([1j]), np.array(["2020-01-01"], "M8[D]"), np.array([np.nan]))
 )
-def test_what_are_no_finite_numbers(tmp_path, array):
+def test_values_that_are_not_finite_numbers_are_refused(tmp_path, array):
     np.savez(tmp_path / "w.npz", w=array)
     with pytest.raises(DataError, match="w.npz: w holds"):
         read_weights(tmp_path / "w.npz")
 
 
 @pytest.mark.parametrize("kind", ("npz", "compressed npz", "safetensors", "pth"))
-def test_damaged_anywhere_a_file_is_read_or_refused(tmp_path, kind):
+def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path, kind):
     path = tmp_path / f"w.{kind.split()[-1]}"
     if kind == "pth":
         torch = pytest.importorskip("torch", reason="PyTorch is not installed")

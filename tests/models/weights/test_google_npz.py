@@ -1,4 +1,4 @@
-"""Google's npz names: the full list loads, positions are resized as scipy does it, and what is unknown is told."""
+"""Google's npz files: all names load, positions are resized as in scipy, and unknown names are reported."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.paths import SHARED
+from helpers.small_networks import TRANSUNET_RESNET
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
@@ -22,7 +23,7 @@ def random_arrays(shapes):
 
 
 def small_shapes(tokens=10):
-    """Names and shapes of a small hybrid: one unit in each block, one transformer block of 3 heads."""
+    """Returns names and shapes of a small hybrid: one unit in each block, one transformer block with 3 heads."""
     width, features, heads, mlp, shapes = 32, 12, 3, 20, {}
 
     def layer(name, *shape):
@@ -64,19 +65,9 @@ def small_shapes(tokens=10):
 
 
 def small_model(image_size):
-    return models.create(
-        "transunet",
-        num_classes=2,
-        image_size=image_size,
-        width_factor=0.5,
-        resnet_layers=(1, 1, 1),
-        hidden_size=12,
-        mlp_size=20,
-        num_heads=3,
-        num_layers=1,
-        decoder_channels=(2, 2, 2, 2),
-        skip_channels=(256, 128, 32, 0),
-    )
+    transformer = dict(hidden_size=12, mlp_size=20, num_heads=3, num_layers=1)
+    small = TRANSUNET_RESNET | transformer | dict(decoder_channels=(2, 2, 2, 2))
+    return models.create("transunet", num_classes=2, image_size=image_size, **small)
 
 
 def small_encoder(image_size):
@@ -84,7 +75,7 @@ def small_encoder(image_size):
 
 
 def linen_era(arrays):
-    """The same arrays under the names that flax.linen gives."""
+    """Returns the same arrays under the names of flax.linen."""
     renamed = {"LayerNorm_2": "LayerNorm_1", "MlpBlock_3": "MlpBlock_0", "Attention_1": "Attention_0"}
     for old, new in renamed.items():
         arrays = {name.replace(old, new): array for name, array in arrays.items()}
@@ -127,7 +118,7 @@ def test_all_of_googles_names_load_into_the_full_model(full):
         np.testing.assert_array_equal(np.asarray(ours[...]).ravel(), full[name].ravel(), err_msg=name)
 
 
-def test_both_eras_give_the_same_state_and_every_encoder_parameter():
+def test_old_and_new_names_give_the_same_state_with_every_encoder_parameter():
     arrays = random_arrays(small_shapes())
     one, other = (google_npz.torch_state(a, (3, 3)) for a in (arrays, linen_era(arrays)))
     assert linen_era(arrays).keys() != arrays.keys()
@@ -138,7 +129,7 @@ def test_both_eras_give_the_same_state_and_every_encoder_parameter():
     assert one.keys() == encoder.torch_entries().keys()
 
 
-def test_the_loaded_attention_is_flaxs():
+def test_the_loaded_attention_equals_flax():
     arrays = random_arrays(small_shapes())
     encoder = load_torch_state(small_encoder(48), google_npz.torch_state(arrays, (3, 3)))
     theirs = nnx.MultiHeadAttention(3, 12, decode=False, rngs=nnx.Rngs(0))
@@ -151,7 +142,7 @@ def test_the_loaded_attention_is_flaxs():
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (32, 32), (7, 28), (14, 20), (5, 9), (1, 1), (1, 14)])
-def test_positions_are_resized_as_by_scipy(grid):
+def test_positions_are_resized_as_in_scipy(grid):
     ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
     table = np.random.RandomState(0).standard_normal((1, 197, 6)).astype(np.float32)
     resized = google_npz.torch_state({POSITIONS: table}, grid)["embeddings.position_embeddings"]
@@ -170,7 +161,7 @@ def test_positions_of_the_same_grid_are_copied_with_or_without_a_class_token():
 
 
 @pytest.mark.parametrize("image_size, grid", [(32, (2, 2)), ((16, 64), (1, 4))])
-def test_a_file_fills_the_encoder_of_models_for_other_sizes(image_size, grid, tmp_path):
+def test_a_file_loads_into_models_for_other_image_sizes(image_size, grid, tmp_path):
     arrays = random_arrays(small_shapes())
     np.savez(tmp_path / "small.npz", **arrays)
     model = small_model(image_size)
@@ -183,7 +174,7 @@ def test_a_file_fills_the_encoder_of_models_for_other_sizes(image_size, grid, tm
     np.testing.assert_array_equal(model.head.kernel[...], head)
 
 
-def test_the_loader_lists_what_does_not_fit():
+def test_the_loader_lists_all_problems():
     arrays = random_arrays(small_shapes())
     arrays["block1/unit1/conv9/kernel"] = np.zeros((1, 1, 2, 2), np.float32)
     arrays["Transformer/encoderblock_0/LayerNorm_0/offset"] = np.zeros(12, np.float32)
@@ -199,6 +190,6 @@ def test_the_loader_lists_what_does_not_fit():
         assert part in str(error.value)
 
 
-def test_only_googles_files_are_taken_for_such():
+def test_only_googles_files_are_recognized():
     assert google_npz.is_google(small_shapes())
     assert not google_npz.is_google(["transformer.encoder.encoder_norm.weight", "head.weight", "conv1.weight"])

@@ -1,8 +1,7 @@
-"""Loading reference weights: parity with the reference's outputs, errors, and the way back."""
+"""Pretrained weights: parity with the reference, errors, and export."""
 
 import functools
 import hashlib
-import json
 import re
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.references import PARITY, reference_weights
+from helpers.references import reference_case
 
 from bcss_jax import models
 from bcss_jax.errors import DataError
@@ -24,23 +23,21 @@ from bcss_jax.models.weights.torch_layout import SAME
 @pytest.mark.parametrize(
     "case, kwargs", [("unet_milesial_64", {}), ("unet_milesial_bilinear", {"bilinear": True})], ids=lambda v: str(v)
 )
-def test_unet_gives_the_references_logits(case, kwargs):
-    weights = reference_weights()
-    entry = json.loads((PARITY / "index.json").read_text())[case]
+def test_logits_of_unet_match_the_reference(case, kwargs):
+    entry, state, image, expected = reference_case(case)
     model = models.create("unet", num_classes=3, **kwargs)
     assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) == entry["n_params"]
 
-    load_torch_state(model, {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()})
-    image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
+    load_torch_state(model, state)
     model.eval()
     with jax.default_matmul_precision("highest"):
         logits = np.asarray(nnx.jit(lambda m, x: m(x))(model, image)).transpose(0, 3, 1, 2)
-    expected = np.load(PARITY / "outputs" / f"{case}.npz")["out0"]
+    expected = expected["out0"]
     assert np.abs(logits - expected).max() / expected.std() < 3e-4
 
 
 @pytest.mark.parametrize("bilinear", [False, True])
-def test_state_survives_the_way_out_and_in(bilinear):
+def test_state_survives_export_and_import(bilinear):
     one, other = (models.create("unet", num_classes=2, width=4, depth=2, bilinear=bilinear, seed=s) for s in (1, 2))
     state = to_torch_state(one)
     load_torch_state(other, state | {"inc.double_conv.1.num_batches_tracked": np.array(3)})
@@ -48,7 +45,7 @@ def test_state_survives_the_way_out_and_in(bilinear):
         np.testing.assert_array_equal(a, b)
 
 
-def test_all_misfits_are_told_in_one_error():
+def test_one_error_lists_all_problems():
     model = models.create("unet", num_classes=2, width=4, depth=1)
     state = to_torch_state(model)
     before = np.array(model.outc.bias[...])
@@ -74,7 +71,7 @@ def small_unet(seed=0, blocks=(1, 1, 1, 1), num_classes=3):
 
 
 def encoder_file(seed=1):
-    """The encoder of another network as a weight file of torchvision has it."""
+    """Returns the encoder of another network as in a weight file of torchvision."""
     state = to_torch_state(small_unet(seed).encoder)
     counters = {
         name.replace("running_mean", "num_batches_tracked"): np.array(7) for name in state if "running_mean" in name
@@ -88,7 +85,7 @@ def save(path, arrays):
 
 
 @pytest.mark.parametrize("prefix", ("", "encoder.", "module.", "backbone.", "module.encoder."))
-def test_an_encoder_gets_its_weights_and_the_rest_is_left_alone(tmp_path, prefix):
+def test_an_encoder_gets_its_weights_and_the_decoder_does_not_change(tmp_path, prefix):
     state, counters, classifier = encoder_file()
     path = save(tmp_path / "w.npz", {prefix + name: array for name, array in (state | counters | classifier).items()})
     model = small_unet()
@@ -102,12 +99,12 @@ def test_an_encoder_gets_its_weights_and_the_rest_is_left_alone(tmp_path, prefix
     np.testing.assert_array_equal(model.head.kernel[...], head)
 
 
-def test_no_classifier_and_no_counters_are_fine(tmp_path):
+def test_classifier_and_counters_may_be_missing(tmp_path):
     assert load_pretrained(small_unet(), save(tmp_path / "w.npz", encoder_file()[0]))["passed_over"] == []
 
 
 @pytest.mark.parametrize("prefix", ("", "module.", "model."))
-def test_weights_of_the_whole_network_fill_all_of_it(tmp_path, prefix):
+def test_weights_of_the_whole_network_are_loaded_completely(tmp_path, prefix):
     state = to_torch_state(small_unet(1))
     model = small_unet()
     record = load_pretrained(model, save(tmp_path / "w.npz", {prefix + name: a for name, a in state.items()}))
@@ -116,13 +113,13 @@ def test_weights_of_the_whole_network_fill_all_of_it(tmp_path, prefix):
         np.testing.assert_array_equal(array, state[name])
 
 
-def test_a_model_without_encoder_takes_whole_weights(tmp_path):
+def test_a_model_without_an_encoder_loads_weights_of_the_whole_network(tmp_path):
     one, other = (models.create("unet", num_classes=2, width=4, depth=1, seed=s) for s in (1, 2))
     assert load_pretrained(other, save(tmp_path / "w.npz", to_torch_state(one)))["part"] == "model"
     np.testing.assert_array_equal(other.outc.kernel[...], one.outc.kernel[...])
 
 
-def test_what_does_not_fit_is_listed_with_the_file_and_nothing_is_changed(tmp_path):
+def test_problems_are_listed_with_the_file_and_nothing_changes(tmp_path):
     state, _, _ = encoder_file()
     del state["layer3.0.bn2.weight"]
     state["conv1.weight"] = state["conv1.weight"][:, :1]
@@ -143,20 +140,20 @@ def test_what_does_not_fit_is_listed_with_the_file_and_nothing_is_changed(tmp_pa
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_a_deeper_encoders_weights_and_a_long_list_are_cut(tmp_path):
+def test_a_long_list_of_problems_is_shortened(tmp_path):
     deeper = to_torch_state(small_unet(blocks=(2, 2, 2, 2)).encoder)
     with pytest.raises(DataError, match=r"unknown layer1\.1\.conv1.weight.* and \d+ more"):
         load_pretrained(small_unet(), save(tmp_path / "w.npz", deeper))
 
 
-def test_googles_weights_fit_nothing_else(tmp_path):
+def test_googles_weights_fit_no_other_network(tmp_path):
     path = save(tmp_path / "w.npz", {"Transformer/encoder_norm/bias": np.zeros(3)})
     with pytest.raises(DataError, match="fit transunet, not EncoderUNet"):
         load_pretrained(small_unet(), path)
 
 
 class TwoNames(nnx.Module):
-    """One tensor that the reference lists twice."""
+    """A module with a tensor that the reference lists twice."""
 
     def __init__(self):
         self.kernel = nnx.Param(jnp.zeros(2))
@@ -178,7 +175,7 @@ def test_a_tensor_with_several_names_needs_one_and_they_must_agree():
 
 
 @pytest.mark.parametrize("prefix", ("features.", "", "module.features.", "encoder.features."))
-def test_both_namings_of_densenets_are_understood(prefix):
+def test_both_namings_of_densenets_are_loaded(prefix):
     one, other = (DenseNet(4, (1, 2), 8, 3, dtype=jnp.float32, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     state = to_torch_state(one)
     old = {re.sub(r"(denselayer\d\.(?:norm|conv))(\d)", r"\1.\2", name): array for name, array in state.items()}
