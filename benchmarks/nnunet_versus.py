@@ -1,11 +1,12 @@
-"""Trains nnU-Net itself and this project's on the same real tissue, with the same plan and number of iterations.
+"""Trains nnU-Net and this project's implementation on the same real tissue with the same plan and iterations.
 
-    python benchmarks/nnunet_versus.py --data_dir=../shared/data/bcss_roi --work=runs/versus --labels=ignore --iterations=100
+    python benchmarks/nnunet_versus.py --data_dir=../shared/data/bcss_roi --work=runs/versus --labels=ignore
+    --iterations=100
 
-The region TCGA-A2-A0D2 is cut: its left two thirds into tiles that both train on, its right third is held back whole and
-predicted through sliding windows. Both read the same raw data folder, plan for themselves (the plans are compared), and
-train on all tiles; then both predict the third. Needs nnU-Net (`pip install -e '.[reference]'`). Each side runs with
-`--cores` threads; run one side with `--only=ours` or `--only=theirs` to have them side by side on cores of their own.
+The left two thirds of the region TCGA-A2-A0D2 are cut into tiles, on which both train. The right third is the test
+image, which both predict with sliding windows. Both read the same raw data folder and make their own plan; the plans
+are compared. nnU-Net must be installed (`pip install -e '.[reference]'`). Each side uses `--cores` threads. To run both
+at the same time on different cores, start this script twice, with `--only=ours` and with `--only=theirs`.
 """
 
 import argparse
@@ -29,8 +30,8 @@ REGION, TILE, DATASET = "TCGA-A2-A0D2", 224, "Dataset001_ROI"
 # BCSS codes of this region: 1 tumor, 2 stroma, 4 necrosis, 7 exclude; 3 is `ignore`, 0 the background.
 TO_LABEL = {"background": {1: 1, 2: 2, 4: 0, 7: 3, 0: 3}, "ignore": {1: 1, 2: 2, 4: 3, 7: 3, 0: 3}}
 
-# nnU-Net's trainer has no option for its length; a subclass in a file of its own package folder would be needed. This one is
-# put in place of it for the process.
+# nnU-Net's trainer has no option for the number of epochs and iterations; normally, this needs a subclass in nnU-Net's
+# own package folder. This script instead replaces methods of the trainer in its process.
 TRAIN_THEIRS = """
 import sys, torch
 from nnunetv2.run import run_training
@@ -44,19 +45,19 @@ def shorter(self):
     self.save_every = 10**9
     before(self)
 nnUNetTrainer.initialize = shorter
-nnUNetTrainer.perform_actual_validation = lambda self, *args, **kwargs: None  # the held-back third is what counts
+nnUNetTrainer.perform_actual_validation = lambda self, *args, **kwargs: None  # only the test image counts
 run_training.run_training("1", "2d", "all", device=torch.device("cpu"))
 """
 
 
 def arguments() -> argparse.Namespace:
-    """Command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", type=Path, required=True, help="holds images and masks of whole regions")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder with images and masks of whole regions")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--labels", choices=TO_LABEL, default="ignore", help="what everything else is")
+    parser.add_argument("--labels", choices=TO_LABEL, default="ignore", help="label of all other codes")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=20, help="of each epoch")
+    parser.add_argument("--iterations", type=int, default=20, help="per epoch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=("ours", "theirs"))
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
 
 
 def cut(args: argparse.Namespace) -> Path:
-    """Writes the raw data folder: tiles of the left two thirds, and the right third."""
+    """Writes the raw data folder: tiles of the left two thirds, and the right third. Returns the folder."""
     (image_file,), (mask_file,) = ((args.data_dir / kind).glob(f"{REGION}*.png") for kind in ("images", "masks"))
     table = np.full(256, 3, np.uint8)
     for code, label in TO_LABEL[args.labels].items():
@@ -87,14 +88,12 @@ def cut(args: argparse.Namespace) -> Path:
         "file_ending": ".png",
     }
     (root / "dataset.json").write_text(json.dumps(dataset))
-    print(
-        f"{len(tiles)} tiles of {TILE}x{TILE} to train on, a third of {image.shape[0]}x{image.shape[1] - third} held back"
-    )
+    print(f"{len(tiles)} training tiles of {TILE}x{TILE}, a test image of {image.shape[0]}x{image.shape[1] - third}")
     return root
 
 
 def ours(args: argparse.Namespace, root: Path) -> Path:
-    """Trains and predicts here. Returns the prediction."""
+    """Trains and predicts with this project. Returns the file of the prediction."""
     run, out = args.work / f"ours_{args.labels}", args.work / f"ours_{args.labels}_out"
     start = time.perf_counter()
     call(
@@ -115,7 +114,7 @@ def ours(args: argparse.Namespace, root: Path) -> Path:
 
 
 def theirs(args: argparse.Namespace, root: Path) -> Path:
-    """Trains and predicts with nnU-Net. Returns the prediction."""
+    """Trains and predicts with nnU-Net. Returns the file of the prediction."""
     preprocessed, results = args.work / "nnunet_preprocessed", args.work / f"nnunet_results_{args.labels}"
     out, bin_folder = args.work / f"theirs_{args.labels}_out", Path(sys.executable).parent
     more = {"nnUNet_raw": root.parent, "nnUNet_preprocessed": preprocessed, "nnUNet_results": results}
@@ -145,7 +144,7 @@ def theirs(args: argparse.Namespace, root: Path) -> Path:
 
 
 def call(args: argparse.Namespace, command: list, more: dict | None = None) -> None:
-    """Runs a command with its output shown; ends everything if it fails."""
+    """Runs a command and shows its output; stops if the command fails."""
     threads = {"OMP_NUM_THREADS": str(args.cores)}
     environment = os.environ | threads | {name: str(value) for name, value in (more or {}).items()}
     subprocess.run([str(part) for part in command], check=True, env=environment, cwd=Path(__file__).parents[1])

@@ -1,6 +1,6 @@
-"""The Dense U-Net of `bcss_jax.models.dense_unet` in PyTorch, for comparisons of numbers and speed.
+"""The Dense U-Net of `bcss_jax.models.dense_unet` in PyTorch, to compare values and speed.
 
-The names in the state dict are those of that module's `torch_entries`.
+The names in the state dict are those of `torch_entries` there.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class NormConv(nn.Module):
-    """BatchNorm, ReLU, convolution."""
+    """BatchNorm, ReLU and a convolution."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):
         """Channels in and out, size of the kernel."""
@@ -23,7 +23,7 @@ class NormConv(nn.Module):
 
 
 class DenseBlock(nn.ModuleDict):
-    """Layers that each read all maps before them."""
+    """A sequence of layers, each of which reads all maps before it."""
 
     def __init__(self, inputs: int, growth: int, num_layers: int):
         """Channels in, channels each layer adds, number of layers."""
@@ -41,7 +41,7 @@ class Down(nn.Module):
     """Dense block and transition."""
 
     def __init__(self, inputs: int, growth: int, num_layers: int, compression: float):
-        """Arguments as of `DenseUNet`, and channels in."""
+        """Channels of the input; see `DenseUNet` for the other arguments."""
         super().__init__()
         self.block = DenseBlock(inputs, growth, num_layers)
         self.outputs = max(1, int(compression * self.block.outputs))
@@ -57,7 +57,7 @@ class Up(nn.Module):
     """Upsampling, concatenation before the skip, dense block and transition."""
 
     def __init__(self, inputs: int, skip: int, growth: int, num_layers: int, compression: float):
-        """Arguments as of `DenseUNet`, and channels in and of the skip."""
+        """Channels of the input and of the skip; see `DenseUNet` for the other arguments."""
         super().__init__()
         self.upsample = nn.ConvTranspose2d(inputs, max(1, inputs // 2), 2, 2, bias=False)
         self.block = DenseBlock(max(1, inputs // 2) + skip, growth, num_layers)
@@ -65,7 +65,7 @@ class Up(nn.Module):
         self.transition = NormConv(self.block.outputs, self.outputs, 1)
 
     def forward(self, x, skip):
-        """The smaller map and the skip -> (N, outputs, *skip's size)."""
+        """The smaller map and the skip (N, C, H, W) -> (N, outputs, H, W)."""
         x = self.upsample(x)
         height, width = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
         x = functional.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
@@ -73,7 +73,7 @@ class Up(nn.Module):
 
 
 class DenseUNet(nn.Module):
-    """Arguments as of `bcss_jax.models.dense_unet.DenseUNet`."""
+    """The network, with the arguments of `bcss_jax.models.dense_unet.DenseUNet`."""
 
     def __init__(
         self, num_classes, *, growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5,

@@ -1,6 +1,4 @@
-"""The TransUNet of `bcss_jax.models.transunet` in PyTorch, module names as in the official code, for comparisons of
-numbers and speed.
-"""
+"""The TransUNet of `bcss_jax.models.transunet` in PyTorch, with the official names, to compare values and speed."""
 
 import torch
 from torch import nn
@@ -8,7 +6,7 @@ from torch.nn import functional
 
 
 def same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's padding before and after, for an axis of this size."""
+    """Returns TensorFlow's padding before and after an axis of a given size."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -22,7 +20,7 @@ class StdConv2d(nn.Conv2d):
     """Convolution with a standardized kernel."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, google: bool):
-        """Channels in and out, side of the kernel, stride, and whose arithmetic."""
+        """Channels in and out, size of the kernel, stride, and whether to use Google's arithmetic."""
         super().__init__(inputs, outputs, size, stride, 0 if google else size // 2, bias=False)
         self.google = google
 
@@ -39,7 +37,7 @@ class PreActBottleneck(nn.Module):
     """A unit of the ResNet."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, stride: int, google: bool):
-        """Channels before, inside and after, stride, and whose arithmetic."""
+        """Channels of the input, inside and of the result, stride, and whether to use Google's arithmetic."""
         super().__init__()
         self.conv1 = StdConv2d(inputs, middle, 1, 1, google)
         self.gn1 = nn.GroupNorm(32, middle, 1e-6)
@@ -63,7 +61,7 @@ class ResNetV2(nn.Module):
     """The hybrid ResNet."""
 
     def __init__(self, in_channels: int, width: int, layers: tuple[int, ...], google: bool):
-        """Channels of the images and after the root, units in each block, and whose arithmetic."""
+        """Channels of the images and after the root, units of each block, and whether to use Google's arithmetic."""
         super().__init__()
         self.google = google
         self.root = nn.Sequential()
@@ -114,7 +112,7 @@ class Mlp(nn.Module):
     """Two dense layers."""
 
     def __init__(self, features: int, middle: int, google: bool, dropout: float):
-        """Features outside and inside, whose arithmetic, and the dropout's probability."""
+        """Features outside and inside, whether to use Google's arithmetic, and the probability of dropout."""
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(features, middle), nn.Linear(middle, features)
         self.gelu, self.dropout = nn.GELU("tanh" if google else "none"), nn.Dropout(dropout)
@@ -131,7 +129,7 @@ class Block(nn.Module):
     """A transformer block."""
 
     def __init__(self, features: int, heads: int, mlp: int, google: bool, dropout: float):
-        """Features of a token, heads, features inside the dense layers, whose arithmetic, dropout's probability."""
+        """Features of a token, heads, features of the MLP, whether to use Google's arithmetic, dropout probability."""
         super().__init__()
         self.attention_norm, self.ffn_norm = nn.LayerNorm(features, 1e-6), nn.LayerNorm(features, 1e-6)
         self.ffn = Mlp(features, mlp, google, dropout)
@@ -145,10 +143,10 @@ class Block(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The ResNet, and tokens with their places made of its map."""
+    """The ResNet, and tokens with position embeddings from its last map."""
 
     def __init__(self, tokens: int, hidden_size: int, dropout: float, in_channels: int, width: int, layers, google):
-        """Number of tokens and their features, dropout's probability; the others as of `ResNetV2`."""
+        """Number of tokens, their features, and probability of dropout; see `ResNetV2` for the other arguments."""
         super().__init__()
         self.hybrid_model = ResNetV2(in_channels, width, layers, google)
         self.patch_embeddings = nn.Conv2d(16 * width, hidden_size, 1)
@@ -166,7 +164,7 @@ class Encoder(nn.Module):
     """Transformer blocks and a LayerNorm."""
 
     def __init__(self, features: int, heads: int, mlp: int, layers: int, google: bool, dropout: float):
-        """As of `Block`, and the number of blocks."""
+        """See `Block`; `layers` is the number of blocks."""
         super().__init__()
         self.layer = nn.ModuleList(Block(features, heads, mlp, google, dropout) for _ in range(layers))
         self.encoder_norm = nn.LayerNorm(features, 1e-6)
@@ -203,13 +201,13 @@ class DecoderBlock(nn.Module):
     """Upsampling, concatenation before the skip, and two convolutions."""
 
     def __init__(self, inputs: int, outputs: int, skip: int):
-        """Channels of the smaller map, out, and of the skip."""
+        """Channels of the smaller map, of the result, and of the skip."""
         super().__init__()
         self.conv1, self.conv2 = conv_norm(inputs + skip, outputs), conv_norm(outputs, outputs)
         self.up = nn.UpsamplingBilinear2d(scale_factor=2)
 
     def forward(self, x, skip=None):
-        """(N, C, H, W) and a skip twice as large, or none -> (N, outputs, 2H, 2W)."""
+        """(N, C, H, W) and, optionally, a skip of twice the size -> (N, outputs, 2H, 2W)."""
         x = self.up(x)
         return self.conv2(self.conv1(x if skip is None else torch.cat((x, skip), 1)))
 
@@ -234,12 +232,12 @@ class DecoderCup(nn.Module):
 
 
 class TransUNet(nn.Module):
-    """Arguments as of `bcss_jax.models.transunet.TransUNet`."""
+    """The network, with the arguments of `bcss_jax.models.transunet.TransUNet`."""
 
     def __init__(
         self, num_classes, *, image_size=224, width_factor=1, resnet_layers=(3, 4, 9), hidden_size=768, mlp_size=3072,
-        num_heads=12, num_layers=12, decoder_channels=(256, 128, 64, 16), skip_channels=(512, 256, 64, 0), in_channels=3,
-        compat="transunet", dropout=0.1,
+        num_heads=12, num_layers=12, decoder_channels=(256, 128, 64, 16), skip_channels=(512, 256, 64, 0),
+        in_channels=3, compat="transunet", dropout=0.1,
     ):  # fmt: skip
         """See the class."""
         super().__init__()

@@ -1,4 +1,4 @@
-"""The U-Net of `bcss_jax.models.unet` in PyTorch, module names as in milesial's, for comparisons of numbers and speed."""
+"""The U-Net of `bcss_jax.models.unet` in PyTorch, with milesial's module names, to compare values and speed."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class DoubleConv(nn.Module):
-    """Twice (3x3 convolution, BatchNorm, ReLU)."""
+    """Two blocks of 3x3 convolution, BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, middle: int, outputs: int):
         """Channels before, between and after the convolutions."""
@@ -22,7 +22,7 @@ class DoubleConv(nn.Module):
 
 
 class Down(nn.Module):
-    """Max-pooling and a double convolution."""
+    """Max pooling and a double convolution."""
 
     def __init__(self, inputs: int, outputs: int):
         """Channels in and out."""
@@ -35,16 +35,16 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Upsampling, concatenation behind the skip, and a double convolution."""
+    """Upsampling, concatenation after the skip, and a double convolution."""
 
     def __init__(self, inputs: int, outputs: int, bilinear: bool):
-        """Channels of both maps together, and out."""
+        """Channels of both maps together, channels of the result, and whether upsampling is bilinear."""
         super().__init__()
         self.up = nn.UpsamplingBilinear2d(scale_factor=2) if bilinear else nn.ConvTranspose2d(inputs, inputs // 2, 2, 2)
         self.conv = DoubleConv(inputs, inputs // 2 if bilinear else outputs, outputs)
 
     def forward(self, x, skip):
-        """The smaller map and the skip -> (N, outputs, *skip's size)."""
+        """The smaller map and the skip (N, C, H, W) -> (N, outputs, H, W)."""
         x = self.up(x)
         height, width = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
         x = functional.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
@@ -65,7 +65,7 @@ class Out(nn.Module):
 
 
 class UNet(nn.Module):
-    """Arguments as of `bcss_jax.models.unet.UNet`."""
+    """The network, with the arguments of `bcss_jax.models.unet.UNet`."""
 
     def __init__(
         self, num_classes: int, *, in_channels: int = 3, width: int = 64, depth: int = 4, bilinear: bool = False

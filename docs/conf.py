@@ -34,7 +34,7 @@ napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = "bcss_jax"
-html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
+html_theme_options = {"show_navbar_depth": 1, "navbar_persistent": [], "use_download_button": False}
 html_copy_source = False
 
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)(\w?)")

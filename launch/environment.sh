@@ -1,10 +1,10 @@
-# Sourced by the other scripts: makes .venv with the pinned versions, and says where. Sets $root and $python.
-# PYTHON=python3.12 chooses the interpreter; EXTRAS=test,cuda what is installed besides.
+# The other scripts source this file. It creates .venv with the pinned versions and sets $root and $python.
+# PYTHON=python3.12 chooses the interpreter; EXTRAS=test,cuda chooses optional dependencies.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
-# The pinned versions are made for these; newer ones may lack wheels.
+# The pinned versions support these versions of Python; newer ones may have no wheels.
 usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
 find_python() {
@@ -21,10 +21,10 @@ find_python() {
 
 prepare_environment() {
   local extras=$1 wanted
-  # A GPU that answers gets the CUDA build.
+  # If there is a working GPU, the CUDA build is installed.
   if nvidia-smi >/dev/null 2>&1; then extras=$extras,cuda; fi
   wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras") | cksum)
-  # Without PYTHON the interpreter of an existing .venv stays.
+  # Without PYTHON, an existing .venv keeps its interpreter.
   if [ -n "${PYTHON:-}" ] && [ "$("$PYTHON" -V 2>&1)" != "$("$python" -V 2>&1)" ] || ! usable "$python"; then
     local base
     base=$(find_python) || return

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks format, style and types, and runs the tests; the first time it installs what is needed into .venv.
-# Arguments go to pytest: `-m slow` runs the long tests, which are left out otherwise.
+# Checks format, style and types, and runs the tests. The first run installs the dependencies into .venv.
+# Arguments are passed to pytest; `-m slow` runs the long tests, which do not run by default.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "${EXTRAS:-test}"

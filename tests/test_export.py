@@ -22,7 +22,6 @@ from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models import MODELS
 from bcss_jax.models.apply import ModelFunction, split_model
-from bcss_jax.training import workdir
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.summary import params_sha256
 
@@ -109,13 +108,18 @@ def test_the_program_does_not_depend_on_where_it_was_written(monkeypatch):
 
 
 def test_the_content_of_model_json(artifact, run, model):
-    about, program = loaded(artifact)
-    assert about["format"] == 1 and about["name"] == "small" and about["network"] == "unet"
-    assert about["label_scheme"] == json.loads(json.dumps(SCHEME.to_json())) and about["classes"] == ["tumor", "stroma"]
-    assert about["mpp"] == 0.5 and about["window"] == WINDOW and about["image_shape"] == [None, WINDOW, WINDOW, 3]
-    assert about["params_sha256"] == params_sha256(jax.tree.map(np.asarray, model.arrays[0]))
-    assert about["checkpoint"] == {"which": "best", "step": 7, "epoch": 2} and about["tta"] is False
-    assert about["versions"]["jax"] == jax.__version__ and "Research use only" in about["use"]
+    metadata, program = loaded(artifact)
+    assert metadata["format"] == 1 and metadata["name"] == "small" and metadata["network"] == "unet"
+    assert metadata["label_scheme"] == json.loads(json.dumps(SCHEME.to_json())) and metadata["classes"] == [
+        "tumor",
+        "stroma",
+    ]
+    assert (
+        metadata["mpp"] == 0.5 and metadata["window"] == WINDOW and metadata["image_shape"] == [None, WINDOW, WINDOW, 3]
+    )
+    assert metadata["params_sha256"] == params_sha256(jax.tree.map(np.asarray, model.arrays[0]))
+    assert metadata["checkpoint"] == {"which": "best", "step": 7, "epoch": 2} and metadata["tta"] is False
+    assert metadata["versions"]["jax"] == jax.__version__ and "Research use only" in metadata["use"]
     assert [str(each) for each in program.in_avals] == [f"uint8[N,{WINDOW},{WINDOW},3]"]
 
 
@@ -137,7 +141,7 @@ def test_the_example_runs_with_jax_only(artifact, model, tmp_path):
     np.save(tmp_path / "images.npy", images)
     (zeros,) = [line for line in lines if "np.zeros" in line]
     lines.insert(lines.index(zeros) + 1, "images = np.load('images.npy')")
-    lines += ["np.save('probabilities.npy', probabilities)", "print(about['classes'])"]
+    lines += ["np.save('probabilities.npy', probabilities)", "print(metadata['classes'])"]
     (tmp_path / "example.py").write_text(BLOCK + "\n".join(lines))
     os.symlink(artifact, tmp_path / "unet.jaxexport")
     result = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -152,8 +156,8 @@ def test_the_example_runs_with_jax_only(artifact, model, tmp_path):
 def test_export_with_test_time_augmentation(run, tmp_path):
     path = tmp_path / "tta.jaxexport"
     assert export.main([f"--checkpoint={run}", f"--output={path}", "--tta"]) == 0
-    about, program = loaded(path)
-    assert about["tta"] is True
+    metadata, program = loaded(path)
+    assert metadata["tta"] is True
     images = pictures(2)
     got = np.asarray(jax.jit(program.call)(images))
     mesh = make_mesh(jax.devices()[:1])
@@ -170,7 +174,7 @@ def test_the_file_is_written_whole_or_not_at_all(artifact, run, tmp_path, monkey
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(workdir.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 5
     assert "unet.jaxexport: cannot be written (No space left on device)" in capsys.readouterr().err
     assert path.read_bytes() == b"before"

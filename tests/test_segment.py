@@ -11,20 +11,18 @@ import pytest
 import shapely
 import tifffile
 from helpers import slide_files
-from helpers.segment_command import (  # noqa: F401 (fixtures)
+from helpers.segment_command import (
     EVERYTHING,
     SESSION_FIELDS,
     Killed,
     call,
     command,
     contents,
-    finished,
     one_line,
-    runs,
-    slide,
     statuses_in,
     summary_of,
 )
+from helpers.segmented_slide import finished, runs, slide  # noqa: F401 (fixtures)
 from helpers.slides_small import tissue_picture, write_run
 from PIL import Image
 
@@ -460,7 +458,7 @@ def unfit(tmp_path, name):
     "option, code, said",
     (
         ("--tissue={wrong.png}", 3, "wrong.png: expected a tissue mask with the proportions of the slide"),
-        ("--tissue={far.geojson}", 3, "far.geojson: expected regions on the slide .* all beside it"),
+        ("--tissue={far.geojson}", 3, "far.geojson: expected regions on the slide .* all of them outside"),
         ("--tissue={none.png}", 3, "none.png"),
         ("--truth={wrong.png}", 3, "wrong.png: expected 200x150 pixels .* found 200x100"),
         ("--truth_region=1,2,3", 2, "--truth_region=1,2,3"),

@@ -16,19 +16,8 @@ import pytest
 import tifffile
 from helpers import failing_disk, slide_files
 from helpers.paths import ROOT
-from helpers.segment_command import (  # noqa: F401 (fixtures)
-    EVERYTHING,
-    Killed,
-    call,
-    command,
-    contents,
-    finished,
-    one_line,
-    runs,
-    slide,
-    statuses_in,
-    summary_of,
-)
+from helpers.segment_command import EVERYTHING, Killed, call, command, contents, one_line, statuses_in, summary_of
+from helpers.segmented_slide import finished, runs, slide  # noqa: F401 (fixtures)
 from helpers.slides_small import tissue_picture
 
 from bcss_jax import segment

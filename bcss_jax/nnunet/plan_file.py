@@ -99,7 +99,7 @@ def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> No
             name = differing[0]
             raise DataError(
                 f"the plan ({_name(plan)}) is for another data set or other labels: {name} of channel {channel} over "
-                f"the foreground is {theirs.get(name, 'missing')}, in these data {ours[name]:g}; make a plan for these data"
+                f"the foreground is {theirs.get(name, 'missing')}, in these data {ours[name]:g}; make a plan for them"
             )
 
 

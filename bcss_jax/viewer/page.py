@@ -56,14 +56,7 @@ def slide_page(
     rows = _rows(summary) if summary else []
     view = _view(result, summary, rows, slide_tiles, label_tiles) if summary and (slide_tiles or label_tiles) else None
     return _template("slide.html").render(
-        result=result,
-        summary=summary,
-        models=models,
-        rows=rows,
-        notes=notes,
-        moved_to=moved_to,
-        alone=alone,
-        view=view,
+        result=result, models=models, rows=rows, notes=notes, moved_to=moved_to, alone=alone, view=view
     )
 
 

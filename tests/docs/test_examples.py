@@ -9,8 +9,9 @@ from helpers import tile_files
 from helpers.paths import ROOT
 from helpers.slide_files import own_grid, picture
 
-from bcss_jax import models
+from bcss_jax import labels, models
 from bcss_jax.data import discovery
+from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import DataError
 from bcss_jax.models.weights import pretrained
 from bcss_jax.slides.reading import open_slide as opening
@@ -72,8 +73,18 @@ def test_new_data_layout_is_found(tmp_path, monkeypatch):
         name = tile_files.name(patient)
         tile_files.save(tmp_path / folder / "images" / f"{name}.png", tile_files.image())
         tile_files.save(tmp_path / folder / "masks" / f"{name}.png", tile_files.mask())
-    tiles = discovery.find_tiles("own", tmp_path)
+    tiles = discovery.find_tiles(DataSettings("own", tmp_path))
     assert [(tile.patient, tile.split, tile.codes) for tile in tiles] == [
         ("TCGA-A2-A0D2", "train", "bcss22"),
         ("TCGA-OL-A5D6", "val", "bcss22"),
     ]
+
+
+def test_new_label_scheme_has_its_names_colors_and_codes():
+    scheme = labels.find_scheme(str(EXAMPLES / "my_labels.toml"))
+    assert scheme.evaluated_names == ("tumor", "stroma", "immune", "other")
+    assert scheme.colors[3] == (0x00, 0x9E, 0x73)
+    table = labels.lookup_table(scheme, "bcss22")
+    assert table[[0, 1, 2, 3, 4, 7, 10, 15, 19, 20]].tolist() == [0, 1, 2, 3, 4, 0, 3, 0, 1, 1]
+    with pytest.raises(ValueError, match="kaggle3"):
+        labels.lookup_table(scheme, "kaggle3")

@@ -1,4 +1,4 @@
-"""A small data set, plan and trained network of nnU-Net's, for tests of prediction and of result folders."""
+"""A small data set, plan and trained network of nnU-Net, for tests of prediction and of result folders."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 class CaseInMemory(NamedTuple):
-    """A preprocessed case that patches are cut from: a `patches.PatchSource`."""
+    """A `patches.PatchSource` whose arrays are in memory."""
 
     data: np.ndarray
     labels: np.ndarray
@@ -85,7 +85,7 @@ PLAN = {
 
 @functools.cache
 def case():
-    """An RGB image [150, 170, 3] of smooth stains, uint8, and its labels 0, 1, 2."""
+    """Returns an RGB image of smooth stains, uint8 [150, 170, 3], and its labels 0, 1, 2."""
     rows, columns = np.mgrid[:150, :170] / 20
     height = np.sin(rows) + np.cos(1.3 * columns) + np.sin(0.7 * rows + columns)
     labels = np.digitize(height, (-0.5, 0.8))
@@ -95,14 +95,14 @@ def case():
 
 
 def preprocessed(image):
-    """float32 with mean 0 and deviation 1 per channel, what the plan's preprocessing comes to for such images."""
+    """Returns float32 with mean 0 and standard deviation 1 per channel, as the plan preprocesses such images."""
     image = image.astype(np.float32)
     return (image - image.mean((0, 1))) / image.std((0, 1))
 
 
 @functools.cache
 def trained_network(seed=0, steps=40):
-    """nnU-Net's own network after a few steps on the case; needs nnunetv2."""
+    """Returns nnU-Net's network after a few training steps on the case; needs nnunetv2."""
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -110,7 +110,7 @@ def trained_network(seed=0, steps=40):
     arguments = (_NETWORK["network_class_name"], _NETWORK["arch_kwargs"], _NETWORK["_kw_requires_import"], 3, 3)
     network = get_network_from_plans(*arguments, deep_supervision=False)
     with torch.no_grad():
-        for parameter in network.parameters():  # biases and norms that are not what every network starts with
+        for parameter in network.parameters():  # so that biases and norms differ from their initial values
             parameter += 0.05 * torch.randn_like(parameter)
     image, labels = case()
     image = torch.from_numpy(preprocessed(image).transpose(2, 0, 1)[None])
@@ -126,7 +126,7 @@ def trained_network(seed=0, steps=40):
 
 
 def nnunets_folder(folder, folds=(0,), dataset=DATASET):
-    """A result folder as nnU-Net's trainer leaves it, its checkpoints saved by the trainer itself."""
+    """Returns a result folder as nnU-Net's trainer writes it, with checkpoints that the trainer saved."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -139,7 +139,7 @@ def nnunets_folder(folder, folds=(0,), dataset=DATASET):
         trainer.network = trained_network(0 if fold == "all" else fold)
         trainer.optimizer, _ = trainer.configure_optimizers()
         trainer.inference_allowed_mirroring_axes = (0, 1)
-        trainer._best_ema = np.float64(0.5)  # as are all its scores: numbers of NumPy
+        trainer._best_ema = np.float64(0.5)  # like all of its scores, a NumPy scalar
         for epoch in range(2):
             trainer.logger.log("mean_fg_dice", np.float64(0.25), epoch)
             trainer.logger.log("dice_per_class_or_region", [np.float64(0.25), np.float64("nan")], epoch)
@@ -151,7 +151,7 @@ def nnunets_folder(folder, folds=(0,), dataset=DATASET):
 
 
 def predictor(folder, folds=None, mirror=True):
-    """nnU-Net's predictor of a result folder."""
+    """Returns nnU-Net's predictor for a result folder."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -161,7 +161,7 @@ def predictor(folder, folds=None, mirror=True):
 
 
 def reference_logits(folder, image, single=False, **kwargs):
-    """nnU-Net's logits [H, W, K] of a preprocessed image [H, W, C]; `single`: added up in float32, not in half."""
+    """Returns nnU-Net's logits [H, W, K] of a preprocessed image [H, W, C]; `single`: sums in float32."""
     import torch
     from nnunetv2.inference import predict_from_raw_data as module
 
@@ -177,7 +177,7 @@ def reference_logits(folder, image, single=False, **kwargs):
 
 
 def real_region(shared):
-    """Image, uint8 [H, W, 3], and mask, uint8 [H, W], of a region of real tissue; skips the test if there is none."""
+    """Returns image uint8 [H, W, 3] and mask uint8 [H, W] of a region of real tissue; skips the test without one."""
     folder = shared / "data" / "bcss_roi"
     files = sorted((folder / "images").glob("*")) if folder.is_dir() else []
     if not files:
@@ -187,6 +187,6 @@ def real_region(shared):
 
 
 def reference_labels(folder, image):
-    """nnU-Net's labels [H, W] of an image [H, W, 3] as it is in a file: preprocessing and export included."""
+    """Returns nnU-Net's labels [H, W] of an unprocessed image [H, W, 3]."""
     planes = np.ascontiguousarray(image.transpose(2, 0, 1)[:, None]).astype(np.float32)
     return predictor(folder).predict_single_npy_array(planes, {"spacing": [999, 1, 1]})[0]

@@ -1,13 +1,9 @@
-"""Calls the command that segments slides, reads its results, and has fixtures of small slides and their results."""
+"""Calls the command that segments slides and reads its results."""
 
 import csv
 import json
 
-import pytest
-
 from bcss_jax import segment
-from helpers import slide_files
-from helpers.slides_small import tissue_picture, write_run
 
 # Slides with a side of 0.05 mm are smaller than what is removed as dust.
 EVERYTHING = ("--tissue=all", "--min_area_um2=0")
@@ -27,28 +23,6 @@ def one_line(capsys):
     lines = [line for line in captured.err.splitlines() if line.startswith(("error:", "note:"))]
     assert len(lines) == 1 and "Traceback" not in captured.err
     return lines[0]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The folders of two runs with different weights."""
-    folder = tmp_path_factory.mktemp("runs")
-    return [write_run(folder / "one", seed=1), write_run(folder / "two", seed=2)]
-
-
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory):
-    """A tiled TIFF of 200 x 150 pixels at 0.25 um."""
-    pixels, _ = tissue_picture(150, 200)
-    return slide_files.tiled(tmp_path_factory.mktemp("slides") / "case.tif", pixels)
-
-
-@pytest.fixture(scope="module")
-def finished(runs, slide, tmp_path_factory):
-    """The folder of the slide's results, with probabilities."""
-    output = tmp_path_factory.mktemp("finished") / "out"
-    assert command(runs[0], slide, output, "--probabilities") == 0
-    return output / "case"
 
 
 def summary_of(folder):

@@ -1,4 +1,4 @@
-"""Every architecture at a small size."""
+"""All architectures at a small size."""
 
 import functools
 
@@ -11,7 +11,7 @@ TRANSUNET_RESNET = dict(width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels
 PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
 
 
-# Every architecture, small; the values are functions of the type of the arithmetic.
+# Name -> function that builds the network.
 SMALL = {
     "unet": functools.partial(models.create, "unet", width=4, depth=2),
     "dense_unet": functools.partial(

@@ -155,10 +155,10 @@ def parts(path):
         return json.loads(file.read("model.json")), file.read("model.stablehlo")
 
 
-def archive(about, program, compression=zipfile.ZIP_STORED, **others):
+def archive(metadata, program, compression=zipfile.ZIP_STORED, **others):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", compression) as file:
-        file.writestr("model.json", about if isinstance(about, str) else json.dumps(about))
+        file.writestr("model.json", metadata if isinstance(metadata, str) else json.dumps(metadata))
         file.writestr("model.stablehlo", program)
         for name, text in others.items():
             file.writestr(name, text)
@@ -178,9 +178,9 @@ def test_other_files_are_refused(artifact, tmp_path, capsys):
     path, content = tmp_path / "a.jaxexport", artifact.read_bytes()
     for damaged in (b"", b"weights", content[: len(content) // 2], content[:-30]):
         assert "a file that is not a ZIP archive, or is incomplete" in refused(path, damaged, capsys)
-    about, program = parts(artifact)
+    metadata, program = parts(artifact)
     assert "an archive of 'model.json', 'model.stablehlo', 'more'" in refused(
-        path, archive(about, program, more=""), capsys
+        path, archive(metadata, program, more=""), capsys
     )
     other = io.BytesIO()
     with zipfile.ZipFile(other, "w") as file:
@@ -195,17 +195,17 @@ def test_a_changed_byte_is_detected(artifact, tmp_path, capsys):
 
 
 def test_sizes_are_checked_before_anything_is_read(artifact, tmp_path, capsys, monkeypatch):
-    about, program = parts(artifact)
-    bomb = archive(about, bytes(50_000_000), zipfile.ZIP_DEFLATED)
+    metadata, program = parts(artifact)
+    bomb = archive(metadata, bytes(50_000_000), zipfile.ZIP_DEFLATED)
     assert len(bomb) < 100_000
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was read"))
     assert "model.json is compressed" in refused(tmp_path / "a", bomb, capsys)
-    content = archive(about, program)
+    content = archive(metadata, program)
     # Both sizes in the last entry of the directory, the program, are set to 2 GB - 1.
     last = content.rindex(b"PK\x01\x02")
     claims = content[: last + 20] + struct.pack("<II", (1 << 31) - 1, (1 << 31) - 1) + content[last + 28 :]
     assert "model.stablehlo claims 2147483647 bytes" in refused(tmp_path / "a", claims, capsys)
-    large = archive(json.dumps(about) + " " * exported_model.MAX_METADATA, program)
+    large = archive(json.dumps(metadata) + " " * exported_model.MAX_METADATA, program)
     assert "model.json claims" in refused(tmp_path / "a", large, capsys)
 
 
@@ -233,15 +233,15 @@ def test_sizes_are_checked_before_anything_is_read(artifact, tmp_path, capsys, m
     ],
 )
 def test_changed_metadata_is_refused(artifact, tmp_path, capsys, change, said):
-    about, program = parts(artifact)
-    assert said in refused(tmp_path / "a", archive({**about, **change}, program), capsys)
+    metadata, program = parts(artifact)
+    assert said in refused(tmp_path / "a", archive({**metadata, **change}, program), capsys)
 
 
 def test_an_unknown_label_scheme_is_refused(artifact, tmp_path, capsys):
-    about, program = parts(artifact)
-    scheme = {**about["label_scheme"], "class_names": ["ignored", "stroma", "tumor"]}
+    metadata, program = parts(artifact)
+    scheme = {**metadata["label_scheme"], "class_names": ["ignored", "stroma", "tumor"]}
     assert "its classes are not those of tumor_stroma" in refused(
-        tmp_path / "a", archive({**about, "label_scheme": scheme}, program), capsys
+        tmp_path / "a", archive({**metadata, "label_scheme": scheme}, program), capsys
     )
 
 
@@ -251,14 +251,14 @@ def test_missing_metadata_is_refused(artifact, tmp_path, capsys, text):
 
 
 def test_content_that_is_not_a_program_is_refused(artifact, tmp_path, capsys):
-    about, program = parts(artifact)
+    metadata, program = parts(artifact)
     for damaged in (b"", b"program" * 50, program[: len(program) // 2]):
-        said = refused(tmp_path / "a", archive(about, damaged), capsys)
+        said = refused(tmp_path / "a", archive(metadata, damaged), capsys)
         assert "found: a model.stablehlo that cannot be read (" in said
 
 
 def test_a_program_of_a_newer_jax_is_refused(artifact, tmp_path, capsys):
-    about, content = parts(artifact)
+    metadata, content = parts(artifact)
     program = jax.export.deserialize(bytearray(content))
     code = program.mlir_module_serialized
     start = code.index(b"StableHLO_v")
@@ -266,19 +266,19 @@ def test_a_program_of_a_newer_jax_is_refused(artifact, tmp_path, capsys):
     newer = code[:start] + b"StableHLO_v9.99.0".ljust(end - start, b"0")[: end - start] + code[end:]
     for changed in ({"mlir_module_serialized": newer}, {"calling_convention_version": 99}):
         content = dataclasses.replace(program, **changed).serialize()
-        assert "written by a newer JAX than the" in refused(tmp_path / "a", archive(about, content), capsys)
+        assert "written by a newer JAX than the" in refused(tmp_path / "a", archive(metadata, content), capsys)
 
 
 def test_a_program_for_other_devices_or_with_other_inputs_is_refused(artifact, tmp_path, capsys):
-    about, content = parts(artifact)
+    metadata, content = parts(artifact)
     program = jax.export.deserialize(bytearray(content))
     elsewhere = dataclasses.replace(program, platforms=("cuda", "tpu")).serialize()
-    said = refused(tmp_path / "a", archive(about, elsewhere), capsys)
+    said = refused(tmp_path / "a", archive(metadata, elsewhere), capsys)
     assert "made for cuda, tpu, the devices here are cpu" in said
     fixed = jax.ShapeDtypeStruct((3, WINDOW, WINDOW, 3), np.uint8)
     one_batch_size = jax.export.export(jax.jit(program.call))(fixed).serialize()
     assert f"a program of uint8[3,{WINDOW},{WINDOW},3]" in refused(
-        tmp_path / "a", archive(about, one_batch_size), capsys
+        tmp_path / "a", archive(metadata, one_batch_size), capsys
     )
 
 

@@ -74,7 +74,8 @@ def torch_twin(name, num_classes, in_channels=3, n_stages=6, **kwargs):
     network = {"nnunet": unet.PlainConvUNet, "nnunet_resenc": unet.ResidualEncoderUNet}[name]
     twin = network(
         in_channels, n_stages=n_stages, conv_op=torch.nn.Conv2d, num_classes=num_classes, deep_supervision=True,
-        norm_op=torch.nn.InstanceNorm2d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU, **kwargs
+        norm_op=torch.nn.InstanceNorm2d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU,
+        **kwargs
     )  # fmt: skip
     with torch.no_grad():
         for parameter in twin.parameters():  # norms are not to be the identity

@@ -142,7 +142,7 @@ def test_a_class_that_never_occurs_has_no_score_and_nothing_is_kept():
 def test_invalid_predictions_are_refused():
     with pytest.raises(DataError, match="0 predictions"):
         postprocess.determine_postprocessing([], [], [1])
-    with pytest.raises(DataError, match="1 predictions and 2 truths"):
+    with pytest.raises(DataError, match="1 predictions and 2 ground truths"):
         postprocess.determine_postprocessing([BLOBS], [BLOBS, BLOBS], [1])
     with pytest.raises(DataError, match="case 0"):
         postprocess.determine_postprocessing([BLOBS], [BLOBS[:2]], [1])

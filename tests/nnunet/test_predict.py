@@ -155,7 +155,7 @@ def test_arrays_that_are_not_images_are_refused(image, said):
 
 
 def test_invalid_axes_are_refused():
-    with pytest.raises(ValueError, match="axes out of 0 and 1"):
+    with pytest.raises(ValueError, match="axes among 0 and 1"):
         predict.predict_logits(pixelwise, WEIGHTS, image_of(4, 4), (16, 16), mirror=(2,))
 
 

@@ -149,11 +149,11 @@ def test_every_planned_normalization_is_supported():
 @pytest.mark.parametrize(
     "change, part",
     [
-        ({"image": lambda image: image[..., 0]}, "the image is [70, 90]; the plan is for [H, W, 3]"),
-        ({"image": lambda image: image[..., :2]}, "images of 3 channels"),
-        ({"image": lambda image: image[1:]}, "the mask is uint8 [70, 90] and the image [69, 90, 3]"),
+        ({"image": lambda image: image[..., 0]}, "the image has the shape [70, 90]; the plan is for [H, W, 3]"),
+        ({"image": lambda image: image[..., :2]}, "images with 3 channels"),
+        ({"image": lambda image: image[1:]}, "the mask is uint8 [70, 90] and the image is [69, 90, 3]"),
         ({"mask": lambda mask: mask * 1.0}, "expected integers"),
-        ({"mask": lambda mask: mask + 1}, "the mask has the label 4; the data set's are 0 to 3"),
+        ({"mask": lambda mask: mask + 1}, "the mask has the label 4; the labels of the data set are 0 to 3"),
         ({"image": lambda image: image * 2.0}, "rgb_to_0_1 expects 0 to 255"),
         ({"spacing": [0.5, 0.5]}, "the plan has the spacing [0.5, 0.5]"),
         ({"normalization_schemes": ["Wild"] * 3}, "the normalization 'Wild'"),

@@ -119,9 +119,9 @@ def test_another_checkpoint_and_folds_that_are_not_numbered(tmp_path):
 
 def test_a_folder_of_another_plan_does_not_change(folder):
     before = (folder / "plans.json").read_bytes()
-    with pytest.raises(DataError, match="plans.json: differs"):
+    with pytest.raises(DataError, match="plans.json: the existing file differs"):
         result_folder.write_result_folder(folder, small.PLAN | {"plans_name": "other"}, small.DATASET, states((1,)))
-    with pytest.raises(DataError, match="dataset.json: differs"):
+    with pytest.raises(DataError, match="dataset.json: the existing file differs"):
         result_folder.write_result_folder(folder, small.PLAN, small.DATASET | {"numTraining": 2}, states((1,)))
     assert (folder / "plans.json").read_bytes() == before and not (folder / "fold_1").exists()
 
@@ -164,7 +164,7 @@ def test_missing_folders_folds_and_checkpoints_are_refused(folder):
         result_folder.read_result_folder(folder, folds=[2])
     with pytest.raises(DataError, match="no fold has a checkpoint_best.pth; found fold_0/checkpoint_final.pth"):
         result_folder.read_result_folder(folder, checkpoint="checkpoint_best.pth")
-    with pytest.raises(DataError, match="no folds asked for"):
+    with pytest.raises(DataError, match="no folds were given"):
         result_folder.read_result_folder(folder, folds=[])
 
 

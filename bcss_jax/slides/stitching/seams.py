@@ -98,7 +98,7 @@ def seam_score(counts: np.ndarray) -> dict:
     Returns:
       JSON with `score`, the higher score of the two kinds: 1 if seams cannot be distinguished from their surroundings,
       None if there are no pixels or there is no disagreement to compare with. Under `handovers` and `ends`, for each
-      kind: `score`, the mean disagreement at seams divided by that beside them; `at_seams` and `beside`, these means as
+      kind: `score`, the mean disagreement at seams divided by that near them; `at_seams` and `beside`, these means as
       differences of probability; and `pairs_at_seams`.
     """
     kinds = {name: _score_of_kind(counts[number]) for number, name in enumerate(("handovers", "ends"))}

@@ -127,5 +127,5 @@ def test_the_log_warns_of_a_slide_that_is_all_of_one_color(caplog):
         image, expected = patch_on(color)
         tissue = SlideSegmenter._tissue(segmenter, entry, Block(image, None), grid, None)
         assert len(caplog.records) == lines
-        assert all("case.tif: nearly all of it is taken for tissue" in line for line in caplog.messages)
+        assert all("case.tif: nearly the whole slide is taken for tissue" in line for line in caplog.messages)
         assert tissue.mask.all() == bool(lines) and tissue.mask[expected].mean() > 0.98
