@@ -21,7 +21,7 @@ def caveats(evaluation: dict) -> list[str]:
     ]
 
 
-def _about_the_data(data, trained_on, part):
+def _about_the_data(data, trained_on, split):
     if data["layout"] == "sample":
         yield (
             "Evaluated on the built-in sample, which consists of synthetic images: the scores say nothing about real "
@@ -34,7 +34,7 @@ def _about_the_data(data, trained_on, part):
         yield "Trained on the built-in sample, which consists of synthetic images."
     if trained_on["content_sha256"] != data["content_sha256"]:
         yield "Trained and evaluated on different data sets; whether they share patients was not checked."
-    elif part == "train":
+    elif split == "train":
         yield "Evaluated on the images that it was trained on: the scores say nothing about other images."
     elif data["patients_in_two_parts"]:
         yield (
