@@ -34,7 +34,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,7 @@ def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
     known = ("class_names", "evaluated", "colors", *CODE_BOOKS)
     _check_keys("", values, known)
     class_names = _names("class_names", values.get("class_names"))
+    _check_names(name, class_names)
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     evaluated = [class_name for class_name in class_names if class_name != IGNORED]
     if "evaluated" in values:
@@ -282,7 +283,7 @@ def _check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
 
 def check(scheme: LabelScheme) -> None:
     """Raises ValueError, with one line on what is wrong, unless all fields of a scheme belong together."""
-    _check_names(scheme)
+    _check_names(scheme.name, scheme.class_names)
     _check_evaluated(scheme)
     if len(scheme.colors) != scheme.num_classes:
         raise ValueError(f"expected {scheme.num_classes} colors, one per class, found {len(scheme.colors)}")
@@ -310,17 +311,17 @@ def check(scheme: LabelScheme) -> None:
             )
 
 
-def _check_names(scheme: LabelScheme) -> None:
-    for what, names in (("label scheme", (scheme.name,)), ("class", scheme.class_names)):
+def _check_names(scheme_name: str, class_names: Sequence[str]) -> None:
+    for what, names in (("label scheme", (scheme_name,)), ("class", class_names)):
         for name in names:
             if not CLASS_NAME.fullmatch(name):
                 raise ValueError(
                     f"the {what} name {ascii(name)[:70]} is not made of letters, digits, spaces, _ + . and -; rename it"
                 )
-    for number, name in enumerate(scheme.class_names):
+    for number, name in enumerate(class_names):
         if name.casefold() in RESERVED_NAMES:
             raise ValueError(f"the class name {name!r} means something else in results; rename the class")
-        if name.casefold() in [other.casefold() for other in scheme.class_names[:number]]:
+        if name.casefold() in [other.casefold() for other in class_names[:number]]:
             raise ValueError(f"the class name {name!r} occurs twice; rename one")
 
 
@@ -365,7 +366,7 @@ def scheme_from_json(values: Any) -> LabelScheme:
     if not _are_integers([values["ignore_index"], *evaluated]):
         raise ValueError("ignore_index and evaluated of a label scheme must be integers")
     given = LabelScheme(values["name"], tuple(names), values["ignore_index"], tuple(evaluated))
-    _check_names(given)
+    _check_names(given.name, given.class_names)
     _check_evaluated(given)
     known, complete = SCHEMES.get(given.name), "colors" in values
     if complete:

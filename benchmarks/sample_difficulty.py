@@ -2,9 +2,9 @@
 
     python benchmarks/sample_difficulty.py [--run=DIR] [--seed=0]
 
-A binary logistic regression (tumor or stroma) sees one pixel without its neighbors. It is fitted to maximum likelihood by
-Newton's method on every labeled pixel of the training patches, and predicts the more probable class of the validation
-patches. The label scheme is `tumor_stroma`; all other pixels are dropped. The Dice of a class is
+A binary logistic regression (tumor or stroma) sees one pixel without its neighbors. It is fitted to maximum likelihood
+by Newton's method on every labeled pixel of the training patches, and predicts the more probable class of the
+validation patches. The label scheme is `tumor_stroma`; all other pixels are dropped. The Dice of a class is
 2 TP / (2 TP + FP + FN) with TP, FP and FN counted over all validation pixels together; "macro" is the mean of both.
 
 `RGB`: the three channels and a bias. `RGB, quadratic`: also the six products of two channels, for information.

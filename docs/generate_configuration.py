@@ -6,6 +6,7 @@ page with what this script writes.
 
 import ast
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -58,14 +59,10 @@ def page() -> str:
 def _table(module: ModuleType) -> str:
     """Returns a Markdown table of the settings that the module's function `default` makes."""
     lines = inspect.getsource(module).splitlines()
-    function = next(
-        node
-        for node in ast.parse("\n".join(lines)).body
-        if isinstance(node, ast.FunctionDef) and node.name == "default"
-    )
+    functions = {node.name: node for node in ast.parse("\n".join(lines)).body if isinstance(node, ast.FunctionDef)}
     defaults = module.default()
     rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for node in function.body:
+    for node in _statements(functions, "default"):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
         name = ast.unparse(node.targets[0]).removeprefix("config.")
@@ -78,6 +75,16 @@ def _table(module: ModuleType) -> str:
         else:
             rows.append(f"| `{name}` | `{value!r}` | {comment} |".replace("|  |", "| |"))
     return "\n".join(rows)
+
+
+def _statements(functions: dict[str, ast.FunctionDef], name: str) -> Iterator[ast.stmt]:
+    """Yields the statements of a function in order, with those of the functions of the module that it calls."""
+    for node in functions[name].body:
+        called = ast.unparse(node.value.func) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else ""
+        if called in functions:
+            yield from _statements(functions, called)
+        else:
+            yield node
 
 
 def _comment(lines: list[str]) -> str:

@@ -4,13 +4,13 @@
     RAY_ADDRESS=auto python launch/ray_slides.py --slides=list.csv --gpus=1 -- --checkpoint=runs/unet --output=out
 
 The options after `--` are passed to `python -m bcss_jax.segment`, which each task runs in a separate process in this
-folder. On a cluster, all hosts share this folder, the slides and the results. With --workers a cluster of that many workers
-is started on this machine, which only this machine can reach, and stopped at the end; without it RAY_ADDRESS names a
-running cluster. Ray's usage reports are switched off. `pip install -e '.[ray]'` installs Ray.
+folder. On a cluster, all hosts share this folder, the slides and the results. With --workers a cluster of that many
+workers is started on this machine, which only this machine can reach, and stopped at the end; without it RAY_ADDRESS
+names a running cluster. Ray's usage reports are switched off. `pip install -e '.[ray]'` installs Ray.
 
 The same command resumes where it was stopped and computes no slide twice, with --overwrite too. Exit codes: 0 done, 2
-settings, 3 the list, 5 storage, 6 some slides failed (summary.csv in the output lists the reasons), 75 stopped on request.
-Runs on Linux.
+settings, 3 the list, 5 storage, 6 some slides failed (summary.csv in the output lists the reasons), 75 stopped on
+request. Runs on Linux.
 """
 
 import argparse
@@ -48,8 +48,9 @@ from bcss_jax.slides.batch.slide_list import Entry, read_list
 
 RETRIES = 5  # of a slide whose worker died, or was asked to stop
 OBJECT_STORE_BYTES = 100 << 20  # tasks return a few lines only
-# Ends the process when its parent ends, because the next try on another worker needs the slide's lock. Ray 2.60 does this
-# itself, Ray 2.50 leaves the process running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died before.
+# Ends the process when its parent ends, because the next try on another worker needs the slide's lock. Ray 2.60 does
+# this itself, Ray 2.50 leaves the process running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died
+# before.
 END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) or sys.exit(75); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
@@ -162,7 +163,10 @@ def _split_options(others: list[str]) -> tuple[Path, bool, str | None, list[str]
 
 @contextlib.contextmanager
 def _cluster(args: argparse.Namespace) -> Iterator[None]:
-    """Connects to Ray. A cluster that is started here listens on the loopback interface only, and is stopped at the end."""
+    """Connects to Ray.
+
+    A cluster that is started here listens on the loopback interface only, and is stopped at the end.
+    """
     settings = {"logging_level": "ERROR", "log_to_driver": False}
     if args.workers is not None:
         settings |= {

@@ -37,7 +37,10 @@ _STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels
 
 
 def class_colors(scheme: LabelScheme) -> np.ndarray:
-    """Returns the RGB color of each label of the scheme: uint8 [num_classes, 3]. Without colors, known names get theirs."""
+    """Returns the RGB color of each label of the scheme: uint8 [num_classes, 3].
+
+    Without colors, known names get theirs.
+    """
     if scheme.colors:
         return np.array(scheme.colors, np.uint8)
     taken = {CLASS_COLORS[name] for name in scheme.class_names if name in CLASS_COLORS}

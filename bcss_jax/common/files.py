@@ -90,8 +90,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file, which replaces the file at the end of the block.
 
-    The content is flushed to the disk first. If the block raises an error, the temporary file is deleted and the file stays
-    as it was.
+    The content is flushed to the disk first. If the block raises an error, the temporary file is deleted and the file
+    stays as it was.
 
     Raises:
       StorageError: an OSError was raised in the block or while the file was replaced.

@@ -10,8 +10,8 @@ There are three layouts:
   data folder or in its `BCSS_512`. The 22 original codes; the published split is by the institutes of the challenge.
 * `roi`: whole regions, `images` and `masks`, as the original data set provides them; they are cut into patches here.
 
-`data/names.py` describes the names of the files. The names give 0.25 micrometers per pixel (or 0, where it was cut off),
-which is nominal; the value that is used comes from `DataSettings`.
+`data/names.py` describes the names of the files. The names give 0.25 micrometers per pixel (or 0, where it was cut
+off), which is nominal; the value that is used comes from `DataSettings`.
 """
 
 import dataclasses

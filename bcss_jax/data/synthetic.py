@@ -1,7 +1,7 @@
 """The built-in data set: small H&E-like patches of synthetic patients, drawn by numpy.
 
-With it every command of this package runs, and learns something, without a download. Scores on it say nothing about real
-tissue.
+With it every command of this package runs, and learns something, without a download. Scores on it say nothing about
+real tissue.
 
 A patch is drawn as follows. A smooth random field is cut at a quantile into tumor nests and stroma. Other tissue (fat,
 lymphocytes, necrosis, glass) is placed in this field where it occurs in reality. Every tissue adds to two maps, the
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Names the drawing in the fingerprint of prepared data; change it when any drawn pixel changes. (It is the SHA-256 of the
-# source that first drew these patches.)
+# Names the drawing in the fingerprint of prepared data; change it when any drawn pixel changes. (It is the SHA-256 of
+# the source that first drew these patches.)
 VERSION = "e9610fc013dbc3e74d6e1d1a477c7d0c115498e3e775d9f48f3fdd6e2c9e3d25"
 SIZE = 224  # pixels
 MPP = 0.25  # micrometers per pixel

@@ -78,8 +78,8 @@ class SlideSummary:
       windows: how many were `computed`, `of` how many.
       seams: JSON of `seams.seam_score`.
       files: names of the result files in the folder; None for those that were not written.
-      resumed: some labels were there before the last session began, so that `seconds` are of that session alone. None in
-        files of versions that did not record it.
+      resumed: some labels were there before the last session began, so that `seconds` are of that session alone. None
+        in files of versions that did not record it.
       seconds: by stage, and `total`.
       peak_memory_mb: of the main process, MiB.
       versions: of this package, Python and the libraries.

@@ -20,7 +20,8 @@ COARSER = 1.1  # a level may be coarser than the requested resolution by this fa
 class LabelFile:
     """The labels of a slide.
 
-    Tiles are decoded one at a time, so memory does not depend on the size of the slide. Threads may read at the same time.
+    Tiles are decoded one at a time, so memory does not depend on the size of the slide. Threads may read at the same
+    time.
     """
 
     def __init__(self, path: Path, grid: Grid):
@@ -98,7 +99,10 @@ class LabelFile:
 
 
 def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
-    """Returns the side of a level's pixels in pixels of the grid, and its page. Raises ValueError if it is not as expected."""
+    """Returns the side of a level's pixels in pixels of the grid, and its page.
+
+    Raises ValueError if it is not as expected.
+    """
     if not page.is_tiled or page.dtype != np.uint8 or page.samplesperpixel != 1:
         raise ValueError("an image that is not tiled with one channel of 8 bits")
     if max(page.tilewidth, page.tilelength) > MAX_TILE:

@@ -1,8 +1,8 @@
 """The viewer's server: pages, tiles and static files, for GET and HEAD requests.
 
-No part of a URL becomes a path. Results and static files are looked up by their full name among those that were found, the
-slide is the one that the summary of the result names, and tile numbers are checked against the geometry before any file is
-opened.
+No part of a URL becomes a path. Results and static files are looked up by their full name among those that were found,
+the slide is the one that the summary of the result names, and tile numbers are checked against the geometry before any
+file is opened.
 """
 
 import contextlib

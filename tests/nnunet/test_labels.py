@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from bcss_jax.errors import DataError
-from bcss_jax.labels import SCHEMES, UNMAPPED
+from bcss_jax.labels import SCHEMES, UNMAPPED, LabelScheme
 from bcss_jax.nnunet import labels
+from bcss_jax.nnunet.cases import scheme_of
 
 EXPECTED = {
     "tumor_stroma": ({"background": 0, "tumor": 1, "stroma": 2, "ignore": 3}, {0: 3, 1: 1, 2: 2}),
@@ -34,6 +35,21 @@ def test_labels_and_table_of_each_scheme(name):
     assert table.dtype == np.uint8 and table.shape == (256,)
     assert {code: int(table[code]) for code in mapping} == mapping
     assert all(table[code] == UNMAPPED for code in set(range(256)) - set(mapping))
+
+
+def test_the_first_class_of_an_own_scheme_is_not_the_background():
+    names, colors = ("tumor", "stroma", "ignored"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    scheme = LabelScheme("own", names, 2, (0, 1), colors, (("kaggle3", (2, 0, 1)),))
+    assert labels.dataset_of(scheme, 1)["labels"] == {"background": 0, "tumor": 1, "stroma": 2, "ignore": 3}
+    assert labels.remap_table(scheme)[:3].tolist() == [1, 2, 3]
+    assert labels.outputs_of_labels(scheme) == [1, 2, 0]
+    found = scheme_of(labels.dataset_of(scheme, 1), scheme)
+    assert found.class_names == ("background", "tumor", "stroma") and found.colors[1:] == colors[:2]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_outputs_of_the_shipped_schemes_are_their_labels(name):
+    assert labels.outputs_of_labels(SCHEMES[name]) == list(range(SCHEMES[name].num_classes))
 
 
 def test_channel_names_decide():

@@ -1,4 +1,7 @@
-"""Draws the figures of a data set: classes, colors, examples, stain, copies. Each function returns a matplotlib figure."""
+"""Draws the figures of a data set: classes, colors, examples, stain, copies.
+
+Each function returns a matplotlib figure.
+"""
 
 import textwrap
 

@@ -99,8 +99,8 @@ def _measure(image: np.ndarray) -> tuple[np.ndarray, stain.Density, similar.Hash
 def most_different(histograms: np.ndarray) -> tuple[int, int]:
     """Returns the indices of two tiles with very different colors, by the earth mover's distance of their histograms.
 
-    Not all pairs are compared. The search starts at the tile nearest to the mean of all tiles, moves to the tile that is
-    farthest from it, and repeats this while the distance grows.
+    Not all pairs are compared. The search starts at the tile nearest to the mean of all tiles, moves to the tile that
+    is farthest from it, and repeats this while the distance grows.
 
     Args:
       histograms: [N, 3, BINS].

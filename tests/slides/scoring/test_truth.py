@@ -135,7 +135,8 @@ def test_reading_in_bands_gives_the_same_scores_as_whole_arrays(
             truth.check()
             small = truth.resized(7, 5)
     assert_equal(found["scores"], scores_at_once(codes, predicted, grid, scheme), scheme)
-    # For a region, nothing outside of it is annotated. Only the diagonal differs, which is the distance of a missed class.
+    # For a region, nothing outside of it is annotated. Only the diagonal differs, which is the distance of a missed
+    # class.
     inside = np.zeros(predicted.shape, bool)
     rows, columns = (np.arange(size) * along for size, along in zip(inside.shape, grid.scale[::-1], strict=True))
     inside[np.ix_((rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w))] = True
