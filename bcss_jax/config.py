@@ -1,12 +1,13 @@
 """The settings of a training run with their defaults, and the check of their values.
 
 A file under `configs/` calls `default()`, changes a few fields, and sets the name of the system. Only the entry points
-read a config; the layers below get plain arguments. docs/configuration.md is generated from the comments here.
+read a config, a `ConfigDict`; the layers below get plain arguments. docs/configuration.md is generated from the
+comments here.
 """
 
 import difflib
 import math
-import numbers
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,7 +32,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
       model: name of the network (`bcss_jax.models.MODELS`).
       **arguments: arguments of the network that can be changed on the command line.
     """
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.name = ""  # name of the system; the default workdir is runs/<name>
     config.seed = 0  # seed of initialization, order of the examples and augmentation
     _set_data(config)
@@ -57,7 +58,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     return config
 
 
-def _set_data(config: ConfigDict) -> None:
+def _set_data(config: Any) -> None:
     config.data = ConfigDict()
     config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi
     config.data.dir = ""  # folder of the data set; the sample needs none
@@ -71,7 +72,7 @@ def _set_data(config: ConfigDict) -> None:
     config.data.threads = 0  # threads for decoding and augmentation; 0: one per core
 
 
-def _set_augmentation(config: ConfigDict) -> None:
+def _set_augmentation(config: Any) -> None:
     """Sets the fields of `data.augment.Augmentation`."""
     config.augment = ConfigDict()  # probability and strength of each change of the training images
     config.augment.rotate90 = 1.0  # probability of a rotation by 0, 90, 180 or 270 degrees
@@ -91,7 +92,7 @@ def _set_augmentation(config: ConfigDict) -> None:
     config.augment.blur_sigma = 1.5  # largest standard deviation of the blur in pixels
 
 
-def _set_loss(config: ConfigDict) -> None:
+def _set_loss(config: Any) -> None:
     config.loss = ConfigDict()
     config.loss.dice_batch = True  # compute Dice over the batch; False: per image
     config.loss.smooth = 1e-5  # added to numerator and denominator of Dice
@@ -99,7 +100,7 @@ def _set_loss(config: ConfigDict) -> None:
     config.deep_supervision = False  # loss at every resolution with nnU-Net's weights; only nnunet and nnunet_resenc
 
 
-def _set_optimizer(config: ConfigDict) -> None:
+def _set_optimizer(config: Any) -> None:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw, sgd
     config.optimizer.learning_rate = 5e-3  # learning rate at the start
@@ -114,7 +115,7 @@ def _set_optimizer(config: ConfigDict) -> None:
     config.plateau.min_scale = 1e-4  # lower limit of the learning rate, as a share of the first
 
 
-def apply_data_preset(config: ConfigDict, system: str, argument: str, *, few_rate: float | None = None) -> str:
+def apply_data_preset(config: Any, system: str, argument: str, *, few_rate: float | None = None) -> str:
     """Sets name and layout from the text after the colon of `--config=configs/unet.py:kaggle224,few`.
 
     The built-in sample, and any layout with `,few` (a few hundred tiles), get settings for short runs: batch 8, a
@@ -151,7 +152,7 @@ def apply_data_preset(config: ConfigDict, system: str, argument: str, *, few_rat
     return layout
 
 
-def train_as_nnunet(config: ConfigDict) -> None:
+def train_as_nnunet(config: Any) -> None:
     """Sets nnU-Net's deep supervision, optimizer and schedule: SGD with Nesterov momentum, (1 - epoch / epochs)^0.9."""
     config.deep_supervision = True
     config.optimizer.name = "sgd"
@@ -163,7 +164,7 @@ def train_as_nnunet(config: ConfigDict) -> None:
     config.early_stopping = 0
 
 
-def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
+def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     """Checks names, ranges and combinations.
 
     Args:
@@ -193,7 +194,7 @@ def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
         raise ConfigError(f"config.optimizer.momentum={config.optimizer.momentum}: must be from 0 to below 1")
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
         values = _get(config, field)
-        if len(values) != 3 or not all(isinstance(value, numbers.Real) and low <= value <= 1 for value in values):
+        if len(values) != 3 or not all(isinstance(value, int | float) and low <= value <= 1 for value in values):
             raise ConfigError(
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
@@ -259,13 +260,13 @@ def _label_differences(old: dict, new: dict) -> list[str]:
     return [f"config.labels: {names[0]} has changed ({', '.join(fields)}) since the run was started"]
 
 
-def _get(config, field):
+def _get(config: Any, field: str) -> Any:
     for part in field.split("."):
         config = config[part]
     return config
 
 
-def check_masks(config: ConfigDict, scheme: LabelScheme) -> None:
+def check_masks(config: Any, scheme: LabelScheme) -> None:
     """Raises ConfigError unless the masks of the layout can express the label scheme."""
     try:
         lookup_table(scheme, CODES[config.data.layout])
@@ -275,7 +276,7 @@ def check_masks(config: ConfigDict, scheme: LabelScheme) -> None:
         ) from error
 
 
-def check_data_folder(config: ConfigDict, file: str) -> None:
+def check_data_folder(config: Any, file: str) -> None:
     """Raises ConfigError if a needed data folder is missing, or one is given for the sample. `file` is a config to name."""
     if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
         given = "dir" if config.data.dir else "split"
@@ -291,7 +292,7 @@ def check_data_folder(config: ConfigDict, file: str) -> None:
         )
 
 
-def check_one_of(config: ConfigDict, field: str, values: tuple[str, ...]) -> None:
+def check_one_of(config: Any, field: str, values: tuple[str, ...]) -> None:
     """Raises ConfigError, with the nearest value, unless the field has one of the values."""
     value = _get(config, field)
     if value not in values:
@@ -300,7 +301,7 @@ def check_one_of(config: ConfigDict, field: str, values: tuple[str, ...]) -> Non
         raise ConfigError(f"config.{field}={value}: must be one of {', '.join(values)}{hint}")
 
 
-def check_at_least(config: ConfigDict, field: str, low: float) -> None:
+def check_at_least(config: Any, field: str, low: float) -> None:
     """Raises ConfigError unless the field is a finite number of at least `low`."""
     value = _get(config, field)
     if not value >= low or value == math.inf:

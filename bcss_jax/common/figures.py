@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves, and predictions next to the truth.
+"""Pictures of a run: learning curves, and predictions next to the ground truth.
 
 Drawn with matplotlib's figure objects on the Agg canvas: no display, no global state. Colors are those of Okabe and Ito
 (jfly.uni-koeln.de/color), which people with any common color blindness can tell apart.
@@ -49,7 +49,7 @@ def class_colors(scheme: LabelScheme) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """The image tinted half and half with the class colors; ignored pixels are hatched in gray.
+    """Returns the image tinted with the class colors; ignored pixels are hatched in gray.
 
     Args:
       image: uint8 [H, W, 3].
@@ -65,7 +65,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """White where the prediction is right, the color of the predicted class where not, gray hatching where ignored.
+    """Returns the errors: white if the prediction is right, else the predicted class's color; ignored pixels are hatched.
 
     Args:
       labels: uint8 [H, W], the truth.
@@ -76,7 +76,7 @@ def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) 
       uint8 [H, W, 3].
     """
     known = np.where(predictions < scheme.num_classes, predictions, 0)
-    picture = np.where((labels == predictions)[..., None], np.uint8(CORRECT), class_colors(scheme)[known])
+    picture = np.where((labels == predictions)[..., None], np.array(CORRECT, np.uint8), class_colors(scheme)[known])
     return hatched(picture, labels == scheme.ignore_index)
 
 
@@ -106,7 +106,7 @@ def sample_rows(
     names: Sequence[str],
     title: str,
 ) -> Figure:
-    """One row per image: image, truth, prediction, errors; with the Dice of each class.
+    """Draws one row per image: image, ground truth, prediction and errors, with the Dice of each class.
 
     Args:
       images: uint8 [N, H, W, 3], N up to about 6.
@@ -216,7 +216,7 @@ def curves(
 
 
 def without_outliers(axes) -> None:
-    """A first epoch's loss may be a thousand times the others': they get the scale, and a note tells of it."""
+    """Scales the axes to the usual values and notes the largest: the first loss may be a thousand times the others."""
     values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     values = values[np.isfinite(values)]
     if not values.size or values.max() - values.min() <= 10 * (np.quantile(values, 0.75) - values.min()):
@@ -228,16 +228,18 @@ def without_outliers(axes) -> None:
 
 
 def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The picture with diagonal gray stripes where asked."""
+    """Returns the picture with diagonal gray stripes where the mask is true."""
     if not where.any():
         return picture
     rows, columns = np.indices(where.shape)
-    stripes = np.where(((rows + columns) // 4 % 2 == 0)[..., None], np.uint8(_STRIPE_DARK), np.uint8(_STRIPE_LIGHT))
+    stripes = np.where(
+        ((rows + columns) // 4 % 2 == 0)[..., None], np.array(_STRIPE_DARK, np.uint8), np.array(_STRIPE_LIGHT, np.uint8)
+    )
     return np.where(where[..., None], stripes, picture)
 
 
 def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
-    """Each evaluated class's Dice in one image, ignored pixels dropped; a dash where neither side has the class."""
+    """Returns the Dice of each evaluated class in one image, without ignored pixels; a dash if the class does not occur."""
     counted = labels != scheme.ignore_index
     lines = []
     for label, name in zip(scheme.evaluated, scheme.evaluated_names, strict=True):
@@ -248,7 +250,7 @@ def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme)
 
 
 def legend(scheme: LabelScheme, *, correct: bool = True) -> list:
-    """Patches for a legend of `overlay`, and with `correct` of `error_map`."""
+    """Returns patches for the legend of `overlay`; with `correct`, also of `error_map`."""
     colors = class_colors(scheme) / 255
     named = [
         label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"
@@ -256,21 +258,25 @@ def legend(scheme: LabelScheme, *, correct: bool = True) -> list:
     entries = [Patch(facecolor=colors[label], label=scheme.class_names[label]) for label in named]
     entries.append(
         Patch(
-            facecolor=np.divide(_STRIPE_LIGHT, 255),
-            edgecolor=np.divide(_STRIPE_DARK, 255),
+            facecolor=_fractions(_STRIPE_LIGHT),
+            edgecolor=_fractions(_STRIPE_DARK),
             hatch="////",
             label="ignored",
         )
     )
     if correct:
-        entries.append(Patch(facecolor=np.divide(CORRECT, 255), edgecolor="0.6", label="correct"))
+        entries.append(Patch(facecolor=_fractions(CORRECT), edgecolor="0.6", label="correct"))
     return entries
 
 
-def write(figure: Figure, path: str | os.PathLike, compress_level: int = 6) -> None:
-    """Writes a PNG, or a PDF where the name says so, beside its place and then moves it there.
+def _fractions(color: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Returns a color as Matplotlib takes it, from 0 to 1."""
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255
 
-    Readers see the old file or the new one, never a part.
+
+def write(figure: Figure, path: str | os.PathLike, compress_level: int = 6) -> None:
+    """Writes a PNG, or a PDF if the name ends in .pdf. Readers see the old file or the new one, never a part of it.
 
     Args:
       figure: what to write.

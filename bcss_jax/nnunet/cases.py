@@ -176,7 +176,7 @@ def scheme_of(dataset: dict, project_scheme: LabelScheme | None = None) -> Label
     colors = ()
     if project_scheme is not None:
         of_names = dict(zip(project_scheme.class_names, project_scheme.colors, strict=True))
-        colors = (CLASS_COLORS["background"], *(of_names[name] for name in names[1:]))
+        colors = (CLASS_COLORS["background"], *(of_names.get(name, CLASS_COLORS["ignored"]) for name in names[1:]))
     return LabelScheme("nnunet", names, len(names), tuple(range(1, len(names))), colors)
 
 

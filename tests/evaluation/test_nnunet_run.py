@@ -230,7 +230,7 @@ def changed(run, tmp_path, change):
             3,
             "cannot express the label scheme five_classes",
         ),
-        (lambda about: about["config"].update(labels="tumor_stroma_other"), 3, "says something else"),
+        (lambda about: about.update(project_scheme=SCHEMES["tumor_stroma_other"].to_json()), 3, "says something else"),
         (lambda about: about["config"].update(labels="mine"), 3, "labels"),
         (
             lambda about: about["label_scheme"].update(class_names=["background", "stroma", "tumor"]),
