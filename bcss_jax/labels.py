@@ -179,8 +179,8 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
     shipped = SCHEMES.get(scheme.name)
     if shipped is not None and scheme != shipped:
         raise ConfigError(
-            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package with "
-            "other content; rename the file"
+            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package "
+            "with other content; rename the file"
         )
     return scheme
 
@@ -240,7 +240,8 @@ def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[
     left = [number for number in range(len(code_names)) if number not in found]
     if left and not rest:
         raise ValueError(
-            f"{where}: expected a class for every code, found none for {_listed(code_names[number] for number in left)}; "
+            f"{where}: expected a class for every code, found none for "
+            f"{_listed(code_names[number] for number in left)}; "
             f'list them, or give a class "rest", as in {IGNORED} = "rest"'
         )
     return tuple(labels[found.get(number, rest[0] if rest else "")] for number in range(len(code_names)))
@@ -340,7 +341,8 @@ def _check_evaluated(scheme: LabelScheme) -> None:
     left = [name for label, name in enumerate(scheme.class_names) if label not in (*scheme.evaluated, expected)]
     if left and scheme.evaluated:
         raise ValueError(
-            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to {IGNORED}"
+            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to "
+            f"{IGNORED}"
         )
     if len(scheme.evaluated) < 2:
         raise ValueError(

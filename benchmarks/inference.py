@@ -272,8 +272,9 @@ def measure(args: argparse.Namespace) -> None:
         here, there = (statistics.median(column) / images for column in seconds)
         ratios = [b / a for a, b in zip(*seconds, strict=True)]
         print(
-            f"{what}: {1 / here:.2f} images/s, {1e3 * here:.1f} ms each; PyTorch {1 / there:.2f} images/s, {1e3 * there:.1f} "
-            f"ms each; speed against PyTorch {statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]",
+            f"{what}: {1 / here:.2f} images/s, {1e3 * here:.1f} ms each; PyTorch {1 / there:.2f} images/s, "
+            f"{1e3 * there:.1f} ms each; speed against PyTorch {statistics.median(ratios):.2f}x [{min(ratios):.2f}, "
+            f"{max(ratios):.2f}]",
             flush=True,
         )
 

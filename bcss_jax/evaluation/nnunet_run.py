@@ -152,16 +152,18 @@ class NnunetRun:
         """
         if layout == "roi":
             raise ConfigError(
-                f"{self.run_folder}: nnU-Net's method predicts whole regions, while other runs predict patches, so they cannot "
-                "be scored on the same images; choose a data set of tiles, or see the run's cross_validation.json"
+                f"{self.run_folder}: nnU-Net's method predicts whole regions, while other runs predict patches, so "
+                "they cannot be scored on the same images; choose a data set of tiles, or see the run's "
+                "cross_validation.json"
             )
         seen = self.count_seen(split, keys, layout)
         if seen:
             raise ConfigError(
                 f"{self.run_folder}: {'fold' if len(self.folds) == 1 else 'folds'} "
-                f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of {split}, so "
-                "the scores would be too optimistic; choose --split=test, or train with --config.folds=published, which "
-                "does not train on val; scores of each fold are in the run's cross_validation.json"
+                f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of "
+                f"{split}, so the scores would be too optimistic; choose --split=test, or train with "
+                "--config.folds=published, which does not train on val; scores of each fold are in the run's "
+                "cross_validation.json"
             )
 
     def member(self, mesh: Mesh, tta: bool) -> Member:
