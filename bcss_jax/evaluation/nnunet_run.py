@@ -1,12 +1,13 @@
 """A run of nnU-Net's method for the evaluation. All its folds predict together, as in nnU-Net.
 
-Each image is cropped and normalized separately and predicted in half-overlapping windows and four mirrorings. The logits
-of the folds are averaged. As in nnU-Net, the latest weights are used. Two things differ, so that the scores can stand in
-one table with those of other runs: the images are the same, and the prediction is the most likely evaluated class.
+Each image is cropped and normalized separately and predicted in half-overlapping windows and four mirrorings. The
+logits of the folds are averaged. As in nnU-Net, the latest weights are used. Two things differ, so that the scores can
+stand in one table with those of other runs: the images are the same, and the prediction is the most likely evaluated
+class.
 
-The folds of a cross-validation are trained on subsets of train and val together, so only images that no fold was trained
-on are scored. splits_final.json says which images these are. It must be the file that the checkpoints were trained with
-(`folds.fold_sha256`).
+The folds of a cross-validation are trained on subsets of train and val together, so only images that no fold was
+trained on are scored. splits_final.json says which images these are. It must be the file that the checkpoints were
+trained with (`folds.fold_sha256`).
 
 nnU-Net's labels are those of the project's label scheme, except for `ignore` (`nnunet.labels`), and so are its logits.
 Its background is the class "other" if the scheme has one. Otherwise no pixel has background as its ground truth.
@@ -37,7 +38,8 @@ from bcss_jax.training import checkpoint, sharding
 
 # The unchanged image, and the image mirrored in width, height and both, as flips and turns.
 MIRRORINGS = (View(0, False), View(0, True), View(2, True), View(2, False))
-# nnU-Net crops black borders and calls them background. There, the logit of background has this value, all others are 0.
+# nnU-Net crops black borders and calls them background. There, the logit of background has this value, and all others
+# are 0.
 BORDER_LOGIT = 20.0
 
 

@@ -41,7 +41,8 @@ class TrainedRun:
       metadata: config, label scheme, data and versions, as the checkpoint stores them.
       scheme: label scheme of the model.
       function: the network. Runs with the same structure have equal functions.
-      sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics ("rest").
+      sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics
+        ("rest").
     """
 
     name: str
@@ -206,7 +207,10 @@ def joint_sha256(each: Sequence[str]) -> str:
 
 
 def sanitized_name(name: str) -> str:
-    """Returns the name of an evaluation's folder: `_` replaces every character but letters, digits, `_`, `+`, `-` and `.`."""
+    """Returns the name of an evaluation's folder.
+
+    `_` replaces every character except letters, digits, `_`, `+`, `-` and `.`.
+    """
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
 
 

@@ -33,8 +33,8 @@ def markdown(evaluation: dict) -> str:
     """Returns the card of a model.
 
     Args:
-      evaluation: as in `report.html`. For an ensemble, `config`, `versions` and `pretrained` are None, and `checkpoint` is
-        `{"members": [{"name", "folder", "which", "step", "epoch"}, ...]}`.
+      evaluation: as in `report.html`. For an ensemble, `config`, `versions` and `pretrained` are None, and `checkpoint`
+        is `{"members": [{"name", "folder", "which", "step", "epoch"}, ...]}`.
     """
     scheme = evaluation["label_scheme"]
     classes = [scheme["class_names"][label] for label in scheme["evaluated"]]
