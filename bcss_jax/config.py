@@ -277,7 +277,10 @@ def check_masks(config: Any, scheme: LabelScheme) -> None:
 
 
 def check_data_folder(config: Any, file: str) -> None:
-    """Raises ConfigError if a needed data folder is missing, or one is given for the sample. `file` is a config to name."""
+    """Raises ConfigError if a needed data folder is missing, or one is given for the sample.
+
+    `file` is a config file to name in the message.
+    """
     if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
         given = "dir" if config.data.dir else "split"
         raise ConfigError(

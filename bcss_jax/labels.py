@@ -24,9 +24,9 @@ Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the 
 The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
 is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
 
-In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in the
-BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude) and
-15 (undetermined) are treated the same. In the Kaggle tiles 0 also covers every other tissue.
+In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in
+the BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude)
+and 15 (undetermined) are treated the same. In the Kaggle tiles 0 also covers every other tissue.
 """
 
 import dataclasses
@@ -179,8 +179,8 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
     shipped = SCHEMES.get(scheme.name)
     if shipped is not None and scheme != shipped:
         raise ConfigError(
-            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package with "
-            "other content; rename the file"
+            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package "
+            "with other content; rename the file"
         )
     return scheme
 
@@ -240,7 +240,8 @@ def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[
     left = [number for number in range(len(code_names)) if number not in found]
     if left and not rest:
         raise ValueError(
-            f"{where}: expected a class for every code, found none for {_listed(code_names[number] for number in left)}; "
+            f"{where}: expected a class for every code, found none for "
+            f"{_listed(code_names[number] for number in left)}; "
             f'list them, or give a class "rest", as in {IGNORED} = "rest"'
         )
     return tuple(labels[found.get(number, rest[0] if rest else "")] for number in range(len(code_names)))
@@ -340,7 +341,8 @@ def _check_evaluated(scheme: LabelScheme) -> None:
     left = [name for label, name in enumerate(scheme.class_names) if label not in (*scheme.evaluated, expected)]
     if left and scheme.evaluated:
         raise ValueError(
-            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to {IGNORED}"
+            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to "
+            f"{IGNORED}"
         )
     if len(scheme.evaluated) < 2:
         raise ValueError(
@@ -398,9 +400,12 @@ def _colors_of_json(values: Any) -> tuple[Color, ...]:
 
 def _code_labels_of_json(values: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
     if not isinstance(values, dict) or not all(
-        book in CODE_BOOKS and isinstance(labels, list | tuple) and _are_integers(labels) and len(labels) == len(CODE_BOOKS[book])
+        book in CODE_BOOKS
+        and isinstance(labels, list | tuple)
+        and _are_integers(labels)
+        and len(labels) == len(CODE_BOOKS[book])
         for book, labels in values.items()
-    ):  # fmt: skip
+    ):
         raise ValueError("code_labels of a label scheme must have one integer for every code of a code book")
     return tuple((book, tuple(values[book])) for book in CODE_BOOKS if book in values)
 

@@ -44,7 +44,10 @@ def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> No
 
 
 def by_processes(folder: pathlib.Path, processes: int) -> float:
-    """Returns the seconds that reading all tiles takes with that many processes of one thread each, including their start."""
+    """Returns the seconds that reading all tiles takes with that many processes of one thread each.
+
+    Includes the start of the processes.
+    """
     tiles = discovery.find_tiles(discovery.DataSettings("kaggle224", folder))
     start = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")

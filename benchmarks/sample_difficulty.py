@@ -27,7 +27,7 @@ SCHEME = labels.SCHEMES["tumor_stroma"]
 
 
 def labeled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns for each split the colors, uint8 [n, 3], of tumor and stroma, and whether each pixel is tumor, bool [n]."""
+    """Returns for each split the colors of tumor and stroma, uint8 [n, 3], and which pixels are tumor, bool [n]."""
     table = labels.lookup_table(SCHEME, "bcss22")
     found = {"train": [], "val": []}
     for patch in synthetic.draw(seed):
@@ -41,7 +41,7 @@ def labeled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def features(colors: np.ndarray, quadratic: bool) -> np.ndarray:
-    """Returns the features, float64 [n, 4 or 10]: bias, channels scaled to -1..1, and with `quadratic` their products."""
+    """Returns the features, float64 [n, 4 or 10]: bias, channels scaled to -1..1, and their products if `quadratic`."""
     scaled = colors / 127.5 - 1
     columns = [np.ones(len(scaled)), *scaled.T]
     if quadratic:

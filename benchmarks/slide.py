@@ -74,8 +74,9 @@ class Side:
         self.mpp = float(config["data"]["mpp"])
         self.window = LAYOUT_WINDOWS.get(config["data"]["layout"], config["data"]["patch_size"])
         self.job = {
-            "network": name, "num_classes": scheme.num_classes, "evaluated": evaluated, "arguments": {}, "mpp": self.mpp,
-            "classes": list(scheme.evaluated_names), "window": self.window, "weights": str(folder / f"{name}.npz"),
+            "network": name, "num_classes": scheme.num_classes, "evaluated": evaluated, "arguments": {},
+            "mpp": self.mpp, "classes": list(scheme.evaluated_names), "window": self.window,
+            "weights": str(folder / f"{name}.npz"),
         }  # fmt: skip
         if name == "colour":
             kernel = np.zeros((scheme.num_classes, 3), np.float32)
@@ -161,8 +162,9 @@ def ours(side: Side, slide: Path, tissue: Path | None, folder: Path, args) -> di
     output = folder / f"ours-{side.name}"
     taken = watched(
         [
-            sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={side.checkpoint}", f"--slide={slide}", "--overwrite",
-            f"--output={output}", f"--overlap={args.overlap}", f"--tissue={tissue or 'all'}", f"--readers={args.cores}",
+            sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={side.checkpoint}", f"--slide={slide}",
+            "--overwrite", f"--output={output}", f"--overlap={args.overlap}", f"--tissue={tissue or 'all'}",
+            f"--readers={args.cores}",
         ],
     )  # fmt: skip
     summary = json.loads((output / slide.stem / "summary.json").read_text())

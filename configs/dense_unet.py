@@ -11,7 +11,10 @@ from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample and few tiles get a smaller network and batch so that a laptop's CPU is enough."""
+    """The recipe on a layout.
+
+    The sample and few tiles get a smaller network and batch, so that a laptop's CPU is enough.
+    """
     config = default("dense_unet", growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5)
     layout = apply_data_preset(config, "dense_unet", argument, few_rate=1e-3)
     if layout == "sample":

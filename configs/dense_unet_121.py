@@ -1,10 +1,10 @@
 """U-Net with a DenseNet-121 encoder.
 
     python -m bcss_jax.main --config=configs/dense_unet_121.py                the built-in sample, minutes on two cores
-    python -m bcss_jax.main --config=configs/dense_unet_121.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=densenet121.pth
+    python -m bcss_jax.main --config=configs/dense_unet_121.py:kaggle224 --config.data.dir=FOLDER
 
 After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained
-weights of the encoder are optional.
+weights of the encoder are optional: --config.pretrained=densenet121.pth.
 """
 
 from bcss_jax.config import apply_data_preset, default

@@ -1,6 +1,6 @@
 """nnU-Net, the whole method: fingerprint, plan, preprocessing, training in folds, prediction, ensemble.
 
-    python -m bcss_jax.main --config=configs/nnunet.py                the built-in sample, one fold, minutes on two cores
+    python -m bcss_jax.main --config=configs/nnunet.py              the built-in sample, one fold, minutes on two cores
     python -m bcss_jax.main --config=configs/nnunet.py:kaggle224 --config.data.dir=FOLDER [--config.fold=2]
     python -m bcss_jax.main --config=configs/nnunet.py:nnunet,recipe --config.data.dir=RAW_DATA_FOLDER_OF_NNUNET
 

@@ -1,12 +1,13 @@
 """TransUNet (R50-ViT-B/16).
 
     python -m bcss_jax.main --config=configs/transunet.py                the built-in sample, minutes on two cores
-    python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=R50+ViT-B_16.npz
+    python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER
 
 The network is built for one size of images: 224, with kaggle512 512, for others set --config.model.image_size.
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Images are centered on 0.5 as the
-weights of Google's ViT expect. The published CT recipe was SGD; here AdamW as for the others, with a lower learning rate:
-5e-3 is far above what transformers bear.
+After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained weights
+are optional: --config.pretrained=R50+ViT-B_16.npz. Images are centered on 0.5 as the weights of Google's ViT expect.
+The published CT recipe was SGD; here it is AdamW as for the others, with a lower learning rate: 5e-3 is far above what
+transformers bear.
 """
 
 from bcss_jax.config import apply_data_preset, default

@@ -1,11 +1,11 @@
 """U-Net with a ResNet-101 encoder.
 
     python -m bcss_jax.main --config=configs/unet_resnet101.py                the built-in sample, minutes on two cores
-    python -m bcss_jax.main --config=configs/unet_resnet101.py:kaggle224 --config.data.dir=FOLDER --config.pretrained=resnet101.pth
+    python -m bcss_jax.main --config=configs/unet_resnet101.py:kaggle224 --config.data.dir=FOLDER
 
 After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained
-weights of the encoder are optional; --config.model.name=unet_resnet50 or unet_resnet34
-takes a smaller one (with a --workdir of its own).
+weights of the encoder are optional: --config.pretrained=resnet101.pth. With --config.model.name=unet_resnet50 or
+unet_resnet34 (and a separate --workdir), the encoder is smaller.
 """
 
 from bcss_jax.config import apply_data_preset, default

@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from `bcss_jax/config.py` and `bcss_jax/nnunet/config.py`: `python docs/generate_configuration.py`.
+"""Writes docs/configuration.md from `bcss_jax/config.py` and `bcss_jax/nnunet/config.py`.
+
+    python docs/generate_configuration.py
 
 The tables take each setting, its default and the comment on its line. tests/docs/test_configuration.py compares the
 page with what this script writes.
@@ -20,19 +22,22 @@ INTRODUCTION = """\
 
 # Configuration
 
-A file under `configs/` chooses the network and changes a few defaults. After the colon stands the [layout](data.md#layouts):
+A file under `configs/` chooses the network and changes a few defaults. After the colon stands the
+[layout](data.md#layouts):
 
 <!-- test: not run: the quickstart runs this command; here it shows how settings are written -->
 ```bash
-python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOLDER --config.batch_size=32 --config.optimizer.learning_rate=1e-3
+python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOLDER \\
+    --config.batch_size=32 --config.optimizer.learning_rate=1e-3
 ```
 
-Every setting below can be changed on the command line, as `--config.NAME=VALUE`. An unknown name is refused with the nearest
-names that exist. The arguments of a network that its config file names are settings too (`--config.model.width=32`).
+Every setting below can be changed on the command line, as `--config.NAME=VALUE`. An unknown name is refused with the
+nearest names that exist. The arguments of a network that its config file names are settings too
+(`--config.model.width=32`).
 
-The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that is
-multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images are
-flipped and rotated by quarter turns, nothing else.
+The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that
+is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images
+are flipped and rotated by quarter turns, nothing else.
 
 A run can be resumed with other values of the settings that change only how fast or how often something is done:
 {runtime}. A change of any other setting is refused, because the result would be that of another run.
@@ -41,8 +46,8 @@ A run can be resumed with other values of the settings that change only how fast
 NNUNET = """\
 ## nnU-Net
 
-The settings of `configs/nnunet.py`, from `bcss_jax/nnunet/config.py`. What the [plan](nnunet.md#plans) decides (patch, batch,
-network, normalization) is not a setting: `--config.plan` takes a file, which can be edited.
+The settings of `configs/nnunet.py`, from `bcss_jax/nnunet/config.py`. What the [plan](nnunet.md#plans) decides (patch,
+batch, network, normalization) is not a setting: `--config.plan` takes a file, which can be edited.
 """
 
 

@@ -91,7 +91,8 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     entries = read_list(args.slides)
     if (args.workers is None) == ("RAY_ADDRESS" not in os.environ):
         raise ConfigError(
-            "no cluster is given; start one on this machine with --workers=2, or use a running one with RAY_ADDRESS=auto"
+            "no cluster is given; start one on this machine with --workers=2, or use a running one with "
+            "RAY_ADDRESS=auto"
         )
     for name, value, least in (("workers", args.workers, 1), ("gpus", args.gpus, 0), ("cpus", args.cpus, 0)):
         if value is not None and not value >= least:
@@ -155,8 +156,8 @@ def _split_options(others: list[str]) -> tuple[Path, bool, str | None, list[str]
             )
     if found.tissue not in (None, "colour", "all"):
         raise ConfigError(
-            f"options after --: --tissue={found.tissue}: applies to a single slide; use the column tissue of the list, or "
-            "colour or all for every slide"
+            f"options after --: --tissue={found.tissue}: applies to a single slide; use the column tissue of the "
+            "list, or colour or all for every slide"
         )
     return Path(found.output), "," in found.checkpoint, of_truth.truth_region, remaining
 
@@ -213,7 +214,10 @@ def _outcomes(
 
 
 def _of_slide(entry: Entry, region: str | None) -> list[str]:
-    """Returns the options of one slide; the region to score only if the slide has a ground truth, as in a list of segment."""
+    """Returns the options of one slide.
+
+    They include the region to score only if the slide has a ground truth, as in a list of segment.
+    """
     values = entry._asdict()
     values["truth_region"] = None if entry.truth is None else region
     return [f"--{name}={value}" for name, value in values.items() if value is not None]

@@ -1,4 +1,4 @@
-"""The package keeps its layout: small folders, imports that never run upward, functions that can be read at a sitting."""
+"""The package keeps its layout: small folders, imports that never run upward, short functions."""
 
 import ast
 

@@ -37,9 +37,9 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in LOCKED_BY_ANOTHER:
                 raise StorageError(
-                    f"{workdir}: cannot be locked ({error.strerror}): its file system does not support locks, which keep "
-                    "two processes from using one folder; choose a folder on another one, or mount it with locks (Lustre: "
-                    "-o flock, NFS: with its lock service)"
+                    f"{workdir}: cannot be locked ({error.strerror}): its file system does not support locks, which "
+                    "keep two processes from using one folder; choose a folder on another one, or mount it with locks "
+                    "(Lustre: -o flock, NFS: with its lock service)"
                 ) from error
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "another process"

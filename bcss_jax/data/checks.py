@@ -223,7 +223,7 @@ def report_on(checked: Sequence[CheckedTile], codes: str, *, patients_may_recur:
 
 
 def find_shared_images(checked: Sequence[CheckedTile]) -> tuple[list[str], int]:
-    """Returns one line for every image that also occurs in an earlier split, and the number of repeats within splits."""
+    """Returns a line for every image that also occurs in an earlier split, and the number of repeats within splits."""
     first_with, lines, repeated = {}, [], 0
     for tile in checked:
         if not tile.stats.digest:

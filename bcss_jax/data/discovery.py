@@ -194,9 +194,9 @@ def require_splits(tiles: Iterable[Tile], required: tuple[str, ...] = ("train", 
             found = ", ".join(sorted({tile.institute for tile in tiles})) or "none"
             folder = printable(tiles[0].image.parent) if tiles else "the data folder"
             raise DataError(
-                f"{folder}: expected usable tiles for {split}, found none (institutes there: {found}; a split by institute "
-                f"holds out {', '.join(HOLD_OUT_INSTITUTES)} as val); add data of such institutes, or use the "
-                "published split"
+                f"{folder}: expected usable tiles for {split}, found none (institutes there: {found}; a split by "
+                f"institute holds out {', '.join(HOLD_OUT_INSTITUTES)} as val); add data of such institutes, or use "
+                "the published split"
             )
 
 
@@ -256,7 +256,7 @@ def _check_settings(settings: DataSettings) -> None:
 
 
 def _home(layout: str, root: Path | None) -> Path:
-    """Returns the folder that holds the layout's folders: the data folder, or the folder of the Kaggle archive in it."""
+    """Returns the folder that holds the layout's folders: the data folder, or the Kaggle archive's folder in it."""
     needed = [folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2]]
     if root is None:
         raise _not_found(layout, None, "no folder given")
@@ -278,7 +278,8 @@ def _not_found(layout: str, folder: Path | None, found: str) -> DataError:
     folders = ", ".join(folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2])
     where = "" if SUBFOLDER[layout] == "." else f" (there or in {SUBFOLDER[layout]}/)"
     return DataError(
-        f"{printable(folder or 'data_dir')}: expected the layout {layout} with the folders {folders}{where}, found {found}; {HOW_TO_GET}"
+        f"{printable(folder or 'data_dir')}: expected the layout {layout} with the folders {folders}{where}, found "
+        f"{found}; {HOW_TO_GET}"
     )
 
 
@@ -355,7 +356,8 @@ def _refuse_link(path: Path, root: Path) -> None:
 
 def _same_name(first: Path, second: Path) -> DataError:
     return DataError(
-        f"{printable(second)}: expected one tile of that name, found {printable(first)} too; remove or rename one of them"
+        f"{printable(second)}: expected one tile of that name, found {printable(first)} too; remove or rename one of "
+        "them"
     )
 
 

@@ -211,7 +211,8 @@ def _as_data_error(path: Path) -> Iterator[None]:
 
 def _too_large(path: Path, found: str) -> TooManyPixelsError:
     return TooManyPixelsError(
-        f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {found} by its header; cut it into smaller images"
+        f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {found} by its header; cut it into smaller "
+        "images"
     )
 
 

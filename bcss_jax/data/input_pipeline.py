@@ -46,7 +46,8 @@ def encoded_from_png(image_paths: Sequence[str | os.PathLike], mask_paths: Seque
     """
     if not image_paths or len(image_paths) != len(mask_paths):
         raise DataError(
-            f"expected as many masks as images and at least one, found {len(mask_paths)} masks and {len(image_paths)} images"
+            f"expected as many masks as images and at least one, found {len(mask_paths)} masks and {len(image_paths)} "
+            "images"
         )
 
     def read(index, image_path, mask_path):

@@ -121,8 +121,8 @@ def _scheme(run_folder, metadata):
     settings: Any = ConfigDict(metadata["config"])
     if settings.data.layout == cases.RAW:
         raise ConfigError(
-            f"{printable(run_folder)}: trained on a raw data folder of nnU-Net, whose labels belong to no label scheme; its "
-            "folds are scored in the run's cross_validation.json"
+            f"{printable(run_folder)}: trained on a raw data folder of nnU-Net, whose labels belong to no label "
+            "scheme; its folds are scored in the run's cross_validation.json"
         )
     stored = metadata.get("project_scheme")  # older checkpoints lack it and have a scheme of the package
     try:

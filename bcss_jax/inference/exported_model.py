@@ -217,8 +217,10 @@ def _check_interface(program: export.Exported, window: int, classes: int) -> Non
     found = [(aval.dtype.name, *aval.shape[1:]) for aval in (*program.in_avals, *program.out_avals)]
     expected = [("uint8", *image_shape(window)[1:]), ("float32", window, window, classes)]
     if len(program.in_avals) != 1 or found != expected or len(set(batch_sizes)) != 1 or batch_sizes[0].isdecimal():
-        raise ValueError(f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}"
-                         f", {METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
+        raise ValueError(
+            f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}, "
+            f"{METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]"
+        )
     if program.nr_devices != 1 or program.ordered_effects or program.unordered_effects:
         raise ValueError("a program that does more than compute")
 

@@ -245,7 +245,7 @@ def _classes(values):
 
 
 def _check(summary: SlideSummary) -> None:
-    """Raises ValueError, KeyError, TypeError or AttributeError unless the parts that stay JSON are as they should be."""
+    """Raises ValueError, KeyError, TypeError or AttributeError unless the parts that stay JSON are valid."""
     _text(summary.model["name"], "name of the model")
     _number(summary.model["mpp"], "mpp of the model", positive=True)
     for name in ("tissue_area_mm2", "unreadable_area_mm2"):

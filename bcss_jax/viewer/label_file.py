@@ -111,13 +111,17 @@ def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
     for full, size in ((grid.width, page.imagewidth), (grid.height, page.imagelength)):
         if not full // factor <= size <= -(-full // factor) and size != 1:
             raise ValueError(
-                f"a level of {page.imagewidth} x {page.imagelength} pixels, which is not the full size divided by a power of two"
+                f"a level of {page.imagewidth} x {page.imagelength} pixels, which is not the full size divided by a "
+                "power of two"
             )
     return factor, page
 
 
 def _by_tile(pixels, size, tile):
-    """Yields slices of the ascending `pixels` that lie in the same tile, with its number; pixels outside are left out."""
+    """Yields slices of the ascending `pixels` that lie in the same tile, with its number.
+
+    Pixels outside are left out.
+    """
     first, last = np.searchsorted(pixels, [0, size])
     if first == last:
         return

@@ -230,8 +230,8 @@ class _Viewer:
         path = self._inside(result, summary.labels_file)
         if path is None:
             raise DataError(
-                f"{printable(result.folder / summary.labels_file)}: expected the labels of the slide, found no such file; "
-                "segment the slide again"
+                f"{printable(result.folder / summary.labels_file)}: expected the labels of the slide, found no such "
+                "file; segment the slide again"
             )
         slide, grid = summary.slide, summary.grid
         return self._labels.get(

@@ -182,5 +182,8 @@ def test_no_place_to_write(tmp_path):
 
 
 def test_neither_module_loads_pyplot_or_tensorflow():
-    code = "import sys, bcss_jax.common.figures, bcss_jax.data.synthetic; print({'matplotlib.pyplot', 'tensorflow'} & set(sys.modules))"
+    code = (
+        "import sys, bcss_jax.common.figures, bcss_jax.data.synthetic; "
+        "print({'matplotlib.pyplot', 'tensorflow'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

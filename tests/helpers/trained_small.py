@@ -32,7 +32,10 @@ def save_checkpoint(checkpoints, params, model_state, metadata, *, step_number=7
 
 
 def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
-    """Writes a run and returns its folder: layout roi, patches of `WINDOW` pixels at 0.5 um/px, best epoch 2 at step 7."""
+    """Writes a run and returns its folder.
+
+    The run has layout roi, patches of `WINDOW` pixels at 0.5 um/px, and best epoch 2 at step 7.
+    """
     arguments = arguments or {"width": 4, "depth": 1}
     settings = config.default(name, **arguments)
     settings.update(name=folder.name, labels=scheme)

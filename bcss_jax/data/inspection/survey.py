@@ -73,7 +73,8 @@ def take_survey(source: Source, progress: Callable[[int], None] | None = None) -
             measures += result.measures
     if defects:
         raise DataError(
-            f"{summarize_defects(defects, num_pairs)}; repair or remove them (python -m bcss_jax.data verify lists more)"
+            f"{summarize_defects(defects, num_pairs)}; repair or remove them (python -m bcss_jax.data verify lists "
+            "more)"
         )
     histograms, densities, hashes = zip(*measures, strict=True)
     return Survey(

@@ -76,8 +76,8 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
 
     Args:
       results: content of evaluation.json: `settings`; `evaluations` as in `figures.write`, with `config`, `versions`,
-        `pretrained`, `params_sha256` and `checkpoint` (each may be None); and `differences`, dicts with `a`, `b`, `over`,
-        `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
+        `pretrained`, `params_sha256` and `checkpoint` (each may be None); and `differences`, dicts with `a`, `b`,
+        `over`, `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
       galleries: entries as in `figures.gallery`, by the name of the model's folder.
 
     Raises:

@@ -127,8 +127,8 @@ def overlay(
     _show(axes, tinted(thumbnail, labels, classes))
     _scale_bar(axes, mm_per_pixel, width, height, points)
     figure.legend(
-        handles=_patches(classes, texts), loc="lower center", ncol=columns, fontsize=points, frameon=False, columnspacing=1.2, handlelength=1.6,
-        bbox_to_anchor=(0.5, 0.2 * size / tall),
+        handles=_patches(classes, texts), loc="lower center", bbox_to_anchor=(0.5, 0.2 * size / tall), ncol=columns,
+        fontsize=points, frameon=False, columnspacing=1.2, handlelength=1.6,
     )  # fmt: skip
     figures.write(figure, path, compress_level=1)
 

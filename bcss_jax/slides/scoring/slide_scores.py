@@ -127,8 +127,8 @@ class Labels:
 
     def _unexpected(self, found):
         return DataError(
-            f"{printable(self._path)}: expected the labels that the summary.json in the same folder describes, found {found}; "
-            "compute the slide again with --overwrite"
+            f"{printable(self._path)}: expected the labels that the summary.json in the same folder describes, found "
+            f"{found}; compute the slide again with --overwrite"
         )
 
 
