@@ -191,6 +191,9 @@ def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
     _check_keys("", values, known)
     class_names = _names("class_names", values.get("class_names"))
     _check_names(name, class_names)
+    for class_name in class_names:
+        if class_name != IGNORED and class_name.casefold() == IGNORED:
+            raise ValueError(f"expected {IGNORED!r} for pixels without truth, found {class_name!r}; rename the class")
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     evaluated = [class_name for class_name in class_names if class_name != IGNORED]
     if "evaluated" in values:
@@ -230,6 +233,8 @@ def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[
         if not isinstance(codes, list):
             raise ValueError(f'{where} {class_name}: expected a list of codes or "rest", found {_short(codes)}')
         for code in codes:
+            if code == REST:
+                raise ValueError(f'{where} {class_name}: expected "rest" without a list, found {_short(codes)}')
             number = _code(f"{where} {class_name}", code, code_names)
             if number in found:
                 raise ValueError(

@@ -75,9 +75,8 @@ def run_interruptible(
     action: Callable[[Any], Any], *, debug: bool = False, flags: Mapping[str, str] | None = None
 ) -> int:
     """Runs a command like `run`, and passes it the `Interruption` that is active while it runs."""
-    from bcss_jax.common.interruption import (
-        Interruption,
-    )  # not at the top: it imports JAX, which not every command needs
+    # Not at the top: it imports JAX, which not every command needs.
+    from bcss_jax.common.interruption import Interruption
 
     def interruptible():
         with Interruption() as interruption:

@@ -13,12 +13,14 @@ The networks are only traced, not run.
 """
 
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from bcss_jax import losses, models
+from bcss_jax.common import command
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.cost import forward_flops
 
@@ -27,8 +29,25 @@ MEMORY = 16e9
 USABLE = 0.9  # share of the memory that the framework leaves to a program
 
 
-def main() -> None:
-    """Prints the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table, or the help. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    def parse_and_print():
+        _parser().parse_args(argv)
+        print_table()
+
+    return command.run(parse_and_print, debug="--debug" in argv)
+
+
+def _parser():
+    parser = command.parser("python -m bcss_jax.models", __doc__, command.OneLineParser)
+    command.add_debug(parser)
+    return parser
+
+
+def print_table() -> None:
+    """Prints one line per network."""
     print(f"{'network':<16}{'parameters':>13}{'GFLOPs':>9}{'activations at batch 128':>26}{'part that fits 16 GB':>22}")
     for name in sorted(models.MODELS):
         parameters, gflops, per_image = measure(name)
@@ -81,4 +100,4 @@ def fitting_part(parameters: int, bytes_per_image: float) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    command.start(main)
