@@ -65,7 +65,9 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """Returns the errors: white if the prediction is right, else the predicted class's color; ignored pixels are hatched.
+    """Returns the errors: white if the prediction is right, else the predicted class's color.
+
+    Ignored pixels are hatched.
 
     Args:
       labels: uint8 [H, W], the truth.
@@ -239,7 +241,10 @@ def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
-    """Returns the Dice of each evaluated class in one image, without ignored pixels; a dash if the class does not occur."""
+    """Returns the Dice of each evaluated class in one image, without ignored pixels.
+
+    A class that does not occur has a dash.
+    """
     counted = labels != scheme.ignore_index
     lines = []
     for label, name in zip(scheme.evaluated, scheme.evaluated_names, strict=True):
