@@ -244,7 +244,7 @@ def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
-    """Returns one line with the Dice of each evaluated class in one image.
+    """Returns a list with one line for each evaluated class: its Dice in one image.
 
     Ignored pixels do not count. A class that does not occur gets a dash.
     """
