@@ -58,7 +58,7 @@ IGNORED = "ignored"  # the class without truth
 NO_OUTPUT = 255  # label of ignored pixels where the network has no output for them
 UNMAPPED = 254  # what the look-up table gives for a number that is not a code; never reaches a model
 REST = "rest"  # in a file: all codes that are not listed
-# Names that stand beside those of the classes in scores, label images and nnU-Net's data sets.
+# Names used next to the class names in scores, label images and nnU-Net's data sets.
 RESERVED_NAMES = ("macro", "background", "ignore", "unreadable", "not segmented")
 # White is the background of label images and a correct pixel in error maps; gray is an unreadable or ignored pixel.
 RESERVED_COLORS = ((255, 255, 255), (150, 150, 150))
@@ -119,7 +119,7 @@ class LabelScheme:
     def identity(self) -> dict:
         """Returns what results of the scheme are recognized by, as JSON.
 
-        For a shipped scheme these are the four fields that all results have, whatever version wrote them.
+        For a shipped scheme these are the four fields that results of every version have.
         """
         values = self.to_json()
         return {name: values[name] for name in _FIRST_FIELDS} if self.is_shipped else values
@@ -179,7 +179,7 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
     shipped = SCHEMES.get(scheme.name)
     if shipped is not None and scheme != shipped:
         raise ConfigError(
-            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package "
+            f"{printable(path)}: expected a different name, found {scheme.name}, which is a scheme of the package "
             "with other content; rename the file"
         )
     return scheme

@@ -205,7 +205,7 @@ def _read_checkpoint(path: Path) -> tuple[State, tuple[str, tuple[int, ...]]]:
     if not isinstance(init_args, dict) or not isinstance(trainer, str):
         raise DataError(
             f"{path}: expected a checkpoint of nnU-Net v2 with network_weights, init_args and trainer_name; "
-            f"found besides the weights: {', '.join(map(str, metadata)) or 'nothing'}"
+            f"found in addition to the weights: {', '.join(map(str, metadata)) or 'nothing'}"
         )
     if not trainer.startswith(TRAINER) or _OTHER_NETWORK.search(trainer):
         raise DataError(

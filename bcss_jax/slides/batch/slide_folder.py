@@ -81,7 +81,7 @@ class SlideFolder:
             self._delete((".work/labels",))
 
     def finished(self) -> SlideSummary | None:
-        """Returns the summary if the slide was finished with this identity, whatever it was scored against."""
+        """Returns the summary if the slide was finished with this identity, regardless of its ground truth."""
         summary = _finished_summary(self.path)
         if summary is None or _without_truth(summary.identity) != self.identity:
             return None

@@ -196,7 +196,7 @@ def comparison(
 
 
 def _compared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The pixels for which both results have a class: bool [H, W]."""
+    """Returns the pixels where both results have a class: bool [H, W]."""
     return ~np.isin(first, (BACKGROUND, UNREADABLE)) & ~np.isin(second, (BACKGROUND, UNREADABLE))
 
 
