@@ -1,12 +1,13 @@
-"""Every setting of a training run, with its default, and the check that they make sense together.
+"""The settings of a training run with their defaults, and the check of their values.
 
-A file under `configs/` calls `default()`, changes a few fields and gives the system its name. Only the entry points
-read a config; everything below gets plain arguments.
+A file under `configs/` calls `default()`, changes a few fields, and sets the name of the system. Only the entry points
+read a config, a `ConfigDict`; the layers below get plain arguments. docs/configuration.md is generated from the
+comments here.
 """
 
 import difflib
 import math
-import numbers
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -18,118 +19,124 @@ from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
 from bcss_jax.models.apply import IMAGENET
 
-# Settings that change how fast or how often, never what: a run may resume with other values of these.
+# Settings that change only how fast or how often something is done. A run may resume with other values of these.
 RUNTIME_FIELDS = (
     "data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
 )  # fmt: skip
 
 
 def default(model: str = "unet", **arguments) -> ConfigDict:
-    """The published recipe (batch 128, AdamW 5e-3, 15 epochs, all augmentations) on no data set in particular.
+    """Returns the published recipe (batch 128, AdamW 5e-3, 15 epochs, all augmentations), without a data set.
 
     Args:
       model: name of the network (`bcss_jax.models.MODELS`).
-      **arguments: of the network, those that a user may want to change on the command line.
+      **arguments: arguments of the network that can be changed on the command line.
     """
-    config = ConfigDict()
-    config.name = ""  # name of the system; runs/<name> is the default workdir
-    config.seed = 0  # initialization, order of the examples, augmentation
-
-    config.data = ConfigDict()
-    config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi
-    config.data.dir = ""  # where the data set lies; the sample needs none
-    config.data.prepared_dir = "~/.cache/bcss_jax"  # where prepared TFRecords go
-    config.data.split = "published"  # published, or institute: hold out OL, LL, E2, EW, GM, S3
-    config.data.mpp = 0.25  # um per pixel of the images
-    config.data.patch_size = 224  # roi: side of the patches cut, in pixels
-    config.data.stride = 224  # roi: distance between patches, in pixels
-    config.data.allow_missing = False  # leave out images without mask (and the reverse) instead of refusing
-    config.data.max_bad = 0.0  # share of unreadable files that is left out instead of refusing
-    config.data.threads = 0  # parallel decoding and augmentation; 0: one per core
-
-    config.labels = (
-        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file (bcss_jax/labels.py)
-    )
-
-    # name and arguments of the network; the arguments are described where its class is, in bcss_jax/models
+    config: Any = ConfigDict()
+    config.name = ""  # name of the system; the default workdir is runs/<name>
+    config.seed = 0  # seed of initialization, order of the examples and augmentation
+    _set_data(config)
+    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file
+    # name and arguments of the network; the arguments are described at its class in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
     config.pretrained = ""  # file of weights (.safetensors, .npz, .pth) for the encoder or the whole network
-    config.freeze_encoder_epochs = 0  # first epochs in which the encoder stays as it is
-    config.image_mean = IMAGENET.mean  # of RGB values from 0 to 1; taken out of the images
-    config.image_std = IMAGENET.std  # what they are then divided by
-    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
-
-    config.augment = ConfigDict()  # the fields of augment.Augmentation: probability of each change and its strength
-    config.augment.rotate90 = 1.0  # by 0, 90, 180 or 270 degrees
-    config.augment.horizontal_flip = 0.5
-    config.augment.vertical_flip = 0.5
-    config.augment.rotate = 0.25
-    config.augment.rotate_degrees = 45.0  # at most
-    config.augment.elastic = 0.25
-    config.augment.elastic_pixels = 2.0  # standard deviation of the displacement
-    config.augment.elastic_smoothness = 8.0  # of the Gaussian that smooths it, in pixels
-    config.augment.color_jitter = 0.5
-    config.augment.brightness = 0.2
-    config.augment.contrast = 0.2
-    config.augment.saturation = 0.2
-    config.augment.hue = 0.05
-    config.augment.blur = 0.1
-    config.augment.blur_sigma = 1.5  # at most, in pixels
-
-    config.loss = ConfigDict()
-    config.loss.dice_batch = True  # Dice over the batch, else per image
-    config.loss.smooth = 1e-5
-    config.loss.suppress_ignored_logit = False  # leave the ignored class out of the softmax
-    config.deep_supervision = False  # loss at every resolution, nnU-Net's weights; only nnunet and nnunet_resenc
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, sgd
-    config.optimizer.learning_rate = 5e-3
-    config.optimizer.encoder_scale = 1.0  # of the learning rate in the encoder, for pretrained ones
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.momentum = 0.99  # sgd: Nesterov's
-    config.optimizer.clip_norm = 0.0  # of the gradients together; 0: not clipped
-
-    config.schedule = "plateau"  # of the learning rate: plateau, or poly: (1 - epoch / epochs)^0.9
-    config.plateau = ConfigDict()  # reduces the learning rate when the validation loss stalls
-    config.plateau.factor = 0.1
-    config.plateau.patience = 3  # epochs without improvement that are borne, as in PyTorch
-    config.plateau.min_scale = 1e-4
-
-    config.batch_size = 128  # over all devices
-    config.micro_batches = 1  # parts the batch is computed in; more need less memory
-    config.eval_batch_size = 128
-    config.epochs = 15
-    config.early_stopping = 8  # epochs without a better validation loss after which training ends; 0: never
-    config.max_bad_steps = 3  # steps with a non-finite loss after which training gives up
-
-    config.checkpoint_steps = 200  # steps between checkpoints; there is always one at an epoch's end
-    config.log_seconds = 10.0  # between progress lines where the output is no terminal
+    config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
+    config.image_mean = IMAGENET.mean  # subtracted from the images; RGB values from 0 to 1
+    config.image_std = IMAGENET.std  # the images are divided by it after that
+    config.dtype = "float32"  # type of the computation: float32 or bfloat16; parameters are float32
+    _set_augmentation(config)
+    _set_loss(config)
+    _set_optimizer(config)
+    config.batch_size = 128  # images in a training batch, over all devices
+    config.micro_batches = 1  # number of parts in which the batch is computed; more parts need less memory
+    config.eval_batch_size = 128  # images in an evaluation batch, over all devices
+    config.epochs = 15  # number of epochs
+    config.early_stopping = 8  # training ends after so many epochs without a better validation loss; 0: never
+    config.max_bad_steps = 3  # training fails after so many steps with a loss that is not finite
+    config.checkpoint_steps = 200  # steps between checkpoints; the end of an epoch always writes one
+    config.log_seconds = 10.0  # seconds between progress lines if the output is not a terminal
     return config
 
 
-def apply_data_preset(config: ConfigDict, system: str, argument: str, *, few_rate: float | None = None) -> str:
-    """Sets the name and the layout from what stands after the colon of `--config=configs/unet.py:kaggle224,few`.
+def _set_data(config: Any) -> None:
+    config.data = ConfigDict()
+    config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi
+    config.data.dir = ""  # folder of the data set; the sample needs none
+    config.data.prepared_dir = "~/.cache/bcss_jax"  # folder for prepared TFRecords
+    config.data.split = "published"  # published, or institute: hold out OL, LL, E2, EW, GM, S3
+    config.data.mpp = 0.25  # um per pixel of the images
+    config.data.patch_size = 224  # roi: side of the patches in pixels
+    config.data.stride = 224  # roi: distance between patches in pixels
+    config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
+    config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
+    config.data.threads = 0  # threads for decoding and augmentation; 0: one per core
+
+
+def _set_augmentation(config: Any) -> None:
+    """Sets the fields of `data.augment.Augmentation`."""
+    config.augment = ConfigDict()  # probability and strength of each change of the training images
+    config.augment.rotate90 = 1.0  # probability of a rotation by 0, 90, 180 or 270 degrees
+    config.augment.horizontal_flip = 0.5  # probability of exchanging left and right
+    config.augment.vertical_flip = 0.5  # probability of exchanging top and bottom
+    config.augment.rotate = 0.25  # probability of a rotation by any angle
+    config.augment.rotate_degrees = 45.0  # largest angle of that rotation
+    config.augment.elastic = 0.25  # probability of an elastic deformation
+    config.augment.elastic_pixels = 2.0  # standard deviation of the displacement in pixels
+    config.augment.elastic_smoothness = 8.0  # standard deviation of the Gaussian that smooths it, in pixels
+    config.augment.color_jitter = 0.5  # probability of changes of color
+    config.augment.brightness = 0.2  # largest change of brightness
+    config.augment.contrast = 0.2  # largest change of contrast
+    config.augment.saturation = 0.2  # largest change of saturation
+    config.augment.hue = 0.05  # largest change of hue
+    config.augment.blur = 0.1  # probability of a Gaussian blur
+    config.augment.blur_sigma = 1.5  # largest standard deviation of the blur in pixels
+
+
+def _set_loss(config: Any) -> None:
+    config.loss = ConfigDict()
+    config.loss.dice_batch = True  # compute Dice over the batch; False: per image
+    config.loss.smooth = 1e-5  # added to numerator and denominator of Dice
+    config.loss.suppress_ignored_logit = False  # leave the ignored class out of the softmax
+    config.deep_supervision = False  # loss at every resolution with nnU-Net's weights; only nnunet and nnunet_resenc
+
+
+def _set_optimizer(config: Any) -> None:
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, sgd
+    config.optimizer.learning_rate = 5e-3  # learning rate at the start
+    config.optimizer.encoder_scale = 1.0  # factor on the learning rate of the encoder, for pretrained encoders
+    config.optimizer.weight_decay = 1e-4  # weight decay
+    config.optimizer.momentum = 0.99  # sgd: Nesterov momentum
+    config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0: no clipping
+    config.schedule = "plateau"  # of the learning rate: plateau, or poly: (1 - epoch / epochs)^0.9
+    config.plateau = ConfigDict()  # reduces the learning rate when the validation loss stalls
+    config.plateau.factor = 0.1  # factor on the learning rate
+    config.plateau.patience = 3  # epochs without improvement that are tolerated, as in PyTorch
+    config.plateau.min_scale = 1e-4  # lower limit of the learning rate, as a share of the first
+
+
+def apply_data_preset(config: Any, system: str, argument: str, *, few_rate: float | None = None) -> str:
+    """Sets name and layout from the text after the colon of `--config=configs/unet.py:kaggle224,few`.
 
     The built-in sample, and any layout with `,few` (a few hundred tiles), get settings for short runs: batch 8, a
-    learning rate that falls to 0.3 of itself when the validation loss has stalled for two epochs, no early stopping.
-    With `few` images are flipped and turned by quarters, nothing else.
+    learning rate that is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping.
+    With `few`, images are flipped and rotated by quarter turns, nothing else.
 
     Args:
       config: changed in place.
-      system: its name.
-      argument: a layout, and perhaps `,few`.
-      few_rate: learning rate with `few`; None: as without.
+      system: name of the system.
+      argument: a layout, optionally followed by `,few`.
+      few_rate: learning rate with `few`; None: the same as without.
 
     Returns:
       The layout.
 
     Raises:
-      ConfigError: what stands behind the comma is not `few`.
+      ConfigError: the text after the comma is not `few`.
     """
     layout, comma, recipe = argument.partition(",")
     if comma and recipe != "few":
-        raise ConfigError(f"{argument}: after the layout there may be ',few' (recipe for few tiles), not ',{recipe}'")
+        raise ConfigError(f"{argument}: expected ',few' (recipe for few tiles) after the layout, found ',{recipe}'")
     config.data.layout = layout
     config.name = system if layout == "sample" else "_".join([system, layout, *([recipe] if recipe else [])])
     if layout == "sample" or recipe:
@@ -145,8 +152,8 @@ def apply_data_preset(config: ConfigDict, system: str, argument: str, *, few_rat
     return layout
 
 
-def train_as_nnunet(config: ConfigDict) -> None:
-    """nnU-Net's deep supervision, optimizer and schedule (SGD with Nesterov momentum, (1 - epoch / epochs)^0.9)."""
+def train_as_nnunet(config: Any) -> None:
+    """Sets nnU-Net's deep supervision, optimizer and schedule: SGD with Nesterov momentum, (1 - epoch / epochs)^0.9."""
     config.deep_supervision = True
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e-2
@@ -157,7 +164,7 @@ def train_as_nnunet(config: ConfigDict) -> None:
     config.early_stopping = 0
 
 
-def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
+def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     """Checks names, ranges and combinations.
 
     Args:
@@ -169,7 +176,7 @@ def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
     """
     check_one_of(config, "data.layout", LAYOUTS)
     if config.data.max_bad > 1:
-        raise ConfigError(f"config.data.max_bad={config.data.max_bad}: is a share of the files, at most 1")
+        raise ConfigError(f"config.data.max_bad={config.data.max_bad}: must be a share of the files, at most 1")
     check_one_of(config, "data.split", ("published", "institute"))
     check_masks(config, scheme or find_scheme(config.labels))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
@@ -187,7 +194,7 @@ def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
         raise ConfigError(f"config.optimizer.momentum={config.optimizer.momentum}: must be from 0 to below 1")
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
         values = _get(config, field)
-        if len(values) != 3 or not all(isinstance(value, numbers.Real) and low <= value <= 1 for value in values):
+        if len(values) != 3 or not all(isinstance(value, int | float) and low <= value <= 1 for value in values):
             raise ConfigError(
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
@@ -197,19 +204,21 @@ def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
         if not 0 < _get(config, field) < math.inf:
             raise ConfigError(f"config.{field}={_get(config, field)}: must be above 0")
     if not config.plateau.factor < 1:
-        raise ConfigError(f"config.plateau.factor={config.plateau.factor}: must be below 1, it reduces")
+        raise ConfigError(
+            f"config.plateau.factor={config.plateau.factor}: must be below 1, because it reduces the learning rate"
+        )
     check_data_folder(config, "configs/unet.py")
 
 
 def unknown_field(config: ConfigDict, field: str) -> str:
-    """One line about a field that does not exist, with the nearest that do. `field` is dotted, without `config.`."""
+    """Returns a message about a setting that does not exist, with the nearest names. `field` is without `config.`."""
     near = difflib.get_close_matches(field, field_names(config), n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join('config.' + n for n in near)}?" if near else ""
     return f"config.{field}: there is no such setting{hint}"
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
+    """Returns the dotted names of all settings."""
     names = []
     for key, value in config.items():
         names += field_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
@@ -219,8 +228,8 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 def differences(old: dict, new: dict) -> list[str]:
     """Returns lines `config.field: old -> new` for every setting that changes the result of a run.
 
-    `RUNTIME_FIELDS` do not. A setting that `old` does not have, because it is newer than that run, counts as having had
-    its default. `label_scheme`, if it is there, holds the content of `labels` and decides instead of the file's place.
+    `RUNTIME_FIELDS` do not change it. A setting that `old` lacks, because the setting is newer than that run, counts as
+    having its default. Label schemes are compared by their content, `label_scheme`, and not by the path in `labels`.
     """
     old, new, defaults = (as_json(each, str) for each in (old, new, default().to_dict()))
     name = new.get("model", {}).get("name")  # nnU-Net's method has no such setting
@@ -251,13 +260,13 @@ def _label_differences(old: dict, new: dict) -> list[str]:
     return [f"config.labels: {names[0]} has changed ({', '.join(fields)}) since the run was started"]
 
 
-def _get(config, field):
+def _get(config: Any, field: str) -> Any:
     for part in field.split("."):
         config = config[part]
     return config
 
 
-def check_masks(config: ConfigDict, scheme: LabelScheme) -> None:
+def check_masks(config: Any, scheme: LabelScheme) -> None:
     """Raises ConfigError unless the masks of the layout can express the label scheme."""
     try:
         lookup_table(scheme, CODES[config.data.layout])
@@ -267,12 +276,15 @@ def check_masks(config: ConfigDict, scheme: LabelScheme) -> None:
         ) from error
 
 
-def check_data_folder(config: ConfigDict, file: str) -> None:
-    """Raises ConfigError unless there is a data folder where one is needed, and only there; `file` is a config to name."""
+def check_data_folder(config: Any, file: str) -> None:
+    """Raises ConfigError if a needed data folder is missing, or one is given for the sample.
+
+    `file` is a config file to name in the message.
+    """
     if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
         given = "dir" if config.data.dir else "split"
         raise ConfigError(
-            f"config.data.{given}={config.data[given]}: the built-in sample has none; for a data set of yours name its "
+            f"config.data.{given}={config.data[given]}: the built-in sample has none; for your own data set name its "
             f"layout, as in --config={file}:kaggle224"
         )
     if config.data.layout != "sample" and not config.data.dir:
@@ -283,8 +295,8 @@ def check_data_folder(config: ConfigDict, file: str) -> None:
         )
 
 
-def check_one_of(config: ConfigDict, field: str, values: tuple[str, ...]) -> None:
-    """Raises ConfigError unless the field has one of the values; names the nearest."""
+def check_one_of(config: Any, field: str, values: tuple[str, ...]) -> None:
+    """Raises ConfigError, with the nearest value, unless the field has one of the values."""
     value = _get(config, field)
     if value not in values:
         near = difflib.get_close_matches(str(value), values, n=1, cutoff=0.5)
@@ -292,7 +304,7 @@ def check_one_of(config: ConfigDict, field: str, values: tuple[str, ...]) -> Non
         raise ConfigError(f"config.{field}={value}: must be one of {', '.join(values)}{hint}")
 
 
-def check_at_least(config: ConfigDict, field: str, low: float) -> None:
+def check_at_least(config: Any, field: str, low: float) -> None:
     """Raises ConfigError unless the field is a finite number of at least `low`."""
     value = _get(config, field)
     if not value >= low or value == math.inf:

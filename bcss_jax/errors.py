@@ -21,7 +21,10 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Raised for an unusable input file or data set. The message gives the file, what was expected and found, a remedy."""
+    """Raised for an unusable input file or data set.
+
+    The message gives the file, what was expected and found, a remedy.
+    """
 
     exit_code = 3
 

@@ -3,8 +3,8 @@
     python -m bcss_jax.export --checkpoint=runs/unet --output=unet.jaxexport [--which=best] [--tta]
 
 The file holds a StableHLO program of jax.export that includes weights and preprocessing, and a description as JSON
-(`bcss_jax.inference.exported_model` shows how to run it with JAX only). `python -m bcss_jax.segment --checkpoint` accepts it
-in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
+(`bcss_jax.inference.exported_model` shows how to run it with JAX only). `python -m bcss_jax.segment --checkpoint`
+accepts it in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
 """
 
 import argparse
@@ -67,16 +67,16 @@ def _run(args: argparse.Namespace) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(args.output, content)
     print(
-        f"{args.output}: {len(content) / 1e6:.3g} MB; uint8 RGB [N, {model.window}, {model.window}, 3] at {model.mpp:g} "
-        f"um/px -> probabilities of {', '.join(model.scheme.evaluated_names)}; for {', '.join(PLATFORMS)}"
+        f"{args.output}: {len(content) / 1e6:.3g} MB; uint8 RGB [N, {model.window}, {model.window}, 3] at "
+        f"{model.mpp:g} um/px -> probabilities of {', '.join(model.scheme.evaluated_names)}; for {', '.join(PLATFORMS)}"
     )
 
 
 def exported(model: SlideModel) -> jax.export.Exported:
     """Returns the network as a program.
 
-    The layers have variants for the CPU (`models.blocks.layers.Conv`) that differ only in their gradients, so one program is
-    correct on every platform.
+    The layers have variants for the CPU (`models.blocks.layers.Conv`) that differ only in their gradients, so one
+    program is correct on every platform.
 
     Args:
       model: a network with its weights.

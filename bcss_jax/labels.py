@@ -24,9 +24,9 @@ Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the 
 The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
 is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
 
-In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in the
-BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude) and
-15 (undetermined) are treated the same. In the Kaggle tiles 0 also covers every other tissue.
+In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in
+the BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude)
+and 15 (undetermined) are treated the same. In the Kaggle tiles 0 also covers every other tissue.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ IGNORED = "ignored"  # the class without truth
 NO_OUTPUT = 255  # label of ignored pixels where the network has no output for them
 UNMAPPED = 254  # what the look-up table gives for a number that is not a code; never reaches a model
 REST = "rest"  # in a file: all codes that are not listed
-# Names that stand beside those of the classes in scores, label images and nnU-Net's data sets.
+# Names used next to the class names in scores, label images and nnU-Net's data sets.
 RESERVED_NAMES = ("macro", "background", "ignore", "unreadable", "not segmented")
 # White is the background of label images and a correct pixel in error maps; gray is an unreadable or ignored pixel.
 RESERVED_COLORS = ((255, 255, 255), (150, 150, 150))
@@ -119,7 +119,7 @@ class LabelScheme:
     def identity(self) -> dict:
         """Returns what results of the scheme are recognized by, as JSON.
 
-        For a shipped scheme these are the four fields that all results have, whatever version wrote them.
+        For a shipped scheme these are the four fields that results of every version have.
         """
         values = self.to_json()
         return {name: values[name] for name in _FIRST_FIELDS} if self.is_shipped else values
@@ -179,8 +179,8 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
     shipped = SCHEMES.get(scheme.name)
     if shipped is not None and scheme != shipped:
         raise ConfigError(
-            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package with "
-            "other content; rename the file"
+            f"{printable(path)}: expected a different name, found {scheme.name}, which is a scheme of the package "
+            "with other content; rename the file"
         )
     return scheme
 
@@ -190,6 +190,7 @@ def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
     known = ("class_names", "evaluated", "colors", *CODE_BOOKS)
     _check_keys("", values, known)
     class_names = _names("class_names", values.get("class_names"))
+    _check_names(name, class_names)
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     evaluated = [class_name for class_name in class_names if class_name != IGNORED]
     if "evaluated" in values:
@@ -239,7 +240,8 @@ def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[
     left = [number for number in range(len(code_names)) if number not in found]
     if left and not rest:
         raise ValueError(
-            f"{where}: expected a class for every code, found none for {_listed(code_names[number] for number in left)}; "
+            f"{where}: expected a class for every code, found none for "
+            f"{_listed(code_names[number] for number in left)}; "
             f'list them, or give a class "rest", as in {IGNORED} = "rest"'
         )
     return tuple(labels[found.get(number, rest[0] if rest else "")] for number in range(len(code_names)))
@@ -282,7 +284,7 @@ def _check_keys(where: str, found: Iterable[str], known: Iterable[str]) -> None:
 
 def check(scheme: LabelScheme) -> None:
     """Raises ValueError, with one line on what is wrong, unless all fields of a scheme belong together."""
-    _check_names(scheme)
+    _check_names(scheme.name, scheme.class_names)
     _check_evaluated(scheme)
     if len(scheme.colors) != scheme.num_classes:
         raise ValueError(f"expected {scheme.num_classes} colors, one per class, found {len(scheme.colors)}")
@@ -310,17 +312,17 @@ def check(scheme: LabelScheme) -> None:
             )
 
 
-def _check_names(scheme: LabelScheme) -> None:
-    for what, names in (("label scheme", (scheme.name,)), ("class", scheme.class_names)):
+def _check_names(scheme_name: str, class_names: Sequence[str]) -> None:
+    for what, names in (("label scheme", (scheme_name,)), ("class", class_names)):
         for name in names:
             if not CLASS_NAME.fullmatch(name):
                 raise ValueError(
                     f"the {what} name {ascii(name)[:70]} is not made of letters, digits, spaces, _ + . and -; rename it"
                 )
-    for number, name in enumerate(scheme.class_names):
+    for number, name in enumerate(class_names):
         if name.casefold() in RESERVED_NAMES:
             raise ValueError(f"the class name {name!r} means something else in results; rename the class")
-        if name.casefold() in [other.casefold() for other in scheme.class_names[:number]]:
+        if name.casefold() in [other.casefold() for other in class_names[:number]]:
             raise ValueError(f"the class name {name!r} occurs twice; rename one")
 
 
@@ -339,7 +341,8 @@ def _check_evaluated(scheme: LabelScheme) -> None:
     left = [name for label, name in enumerate(scheme.class_names) if label not in (*scheme.evaluated, expected)]
     if left and scheme.evaluated:
         raise ValueError(
-            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to {IGNORED}"
+            f"the class {left[0]!r} is neither evaluated nor ignored; add it to evaluated, or give its codes to "
+            f"{IGNORED}"
         )
     if len(scheme.evaluated) < 2:
         raise ValueError(
@@ -365,7 +368,7 @@ def scheme_from_json(values: Any) -> LabelScheme:
     if not _are_integers([values["ignore_index"], *evaluated]):
         raise ValueError("ignore_index and evaluated of a label scheme must be integers")
     given = LabelScheme(values["name"], tuple(names), values["ignore_index"], tuple(evaluated))
-    _check_names(given)
+    _check_names(given.name, given.class_names)
     _check_evaluated(given)
     known, complete = SCHEMES.get(given.name), "colors" in values
     if complete:
@@ -397,9 +400,12 @@ def _colors_of_json(values: Any) -> tuple[Color, ...]:
 
 def _code_labels_of_json(values: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
     if not isinstance(values, dict) or not all(
-        book in CODE_BOOKS and isinstance(labels, list | tuple) and _are_integers(labels) and len(labels) == len(CODE_BOOKS[book])
+        book in CODE_BOOKS
+        and isinstance(labels, list | tuple)
+        and _are_integers(labels)
+        and len(labels) == len(CODE_BOOKS[book])
         for book, labels in values.items()
-    ):  # fmt: skip
+    ):
         raise ValueError("code_labels of a label scheme must have one integer for every code of a code book")
     return tuple((book, tuple(values[book])) for book in CODE_BOOKS if book in values)
 

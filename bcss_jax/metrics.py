@@ -4,7 +4,8 @@ Pixels are counted per image on the device (`confusion`). The counts are added o
 scores there. Published scores are averaged in three ways, which give different numbers:
 
 * `dice_global`: counts of the whole split, then Dice per class.
-* `dice_image`: Dice per image and class, mean over the images where the class occurs (in the ground truth or the prediction).
+* `dice_image`: Dice per image and class, mean over the images where the class occurs (in the ground truth or the
+  prediction).
 * `dice_batch`: the same with batches in place of images. It depends on the batch size; it is there to compare with
   papers.
 
@@ -124,7 +125,10 @@ def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], c
 
 
 def tp_fp_fn(counts: np.ndarray, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns true positives, false positives and false negatives: counts [..., C, C] -> three int64 [..., len(classes)]."""
+    """Returns true positives, false positives and false negatives.
+
+    Takes counts [..., C, C]; each of the three is int64 [..., len(classes)].
+    """
     counts, classes = np.asarray(counts, np.int64), list(classes)
     tp = np.diagonal(counts, axis1=-2, axis2=-1)[..., classes]
     return tp, counts.sum(-2)[..., classes] - tp, counts.sum(-1)[..., classes] - tp

@@ -72,8 +72,8 @@ def _parser():
     add(
         "--tissue",
         default="colour",
-        help="what is segmented: colour (default): tissue, found by its color; all: the whole slide; or the path of a mask "
-        "or a .geojson file",
+        help="what is segmented: colour (default): tissue, found by its color; all: the whole slide; or the path of a "
+        "mask or a .geojson file",
     )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
@@ -182,7 +182,8 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
         if window != model.window:
             check_window(model, window)
             logging.getLogger("bcss_jax").warning(
-                "--window=%d: %s was trained on images of %d pixels; windows of another size can change its predictions",
+                "--window=%d: %s was trained on images of %d pixels; windows of another size can change its "
+                "predictions",
                 window,
                 model.name,
                 model.window,

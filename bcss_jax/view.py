@@ -2,10 +2,10 @@
 
     python -m bcss_jax.view out/ [--slides=FOLDER] [--port=8000] [--host=127.0.0.1]
 
-The folder is one that `python -m bcss_jax.segment` wrote, for one slide or for many. Slides that are no longer where they
-were segmented, for example on a cluster, are searched for in --slides and its subfolders. Only this machine can open the
-page unless another --host is given. Ctrl-C ends the viewer. Exit codes: 0 done, 2 settings, 3 no results or no such
-folder, 5 the port cannot be used.
+The folder is one that `python -m bcss_jax.segment` wrote, for one slide or for many. Slides that are no longer where
+they were segmented, for example on a cluster, are searched for in --slides and its subfolders. Only this machine can
+open the page unless another --host is given. Ctrl-C ends the viewer. Exit codes: 0 done, 2 settings, 3 no results or no
+such folder, 5 the port cannot be used.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/data_verify.py --data_dir=FOLDER [--copies=30760] [--processes=2]
 
 FOLDER is a data set in the layout kaggle224 with all its masks. Its files are copied once into a temporary folder and
-linked there (hard links) under other places in the region, so that every name is valid and every copy stays in its split.
-The copies share their pages in memory: reading from a disk is not measured. With --processes, several processes instead
-of threads are measured too, each on an equal share of the files.
+linked there (hard links) under other places in the region, so that every name is valid and every copy stays in its
+split. The copies share their pages in memory: reading from a disk is not measured. With --processes, several processes
+instead of threads are measured too, each on an equal share of the files.
 """
 
 import argparse
@@ -44,7 +44,10 @@ def make_copies(data_dir: pathlib.Path, folder: pathlib.Path, copies: int) -> No
 
 
 def by_processes(folder: pathlib.Path, processes: int) -> float:
-    """Returns the seconds that reading all tiles takes with that many processes of one thread each, including their start."""
+    """Returns the seconds that reading all tiles takes with that many processes of one thread each.
+
+    Includes the start of the processes.
+    """
     tiles = discovery.find_tiles(discovery.DataSettings("kaggle224", folder))
     start = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")

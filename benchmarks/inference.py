@@ -3,17 +3,17 @@
     python benchmarks/inference.py --model=unet_resnet101 --batch=4 --images=16
     python benchmarks/inference.py --data_dir=FOLDER --rounds=5
 
-The project's side is the code of `python -m bcss_jax.evaluate`: batches, `ImageCounter`, `accumulate`. The PyTorch side is
-a loop over a DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders,
-otherwise the network of `torch_twins.py`) and the same counts in PyTorch. Both sides compute outlines (HD95, NSD) with the
-same function, on threads, while the next batch is computed. The JAX network gets PyTorch's weights through
+The project's side is the code of `python -m bcss_jax.evaluate`: batches, `ImageCounter`, `accumulate`. The PyTorch side
+is a loop over a DataLoader with PIL, the same network (segmentation_models_pytorch for ResNet and DenseNet encoders,
+otherwise the network of `torch_twins.py`) and the same counts in PyTorch. Both sides compute outlines (HD95, NSD) with
+the same function, on threads, while the next batch is computed. The JAX network gets PyTorch's weights through
 `bcss_jax.models.weights.pretrained`, with batch statistics of these images. Probabilities and counts must agree before
 anything is timed.
 
 Four tasks are timed alternately, A B A B, after a warm-up round: `together`, and its components `input` (PNG files to
-batches), `compute` (images to probabilities) and `metrics` (probabilities to counts and outlines). The ratio is PyTorch's
-time divided by the project's time, so that above 1 the project is faster. There is one ratio per round. The output has
-the median and [minimum, maximum].
+batches), `compute` (images to probabilities) and `metrics` (probabilities to counts and outlines). The ratio is
+PyTorch's time divided by the project's time, so that above 1 the project is faster. There is one ratio per round. The
+output has the median and [minimum, maximum].
 
 FOLDER has the layout kaggle224. Its validation tiles are repeated to give `--images`. Without FOLDER, random images in
 memory are used, no input is timed, and TensorFlow is not needed. On Linux CPUs set
@@ -137,7 +137,7 @@ class Jax:
         self._kept = None
 
     def batches(self, first: int = 0):
-        """Returns batches as the evaluation gets them: from files through tf.data, or slices of the images in memory."""
+        """Returns batches as the evaluation gets them, from files through tf.data or as slices of images in memory."""
         assert first == 0
         if self.data.paths:
             return self._read(self.data.paths)
@@ -272,8 +272,9 @@ def measure(args: argparse.Namespace) -> None:
         here, there = (statistics.median(column) / images for column in seconds)
         ratios = [b / a for a, b in zip(*seconds, strict=True)]
         print(
-            f"{what}: {1 / here:.2f} images/s, {1e3 * here:.1f} ms each; PyTorch {1 / there:.2f} images/s, {1e3 * there:.1f} "
-            f"ms each; speed against PyTorch {statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]",
+            f"{what}: {1 / here:.2f} images/s, {1e3 * here:.1f} ms each; PyTorch {1 / there:.2f} images/s, "
+            f"{1e3 * there:.1f} ms each; speed against PyTorch {statistics.median(ratios):.2f}x [{min(ratios):.2f}, "
+            f"{max(ratios):.2f}]",
             flush=True,
         )
 

@@ -2,18 +2,18 @@
 
 Both read the same PNG files in random order, map codes to labels, augment with the same function (`augment.augment`, so
 with the same Albumentations transforms and strengths) and collect uint8 batches of the same size. The pipeline has as
-many threads as the DataLoader has worker processes. They differ in decoding (TensorFlow's decode_png here; OpenCV there,
-which is usual with Albumentations), in threads and processes, and in how batches are transferred. Nothing consumes the
-batches, so the results are the highest possible rates.
+many threads as the DataLoader has worker processes. They differ in decoding (TensorFlow's decode_png here; OpenCV
+there, which is usual with Albumentations), in threads and processes, and in how batches are transferred. Nothing
+consumes the batches, so the results are the highest possible rates.
 
-A round runs both once, one after the other, for one epoch including its start (the workers of PyTorch stay alive between
-epochs). The first round is a warm-up and does not count. Ratios are taken within a round, so that other load on the
-machine affects both.
+A round runs both once, one after the other, for one epoch including its start (the workers of PyTorch stay alive
+between epochs). The first round is a warm-up and does not count. Ratios are taken within a round, so that other load on
+the machine affects both.
 
     python benchmarks/input_pipeline.py --data_dir=FOLDER --threads=2
 
-FOLDER contains `train` and `train_mask` with PNGs of equal names (the layout of the 224-pixel Kaggle tiles). Without it,
-synthetic tiles are made. PyTorch is optional: pip install -e ".[benchmark]".
+FOLDER contains `train` and `train_mask` with PNGs of equal names (the layout of the 224-pixel Kaggle tiles). Without
+it, synthetic tiles are made. PyTorch is optional: pip install -e ".[benchmark]".
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/sample_difficulty.py [--run=DIR] [--seed=0]
 
-A binary logistic regression (tumor or stroma) sees one pixel without its neighbors. It is fitted to maximum likelihood by
-Newton's method on every labeled pixel of the training patches, and predicts the more probable class of the validation
-patches. The label scheme is `tumor_stroma`; all other pixels are dropped. The Dice of a class is
+A binary logistic regression (tumor or stroma) sees one pixel without its neighbors. It is fitted to maximum likelihood
+by Newton's method on every labeled pixel of the training patches, and predicts the more probable class of the
+validation patches. The label scheme is `tumor_stroma`; all other pixels are dropped. The Dice of a class is
 2 TP / (2 TP + FP + FN) with TP, FP and FN counted over all validation pixels together; "macro" is the mean of both.
 
 `RGB`: the three channels and a bias. `RGB, quadratic`: also the six products of two channels, for information.
@@ -27,7 +27,7 @@ SCHEME = labels.SCHEMES["tumor_stroma"]
 
 
 def labeled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns for each split the colors, uint8 [n, 3], of tumor and stroma, and whether each pixel is tumor, bool [n]."""
+    """Returns for each split the colors of tumor and stroma, uint8 [n, 3], and which pixels are tumor, bool [n]."""
     table = labels.lookup_table(SCHEME, "bcss22")
     found = {"train": [], "val": []}
     for patch in synthetic.draw(seed):
@@ -41,7 +41,7 @@ def labeled_pixels(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def features(colors: np.ndarray, quadratic: bool) -> np.ndarray:
-    """Returns the features, float64 [n, 4 or 10]: bias, channels scaled to -1..1, and with `quadratic` their products."""
+    """Returns the features, float64 [n, 4 or 10]: bias, channels scaled to -1..1, and their products if `quadratic`."""
     scaled = colors / 127.5 - 1
     columns = [np.ones(len(scaled)), *scaled.T]
     if quadratic:

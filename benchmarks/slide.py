@@ -3,14 +3,15 @@
     python benchmarks/slide.py --checkpoint=RUN [--slide=FILE] [--network=checkpoint,colour] [--side=8000] [--mm2=2]
         [--tiatoolbox_python=PYTHON] [--rounds=3] [--cores=2] [--folder=FOLDER]
 
-The slide of `--slide` is segmented whole; a synthetic slide (that of `slide_scale.py`) is segmented within a tissue mask.
-The two sides run in turn in separate processes: `python -m bcss_jax.segment` with everything that it writes, and
+The slide of `--slide` is segmented whole; a synthetic slide (that of `slide_scale.py`) is segmented within a tissue
+mask. The two sides run in turn in separate processes: `python -m bcss_jax.segment` with everything that it writes, and
 `tiatoolbox_side.py`, which writes labels (zarr) and then regions (QuPath). Both use the same windows, stride, mask and
-cores, and the weights of the checkpoint (TIAToolbox in the PyTorch twin of the network). `--network=colour` replaces the
-network by a 1x1 convolution on both sides, so that nearly all of the time is spent outside the network.
+cores, and the weights of the checkpoint (TIAToolbox in the PyTorch twin of the network). `--network=colour` replaces
+the network by a 1x1 convolution on both sides, so that nearly all of the time is spent outside the network.
 
-TIAToolbox merges windows without weights, starts its windows at the edge of the slide and pads with white; bcss_jax weights
-windows with a Gaussian and reflects the edges. The labels of both are compared. TIAToolbox writes no pyramid and no overlay.
+TIAToolbox merges windows without weights, starts its windows at the edge of the slide and pads with white; bcss_jax
+weights windows with a Gaussian and reflects the edges. The labels of both are compared. TIAToolbox writes no pyramid
+and no overlay.
 
 slide    from the opened file to the last result, compilation included
 labels   until the labels are finished: a zarr array for TIAToolbox, a tiled pyramid here
@@ -54,9 +55,11 @@ from bcss_jax.slides.windows import windows_of  # noqa: E402
 from bcss_jax.training.sharding import make_mesh  # noqa: E402
 
 TIMES = ("slide", "labels", "process", "cpu")
-# Stages of a summary. The regions are traced while pyramid and overlay are made, and rows are written during all stages.
+# Stages of a summary. The regions are traced while pyramid and overlay are made, and rows are written during all
+# stages.
 WRITING = ("writing", "pyramid", "tracing", "overlay")
-# Hematoxylin is blue and dark, eosin is pink: the sign tells which one a color is nearer to; the factor 4 makes it clear.
+# Hematoxylin is blue and dark, eosin is pink: the sign tells which one a color is nearer to; the factor 4 makes it
+# clear.
 COLOR = 4 * np.array([[-1.0, 0.2, 0.6], [1.0, -0.2, -0.6]], np.float32)
 
 
@@ -71,8 +74,9 @@ class Side:
         self.mpp = float(config["data"]["mpp"])
         self.window = LAYOUT_WINDOWS.get(config["data"]["layout"], config["data"]["patch_size"])
         self.job = {
-            "network": name, "num_classes": scheme.num_classes, "evaluated": evaluated, "arguments": {}, "mpp": self.mpp,
-            "classes": list(scheme.evaluated_names), "window": self.window, "weights": str(folder / f"{name}.npz"),
+            "network": name, "num_classes": scheme.num_classes, "evaluated": evaluated, "arguments": {},
+            "mpp": self.mpp, "classes": list(scheme.evaluated_names), "window": self.window,
+            "weights": str(folder / f"{name}.npz"),
         }  # fmt: skip
         if name == "colour":
             kernel = np.zeros((scheme.num_classes, 3), np.float32)
@@ -117,7 +121,10 @@ def _color_model(scheme, mpp, window, kernel) -> SlideModel:
 
 
 def watched(command: list[str]) -> dict:
-    """Runs a command. Returns its seconds (process), the seconds of all cores (cpu), and its peak memory in bytes (peak)."""
+    """Runs a command.
+
+    Returns its seconds (process), the seconds of all cores (cpu), and its peak memory in bytes (peak).
+    """
     begin, before, peak = time.perf_counter(), os.times(), 0
     with (
         tempfile.TemporaryFile() as log,
@@ -155,8 +162,9 @@ def ours(side: Side, slide: Path, tissue: Path | None, folder: Path, args) -> di
     output = folder / f"ours-{side.name}"
     taken = watched(
         [
-            sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={side.checkpoint}", f"--slide={slide}", "--overwrite",
-            f"--output={output}", f"--overlap={args.overlap}", f"--tissue={tissue or 'all'}", f"--readers={args.cores}",
+            sys.executable, "-m", "bcss_jax.segment", f"--checkpoint={side.checkpoint}", f"--slide={slide}",
+            "--overwrite", f"--output={output}", f"--overlap={args.overlap}", f"--tissue={tissue or 'all'}",
+            f"--readers={args.cores}",
         ],
     )  # fmt: skip
     summary = json.loads((output / slide.stem / "summary.json").read_text())
@@ -255,8 +263,8 @@ def main() -> None:
             slides.append((folder / f"synthetic-{args.side}.tif", folder / f"synthetic-{args.side}.png"))
             tissue = tissue_tiles(args.side, args.mm2)
             write_slide(slides[-1][0], args.side, args.side, tissue)
-            # One pixel of the mask for 64 of the slide: the mask has the proportions of the slide if the side is a multiple
-            # of 64.
+            # One pixel of the mask for 64 of the slide: the mask has the proportions of the slide if the side is a
+            # multiple of 64.
             mask = np.kron(tissue, np.full((TILE // 64,) * 2, 255, np.uint8))
             Image.fromarray(mask[: args.side // 64, : args.side // 64]).save(slides[-1][1])
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # child processes inherit it

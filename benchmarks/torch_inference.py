@@ -77,7 +77,10 @@ class Torch:
         )
 
     def _set_statistics(self):
-        """Sets batch statistics of the images. With the initial ones, deep networks predict probabilities of 0 and 1 only."""
+        """Sets batch statistics of the images.
+
+        With the initial ones, deep networks predict probabilities of 0 and 1 only.
+        """
         norms = [each for each in self.model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

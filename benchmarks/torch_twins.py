@@ -6,11 +6,13 @@ _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")  # its operators exi
 
 
 def build(model: str, num_classes: int, **kwargs) -> torch.nn.Module:
-    """Returns the PyTorch twin of `bcss_jax.models.create(model, num_classes=num_classes, **kwargs)`, with random weights.
+    """Returns the PyTorch twin of `bcss_jax.models.create(model, num_classes=num_classes, **kwargs)`.
+
+    It has random weights.
 
     Raises:
-      ModuleNotFoundError: the package with the network is not installed (segmentation_models_pytorch for ResNet and DenseNet
-        encoders, dynamic_network_architectures for nnU-Net's networks).
+      ModuleNotFoundError: the package with the network is not installed (segmentation_models_pytorch for ResNet and
+        DenseNet encoders, dynamic_network_architectures for nnU-Net's networks).
     """
     if model == "unet":
         from torch_unet import UNet
@@ -61,7 +63,7 @@ def _smp(model: str, num_classes: int) -> torch.nn.Module:
 
 
 def define_torchvision_operators() -> None:
-    """Defines the operators without which a GPU build of torchvision cannot be imported beside a CPU build of PyTorch."""
+    """Defines the operators that a GPU build of torchvision needs to be imported beside a CPU build of PyTorch."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError:

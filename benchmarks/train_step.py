@@ -37,9 +37,9 @@ from bcss_jax.training.optimizer import Plateau, adamw  # noqa: E402
 NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-4
 
-# Dense peak of the matrix units in TFLOP/s: (part of device_kind, bfloat16, float32 as JAX multiplies by default, which is
-# TF32 on these GPUs and bfloat16 passes on TPUs). The first match counts. The numbers are recalled from the vendors' data
-# sheets and were not checked.
+# Dense peak of the matrix units in TFLOP/s: (part of device_kind, bfloat16, float32 as JAX multiplies by default, which
+# is TF32 on these GPUs and bfloat16 passes on TPUs). The first match counts. The numbers are recalled from the vendors'
+# data sheets and were not checked.
 PEAK_TFLOPS = (
     ("H200", 989.0, 494.0),
     ("H100 PCIe", 756.0, 378.0),

@@ -49,8 +49,19 @@ def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> Non
         pieces[i] = f"``{' '.join(pieces[i].split())}``"
         pieces[i + 1] = pieces[i + 1] and f"\\ {pieces[i + 1]}"
     lines[:] = "".join(pieces).split("\n")
-    if what == "module":
-        lines[:] = _with_literal_blocks(lines)
+    lines[:] = _with_literal_blocks(lines) if what == "module" else _without_hanging_returns(lines)
+
+
+def _without_hanging_returns(lines: list[str]) -> list[str]:
+    """Returns the lines with one indentation in the section Returns, where it is a text and not a list."""
+    if "Returns:" not in lines:
+        return lines
+    start = lines.index("Returns:") + 1
+    stop = next((i for i in range(start, len(lines)) if lines[i] and not lines[i].startswith(" ")), len(lines))
+    section = lines[start:stop]
+    if not any(line.lstrip().startswith(("* ", "- ")) for line in section):
+        section = ["  " + line.strip() if line.strip() else "" for line in section]
+    return lines[:start] + section + lines[stop:]
 
 
 def _with_literal_blocks(lines: list[str]) -> list[str]:

@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from `bcss_jax/config.py` and `bcss_jax/nnunet/config.py`: `python docs/generate_configuration.py`.
+"""Writes docs/configuration.md from `bcss_jax/config.py` and `bcss_jax/nnunet/config.py`.
+
+    python docs/generate_configuration.py
 
 The tables take each setting, its default and the comment on its line. tests/docs/test_configuration.py compares the
 page with what this script writes.
@@ -6,6 +8,7 @@ page with what this script writes.
 
 import ast
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,19 +22,22 @@ INTRODUCTION = """\
 
 # Configuration
 
-A file under `configs/` chooses the network and changes a few defaults. After the colon stands the [layout](data.md#layouts):
+A file under `configs/` chooses the network and changes a few defaults. After the colon comes the
+[layout](data.md#layouts):
 
 <!-- test: not run: the quickstart runs this command; here it shows how settings are written -->
 ```bash
-python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOLDER --config.batch_size=32 --config.optimizer.learning_rate=1e-3
+python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOLDER \\
+    --config.batch_size=32 --config.optimizer.learning_rate=1e-3
 ```
 
-Every setting below can be changed on the command line, as `--config.NAME=VALUE`. An unknown name is refused with the nearest
-names that exist. The arguments of a network that its config file names are settings too (`--config.model.width=32`).
+Every setting below can be changed on the command line, as `--config.NAME=VALUE`. An unknown name is refused with the
+nearest names that exist. The arguments of a network that its config file names are settings too
+(`--config.model.width=32`).
 
-The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that is
-multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images are
-flipped and rotated by quarter turns, nothing else.
+The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that
+is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images
+are flipped and rotated by quarter turns, nothing else.
 
 A run can be resumed with other values of the settings that change only how fast or how often something is done:
 {runtime}. A change of any other setting is refused, because the result would be that of another run.
@@ -40,8 +46,8 @@ A run can be resumed with other values of the settings that change only how fast
 NNUNET = """\
 ## nnU-Net
 
-The settings of `configs/nnunet.py`, from `bcss_jax/nnunet/config.py`. What the [plan](nnunet.md#plans) decides (patch, batch,
-network, normalization) is not a setting: `--config.plan` takes a file, which can be edited.
+The settings of `configs/nnunet.py`, from `bcss_jax/nnunet/config.py`. What the [plan](nnunet.md#plans) decides (patch,
+batch, network, normalization) is not a setting: `--config.plan` takes a file, which can be edited.
 """
 
 
@@ -58,14 +64,10 @@ def page() -> str:
 def _table(module: ModuleType) -> str:
     """Returns a Markdown table of the settings that the module's function `default` makes."""
     lines = inspect.getsource(module).splitlines()
-    function = next(
-        node
-        for node in ast.parse("\n".join(lines)).body
-        if isinstance(node, ast.FunctionDef) and node.name == "default"
-    )
+    functions = {node.name: node for node in ast.parse("\n".join(lines)).body if isinstance(node, ast.FunctionDef)}
     defaults = module.default()
     rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for node in function.body:
+    for node in _statements(functions, "default"):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue
         name = ast.unparse(node.targets[0]).removeprefix("config.")
@@ -78,6 +80,16 @@ def _table(module: ModuleType) -> str:
         else:
             rows.append(f"| `{name}` | `{value!r}` | {comment} |".replace("|  |", "| |"))
     return "\n".join(rows)
+
+
+def _statements(functions: dict[str, ast.FunctionDef], name: str) -> Iterator[ast.stmt]:
+    """Yields the statements of a function in order, with those of the functions of the module that it calls."""
+    for node in functions[name].body:
+        called = ast.unparse(node.value.func) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else ""
+        if called in functions:
+            yield from _statements(functions, called)
+        else:
+            yield node
 
 
 def _comment(lines: list[str]) -> str:

@@ -4,13 +4,13 @@
     RAY_ADDRESS=auto python launch/ray_slides.py --slides=list.csv --gpus=1 -- --checkpoint=runs/unet --output=out
 
 The options after `--` are passed to `python -m bcss_jax.segment`, which each task runs in a separate process in this
-folder. On a cluster, all hosts share this folder, the slides and the results. With --workers a cluster of that many workers
-is started on this machine, which only this machine can reach, and stopped at the end; without it RAY_ADDRESS names a
-running cluster. Ray's usage reports are switched off. `pip install -e '.[ray]'` installs Ray.
+folder. On a cluster, all hosts share this folder, the slides and the results. With --workers a cluster of that many
+workers is started on this machine, which only this machine can reach, and stopped at the end; without it RAY_ADDRESS
+names a running cluster. Ray's usage reports are switched off. `pip install -e '.[ray]'` installs Ray.
 
 The same command resumes where it was stopped and computes no slide twice, with --overwrite too. Exit codes: 0 done, 2
-settings, 3 the list, 5 storage, 6 some slides failed (summary.csv in the output lists the reasons), 75 stopped on request.
-Runs on Linux.
+settings, 3 the list, 5 storage, 6 some slides failed (summary.csv in the output lists the reasons), 75 stopped on
+request. Runs on Linux.
 """
 
 import argparse
@@ -48,8 +48,9 @@ from bcss_jax.slides.batch.slide_list import Entry, read_list
 
 RETRIES = 5  # of a slide whose worker died, or was asked to stop
 OBJECT_STORE_BYTES = 100 << 20  # tasks return a few lines only
-# Ends the process when its parent ends, because the next try on another worker needs the slide's lock. Ray 2.60 does this
-# itself, Ray 2.50 leaves the process running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died before.
+# Ends the process when its parent ends, because the next try on another worker needs the slide's lock. Ray 2.60 does
+# this itself, Ray 2.50 leaves the process running. 1 is PR_SET_PDEATHSIG, which exec keeps; the parent may have died
+# before.
 END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) or sys.exit(75); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
@@ -90,7 +91,8 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
     entries = read_list(args.slides)
     if (args.workers is None) == ("RAY_ADDRESS" not in os.environ):
         raise ConfigError(
-            "no cluster is given; start one on this machine with --workers=2, or use a running one with RAY_ADDRESS=auto"
+            "no cluster is given; start one on this machine with --workers=2, or use a running one with "
+            "RAY_ADDRESS=auto"
         )
     for name, value, least in (("workers", args.workers, 1), ("gpus", args.gpus, 0), ("cpus", args.cpus, 0)):
         if value is not None and not value >= least:
@@ -154,15 +156,18 @@ def _split_options(others: list[str]) -> tuple[Path, bool, str | None, list[str]
             )
     if found.tissue not in (None, "colour", "all"):
         raise ConfigError(
-            f"options after --: --tissue={found.tissue}: applies to a single slide; use the column tissue of the list, or "
-            "colour or all for every slide"
+            f"options after --: --tissue={found.tissue}: applies to a single slide; use the column tissue of the "
+            "list, or colour or all for every slide"
         )
     return Path(found.output), "," in found.checkpoint, of_truth.truth_region, remaining
 
 
 @contextlib.contextmanager
 def _cluster(args: argparse.Namespace) -> Iterator[None]:
-    """Connects to Ray. A cluster that is started here listens on the loopback interface only, and is stopped at the end."""
+    """Connects to Ray.
+
+    A cluster that is started here listens on the loopback interface only, and is stopped at the end.
+    """
     settings = {"logging_level": "ERROR", "log_to_driver": False}
     if args.workers is not None:
         settings |= {
@@ -209,7 +214,10 @@ def _outcomes(
 
 
 def _of_slide(entry: Entry, region: str | None) -> list[str]:
-    """Returns the options of one slide; the region to score only if the slide has a ground truth, as in a list of segment."""
+    """Returns the options of one slide.
+
+    They include the region to score only if the slide has a ground truth, as in a list of segment.
+    """
     values = entry._asdict()
     values["truth_region"] = None if entry.truth is None else region
     return [f"--{name}={value}" for name, value in values.items() if value is not None]

@@ -64,7 +64,10 @@ def test_a_finished_run_is_finished_and_its_prepared_data_are_found(folder):
 
 
 def test_a_stopped_run_goes_on_to_the_same_epochs(folder):
-    """Its data, its state, its place in the third epoch: losses are equal to the last digit on the machine that wrote them."""
+    """The run keeps its data, its state and its place in the third epoch.
+
+    On the machine that wrote them, the losses are equal to the last digit.
+    """
     assert len(rows(folder / "stopped" / "history.csv")) == 2
     run(folder, *TRAIN, "--workdir=stopped")
     found, expected = rows(folder / "stopped" / "history.csv"), rows(OLD / "run" / "history.csv")

@@ -37,9 +37,9 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in LOCKED_BY_ANOTHER:
                 raise StorageError(
-                    f"{workdir}: cannot be locked ({error.strerror}): its file system does not support locks, which keep "
-                    "two processes from using one folder; choose a folder on another one, or mount it with locks (Lustre: "
-                    "-o flock, NFS: with its lock service)"
+                    f"{workdir}: cannot be locked ({error.strerror}): its file system does not support locks, which "
+                    "keep two processes from using one folder; choose a folder on another one, or mount it with locks "
+                    "(Lustre: -o flock, NFS: with its lock service)"
                 ) from error
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "another process"
@@ -90,8 +90,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file, which replaces the file at the end of the block.
 
-    The content is flushed to the disk first. If the block raises an error, the temporary file is deleted and the file stays
-    as it was.
+    The content is flushed to the disk first. If the block raises an error, the temporary file is deleted and the file
+    stays as it was.
 
     Raises:
       StorageError: an OSError was raised in the block or while the file was replaced.

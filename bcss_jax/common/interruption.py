@@ -1,4 +1,7 @@
-"""Handles the signals that ask a run to save and stop: SIGTERM (preemption), SIGUSR1 (time limit of a scheduler), Ctrl-C."""
+"""Handles the signals that ask a run to save and stop.
+
+They are SIGTERM (preemption), SIGUSR1 (time limit of a scheduler) and Ctrl-C.
+"""
 
 import signal
 import sys
@@ -15,8 +18,8 @@ STEPS_BETWEEN_AGREEMENTS = 10  # exchanging with the other processes makes the d
 class Interruption:
     """A context manager that handles the signals.
 
-    Before `begin` is called there is nothing to save, and a signal raises `Preempted` immediately. Afterwards a signal only
-    sets `requested`, which the loop checks. A second Ctrl-C ends the process immediately.
+    Before `begin` is called there is nothing to save, and a signal raises `Preempted` immediately. Afterwards a signal
+    only sets `requested`, which the loop checks. A second Ctrl-C ends the process immediately.
     """
 
     def __enter__(self):

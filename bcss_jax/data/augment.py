@@ -3,8 +3,9 @@
 This is the only file that uses Albumentations (2.0.8, its last release). Everything is uint8 on the host; images are
 normalized on the device.
 
-Where a rotation or a deformation needs pixels from outside the image, the image is extended by its mirror image, so that
-no black corners enter the normalization statistics. The labels there are `ignore_index`, because nobody annotated them.
+Where a rotation or a deformation needs pixels from outside the image, the image is extended by its mirror image, so
+that no black corners enter the normalization statistics. The labels there are `ignore_index`, because nobody annotated
+them.
 """
 
 import dataclasses

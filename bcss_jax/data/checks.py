@@ -40,7 +40,8 @@ class CheckReport:
       missing: files whose other half is missing and that were left out because of `allow_missing`.
       bad: one line for each unusable pair of files that was left out because of `max_bad`.
       warnings: what is unusual but usable.
-      content_sha256: of the keys, splits, images and masks of all usable tiles. It stays the same if the files are copied.
+      content_sha256: of the keys, splits, images and masks of all usable tiles. It stays the same if the files are
+        copied.
     """
 
     tiles: dict[str, int]
@@ -138,8 +139,8 @@ def check_tiles(
 
     Raises:
       ConfigError: `max_bad` is not a share.
-      DataError: more files are missing or unusable than allowed, tiles have different sizes, a patient or the same image
-        is in two splits, or a required split is empty.
+      DataError: more files are missing or unusable than allowed, tiles have different sizes, a patient or the same
+        image is in two splits, or a required split is empty.
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"max_bad must be a share from 0 to 1; found {max_bad}")
@@ -222,7 +223,7 @@ def report_on(checked: Sequence[CheckedTile], codes: str, *, patients_may_recur:
 
 
 def find_shared_images(checked: Sequence[CheckedTile]) -> tuple[list[str], int]:
-    """Returns one line for every image that also occurs in an earlier split, and the number of repeats within splits."""
+    """Returns a line for every image that also occurs in an earlier split, and the number of repeats within splits."""
     first_with, lines, repeated = {}, [], 0
     for tile in checked:
         if not tile.stats.digest:

@@ -10,8 +10,8 @@ There are three layouts:
   data folder or in its `BCSS_512`. The 22 original codes; the published split is by the institutes of the challenge.
 * `roi`: whole regions, `images` and `masks`, as the original data set provides them; they are cut into patches here.
 
-`data/names.py` describes the names of the files. The names give 0.25 micrometers per pixel (or 0, where it was cut off),
-which is nominal; the value that is used comes from `DataSettings`.
+`data/names.py` describes the names of the files. The names give 0.25 micrometers per pixel (or 0, where it was cut
+off), which is nominal; the value that is used comes from `DataSettings`.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class DataSettings:
     Attributes:
       layout: "sample" (drawn by `data/synthetic.py`), "kaggle224", "kaggle512" or "roi".
       dir: the data folder.
-      split_by: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, whatever their folder.
+      split_by: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, in any folder.
         Regions have no published split, so both values split them by institute.
       mpp: micrometers per pixel of the files.
       patch_size: side of the patches that are cut from regions, in pixels; None: whole regions. The other layouts are
@@ -93,7 +93,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TileOrigin:
-    """What is known of a tile besides its pixels and its split.
+    """The description of a tile, without its pixels and its split.
 
     Attributes:
       key: unique in the data set and stable: the stem of the tile's file, or what it would be.
@@ -194,9 +194,9 @@ def require_splits(tiles: Iterable[Tile], required: tuple[str, ...] = ("train", 
             found = ", ".join(sorted({tile.institute for tile in tiles})) or "none"
             folder = printable(tiles[0].image.parent) if tiles else "the data folder"
             raise DataError(
-                f"{folder}: expected usable tiles for {split}, found none (institutes there: {found}; a split by institute "
-                f"holds out {', '.join(HOLD_OUT_INSTITUTES)} as val); add data of such institutes, or use the "
-                "published split"
+                f"{folder}: expected usable tiles for {split}, found none (institutes there: {found}; a split by "
+                f"institute holds out {', '.join(HOLD_OUT_INSTITUTES)} as val); add data of such institutes, or use "
+                "the published split"
             )
 
 
@@ -256,7 +256,7 @@ def _check_settings(settings: DataSettings) -> None:
 
 
 def _home(layout: str, root: Path | None) -> Path:
-    """Returns the folder that holds the layout's folders: the data folder, or the folder of the Kaggle archive in it."""
+    """Returns the folder that holds the layout's folders: the data folder, or the Kaggle archive's folder in it."""
     needed = [folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2]]
     if root is None:
         raise _not_found(layout, None, "no folder given")
@@ -278,7 +278,8 @@ def _not_found(layout: str, folder: Path | None, found: str) -> DataError:
     folders = ", ".join(folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2])
     where = "" if SUBFOLDER[layout] == "." else f" (there or in {SUBFOLDER[layout]}/)"
     return DataError(
-        f"{printable(folder or 'data_dir')}: expected the layout {layout} with the folders {folders}{where}, found {found}; {HOW_TO_GET}"
+        f"{printable(folder or 'data_dir')}: expected the layout {layout} with the folders {folders}{where}, found "
+        f"{found}; {HOW_TO_GET}"
     )
 
 
@@ -355,7 +356,8 @@ def _refuse_link(path: Path, root: Path) -> None:
 
 def _same_name(first: Path, second: Path) -> DataError:
     return DataError(
-        f"{printable(second)}: expected one tile of that name, found {printable(first)} too; remove or rename one of them"
+        f"{printable(second)}: expected one tile of that name, found {printable(first)} too; remove or rename one of "
+        "them"
     )
 
 

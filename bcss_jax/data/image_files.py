@@ -1,8 +1,8 @@
 """Reads the file of an image or a mask into an array, or raises an error of one line if it cannot be used.
 
-Files are decoded by their content, never by their name, and only as PNG, JPEG or TIFF. Nothing is repaired or converted:
-a mask with three channels, an image with 16 bits, or a transparent pixel means that an earlier step did not do what the
-user expects.
+Files are decoded by their content, never by their name, and only as PNG, JPEG or TIFF. Nothing is repaired or
+converted: a mask with three channels, an image with 16 bits, or a transparent pixel means that an earlier step did not
+do what the user expects.
 """
 
 import contextlib
@@ -102,8 +102,8 @@ def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.wa
       uint8 [H, W], every value a code of the book.
 
     Raises:
-      DataError: the file is unreadable, truncated, too large or compressed with loss, has several channels or floats, or
-        contains a value that is not a code (the message gives the histogram).
+      DataError: the file is unreadable, truncated, too large or compressed with loss, has several channels or floats,
+        or contains a value that is not a code (the message gives the histogram).
     """
     image, raw_mode = _load(path, warn)
     if image.mode == "F":
@@ -211,7 +211,8 @@ def _as_data_error(path: Path) -> Iterator[None]:
 
 def _too_large(path: Path, found: str) -> TooManyPixelsError:
     return TooManyPixelsError(
-        f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {found} by its header; cut it into smaller images"
+        f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {found} by its header; cut it into smaller "
+        "images"
     )
 
 

@@ -1,9 +1,9 @@
 """Batches for training and evaluation: tf.data from encoded PNGs to uint8 NumPy arrays.
 
-Every function takes a data set of *encoded* examples in a fixed order. An example is a dict with `image` (PNG bytes, RGB),
-`mask` (PNG bytes, one channel of codes), `index` (int64, number of the example in its split) and any other description,
-such as a file name, which is used in error messages. Examples are decoded, labeled and augmented after shuffling and
-skipping, so that these handle compressed bytes only.
+Every function takes a data set of *encoded* examples in a fixed order. An example is a dict with `image` (PNG bytes,
+RGB), `mask` (PNG bytes, one channel of codes), `index` (int64, number of the example in its split) and any other
+description, such as a file name, which is used in error messages. Examples are decoded, labeled and augmented after
+shuffling and skipping, so that these handle compressed bytes only.
 
 The pixels of an example depend on (seed, epoch, index), and the order on (seed, epoch), never on the number of threads,
 processes or resumptions. No example is dropped: the last batch is filled up with further examples whose labels are all
@@ -46,7 +46,8 @@ def encoded_from_png(image_paths: Sequence[str | os.PathLike], mask_paths: Seque
     """
     if not image_paths or len(image_paths) != len(mask_paths):
         raise DataError(
-            f"expected as many masks as images and at least one, found {len(mask_paths)} masks and {len(image_paths)} images"
+            f"expected as many masks as images and at least one, found {len(mask_paths)} masks and {len(image_paths)} "
+            "images"
         )
 
     def read(index, image_path, mask_path):
@@ -85,8 +86,8 @@ def train_batches(
       encoded: see the docstring of the module.
       num_examples: their number.
       table: uint8 [256], code -> label (`labels.lookup_table`).
-      ignore_index: label of pixels without ground truth: those that augmentation adds, and those of the examples that fill
-        the last batch.
+      ignore_index: label of pixels without ground truth: those that augmentation adds, and those of the examples that
+        fill the last batch.
       batch_size: examples per step over all processes.
       seed: of the run; not negative.
       epoch: number of the epoch, from 0.
@@ -99,12 +100,13 @@ def train_batches(
 
     Returns:
       Iterator of dicts with b = batch_size // process_count: `image` uint8 [b, H, W, 3], `label` uint8 [b, H, W],
-      `index` int64 [b], `valid` bool [b]. Examples that fill the last batch have labels `ignore_index`, index -1 and valid
-      False.
+      `index` int64 [b], `valid` bool [b]. Examples that fill the last batch have labels `ignore_index`, index -1 and
+      valid False.
 
     Raises:
       ConfigError: the batch cannot be shared equally, or images are not square and rotations by 90 degrees are on.
-      DataError: there are no examples; while iterating: an example cannot be read or differs in size (the message names it).
+      DataError: there are no examples; while iterating: an example cannot be read or differs in size (the message names
+        it).
     """
     order = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     ordered = encoded.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(

@@ -1,7 +1,7 @@
 """The built-in data set: small H&E-like patches of synthetic patients, drawn by numpy.
 
-With it every command of this package runs, and learns something, without a download. Scores on it say nothing about real
-tissue.
+With it every command of this package runs, and learns something, without a download. Scores on it say nothing about
+real tissue.
 
 A patch is drawn as follows. A smooth random field is cut at a quantile into tumor nests and stroma. Other tissue (fat,
 lymphocytes, necrosis, glass) is placed in this field where it occurs in reality. Every tissue adds to two maps, the
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Names the drawing in the fingerprint of prepared data; change it when any drawn pixel changes. (It is the SHA-256 of the
-# source that first drew these patches.)
+# Names the drawing in the fingerprint of prepared data; change it when any drawn pixel changes. (It is the SHA-256 of
+# the source that first drew these patches.)
 VERSION = "e9610fc013dbc3e74d6e1d1a477c7d0c115498e3e775d9f48f3fdd6e2c9e3d25"
 SIZE = 224  # pixels
 MPP = 0.25  # micrometers per pixel
@@ -170,7 +170,12 @@ class _PatientStyle:
 
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Returns a smooth random field [224, 224] with mean 0 and standard deviation 1; `sigma` (pixels) is its smoothness."""
+    """Returns a smooth random field [224, 224] with mean 0 and standard deviation 1.
+
+    Args:
+      rng: the source of randomness.
+      sigma: smoothness of the field in pixels.
+    """
     # Gaussians of random height on a lattice finer than their width: equivalent to blurred white noise, and faster.
     pitch, reach = max(1.0, 0.8 * sigma), 4  # `reach` lattice steps are at least three sigma
     count = int(SIZE / pitch) + 2 * reach + 2
@@ -195,7 +200,7 @@ def _slope(rng: np.random.Generator) -> np.ndarray:
 
 
 def _depth(field: np.ndarray) -> np.ndarray:
-    """Returns the approximate signed distance in pixels from the line where the field is 0, positive where the field is."""
+    """Returns the approximate distance in pixels from the line where the field is 0, with the sign of the field."""
     down, right = np.gradient(field)
     return field / np.maximum(np.hypot(down, right), 1e-3)
 
@@ -275,7 +280,9 @@ class _Tissue:
         return int(self.mask[row, column])
 
     def _cells(self, centers: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the index of the nearest center, and the approximate distance in pixels from the border to the next cell.
+        """Returns the index of the nearest center, and the distance from the border to the next cell.
+
+        The distance is approximate, in pixels.
 
         Args:
           centers: [n, 2] from `_lattice`.
@@ -409,7 +416,10 @@ class _Tissue:
 
 
 def _lookup(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Returns a smoothly interpolated random field at the coordinates (u, v), with unit grain, mean 0 and deviation 1 (about)."""
+    """Returns a smoothly interpolated random field at the coordinates (u, v).
+
+    It has unit grain, and about mean 0 and standard deviation 1.
+    """
     table = rng.standard_normal((128, 512))
     low_u, low_v = np.floor(u).astype(int), np.floor(v).astype(int)
     part_u, part_v = u - low_u, v - low_v

@@ -1,9 +1,9 @@
 """Writes the tiles of a data set as TFRecords, once, and reads them as a `tf.data.Dataset`.
 
-`prepare` finds the tiles, checks every one of them, and writes them with TensorFlow Datasets. The prepared data are in a
-folder that is named after a fingerprint of all input files and options: another call with the same input finds the folder
-and reads no pixel, changed input is prepared again in another folder, and two data sets never mix. The folder gets its
-name by one rename at the end, so an incomplete folder never has that name.
+`prepare` finds the tiles, checks every one of them, and writes them with TensorFlow Datasets. The prepared data are in
+a folder that is named after a fingerprint of all input files and options: another call with the same input finds the
+folder and reads no pixel, changed input is prepared again in another folder, and two data sets never mix. The folder
+gets its name by one rename at the end, so an incomplete folder never has that name.
 
 The masks keep their codes; `labels.lookup_table` converts them to the labels of a scheme later.
 """
@@ -64,8 +64,8 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version(DATA_VERSION)
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=layout) for layout in discovery.LAYOUTS]
-    # tfds looks for checksums of downloads there. There are none, and looking needs importlib_resources, which tfds does
-    # not install (4.9.10).
+    # tfds looks for checksums of downloads there. There are none, and looking needs importlib_resources, which tfds
+    # does not install (4.9.10).
     code_path = None
 
     def __init__(self, *, examples: Mapping[str, Iterable[Example]] | None = None, **kwargs):
@@ -238,7 +238,7 @@ def prepare(
 
 
 def _options(settings: discovery.DataSettings) -> dict:
-    """Returns what the prepared data depend on besides the files. Other options give another folder."""
+    """Returns the options that the prepared data depend on, apart from the files. Other options give another folder."""
     options = {
         "layout": settings.layout,
         "data_version": DATA_VERSION,
@@ -326,7 +326,10 @@ def _sample_examples() -> dict[str, list[Example]]:
 
 
 def _tile_examples(tiles: list[discovery.Tile]) -> Iterator[Example]:
-    """Reads the tiles of one split, sorted by key. Each file is read once, because the patches of a region are neighbors."""
+    """Reads the tiles of one split, sorted by key.
+
+    Each file is read once, because the patches of a region are neighbors.
+    """
     index = itertools.count()
     for (image_path, mask_path), group in itertools.groupby(tiles, key=lambda tile: (tile.image, tile.mask)):
         group = list(group)

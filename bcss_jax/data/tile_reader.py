@@ -135,7 +135,10 @@ def read_files(tile: Tile, warn: Callable[[str], None]) -> tuple[np.ndarray, np.
 
 
 def crop(image: np.ndarray, mask: np.ndarray | None, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:
-    """Crops a tile's window from its image [H, W, 3] and mask [H, W]. Without a window, both are returned as they are."""
+    """Crops a tile's window from its image [H, W, 3] and mask [H, W].
+
+    Without a window, both are returned as they are.
+    """
     if tile.window is None:
         return image, mask
     x, y, size = tile.window

@@ -143,7 +143,10 @@ def predict_images(
 
 
 def sample_logits(counter: ImageCounter, split: EvaluationSplit, seconds: EvaluationSeconds) -> Arrays:
-    """Returns `logits` and `labels`, as in `accumulate`, of the first `FIT_IMAGES` images, rounded up to whole batches."""
+    """Returns `logits` and `labels`, as in `accumulate`, of the first `FIT_IMAGES` images.
+
+    Rounds the number of images up to whole batches.
+    """
     sampled = []
     for _, arrays in _count_batches(counter, split.batches_from(0), min(len(split.table), FIT_IMAGES), seconds):
         sampled.append({name: arrays[name] for name in ("logits", "labels")})

@@ -29,8 +29,8 @@ def count_pixels(
 
     Returns:
       `predictions` uint8 [N, H, W]; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B] (see
-      `calibration.ConfidenceCounts`); `logits` float32 [N, P, C], up to a constant per pixel, and `labels` [N, P] of the
-      pixels at `positions`.
+      `calibration.ConfidenceCounts`); `logits` float32 [N, P, C], up to a constant per pixel, and `labels` [N, P] of
+      the pixels at `positions`.
     """
     predictions = metrics.predict(log_probabilities, scheme.evaluated)
     confidence = confidence_counts(jnp.exp(log_probabilities), labels, scheme.evaluated, scheme.ignore_index)

@@ -116,24 +116,26 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
     )
 
 
-def _scheme(home, about):
-    """The project's scheme that its labels are those of."""
-    settings: Any = ConfigDict(about["config"])
+def _scheme(run_folder, metadata):
+    """Returns the label scheme of the project that has the labels of a checkpoint."""
+    settings: Any = ConfigDict(metadata["config"])
     if settings.data.layout == cases.RAW:
         raise ConfigError(
-            f"{printable(home)}: trained on a raw data folder of nnU-Net, whose labels belong to no label scheme; its folds "
-            "are scored in the run's cross_validation.json"
+            f"{printable(run_folder)}: trained on a raw data folder of nnU-Net, whose labels belong to no label "
+            "scheme; its folds are scored in the run's cross_validation.json"
         )
-    stored = about.get("project_scheme")  # checkpoints of older versions lack it; theirs are schemes of the package
+    stored = metadata.get("project_scheme")  # older checkpoints lack it and have a scheme of the package
     try:
         scheme = find_scheme(settings.labels) if stored is None else scheme_from_json(stored)
         validate(settings, scheme)
     except UserError as error:
         raise ValueError(first_line(error)) from error
-    dataset = labels.dataset_of(scheme, about["dataset"]["numTraining"])
+    dataset = labels.dataset_of(scheme, metadata["dataset"]["numTraining"])
     expected = as_json([dataset, cases.scheme_of(dataset, scheme).to_json()])
-    found = {name: value for name, value in expected[1].items() if name in about["label_scheme"]}
-    if [about["dataset"], about["label_scheme"]] != [expected[0], found] or name_of(settings.labels) != scheme.name:
+    found = {name: value for name, value in expected[1].items() if name in metadata["label_scheme"]}
+    if [metadata["dataset"], metadata["label_scheme"]] != [expected[0], found] or name_of(
+        settings.labels
+    ) != scheme.name:
         raise ValueError(f"its config says labels={scheme.name}, its data set or label scheme says something else")
     return scheme
 

@@ -1,12 +1,13 @@
 """A run of nnU-Net's method for the evaluation. All its folds predict together, as in nnU-Net.
 
-Each image is cropped and normalized separately and predicted in half-overlapping windows and four mirrorings. The logits
-of the folds are averaged. As in nnU-Net, the latest weights are used. Two things differ, so that the scores can stand in
-one table with those of other runs: the images are the same, and the prediction is the most likely evaluated class.
+Each image is cropped and normalized separately and predicted in half-overlapping windows and four mirrorings. The
+logits of the folds are averaged. As in nnU-Net, the latest weights are used. Two things differ, so that the scores can
+stand in one table with those of other runs: the images are the same, and the prediction is the most likely evaluated
+class.
 
-The folds of a cross-validation are trained on subsets of train and val together, so only images that no fold was trained
-on are scored. splits_final.json says which images these are. It must be the file that the checkpoints were trained with
-(`folds.fold_sha256`).
+The folds of a cross-validation are trained on subsets of train and val together, so only images that no fold was
+trained on are scored. splits_final.json says which images these are. It must be the file that the checkpoints were
+trained with (`folds.fold_sha256`).
 
 nnU-Net's labels are those of the project's label scheme, except for `ignore` (`nnunet.labels`), and so are its logits.
 Its background is the class "other" if the scheme has one. Otherwise no pixel has background as its ground truth.
@@ -37,7 +38,8 @@ from bcss_jax.training import checkpoint, sharding
 
 # The unchanged image, and the image mirrored in width, height and both, as flips and turns.
 MIRRORINGS = (View(0, False), View(0, True), View(2, True), View(2, False))
-# nnU-Net crops black borders and calls them background. There, the logit of background has this value, all others are 0.
+# nnU-Net crops black borders and calls them background. There, the logit of background has this value, and all others
+# are 0.
 BORDER_LOGIT = 20.0
 
 
@@ -152,16 +154,18 @@ class NnunetRun:
         """
         if layout == "roi":
             raise ConfigError(
-                f"{self.run_folder}: nnU-Net's method predicts whole regions, while other runs predict patches, so they cannot "
-                "be scored on the same images; choose a data set of tiles, or see the run's cross_validation.json"
+                f"{self.run_folder}: nnU-Net's method predicts whole regions, while other runs predict patches, so "
+                "they cannot be scored on the same images; choose a data set of tiles, or see the run's "
+                "cross_validation.json"
             )
         seen = self.count_seen(split, keys, layout)
         if seen:
             raise ConfigError(
                 f"{self.run_folder}: {'fold' if len(self.folds) == 1 else 'folds'} "
-                f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of {split}, so "
-                "the scores would be too optimistic; choose --split=test, or train with --config.folds=published, which "
-                "does not train on val; scores of each fold are in the run's cross_validation.json"
+                f"{', '.join(fold.name for fold in self.folds)} trained on {seen} of the {len(keys)} images of "
+                f"{split}, so the scores would be too optimistic; choose --split=test, or train with "
+                "--config.folds=published, which does not train on val; scores of each fold are in the run's "
+                "cross_validation.json"
             )
 
     def member(self, mesh: Mesh, tta: bool) -> Member:

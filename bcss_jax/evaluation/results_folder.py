@@ -57,8 +57,8 @@ class ResultsFolder:
         found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
         if found and not document.exists():
             raise ConfigError(
-                f"{folder}: expected a results folder, found {', '.join(found[:5])} and no evaluation.json; choose another "
-                "--output"
+                f"{folder}: expected a results folder, found {', '.join(found[:5])} and no evaluation.json; choose "
+                "another --output"
             )
         content = _read_results(document) if found else None
         changed = {}
@@ -71,8 +71,8 @@ class ResultsFolder:
         if self._outdated and not overwrite:  # settings may change as long as nothing was computed with them
             what = f"of other settings ({describe_differences(changed)})" if known else "that this program cannot read"
             raise ConfigError(
-                f"{folder} holds results {what}; choose another --output, use the same settings, or replace the results "
-                "with --overwrite"
+                f"{folder} holds results {what}; choose another --output, use the same settings, or replace the "
+                "results with --overwrite"
             )
 
     def claim(self) -> None:
@@ -103,8 +103,8 @@ class ResultsFolder:
         others = [other for other in names if other not in MODEL_FILES and not other.startswith(".")]
         if others or (folder.exists() and not folder.is_dir()):
             raise ConfigError(
-                f"{folder}: expected results of an evaluation, found something else ({', '.join(others[:5])}); choose another "
-                "--output"
+                f"{folder}: expected results of an evaluation, found something else ({', '.join(others[:5])}); choose "
+                "another --output"
             )
         for found in (self._read_scores(name), self._read_progress(name)):
             if found is not None and found["identity"] != identity and not self._overwrite:

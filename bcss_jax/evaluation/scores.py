@@ -63,8 +63,8 @@ def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed:
       * `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
       * `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
       * `surface`: `{"tolerance_um", "hd95_um": CLASSES, "nsd": CLASSES, "images": class -> numbers}`. Means over the
-        images that have a score. A class that was missed or falsely predicted counts with the diagonal of the image and 0.
-        `images`, as in `metrics.scores`, says how often that happened.
+        images that have a score. A class that was missed or falsely predicted counts with the diagonal of the image and
+        0. `images`, as in `metrics.scores`, says how often that happened.
       * `calibration`: `calibration.reliability`.
       * `intervals`: `{"level", "over": "patients" or "images", "n", "resamples", "seed", NAME: {class: [low, high]}}`,
         where NAME is dice_global, iou_global, dice_image, iou_image, hd95_um and nsd.

@@ -206,10 +206,13 @@ def _difference(a, b):
         "over": interval.over,
         "n": interval.n,
         "dice_global": {
-            name: {key: None if np.isnan(end) else end for key, end in zip(("difference", "low", "high"), ends, strict=True)}
+            name: {
+                key: None if np.isnan(end) else end
+                for key, end in zip(("difference", "low", "high"), ends, strict=True)
+            }
             for name, ends in zip(names, zip(*columns, strict=True), strict=True)
         },
-    }  # fmt: skip
+    }
 
 
 def _dice_of_sums(totals):

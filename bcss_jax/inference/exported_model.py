@@ -60,8 +60,8 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
       tta: test-time augmentation is requested.
 
     Raises:
-      DataError: the file is not an exported model, is damaged, has another format, contradicts itself, or is not for this
-        JAX or these devices.
+      DataError: the file is not an exported model, is damaged, has another format, contradicts itself, or is not for
+        this JAX or these devices.
       ConfigError: test-time augmentation is requested, but the model was exported without it.
     """
     where = printable(path)
@@ -123,7 +123,10 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
 
 
 def _read(path: Path) -> tuple[dict, bytes]:
-    """Returns the content of model.json and the bytes of the program. Checks sizes first: a damaged file may state any."""
+    """Returns the content of model.json and the bytes of the program.
+
+    Checks sizes first: a damaged file may state any.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError("a file that is not a ZIP archive, or is incomplete")
     with zipfile.ZipFile(path) as file:
@@ -148,7 +151,10 @@ def _refuse_constant(name: str):
 
 
 def _checked(metadata: Any) -> LabelScheme:
-    """Returns the label scheme of model.json. Raises ValueError unless its fields are as `bcss_jax.export` writes them."""
+    """Returns the label scheme of model.json.
+
+    Raises ValueError unless its fields are as `bcss_jax.export` writes them.
+    """
     found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != FORMAT or isinstance(found, bool):
         remedy = ", which a newer bcss_jax reads" if isinstance(found, int) and found > FORMAT else ""
@@ -211,8 +217,10 @@ def _check_interface(program: export.Exported, window: int, classes: int) -> Non
     found = [(aval.dtype.name, *aval.shape[1:]) for aval in (*program.in_avals, *program.out_avals)]
     expected = [("uint8", *image_shape(window)[1:]), ("float32", window, window, classes)]
     if len(program.in_avals) != 1 or found != expected or len(set(batch_sizes)) != 1 or batch_sizes[0].isdecimal():
-        raise ValueError(f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}"
-                         f", {METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]")  # fmt: skip
+        raise ValueError(
+            f"a program of {', '.join(map(str, program.in_avals))} -> {', '.join(map(str, program.out_avals))}, "
+            f"{METADATA} says uint8[N,{window},{window},3] -> float32[N,{window},{window},{classes}]"
+        )
     if program.nr_devices != 1 or program.ordered_effects or program.unordered_effects:
         raise ValueError("a program that does more than compute")
 

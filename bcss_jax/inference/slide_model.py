@@ -107,8 +107,9 @@ def check_window(model: SlideModel, window: int) -> None:
 class WindowPredictor:
     """Applies a model to batches of windows on all devices of a mesh; compiled once.
 
-    On CPUs each device computes one window at a time, because XLA rounds differently for different batch sizes. The results
-    are therefore the same to the bit for every batch size and number of devices. On other devices the batch is split evenly.
+    On CPUs each device computes one window at a time, because XLA rounds differently for different batch sizes. The
+    results are therefore the same to the bit for every batch size and number of devices. On other devices the batch is
+    split evenly.
     """
 
     def __init__(self, model: SlideModel, weights: np.ndarray, batch_size: int, mesh: Mesh):

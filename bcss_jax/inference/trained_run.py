@@ -41,7 +41,8 @@ class TrainedRun:
       metadata: config, label scheme, data and versions, as the checkpoint stores them.
       scheme: label scheme of the model.
       function: the network. Runs with the same structure have equal functions.
-      sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics ("rest").
+      sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics
+        ("rest").
     """
 
     name: str
@@ -206,7 +207,10 @@ def joint_sha256(each: Sequence[str]) -> str:
 
 
 def sanitized_name(name: str) -> str:
-    """Returns the name of an evaluation's folder: `_` replaces every character but letters, digits, `_`, `+`, `-` and `.`."""
+    """Returns the name of an evaluation's folder.
+
+    `_` replaces every character except letters, digits, `_`, `+`, `-` and `.`.
+    """
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".-") or "run"
 
 
@@ -214,8 +218,8 @@ def _checkpoints_of(path):
     path = Path(path).expanduser()
     if path.is_file():
         raise DataError(
-            f"{printable(path)}: expected the folder of a run or of its checkpoints, found a file; to start training from "
-            "the weights of another program, use --config.pretrained of python -m bcss_jax.main"
+            f"{printable(path)}: expected the folder of a run or of its checkpoints, found a file; to start training "
+            "from the weights of another program, use --config.pretrained of python -m bcss_jax.main"
         )
     if not path.is_dir():
         raise DataError(f"{printable(path)}: no such folder; expected the folder of a run, such as runs/unet")
@@ -224,19 +228,19 @@ def _checkpoints_of(path):
             return folder.resolve()
     if trained_fold_names(path):
         raise ConfigError(
-            f"{printable(path)}: a run of nnU-Net's method, which crops and normalizes images and joins its folds in its own "
-            "way; use python -m bcss_jax.nnunet predict to segment images with it"
+            f"{printable(path)}: a run of nnU-Net's method, which crops and normalizes images and joins its folds in "
+            "its own way; use python -m bcss_jax.nnunet predict to segment images with it"
         )
     raise DataError(
-        f"{printable(path)}: expected the folder of a run or of its checkpoints, found no checkpoint in it; train first, or "
-        "name another folder"
+        f"{printable(path)}: expected the folder of a run or of its checkpoints, found no checkpoint in it; train "
+        "first, or name another folder"
     )
 
 
 def _fold_of_nnunet(path):
     return ConfigError(
-        f"{printable(path)}: a single fold of nnU-Net's method; name the folder of the run, because its folds are evaluated "
-        "together"
+        f"{printable(path)}: a single fold of nnU-Net's method; name the folder of the run, because its folds are "
+        "evaluated together"
     )
 
 

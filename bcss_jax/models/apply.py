@@ -1,7 +1,7 @@
 """A model as a pure function of its arrays, as the compiled steps need it.
 
-Parameters and other state (BatchNorm statistics) are passed as plain dicts, and the module is rebuilt inside the compiled
-function. This costs less per step than passing the module.
+Parameters and other state (BatchNorm statistics) are passed as plain dicts, and the module is rebuilt inside the
+compiled function. This costs less per step than passing the module.
 """
 
 import dataclasses

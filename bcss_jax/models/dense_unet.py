@@ -3,16 +3,14 @@
 Follows Cai et al. 2020 ("Dense-UNet: a novel multiphoton in vivo cellular image segmentation model based on a
 convolutional neural network", Quantitative Imaging in Medicine and Surgery 10(6):1275). Only its abstract was
 available: a U-shaped network, dense concatenation to reuse features, four modules of four layers each in the encoder,
-  and a
-symmetric decoder. No code by the authors was found. This project chose the remaining details, following DenseNet (Huang
-et al. 2016) wherever DenseNet defines them:
+and a symmetric decoder. No code by the authors was found. This project chose the remaining details, following DenseNet
+(Huang et al. 2016) wherever DenseNet defines them:
 
 - The first layer is a 3x3 convolution without a norm to `init_width` channels, as in DenseNet for small images.
 - A dense layer is BatchNorm, ReLU and a 3x3 convolution to `growth` channels, without the 1x1 convolution of
   DenseNet-BC. Its norm covers all maps before it.
 - An encoder module is a dense block followed by a transition: BatchNorm, ReLU, a 1x1 convolution that keeps the
-fraction
-  `compression` of the channels, and a mean over 2x2 pixels. All maps of the dense block form the skip.
+  fraction `compression` of the channels, and a mean over 2x2 pixels. All maps of the dense block form the skip.
 - The bottleneck is one more dense block.
 - A decoder module is a 2x2 transposed convolution to half of the channels, concatenation of its result and the skip, a
   dense block, and a transition without the mean.

@@ -1,4 +1,4 @@
-"""Commands of nnU-Net's method besides training: predict, export, plan.
+"""Commands of nnU-Net's method other than training: predict, export, plan.
 
 Training is `python -m bcss_jax.main --config=configs/nnunet.py`.
 
@@ -109,7 +109,7 @@ def predict(args: argparse.Namespace) -> None:
     ]
     for folder, model in zip(args.model, models, strict=True):
         print(f"{folder}: fold(s) {', '.join(model.models)}, windows of {model.patch_size[0]}x{model.patch_size[1]}")
-    scheme = cases.scheme_of(models[0].dataset)
+    scheme = cases.scheme_of(models[0].dataset, models[0].project_scheme)
     decisions = [model.postprocessing for model in models if model.postprocessing and len(models) == 1]
     (args.out / "overlays").mkdir(parents=True, exist_ok=True)
     with contextlib.closing(ProgressLine("predicting", len(images))) as line:

@@ -1,7 +1,7 @@
 """The settings of nnU-Net's method with their defaults, and the check of their values.
 
-Patch size, batch size, network and normalization are not settings: the plan decides them. `plan` takes a file of a plan,
-which may be edited.
+Patch size, batch size, network and normalization are not settings: the plan decides them. `plan` takes a file of a
+plan, which may be edited.
 """
 
 from typing import Any

@@ -83,9 +83,9 @@ def determine_postprocessing(
       ignore: label of ground truth pixels that do not count; None: all count.
 
     Returns:
-      JSON: `keep_largest`, the steps in order, each a list of classes that together form the components; `dice_before`
-        and
-      `dice_after`, the mean Dice over cases of each class by its label (null if the class never occurs).
+      JSON: `keep_largest`, the steps in order, each a list of classes that together form the components;
+      `dice_before` and `dice_after`, the mean Dice over cases of each class by its label (null if the class never
+      occurs).
 
     Raises:
       DataError: there are no cases, the numbers of predictions and truths differ, or a prediction and its truth have

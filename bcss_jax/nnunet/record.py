@@ -36,14 +36,20 @@ class FoldRecord(EpochRecord):
         self.counts = (np.asarray(counts, np.int64) + (0 if self.counts is None else np.asarray(self.counts))).tolist()
 
     def smoothed(self, dice: float) -> float:
-        """Returns nnU-Net's smoothed pseudo-Dice after an epoch with this pseudo-Dice. Epochs without one are skipped."""
+        """Returns nnU-Net's smoothed pseudo-Dice after an epoch with this pseudo-Dice.
+
+        Epochs without one are skipped.
+        """
         known = [row["smoothed_dice"] for row in self.history if row["smoothed_dice"] is not None]
         if not math.isfinite(dice):
             return known[-1] if known else math.nan
         return SMOOTHING * known[-1] + (1 - SMOOTHING) * dice if known else dice
 
     def end_epoch(self, row: dict) -> bool:
-        """Adds the row of the finished epoch and starts the next. Returns whether its smoothed Dice is the best so far."""
+        """Adds the row of the finished epoch and starts the next.
+
+        Returns whether its smoothed Dice is the best so far.
+        """
         row = json_row(row)
         before = [r["smoothed_dice"] for r in self.history if r["smoothed_dice"] is not None]
         now = row["smoothed_dice"]

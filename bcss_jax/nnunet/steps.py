@@ -95,8 +95,8 @@ def make_steps(
     mesh = make_mesh()
     if padded_size(batch_size, mesh) % (mesh.size * micro_batches):
         raise ConfigError(
-            f"config.micro_batches={micro_batches}: a batch of {batch_size} on {mesh.size} device(s) does not divide into "
-            "that many parts; choose another number"
+            f"config.micro_batches={micro_batches}: a batch of {batch_size} on {mesh.size} device(s) does not divide "
+            "into that many parts; choose another number"
         )
     objective = Objective(
         num_classes=num_classes,

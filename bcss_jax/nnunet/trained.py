@@ -8,6 +8,7 @@ from flax import nnx
 
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
+from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.nnunet import plan_file, result_folder
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.training.checkpoint import load_model
@@ -22,6 +23,7 @@ class TrainedFolds:
       dataset: contents of dataset.json.
       models: name of a fold -> network in evaluation mode.
       mirror_axes: axes that were mirrored in training: 0 height, 1 width.
+      project_scheme: the label scheme that the labels were made from; None: not known.
       postprocessing: the decision of `postprocess.determine_postprocessing`; None: there is none.
     """
 
@@ -30,6 +32,7 @@ class TrainedFolds:
     models: dict[str, nnx.Module]
     mirror_axes: tuple[int, ...]
     postprocessing: dict | None
+    project_scheme: LabelScheme | None = None
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -62,7 +65,7 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
         raise DataError(
             f"{folder}: expected fold {', '.join(absent)}, found {', '.join(ours)}; train it, or leave it out"
         )
-    models, plans = {}, []
+    models, plans, project_scheme = {}, [], None
     for name in chosen:
         models[name], metadata = load_model(folder / f"fold_{name}" / "checkpoints", "latest")
         if "plan" not in metadata:
@@ -70,6 +73,11 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
                 f"{folder}: expected a run of configs/nnunet.py, found one without a plan; name another folder"
             )
         plans.append((metadata["plan"], metadata["dataset"]))
+        try:
+            stored = metadata.get("project_scheme")
+            project_scheme = None if stored is None else scheme_from_json(stored)
+        except ValueError as error:
+            raise DataError(f"{folder}: {error}; the checkpoint was changed or is not of this program") from error
     if any(each != plans[0] for each in plans):
         raise DataError(f"{folder}: expected folds of one plan, found several; name the folds that belong together")
     decision = folder / "postprocessing.json"
@@ -78,4 +86,4 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
         postprocessing = read_json(decision, "the postprocessing of a run", "delete it or determine it again")
     plan, dataset = plans[0]
     plan_file.check_plan(plan, dataset)
-    return TrainedFolds(plan, dataset, models, (0, 1), postprocessing)
+    return TrainedFolds(plan, dataset, models, (0, 1), postprocessing, project_scheme)

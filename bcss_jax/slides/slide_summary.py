@@ -78,8 +78,8 @@ class SlideSummary:
       windows: how many were `computed`, `of` how many.
       seams: JSON of `seams.seam_score`.
       files: names of the result files in the folder; None for those that were not written.
-      resumed: some labels were there before the last session began, so that `seconds` are of that session alone. None in
-        files of versions that did not record it.
+      resumed: some labels were there before the last session began, so that `seconds` are of that session alone. None
+        in files of versions that did not record it.
       seconds: by stage, and `total`.
       peak_memory_mb: of the main process, MiB.
       versions: of this package, Python and the libraries.
@@ -240,12 +240,12 @@ def _classes(values):
         for each in values
     )
     if not classes or len({each.value for each in classes}) != len(classes):
-        raise ValueError("classes without values of their own")
+        raise ValueError("the classes do not have distinct values")
     return classes
 
 
 def _check(summary: SlideSummary) -> None:
-    """Raises ValueError, KeyError, TypeError or AttributeError unless the parts that stay JSON are as they should be."""
+    """Raises ValueError, KeyError, TypeError or AttributeError unless the parts that stay JSON are valid."""
     _text(summary.model["name"], "name of the model")
     _number(summary.model["mpp"], "mpp of the model", positive=True)
     for name in ("tissue_area_mm2", "unreadable_area_mm2"):

@@ -15,7 +15,8 @@ from bcss_jax.losses import Objective
 # Columns of history.csv, which has one row per epoch. Scores are of the validation split unless they begin with train_.
 COLUMNS = (
     "epoch", "step", "train_loss", "val_loss", "train_iou", "val_iou", "train_dice", "val_dice", "dice_image",
-    "dice_batch", "iou_image", "iou_batch", "learning_rate", "grad_norm", "input_wait", "images_per_second", "seconds", "best",
+    "dice_batch", "iou_image", "iou_batch", "learning_rate", "grad_norm", "input_wait", "images_per_second", "seconds",
+    "best",
 )  # fmt: skip
 
 

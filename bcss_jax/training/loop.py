@@ -99,7 +99,7 @@ class Run:
         self._steps = build.make_steps(config, self._scheme, model, self._mesh)
         pretrained = self._load_pretrained(model)
         state = place_replicated(TrainState.create(model, self._steps.tx, self._steps.schedule), self._mesh)
-        del model  # otherwise its arrays would stay in the device's memory beside the state
+        del model  # otherwise its arrays would stay in device memory in addition to the state
         self._data = self._prepare_data()
         self._pipeline = {
             "table": labels.lookup_table(self._scheme, self._data.codes),
@@ -141,8 +141,8 @@ class Run:
         )
         data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
         print_main(
-            f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, classes "
-            f"{', '.join(scheme.evaluated_names)}"
+            f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
+            f"classes {', '.join(scheme.evaluated_names)}"
         )
         return data
 
@@ -232,8 +232,8 @@ class Run:
         if not report["finite"]:
             names = ", ".join(self._data.table("train")[i]["key"] for i in report["index"] if i >= 0)
             self.session.record_bad_step(
-                f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, left "
-                f"out; batch: {names}",
+                f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
+                f"left out; batch: {names}",
                 "Try a lower --config.optimizer.learning_rate",
             )
             return loss
@@ -352,7 +352,8 @@ def _stalled(record: RunRecord, patience: int) -> bool:
 
 def _table_line(row: dict) -> str:
     return (
-        f"{row['epoch']:5d}  {format_score(row['train_loss']):>10}  {format_score(row['val_loss']):>8}  {format_score(row['val_dice']):>8}"
-        f"  {format_score(row['val_iou']):>8}  {row['learning_rate']:13.2e}  {row['images_per_second']:8.2f}"
-        f"  {row['input_wait']:10.1%}  {duration(row['seconds']):>6}{'  best' if row['best'] else ''}"
+        f"{row['epoch']:5d}  {format_score(row['train_loss']):>10}  {format_score(row['val_loss']):>8}  "
+        f"{format_score(row['val_dice']):>8}  {format_score(row['val_iou']):>8}  {row['learning_rate']:13.2e}  "
+        f"{row['images_per_second']:8.2f}  {row['input_wait']:10.1%}  "
+        f"{duration(row['seconds']):>6}{'  best' if row['best'] else ''}"
     )

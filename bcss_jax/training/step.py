@@ -1,4 +1,4 @@
-"""The training and the evaluation step: pure functions over a pytree state, compiled once."""
+"""The training step and the evaluation step: pure functions of a pytree state, compiled once."""
 
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ from bcss_jax.training.sharding import replicated, split_over_data
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Everything that training changes.
+    """The state of a training.
 
     Attributes:
-      step: int32 scalar, batches seen so far.
-      params: trained parameters, nested dict.
-      model_state: the model's other state (BatchNorm statistics), nested dict.
-      opt_state: the optimizer's state.
-      schedule: the learning-rate scale's state (`optimizer.Plateau` or `optimizer.Poly`).
+      step: int32 scalar, number of batches so far.
+      params: nested dict of the trained parameters.
+      model_state: nested dict of the other state of the model (BatchNorm statistics).
+      opt_state: state of the optimizer.
+      schedule: state of the learning-rate scale (`optimizer.Plateau` or `optimizer.Poly`).
     """
 
     step: jax.Array | np.int32

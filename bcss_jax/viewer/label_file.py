@@ -20,7 +20,8 @@ COARSER = 1.1  # a level may be coarser than the requested resolution by this fa
 class LabelFile:
     """The labels of a slide.
 
-    Tiles are decoded one at a time, so memory does not depend on the size of the slide. Threads may read at the same time.
+    Tiles are decoded one at a time, so memory does not depend on the size of the slide. Threads may read at the same
+    time.
     """
 
     def __init__(self, path: Path, grid: Grid):
@@ -98,7 +99,10 @@ class LabelFile:
 
 
 def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
-    """Returns the side of a level's pixels in pixels of the grid, and its page. Raises ValueError if it is not as expected."""
+    """Returns the side of a level's pixels in pixels of the grid, and its page.
+
+    Raises ValueError if it is not as expected.
+    """
     if not page.is_tiled or page.dtype != np.uint8 or page.samplesperpixel != 1:
         raise ValueError("an image that is not tiled with one channel of 8 bits")
     if max(page.tilewidth, page.tilelength) > MAX_TILE:
@@ -107,13 +111,17 @@ def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
     for full, size in ((grid.width, page.imagewidth), (grid.height, page.imagelength)):
         if not full // factor <= size <= -(-full // factor) and size != 1:
             raise ValueError(
-                f"a level of {page.imagewidth} x {page.imagelength} pixels, which is not the full size divided by a power of two"
+                f"a level of {page.imagewidth} x {page.imagelength} pixels, which is not the full size divided by a "
+                "power of two"
             )
     return factor, page
 
 
 def _by_tile(pixels, size, tile):
-    """Yields slices of the ascending `pixels` that lie in the same tile, with its number; pixels outside are left out."""
+    """Yields slices of the ascending `pixels` that lie in the same tile, with its number.
+
+    Pixels outside are left out.
+    """
     first, last = np.searchsorted(pixels, [0, size])
     if first == last:
         return

@@ -67,9 +67,12 @@ class LabelTiles:
 
 
 def _centers(first, count, level_size, grid_size, step):
-    """Returns where the centers of a tile's pixels, and of `MARGIN` more on both sides, lie in the grid along one axis."""
+    """Returns where the centers of a tile's pixels lie in the grid along one axis.
+
+    Includes `MARGIN` more pixels on both sides.
+    """
     pixels = np.arange(first - MARGIN, first + count + MARGIN)
-    # A center on the border of two pixels belongs to the second one, despite rounding. More than half of the last pixel of
-    # a level may lie outside the grid.
+    # A center on the border of two pixels belongs to the second one, despite rounding. More than half of the last pixel
+    # of a level may lie outside the grid.
     centers = np.minimum((pixels + 0.5) * step + 1e-6, grid_size - 0.5)
     return np.where(pixels < level_size, centers, grid_size + pixels)

@@ -1,8 +1,8 @@
 """The viewer's server: pages, tiles and static files, for GET and HEAD requests.
 
-No part of a URL becomes a path. Results and static files are looked up by their full name among those that were found, the
-slide is the one that the summary of the result names, and tile numbers are checked against the geometry before any file is
-opened.
+No part of a URL becomes a path. Results and static files are looked up by their full name among those that were found,
+the slide is the one that the summary of the result names, and tile numbers are checked against the geometry before any
+file is opened.
 """
 
 import contextlib
@@ -230,8 +230,8 @@ class _Viewer:
         path = self._inside(result, summary.labels_file)
         if path is None:
             raise DataError(
-                f"{printable(result.folder / summary.labels_file)}: expected the labels of the slide, found no such file; "
-                "segment the slide again"
+                f"{printable(result.folder / summary.labels_file)}: expected the labels of the slide, found no such "
+                "file; segment the slide again"
             )
         slide, grid = summary.slide, summary.grid
         return self._labels.get(

@@ -41,8 +41,8 @@ class SlideTiles:
         if (found.width, found.height) != (expected.width, expected.height):
             self.close()
             raise DataError(
-                f"{printable(path)}: expected the slide that was segmented, {expected.width} x {expected.height} pixels, found "
-                f"{found.width} x {found.height}"
+                f"{printable(path)}: expected the slide that was segmented, {expected.width} x {expected.height} "
+                f"pixels, found {found.width} x {found.height}"
             )
 
     def close(self) -> None:

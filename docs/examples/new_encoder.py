@@ -33,7 +33,11 @@ class StridedEncoder(nnx.Module):
             inputs = outputs
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """(N, H, W, in_channels) -> features (N, H', W', channels) at 1/2, 1/4, 1/8, 1/16, 1/32 of the size, rounded up."""
+        """Returns features (N, H', W', channels) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size, rounded up.
+
+        Args:
+          images: (N, H, W, in_channels).
+        """
         features = [images]
         for i in range(len(self.channels)):
             features.append(getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(features[-1])))

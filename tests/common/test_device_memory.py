@@ -12,8 +12,8 @@ def test_too_little_device_memory_is_one_line_with_a_remedy():
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore lines")
     assert str(error.value) == (
-        "a.svs: a batch of windows: does not fit into the device's memory (RESOURCE_EXHAUSTED: Out of memory allocating 5 "
-        "bytes.); try a smaller --batch_size"
+        "a.svs: a batch of windows: does not fit into the device's memory (RESOURCE_EXHAUSTED: Out of memory "
+        "allocating 5 bytes.); try a smaller --batch_size"
     )
 
 

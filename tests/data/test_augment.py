@@ -168,6 +168,9 @@ def test_quarter_turns_need_square_images():
 
 
 def test_import_does_not_use_the_network():
-    code = "import socket; socket.socket.connect = None; import bcss_jax.data.augment, os; print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
+    code = (
+        "import socket; socket.socket.connect = None; import bcss_jax.data.augment, os; "
+        "print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
+    )
     result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.strip() == "1", result.stderr

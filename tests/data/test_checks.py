@@ -98,10 +98,13 @@ UNUSABLE = [
     ("B13 damaged", "image", lambda: png_bytes(image())[:300] + bytes(500), "readable PNG, .*found .*; fetch or"),
     ("B14 empty", "image", lambda: b"", "readable PNG, JPEG or TIFF file, found an empty file; fetch or"),
     ("B14 empty", "mask", lambda: b"", "readable PNG, JPEG or TIFF file, found an empty file; fetch or"),
-    ("B16 text", "image", lambda: png(16, 16, 8, 2, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))), "too large"),
+    ("B16 text", "image", lambda: png(16, 16, 8, 2, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))),
+     "too large"),
     ("B23 NaN", "image", lambda: float_tiff(np.nan), "8-bit RGB, found 32-bit floats with NaN or infinity; save"),
-    ("B23 infinity", "mask", lambda: float_tiff(np.inf), "integer codes, found 32-bit floats with NaN or infinity; save"),
-    ("text", "image", lambda: b"<html>not found</html>", "readable PNG, JPEG or TIFF file, found cannot identify .*; fetch"),
+    ("B23 infinity", "mask", lambda: float_tiff(np.inf),
+     "integer codes, found 32-bit floats with NaN or infinity; save"),
+    ("text", "image", lambda: b"<html>not found</html>",
+     "readable PNG, JPEG or TIFF file, found cannot identify .*; fetch"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Pages in a real browser, headless Chromium, with their console messages and requests.
 
-Needs Chromium on the system (Debian: `apt-get install chromium`) and `pip install -e '.[test,browser]'`; tests that import
-this are skipped without.
+Needs Chromium on the system (Debian: `apt-get install chromium`) and `pip install -e '.[test,browser]'`; tests that
+import this are skipped without.
 """
 
 import contextlib

@@ -56,10 +56,10 @@ def test_invalid_settings_are_refused(field, value, message):
         configs.validate(config)
 
 
-def test_combinations_that_cannot_be():
+def test_invalid_combinations_are_refused():
     config = load("nnunet")
     config.data.dir, config.folds, config.fold = "somewhere", "published", "0"
-    with pytest.raises(ConfigError, match="has no validation part"):
+    with pytest.raises(ConfigError, match="has no validation split"):
         configs.validate(config)
     config.folds, config.plan, config.rule_before_2_3_1 = "patient", "plans.json", True
     with pytest.raises(ConfigError, match="leave one of them out"):

@@ -13,7 +13,10 @@ SAMPLES = 30_000  # of the whole data set, in place of nnU-Net's 100 million
 
 
 def images_and_masks(count=5, border=0, seed=0):
-    """Returns images of several sizes with some black pixels, and masks with an ignore label, one without foreground."""
+    """Returns images of several sizes with some black pixels, and masks with an ignore label.
+
+    One mask has no foreground.
+    """
     random, images, masks = np.random.RandomState(seed), [], []
     for index in range(count):
         height, width = random.randint(30, 60, 2)

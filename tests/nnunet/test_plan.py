@@ -249,7 +249,10 @@ def test_nnunets_plan_files_are_read_and_match_their_data(shared, case):
         ({"configurations": {}}, "no configuration 2d; found: none"),
         ({"2d": {"UNet_class_name": "PlainConvUNet"}}, "before 2.4"),
         ({"2d": {"patch_size": ..., "spacing": ...}}, "configuration 2d lacks patch_size, spacing"),
-        ({"2d": {"patch_size": [64, 90]}}, "patch_size 64x90 does not fit the strides: height and width must be multiples"),
+        (
+            {"2d": {"patch_size": [64, 90]}},
+            "patch_size 64x90 does not fit the strides: height and width must be multiples",
+        ),
         ({"2d": {"patch_size": [16, 16]}}, "larger than 16x16"),
         ({"2d": {"patch_size": [1, 64, 96]}}, "two positive integers"),
         ({"2d": {"batch_size": 0}}, "batch_size is 0"),

@@ -122,7 +122,7 @@ def test_errors_name_the_flags_of_the_command(tmp_path, capsys):
     from bcss_jax.nnunet.__main__ import main
 
     assert main(["plan", f"--raw={tmp_path}", f"--out={tmp_path / 'plans.json'}"]) == 3
-    assert "name that folder with --raw" in capsys.readouterr().err
+    assert "name another folder with --raw" in capsys.readouterr().err
 
 
 def test_bad_input_gives_one_line(raw, tmp_path):

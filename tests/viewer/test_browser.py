@@ -56,7 +56,7 @@ class Viewer(Watched):
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def seen(self):
-        """Returns the pixels in the middle of the slide as shown on the screen, away from buttons and map: int [h, w, 3]."""
+        """Returns the pixels in the middle of the slide on the screen, away from buttons and map: int [h, w, 3]."""
         self.settle()
         box = self.page.locator("#view").bounding_box()
         clip = {"x": box["x"] + box["width"] * 0.3, "y": box["y"] + box["height"] * 0.35,

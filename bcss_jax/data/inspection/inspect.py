@@ -128,8 +128,8 @@ def _check_output(output: Path, recorded: dict, overwrite: bool) -> None:
     changed = differences(found["settings"], recorded)
     if changed:
         raise ConfigError(
-            f"--output={output} has results of other settings ({describe_differences(changed)}); use another folder, or "
-            "--overwrite"
+            f"--output={output} has results of other settings ({describe_differences(changed)}); use another folder, "
+            "or --overwrite"
         )
 
 

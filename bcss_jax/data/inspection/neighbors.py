@@ -13,15 +13,16 @@ MPP_TOLERANCE = 0.02  # share of the declared value
 def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str, dict[str, int]], list[tuple]]:
     """Finds tiles that touch or overlap a tile of another split, which then partly shows the same tissue.
 
-    The places are from the names, and the sizes from the pixels. Whether a name gives x or y first does not matter here.
+    The places are from the names, and the sizes from the pixels. Whether a name gives x or y first does not matter
+    here.
 
     Args:
       tiles: any tiles.
       sizes: (height, width) of each tile.
 
     Returns:
-      For each split the number of its `tiles`, of the tiles that are `overlapping` and of those that are `touching` a tile
-      of another split; and (first index, second index) of each overlapping pair.
+      For each split the number of its `tiles`, of the tiles that are `overlapping` and of those that are `touching` a
+      tile of another split; and (first index, second index) of each overlapping pair.
     """
     regions = collections.defaultdict(list)
     for index, tile in enumerate(tiles):
@@ -48,8 +49,8 @@ def mpp_of_names(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, flo
     """Compares the micrometers per pixel in the names with the declared value.
 
     Returns:
-      Number of tiles for each value as written ("0" if it was cut off, "not said" if there is none); and (index, value) of
-      each tile whose value differs from the declared one, `Tile.mpp`.
+      Number of tiles for each value as written ("0" if it was cut off, "not said" if there is none); and (index, value)
+      of each tile whose value differs from the declared one, `Tile.mpp`.
     """
     said, others = collections.Counter(), []
     for index, tile in enumerate(tiles):

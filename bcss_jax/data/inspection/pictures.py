@@ -1,4 +1,7 @@
-"""Draws the figures of a data set: classes, colors, examples, stain, copies. Each function returns a matplotlib figure."""
+"""Draws the figures of a data set: classes, colors, examples, stain, copies.
+
+Each function returns a matplotlib figure.
+"""
 
 import textwrap
 
@@ -103,7 +106,8 @@ def codes(found: dict, title: str) -> Figure:
         axes.barh(y, values, height, color=color, hatch=hatch, edgecolor="white", linewidth=0.5, label=split)
         for value, at in zip(values, y, strict=True):
             place = value if value or not log else above.min() / 3
-            axes.annotate(f"{value:.2g}" if value < 10 else f"{value:.0f}", (place, at), (3, 0), textcoords="offset points", va="center", fontsize=7)  # fmt: skip
+            text = f"{value:.2g}" if value < 10 else f"{value:.0f}"
+            axes.annotate(text, (place, at), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(present)), [f"{name} ({book.index(name)})" for name in present])
     axes.invert_yaxis()
     axes.set_xlabel(f"share of the split's labeled pixels, %{', logarithmic' if log else ''}")
@@ -154,7 +158,10 @@ def rgb_histograms(survey: Survey, chosen: list[int], source: Source, why: str, 
 
 
 def choose_examples(survey: Survey, scheme: labels.LabelScheme) -> list[int]:
-    """Chooses the tile of each institute with the most evenly mixed classes, and more tiles if there are few institutes."""
+    """Chooses the tile of each institute with the most evenly mixed classes.
+
+    Chooses more tiles if there are few institutes.
+    """
     table = labels.lookup_table(scheme, survey.codes)[: len(labels.BCSS22_NAMES)]
     pixels = np.stack([survey.code_counts[:, table == label].sum(axis=1) for label in scheme.evaluated], axis=1)
     area = np.array([np.prod(stats.size) for stats in survey.stats])
@@ -240,7 +247,10 @@ def stains(survey: Survey, found: dict, title: str) -> Figure:
 
 
 def _by_group(axes, tiles: list[Tile], density: np.ndarray, measured: np.ndarray) -> None:
-    """Draws median, quartiles and the middle 90 % of the density by institute; if there is only one, by patient or split."""
+    """Draws median, quartiles and the middle 90 % of the density by institute.
+
+    Groups by patient or split if there is only one institute.
+    """
     for what in ("institute", "patient", "split"):
         member = np.array([getattr(tile, what) for tile in tiles])
         if len(set(member[measured])) > 1:
@@ -287,7 +297,8 @@ def copies(survey: Survey, found: dict, source: Source, title: str) -> Figure | 
         for row, key in enumerate((first, second)):
             tile = survey.tiles[index[key]]
             _show(panels[row, column], source.pixels(tile)[0], _short_name(tile) + (f"\n{how}" if row else ""))
-    figure.suptitle("\n".join(textwrap.wrap(f"{title}: {total} copies in different splits, {len(shown)} shown", 34 * len(shown))), fontsize=11)  # fmt: skip
+    text = f"{title}: {total} copies in different splits, {len(shown)} shown"
+    figure.suptitle("\n".join(textwrap.wrap(text, 34 * len(shown))), fontsize=11)
     return figure
 
 

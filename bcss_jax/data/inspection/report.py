@@ -139,8 +139,8 @@ def _near_copies(survey: Survey, splits: list[str]) -> dict:
         if not survey.stats[i].digest or survey.stats[i].digest != survey.stats[j].digest
     ]
     return {
-        "method": f"hash of 255 bits in eight orientations, up to {similar.NEAR} may differ; bcss_jax/data/inspection/similar.py "
-        "describes what it finds",
+        "method": f"hash of 255 bits in eight orientations, up to {similar.NEAR} may differ; "
+        "bcss_jax/data/inspection/similar.py describes what it finds",
         "too_little_contrast_not_compared": int((~clear).sum()),
         **_listed(found),
     }
@@ -181,7 +181,8 @@ def _lines_of_counts(found: dict, title: str, layout: str) -> list[str]:
     tiles, patients = found["tiles"], found["patients"]
     splits = ", ".join(f"{split} {count} ({number_of(patients[split], 'patient')})" for split, count in tiles.items())
     text = [
-        f"{title}: {number_of(sum(tiles.values()), 'tile')} from {number_of(len(found['institutes']), 'institute')}: {splits}"
+        f"{title}: {number_of(sum(tiles.values()), 'tile')} from {number_of(len(found['institutes']), 'institute')}: "
+        f"{splits}"
     ]
     if len(found["sizes"]) > 1:
         sizes = ", ".join(f"{size}: {count}" for size, count in found["sizes"].items())
@@ -219,8 +220,8 @@ def _lines_of_copies(found: dict) -> list[str]:
     for split, count in found["neighbors_by_name"]["per_part"].items():
         if count["overlapping"] or count["touching"]:
             text.append(
-                f"by their names {count['overlapping']:,} of {number_of(count['tiles'], 'tile')} of {split} overlap a tile of "
-                f"another split, and {count['touching']:,} touch one"
+                f"by their names {count['overlapping']:,} of {number_of(count['tiles'], 'tile')} of {split} overlap a "
+                f"tile of another split, and {count['touching']:,} touch one"
             )
     if not any(count["overlapping"] or count["touching"] for count in found["neighbors_by_name"]["per_part"].values()):
         text.append("by their names no tiles of different splits overlap or touch")

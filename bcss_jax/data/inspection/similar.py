@@ -6,9 +6,9 @@ image only changes signs of coefficients, and a rotation by 90 degrees also swap
 eight orientations follow from one.
 
 The search finds copies that were recompressed, made lighter or darker, changed in contrast, scaled, slightly blurred,
-shifted by up to 3 of 224 pixels, mirrored, or rotated by multiples of 90 degrees, whatever their names. It does not find
-crops of the same tissue that are shifted farther or rotated by another angle; `neighbors.py` finds those by their names.
-Images with hardly any contrast are not compared, because only noise is left of them.
+shifted by up to 3 of 224 pixels, mirrored, or rotated by multiples of 90 degrees, whatever their names. It does not
+find crops of the same tissue that are shifted farther or rotated by another angle; `neighbors.py` finds those by their
+names. Images with hardly any contrast are not compared, because only noise is left of them.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ SIDE = 64  # pixels of the scaled image
 FREQUENCIES = 16
 WORDS = FREQUENCIES**2 // 64
 LEAST_CONTRAST = 3.0  # gray levels, standard deviation of the scaled image
-# Number of bits by which copies may differ. Unrelated tiles of two real regions and of the sample differ in 127.5 bits with
-# a standard deviation of 8.0, like coin tosses (1.4 million comparisons, none below 88). JPEG at quality 10 changes at
-# most 23 bits, a shift by 3 pixels in both directions 55, and a shift by 4 pixels 55 in the median.
+# Number of bits by which copies may differ. Unrelated tiles of two real regions and of the sample differ in 127.5 bits
+# with a standard deviation of 8.0, like coin tosses (1.4 million comparisons, none below 88). JPEG at quality 10
+# changes at most 23 bits, a shift by 3 pixels in both directions 55, and a shift by 4 pixels 55 in the median.
 NEAR = 64
 _COARSE_NEAR = 16  # of the 63 coarsest bits, which are compared first: 1 of 20,000 unrelated pairs passes
 _BLOCK = (64, 4096)  # number of hashes compared at a time, so that they fit into the CPU's cache
@@ -71,8 +71,8 @@ def pairs_between(words: np.ndarray, first: np.ndarray, second: np.ndarray) -> l
       second: indices of the images of the other group.
 
     Returns:
-      (index from first, index from second, orientation, distance in bits) of every pair whose nearest orientation differs
-      by at most `NEAR` bits, sorted by distance.
+      (index from first, index from second, orientation, distance in bits) of every pair whose nearest orientation
+      differs by at most `NEAR` bits, sorted by distance.
     """
     if len(first) > len(second):
         swapped = pairs_between(words, second, first)

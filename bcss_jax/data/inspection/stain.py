@@ -1,9 +1,10 @@
 """Measures how strongly and in which colors tiles are stained, and finds the outliers of a data set.
 
 The optical density is -log10 of the transmitted light; the densities of several stains add up. The mean density of a
-tile's tissue is decomposed into haematoxylin, eosin and a remainder that neither explains (pen marks, other dyes, folds),
-with the stain vectors of Ruifrok and Johnston ("Quantification of histochemical staining by color deconvolution", 2001).
-The amounts depend on the tissue as well as on the laboratory: an outlier is a tile to look at, not an error.
+tile's tissue is decomposed into haematoxylin, eosin and a remainder that neither explains (pen marks, other dyes,
+folds), with the stain vectors of Ruifrok and Johnston ("Quantification of histochemical staining by color
+deconvolution", 2001). The amounts depend on the tissue as well as on the laboratory: an outlier is a tile to look at,
+not an error.
 """
 
 import dataclasses

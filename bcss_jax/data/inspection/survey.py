@@ -73,7 +73,8 @@ def take_survey(source: Source, progress: Callable[[int], None] | None = None) -
             measures += result.measures
     if defects:
         raise DataError(
-            f"{summarize_defects(defects, num_pairs)}; repair or remove them (python -m bcss_jax.data verify lists more)"
+            f"{summarize_defects(defects, num_pairs)}; repair or remove them (python -m bcss_jax.data verify lists "
+            "more)"
         )
     histograms, densities, hashes = zip(*measures, strict=True)
     return Survey(
@@ -99,8 +100,8 @@ def _measure(image: np.ndarray) -> tuple[np.ndarray, stain.Density, similar.Hash
 def most_different(histograms: np.ndarray) -> tuple[int, int]:
     """Returns the indices of two tiles with very different colors, by the earth mover's distance of their histograms.
 
-    Not all pairs are compared. The search starts at the tile nearest to the mean of all tiles, moves to the tile that is
-    farthest from it, and repeats this while the distance grows.
+    Not all pairs are compared. The search starts at the tile nearest to the mean of all tiles, moves to the tile that
+    is farthest from it, and repeats this while the distance grows.
 
     Args:
       histograms: [N, 3, BINS].

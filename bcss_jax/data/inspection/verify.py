@@ -34,7 +34,9 @@ class Verdict:
 
 
 def verify(source: Source, progress: Callable[[int], None] | None = None) -> Verdict:
-    """Reads every tile and checks it as `checks.check_tiles` does, but collects all defects instead of raising the first.
+    """Reads every tile and checks it as `checks.check_tiles` does.
+
+    Collects all defects instead of raising the first.
 
     Args:
       source: the data set, made with `collect=True`.

@@ -21,7 +21,7 @@ def caveats(evaluation: dict) -> list[str]:
     ]
 
 
-def _about_the_data(data, trained_on, part):
+def _about_the_data(data, trained_on, split):
     if data["layout"] == "sample":
         yield (
             "Evaluated on the built-in sample, which consists of synthetic images: the scores say nothing about real "
@@ -34,13 +34,13 @@ def _about_the_data(data, trained_on, part):
         yield "Trained on the built-in sample, which consists of synthetic images."
     if trained_on["content_sha256"] != data["content_sha256"]:
         yield "Trained and evaluated on different data sets; whether they share patients was not checked."
-    elif part == "train":
+    elif split == "train":
         yield "Evaluated on the images that it was trained on: the scores say nothing about other images."
     elif data["patients_in_two_parts"]:
         yield (
             f"Patients with images in more than one split ({data['layout']}, {data['split']} split): "
-            f"{data['patients_in_two_parts']}. The scores are too optimistic if the model was trained on other images of the "
-            "evaluated patients; dividing the data by institute avoids this."
+            f"{data['patients_in_two_parts']}. The scores are too optimistic if the model was trained on other images "
+            "of the evaluated patients; dividing the data by institute avoids this."
         )
 
 
@@ -52,8 +52,8 @@ def _about_the_images(scores):
         yield "All images come from one institute; stains and scanners of other institutes may differ."
     if intervals["over"] == "images":
         yield (
-            f"Intervals are over images, because there are fewer than {bootstrap.MIN_PATIENTS} patients. They are too narrow, "
-            "because images of the same patient are not independent."
+            f"Intervals are over images, because there are fewer than {bootstrap.MIN_PATIENTS} patients. They are too "
+            "narrow, because images of the same patient are not independent."
         )
 
 
@@ -69,14 +69,14 @@ def _about_the_classes(scheme, scores):
             yield f"Images without {name} in which {name} is predicted: {counts['false']}."
     if unchecked_scheme(scheme).ignores_tissue:
         yield (
-            f"Every pixel is predicted as {' or '.join(evaluated)}: there is no class for other tissue. Pixels with another "
-            "ground truth are not counted."
+            f"Every pixel is predicted as {' or '.join(evaluated)}: there is no class for other tissue. Pixels with "
+            "another ground truth are not counted."
         )
 
 
 def _about_the_temperature(temperature):
     if temperature and temperature["in_sample"]:
         yield (
-            "The temperature was fitted on pixels of the evaluated images, so the calibration error after scaling is too "
-            "optimistic."
+            "The temperature was fitted on pixels of the evaluated images, so the calibration error after scaling is "
+            "too optimistic."
         )

@@ -32,8 +32,8 @@ RANKS = ("worst", "median", "best")
 def write(folder: Path, evaluations: Sequence[dict], galleries: Mapping[str, Sequence[dict]]) -> None:
     """Writes all figures of an evaluation as PNG and PDF.
 
-    These are `curves` of all runs and, in the folder of each model, `confusion` and `reliability`, and `worst`, `median`
-    and `best` of its gallery.
+    These are `curves` of all runs and, in the folder of each model, `confusion` and `reliability`, and `worst`,
+    `median` and `best` of its gallery.
 
     Args:
       folder: folder for the figures; it is made if it does not exist.
@@ -89,8 +89,8 @@ def curves(histories: Mapping[str, Sequence[dict]], stacked: bool = False) -> Fi
     Training curves are dashed with hollow markers, validation curves are solid with filled markers.
 
     Args:
-      histories: rows of each run's history.csv, as numbers or text, by the name of the run. Missing values leave a gap. A
-        run that recorded no IoU has a loss curve only, and the figure says so.
+      histories: rows of each run's history.csv, as numbers or text, by the name of the run. Missing values leave a gap.
+        A run that recorded no IoU has a loss curve only, and the figure says so.
       stacked: whether to draw one plot below the other, for narrow screens.
 
     Raises:
@@ -144,8 +144,8 @@ def confusion(counts: dict, title: str) -> Figure:
     """Draws the confusion matrix: for each true class, the share and number of pixels predicted as each class.
 
     Args:
-      counts: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`, as in `scores.scores`. A
-        row without pixels stays empty.
+      counts: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`, as in `scores.scores`.
+        A row without pixels stays empty.
       title: title of the figure.
     """
     pixels = np.asarray(counts["pixels"], np.int64)
@@ -211,8 +211,8 @@ def gallery(entries: Sequence[dict], scheme: LabelScheme, title: str) -> Figure:
     """Draws a row for each image: the image, its ground truth, the prediction, and the errors.
 
     Args:
-      entries: dicts with `rank` ("worst", "median" or "best"), `key`, `image` (uint8 [H, W, 3]), `truth` and `prediction`
-        (uint8 [H, W], labels of the scheme). All images have the same size.
+      entries: dicts with `rank` ("worst", "median" or "best"), `key`, `image` (uint8 [H, W, 3]), `truth` and
+        `prediction` (uint8 [H, W], labels of the scheme). All images have the same size.
       scheme: the label scheme.
       title: title of the figure.
     """

@@ -33,8 +33,8 @@ def markdown(evaluation: dict) -> str:
     """Returns the card of a model.
 
     Args:
-      evaluation: as in `report.html`. For an ensemble, `config`, `versions` and `pretrained` are None, and `checkpoint` is
-        `{"members": [{"name", "folder", "which", "step", "epoch"}, ...]}`.
+      evaluation: as in `report.html`. For an ensemble, `config`, `versions` and `pretrained` are None, and `checkpoint`
+        is `{"members": [{"name", "folder", "which", "step", "epoch"}, ...]}`.
     """
     scheme = evaluation["label_scheme"]
     classes = [scheme["class_names"][label] for label in scheme["evaluated"]]
@@ -64,8 +64,8 @@ def _use(evaluation, classes):
     yield from _list(
         [
             "For research on the segmentation of breast-cancer tissue, such as comparing methods.",
-            "Not for diagnosis or any decision about a patient: it is not a medical device, and its safety as one has not "
-            "been shown.",
+            "Not for diagnosis or any decision about a patient: it is not a medical device, and its safety as one has "
+            "not been shown.",
             f"For RGB images at {data['mpp']} µm per pixel, the resolution that it was "
             f"{'trained' if evaluation['trained_on'] else 'evaluated'} at.",
             f"Its predictions are meaningless where the image shows none of these classes: {', '.join(classes)}.",
@@ -82,13 +82,13 @@ def _data(evaluation):
         lines.append(f"Evaluated on: {evaluation['part']} of {_described(data)}.")
     number = evaluation["scores"]["number"]
     lines.append(
-        f"Scored: {number['images']:,} images (patients: {number['patients']}, institutes: {number['institutes']}) with "
-        f"{number['pixels']:,} pixels of ground truth."
+        f"Scored: {number['images']:,} images (patients: {number['patients']}, institutes: {number['institutes']}) "
+        f"with {number['pixels']:,} pixels of ground truth."
     )
     if any(each and each["layout"] in BCSS_LAYOUTS for each in (trained_on, data)):
         lines.append(
-            "The folder has the layout of BCSS, which has the license CC0 1.0 (Amgad et al., Bioinformatics 35(18):3461, "
-            "2019). It was not checked that the files are those of BCSS."
+            "The folder has the layout of BCSS, which has the license CC0 1.0 (Amgad et al., Bioinformatics "
+            "35(18):3461, 2019). It was not checked that the files are those of BCSS."
         )
     yield from _list(lines)
 
@@ -123,11 +123,11 @@ def _scores(evaluation, classes):
         yield f"| {' | '.join(cells)} |"
     reasons = tables.not_comparable(evaluation)
     lines = [
-        "Dice, IoU, precision and recall are computed from the pixels of all images together (dice_global, iou_global). "
-        "Macro is the mean over the classes.",
+        "Dice, IoU, precision and recall are computed from the pixels of all images together (dice_global, "
+        "iou_global). Macro is the mean over the classes.",
         f"Intervals: bootstrap, {intervals['resamples']:,} resamples of {intervals['n']:,} {intervals['over']}.",
-        f"HD95 and NSD (tolerance {found['surface']['tolerance_um']} µm) are means over images. An image where a class is "
-        "missed or falsely predicted counts with its diagonal as HD95 and 0 as NSD.",
+        f"HD95 and NSD (tolerance {found['surface']['tolerance_um']} µm) are means over images. An image where a "
+        "class is missed or falsely predicted counts with its diagonal as HD95 and 0 as NSD.",
         f"Expected calibration error: {format_table_score(found['calibration']['ece'])}.",
         f"Not comparable with the recipe's Table 1: {'; '.join(reasons)}."
         if reasons
@@ -136,8 +136,9 @@ def _scores(evaluation, classes):
     fitted = evaluation["temperature"]
     if fitted:
         lines.append(
-            f"Temperature {fitted['value']:.3f}, fitted on {fitted['pixels']:,} pixels of {fitted['fitted_on']}. Calibration "
-            f"error of these pixels: {fitted['ece_before']:.3f} before, {fitted['ece_after']:.3f} after scaling."
+            f"Temperature {fitted['value']:.3f}, fitted on {fitted['pixels']:,} pixels of {fitted['fitted_on']}. "
+            f"Calibration error of these pixels: {fitted['ece_before']:.3f} before, {fitted['ece_after']:.3f} after "
+            "scaling."
         )
     yield from _list(lines)
 
@@ -147,9 +148,9 @@ def _pretrained(evaluation):
     yield ""
     if pretrained:
         yield (
-            f"Training started from `{_code(pretrained['file'])}` (SHA-256 `{_code(pretrained['sha256'])}`). The source and "
-            "license of these weights are not recorded. The license may apply to this model as well, so check it at the "
-            "source of the file."
+            f"Training started from `{_code(pretrained['file'])}` (SHA-256 `{_code(pretrained['sha256'])}`). The "
+            "source and license of these weights are not recorded. The license may apply to this model as well, so "
+            "check it at the source of the file."
         )
     elif evaluation["config"] is None:
         yield "Not recorded, because this is an ensemble; see its members."

@@ -76,8 +76,8 @@ def html(results: dict, galleries: Mapping[str, Sequence[dict]]) -> str:
 
     Args:
       results: content of evaluation.json: `settings`; `evaluations` as in `figures.write`, with `config`, `versions`,
-        `pretrained`, `params_sha256` and `checkpoint` (each may be None); and `differences`, dicts with `a`, `b`, `over`,
-        `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
+        `pretrained`, `params_sha256` and `checkpoint` (each may be None); and `differences`, dicts with `a`, `b`,
+        `over`, `n` and `dice_global`, class -> `{"difference", "low", "high"}`.
       galleries: entries as in `figures.gallery`, by the name of the model's folder.
 
     Raises:
@@ -136,9 +136,9 @@ def _groups(evaluations):
     """Yields groups of evaluations that can be compared: with the same label scheme and the same images."""
     groups = {}
     for evaluation in evaluations:
-        scheme, data, part = tables.scheme_key(evaluation), evaluation["data"], evaluation["part"]
-        alike = json.dumps([scheme, data["content_sha256"], data["mpp"], part, evaluation["scores"]["number"]])
-        groups.setdefault(alike, []).append(evaluation)
+        scheme, data, split = tables.scheme_key(evaluation), evaluation["data"], evaluation["part"]
+        key = json.dumps([scheme, data["content_sha256"], data["mpp"], split, evaluation["scores"]["number"]])
+        groups.setdefault(key, []).append(evaluation)
     for group in groups.values():
         scheme, data, number = figures.scheme_of(group[0]), group[0]["data"], group[0]["scores"]["number"]
         intervals = group[0]["scores"]["intervals"]
@@ -186,23 +186,24 @@ def _data(evaluations):
     found = {}
     for evaluation in evaluations:
         for what, use in (("data", f"evaluation of {evaluation['part']}"), ("trained_on", "training")):
-            about = evaluation[what]
-            if about is not None:
-                entry = found.setdefault(about["content_sha256"], {"about": about, "uses": {}, "schemes": []})
+            metadata = evaluation[what]
+            if metadata is not None:
+                entry = found.setdefault(metadata["content_sha256"], {"metadata": metadata, "uses": {}, "schemes": []})
                 entry["uses"].setdefault(use, []).append(evaluation["name"])
-                scheme = _pixels_under(figures.scheme_of(evaluation), about)
+                scheme = _scheme_facts(figures.scheme_of(evaluation), metadata)
                 if scheme not in entry["schemes"]:
                     entry["schemes"].append(scheme)
     return list(found.values())
 
 
-def _pixels_under(scheme: LabelScheme, about: dict) -> dict:
-    """Returns, by part of a data set, the number of images without truth (None: not counted) and the absent classes."""
+def _scheme_facts(scheme: LabelScheme, metadata: dict) -> dict:
+    """Returns, for each split of a data set, the images without ground truth (None: not counted) and absent classes."""
+    ignored, pixels = metadata["all_ignored"].get(scheme.name, {}), metadata["code_pixels"]
     return {
         "name": scheme.name,
-        "without_truth": {part: about["all_ignored"].get(scheme.name, {}).get(part) for part in about["tiles"]},
+        "without_truth": {split: ignored.get(split) for split in metadata["tiles"]},
         "absent": {
-            part: absent_classes(scheme, about["codes"], about["code_pixels"].get(part, {})) for part in about["tiles"]
+            split: absent_classes(scheme, metadata["codes"], pixels.get(split, {})) for split in metadata["tiles"]
         },
     }
 

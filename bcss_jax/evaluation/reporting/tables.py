@@ -186,11 +186,11 @@ def _notes(evaluations):
     scheme = evaluations[0]["label_scheme"]["name"]
     intervals = evaluations[0]["scores"]["intervals"]
     notes = [
-        f"Dice under the label scheme {scheme}. The class columns, their mean (macro) and its interval are dice_global, "
-        "computed from the pixels of all images together. dice_image (mean over images) and dice_batch (mean over batches) "
-        "are also means over the classes.",
-        f"Intervals: bootstrap with {intervals['resamples']} resamples of the patients or images in parentheses. Intervals "
-        "over images are too narrow, because images of the same patient are not independent.",
+        f"Dice under the label scheme {scheme}. The class columns, their mean (macro) and its interval are "
+        "dice_global, computed from the pixels of all images together. dice_image (mean over images) and dice_batch "
+        "(mean over batches) are also means over the classes.",
+        f"Intervals: bootstrap with {intervals['resamples']} resamples of the patients or images in parentheses. "
+        "Intervals over images are too narrow, because images of the same patient are not independent.",
         "The recipe's Table 1: " + ", ".join(f"{name} {dice:.3f}" for name, dice in PUBLISHED.values()) + ".",
     ]
     names = {}
@@ -200,8 +200,8 @@ def _notes(evaluations):
         what = f"Not comparable with the recipe's Table 1 ({reasons})" if reasons else COMPARABLE
         notes.append(f"{what}: {', '.join(alike)}.")
     notes.append(
-        "The recipe does not say which average of Dice it reports. This table has dice_global, dice_image and dice_batch; "
-        "at most one of them is comparable."
+        "The recipe does not say which average of Dice it reports. This table has dice_global, dice_image and "
+        "dice_batch; at most one of them is comparable."
     )
     return notes
 
@@ -213,8 +213,9 @@ def _refuse_different_schemes(evaluations):
     for other in evaluations[1:]:
         if scheme_key(other) != scheme_key(first):
             raise ConfigError(
-                f"{first['name']} was evaluated under the label scheme {first['label_scheme']['name']}, {other['name']} "
-                f"under {other['label_scheme']['name']}: their scores cannot be compared; make a separate table of each"
+                f"{first['name']} was evaluated under the label scheme {first['label_scheme']['name']}, "
+                f"{other['name']} under {other['label_scheme']['name']}: their scores cannot be compared; make a "
+                "separate table of each"
             )
 
 

@@ -112,7 +112,7 @@ def paired_difference(
 
 
 def mean_sums(values: np.ndarray) -> np.ndarray:
-    """Returns the numbers to sum for a mean over images: values [N, ...] with NaN for no score -> [N, 2, ...] floats."""
+    """Returns the numbers to sum for a mean over images: values [N, ...], NaN for no score -> [N, 2, ...] floats."""
     values = np.asarray(values, np.float64)
     known = ~np.isnan(values)
     return np.stack([np.where(known, values, 0.0), known], axis=1)

@@ -1,9 +1,9 @@
 """Measures how far a model's confidence can be trusted: calibration error, reliability curve, temperature.
 
-The confidence of a pixel is the probability of its predicted class, given that the pixel belongs to one of the evaluated
-classes, because `metrics.predict` chooses among these. Pixels are counted in equal bins of confidence, (0, 1/B],
-(1/B, 2/B], and so on. In each bin the share of correct pixels should equal the mean confidence. The devices count per
-image (`confidence_counts`), and the host adds the counts up in int64 and float64.
+The confidence of a pixel is the probability of its predicted class, given that the pixel belongs to one of the
+evaluated classes, because `metrics.predict` chooses among these. Pixels are counted in equal bins of confidence,
+(0, 1/B], (1/B, 2/B], and so on. In each bin the share of correct pixels should equal the mean confidence. The devices
+count per image (`confidence_counts`), and the host adds the counts up in int64 and float64.
 
 Source: Guo et al. 2017 (arXiv:1706.04599), with the same 15 bins.
 """
@@ -78,9 +78,9 @@ def reliability(counts: ConfidenceCounts) -> dict:
       counts: counts of one image, or of many along the first axis.
 
     Returns:
-      JSON: `{"ece": value, "curve": {"confidence": [...], "accuracy": [...], "pixels": [...]}}`, with one value per bin,
-      None in bins without pixels. The error is the mean, over pixels, of the difference between confidence and accuracy
-      in the pixel's bin.
+      JSON: `{"ece": value, "curve": {"confidence": [...], "accuracy": [...], "pixels": [...]}}`, with one value per
+      bin, None in bins without pixels. The error is the mean, over pixels, of the difference between confidence and
+      accuracy in the pixel's bin.
 
     Raises:
       DataError: There are no pixels.

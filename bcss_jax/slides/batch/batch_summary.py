@@ -59,7 +59,10 @@ def line_of(summary: SlideSummary, position: str, folder: Path, done: Done) -> s
         parts.append(f"{summary.seconds['total']:.1f} s{' since it was resumed' if summary.resumed else ''}")
     slide, model = summary.slide, summary.model
     mpp = f"{slide.mpp[0]:.4g} um/px, segmented at {model['mpp']:.4g}"
-    return f"{position}{printable(slide.name)} ({mpp}) by {model['name']}: {'; '.join(parts)}\n  overlay: {folder / 'overlay.png'}"
+    return (
+        f"{position}{printable(slide.name)} ({mpp}) by {model['name']}: {'; '.join(parts)}\n"
+        f"  overlay: {folder / 'overlay.png'}"
+    )
 
 
 @contextlib.contextmanager
@@ -96,7 +99,9 @@ def updated_table(output: Path, entries: list[Entry], several: bool) -> Iterator
 
 
 def write_table(output: Path, entries: list[Entry], several: bool) -> None:
-    """Writes summary.csv from the slides' folders, including those of other shards, which may write it at the same time.
+    """Writes summary.csv from the slides' folders, including the folders of other shards.
+
+    Other shards may write it at the same time.
 
     Args:
       output: the folder that holds the slides' folders.
@@ -107,8 +112,8 @@ def write_table(output: Path, entries: list[Entry], several: bool) -> None:
       StorageError: it cannot be written.
     """
     own = output / f".summary-{socket.gethostname()}-{os.getpid()}.csv"
-    # The lock keeps rows that another process has just finished from being lost. Without locks, the table may be one slide
-    # behind until the next slide is finished.
+    # The lock keeps rows that another process has just finished from being lost. Without locks, the table may be one
+    # slide behind until the next slide is finished.
     with storage_errors(output), wait_for_lock(output / ".summary", required=False):
         write_text(own, _table(output, entries, several))
         os.replace(own, output / "summary.csv")
@@ -150,7 +155,10 @@ def _number(value):
 
 
 def _harmless(text):
-    """Quotes text that a spreadsheet would run as a formula, and replaces bytes that are not text, as names may have."""
+    """Quotes text that a spreadsheet would run as a formula, and replaces bytes that are not text.
+
+    Names of files may have such bytes.
+    """
     text = text.encode("utf-8", "replace").decode()
     return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not _is_number(text)) else text
 

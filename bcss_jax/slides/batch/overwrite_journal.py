@@ -1,7 +1,7 @@
 """Records which results a command with --overwrite has deleted, so that a stopped command resumes where it was.
 
-The journal is a file in the output, one for each shard or single slide, with a line for every folder that was cleared. It
-is deleted when the command has ended.
+The journal is a file in the output, one for each shard or single slide, with a line for every folder that was cleared.
+It is deleted when the command has ended.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Runs through the slides of a list: a slide that fails does not stop the others, a slide in use is tried again last."""
+"""Runs through the slides of a list.
+
+A slide that fails does not stop the others. A slide in use is tried again last.
+"""
 
 import collections
 import sys
@@ -73,7 +76,7 @@ def segment_all(
             segment(entry, f"{number}/{len(entries)} ")
         except InUseError as error:
             if was_busy is None:
-                waiting.append((number, entry))  # tried once more when the others are done
+                waiting.append((number, entry))  # tried again after the others
             outcome.busy[entry] = error
         except (Preempted, StorageError):
             raise
@@ -102,11 +105,11 @@ def raise_unless_done(outcome: BatchOutcome, table: Path) -> None:
     names = ", ".join(printable(entry.slide.name) for entry in affected[:5]) + (", ..." if len(affected) > 5 else "")
     if outcome.failures:
         raise PartialError(
-            f"{len(outcome.failures)} of {outcome.slides} slides failed ({names}); {table} lists the reasons; run the same "
-            "command again to retry them"
+            f"{len(outcome.failures)} of {outcome.slides} slides failed ({names}); {table} lists the reasons; run the "
+            "same command again to retry them"
         )
     if outcome.busy:
         raise Preempted(
-            f"other processes are working on {len(outcome.busy)} of {outcome.slides} slides ({names}); run the same command "
-            "again when they have finished"
+            f"other processes are working on {len(outcome.busy)} of {outcome.slides} slides ({names}); run the same "
+            "command again when they have finished"
         )

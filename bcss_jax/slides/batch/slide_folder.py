@@ -81,7 +81,7 @@ class SlideFolder:
             self._delete((".work/labels",))
 
     def finished(self) -> SlideSummary | None:
-        """Returns the summary if the slide was finished with this identity, whatever it was scored against."""
+        """Returns the summary if the slide was finished with this identity, regardless of its ground truth."""
         summary = _finished_summary(self.path)
         if summary is None or _without_truth(summary.identity) != self.identity:
             return None
@@ -111,8 +111,9 @@ class SlideFolder:
         is_worth_keeping = (self.path / slide_summary.FILE).exists() or any(self.labels.glob("row-*"))
         if is_worth_keeping and found is not None and found != self.identity:
             raise ConfigError(
-                f"{self.path} holds results of other settings ({describe_differences(differences(found, self.identity))}); "
-                "name another --output, use the same settings, or replace the results with --overwrite"
+                f"{self.path} holds results of other settings "
+                f"({describe_differences(differences(found, self.identity))}); name another --output, use the same "
+                "settings, or replace the results with --overwrite"
             )
 
     def begin(self, *, replace: bool, recompute: bool) -> None:
@@ -154,7 +155,8 @@ class SlideFolder:
         others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
         if others:
             raise ConfigError(
-                f"{self.path} holds {', '.join(others[:5])}, which segmenting a slide did not write; name another --output"
+                f"{self.path} holds {', '.join(others[:5])}, which segmenting a slide did not write; name another "
+                "--output"
             )
 
     def _found_identity(self) -> Any:
@@ -221,8 +223,8 @@ def _opened(path):
             yield file, os.fstat(file.fileno()).st_size
     except IsADirectoryError as error:
         raise DataError(
-            f"{printable(path)}: expected a file, found a folder; name the file itself (for a DICOM slide, one of its .dcm "
-            "files)"
+            f"{printable(path)}: expected a file, found a folder; name the file itself (for a DICOM slide, one of its "
+            ".dcm files)"
         ) from error
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
@@ -244,7 +246,7 @@ def delete_failure(path: Path) -> None:
 
 
 def refuse_results_of_one_model(path: Path) -> None:
-    """Raises ConfigError if a slide's folder, which is to have a folder for each model, has the results of one model."""
+    """Raises ConfigError if a slide's folder holds the results of one model instead of a folder for each model."""
     if any((path / name).exists() for name in (slide_summary.FILE, ".work")):
         raise ConfigError(f"{path} holds the results of one model; name another --output for several models")
 

@@ -110,8 +110,8 @@ def _header(row, where):
     names = [cell.strip().lower() for cell in row]
     if "slide" not in names:
         raise DataError(
-            f"{where}, line 1: expected a header with the column slide (and optionally {', '.join(COLUMNS[1:])}), found "
-            f"{', '.join(map(ascii, row))[:200]}; add the header"
+            f"{where}, line 1: expected a header with the column slide (and optionally {', '.join(COLUMNS[1:])}), "
+            f"found {', '.join(map(ascii, row))[:200]}; add the header"
         )
     unknown = [name for name in names if name not in COLUMNS]
     twice = [name for number, name in enumerate(names) if name in names[:number]]
@@ -126,7 +126,8 @@ def _header(row, where):
 def _entry(row, header, where, folder):
     if len(row) != len(header):
         raise DataError(
-            f"{where}: expected {len(header)} fields as in the header, found {len(row)}; put names with commas in quotes"
+            f"{where}: expected {len(header)} fields as in the header, found {len(row)}; put names with commas in "
+            "quotes"
         )
     cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
     if not cells["slide"]:
@@ -153,7 +154,8 @@ def _refuse_shared_folders(entries, where):
         name = entry.folder
         if name.casefold() in seen:
             raise DataError(
-                f"{where}, line {line}: {ascii(entry.slide.name)} would have the same folder of results, {ascii(name)}, as "
-                f"line {seen[name.casefold()]}; give each slide a different name in a column called name"
+                f"{where}, line {line}: {ascii(entry.slide.name)} would have the same folder of results, "
+                f"{ascii(name)}, as line {seen[name.casefold()]}; give each slide a different name in a column "
+                "called name"
             )
         seen[name.casefold()] = line

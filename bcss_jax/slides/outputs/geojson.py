@@ -1,10 +1,10 @@
 """Writes regions.geojson: the regions of a slide as annotations for QuPath.
 
-QuPath's reader (qupath-core, QuPathTypeAdapters, GsonTools and ROITypeAdapters of 0.5 and 0.6) expects a FeatureCollection.
-Its features have a geometry and the properties `objectType`, `classification` with name *and* color, and optionally
-`measurements`, a flat table of numbers. QuPath writes coordinates with two decimals. It counts pixels of level 0 from the
-corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, Leica, ...), unless the slide was added with
-`--no-crop` (qupath#820, qupath#1278); `origin` accounts for this.
+QuPath's reader (qupath-core, QuPathTypeAdapters, GsonTools and ROITypeAdapters of 0.5 and 0.6) expects a
+FeatureCollection. Its features have a geometry and the properties `objectType`, `classification` with name *and* color,
+and optionally `measurements`, a flat table of numbers. QuPath writes coordinates with two decimals. It counts pixels of
+level 0 from the corner of the scanned area where OpenSlide knows one ("bounds": MIRAX, Leica, ...), unless the slide
+was added with `--no-crop` (qupath#820, qupath#1278); `origin` accounts for this.
 """
 
 import json
@@ -43,8 +43,8 @@ def write(
 ) -> int:
     """Writes the regions of the classes piece by piece; the file is written whole or not at all.
 
-    Each region is a Polygon in pixels of level 0, counted from `origin`, with two decimals (none where a pixel of the grid
-    spans a whole number of level-0 pixels) and its area in um2 as the measurement `area_um2`. Outer rings run
+    Each region is a Polygon in pixels of level 0, counted from `origin`, with two decimals (none where a pixel of the
+    grid spans a whole number of level-0 pixels) and its area in um2 as the measurement `area_um2`. Outer rings run
     counter-clockwise in (x, y), as in RFC 7946. The polygons are valid: rounding keeps different coordinates apart.
     Unfinished regions wait in a temporary file in the same folder, up to about half as large as the result.
 
@@ -53,7 +53,8 @@ def write(
       store: complete.
       grid: of the store.
       classes: what its values mean; other values are not regions.
-      origin: x and y in level-0 pixels that are 0 in the file. For QuPath those of OpenSlide's bounds, if there are any.
+      origin: x and y in level-0 pixels that are 0 in the file. For QuPath those of OpenSlide's bounds, if there are
+        any.
       min_area_um2: smaller regions are left out, which the file states; holes are never filled.
 
     Returns:

@@ -1,15 +1,15 @@
 """Writes and reads labels.ome.tif: the labels of a slide as a tiled pyramid for slide viewers and Python.
 
-The file is an OME-TIFF (BigTIFF where 4 GiB may not be enough) of one channel with deflate compression. Reduced levels are
-in SubIFDs, down to one tile. The resolution is in the OME-XML and in the TIFF resolution tags. OME has no code book, so two
-OME MapAnnotations hold the names (value -> name) and colors (value -> color) of the classes; the colors are also the
-palette of the TIFF.
+The file is an OME-TIFF (BigTIFF where 4 GiB may not be enough) of one channel with deflate compression. Reduced levels
+are in SubIFDs, down to one tile. The resolution is in the OME-XML and in the TIFF resolution tags. OME has no code
+book, so two OME MapAnnotations hold the names (value -> name) and colors (value -> color) of the classes; the colors
+are also the palette of the TIFF.
 
 How readers open it: tifffile (and with it napari and scikit-image), tiffslide and GDAL return the values at all levels;
 OpenSlide shows level 0 in the colors of the classes and knows the um per pixel; Pillow opens a palette image (the tests
-open it with these). According to their sources, not run here: Bio-Formats returns the values with the palette as look-up
-table, which Fiji shows; QuPath reads through Bio-Formats and shows a single channel in gray, so colors in QuPath come from
-regions.geojson.
+open it with these). According to their sources, not run here: Bio-Formats returns the values with the palette as
+look-up table, which Fiji shows; QuPath reads through Bio-Formats and shows a single channel in gray, so colors in
+QuPath come from regions.geojson.
 
 The bytes depend on the labels and the arguments only: no date, no UUID.
 """
@@ -154,8 +154,9 @@ def _write_levels(
 def _tiles(level: TileStore) -> Iterator[tuple[bytes, int]]:
     """Yields the streams of the tiles with their lengths. Successive tiles of the same single value share one stream.
 
-    tifffile points a tile to the place where the next stream will be written, so a tile without a stream shares the stream
-    of the next tile. Readers see ordinary tiles; TIFF's "sparse" tiles, which have no bytes, are an error for some readers.
+    tifffile points a tile to the place where the next stream will be written, so a tile without a stream shares the
+    stream of the next tile. Readers see ordinary tiles; TIFF's "sparse" tiles, which have no bytes, are an error for
+    some readers.
     """
     run_value, run_stream, run_length = None, b"", 0  # of the tiles that share a stream
     for row in range(level.rows):

@@ -127,8 +127,8 @@ def overlay(
     _show(axes, tinted(thumbnail, labels, classes))
     _scale_bar(axes, mm_per_pixel, width, height, points)
     figure.legend(
-        handles=_patches(classes, texts), loc="lower center", ncol=columns, fontsize=points, frameon=False, columnspacing=1.2, handlelength=1.6,
-        bbox_to_anchor=(0.5, 0.2 * size / tall),
+        handles=_patches(classes, texts), loc="lower center", bbox_to_anchor=(0.5, 0.2 * size / tall), ncol=columns,
+        fontsize=points, frameon=False, columnspacing=1.2, handlelength=1.6,
     )  # fmt: skip
     figures.write(figure, path, compress_level=1)
 
@@ -196,7 +196,7 @@ def comparison(
 
 
 def _compared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The pixels for which both results have a class: bool [H, W]."""
+    """Returns the pixels where both results have a class: bool [H, W]."""
     return ~np.isin(first, (BACKGROUND, UNREADABLE)) & ~np.isin(second, (BACKGROUND, UNREADABLE))
 
 

@@ -1,4 +1,4 @@
-"""Writes the files that are made from a slide's finished labels: the pyramid, the regions for QuPath, and the overlay."""
+"""Writes the files made from a slide's finished labels: the pyramid, the regions for QuPath, and the overlay."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -127,8 +127,8 @@ class Labels:
 
     def _unexpected(self, found):
         return DataError(
-            f"{printable(self._path)}: expected the labels that the summary.json in the same folder describes, found {found}; "
-            "compute the slide again with --overwrite"
+            f"{printable(self._path)}: expected the labels that the summary.json in the same folder describes, found "
+            f"{found}; compute the slide again with --overwrite"
         )
 
 
@@ -145,9 +145,10 @@ def scores(truth: Truth, labels: Labels, scheme: LabelScheme, grid: Grid, stop: 
       stop: called for every band.
 
     Returns:
-      JSON for each: `dice`, `iou`, `precision`, `recall`, `hd95_um`, `nsd`, each by class and "macro", None where there is
-      no score; `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`. Where the
-      area is too large for `hd95_um` and `nsd`, both are None and `distances_left_out` gives the reason.
+      JSON for each: `dice`, `iou`, `precision`, `recall`, `hd95_um`, `nsd`, each by class and "macro", None where there
+        is
+      no score; `confusion` (`truth` names of the rows, `prediction` of the columns, `pixels`), `tolerance_um`. Where
+      the area is too large for `hd95_um` and `nsd`, both are None and `distances_left_out` gives the reason.
 
     Raises:
       DataError: a file is damaged, nothing is annotated, or the labels are not those of the summary.

@@ -1,4 +1,7 @@
-"""The ground truth of a slide: a mask of codes on the slide's grid, read in bands of rows so that it may have any size."""
+"""The ground truth of a slide: a mask of codes on the slide's grid.
+
+It is read in bands of rows, so that it may have any size.
+"""
 
 import contextlib
 import math
@@ -71,7 +74,10 @@ class Truth:
         return self._table[codes]
 
     def resized(self, height: int, width: int) -> np.ndarray:
-        """Returns the labels at the size of a thumbnail by nearest neighbor: uint8 [height, width]; raises as `rows`."""
+        """Returns the labels at the size of a thumbnail by nearest neighbor: uint8 [height, width].
+
+        Raises what `rows` raises.
+        """
         rows, columns = (nearest_indices(new, old) for new, old in zip((height, width), self.shape, strict=True))
         return np.stack([self.rows(row, row + 1)[0, columns] for row in rows.tolist()])
 
@@ -138,8 +144,8 @@ def open_truth(
     with open_mask(path, codes) as mask:
         if mask.shape not in ((height, width), (grid.height, grid.width)):
             raise DataError(
-                f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} at "
-                f"{grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this slide"
+                f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} "
+                f"at {grid.mpp:g} um/px), found {mask.shape[1]}x{mask.shape[0]}; give the mask of this slide"
             )
         rectangle = None if region is None else _rectangle(region, grid, width, height)
         yield Truth(path, mask, table, scheme, grid, rectangle)

@@ -27,8 +27,8 @@ def blend_weights(windows: Windows, blend: str) -> np.ndarray:
       windows: the windows.
       blend: "gaussian" or "centre". With "centre", the weight is 1 in the window's cell and 0 elsewhere. With
         "gaussian", these weights are blurred with a Gaussian, so that window weights cross-fade evenly over the whole
-        overlap. (nnU-Net's Gaussian is made for an overlap of one half. At an overlap of a quarter it cross-fades within
-        a few pixels, and it does not end at 0.)
+        overlap. (nnU-Net's Gaussian is made for an overlap of one half. At an overlap of a quarter it cross-fades
+        within a few pixels, and it does not end at 0.)
 
     Returns:
       float32 [size, size].

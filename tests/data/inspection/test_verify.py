@@ -34,7 +34,8 @@ def test_a_data_set_without_defects(root, capfd):
     code, out, _ = verify_512(capfd, root)
     assert code == 0
     assert re.search(
-        r"^6 usable tiles \(train 4, val 2\) of 3 patients from 3 institutes; 6 pairs of files read in .* tiles/s\nno defect$",
+        r"^6 usable tiles \(train 4, val 2\) of 3 patients from 3 institutes; 6 pairs of files read in .* tiles/s\nno "
+        "defect$",
         out,
         re.MULTILINE,
     )
@@ -55,13 +56,14 @@ def test_all_defects_are_found_named_and_counted(root, capfd):
     code, out, err = verify_512(capfd, root)
     assert code == 3
     for line in (
-        r"^name or place: .*holiday.png: expected a name such as .*, which gives slide and place, found another; rename",
+        "^name or place: .*holiday.png: expected a name such as .*, which gives slide and place, found another; rename",
         r"^name or place: .*TCGA-BH-A0B2.*: expected a file or folder, found a link that leads nowhere",
         r"^missing: .*train_512/TCGA-BH-A0B1.*: expected its mask .*, found none",
         rf"^unusable: .*train_512/{train}.png: expected a readable PNG, JPEG or TIFF file",
         rf"^unusable: .*val_mask_512/{val}.png: expected the codes 0 to 21 .*77: \d+",
         r"^of another size: .*TCGA-OL-A5D7.*: expected 16x16 pixels as most tiles have, found 8x8",
-        r"^in two splits: TCGA-OL-A5D6.*_512_0.*: expected an image that only val has, found the same pixels as in TCGA-BH",
+        "^in two splits: TCGA-OL-A5D6.*_512_0.*: expected an image that only val has, found the same pixels as in "
+        "TCGA-BH",
         r"^patients in two splits: .* found 1 in several \(TCGA-A2-A0D2\).* use --data.split=institute$",
         r"^error: .*data: 8 defects \(2 name or place, 1 missing, 2 unusable, 1 of another size, 1 in two splits, "
         r"1 patients in two splits\); repair",

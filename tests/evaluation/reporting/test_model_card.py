@@ -67,7 +67,8 @@ def test_an_ensemble_of_unknown_training(small):
 def test_names_stay_names(small):
     name = "a|b <script>`x`\n# title"
     text = model_card.markdown(
-        small | {"name": name, "model": "`x`\n# y", "data": data(layout=name), "pretrained": {"file": name, "sha256": "`"},
+        small | {"name": name, "model": "`x`\n# y", "data": data(layout=name),
+                 "pretrained": {"file": name, "sha256": "`"},
                  "checkpoint": small["checkpoint"] | {"folder": '"); import os\n```'}}
     )  # fmt: skip
     assert "\\<script\\>" in text and "\n<script" not in text and "[^\\]<script" not in text

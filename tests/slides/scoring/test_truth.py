@@ -135,7 +135,8 @@ def test_reading_in_bands_gives_the_same_scores_as_whole_arrays(
             truth.check()
             small = truth.resized(7, 5)
     assert_equal(found["scores"], scores_at_once(codes, predicted, grid, scheme), scheme)
-    # For a region, nothing outside of it is annotated. Only the diagonal differs, which is the distance of a missed class.
+    # For a region, nothing outside of it is annotated. Only the diagonal differs, which is the distance of a missed
+    # class.
     inside = np.zeros(predicted.shape, bool)
     rows, columns = (np.arange(size) * along for size, along in zip(inside.shape, grid.scale[::-1], strict=True))
     inside[np.ix_((rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w))] = True
@@ -346,8 +347,8 @@ def test_the_reason_for_omitted_distances_is_stated(tmp_path, monkeypatch, caplo
     found = score(tmp_path, summary, path, region)
     assert found["scores"]["hd95_um"] is None and found["scores"]["dice"] == complete["scores"]["dice"]
     reason = (
-        "the annotated area spans 50 x 80 pixels, and HD95 and NSD can be computed for at most 2,000; --truth_region scores "
-        "a part"
+        "the annotated area spans 50 x 80 pixels, and HD95 and NSD can be computed for at most 2,000; --truth_region "
+        "scores a part"
     )
     assert found["scores"]["distances_left_out"] == reason
     assert found["scores_of_region"] == complete["scores_of_region"]
@@ -358,7 +359,7 @@ def test_the_reason_for_omitted_distances_is_stated(tmp_path, monkeypatch, caplo
 
 
 def constant(path, side, value, top):
-    """Writes a TIFF of side x side pixels of one value, and of another value in its first row of tiles, from two streams."""
+    """Writes a TIFF of side x side pixels from two streams: `top` in its first row of tiles, `value` below."""
     streams = [zlib.compress(bytes([each]) * 512**2) for each in (top, value)]
     across = -(-side // 512)
     tiled = (streams[min(1, number // across)] for number in range(across**2))
