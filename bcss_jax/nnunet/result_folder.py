@@ -150,7 +150,7 @@ def write_result_folder(
     folder = Path(folder).expanduser()
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"{folder}: checkpoints of nnU-Net are written by PyTorch: pip install 'torch>=2.10'")
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     plan, dataset = (as_json(content) for content in (plan, dataset))  # copies of plain types
     missing = {}
@@ -223,7 +223,7 @@ def _read_checkpoint(path: Path) -> tuple[State, tuple[str, tuple[int, ...]]]:
 
 
 def _write_checkpoint(path: Path, state: State, metadata: dict) -> None:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     tensors, shared = {}, {}
     for name, array in state.items():
