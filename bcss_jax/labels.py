@@ -99,7 +99,7 @@ class LabelScheme:
 
     @property
     def ignores_tissue(self) -> bool:
-        """Whether pixels of a known tissue carry no truth, so that there is no class for all other tissue."""
+        """Whether pixels of a known tissue have no ground truth, so that there is no class for all other tissue."""
         return any(
             label == self.ignore_index
             for book, labels in self.code_labels
@@ -109,7 +109,7 @@ class LabelScheme:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is one of the schemes that come with the package."""
+        """Whether the scheme is one of those that come with the package."""
         return SCHEMES.get(self.name) == self
 
     def to_json(self) -> dict:
@@ -327,7 +327,7 @@ def _check_names(scheme_name: str, class_names: Sequence[str]) -> None:
 
 
 def _check_evaluated(scheme: LabelScheme) -> None:
-    """Every class is evaluated or ignored: scores have no place for pixels of a third kind."""
+    """Raises ValueError unless every class is evaluated or ignored, because scores have no other kind of pixel."""
     expected = scheme.class_names.index(IGNORED) if IGNORED in scheme.class_names else NO_OUTPUT
     if scheme.ignore_index != expected:
         raise ValueError(f"the ignored label is {scheme.ignore_index}, expected {expected}")
