@@ -58,7 +58,7 @@ IGNORED = "ignored"  # the class without truth
 NO_OUTPUT = 255  # label of ignored pixels where the network has no output for them
 UNMAPPED = 254  # what the look-up table gives for a number that is not a code; never reaches a model
 REST = "rest"  # in a file: all codes that are not listed
-# Names that stand beside those of the classes in scores, label images and nnU-Net's data sets.
+# Names used next to the class names in scores, label images and nnU-Net's data sets.
 RESERVED_NAMES = ("macro", "background", "ignore", "unreadable", "not segmented")
 # White is the background of label images and a correct pixel in error maps; gray is an unreadable or ignored pixel.
 RESERVED_COLORS = ((255, 255, 255), (150, 150, 150))
@@ -99,7 +99,7 @@ class LabelScheme:
 
     @property
     def ignores_tissue(self) -> bool:
-        """Whether pixels of a known tissue carry no truth, so that there is no class for all other tissue."""
+        """Whether pixels of a known tissue have no ground truth, so that there is no class for all other tissue."""
         return any(
             label == self.ignore_index
             for book, labels in self.code_labels
@@ -109,7 +109,7 @@ class LabelScheme:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is one of the schemes that come with the package."""
+        """Whether the scheme is one of those that come with the package."""
         return SCHEMES.get(self.name) == self
 
     def to_json(self) -> dict:
@@ -119,7 +119,7 @@ class LabelScheme:
     def identity(self) -> dict:
         """Returns what results of the scheme are recognized by, as JSON.
 
-        For a shipped scheme these are the four fields that all results have, whatever version wrote them.
+        For a shipped scheme these are the four fields that results of every version have.
         """
         values = self.to_json()
         return {name: values[name] for name in _FIRST_FIELDS} if self.is_shipped else values
@@ -179,7 +179,7 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
     shipped = SCHEMES.get(scheme.name)
     if shipped is not None and scheme != shipped:
         raise ConfigError(
-            f"{printable(path)}: expected a name of its own, found {scheme.name}, which is a scheme of the package "
+            f"{printable(path)}: expected a different name, found {scheme.name}, which is a scheme of the package "
             "with other content; rename the file"
         )
     return scheme
@@ -332,7 +332,7 @@ def _check_names(scheme_name: str, class_names: Sequence[str]) -> None:
 
 
 def _check_evaluated(scheme: LabelScheme) -> None:
-    """Every class is evaluated or ignored: scores have no place for pixels of a third kind."""
+    """Raises ValueError unless every class is evaluated or ignored, because scores have no other kind of pixel."""
     expected = scheme.class_names.index(IGNORED) if IGNORED in scheme.class_names else NO_OUTPUT
     if scheme.ignore_index != expected:
         raise ValueError(f"the ignored label is {scheme.ignore_index}, expected {expected}")

@@ -1,19 +1,19 @@
 """Dense U-Net after Cai et al. 2020.
 
-    python -m bcss_jax.main --config=configs/dense_unet.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/dense_unet.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/dense_unet.py:kaggle224 --config.data.dir=FOLDER
 
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles, for which
-the network is narrower too.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+With `,few`, the network is narrower too.
 """
 
 from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout.
+    """Returns the recipe for a layout.
 
-    The sample and few tiles get a smaller network and batch, so that a laptop's CPU is enough.
+    The sample and the recipe for few tiles use a smaller network and batch so that a laptop's CPU is enough.
     """
     config = default("dense_unet", growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5)
     layout = apply_data_preset(config, "dense_unet", argument, few_rate=1e-3)
@@ -21,5 +21,5 @@ def get_config(argument: str = "sample"):
         config.epochs = 4
         config.optimizer.learning_rate = 1e-3
     if layout == "sample" or argument.endswith(",few"):
-        config.model.update(growth=12, init_width=24)  # an eighth of the work
+        config.model.update(growth=12, init_width=24)  # about an eighth of the computation
     return config

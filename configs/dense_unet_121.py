@@ -1,17 +1,20 @@
 """U-Net with a DenseNet-121 encoder.
 
-    python -m bcss_jax.main --config=configs/dense_unet_121.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/dense_unet_121.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/dense_unet_121.py:kaggle224 --config.data.dir=FOLDER
 
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained
-weights of the encoder are optional: --config.pretrained=densenet121.pth.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+Pretrained weights of the encoder are optional: --config.pretrained=densenet121.pth.
 """
 
 from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller batch and fewer epochs so that a laptop's CPU is enough."""
+    """Returns the recipe for a layout.
+
+    The sample uses a smaller batch and fewer epochs so that a laptop's CPU is enough.
+    """
     config = default("dense_unet_121")
     config.optimizer.learning_rate = 1e-3
     if apply_data_preset(config, "dense_unet_121", argument) == "sample":

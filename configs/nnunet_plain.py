@@ -1,18 +1,22 @@
-"""nnU-Net's PlainConvUNet, the 224x224 plan, with its loss, optimizer and schedule, in this project's recipe.
+"""nnU-Net's PlainConvUNet of the 224x224 plan with nnU-Net's loss, optimizer and schedule, in this project's recipe.
 
-    python -m bcss_jax.main --config=configs/nnunet_plain.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/nnunet_plain.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/nnunet_plain.py:kaggle224 --config.data.dir=FOLDER
 
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Deep supervision,
-SGD with Nesterov momentum, learning rate falling as (1 - epoch / epochs)^0.9; augmentation and epochs are the recipe's.
-The whole method of nnU-Net, which plans the network from the data, is configs/nnunet.py.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+Training uses deep supervision, SGD with Nesterov momentum, and a learning rate that decreases as
+(1 - epoch / epochs)^0.9. The augmentation and the number of epochs are those of this project's recipe.
+For the complete method of nnU-Net, which plans the network from the data, use configs/nnunet.py.
 """
 
 from bcss_jax.config import apply_data_preset, default, train_as_nnunet
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
+    """Returns the recipe for a layout.
+
+    The sample uses a smaller network and batch so that a laptop's CPU is enough.
+    """
     config = default(
         "nnunet",
         n_stages=6,

@@ -1,20 +1,23 @@
 """TransUNet (R50-ViT-B/16).
 
-    python -m bcss_jax.main --config=configs/transunet.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/transunet.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER
 
-The network is built for one size of images: 224, with kaggle512 512, for others set --config.model.image_size.
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained weights
-are optional: --config.pretrained=R50+ViT-B_16.npz. Images are centered on 0.5 as the weights of Google's ViT expect.
-The published CT recipe was SGD; here it is AdamW as for the others, with a lower learning rate: 5e-3 is far above what
-transformers bear.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+The network is built for one image size: 512 with the layout kaggle512, otherwise 224. For other sizes, set
+--config.model.image_size. Pretrained weights are optional: --config.pretrained=R50+ViT-B_16.npz. Images are centered on
+0.5, as the weights of Google's ViT expect. The published recipe for CT used SGD. This recipe uses AdamW like the other
+networks, with a lower learning rate because 5e-3 is far too high for transformers.
 """
 
 from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller network and batch so that a laptop's CPU is enough."""
+    """Returns the recipe for a layout.
+
+    The sample uses a smaller network and batch so that a laptop's CPU is enough.
+    """
     config = default(
         "transunet",
         image_size=224,

@@ -1,18 +1,21 @@
 """U-Net with a ResNet-101 encoder.
 
-    python -m bcss_jax.main --config=configs/unet_resnet101.py                the built-in sample, minutes on two cores
+    python -m bcss_jax.main --config=configs/unet_resnet101.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/unet_resnet101.py:kaggle224 --config.data.dir=FOLDER
 
-After the colon: a layout (sample, kaggle224, kaggle512, roi), and `,few` for a few hundred tiles. Pretrained
-weights of the encoder are optional: --config.pretrained=resnet101.pth. With --config.model.name=unet_resnet50 or
-unet_resnet34 (and a separate --workdir), the encoder is smaller.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+Pretrained weights of the encoder are optional: --config.pretrained=resnet101.pth. For a smaller encoder, use
+--config.model.name=unet_resnet50 or unet_resnet34 with a separate --workdir.
 """
 
 from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(argument: str = "sample"):
-    """The recipe on a layout; the sample gets a smaller batch and fewer epochs so that a laptop's CPU is enough."""
+    """Returns the recipe for a layout.
+
+    The sample uses a smaller batch and fewer epochs so that a laptop's CPU is enough.
+    """
     config = default("unet_resnet101")
     config.optimizer.learning_rate = 1e-3
     if apply_data_preset(config, "unet_resnet101", argument) == "sample":

@@ -2,14 +2,14 @@
 
     python -m bcss_jax.main --config=configs/unet_w32.py:kaggle224 --config.data.dir=FOLDER
 
-On 90 training tiles of one region an epoch takes about a minute on two CPU cores.
+With 90 training tiles of one region, an epoch takes about a minute on two CPU cores.
 """
 
 from bcss_jax.config import apply_data_preset, default
 
 
 def get_config(layout: str = "kaggle224"):
-    """The same settings on any layout."""
+    """Returns the recipe for a layout. The settings are the same for every layout."""
     config = default("unet", width=32, depth=4, bilinear=False)
     apply_data_preset(config, "unet_w32", f"{layout},few", few_rate=1e-3)
     config.name = f"unet_w32_{layout}"

@@ -22,7 +22,7 @@ INTRODUCTION = """\
 
 # Configuration
 
-A file under `configs/` chooses the network and changes a few defaults. After the colon stands the
+A file under `configs/` chooses the network and changes a few defaults. After the colon comes the
 [layout](data.md#layouts):
 
 <!-- test: not run: the quickstart runs this command; here it shows how settings are written -->

@@ -1,4 +1,4 @@
-"""Settings: every config file is valid, mistakes are named, a run knows which settings make it another run."""
+"""Tests that every config file is valid, that errors name the setting, and that changed settings of a run are found."""
 
 import dataclasses
 import importlib.util
@@ -22,23 +22,23 @@ def load(name, layout):
     return module.get_config(layout)
 
 
-# nnU-Net's method has settings of its own: tests/test_nnunet_config.py.
+# The complete method of nnU-Net has different settings; tests/nnunet/test_config.py tests them.
 SYSTEMS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"nnunet"})
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_every_system_has_a_network_and_settings_that_fit(system):
+def test_every_system_has_valid_settings_and_a_network(system):
     for argument in ("sample", "kaggle224", "kaggle224,few" if system != "unet_w32" else "roi"):
         config = load(system, argument)
         config.data.dir = "" if argument == "sample" else "somewhere"
         configs.validate(config)
         assert config.name.startswith(system)
-    given = json.loads(config.to_json())["model"]  # as a checkpoint gives it back: tuples have become lists
+    given = json.loads(config.to_json())["model"]  # as read from a checkpoint: tuples are lists
     model = nnx.eval_shape(lambda: models.create(**given, num_classes=3))
     assert jax.tree.leaves(nnx.state(model, nnx.Param))
 
 
-def test_the_recipe_for_few_tiles():
+def test_recipe_for_few_tiles():
     config = load("unet", "kaggle224,few")
     assert (config.name, config.batch_size, config.optimizer.learning_rate) == ("unet_kaggle224_few", 8, 1e-3)
     assert config.augment.rotate == 0 and config.augment.horizontal_flip > 0
@@ -55,7 +55,7 @@ def test_every_layout_has_a_valid_config(layout):
     assert set(config.augment) == {field.name for field in dataclasses.fields(Augmentation)}
 
 
-def test_the_recipe_is_the_published_one():
+def test_recipe_is_the_published_one():
     config = load("unet", "kaggle224")
     assert (config.batch_size, config.epochs) == (128, 15)
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (5e-3, 1e-4)
@@ -65,7 +65,7 @@ def test_the_recipe_is_the_published_one():
 
 
 @pytest.mark.parametrize(
-    "field, value, said",
+    "field, value, message",
     (
         ("data.layout", "kagle224", "did you mean kaggle224"),
         ("data.split", "random", "must be one of published, institute"),
@@ -86,7 +86,7 @@ def test_the_recipe_is_the_published_one():
         ("image_mean", ("a", 1.0, 1.0), "three numbers"),
     ),
 )
-def test_values_out_of_range_are_named(field, value, said):
+def test_invalid_value_is_refused_with_its_field_name(field, value, message):
     config = load("unet", "sample")
     with config.unlocked():
         parent = config
@@ -94,12 +94,12 @@ def test_values_out_of_range_are_named(field, value, said):
         for part in path:
             parent = parent[part]
         parent[last] = value
-    with pytest.raises(ConfigError, match=said) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         configs.validate(config)
     assert f"config.{field}=" in str(error.value)
 
 
-def test_schemes_and_layouts_that_do_not_go_together():
+def test_incompatible_scheme_and_layout_are_refused():
     config = load("unet", "kaggle224")
     config.data.dir = "somewhere"
     config.labels = "five_classes"
@@ -110,33 +110,33 @@ def test_schemes_and_layouts_that_do_not_go_together():
         configs.validate(config)
 
 
-def test_differences_that_matter_are_listed_and_others_are_not():
+def test_only_relevant_differences_are_listed():
     old, new = load("unet", "sample").to_dict(), load("unet", "sample").to_dict()
     new["seed"], new["model"]["width"], new["data"]["threads"] = 5, 32, 7
     assert config.differences(old, new) == ["config.model.width: 16 -> 32", "config.seed: 0 -> 5"]
 
 
-def test_a_setting_newer_than_the_run_counts_as_its_default():
+def test_setting_missing_in_an_older_run_counts_as_its_default():
     old, new = load("unet", "sample").to_dict(), load("unet", "sample").to_dict()
-    old = json.loads(json.dumps(old))  # as a run's folder keeps it
+    old = json.loads(json.dumps(old))  # as stored in a run folder
     del old["model"]["bilinear"], old["seed"], old["image_mean"]
     assert config.differences(old, new) == []
     new["model"]["bilinear"] = True
     assert config.differences(old, new) == ["config.model.bilinear: False -> True"]
 
 
-def test_the_augmentation_of_the_recipe_is_the_full_one():
+def test_default_augmentation_is_full():
     assert Augmentation(**configs.default().augment) == FULL
 
 
-def test_a_data_folder_with_the_built_in_sample_is_refused():
+def test_data_folder_with_the_built_in_sample_is_refused():
     config = load("unet", "sample")
     config.data.dir = "somewhere"
     with pytest.raises(ConfigError, match="configs/unet.py:kaggle224"):
         configs.validate(config)
 
 
-def test_an_unknown_setting_gets_the_nearest_name():
+def test_unknown_setting_suggests_the_nearest_name():
     assert "did you mean config.optimizer.learning_rate" in configs.unknown_field(
         configs.default(), "optimizer.learning_rat"
     )

@@ -6,7 +6,7 @@ import pytest
 from bcss_jax import labels
 from bcss_jax.errors import ConfigError
 
-SHARED_CODES = {  # scheme: label of each of the 22 codes, written out by hand
+SHARED_CODES = {  # for each scheme, the label of each of the 22 codes, written by hand
     "tumor_stroma": [0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0],
     "tumor_stroma_other": [255, 1, 2, 0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 1, 1, 0],
     "five_classes": [0, 1, 2, 3, 4, 5, 5, 0, 5, 5, 3, 3, 5, 5, 5, 0, 5, 5, 5, 1, 1, 5],
@@ -28,7 +28,7 @@ def test_every_code_of_the_kaggle_tiles(scheme):
     assert (table[3:] == labels.UNMAPPED).all()
 
 
-def test_three_codes_cannot_give_five_classes():
+def test_three_codes_cannot_express_five_classes():
     with pytest.raises(ValueError, match="kaggle3.* cannot express .* five_classes; use kaggle512 or roi"):
         labels.lookup_table(labels.SCHEMES["five_classes"], "kaggle3")
 
@@ -47,13 +47,13 @@ def test_code_names_agree_with_the_data_set():
 
     book = DATA / "meta" / "gtruth_codes.tsv"
     if not book.exists():
-        pytest.skip(f"{book} is not there")
+        pytest.skip(f"{book} does not exist")
     rows = [line.split("\t") for line in book.read_text().splitlines()[1:]]
     assert [name for name, _ in rows] == list(labels.BCSS22_NAMES)
     assert [int(code) for _, code in rows] == list(range(22))
 
 
-OWN = """
+CUSTOM = """
 class_names = ["ignored", "tumor", "benign"]
 evaluated = ["tumor", "benign"]
 
@@ -69,13 +69,13 @@ ignored = "rest"
 """
 
 
-def own(tmp_path, text, name="own.toml"):
+def write_and_load(tmp_path, text, name="own.toml"):
     (tmp_path / name).write_text(text)
     return labels.find_scheme(str(tmp_path / name))
 
 
-def test_a_file_maps_codes_by_name_and_by_number(tmp_path):
-    scheme = own(tmp_path, OWN)
+def test_file_maps_codes_by_name_and_by_number(tmp_path):
+    scheme = write_and_load(tmp_path, CUSTOM)
     assert scheme.name == "own" and (scheme.ignore_index, scheme.evaluated) == (0, (1, 2))
     table = labels.lookup_table(scheme, "bcss22")[:22]
     assert np.flatnonzero(table == 1).tolist() == [1, 19, 20] and np.flatnonzero(table == 2).tolist() == [13, 14]
@@ -84,15 +84,15 @@ def test_a_file_maps_codes_by_name_and_by_number(tmp_path):
         labels.lookup_table(scheme, "kaggle3")
 
 
-def test_without_a_class_for_them_ignored_pixels_have_no_output(tmp_path):
-    text = OWN.replace('["ignored", "tumor"', '["tumor"').replace('ignored = "#808080"\n', "")
-    scheme = own(tmp_path, text)
+def test_ignored_pixels_without_a_class_have_no_output(tmp_path):
+    text = CUSTOM.replace('["ignored", "tumor"', '["tumor"').replace('ignored = "#808080"\n', "")
+    scheme = write_and_load(tmp_path, text)
     assert scheme.class_names == ("tumor", "benign") and scheme.ignore_index == 255 and scheme.evaluated == (0, 1)
     assert labels.lookup_table(scheme, "bcss22")[:2].tolist() == [255, 0]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     (
         ("evaluated =", "evaluate =", "expected class_names, evaluated, .*, found 'evaluate'; did you mean evaluated"),
         ('["tumor", "benign"]\n\n', '["tumor", "bening"]\n\n', "evaluated: .* found 'bening'; did you mean benign"),
@@ -126,18 +126,18 @@ def test_without_a_class_for_them_ignored_pixels_have_no_output(tmp_path):
         ('["normal_acinus_or_duct", 14]', "13", 'expected a list of codes or "rest", found 13'),
         ("[bcss22]", "[bcss]", "found 'bcss'; did you mean bcss22"),
         ("[colors]", "[colors", "expected a label scheme as TOML, found"),
-        (OWN[OWN.index("[bcss22]") :], "", r"expected a table \[bcss22\] or \[kaggle3\] .*, found none"),
+        (CUSTOM[CUSTOM.index("[bcss22]") :], "", r"expected a table \[bcss22\] or \[kaggle3\] .*, found none"),
     ),
 )
-def test_a_file_that_defines_no_scheme_is_refused_in_one_line(tmp_path, old, new, said):
-    assert old in OWN
-    with pytest.raises(ConfigError, match=said) as error:
-        own(tmp_path, OWN.replace(old, new))
+def test_invalid_scheme_file_is_refused_with_a_message_of_one_line(tmp_path, old, new, message):
+    assert old in CUSTOM
+    with pytest.raises(ConfigError, match=message) as error:
+        write_and_load(tmp_path, CUSTOM.replace(old, new))
     assert str(error.value).startswith(str(tmp_path / "own.toml")) and "\n" not in str(error.value)
     assert error.value.exit_code == 2
 
 
-def test_files_that_are_not_there_or_have_a_name_of_the_package(tmp_path):
+def test_missing_files_and_names_of_the_package_are_refused(tmp_path):
     with pytest.raises(
         ConfigError, match=r"config.labels=.*five_clases.toml: there is no such file; .* did you mean five_classes"
     ):
@@ -147,13 +147,13 @@ def test_files_that_are_not_there_or_have_a_name_of_the_package(tmp_path):
     ):
         labels.find_scheme("five", "--labels")
     with pytest.raises(ConfigError, match="which is a scheme of the package with other content; rename the file"):
-        own(tmp_path, OWN, "tumor_stroma.toml")
+        write_and_load(tmp_path, CUSTOM, "tumor_stroma.toml")
     with pytest.raises(ConfigError, match="label scheme name .* is not made of letters"):
-        own(tmp_path, OWN, "<b>.toml")
+        write_and_load(tmp_path, CUSTOM, "<b>.toml")
 
 
 def test_schemes_come_back_from_json(tmp_path):
-    for scheme in (*labels.SCHEMES.values(), own(tmp_path, OWN)):
+    for scheme in (*labels.SCHEMES.values(), write_and_load(tmp_path, CUSTOM)):
         values = json.loads(json.dumps(scheme.to_json()))
         assert labels.scheme_from_json(values) == scheme and labels.unchecked_scheme(values) == scheme
         assert labels.complete_json(values) == values
@@ -166,13 +166,13 @@ def test_files_of_older_versions_have_four_fields(scheme):
         for name in ("name", "class_names", "ignore_index", "evaluated")
     }
     assert labels.scheme_from_json(old) == scheme == labels.unchecked_scheme(old)
-    assert json.loads(json.dumps(scheme.identity())) == old  # by which results of older versions are recognized
+    assert json.loads(json.dumps(scheme.identity())) == old  # identifies results of older versions
     with pytest.raises(ValueError, match="'mine' is none of tumor_stroma"):
         labels.scheme_from_json(old | {"name": "mine"})
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     (
         ({"colors": [[0, 0, 0]]}, "expected 3 colors"),
         ({"colors": [[0, 0, 256]] * 3}, "three integers from 0 to 255"),
@@ -188,14 +188,14 @@ def test_files_of_older_versions_have_four_fields(scheme):
         ({"name": "tumor_stroma"}, "its classes are not those of tumor_stroma"),
     ),
 )
-def test_json_that_is_no_scheme(tmp_path, change, said):
-    values = json.loads(json.dumps(own(tmp_path, OWN).to_json()))
-    with pytest.raises(ValueError, match=said):
+def test_invalid_json_is_refused(tmp_path, change, message):
+    values = json.loads(json.dumps(write_and_load(tmp_path, CUSTOM).to_json()))
+    with pytest.raises(ValueError, match=message):
         labels.scheme_from_json(values | change)
 
 
 def test_absent_classes_and_tissue_without_a_class(tmp_path):
-    scheme = own(tmp_path, OWN)
+    scheme = write_and_load(tmp_path, CUSTOM)
     assert labels.absent_classes(scheme, "bcss22", {"dcis": 3, "fat": 9}) == ["benign"]
     assert scheme.ignores_tissue
     assert [each.ignores_tissue for each in labels.SCHEMES.values()] == [True, False, False]

@@ -1,4 +1,4 @@
-"""Label schemes of one's own, from a TOML file to the slide: trained, evaluated, segmented and exported."""
+"""Tests custom label schemes from a TOML file in training, evaluation, slide segmentation and export."""
 
 import json
 import os
@@ -40,7 +40,7 @@ remainder = "rest"
 """
 NAMES = ["connective tissue", "epithelium", "immune", "remainder"]  # in the order of `evaluated`
 COLORS = {"epithelium": "#aa1122", "connective tissue": "#11aa33", "immune": "#2244ee", "remainder": "#ddcc00"}
-# The classes of `tumor_stroma` in another order: by position, tumor would become stroma.
+# The classes of `tumor_stroma` in another order. If they were matched by position, tumor would become stroma.
 SWAPPED = """
 class_names = ["ignored", "stroma", "tumor"]
 
@@ -57,7 +57,7 @@ ignored = "rest"
 
 
 def train(workdir, scheme, tiles, *options):
-    """Starts the command of training in a process of its own, in the folder of the work folder."""
+    """Runs the training command in a separate process, in the parent folder of `workdir`."""
     arguments = [
         "--config=" + str(ROOT / "configs" / "unet.py") + ":kaggle512",
         f"--workdir={workdir}",
@@ -81,13 +81,13 @@ def train(workdir, scheme, tiles, *options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with four classes, the data it was trained on, and the file of the classes, kept under another name."""
+    """Returns a run with four classes, its training data, and the renamed label scheme file."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_labels.toml").write_text(FOUR)
     tiles = kaggle512(folder / "tiles")
     result = train(folder / "run", "my_labels.toml", tiles)
     assert result.returncode == 0, result.stderr
-    (folder / "my_labels.toml").rename(folder / "kept.txt")  # the checkpoint alone is enough from here on
+    (folder / "my_labels.toml").rename(folder / "kept.txt")  # from here on, the checkpoint alone must be enough
     return folder / "run", tiles, folder / "kept.txt"
 
 
@@ -95,7 +95,7 @@ def hex_of(color):
     return "#" + bytes(color).hex()
 
 
-def test_a_run_stores_its_scheme_whole(trained):
+def test_run_stores_the_complete_scheme(trained):
     workdir, _, file = trained
     summary = json.loads((workdir / "summary.json").read_text())
     scheme = labels.scheme_from_json(summary["label_scheme"])
@@ -110,13 +110,13 @@ def test_a_run_stores_its_scheme_whole(trained):
         assert json.loads(path.read_text())["label_scheme"] == summary["label_scheme"]
 
 
-def test_its_pictures_have_its_colors(trained):
+def test_sample_pictures_have_the_colors_of_the_scheme(trained):
     picture = np.asarray(Image.open(trained[0] / "samples.png").convert("RGB"))
-    for color in COLORS.values():  # in the legend at least
+    for color in COLORS.values():  # at least in the legend
         assert (picture == list(bytes.fromhex(color[1:]))).all(-1).sum() > 50, color
 
 
-def test_the_same_file_resumes_and_a_changed_one_is_refused(trained, tmp_path):
+def test_training_resumes_with_the_same_file_and_refuses_a_changed_one(trained, tmp_path):
     workdir, tiles, file = trained
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "my_labels.toml").write_text(FOUR.replace('"stroma"]', '"stroma", "fat"]'))
@@ -128,7 +128,7 @@ def test_the_same_file_resumes_and_a_changed_one_is_refused(trained, tmp_path):
     assert result.returncode == 0 and "resuming after epoch 2" in result.stdout, result.stderr
 
 
-def test_its_evaluation_has_its_names_and_colors(trained, tmp_path):
+def test_evaluation_has_the_names_and_colors_of_the_scheme(trained, tmp_path):
     workdir, tiles, _ = trained
     arguments = [f"--checkpoints={workdir}", f"--output={tmp_path / 'results'}", "--batch_size=8"]
     arguments += [f"--data.dir={tiles}", f"--prepared_dir={workdir.parent / 'prepared'}"]
@@ -146,8 +146,8 @@ def test_its_evaluation_has_its_names_and_colors(trained, tmp_path):
     assert evaluate.main(arguments) == 0  # nothing is computed again
 
 
-def test_runs_of_different_schemes_never_share_a_table(trained, tmp_path):
-    """Both schemes have the same name and the same classes; other codes belong to them."""
+def test_runs_of_different_schemes_do_not_share_a_table(trained, tmp_path):
+    """Both schemes have the same name and classes, but map different codes to them."""
     workdir, tiles, _ = trained
     (tmp_path / "my_labels.toml").write_text(FOUR.replace('"stroma"]', '"stroma", "fat"]'))
     other = train(tmp_path / "other", "my_labels.toml", tiles)
@@ -162,10 +162,12 @@ def test_runs_of_different_schemes_never_share_a_table(trained, tmp_path):
     content = json.loads((tmp_path / "results" / "evaluation.json").read_text())
     assert content["differences"] == [] and len(content["evaluations"]) == 2
     report = (tmp_path / "results" / "report.html").read_text()
-    assert len(re.findall("<h3>[^<]*; label scheme my_labels</h3>", report)) == 4  # scores, and precision and recall
+    assert (
+        len(re.findall("<h3>[^<]*; label scheme my_labels</h3>", report)) == 4
+    )  # tables of scores and of precision and recall
 
 
-def test_a_slide_has_its_names_and_colors(trained, tmp_path, capsys):
+def test_slide_outputs_have_the_names_and_colors_of_the_scheme(trained, tmp_path, capsys):
     pixels, _ = tissue_picture(96, 160)
     slide = slide_files.tiled(tmp_path / "case.tif", pixels)
     assert command(trained[0], slide, tmp_path / "out", "--window=32") == 0
@@ -187,7 +189,7 @@ def test_a_slide_has_its_names_and_colors(trained, tmp_path, capsys):
     assert {each["name"] for each in classifications} == {each["name"] for each in shown}
     assert all(hex_of(each["color"]) == COLORS[each["name"]] for each in classifications)
     picture = np.asarray(Image.open(folder / "overlay.png").convert("RGB"))
-    for each in shown:  # outlines and the legend's edges
+    for each in shown:  # in the outlines and the edges of the legend
         assert (np.abs(picture.astype(int) - each["colour"]).max(-1) < 3).any()
     capsys.readouterr()
     mixed = write_run(tmp_path / "mixed")
@@ -197,7 +199,7 @@ def test_a_slide_has_its_names_and_colors(trained, tmp_path, capsys):
     assert f"my_labels ({', '.join(NAMES)})" in line and "tumor_stroma (tumor, stroma)" in line
 
 
-def test_an_exported_network_knows_its_scheme(trained, tmp_path):
+def test_exported_network_contains_its_scheme(trained, tmp_path):
     assert export.main([f"--checkpoint={trained[0]}", f"--output={tmp_path / 'own.jaxexport'}"]) == 0
     from bcss_jax.inference.exported_model import model_of_artifact
     from bcss_jax.training.sharding import make_mesh
@@ -217,7 +219,7 @@ def tiles224(tmp_path):
     return tmp_path / "tiles"
 
 
-def test_classes_are_found_by_name_whatever_their_order(tiles224, tmp_path):
+def test_classes_are_matched_by_name_in_any_order(tiles224, tmp_path):
     (tmp_path / "swapped.toml").write_text(SWAPPED)
     scheme = labels.find_scheme(str(tmp_path / "swapped.toml"))
     assert labels.lookup_table(scheme, "kaggle3")[:3].tolist() == [0, 2, 1]
@@ -230,7 +232,7 @@ def test_classes_are_found_by_name_whatever_their_order(tiles224, tmp_path):
     assert found["settings"]["label_scheme"]["class_names"] == ["ignored", "stroma", "tumor"]
 
 
-def test_masks_that_cannot_express_a_scheme_are_refused_before_data_are_read(tmp_path):
+def test_masks_that_cannot_express_a_scheme_are_refused_before_reading_data(tmp_path):
     (tmp_path / "my_labels.toml").write_text(FOUR)
     arguments = ["--config.data.layout=kaggle224", "--config.data.prepared_dir=/nowhere"]
     result = train(tmp_path / "run", "my_labels.toml", "/nowhere", *arguments)

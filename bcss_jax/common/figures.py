@@ -1,7 +1,7 @@
 """Pictures of a run: learning curves, and predictions next to the ground truth.
 
-Drawn with matplotlib's figure objects on the Agg canvas: no display, no global state. Colors are those of Okabe and Ito
-(jfly.uni-koeln.de/color), which people with any common color blindness can tell apart.
+The figures are drawn with matplotlib's figure objects on the Agg canvas, without a display or global state. The colors
+are those of Okabe and Ito (jfly.uni-koeln.de/color). People with any common color blindness can tell them apart.
 """
 
 import itertools
@@ -30,16 +30,16 @@ CLASS_COLORS = {
     "ignored": (150, 150, 150),
     "background": (0, 0, 0),
 }
-FURTHER_COLORS = ((86, 180, 233), (240, 228, 66), *list(CLASS_COLORS.values())[:5])  # of classes with other names
-CORRECT = (255, 255, 255)  # in the error map
+FURTHER_COLORS = ((86, 180, 233), (240, 228, 66), *list(CLASS_COLORS.values())[:5])  # for classes with other names
+CORRECT = (255, 255, 255)  # correct pixels in the error map
 TINT = 0.5  # share of the class color in an overlay
-_STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # ignored pixels; no class is gray
+_STRIPE_DARK, _STRIPE_LIGHT = (150, 150, 150), (205, 205, 205)  # for ignored pixels; no class is gray
 
 
 def class_colors(scheme: LabelScheme) -> np.ndarray:
     """Returns the RGB color of each label of the scheme: uint8 [num_classes, 3].
 
-    Without colors, known names get theirs.
+    If the scheme has no colors, known class names get the colors of `CLASS_COLORS` and the others get free colors.
     """
     if scheme.colors:
         return np.array(scheme.colors, np.uint8)
@@ -54,7 +54,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
     Args:
       image: uint8 [H, W, 3].
       labels: uint8 [H, W], labels of the scheme.
-      scheme: what they mean.
+      scheme: label scheme.
 
     Returns:
       uint8 [H, W, 3].
@@ -65,12 +65,14 @@ def overlay(image: np.ndarray, labels: np.ndarray, scheme: LabelScheme) -> np.nd
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-    """Returns the errors: white if the prediction is right, else the predicted class's color; ignored pixels are hatched.
+    """Returns a picture of the errors.
+
+    Correct pixels are white, wrong pixels have the color of the predicted class, and ignored pixels are hatched.
 
     Args:
-      labels: uint8 [H, W], the truth.
+      labels: uint8 [H, W], the ground truth.
       predictions: uint8 [H, W].
-      scheme: what both mean.
+      scheme: label scheme of both.
 
     Returns:
       uint8 [H, W, 3].
@@ -89,10 +91,10 @@ def samples(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Writes `sample_rows` as a PNG; replaces the file if it is there.
+    """Writes the figure of `sample_rows` as a PNG. Replaces an existing file.
 
     Raises:
-      ValueError: as `sample_rows`.
+      ValueError: there are no images, or the shapes do not match.
       StorageError: the file cannot be written.
     """
     write(sample_rows(images, labels, predictions, scheme, names, title), path)
@@ -106,23 +108,23 @@ def sample_rows(
     names: Sequence[str],
     title: str,
 ) -> Figure:
-    """Draws one row per image: image, ground truth, prediction and errors, with the Dice of each class.
+    """Returns a figure with one row per image: image, ground truth, prediction and errors, with the Dice of each class.
 
     Args:
       images: uint8 [N, H, W, 3], N up to about 6.
-      labels: uint8 [N, H, W], the truth.
+      labels: uint8 [N, H, W], the ground truth.
       predictions: uint8 [N, H, W].
-      scheme: what the labels mean.
-      names: N names of the images.
-      title: of the figure.
+      scheme: label scheme.
+      names: names of the N images.
+      title: title of the figure.
 
     Raises:
-      ValueError: no images, or shapes that do not belong together.
+      ValueError: there are no images, or the shapes do not match.
     """
     count, height, width = images.shape[:3]
     shapes = (images.shape[3:], labels.shape, predictions.shape, len(names))
     if not count or shapes != ((3,), images.shape[:3], images.shape[:3], count):
-        raise ValueError(f"images {images.shape}, labels, predictions and names {shapes[1:]} do not belong together")
+        raise ValueError(f"images {images.shape}, labels, predictions and names {shapes[1:]} do not match")
 
     cell = 2.3  # inches
     row = cell * height / width
@@ -170,29 +172,29 @@ def curves(
     score: str = "iou",
     heading: str = "mean IoU (mIoU)",
 ) -> None:
-    """Writes a PNG with loss and a score, mean IoU, against the epoch; training dashed, validation solid.
+    """Writes a PNG of the loss and a score against the epoch. Training is dashed, validation is solid.
 
     Args:
-      history: one row per epoch with `epoch`, `train_loss`, `val_loss`, `train_iou`, `val_iou` and `best` (True where
-        the epoch was the best so far). Numbers that are missing, None or NaN leave a gap.
-      path: the file; replaced if there.
-      title: of the figure.
-      score: another one's name in place of `iou`.
-      heading: of the score.
+      history: one row per epoch with `epoch`, `train_loss`, `val_loss`, `train_iou`, `val_iou` and `best` (True if
+        the epoch was the best so far). Values that are missing, None or NaN leave a gap.
+      path: path of the file. An existing file is replaced.
+      title: title of the figure.
+      score: name of the score in `history`, which replaces `iou` in the keys above.
+      heading: axis label of the score.
 
     Raises:
       ValueError: the history is empty.
       StorageError: the file cannot be written.
     """
     if not history:
-        raise ValueError("no epoch to draw")
+        raise ValueError("the history has no epoch to draw")
     epochs = [row["epoch"] for row in history]
-    # The flag goes to every epoch that was the best so far; the last of these is the best of all.
+    # Every epoch that was the best so far has the flag. The last of these is the best overall.
     best = max((row["epoch"] for row in history if row.get("best")), default=None)
     figure = Figure(figsize=(10, 4.2), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=12)
     panels = figure.subplots(1, 2)
-    marker = "o" if len(history) <= 30 else None  # dots show where an epoch stands alone; too many would hide the line
+    marker = "o" if len(history) <= 30 else None  # dots show isolated epochs; too many dots hide the line
     for axes, key, label in zip(panels, ("loss", score), ("loss", heading), strict=True):
         for split, name, style, color in (("train", "training", "--", VERMILION), ("val", "validation", "-", BLUE)):
             values = np.array([row.get(f"{split}_{key}") for row in history], np.float64)  # None becomes NaN
@@ -216,7 +218,10 @@ def curves(
 
 
 def without_outliers(axes) -> None:
-    """Scales the axes to the usual values and notes the largest: the first loss may be a thousand times the others."""
+    """Scales the y axis to the usual values and notes the largest value if it is outside.
+
+    The first loss may be a thousand times larger than the others.
+    """
     values = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     values = values[np.isfinite(values)]
     if not values.size or values.max() - values.min() <= 10 * (np.quantile(values, 0.75) - values.min()):
@@ -239,7 +244,10 @@ def hatched(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme) -> list[str]:
-    """Returns the Dice of each evaluated class in one image, without ignored pixels; a dash if the class does not occur."""
+    """Returns a list with one line for each evaluated class: its Dice in one image.
+
+    Ignored pixels do not count. A class that does not occur gets a dash.
+    """
     counted = labels != scheme.ignore_index
     lines = []
     for label, name in zip(scheme.evaluated, scheme.evaluated_names, strict=True):
@@ -250,7 +258,7 @@ def dice_lines(labels: np.ndarray, predictions: np.ndarray, scheme: LabelScheme)
 
 
 def legend(scheme: LabelScheme, *, correct: bool = True) -> list:
-    """Returns patches for the legend of `overlay`; with `correct`, also of `error_map`."""
+    """Returns the legend entries for `overlay`. With `correct`, also returns the entry for `error_map`."""
     colors = class_colors(scheme) / 255
     named = [
         label for label, name in enumerate(scheme.class_names) if label in scheme.evaluated or name == "background"
@@ -270,18 +278,20 @@ def legend(scheme: LabelScheme, *, correct: bool = True) -> list:
 
 
 def _fractions(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """Returns a color as Matplotlib takes it, from 0 to 1."""
+    """Returns a color in the range 0 to 1, as Matplotlib expects it."""
     red, green, blue = color
     return red / 255, green / 255, blue / 255
 
 
 def write(figure: Figure, path: str | os.PathLike, compress_level: int = 6) -> None:
-    """Writes a PNG, or a PDF if the name ends in .pdf. Readers see the old file or the new one, never a part of it.
+    """Writes a figure as a PNG, or as a PDF if the name ends in .pdf.
+
+    Readers see the old file or the new file, never an incomplete one.
 
     Args:
-      figure: what to write.
-      path: of the file; replaced if it is there.
-      compress_level: of zlib, for PNGs; 1 takes a fifth of the time, and for photographs few bytes more.
+      figure: figure to write.
+      path: path of the file. An existing file is replaced.
+      compress_level: zlib level for PNGs. Level 1 takes a fifth of the time and makes photographs slightly larger.
 
     Raises:
       StorageError: the file cannot be written.

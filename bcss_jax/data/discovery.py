@@ -56,7 +56,7 @@ class DataSettings:
     Attributes:
       layout: "sample" (drawn by `data/synthetic.py`), "kaggle224", "kaggle512" or "roi".
       dir: the data folder.
-      split_by: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, whatever their folder.
+      split_by: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, in any folder.
         Regions have no published split, so both values split them by institute.
       mpp: micrometers per pixel of the files.
       patch_size: side of the patches that are cut from regions, in pixels; None: whole regions. The other layouts are
@@ -93,7 +93,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TileOrigin:
-    """What is known of a tile besides its pixels and its split.
+    """The description of a tile, without its pixels and its split.
 
     Attributes:
       key: unique in the data set and stable: the stem of the tile's file, or what it would be.

@@ -238,7 +238,7 @@ def prepare(
 
 
 def _options(settings: discovery.DataSettings) -> dict:
-    """Returns what the prepared data depend on besides the files. Other options give another folder."""
+    """Returns the options that the prepared data depend on, apart from the files. Other options give another folder."""
     options = {
         "layout": settings.layout,
         "data_version": DATA_VERSION,

@@ -231,7 +231,7 @@ def image_shape(window: int) -> list[int | None]:
 
 
 def _platform(mesh: Mesh) -> str:
-    """The platform as jax.export names it: JAX's devices of the platform gpu are either cuda or rocm."""
+    """Returns the platform as jax.export names it: JAX's devices of the platform gpu are either cuda or rocm."""
     device = mesh.devices.flat[0]
     if device.platform != "gpu":
         return device.platform

@@ -1,4 +1,4 @@
-"""Commands of nnU-Net's method besides training: predict, export, plan.
+"""Commands of nnU-Net's method other than training: predict, export, plan.
 
 Training is `python -m bcss_jax.main --config=configs/nnunet.py`.
 

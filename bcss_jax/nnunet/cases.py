@@ -1,7 +1,8 @@
-"""The cases of a data set as nnU-Net sees them: an image and labels, 0 the background, then the classes, `ignore` last.
+"""Finds the cases of a data set for nnU-Net. A case is an image with nnU-Net's labels (`bcss_jax.nnunet.labels`).
 
-They come from the layouts that the other systems train on, regions whole instead of in patches, or from a folder in
-nnU-Net's own layout: `dataset.json`, `imagesTr/NAME_0000.png`, `labelsTr/NAME.png` and perhaps `imagesTs`, `labelsTs`.
+Cases come from one of two sources. The first is a layout that the other systems train on too; here, regions stay whole
+instead of being cut into patches. The second is a folder in nnU-Net's own layout: `dataset.json`,
+`imagesTr/NAME_0000.png`, `labelsTr/NAME.png` and optionally `imagesTs` and `labelsTs`.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ from bcss_jax.nnunet import labels
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)
-RAW_PARTS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
-VERSION = 1  # of what is prepared; raise it when that changes
+RAW_SPLITS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))  # images, labels, split
+VERSION = 1  # version of the prepared data; increase it when they change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,30 +38,31 @@ class Case:
     """An image with its labels.
 
     Attributes:
-      name: unique in the data set.
-      patient: cases of one patient belong into one fold.
-      part: "train", "val" or "test" as the data set has it; test cases are in no fold.
-      read: gives uint8 RGB [H, W, 3] and uint8 labels [H, W].
+      name: name of the case, unique in the data set.
+      patient: the patient. All cases of one patient belong to the same fold.
+      split: split of the data set: "train", "val" or "test". Test cases are in no fold.
+      read: function that returns the image, uint8 RGB [H, W, 3], and the labels, uint8 [H, W].
     """
 
     name: str
     patient: str
-    part: str
+    split: str
     read: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cases:
-    """A data set.
+    """The cases of a data set and their labels.
 
     Attributes:
-      train: the cases of its training and validation parts, by name.
-      test: those of its test part, if they have masks.
-      dataset: what stands in nnU-Net's dataset.json.
-      scheme: what its labels mean, for scores and pictures.
-      project_scheme: the scheme that they were made from; None of a raw data folder.
-      folder: where what is derived from it may be kept; its name changes when a file does.
-      description: as `tfrecords.PreparedData.describe` returns it for checkpoints; None for a raw data folder.
+      train: cases of the training and validation splits, sorted by name.
+      test: cases of the test split that have masks.
+      dataset: content of nnU-Net's dataset.json.
+      scheme: meaning of nnU-Net's labels, for scores and pictures.
+      project_scheme: label scheme that nnU-Net's labels were made from; None for a raw data folder.
+      folder: folder for data derived from this data set. Its name changes when a file of the data set changes.
+      description: description of the data for checkpoints, like that of `tfrecords.PreparedData.describe`; None for a
+        raw data folder.
     """
 
     train: tuple[Case, ...]
@@ -73,12 +75,13 @@ class Cases:
 
 
 def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: LabelScheme) -> Cases:
-    """Finds a data set's cases and checks them, unless they have been checked before.
+    """Returns the cases of a data set. Checks them unless they have been checked before.
 
     Args:
-      settings: which data set; the layout "nnunet" is a raw data folder of nnU-Net. Regions are not cut into patches.
-      prepared_dir: where data derived from data sets are kept.
-      scheme: the label scheme; a raw data folder has its own.
+      settings: location and layout of the data set. The layout "nnunet" is a raw data folder of nnU-Net. Regions are
+        not cut into patches.
+      prepared_dir: folder for data derived from data sets.
+      scheme: label scheme. It is not used for a raw data folder, whose dataset.json defines the labels.
 
     Raises:
       ConfigError: a setting is invalid.
@@ -107,7 +110,7 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
         ]
         description = _description(settings, synthetic.MPP, digest, checks.report_on(checked, settings.codes))
         cases = [_drawn(patch, to_label) for patch in patches]
-        return _with_parts(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
+        return _cases_of_splits(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
     tiles = discovery.find_tiles(dataclasses.replace(settings, patch_size=None), required=())
     options |= {"split": settings.split_by, "allow_missing": settings.allow_missing, "max_bad": settings.max_bad}
     files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
@@ -117,11 +120,14 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
         usable, report = _checked(tiles, folder, settings.allow_missing, settings.max_bad)
     description = _description(settings, settings.mpp, digest, report)
     cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
-    return _with_parts(cases, scheme, folder, description)
+    return _cases_of_splits(cases, scheme, folder, description)
 
 
 def _checked(tiles, folder, allow_missing, max_bad):
-    """Names of the usable tiles, and the report; all are read once for it. Held in a file for the next time."""
+    """Returns the keys of the usable tiles and the check report.
+
+    The first call reads all tiles and stores the result in `folder`. Later calls read the stored result.
+    """
     file = folder / "cases.json"
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
@@ -129,7 +135,7 @@ def _checked(tiles, folder, allow_missing, max_bad):
                 tiles,
                 allow_missing=allow_missing,
                 max_bad=max_bad,
-                patients_may_recur=True,  # folds, not parts, keep patients apart
+                patients_may_recur=True,  # the folds keep patients apart, not the splits
                 sizes_may_differ=True,
                 required=(),
                 progress=line.update,
@@ -154,22 +160,25 @@ def _description(settings, mpp, digest, report):
     }
 
 
-def _with_parts(cases, scheme, folder, description):
+def _cases_of_splits(cases, scheme, folder, description):
     cases = sorted(cases, key=lambda case: case.name)
-    train = tuple(case for case in cases if case.part != "test")
+    train = tuple(case for case in cases if case.split != "test")
     if not train:
         raise DataError(f"{printable(folder)}: expected cases to train on, found none; complete the data set")
     dataset = labels.dataset_of(scheme, len(train))
-    test = tuple(case for case in cases if case.part == "test")
+    test = tuple(case for case in cases if case.split == "test")
     return Cases(train, test, dataset, scheme_of(dataset, scheme), scheme, folder, description)
 
 
 def scheme_of(dataset: dict, project_scheme: LabelScheme | None = None) -> LabelScheme:
-    """Returns the label scheme of nnU-Net's labels: background first, `ignore` not a class, all classes evaluated.
+    """Returns the label scheme of nnU-Net's labels.
+
+    The background is the first class, `ignore` is not a class, and all classes except the background are evaluated.
 
     Args:
-      dataset: content of a checked dataset.json.
-      project_scheme: the scheme that the labels were made from, for the colors; None: known names get theirs.
+      dataset: content of a dataset.json that `labels.check_dataset` accepts.
+      project_scheme: label scheme that the labels were made from; its classes keep their colors. If None, the scheme
+        has no colors and `figures.class_colors` chooses them by name.
     """
     by_label = {label: name for name, label in dataset["labels"].items() if name != "ignore"}
     names = tuple(by_label[label] for label in range(len(by_label)))
@@ -186,14 +195,15 @@ def _drawn(patch, to_label):
 
 def _from_tile(tile, to_label):
     def read():
-        image, mask = read_pair(tile.image, tile.mask, tile.codes, warn=lambda line: None)  # the check has warned
+        # The check has already given the warnings.
+        image, mask = read_pair(tile.image, tile.mask, tile.codes, warn=lambda line: None)
         return image, to_label[mask]
 
     return Case(tile.key, tile.patient, tile.split, read)
 
 
 def _raw(root, prepared_dir):
-    """The cases of a folder in nnU-Net's layout."""
+    """Returns the cases of a folder in nnU-Net's layout."""
     file = root / "dataset.json"
     dataset = read_json(
         file,
@@ -207,25 +217,25 @@ def _raw(root, prepared_dir):
         raise DataError(
             f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending!r}; convert the images"
         )
-    pairs = [pair for part in RAW_PARTS for pair in _raw_pairs(root, part, ending)]
+    pairs = [pair for folders in RAW_SPLITS for pair in _raw_pairs(root, *folders, ending)]
     digest = digest_of_files(
         {"layout": RAW, "dataset": dataset, "version": VERSION}, [path for pair in pairs for path in pair[1:3]], root
     )
     num_codes = len(dataset["labels"])
     cases = [
-        Case(name, _patient(name), part, lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None))
-        for name, image, mask, part in pairs
+        Case(name, _patient(name), split, lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None))
+        for name, image, mask, split in pairs
     ]
-    train = tuple(case for case in cases if case.part == "train")
+    train = tuple(case for case in cases if case.split == "train")
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
-    test = tuple(case for case in cases if case.part == "test")
+    test = tuple(case for case in cases if case.split == "test")
     return Cases(train, test, dataset, scheme_of(dataset), None, folder, None)
 
 
-def _raw_pairs(root, part, ending):
-    """Name, image, mask and part of the cases in two folders."""
-    images_in, labels_in, part = root / part[0], root / part[1], part[2]
-    if part == "test" and not labels_in.is_dir():
+def _raw_pairs(root, images_folder, labels_folder, split, ending):
+    """Returns (name, image path, mask path, split) of each case in two folders of a raw data folder."""
+    images_in, labels_in = root / images_folder, root / labels_folder
+    if split == "test" and not labels_in.is_dir():
         return []
     for folder in (images_in, labels_in):
         if not folder.is_dir():
@@ -235,19 +245,19 @@ def _raw_pairs(root, part, ending):
     more = sorted(path.name for path in images_in.glob(f"*_0001{ending}"))
     if more:
         raise DataError(
-            f"{printable(images_in / more[0])}: expected one RGB file per case (NAME_0000{ending}), found several "
-            "channels in files of their own; join them"
+            f"{printable(images_in / more[0])}: expected one RGB file per case (NAME_0000{ending}), found one file "
+            "per channel; join them"
         )
-    lonely = sorted(images.keys() ^ masks.keys())
-    if lonely or not images:
-        found = f"{len(lonely)} without the other, first {printable(lonely[0])}" if lonely else "none"
+    unpaired = sorted(images.keys() ^ masks.keys())
+    if unpaired or not images:
+        found = f"{len(unpaired)} without the other, first {printable(unpaired[0])}" if unpaired else "none"
         raise DataError(
             f"{printable(images_in)}: expected images NAME_0000{ending} and masks {labels_in.name}/NAME{ending}, found "
             f"{found}; complete the folders"
         )
-    return [(name, images[name], masks[name], part) for name in sorted(images)]
+    return [(name, images[name], masks[name], split) for name in sorted(images)]
 
 
 def _patient(name):
-    """The TCGA patient that a name begins with; else every case counts as a patient of its own."""
+    """Returns the TCGA patient at the start of a name, or the name itself: such a case counts as a separate patient."""
     return patient_of(name) or name

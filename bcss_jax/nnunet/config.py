@@ -57,17 +57,17 @@ def default() -> ConfigDict:
     return config
 
 
-def validate(config: ConfigDict, scheme: LabelScheme | None = None) -> None:
+def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     """Checks names and ranges.
 
     Args:
-      config: all settings.
+      config: a ConfigDict, all settings.
       scheme: the label scheme of the run; None: the one that `config.labels` names.
 
     Raises:
       ConfigError: one line with the field, what it is and what it may be.
     """
-    data: Any = config.data
+    data = config.data
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
     scheme = scheme or find_scheme(config.labels)

@@ -1,6 +1,8 @@
-"""nnU-Net's labels: 0 background, then the classes without gaps, then `ignore`, which has no logit.
+"""Conversion between the project's label schemes and the labels of nnU-Net.
 
-The project's schemes put what carries no truth at 0 or 255 (`bcss_jax.labels`); `remap_table` moves it.
+nnU-Net numbers its labels without gaps: 0 is the background, the classes follow, and `ignore` is last and has no logit.
+The project's schemes (`bcss_jax.labels`) give pixels without ground truth the label 0 or 255; `remap_table` converts
+them.
 """
 
 import numbers
@@ -11,35 +13,36 @@ import numpy as np
 from bcss_jax.errors import DataError
 from bcss_jax.labels import UNMAPPED, LabelScheme
 
-OTHER = "other"  # the class that is nnU-Net's background
+OTHER = "other"  # the class that becomes nnU-Net's background
 _RGB = 3
 
 
 def labels_of_outputs(scheme: LabelScheme) -> tuple[int | None, ...]:
     """Returns the scheme's label of each output of nnU-Net's network, the background first.
 
-    A first class called "other" is the background. Otherwise no pixel is background, which is written as None.
+    If the first class is called "other", it is the background. Otherwise no pixel is background, and the first entry is
+    None.
     """
     classes = [label for label in range(scheme.num_classes) if label != scheme.ignore_index]
     return tuple(classes) if scheme.class_names[classes[0]] == OTHER else (None, *classes)
 
 
 def outputs_of_labels(scheme: LabelScheme) -> list[int]:
-    """Returns the output of nnU-Net's network for each label of the scheme; the background's for the ignored label."""
+    """Returns the output index for each label of the scheme. The ignored label gets the background's index."""
     labels = labels_of_outputs(scheme)
     return [labels.index(label) if label in labels else 0 for label in range(scheme.num_classes)]
 
 
 def dataset_of(scheme: LabelScheme, num_training: int, channel_names: Sequence[str] = ("R", "G", "B")) -> dict:
-    """nnU-Net's dataset.json for a label scheme.
+    """Returns the content of nnU-Net's dataset.json for a label scheme.
 
-    Unless the first class is called "other", nothing is background; the background that nnU-Net asks for stays empty.
+    nnU-Net requires a background label. No pixel has it unless the first class of the scheme is called "other".
 
     Args:
-      scheme: what the masks hold before `remap_table`.
-      num_training: number of cases.
-      channel_names: they decide the normalization: `R`, `G`, `B` mean z-scores, three times `rgb_to_0_1` division by
-        255.
+      scheme: label scheme of the masks before `remap_table` is applied.
+      num_training: number of training cases.
+      channel_names: name of each channel. The names decide the normalization: `R`, `G`, `B` select z-scores,
+        `rgb_to_0_1` for all three channels selects division by 255.
     """
     labels = labels_of_outputs(scheme)
     classes = {scheme.class_names[label]: number for number, label in enumerate(labels) if number and label is not None}
@@ -52,11 +55,11 @@ def dataset_of(scheme: LabelScheme, num_training: int, channel_names: Sequence[s
 
 
 def remap_table(scheme: LabelScheme) -> np.ndarray:
-    """Table from the scheme's labels to nnU-Net's.
+    """Returns the table that converts the scheme's labels to nnU-Net's.
 
     Returns:
-      uint8 array of 256 entries; `table[mask]` gives labels of `dataset_of`. Numbers that are no label give
-      `bcss_jax.labels.UNMAPPED`.
+      uint8 array of 256 entries. `table[mask]` holds the labels that `dataset_of` lists. Values that are not labels of
+      the scheme become `bcss_jax.labels.UNMAPPED`.
     """
     table = np.full(256, UNMAPPED, np.uint8)
     labels = labels_of_outputs(scheme)
@@ -68,10 +71,13 @@ def remap_table(scheme: LabelScheme) -> np.ndarray:
 
 
 def check_dataset(dataset: dict) -> None:
-    """Refuses a dataset.json that nnU-Net could not train on, or whose images are not RGB.
+    """Raises an error if nnU-Net cannot train on the data set or if its images are not RGB.
+
+    Args:
+      dataset: content of dataset.json.
 
     Raises:
-      DataError: what is wrong with labels or channel names.
+      DataError: the labels or the channel names are invalid.
     """
     found = dataset.get("labels") if isinstance(dataset, dict) else None
     if not isinstance(found, dict) or not found:
@@ -97,21 +103,21 @@ def check_dataset(dataset: dict) -> None:
         )
     if numbered != list(range(len(found))):
         raise DataError(
-            f"nnU-Net dataset.json: labels must be 0 to {len(found) - 1} without gaps or doubles; found {listed}; "
+            f"nnU-Net dataset.json: labels must be 0 to {len(found) - 1} without gaps or duplicates; found {listed}; "
             "renumber masks and labels"
         )
     if num_outputs(dataset) < 2:
-        raise DataError(f"nnU-Net dataset.json: there is no class beside background and ignore; found {listed}")
+        raise DataError(f"nnU-Net dataset.json: there is no class except background and ignore; found {listed}")
     channels = dataset.get("channel_names") or dataset.get("modality")
     if not isinstance(channels, dict) or len(channels) != _RGB:
         raise DataError(f"nnU-Net dataset.json: channel_names are {channels!r}; expected three, for RGB images")
 
 
 def ignore_label(dataset: dict) -> int | None:
-    """The label without truth, if the data set has one."""
+    """Returns the label of pixels without ground truth, or None if the data set has no such label."""
     return dataset["labels"].get("ignore")
 
 
 def num_outputs(dataset: dict) -> int:
-    """Logits of the network: background and classes."""
+    """Returns the number of logits of the network: one for the background and one for each class."""
     return len(dataset["labels"]) - ("ignore" in dataset["labels"])

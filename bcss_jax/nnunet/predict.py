@@ -151,11 +151,11 @@ def predicted_labels(scores: np.ndarray, properties: dict | None = None) -> np.n
 
     Args:
       scores: logits or probabilities [H, W, K] of the cropped image.
-      properties: properties of the `preprocess.PreprocessedCase`, of which `shape_before_cropping` and
-        `bbox_used_for_cropping` are read; None: the image was not cropped.
+      properties: properties of the `preprocess.PreprocessedCase`. The function uses `shape_before_cropping` and
+        `bbox_used_for_cropping`. None means that the image was not cropped.
 
     Returns:
-      uint8 [height, width] (uint16 for more than 256 labels); outside the box 0, the background.
+      uint8 [height, width] (uint16 for more than 256 labels). Pixels outside the box are 0, the background.
     """
     labels = np.argmax(scores, axis=-1).astype(np.uint8 if scores.shape[-1] <= 256 else np.uint16)
     if properties is None:

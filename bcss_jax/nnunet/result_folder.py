@@ -150,7 +150,7 @@ def write_result_folder(
     folder = Path(folder).expanduser()
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"{folder}: checkpoints of nnU-Net are written by PyTorch: pip install 'torch>=2.10'")
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     plan, dataset = (as_json(content) for content in (plan, dataset))  # copies of plain types
     missing = {}
@@ -205,7 +205,7 @@ def _read_checkpoint(path: Path) -> tuple[State, tuple[str, tuple[int, ...]]]:
     if not isinstance(init_args, dict) or not isinstance(trainer, str):
         raise DataError(
             f"{path}: expected a checkpoint of nnU-Net v2 with network_weights, init_args and trainer_name; "
-            f"found besides the weights: {', '.join(map(str, metadata)) or 'nothing'}"
+            f"found in addition to the weights: {', '.join(map(str, metadata)) or 'nothing'}"
         )
     if not trainer.startswith(TRAINER) or _OTHER_NETWORK.search(trainer):
         raise DataError(
@@ -223,7 +223,7 @@ def _read_checkpoint(path: Path) -> tuple[State, tuple[str, tuple[int, ...]]]:
 
 
 def _write_checkpoint(path: Path, state: State, metadata: dict) -> None:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     tensors, shared = {}, {}
     for name, array in state.items():

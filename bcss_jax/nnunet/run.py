@@ -189,7 +189,7 @@ def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
     elif config.folds == "case":
         splits = folds.by_case(names)
     else:
-        published = {split: [case.name for case in cases.train if case.part == split] for split in ("train", "val")}
+        published = {split: [case.name for case in cases.train if case.split == split] for split in ("train", "val")}
         if not all(published.values()):
             raise ConfigError(
                 "config.folds=published: the data set has no published train and val split; use patient or case"

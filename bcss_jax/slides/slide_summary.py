@@ -240,7 +240,7 @@ def _classes(values):
         for each in values
     )
     if not classes or len({each.value for each in classes}) != len(classes):
-        raise ValueError("classes without values of their own")
+        raise ValueError("the classes do not have distinct values")
     return classes
 
 

@@ -115,7 +115,7 @@ class TrainingSession(Generic[Record]):
         Raises:
           Preempted: the run was asked to stop, and is saved.
           StorageError: a checkpoint could not be written.
-          UserError: whatever `record_step` raises.
+          UserError: `record_step` raised it.
         """
         record, settings = self.record, self.settings
         first_step, start = record.step_in_epoch, time.perf_counter()

@@ -99,7 +99,7 @@ class Run:
         self._steps = build.make_steps(config, self._scheme, model, self._mesh)
         pretrained = self._load_pretrained(model)
         state = place_replicated(TrainState.create(model, self._steps.tx, self._steps.schedule), self._mesh)
-        del model  # otherwise its arrays would stay in the device's memory beside the state
+        del model  # otherwise its arrays would stay in device memory in addition to the state
         self._data = self._prepare_data()
         self._pipeline = {
             "table": labels.lookup_table(self._scheme, self._data.codes),

@@ -123,7 +123,7 @@ def _area(mm2):
 
 
 def _printable(value):
-    """Escapes what cannot be printed, or not be encoded, in a text that is no markup."""
+    """Escapes characters that cannot be printed or encoded. The text must not be markup."""
     return printable(value) if type(value) is str else value
 
 

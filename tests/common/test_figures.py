@@ -24,7 +24,10 @@ def contains(picture, color, at_least, tolerance=1):
 
 
 def blocks():
-    """One image: tumor left, stroma right, ignored at the bottom; half of the stroma taken for tumor."""
+    """Returns an image, labels and predictions.
+
+    Tumor is on the left, stroma on the right, and the bottom is ignored. Half of the stroma is predicted as tumor.
+    """
     image = np.full((1, 64, 64, 3), BACKGROUND, np.uint8)
     labels = np.zeros((1, 64, 64), np.uint8)
     labels[0, :48, :32], labels[0, :48, 32:] = 1, 2
@@ -69,7 +72,7 @@ def test_overlay_keeps_the_image_visible():
     assert np.corrcoef(image.ravel(), picture.ravel())[0, 1] > 0.7
 
 
-def test_overlay_with_an_ignored_label_that_is_no_logit():
+def test_overlay_with_an_ignored_label_without_a_logit():
     scheme = SCHEMES["tumor_stroma_other"]
     labels = np.array([[0, 255]], np.uint8)
     picture = figures.overlay(np.full((1, 2, 3), BACKGROUND, np.uint8), labels, scheme)
@@ -86,9 +89,9 @@ def test_error_map_pixel_by_pixel():
     assert len(set(picture[60, 40])) == 1 and picture[60, 40, 0] < 255
 
 
-def testdice_lines():
+def test_dice_lines():
     _, labels, predictions = blocks()
-    # tumor: 32 columns of 48 rows right, 16 columns too many; stroma: 16 of 32 columns found
+    # Tumor: 32 columns of 48 rows are correct, 16 columns too many. Stroma: 16 of 32 columns are found.
     assert figures.dice_lines(labels[0], predictions[0], SCHEME) == ["tumor 0.800", "stroma 0.667"]
     only = np.ones((4, 4), np.uint8)
     assert figures.dice_lines(only, only, SCHEME) == ["tumor 1.000", "stroma –"]
@@ -102,7 +105,7 @@ def test_samples_file(tmp_path, count):
     picture = read(path)
     assert picture.shape[1] == pytest.approx(1260, abs=30)
     assert picture.shape[0] == pytest.approx(148 + 262 * count, abs=30)
-    # Each panel is some 250 pixels a side, so each of these areas has thousands of pixels.
+    # Each panel is about 250 pixels wide and high, so each of these areas has thousands of pixels.
     for color in (tint("tumor"), tint("stroma"), figures.CLASS_COLORS["tumor"], [BACKGROUND] * 3):
         assert contains(picture, color, 5000 * count)
     assert os.listdir(tmp_path) == ["samples.png"]
@@ -117,7 +120,7 @@ def test_samples_in_other_shapes_and_schemes(tmp_path):
         assert contains(picture, np.array(figures.CLASS_COLORS[name]) / 2, 500)
 
 
-def test_samples_refuses_what_does_not_fit(tmp_path):
+def test_samples_refuses_arrays_that_do_not_match(tmp_path):
     image, labels, predictions = blocks()
     for changed in (
         dict(labels=labels[:, :5]),
@@ -127,7 +130,7 @@ def test_samples_refuses_what_does_not_fit(tmp_path):
         dict(images=image[:0], labels=labels[:0], predictions=predictions[:0], names=[]),
     ):
         arguments = dict(images=image, labels=labels, predictions=predictions, names=["a"]) | changed
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="do not match"):
             figures.samples(scheme=SCHEME, path=tmp_path / "s.png", title="t", **arguments)
     assert not os.listdir(tmp_path)
 
@@ -142,7 +145,7 @@ def test_samples_refuses_what_does_not_fit(tmp_path):
         history(3, train_loss=float("inf"), best=False),
         [{"epoch": 7}],
     ],
-    ids=["one epoch", "many", "no validation", "none best", "nothing known"],
+    ids=["one epoch", "many", "no validation", "no best epoch", "no values"],
 )
 def test_curves_file(tmp_path, rows):
     figures.curves(rows, tmp_path / "curves.png", "title")
@@ -164,24 +167,24 @@ def test_curves_refuses_an_empty_history(tmp_path):
         figures.curves([], tmp_path / "curves.png", "t")
 
 
-def test_a_picture_is_replaced(tmp_path):
+def test_existing_picture_is_replaced(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
     figures.curves(history(2), str(path), "t")
     assert read(path).shape == (462, 1100, 3)
 
 
-def test_no_place_to_write(tmp_path):
+def test_path_that_cannot_be_written(tmp_path):
     with pytest.raises(StorageError, match=re.escape("missing")) as raised:
         figures.curves(history(2), tmp_path / "missing" / "curves.png", "t")
     assert "\n" not in str(raised.value)
     (tmp_path / "taken.png").mkdir()  # a folder cannot be replaced by a file
     with pytest.raises(StorageError):
         figures.curves(history(2), tmp_path / "taken.png", "t")
-    assert os.listdir(tmp_path) == ["taken.png"]  # nothing half done stays
+    assert os.listdir(tmp_path) == ["taken.png"]  # no incomplete file is left
 
 
-def test_neither_module_loads_pyplot_or_tensorflow():
+def test_figures_and_synthetic_load_neither_pyplot_nor_tensorflow():
     code = (
         "import sys, bcss_jax.common.figures, bcss_jax.data.synthetic; "
         "print({'matplotlib.pyplot', 'tensorflow'} & set(sys.modules))"

@@ -65,10 +65,10 @@ def new_run(tiles, prepared):
         found = cases.find(
             DataSettings("kaggle224", tiles, saved.data.split), prepared_dir=prepared, scheme=SCHEMES[labels]
         )
-        by_part = {part: [c.name for c in found.train if c.part == part] for part in ("train", "val")}
-        both = sorted(by_part["train"] + by_part["val"])
+        by_split = {split: [c.name for c in found.train if c.split == split] for split in ("train", "val")}
+        both = sorted(by_split["train"] + by_split["val"])
         splits = {
-            "published": [by_part],
+            "published": [by_split],
             "case": [{"train": both[n:], "val": both[:n]} for n in (1, 2)],
             "all": [],
         }[how]

@@ -1,4 +1,4 @@
-"""Writes the folder of a run as training does, with a small network of random weights."""
+"""Writes run folders like those of training, with a small network and random weights."""
 
 import numpy as np
 
@@ -18,9 +18,9 @@ def save_checkpoint(checkpoints, params, model_state, metadata, *, step_number=7
       checkpoints: folder of the checkpoints.
       params: parameters, as `split_model` returns them.
       model_state: other state, as `split_model` returns it.
-      metadata: metadata as training writes it; "versions" is added.
+      metadata: metadata as training writes it. "versions" is added here.
       step_number: training step of the checkpoint.
-      progress: progress of the run; epoch 2 of 2 if not given. Its epoch is the best one.
+      progress: progress of the run. The default is epoch 2 of 2. The epoch of the progress is the best epoch.
     """
     tx = optimizer.adamw(1e-3, 1e-4)
     plateau = optimizer.Plateau(0.5, 2).init()
@@ -34,7 +34,7 @@ def save_checkpoint(checkpoints, params, model_state, metadata, *, step_number=7
 def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
     """Writes a run and returns its folder.
 
-    The run has layout roi, patches of `WINDOW` pixels at 0.5 um/px, and best epoch 2 at step 7.
+    The run has the layout roi, patches of `WINDOW` pixels at 0.5 um/px, and its best epoch 2 at step 7.
     """
     arguments = arguments or {"width": 4, "depth": 1}
     settings = config.default(name, **arguments)

@@ -41,7 +41,7 @@ def start(model, mesh, tx):
 def run(name, devices=1, steps=2, dtype="float32", **kwargs):
     """Trains on one batch; returns the state before, the state after, and the losses."""
     model, mesh = build(name, dtype), sharding.make_mesh(jax.devices()[:devices])
-    # Not nnU-Net's own weights, of which the last is 0.
+    # These differ from nnU-Net's weights because nnU-Net's last weight is 0.
     heads = tuple(0.5 ** (i + 1) for i in range(model.num_scales)) if hasattr(model, "all_logits") else ()
     # A larger eps than training has: else rounding decides the sign of a whole step wherever a gradient is nearly zero.
     tx = optax.adam(1e-2, eps=1e-4)

@@ -305,7 +305,7 @@ def test_probabilities_and_ranges(name, none, probability, per_channel, ranges):
     given = by_example[:, :3].any(1)
     tolerance = 4 * np.sqrt(0.25 / len(values))
     assert abs(by_example.mean() - probability * per_channel) < tolerance
-    if values.ndim > 1:  # the channels of an example happen together, but for the coin of each
+    if values.ndim > 1:  # the channels of an example change together, except for the random choice per channel
         expected = probability * (1 - (1 - per_channel) ** 3)
         assert abs(given.mean() - expected) < tolerance
     if name == "blur":

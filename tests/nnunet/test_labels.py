@@ -1,4 +1,4 @@
-"""nnU-Net's labels of each scheme, and what is refused in a dataset.json."""
+"""Tests the conversion to nnU-Net's labels for each scheme and the checks of dataset.json."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ EXPECTED = {
         {0: 6, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5},
     ),
 }
-SOUND = {
+VALID = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},
     "labels": {"background": 0, "tumor": 1, "stroma": 2, "ignore": 3},
     "numTraining": 7,
@@ -25,10 +25,10 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_labels_and_table_of_each_scheme(name):
+def test_each_scheme_gives_the_expected_labels_and_table(name):
     expected, mapping = EXPECTED[name]
     dataset = labels.dataset_of(SCHEMES[name], 7)
-    assert dataset == SOUND | {"labels": expected}
+    assert dataset == VALID | {"labels": expected}
     labels.check_dataset(dataset)
     assert labels.ignore_label(dataset) == len(expected) - 1 == labels.num_outputs(dataset)
     table = labels.remap_table(SCHEMES[name])
@@ -37,9 +37,9 @@ def test_labels_and_table_of_each_scheme(name):
     assert all(table[code] == UNMAPPED for code in set(range(256)) - set(mapping))
 
 
-def test_the_first_class_of_an_own_scheme_is_not_the_background():
+def test_first_class_of_a_custom_scheme_is_not_background():
     names, colors = ("tumor", "stroma", "ignored"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
-    scheme = LabelScheme("own", names, 2, (0, 1), colors, (("kaggle3", (2, 0, 1)),))
+    scheme = LabelScheme("custom", names, 2, (0, 1), colors, (("kaggle3", (2, 0, 1)),))
     assert labels.dataset_of(scheme, 1)["labels"] == {"background": 0, "tumor": 1, "stroma": 2, "ignore": 3}
     assert labels.remap_table(scheme)[:3].tolist() == [1, 2, 3]
     assert labels.outputs_of_labels(scheme) == [1, 2, 0]
@@ -48,23 +48,23 @@ def test_the_first_class_of_an_own_scheme_is_not_the_background():
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_outputs_of_the_shipped_schemes_are_their_labels(name):
+def test_outputs_of_the_shipped_schemes_equal_their_labels(name):
     assert labels.outputs_of_labels(SCHEMES[name]) == list(range(SCHEMES[name].num_classes))
 
 
-def test_channel_names_decide():
+def test_channel_names_are_written_to_the_dataset():
     dataset = labels.dataset_of(SCHEMES["tumor_stroma"], 1, ("rgb_to_0_1",) * 3)
     assert dataset["channel_names"] == {"0": "rgb_to_0_1", "1": "rgb_to_0_1", "2": "rgb_to_0_1"}
 
 
-def test_data_sets_without_an_ignore_label():
-    dataset = SOUND | {"labels": {"background": 0, "road": 1}}
+def test_dataset_without_an_ignore_label():
+    dataset = VALID | {"labels": {"background": 0, "road": 1}}
     labels.check_dataset(dataset)
     assert labels.ignore_label(dataset) is None and labels.num_outputs(dataset) == 2
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_nnunet_understands_them(name):
+def test_nnunet_reads_the_same_labels(name):
     handling = pytest.importorskip(
         "nnunetv2.utilities.label_handling.label_handling", reason="nnU-Net is not installed"
     )
@@ -75,14 +75,14 @@ def test_nnunet_understands_them(name):
 
 
 @pytest.mark.parametrize(
-    "change, part",
+    "change, expected",
     [
         ({"labels": None}, "labels are None"),
         ({"labels": {}}, "labels are {}"),
         ({"labels": {"tumor": 0, "stroma": 1}}, "background is missing"),
         ({"labels": {"background": 1, "tumor": 0}}, "background is 1"),
         ({"labels": {"background": 0, "tumor": 1, "stroma": 3}}, "without gaps"),
-        ({"labels": {"background": 0, "tumor": 1, "stroma": 1}}, "gaps or doubles"),
+        ({"labels": {"background": 0, "tumor": 1, "stroma": 1}}, "gaps or duplicates"),
         ({"labels": {"background": 0, "ignore": 1, "tumor": 2}}, "ignore is 1, but must be the highest"),
         ({"labels": {"background": 0, "tumor": 1, "ignore": 255}}, "without gaps"),
         ({"labels": {"background": 0, "tumor": 2, "ignore": 2}}, "ignore is 2, but must be the highest"),
@@ -90,12 +90,12 @@ def test_nnunet_understands_them(name):
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "label 'whole' is the region [1, 2]"),
         ({"labels": {"background": 0, "tumor": "1"}}, "label 'tumor' is '1'; expected an integer"),
         ({"labels": {"0": "background", "1": "tumor"}}, "label '0' is 'background'"),
-        ({"labels": {"background": 0, "ignore": 1}}, "no class beside"),
+        ({"labels": {"background": 0, "ignore": 1}}, "no class except"),
         ({"channel_names": {"0": "CT"}}, "channel_names are {'0': 'CT'}; expected three"),
         ({"channel_names": None}, "channel_names are None"),
     ],
 )
-def test_what_is_refused(change, part):
+def test_invalid_dataset_is_refused(change, expected):
     with pytest.raises(DataError) as error:
-        labels.check_dataset(SOUND | change)
-    assert part in str(error.value) and "\n" not in str(error.value)
+        labels.check_dataset(VALID | change)
+    assert expected in str(error.value) and "\n" not in str(error.value)

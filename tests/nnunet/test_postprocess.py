@@ -94,7 +94,7 @@ def test_the_decision_equals_nnunet(name, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         for i, array in enumerate(arrays):
             NaturalImage2DIO().write_seg(array[None], str(tmp_path / folder / f"case{i}.png"), {})
-    # Its processes, each of which would import PyTorch, as threads.
+    # Use threads instead of nnU-Net's processes, because each process would import PyTorch.
     contexts, threads = multiprocessing.get_context, SimpleNamespace(Pool=multiprocessing.dummy.Pool)
     monkeypatch.setattr(
         multiprocessing, "get_context", lambda kind=None: threads if kind == "spawn" else contexts(kind)

@@ -125,7 +125,7 @@ def _check_torch(path: Path) -> None:
 
 
 def _load_torch(path: Path):
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     # NumPy's scalars are allowed: training programs save them with the weights (nnU-Net its scores), and they run no
     # code.
@@ -141,7 +141,7 @@ def _load_torch(path: Path):
 
 def _torch_arrays(content) -> tuple[dict[str, np.ndarray], dict]:
     """Returns the weights and the other entries of a loaded file."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     others = {}
     for name in _WRAPPERS:

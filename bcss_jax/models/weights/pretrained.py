@@ -130,7 +130,7 @@ def _load(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
         more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         raise DataError(
             f"the weights do not fit {type(model).__name__} (check architecture, size and number of classes); "
-            f"problems with {len(problems)} tensors: " + "; ".join(problems[:_MAX_LISTED]) + more
+            f"{len(problems)} problem(s): " + "; ".join(problems[:_MAX_LISTED]) + more
         )
     for name, array in chosen.items():
         variable, layout = entries[name]

@@ -76,7 +76,7 @@ def segment_all(
             segment(entry, f"{number}/{len(entries)} ")
         except InUseError as error:
             if was_busy is None:
-                waiting.append((number, entry))  # tried once more when the others are done
+                waiting.append((number, entry))  # tried again after the others
             outcome.busy[entry] = error
         except (Preempted, StorageError):
             raise

@@ -382,12 +382,12 @@ def _stop_if_asked(interruption, name):
 
 
 def _origin(bounds):
-    """Where QuPath counts from: the corner of the scanned area if the slide states it."""
+    """Returns the origin of QuPath's coordinates: the corner of the scanned area if the slide states it."""
     return bounds[:2] if bounds else (0, 0)
 
 
 def _overlay_thumbnail(thumbnail, pool):
-    """The thumbnail at `OVERLAY_SIDE`: made from that of the tissue or, where that is smaller, from the slide."""
+    """Returns the thumbnail at `OVERLAY_SIDE`, from the tissue thumbnail or, if that is smaller, from the slide."""
     if max(thumbnail.shape) <= OVERLAY_SIDE:
         return thumbnail if max(thumbnail.shape) == OVERLAY_SIDE else pool.thumbnail(OVERLAY_SIDE).pixels
     image = Image.fromarray(thumbnail)

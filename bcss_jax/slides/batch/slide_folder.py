@@ -81,7 +81,7 @@ class SlideFolder:
             self._delete((".work/labels",))
 
     def finished(self) -> SlideSummary | None:
-        """Returns the summary if the slide was finished with this identity, whatever it was scored against."""
+        """Returns the summary if the slide was finished with this identity, regardless of its ground truth."""
         summary = _finished_summary(self.path)
         if summary is None or _without_truth(summary.identity) != self.identity:
             return None
@@ -160,7 +160,7 @@ class SlideFolder:
             )
 
     def _found_identity(self) -> Any:
-        """The identity of the results in the folder, without the ground truth; None if there is none."""
+        """Returns the identity of the results in the folder without the ground truth; None if there is none."""
         summary = _read_object(self.path / slide_summary.FILE)
         return _without_truth(summary.get("identity") if summary else _read_object(self.work / "identity.json"))
 
@@ -283,7 +283,7 @@ def has_results(path: Path) -> bool:
 
 
 def _finished_summary(path) -> SlideSummary | None:
-    """The summary in a folder; None if it is missing or damaged."""
+    """Returns the summary in a folder, or None if it is missing or damaged."""
     try:
         return read_summary(path / slide_summary.FILE)
     except DataError:
@@ -291,7 +291,7 @@ def _finished_summary(path) -> SlideSummary | None:
 
 
 def _read_object(path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is none."""
+    """Returns the JSON object in a file, or None if there is none."""
     try:
         return read_json(path, "a JSON object", "it is left out", kind=dict)
     except DataError:

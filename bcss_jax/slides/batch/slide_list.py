@@ -101,7 +101,7 @@ def check_name(name: str | None) -> None:
 
 
 def _delimiter(text):
-    """The separator: a comma, or what Excel writes where the comma is the decimal sign."""
+    """Returns the separator: a comma, or the one that Excel writes if the comma is the decimal sign."""
     header = text.lstrip().partition("\n")[0]
     return next((sign for sign in (",", ";", "\t") if sign in header), ",")
 

@@ -95,7 +95,7 @@ def write(
 
 
 def _texts(size: int, scale: float, origin: float) -> list[str]:
-    """The level-0 coordinate of each line of the grid along an axis, as JSON."""
+    """Returns the level-0 coordinate of each line of the grid along an axis, as JSON."""
     lines = np.arange(size + 1) * scale - origin
     if float(scale).is_integer() and float(origin).is_integer():
         return [str(round(line)) for line in lines.tolist()]

@@ -191,7 +191,7 @@ def _may_pass_4_gib(levels: Sequence[TileStore]) -> bool:
 
 
 def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
-    """The ColorMap of the TIFF: uint16 [3, 256]; unused values are black."""
+    """Returns the ColorMap of the TIFF: uint16 [3, 256]; unused values are black."""
     palette = np.zeros((256, 3), np.uint16)
     palette[BACKGROUND], palette[UNREADABLE] = BACKGROUND_COLOR, UNREADABLE_COLOR
     for entry in classes:
@@ -200,7 +200,7 @@ def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
 
 
 def _ome_xml(store: TileStore, mpp: float, classes: Sequence[SlideClass], name: str) -> bytes:
-    """The ImageDescription: OME-XML in ASCII."""
+    """Returns the ImageDescription: OME-XML in ASCII."""
     entries = [
         SlideClass(BACKGROUND, "background", BACKGROUND_COLOR),
         *classes,

@@ -196,7 +196,7 @@ def comparison(
 
 
 def _compared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The pixels for which both results have a class: bool [H, W]."""
+    """Returns the pixels where both results have a class: bool [H, W]."""
     return ~np.isin(first, (BACKGROUND, UNREADABLE)) & ~np.isin(second, (BACKGROUND, UNREADABLE))
 
 
@@ -205,7 +205,7 @@ def _name(panel: Panel) -> str:
 
 
 def _gray(thumbnail: np.ndarray) -> np.ndarray:
-    """The luminance, float32 [H, W, 1]."""
+    """Returns the luminance, float32 [H, W, 1]."""
     return (thumbnail @ np.array(_LUMINANCE, np.float32))[..., None]
 
 
@@ -217,7 +217,7 @@ def _palette(classes: Sequence[SlideClass]) -> np.ndarray:
 
 
 def _outlines(labels: np.ndarray) -> np.ndarray:
-    """The pixels that have a different label next to them, along x or y: bool [H, W]."""
+    """Returns the pixels that have a different label next to them, along x or y: bool [H, W]."""
     edge = np.zeros(labels.shape, bool)
     for one, other in (
         ((slice(1, None),), (slice(None, -1),)),

@@ -2,7 +2,7 @@
 
 A damaged file can crash or hang the C libraries that read it, or make them allocate all memory. In a separate process
 this ends only that process. Requests arrive as lines of JSON on stdin. The answers on stdout are a line of JSON
-followed by raw bytes; nothing is pickled. The process ends when its parent ends, in whatever way.
+followed by raw bytes; nothing is pickled. The process ends when its parent ends for any reason.
 
 The first line of output is {"ready": true}. Then there are two kinds of requests:
 

@@ -168,7 +168,7 @@ def test_a_tensor_with_several_names_needs_one_and_they_must_agree():
         model = load_torch_state(TwoNames(), dict.fromkeys(names, values))
         assert to_torch_state(model).keys() == {"conv.weight", "copy.weight"}
         np.testing.assert_array_equal(model.kernel[...], values)
-    with pytest.raises(DataError, match="copy.weight differs from conv.weight"):
+    with pytest.raises(DataError, match="copy.weight differs from its copy conv.weight"):
         load_torch_state(TwoNames(), {"conv.weight": values, "copy.weight": values + 1})
     with pytest.raises(DataError, match="missing conv.weight"):
         load_torch_state(TwoNames(), {})
