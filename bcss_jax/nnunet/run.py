@@ -226,7 +226,7 @@ def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
             decision = decide_postprocessing(workdir, by_name, splits, cases.scheme)
             postprocess_labels = functools.partial(postprocess.apply_postprocessing, decision=decision)
             print_main(f"post-processing: keep only the largest component of {decision['keep_largest'] or 'nothing'}")
-        print_main(f"figures:   {workdir / 'cross_validation.json'}")
+        print_main(f"scores:    {workdir / 'cross_validation.json'}")
     if cases.test and not (workdir / "test" / "summary.json").exists():
         names = [ALL] if not splits else [str(number) for number in range(len(splits))]
         scores = validate(

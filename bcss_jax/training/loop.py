@@ -337,7 +337,7 @@ class Run:
         print_main(f"finished after epoch {record.epoch} ({why}) in {duration(record.seconds)}")
         print_main(f"best epoch {result['best_epoch']}: Dice over the validation split: {dice}")
         print_main(f"look at:   {workdir / 'curves.png'}  {workdir / 'samples.png'}")
-        print_main(f"figures:   {workdir / 'summary.json'}  {workdir / 'history.csv'}")
+        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}")
         python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
         print_main(f"next:      {python} -m tensorboard.main --logdir={workdir / 'tensorboard'}")
         if config.data.layout == "sample":
