@@ -5,7 +5,7 @@ real tissue.
 
 A patch is drawn as follows. A smooth random field is cut at a quantile into tumor nests and stroma. Other tissue (fat,
 lymphocytes, necrosis, glass) is placed in this field where it occurs in reality. Every tissue adds to two maps, the
-amounts of haematoxylin and of eosin, and the image is the light that remains after both have absorbed by the
+amounts of hematoxylin and of eosin, and the image is the light that remains after both have absorbed by the
 Beer-Lambert law (Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001). Stain
 and scanner differ between patients. Tumor cytoplasm and stroma deliberately have overlapping amounts of both stains, so
 that only texture separates them (crowded large nuclei against wavy fibers); see `benchmarks/sample_difficulty.py`.
@@ -123,7 +123,7 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
     rng = _generator(seed, patient, number)
     nest, mask = _layout(rng, *PLANS[number])
     tissue = _Tissue(rng, style, nest, mask)
-    image = _photograph(rng, style, tissue.haematoxylin, tissue.eosin)
+    image = _photograph(rng, style, tissue.hematoxylin, tissue.eosin)
     labeled = _leave_roi(rng, mask) if PLANS[number][1] == "outside" else mask
 
     name = f"SAMPLE-{INSTITUTES[patient % len(INSTITUTES)]}-{patient + 1:04d}"
@@ -141,7 +141,7 @@ def _generator(*numbers: int) -> np.random.Generator:
 class _PatientStyle:
     """What all patches of a patient share: stain, scanner, and the appearance of the tumor cells."""
 
-    vectors: np.ndarray  # [2, 3], optical density of haematoxylin and eosin per channel
+    vectors: np.ndarray  # [2, 3], optical density of hematoxylin and eosin per channel
     strength: np.ndarray  # [2], how strongly the slide was stained with each
     white: np.ndarray  # [3], the color of glass in the scan
     gamma: float
@@ -246,7 +246,7 @@ def _leave_roi(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 
 
 class _Tissue:
-    """Draws the amounts of haematoxylin and eosin, both float64 [224, 224], tissue by tissue."""
+    """Draws the amounts of hematoxylin and eosin, both float64 [224, 224], tissue by tissue."""
 
     def __init__(self, rng: np.random.Generator, style: _PatientStyle, depth: np.ndarray, mask: np.ndarray):
         self.rng, self.style, self.mask = rng, style, mask
@@ -254,17 +254,17 @@ class _Tissue:
         # Uneven stain and section thickness, and bluish (young) or pale (loose) areas in every tissue. Because of them,
         # color alone does not separate the tissues.
         self.uneven_h, self.uneven_e = _noise(rng, 28.0), _noise(rng, 22.0)
-        self.haematoxylin, self.eosin = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
+        self.hematoxylin, self.eosin = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
         self._stroma(depth)
         self._tumor(depth)
         for code, method in ((LYMPHOCYTES, self._lymphocytes), (NECROSIS, self._necrosis), (FAT, self._fat)):
             if (mask == code).any():
                 method()
         glass = mask == GLASS
-        self.haematoxylin[glass], self.eosin[glass] = 0.0, 0.0
+        self.hematoxylin[glass], self.eosin[glass] = 0.0, 0.0
 
-    def _fill(self, where: np.ndarray, haematoxylin: np.ndarray, eosin: np.ndarray) -> None:
-        self.haematoxylin = np.where(where, haematoxylin, self.haematoxylin)
+    def _fill(self, where: np.ndarray, hematoxylin: np.ndarray, eosin: np.ndarray) -> None:
+        self.hematoxylin = np.where(where, hematoxylin, self.hematoxylin)
         self.eosin = np.where(where, eosin, self.eosin)
 
     def _lattice(self, pitch: float, jitter: float) -> np.ndarray:
@@ -320,7 +320,7 @@ class _Tissue:
         for _ in range(int(nucleolus > 0) * self.rng.integers(1, 3)):
             shift = self.rng.uniform(-0.4, 0.4, 2) * min(radii)
             amount += nucleolus * np.exp(-(np.square(u - shift[0]) + np.square(v - shift[1])) / 4.0)
-        self.haematoxylin[window] += inside * (np.maximum(amount, 0.05) - self.haematoxylin[window])
+        self.hematoxylin[window] += inside * (np.maximum(amount, 0.05) - self.hematoxylin[window])
         self.eosin[window] *= 1 - 0.2 * inside
 
     def _round_nucleus(self, center: np.ndarray) -> None:
@@ -341,9 +341,9 @@ class _Tissue:
         loose = np.clip(bundles - 0.5, 0, 1.5)  # pale ground substance between bundles
         fiber = 0.22 * coarse + 0.18 * thin
         eosin = style.collagen[1] * (1 + fiber + 0.2 * self.uneven_e - 0.35 * loose + 0.04 * self.fine)
-        haematoxylin = style.collagen[0] * (1 + 0.5 * self.uneven_h + 0.25 * coarse + 0.15 * self.grain)
+        hematoxylin = style.collagen[0] * (1 + 0.5 * self.uneven_h + 0.25 * coarse + 0.15 * self.grain)
         slits = np.clip((_lookup(rng, along / 60, across / 5.0) - 2.0) * 1.5, 0, 0.9)
-        self._fill(np.ones_like(depth, bool), haematoxylin * (1 - slits), eosin * (1 - slits))
+        self._fill(np.ones_like(depth, bool), hematoxylin * (1 - slits), eosin * (1 - slits))
 
         down, right = np.gradient(across)
         for center in self._lattice(rng.uniform(27, 40), 0.45):
@@ -365,14 +365,14 @@ class _Tissue:
         shade = rng.uniform(0.75, 1.25, (2, len(centers)))
         frothy = 1 + 0.2 * self.grain + 0.12 * self.fine
         eosin = style.cytoplasm[1] * shade[1, nearest] * (frothy + 0.15 * self.uneven_e)
-        haematoxylin = style.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
+        hematoxylin = style.cytoplasm[0] * shade[0, nearest] * (frothy + 0.4 * self.uneven_h)
         # Cells touch along faint lines; some are separated by a white gap.
         apart = (rng.uniform(size=len(centers)) < 0.3)[nearest] * np.clip(_noise(rng, 6.0), 0, 1)
         gap = (0.2 + 0.55 * apart) * np.exp(-np.square(border / (0.9 + 0.9 * apart)))
         # Shrinkage also separates a nest from the stroma around it, in some places.
         shrunk = np.clip(_noise(rng, 18.0) - 0.4, 0, 1)
         gap = np.maximum(gap, 0.85 * shrunk * np.exp(-np.square((depth - 1.5) / 1.8)))
-        self._fill(self.mask == TUMOR, haematoxylin * (1 - gap), eosin * (1 - gap))
+        self._fill(self.mask == TUMOR, hematoxylin * (1 - gap), eosin * (1 - gap))
 
         for center in centers:
             if self._code_at(center) != TUMOR:
@@ -443,10 +443,10 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _photograph(
-    rng: np.random.Generator, style: _PatientStyle, haematoxylin: np.ndarray, eosin: np.ndarray
+    rng: np.random.Generator, style: _PatientStyle, hematoxylin: np.ndarray, eosin: np.ndarray
 ) -> np.ndarray:
     """Returns the image of both stains from the patient's scanner, uint8 [224, 224, 3]."""
-    stains = zip((haematoxylin, eosin), style.strength, style.vectors, strict=True)
+    stains = zip((hematoxylin, eosin), style.strength, style.vectors, strict=True)
     density = sum(np.maximum(amount, 0)[..., None] * (strength * vector) for amount, strength, vector in stains)
     light = np.exp(-density)
     light = _blur(light, style.blur) ** style.gamma

@@ -205,9 +205,9 @@ def examples(survey: Survey, chosen: list[int], source: Source, scheme: labels.L
 
 
 def stains(survey: Survey, found: dict, title: str) -> Figure:
-    """Draws haematoxylin against eosin of every tile with numbered outliers, and the optical density by institute."""
+    """Draws hematoxylin against eosin of every tile with numbered outliers, and the optical density by institute."""
     measured = survey.tissue >= stain.LEAST_TISSUE
-    density, haematoxylin, eosin, _ = stain.amounts(survey.densities).T
+    density, hematoxylin, eosin, _ = stain.amounts(survey.densities).T
     figure = Figure(
         figsize=(11, 5.2 + 0.19 * min(NUMBERED, found["stain"]["outliers"]["count"])), dpi=_DPI, layout="constrained"
     )
@@ -220,20 +220,20 @@ def stains(survey: Survey, found: dict, title: str) -> Figure:
         of_split = measured & np.array([tile.split == split for tile in survey.tiles])
         if of_split.any():
             style = {"s": size, "color": color, "marker": marker, "alpha": 0.6, "linewidths": 0, "rasterized": True}
-            axes.scatter(eosin[of_split], haematoxylin[of_split], label=split, **style)
+            axes.scatter(eosin[of_split], hematoxylin[of_split], label=split, **style)
     index = {tile.key: i for i, tile in enumerate(survey.tiles)}
     for number, entry in enumerate(numbered, 1):
         i = index[entry["tile"]]
         label = "outliers, strongest numbered" if number == 1 else None
-        axes.scatter(eosin[i], haematoxylin[i], s=90, facecolor="none", edgecolor="black", label=label)
-        axes.annotate(str(number), (eosin[i], haematoxylin[i]), (6, 6), textcoords="offset points", fontsize=9)
+        axes.scatter(eosin[i], hematoxylin[i], s=90, facecolor="none", edgecolor="black", label=label)
+        axes.annotate(str(number), (eosin[i], hematoxylin[i]), (6, 6), textcoords="offset points", fontsize=9)
     notes_text = [
         f"{number}  {entry['tile']}: {entry['what']} {entry['value']:.3f}, z {entry['z']:.1f}"
         for number, entry in enumerate(numbered, 1)
     ]
     notes.text(0, 1, "\n".join(notes_text), va="top", fontsize=8, transform=notes.transAxes)
     axes.set_xlabel("eosin, mean optical density of the tissue")
-    axes.set_ylabel("haematoxylin, mean optical density of the tissue")
+    axes.set_ylabel("hematoxylin, mean optical density of the tissue")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.legend(fontsize=9, loc="upper right", framealpha=0.9)  # "best" is slow with many tiles

@@ -1,7 +1,7 @@
 """Measures how strongly and in which colors tiles are stained, and finds the outliers of a data set.
 
 The optical density is -log10 of the transmitted light; the densities of several stains add up. The mean density of a
-tile's tissue is decomposed into haematoxylin, eosin and a remainder that neither explains (pen marks, other dyes,
+tile's tissue is decomposed into hematoxylin, eosin and a remainder that neither explains (pen marks, other dyes,
 folds), with the stain vectors of Ruifrok and Johnston ("Quantification of histochemical staining by color
 deconvolution", 2001). The amounts depend on the tissue as well as on the laboratory: an outlier is a tile to look at,
 not an error.
@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-_VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # density of haematoxylin and eosin in red, green, blue
+_VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # density of hematoxylin and eosin in red, green, blue
 _STAINS = np.vstack([_VECTORS, np.cross(*_VECTORS)])
 _SEPARATION = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True))
 _DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)  # for each value, plus 1 because 0 has no logarithm
@@ -19,7 +19,7 @@ _DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)  # for each 
 TISSUE_DENSITY = 0.15  # mean of the channels above which a pixel counts as tissue, not glass
 LEAST_TISSUE = 0.05  # share of tissue pixels below which the stain of a tile is not measured
 FAR = 5.0  # robust z-score from which a tile is an outlier
-NAMES = ("optical density", "haematoxylin", "eosin", "other color")
+NAMES = ("optical density", "hematoxylin", "eosin", "other color")
 
 
 @dataclasses.dataclass(frozen=True)
