@@ -15,7 +15,7 @@ from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.training import optimizer, sharding, step
 
 NO_BATCH_STATISTICS = ("nnunet", "nnunet_resenc")
-LONG_TO_COMPILE = ("unet_resnet101", "dense_unet_121")  # unet_resnet34 and dense_unet are of the same kinds
+LONG_TO_COMPILE = ("unet_resnet34", "unet_resnet101", "dense_unet_121", "transunet")
 every_architecture = pytest.mark.parametrize("name", SMALL)
 
 

@@ -211,6 +211,7 @@ def test_sigterm_saves_and_exits_75(command, tmp_path):
     resumed.communicate()
 
 
+@pytest.mark.slow
 def test_stopped_at_any_step_of_an_epoch_the_result_is_the_same(command, tmp_path, finished):
     """Stops after each step of the first epoch, including the last, and after the first step of the next."""
     for _ in range(4):
@@ -231,6 +232,7 @@ def test_stopped_at_any_step_of_an_epoch_the_result_is_the_same(command, tmp_pat
     assert 3 * best in Checkpoints(tmp_path / "run" / "checkpoints").steps()
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_once_in_a_run(command, tmp_path):
     options = (
         "--config.plateau.patience=0",
