@@ -1,0 +1,45 @@
+"""Refuses what is not a regular file before it is opened as one.
+
+Opening a FIFO waits until something writes to it, and a device may be read without end.
+"""
+
+import os
+import stat
+
+from bcss_jax.errors import DataError, UserError, printable
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_regular_file(
+    path: str | os.PathLike, expected: str, remedy: str, *, error_type: type[UserError] = DataError
+) -> None:
+    """Checks that an input file exists and is a regular file, or a link to one, without opening it.
+
+    Args:
+      path: of the file.
+      expected: what the file should be, for the message, for example "a PNG, JPEG or TIFF file".
+      remedy: what the user can do about it, for the message.
+      error_type: error to raise.
+
+    Raises:
+      DataError: or `error_type`: there is no such file, it cannot be reached, or it is a folder, FIFO, socket or
+        device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        found = "no such file"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        found = getattr(error, "strerror", None) or str(error)
+    else:
+        if stat.S_ISREG(mode):
+            return
+        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    raise error_type(f"{printable(path)}: expected {expected}, found {found}; {remedy}")
