@@ -8,8 +8,8 @@ The label scheme and the resolution come from the checkpoint. Several checkpoint
 in the folder of the slide, and a picture that compares them. The same command resumes where it was stopped and computes
 no slide twice. This holds with --overwrite too: each slide is computed again once, however often the command is stopped
 before it ends.
-Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv lists the reasons), 75
-stopped on request.
+Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 6 some slides of a list failed (summary.csv lists the
+reasons), 75 stopped on request.
 """
 
 import argparse
