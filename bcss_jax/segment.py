@@ -21,7 +21,7 @@ import jax
 
 from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         try:
             segment(entries[0])
         except UserError as error:
-            if not isinstance(error, (Preempted, StorageError)):
+            if not isinstance(error, StorageError):
                 journal.delete()
             raise
         outcome = runner.BatchOutcome(1, {}, {})

@@ -13,7 +13,6 @@ fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 5 storage.
 import argparse
 import contextlib
 import logging
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -188,4 +187,4 @@ def plan(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)
