@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from bcss_jax.errors import ConfigError, Preempted, UserError, in_flags_of_command
+from bcss_jax.common.device_memory import is_out_of_memory
+from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError, first_line, in_flags_of_command, printable
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -14,24 +15,18 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
-        raise ConfigError(f"{message}; see --help")
+        raise ConfigError(f"{printable(message)}; see --help")
 
 
-def parser(
-    command: str,
-    doc: str | None,
-    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
-    usage: str | None = None,
-) -> argparse.ArgumentParser:
-    """Returns a parser without options whose help text is the docstring of the command's module.
+def parser(command: str, doc: str | None, usage: str | None = None) -> argparse.ArgumentParser:
+    """Returns a `OneLineParser` without options whose help text is the docstring of the command's module.
 
     Args:
       command: as it is typed, for example "python -m bcss_jax.segment".
       doc: docstring of the module.
-      kind: `OneLineParser`, or the parser of argparse, which ends the process on an error.
       usage: replaces the usage line that argparse writes.
     """
-    return kind(
+    return OneLineParser(
         prog=command,
         usage=usage,
         description=doc,
@@ -64,11 +59,21 @@ def run(action: Callable[[], Any], *, debug: bool = False, flags: Mapping[str, s
     """
     try:
         action()
-    except UserError as error:
-        if debug:
+    except Exception as error:
+        known = as_user_error(error)
+        if debug or known is None:
             raise
-        return report(error, flags)
+        return report(known, flags)
     return 0
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """Returns an error that the user can correct as such; None for others, which are faults of the program."""
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return StorageError(f"out of memory ({first_line(error)}); use a machine with more memory, or smaller settings")
+    return None
 
 
 def run_interruptible(
