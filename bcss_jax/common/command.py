@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
+        message = re.sub(r"^argument (--\S+): =", r"\1=", message)  # of `Range.parse`
         raise ConfigError(f"{printable(message)}; see --help")
 
 

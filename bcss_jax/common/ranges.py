@@ -52,7 +52,8 @@ class Range:
         except ValueError:
             value = None
         if value not in self:
-            raise argparse.ArgumentTypeError(f"must be {self}, found {ascii(text)[:40]}")
+            shown = text if text.isprintable() else ascii(text)
+            raise argparse.ArgumentTypeError(f"={shown[:40]}: must be {self}")  # after the option's name
         return value
 
 

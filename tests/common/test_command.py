@@ -7,6 +7,7 @@ import pytest
 from helpers.paths import ROOT
 
 from bcss_jax.common import command
+from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError, DataError, Preempted
 
 
@@ -54,6 +55,9 @@ def test_parsers():
     assert parser.format_help().startswith("usage: python -m a [-h] [--debug]\n\nDoes it.\n")
     with pytest.raises(ConfigError, match="^unrecognized arguments: --deb; see --help$"):
         parser.parse_args(["--deb"])  # not even an abbreviation
+    parser.add_argument("--side", type=Range(1, 9, whole=True).parse)
+    with pytest.raises(ConfigError, match="^--side=12: must be a whole number from 1 to 9; see --help$"):
+        parser.parse_args(["--side=12"])
     with pytest.raises(ConfigError) as error:
         parser.parse_args(["--a\nb"])
     assert len(str(error.value).splitlines()) == 1

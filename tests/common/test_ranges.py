@@ -26,7 +26,7 @@ def test_the_range_is_text_for_a_message():
 def test_an_option_out_of_its_range_is_refused_in_one_line(text):
     with pytest.raises(argparse.ArgumentTypeError) as error:
         Range(0, 1000, above=True).parse(text)
-    assert str(error.value).startswith("must be above 0 to 1000, found") and "\n" not in str(error.value)
+    assert str(error.value).endswith(": must be above 0 to 1000") and "\n" not in str(error.value)
     with pytest.raises(argparse.ArgumentTypeError):
         Range(1, 1000, whole=True).parse(text)
     assert Range(0, 1000, above=True).parse("0.25") == 0.25 and Range(1, 9, whole=True).parse("7") == 7
