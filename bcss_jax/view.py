@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bcss_jax.common import command
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.viewer import http_server, results
@@ -38,10 +39,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser():
-    parser = command.parser("python -m bcss_jax.view", __doc__, command.OneLineParser)
+    parser = command.parser("python -m bcss_jax.view", __doc__)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder that python -m bcss_jax.segment wrote")
     parser.add_argument("--slides", type=Path, help="folder with slides that are no longer where they were segmented")
-    parser.add_argument("--port", type=int, help=f"port to listen on (default: the first free one from {PORT} on)")
+    parser.add_argument(
+        "--port",
+        type=Range(0, 65535, whole=True).parse,
+        help=f"port to listen on (default: the first free one from {PORT} on)",
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: only this machine)"
     )
@@ -50,8 +55,6 @@ def _parser():
 
 
 def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
-    if args.port is not None and not 0 <= args.port <= 65535:
-        raise ConfigError(f"--port={args.port}: expected a number from 0 (any free port) to 65535")
     found = results.find(args.output.expanduser())
     if not found:
         raise DataError(

@@ -5,13 +5,15 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from bcss_jax.common import interruption
+from bcss_jax.common.device_memory import is_out_of_memory
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError, in_flags_of_command
+from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError, first_line, in_flags_of_command, printable
 
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # how writing to standard output fails
 
@@ -21,24 +23,19 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
-        raise ConfigError(f"{message}; see --help")
+        message = re.sub(r"^argument (--\S+): =", r"\1=", message)  # of `Range.parse`
+        raise ConfigError(f"{printable(message)}; see --help")
 
 
-def parser(
-    command: str,
-    doc: str | None,
-    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
-    usage: str | None = None,
-) -> argparse.ArgumentParser:
-    """Returns a parser without options whose help text is the docstring of the command's module.
+def parser(command: str, doc: str | None, usage: str | None = None) -> argparse.ArgumentParser:
+    """Returns a `OneLineParser` without options whose help text is the docstring of the command's module.
 
     Args:
       command: as it is typed, for example "python -m bcss_jax.segment".
       doc: docstring of the module.
-      kind: `OneLineParser`, or the parser of argparse, which ends the process on an error.
       usage: replaces the usage line that argparse writes.
     """
-    return kind(
+    return OneLineParser(
         prog=command,
         usage=usage,
         description=doc,
@@ -80,13 +77,23 @@ def run_interruptible(
         with Interruption() as active:
             active.begin()
             action(active)
-    except UserError as error:
-        if debug:
+    except Exception as error:
+        known = as_user_error(error)
+        if debug or known is None:
             raise
-        return report(error, flags)
+        return report(known, flags)
     except Preempted as error:
         return report(error, flags)
     return 0
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """Returns an error that the user can correct as such; None for others, which are faults of the program."""
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return StorageError(f"out of memory ({first_line(error)}); use a machine with more memory, or smaller settings")
+    return None
 
 
 def report(error: UserError | Preempted, flags: Mapping[str, str] | None = None) -> int:
