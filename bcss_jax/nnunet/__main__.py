@@ -13,6 +13,7 @@ fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 5 storage.
 import argparse
 import contextlib
 import logging
+import sys
 from pathlib import Path
 
 from PIL import Image
