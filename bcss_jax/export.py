@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +41,9 @@ USE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and exports. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return command.run_interruptible(lambda interruption: _run(args), debug=args.debug)
+    return command.run_interruptible(lambda interruption: _run(_parser().parse_args(argv)), debug="--debug" in argv)
 
 
 def _parser():

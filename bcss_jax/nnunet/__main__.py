@@ -22,6 +22,7 @@ from bcss_jax import errors
 from bcss_jax.common import command, figures
 from bcss_jax.common.files import whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.ranges import COUNT, Range
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError, NumericalError
@@ -40,9 +41,14 @@ OVERLAY_SIDE = 2048  # largest number of pixels of the longer side of an overlay
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return command.run(lambda: args.action(args), debug=args.debug, flags=FLAGS)
+
+    def parse_and_do():
+        args = _parser().parse_args(argv)
+        args.action(args)
+
+    return command.run(parse_and_do, debug="--debug" in argv, flags=FLAGS)
 
 
 def _parser():
@@ -62,9 +68,9 @@ def _parser():
     predict_parser.add_argument("--folds", nargs="+", help="names such as 0 1; default: all folds")
     predict_parser.add_argument("--no-mirror", action="store_true", help="four times faster, slightly less accurate")
     predict_parser.add_argument(
-        "--step", type=float, default=0.5, help="distance between windows as a share of the patch"
+        "--step", type=Range(0.05, 1).parse, default=0.5, help="distance between windows as a share of the patch"
     )
-    predict_parser.add_argument("--batch", type=int, default=4, help="number of windows per batch")
+    predict_parser.add_argument("--batch", type=COUNT.parse, default=4, help="number of windows per batch")
     predict_parser.add_argument("--overwrite", action="store_true", help="replace existing predictions")
 
     export_parser = actions.add_parser("export", help="write a result folder with which nnU-Net can predict")
@@ -85,10 +91,6 @@ def _parser():
 
 def predict(args: argparse.Namespace) -> None:
     """Segments images. Folds are averaged as logits, models as probabilities."""
-    if not 0 < args.step <= 1:
-        raise ConfigError(f"--step={args.step:g}: must be above 0 and at most 1")
-    if args.batch < 1:
-        raise ConfigError(f"--batch={args.batch}: must be 1 or more")
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
     existing = [path for path in targets if path.exists()]
@@ -188,4 +190,4 @@ def plan(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -80,7 +80,7 @@ def segment_all(
             if was_busy is None:
                 waiting.append((number, entry))  # tried again after the others
             outcome.busy[entry] = error
-        except (Preempted, StorageError, NumericalError):
+        except (StorageError, NumericalError):
             raise
         except Exception as error:
             if debug and not isinstance(error, UserError):
