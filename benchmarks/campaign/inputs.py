@@ -13,12 +13,13 @@ from scipy.ndimage import gaussian_filter
 
 PATIENTS = {"train": ("TCGA-A2-A0D2", "TCGA-BH-A0B1"), "val": ("TCGA-OL-A5D6",)}
 SIDE = 64  # pixels of a tile
+TILES_EACH = 4  # of each patient
 SLIDE = (320, 256)  # pixels: width, height
-STAINS = np.array([(226, 158, 196), (120, 70, 150)], np.float64)  # stroma, nuclei
+COLORS = {1: ((176, 118, 190), (104, 58, 146)), 2: ((228, 160, 196), (150, 90, 160))}  # code -> plasma, nuclei
 TRAIN = (
     "--config=configs/unet.py:kaggle224,few", "--config.data.dir={work}/tiles", "--config.data.prepared_dir={work}/tmp",
     "--workdir={out}", "--config.model.width=4", "--config.model.depth=1", "--config.batch_size=2", "--config.epochs=2",
-    "--config.eval_batch_size=2",
+    "--config.eval_batch_size=2", "--config.optimizer.learning_rate=0.01",
 )  # fmt: skip
 
 
@@ -26,9 +27,10 @@ def tissue(width: int, height: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     """Returns an H&E-like image, uint8 [height, width, 3], and its codes (1 tumor, 2 stroma), uint8 [height, width]."""
     rng = np.random.default_rng(seed)
     field = gaussian_filter(rng.normal(size=(height, width)), 12)
-    nuclei = gaussian_filter(rng.normal(size=(height, width)), 2) > np.where(field > 0, 0.02, 0.12)
-    pixels = STAINS[nuclei.astype(int)] + rng.normal(0, 6, (height, width, 1))
-    return np.clip(pixels, 0, 255).astype(np.uint8), np.where(field > 0, 1, 2).astype(np.uint8)
+    codes = np.where(field > 0, 1, 2).astype(np.uint8)
+    nuclei = gaussian_filter(rng.normal(size=(height, width)), 2) > 0.08
+    pixels = np.array([(0, 0, 0)] * 2 + [c for code in (1, 2) for c in COLORS[code]])[2 * codes + nuclei]
+    return np.clip(pixels + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8), codes
 
 
 def tile_name(patient: str, number: int) -> str:
@@ -40,7 +42,7 @@ def tiles(folder: Path) -> Path:
     """Writes a data set in the layout kaggle224."""
     for split, patients in PATIENTS.items():
         for patient in patients:
-            for number in range(2):
+            for number in range(TILES_EACH):
                 name = f"{tile_name(patient, number)}.png"
                 image, codes = tissue(SIDE, SIDE, seed=sum(map(ord, patient)) + number)
                 for part, pixels in ((split, image), (f"{split}_mask", codes)):
@@ -124,8 +126,9 @@ class Inputs:
         truth(folder / "truth.png")
         regions(folder / "tissue.geojson")
         raw_folder(folder / "raw")
+        longer = tuple(a.replace("epochs=2", "epochs=8") for a in TRAIN)  # tells the two classes apart
         trained = trials.Trial(
-            "input", "train", "train", TRAIN, (0,), prepare=self.copier("tiles"), check=self._keep, limit=600
+            "input", "train", "train", longer, (0,), prepare=self.copier("tiles"), check=self._keep, limit=600
         )
         outcome = trials.run(trained)
         if outcome.faults:

@@ -19,7 +19,7 @@ from inputs import Inputs
 from PIL import Image
 from trials import Outcome, Trial
 
-SEGMENT = ("--output={out}", "--readers=1", "--min_area_um2=0", "--tissue=all")
+SEGMENT = ("--output={out}", "--readers=1", "--min_area_um2=0", "--tissue=all", "--truth_codes=kaggle3")
 UM = 10_000 / 0.25  # pixels per cm
 TAGS = {"resolution": (UM, UM), "resolutionunit": "CENTIMETER", "metadata": None}
 LOSSY = 0.9  # share of equal labels that is enough where the file is compressed with loss
@@ -33,6 +33,9 @@ def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> I
         outcome = trials.run(first)
         if outcome.faults:
             raise RuntimeError(f"the plain slide fails: {outcome}")
+        share = (_results(plain)[0] == 1).mean()
+        if not 0.2 < share < 0.8:
+            raise RuntimeError(f"the trained network labels {100 * share:.0f} % tumor, so that no mistake would show")
     for trial in (*slides(source, plain), *resolutions(source), *truths(source, plain), *tissues(source)):
         if only in trial.name:
             yield trials.run(trial, keep)
@@ -210,7 +213,7 @@ def resolutions(source: Inputs) -> Iterator[Trial]:
         def check(work: Path) -> str:
             if not list((work / "out").rglob("labels.ome.tif")):
                 return ""
-            found = _results(work / "out")[1]["mpp"]
+            found = _results(work / "out")[1]["slide"]["mpp"]
             right = np.allclose(found, 0.25, rtol=0.01)
             return "" if right or said else f"{found} um per pixel instead of 0.25"
 
