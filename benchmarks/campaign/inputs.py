@@ -11,6 +11,7 @@ import trials
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+ROOT = Path(__file__).resolve().parents[2]
 PATIENTS = {"train": ("TCGA-A2-A0D2", "TCGA-BH-A0B1"), "val": ("TCGA-OL-A5D6",)}
 SIDE = 64  # pixels of a tile
 TILES_EACH = 4  # of each patient
@@ -113,7 +114,8 @@ class Inputs:
     """The sound input, written once; trials copy what they damage.
 
     Attributes:
-      folder: holds `tiles`, `slide.tif`, `truth.png`, `tissue.geojson`, `raw` and `run`, the trained run.
+      folder: holds `tiles`, `slide.tif`, `truth.png`, `tissue.geojson`, `raw`, its plan `plans.json`, the trained run
+        `run`, and `model.bcss`, its export.
     """
 
     def __init__(self, folder: Path):
@@ -130,13 +132,34 @@ class Inputs:
         trained = trials.Trial(
             "input", "train", "train", longer, (0,), prepare=self.copier("tiles"), check=self._keep, limit=600
         )
-        outcome = trials.run(trained)
-        if outcome.faults:
-            raise RuntimeError(f"no run to try: {outcome.line} {outcome.faults}")
+        plan = ("plan", "--raw={work}/raw", "--out={work}/out/plans.json", "--prepared_dir={work}/tmp")
+        planned = trials.Trial(
+            "input", "plan", "nnunet", plan, (0,), prepare=self._for_plan, check=self._keep_plan, limit=600
+        )
+        exported = trials.Trial(
+            "input", "export", "export", (f"--checkpoint={self.run}", "--output={out}"), (0,), check=self._keep_model,
+            limit=600,
+        )  # fmt: skip
+        for trial in (trained, planned, exported):
+            outcome = trials.run(trial)
+            if outcome.faults:
+                raise RuntimeError(f"no input to try, {trial.name} fails: {outcome.line} {outcome.faults}")
         (folder / "done").touch()
 
     def _keep(self, work: Path) -> str:
-        shutil.copytree(work / "out", self.folder / "run")
+        shutil.copytree(work / "out", self.run)
+        return ""
+
+    def _for_plan(self, work: Path) -> None:
+        self.copier("raw")(work)
+        (work / "out").mkdir()
+
+    def _keep_plan(self, work: Path) -> str:
+        shutil.copy(work / "out/plans.json", self.folder)
+        return ""
+
+    def _keep_model(self, work: Path) -> str:
+        shutil.copy(work / "out", self.folder / "model.bcss")
         return ""
 
     @property

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 COMMANDS = {  # what `Trial.command` names -> module
@@ -101,10 +101,10 @@ def run(trial: Trial, keep: Path | None = None) -> Outcome:
         if trial.prepare:
             trial.prepare(work)
         places = {"{work}": str(work), "{out}": str(work / "out")}
-        arguments = [_filled(argument, places) for argument in trial.arguments]
+        arguments = [filled(argument, places) for argument in trial.arguments]
         before = _contents(work)
-        code, text, seconds, memory = _forked(trial, arguments, work)
-        faults = list(_faults(trial, code, text, seconds, memory))
+        ended = finish(start(trial.command, arguments, work), trial.limit)
+        faults = list(_faults(trial, ended))
         faults += _changed(before, _contents(work), trial.may_change)
         if trial.check and not faults:
             try:
@@ -112,16 +112,17 @@ def run(trial: Trial, keep: Path | None = None) -> Outcome:
             except Exception as error:  # results that cannot be read are a fault of the command
                 wrong = f"the result cannot be checked: {type(error).__name__}: {error}"
             faults += [wrong] if wrong else []
-        lines = [found[0] for found in ONE_LINE.finditer(text)] or text.strip().splitlines() or [""]
         if faults and keep:
-            (work / "printed.txt").write_text(text)
+            (work / "printed.txt").write_text(ended.text)
             subprocess.run(["cp", "-a", f"{work}/.", keep / _file_name(trial)], check=True)  # special files too
-        return Outcome(trial.part, trial.name, code, lines[-1].replace(str(work), "WORK"), seconds, tuple(faults))
+        line = ended.line.replace(str(work), "WORK")
+        return Outcome(trial.part, trial.name, ended.code, line, ended.seconds, tuple(faults))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _filled(argument: str, places: dict[str, str]) -> str:
+def filled(argument: str, places: dict[str, str]) -> str:
+    """Returns an argument with the names of places replaced."""
     for name, value in places.items():
         argument = argument.replace(name, value)
     return argument
@@ -131,43 +132,94 @@ def _file_name(trial: Trial) -> str:
     return re.sub(r"\W+", "_", f"{trial.part} {trial.name}")[:80]
 
 
-def _forked(trial: Trial, arguments: list[str], work: Path) -> tuple[int, str, float, int]:
-    """Returns the exit code, what was printed, the seconds, and the bytes of memory that the command added."""
-    printed = work.with_name(work.name + ".printed")
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A command that was started: its process, where it prints, and since when it runs (of `time.monotonic`)."""
+
+    process: int
+    printed: Path
+    began: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+      code: as in `Outcome`.
+      text: what was printed.
+      seconds: that it ran.
+      memory: bytes that it took at most, beyond what importing takes.
+      hung: whether it had to be killed because it took too long.
+      left: whether processes of it ran on.
+    """
+
+    code: int
+    text: str
+    seconds: float
+    memory: int
+    hung: bool = False
+    left: bool = False
+
+    @property
+    def line(self) -> str:
+        """The line of the error or note, or else the last line."""
+        return ([found[0] for found in ONE_LINE.finditer(self.text)] or self.text.strip().splitlines() or [""])[-1]
+
+
+def start(command: str, arguments: list[str], work: Path) -> Running:
+    """Starts a command in a fork of this process, in its own process group.
+
+    Args:
+      command: a key of `COMMANDS`.
+      arguments: of the command.
+      work: temporary files go to `tmp` in it.
+    """
+    number, printed = tempfile.mkstemp(prefix="campaign-printed-")
+    os.close(number)
     sys.stdout.flush()
     sys.stderr.flush()
     began = time.monotonic()
     child = os.fork()
     if not child:
-        _in_child(trial, arguments, work, printed)
-    status, hung = None, False
+        _in_child(command, arguments, work, Path(printed))
+    return Running(child, Path(printed), began)
+
+
+def finish(running: Running, limit: float) -> Ended:
+    """Waits until a command ends, kills it after `limit` seconds, and ends what it left running."""
+    child, hung, status, usage = running.process, False, None, None
     while status is None:
         done, found, usage = os.wait4(child, os.WNOHANG)
         if done:
-            status, memory = os.waitstatus_to_exitcode(found), usage.ru_maxrss * 1024
-        elif time.monotonic() - began > trial.limit:
+            status = os.waitstatus_to_exitcode(found)
+        elif time.monotonic() - running.began > limit and not hung:
             hung = True
             os.killpg(child, signal.SIGKILL)
-            time.sleep(0.1)
         else:
             time.sleep(0.01)
-    try:
-        os.killpg(child, signal.SIGKILL)
-        left = True
-    except ProcessLookupError:
-        left = False
-    text = printed.read_text(errors="replace")
-    printed.unlink()
-    if hung:
-        text += f"\nHANGS: more than {trial.limit:g} s"
-    elif left:
-        time.sleep(0.2)  # a child that was just ending is none that was left
-        text += "\nLEFT: processes of the command were still running"
+    seconds = time.monotonic() - running.began
+    left = _is_group(child)
+    if left:  # a child that is just ending is not one that was left
+        time.sleep(0.5)
+        left = _is_group(child)
+        if left:
+            os.killpg(child, signal.SIGKILL)
+    text = running.printed.read_text(errors="replace")
+    running.printed.unlink()
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return status, text, time.monotonic() - began, max(0, memory - own)
+    return Ended(status, text, seconds, max(0, usage.ru_maxrss * 1024 - own), hung, left)
 
 
-def _in_child(trial: Trial, arguments: list[str], work: Path, printed: Path) -> None:
+def _is_group(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _in_child(command: str, arguments: list[str], work: Path, printed: Path) -> None:
     os.setsid()
     code = 1
     try:
@@ -176,7 +228,7 @@ def _in_child(trial: Trial, arguments: list[str], work: Path, printed: Path) -> 
         for descriptor, source in ((0, nothing), (1, target), (2, target)):
             os.dup2(source, descriptor)
         os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = str(work / "tmp")
-        module = sys.modules[COMMANDS[trial.command]]
+        module = sys.modules[COMMANDS[command]]
         sys.argv = ["campaign", *arguments]
         code = module.main() or 0
     except SystemExit as end:
@@ -189,26 +241,31 @@ def _in_child(trial: Trial, arguments: list[str], work: Path, printed: Path) -> 
         os._exit(code & 0xFF)
 
 
-def _faults(trial: Trial, code: int, text: str, seconds: float, memory: int):
-    if "HANGS:" in text:
+def _faults(trial: Trial, ended: Ended) -> Iterator[str]:
+    if ended.hung:
         yield f"hangs: more than {trial.limit:g} s"
         return
-    if code < 0:
-        yield f"crashes with signal {-code}"
-        return
-    if "Traceback (most recent call last)" in text:
-        yield f"shows a traceback: {text.strip().splitlines()[-1][:200]}"
-        return
-    if code not in DOCUMENTED:
-        yield f"exit code {code} has no meaning"
-    elif code not in trial.codes:
-        yield f"exit code {code}, expected {' or '.join(map(str, trial.codes))}"
-    elif code and not ONE_LINE.search(text):
-        yield "prints no line that begins with error: or note:"
-    if trial.says and code in trial.codes and not re.search(trial.says, text, re.IGNORECASE):
+    yield from faults_of(ended, trial.codes)
+    if trial.says and ended.code in trial.codes and not re.search(trial.says, ended.text, re.IGNORECASE):
         yield f"does not say {trial.says!r}"
-    if memory > MOST_MEMORY:
-        yield f"takes {memory / 2**20:.0f} MiB"
+
+
+def faults_of(ended: Ended, codes: tuple[int, ...]) -> Iterator[str]:
+    """Yields what is wrong with the way a command ended, whatever it was to do; `codes` are right."""
+    if ended.code < 0:
+        yield f"crashes with signal {-ended.code}"
+    elif "Traceback (most recent call last)" in ended.text:
+        yield f"shows a traceback: {ended.text.strip().splitlines()[-1][:200]}"
+    elif ended.code not in DOCUMENTED:
+        yield f"exit code {ended.code} has no meaning"
+    elif ended.code not in codes:
+        yield f"exit code {ended.code}, expected {' or '.join(map(str, codes))}"
+    elif ended.code and not ONE_LINE.search(ended.text):
+        yield "prints no line that begins with error: or note:"
+    if ended.left:
+        yield "leaves processes running"
+    if ended.memory > MOST_MEMORY:
+        yield f"takes {ended.memory / 2**20:.0f} MiB"
 
 
 def _contents(work: Path) -> dict[str, str]:
