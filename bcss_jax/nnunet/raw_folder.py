@@ -1,0 +1,290 @@
+"""Reads a folder in nnU-Net's raw layout and compares what it promises with what it holds.
+
+`dataset.json`, `imagesTr/NAME_0000.png`, `labelsTr/NAME.png` and optionally `imagesTs` and `labelsTs`. Nothing is left
+out without being counted: `dataset.json` says how many training cases there are (`numTraining`) and may list their
+files, and the folders must hold exactly these.
+"""
+
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bcss_jax.common.json_files import read_json
+from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.data.image_files import FORMATS, SUFFIXES
+from bcss_jax.data.image_folder import LeftOut, comparable, composed, list_images, misspelled
+from bcss_jax.errors import DataError, printable
+from bcss_jax.models.arguments import is_count
+from bcss_jax.nnunet import labels
+
+SPLITS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))  # images, labels, split
+READERS = (None, "", "NaturalImage2DIO")  # nnU-Net's reader of 2D images; it is the default
+_CHANNEL = re.compile(r"(?P<name>.+)_(?P<channel>\d{4})", re.DOTALL)
+_NAMED = 3  # names that an error gives; the others are counted
+
+
+class RawCase(NamedTuple):
+    """The files of a case: its name, image, mask, and "train" or "test"."""
+
+    name: str
+    image: Path
+    mask: Path
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RawFolder:
+    """A raw data folder.
+
+    Attributes:
+      path: of the folder.
+      dataset: content of dataset.json.
+      cases: the cases with a mask, the training cases first, sorted by name.
+      left_out: what else the folders hold.
+      remarks: what differs from the promise and is accepted, one phrase each.
+    """
+
+    path: Path
+    dataset: dict[str, Any]
+    cases: tuple[RawCase, ...]
+    left_out: LeftOut
+    remarks: tuple[str, ...]
+
+    def counts(self) -> dict:
+        """Returns the number of cases that were promised and found, and of what was left out, as JSON."""
+        return {
+            "promised": {key: self.dataset[key] for key in ("numTraining", "numTest") if key in self.dataset},
+            "cases": {split: self._number(split) for split in ("train", "test")},
+            "left_out": self.left_out.counts(),
+        }
+
+    def line(self) -> str:
+        """Returns the counts as one line of text."""
+        promised = self.dataset.get("numTraining")
+        parts = [
+            f"{self._number('train')} training cases ("
+            + ("dataset.json gives no number" if promised is None else f"dataset.json says {promised}")
+            + f"), {self._number('test')} test cases with masks",
+            *self.remarks,
+        ]
+        if line := self.left_out.line():
+            parts.append(f"left out: {line}")
+        return f"{printable(self.path)}: {'; '.join(parts)}"
+
+    def _number(self, split):
+        return sum(case.split == split for case in self.cases)
+
+
+def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
+    """Lists the cases of a raw data folder. No pixel is read.
+
+    Args:
+      root: the folder.
+      allow_missing: leave out images without a mask and masks without an image, and accept another number of cases than
+        dataset.json promises, instead of raising an error.
+
+    Raises:
+      DataError: dataset.json is missing or cannot be used, or the folders do not hold what it promises.
+    """
+    file = root / "dataset.json"
+    dataset = read_json(
+        file,
+        "a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr",
+        "correct the file, or name another folder with --config.data.dir",
+        kind=dict,
+    )
+    labels.check_dataset(dataset)
+    endings = _check_fields(file, dataset)
+    for folder, found in misspelled(root, [name for names in SPLITS for name in names[:2]]).items():
+        raise DataError(f"{printable(root / found)}: expected the name {folder}; rename the folder")
+    left_out, remarks, cases = LeftOut(), [], []
+    for images, masks, split in SPLITS:
+        cases += _cases_of_split(root / images, root / masks, split, endings, left_out, allow_missing)
+    _refuse_common_names(cases)
+    train = [case for case in cases if case.split == "train"]
+    promised = dataset.get("numTraining")
+    if promised is not None and promised != len(train):
+        if not allow_missing:
+            raise DataError(
+                f"{printable(file)}: expected {promised} training cases (numTraining), found {len(train)} in imagesTr "
+                f"and labelsTr{_also(left_out)}; complete the folders, or correct numTraining"
+            )
+        remarks.append("the others are missing")
+    tests = len(left_out.unlabeled) + len(cases) - len(train)
+    if dataset.get("numTest", tests) != tests:
+        remarks.append(f"dataset.json says {dataset['numTest']} test images, imagesTs holds {tests}")
+    _check_listed(file, dataset, train)
+    return RawFolder(root, dataset, tuple(cases), left_out, tuple(remarks))
+
+
+def _check_fields(file: Path, dataset: dict) -> tuple[str, ...]:
+    """Checks the fields of dataset.json that say how files are named and read. Returns the endings of the files."""
+    ending = dataset.get("file_ending", ".png")
+    alike = [endings for endings in FORMATS.values() if isinstance(ending, str) and ending.lower() in endings]
+    if not alike:
+        raise DataError(
+            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending!r}; convert the images, or "
+            "correct it"
+        )
+    for key in ("numTraining", "numTest"):
+        if key in dataset and not (is_count(dataset[key]) or dataset[key] == 0):
+            raise DataError(f"{printable(file)}: expected {key} as a number of cases, found {dataset[key]!r}")
+    reader = dataset.get("overwrite_image_reader_writer")
+    if reader not in READERS:
+        raise DataError(
+            f"{printable(file)}: expected overwrite_image_reader_writer NaturalImage2DIO or none, found {reader!r}, "
+            "which reads other files than plain RGB images; convert the images and remove the field"
+        )
+    return alike[0]
+
+
+def _cases_of_split(images_in, masks_in, split, endings, left_out, allow_missing) -> list[RawCase]:
+    """Returns the cases of a folder of images and its folder of masks."""
+    if split == "test" and not masks_in.is_dir():
+        if images_in.is_dir():
+            left_out.unlabeled += _images(images_in, endings, left_out).values()
+        return []
+    for folder in (images_in, masks_in):
+        if not folder.is_dir():
+            raise DataError(f"{printable(folder)}: expected a folder, found none; complete the raw data folder")
+    images, masks = _images(images_in, endings, left_out), _masks(masks_in, endings, left_out)
+    if not images and not masks and split == "test":
+        return []
+    unpaired = {name: images.get(name) or masks[name] for name in sorted(images.keys() ^ masks.keys())}
+    if not images or (unpaired and not allow_missing):
+        without = [
+            f"{len(names)} {what}, first {printable(unpaired[names[0]].name)}"
+            for what, names in (
+                ("images without a mask", [name for name in unpaired if name in images]),
+                ("masks without an image", [name for name in unpaired if name in masks]),
+            )
+            if names
+        ]
+        raise DataError(
+            f"{printable(images_in)}: expected images NAME_0000{endings[0]} and masks {masks_in.name}/NAME"
+            f"{endings[0]}, found {', '.join(without) or 'none'}{_also(left_out)}; complete the folders"
+            + (", or leave them out with --config.data.allow_missing=True" if images else "")
+        )
+    left_out.unpaired += unpaired.values()
+    return [RawCase(name, images[name], masks[name], split) for name in sorted(images.keys() & masks.keys())]
+
+
+def _images(folder, endings, left_out) -> dict[str, Path]:
+    """Returns the images in a folder by the name of their case."""
+    images, channels, misnamed, others = [], [], [], []
+    for path in list_images(folder, left_out):
+        match = _CHANNEL.fullmatch(path.stem)
+        if path.suffix.lower() not in endings:
+            (others if match else left_out.others).append(path)
+        elif match is None:
+            misnamed.append(path)
+        else:
+            (images if match["channel"] == "0000" else channels).append(path)
+    expected = f"one RGB file per case (NAME_0000{endings[0]})"
+    _refuse(channels, expected, "found one file per channel", "join the channels")
+    _refuse(misnamed, expected, "found an image without _0000", "rename or remove it")
+    _refuse(others, f"{expected}, as file_ending says", "found another ending", "convert or remove it")
+    return _by_name(images, lambda path: _CHANNEL.fullmatch(path.stem)["name"])
+
+
+def _masks(folder, endings, left_out) -> dict[str, Path]:
+    """Returns the masks in a folder by the name of their case."""
+    masks, others = [], []
+    for path in list_images(folder, left_out):
+        (masks if path.suffix.lower() in endings else others).append(path)
+    _refuse(
+        others, f"masks NAME{endings[0]}, as file_ending says", "found another ending", "export it again, or remove it"
+    )
+    return _by_name(masks, lambda path: path.stem)
+
+
+def _by_name(paths, name_of) -> dict[str, Path]:
+    found = {}
+    for path in paths:
+        check_regular_file(path, "an image file", "remove it, or restore what the link leads to")
+        name = name_of(path)
+        if comparable(name) in found:
+            raise DataError(
+                f"{printable(path)}: expected one file of that name, found {printable(found[comparable(name)][1].name)} "
+                "too; remove or rename one of them"
+            )
+        found[comparable(name)] = composed(name), path
+    return dict(found.values())
+
+
+def _refuse(paths, expected, found, remedy):
+    if paths:
+        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+        raise DataError(f"{printable(paths[0])}{more}: expected {expected}, {found}; {remedy}")
+
+
+def _refuse_common_names(cases: list[RawCase]) -> None:
+    """Raises DataError if a training case and a test case have the same name: results are stored by name."""
+    seen = {}
+    for case in cases:
+        other = seen.setdefault(comparable(case.name), case)
+        if other is not case:
+            raise DataError(
+                f"{printable(case.image)}: expected a name that no training case has, found {printable(other.image)}; "
+                "rename or remove one of the cases"
+            )
+
+
+def _check_listed(file: Path, dataset: dict, cases: list[RawCase]) -> None:
+    """Raises DataError if dataset.json lists other training files than those in imagesTr and labelsTr."""
+    for key, pairs in (("training", _training_list(dataset)), ("dataset", _dataset_list(dataset))):
+        if pairs is None:
+            continue
+        promised = {tuple(_place(file.parent, path) for path in pair) for pair in pairs}
+        # Lists of nnU-Net v1 give the image without its channel.
+        found = {
+            tuple(_place(file.parent, path.with_name(re.sub(r"_0000(?=\.[^.]*$)", "", path.name))) for path in case[1:3])
+            for case in cases
+        }
+        promised = {tuple(re.sub(r"_0000(?=\.[^.]*$)", "", place) for place in pair) for pair in promised}
+        differing = sorted(promised ^ found)
+        if differing:
+            absent, unlisted = len(promised - found), len(found - promised)
+            raise DataError(
+                f"{printable(file)}: expected the list of files in {key!r} to be that of imagesTr and labelsTr, found "
+                f"{absent} listed cases that are not there and {unlisted} cases that are not listed, first "
+                f"{printable(differing[0][0])}; complete the folders, or correct or remove the list"
+            )
+
+
+def _training_list(dataset):
+    """Returns the (image, mask) pairs that nnU-Net v1 lists; None without a list."""
+    found = dataset.get("training")
+    if not found:
+        return None
+    if not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
+        return [(str(found)[:80], "")]
+    return [(str(each.get("image")), str(each.get("label"))) for each in found]
+
+
+def _dataset_list(dataset):
+    """Returns the (image, mask) pairs that nnU-Net v2 lists; None without a list."""
+    found = dataset.get("dataset")
+    if not found:
+        return None
+    if not (isinstance(found, dict) and all(isinstance(each, dict) for each in found.values())):
+        return [(str(found)[:80], "")]
+    return [
+        (",".join(map(str, images)) if isinstance(images := each.get("images"), list) else str(images), str(each.get("label")))
+        for each in found.values()
+    ]
+
+
+def _place(root: Path, path) -> str:
+    """Returns a path relative to the folder of the data set, in lower case after its last dot."""
+    stem, ending = os.path.splitext(os.path.relpath(root / path, root))
+    return composed(stem) + ending.lower()
+
+
+def _also(left_out: LeftOut) -> str:
+    line = left_out.line()
+    return f" (left out: {line})" if line else ""
