@@ -6,10 +6,8 @@ files, and the folders must hold exactly these.
 """
 
 import dataclasses
-import itertools
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,6 @@ from bcss_jax.nnunet import labels
 SPLITS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))  # images, labels, split
 READERS = (None, "", "NaturalImage2DIO")  # nnU-Net's reader of 2D images; it is the default
 _CHANNEL = re.compile(r"(?P<name>.+)_(?P<channel>\d{4})", re.DOTALL)
-_NAMED = 3  # names that an error gives; the others are counted
 
 
 class RawCase(NamedTuple):
@@ -146,12 +143,13 @@ def _cases_of_split(images_in, masks_in, split, endings, left_out, allow_missing
     """Returns the cases of a folder of images and its folder of masks."""
     if split == "test" and not masks_in.is_dir():
         if images_in.is_dir():
-            left_out.unlabeled += _images(images_in, endings, left_out).values()
+            left_out.unlabeled += list_images(images_in, left_out)
         return []
     for folder in (images_in, masks_in):
         if not folder.is_dir():
             raise DataError(f"{printable(folder)}: expected a folder, found none; complete the raw data folder")
-    images, masks = _images(images_in, endings, left_out), _masks(masks_in, endings, left_out)
+    images = _images(images_in, endings, left_out)
+    masks = _masks(masks_in, endings, left_out, images)
     if not images and not masks and split == "test":
         return []
     unpaired = {name: images.get(name) or masks[name] for name in sorted(images.keys() ^ masks.keys())}
@@ -167,7 +165,7 @@ def _cases_of_split(images_in, masks_in, split, endings, left_out, allow_missing
         raise DataError(
             f"{printable(images_in)}: expected images NAME_0000{endings[0]} and masks {masks_in.name}/NAME"
             f"{endings[0]}, found {', '.join(without) or 'none'}{_also(left_out)}; complete the folders"
-            + (", or leave them out with --config.data.allow_missing=True" if images else "")
+            + (", or leave them out with --config.data.allow_missing" if images else "")
         )
     left_out.unpaired += unpaired.values()
     return [RawCase(name, images[name], masks[name], split) for name in sorted(images.keys() & masks.keys())]
@@ -175,42 +173,45 @@ def _cases_of_split(images_in, masks_in, split, endings, left_out, allow_missing
 
 def _images(folder, endings, left_out) -> dict[str, Path]:
     """Returns the images in a folder by the name of their case."""
-    images, channels, misnamed, others = [], [], [], []
+    images, channels, misnamed, others = {}, [], [], []
     for path in list_images(folder, left_out):
         match = _CHANNEL.fullmatch(path.stem)
         if path.suffix.lower() not in endings:
             (others if match else left_out.others).append(path)
         elif match is None:
             misnamed.append(path)
+        elif match["channel"] != "0000":
+            channels.append(path)
         else:
-            (images if match["channel"] == "0000" else channels).append(path)
+            images[path] = match["name"]
     expected = f"one RGB file per case (NAME_0000{endings[0]})"
     _refuse(channels, expected, "found one file per channel", "join the channels")
     _refuse(misnamed, expected, "found an image without _0000", "rename or remove it")
     _refuse(others, f"{expected}, as file_ending says", "found another ending", "convert or remove it")
-    return _by_name(images, lambda path: _CHANNEL.fullmatch(path.stem)["name"])
+    return _by_name(images)
 
 
-def _masks(folder, endings, left_out) -> dict[str, Path]:
+def _masks(folder, endings, left_out, images) -> dict[str, Path]:
     """Returns the masks in a folder by the name of their case."""
     masks, others = [], []
     for path in list_images(folder, left_out):
-        (masks if path.suffix.lower() in endings else others).append(path)
-    _refuse(
-        others, f"masks NAME{endings[0]}, as file_ending says", "found another ending", "export it again, or remove it"
-    )
-    return _by_name(masks, lambda path: path.stem)
+        if path.suffix.lower() in endings:
+            masks.append(path)
+        else:
+            (others if composed(path.stem) in images else left_out.others).append(path)
+    expected = f"masks NAME{endings[0]}, as file_ending says"
+    _refuse(others, expected, "found another ending", "export it again, or remove it")
+    return _by_name({path: path.stem for path in masks})
 
 
-def _by_name(paths, name_of) -> dict[str, Path]:
+def _by_name(names: dict[Path, str]) -> dict[str, Path]:
     found = {}
-    for path in paths:
+    for path, name in names.items():
         check_regular_file(path, "an image file", "remove it, or restore what the link leads to")
-        name = name_of(path)
         if comparable(name) in found:
+            other = printable(found[comparable(name)][1].name)
             raise DataError(
-                f"{printable(path)}: expected one file of that name, found {printable(found[comparable(name)][1].name)} "
-                "too; remove or rename one of them"
+                f"{printable(path)}: expected one file of that name, found {other} too; remove or rename one of them"
             )
         found[comparable(name)] = composed(name), path
     return dict(found.values())
@@ -235,54 +236,41 @@ def _refuse_common_names(cases: list[RawCase]) -> None:
 
 
 def _check_listed(file: Path, dataset: dict, cases: list[RawCase]) -> None:
-    """Raises DataError if dataset.json lists other training files than those in imagesTr and labelsTr."""
-    for key, pairs in (("training", _training_list(dataset)), ("dataset", _dataset_list(dataset))):
-        if pairs is None:
+    """Raises DataError if dataset.json lists other training files than those in imagesTr and labelsTr.
+
+    nnU-Net v1 wrote the list `training` with images and labels, nnU-Net v2 reads `dataset`, names with their files.
+    """
+    found = {(_place(file.parent, case.image), _place(file.parent, case.mask)) for case in cases}
+    for key, kind in (("training", list), ("dataset", dict)):
+        if not (entries := dataset.get(key)):
             continue
-        promised = {tuple(_place(file.parent, path) for path in pair) for pair in pairs}
-        # Lists of nnU-Net v1 give the image without its channel.
-        found = {
-            tuple(_place(file.parent, path.with_name(re.sub(r"_0000(?=\.[^.]*$)", "", path.name))) for path in case[1:3])
-            for case in cases
-        }
-        promised = {tuple(re.sub(r"_0000(?=\.[^.]*$)", "", place) for place in pair) for pair in promised}
-        differing = sorted(promised ^ found)
-        if differing:
-            absent, unlisted = len(promised - found), len(found - promised)
+        entries = list(entries.values() if isinstance(entries, dict) else entries) if isinstance(entries, kind) else []
+        if not entries or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(
-                f"{printable(file)}: expected the list of files in {key!r} to be that of imagesTr and labelsTr, found "
-                f"{absent} listed cases that are not there and {unlisted} cases that are not listed, first "
-                f"{printable(differing[0][0])}; complete the folders, or correct or remove the list"
+                f"{printable(file)}: expected {key} to list the image and the label of each case, found something "
+                "else; correct or remove it"
+            )
+        listed = [_listed(file.parent, entry) for entry in entries]
+        differing = sorted(found.symmetric_difference(listed))
+        if differing or len(set(listed)) < len(listed):
+            raise DataError(
+                f"{printable(file)}: expected {key} to list the cases of imagesTr and labelsTr once, found "
+                f"{len(listed)} entries for {len(found)} cases"
+                + (f", differing first in {printable(differing[0][0])}" if differing else "")
+                + "; complete the folders, or correct or remove the list"
             )
 
 
-def _training_list(dataset):
-    """Returns the (image, mask) pairs that nnU-Net v1 lists; None without a list."""
-    found = dataset.get("training")
-    if not found:
-        return None
-    if not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
-        return [(str(found)[:80], "")]
-    return [(str(each.get("image")), str(each.get("label"))) for each in found]
+def _listed(root, entry):
+    images = entry.get("images", entry.get("image"))
+    images = images if isinstance(images, list) else [images]
+    return ",".join(_place(root, str(image)) for image in images), _place(root, str(entry.get("label")))
 
 
-def _dataset_list(dataset):
-    """Returns the (image, mask) pairs that nnU-Net v2 lists; None without a list."""
-    found = dataset.get("dataset")
-    if not found:
-        return None
-    if not (isinstance(found, dict) and all(isinstance(each, dict) for each in found.values())):
-        return [(str(found)[:80], "")]
-    return [
-        (",".join(map(str, images)) if isinstance(images := each.get("images"), list) else str(images), str(each.get("label")))
-        for each in found.values()
-    ]
-
-
-def _place(root: Path, path) -> str:
-    """Returns a path relative to the folder of the data set, in lower case after its last dot."""
+def _place(root: Path, path: Path | str) -> str:
+    """Returns a path relative to the root for comparison: without the channel, which lists of nnU-Net v1 lack."""
     stem, ending = os.path.splitext(os.path.relpath(root / path, root))
-    return composed(stem) + ending.lower()
+    return composed(stem).removesuffix("_0000") + ending.lower()
 
 
 def _also(left_out: LeftOut) -> str:
