@@ -10,6 +10,7 @@ the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 sto
 import argparse
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from bcss_jax.common import files
@@ -23,6 +24,7 @@ from bcss_jax import labels
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.ranges import COUNT, MPP
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError, DataError, Preempted
@@ -41,9 +43,11 @@ FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and evaluates. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     command.log_progress()
-    return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug, flags=FLAGS)
+    return command.run_interruptible(
+        lambda interruption: _run(_parser().parse_args(argv), interruption), debug="--debug" in argv, flags=FLAGS
+    )
 
 
 def _parser():
@@ -62,9 +66,11 @@ def _parser():
         choices=("published", "institute"),
         help=f"how the data set is divided into splits; {from_checkpoint}",
     )
-    add("--data.mpp", dest="mpp", type=float, help=f"resolution in um per pixel; {from_checkpoint}")
+    add("--data.mpp", dest="mpp", type=MPP.parse, help=f"resolution in um per pixel; {from_checkpoint}")
     add("--prepared_dir", default="~/.cache/bcss_jax", help="folder of the prepared data")
-    add("--batch_size", type=int, help="images per batch over all devices; default: the smallest among the runs")
+    add(
+        "--batch_size", type=COUNT.parse, help="images per batch over all devices; default: the smallest among the runs"
+    )
     add(
         "--tta",
         action="store_true",
