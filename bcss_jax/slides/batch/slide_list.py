@@ -132,9 +132,10 @@ def _header(row, where):
 
 
 def _entry(row, header, where, folder):
-    if row[0].lstrip().startswith("#") and not os.path.lexists(folder / row[0].strip()):
+    may_be_comment = row[0].lstrip().startswith("#") and (len(row) != len(header) or header[0] == "slide")
+    if may_be_comment and not os.path.lexists(folder / row[0].strip()):
         raise DataError(
-            f"{where}: expected a slide, found a line that starts with #; remove it, as lists have no comments"
+            f"{where}: expected a slide, found a line that starts with #; lists have no comments, remove it"
         )
     if len(row) != len(header):
         raise DataError(
