@@ -8,13 +8,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bcss_jax.config import check_at_least, check_data_folder, check_masks, check_one_of
+from bcss_jax.common.ranges import Range
+from bcss_jax.config import RANGES as TRAINING_RANGES
+from bcss_jax.config import check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
 from bcss_jax.nnunet.folds import NUM_FOLDS, read_splits
 from bcss_jax.nnunet.plan import PRESETS
 
+RANGES = TRAINING_RANGES | {name: Range(1, 10**6, whole=True) for name in ("iterations", "val_iterations")}
 FOLDS = ("patient", "case", "published")
 EACH, ALL = "each", "all"
 
@@ -78,14 +81,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     if not is_file_of_folds(config.folds):
         check_one_of(config, "folds", FOLDS)
     check_one_of(config, "fold", (EACH, ALL, *_numbered(config)))
-    for field in ("epochs", "iterations", "val_iterations", "micro_batches", "max_bad_steps", "checkpoint_steps"):
-        check_at_least(config, field, 1)
-    for field in ("seed", "data.max_bad", "log_seconds"):
-        check_at_least(config, field, 0)
-    if data.max_bad > 1:
-        raise ConfigError(f"config.data.max_bad={data.max_bad}: is a share of the files, at most 1")
-    if not data.mpp > 0:
-        raise ConfigError(f"config.data.mpp={data.mpp}: must be above 0")
+    check_ranges(config, RANGES)
     if data.layout == RAW and config.folds == "published":
         raise ConfigError(
             "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient, case, or a "

@@ -111,8 +111,10 @@ def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
     network, kwargs = class_and_arguments(plan)
     settings = {"name": next(name for name, model in MODELS.items() if model is network), **kwargs}
     configuration, num_classes = plan["configurations"]["2d"], cases.scheme.num_classes
+    arguments = {**settings, "num_classes": num_classes, "dtype": config.dtype, "seed": config.seed}
+    models.check_size(**arguments)
     steps = make_steps(
-        models.create(**settings, num_classes=num_classes, dtype=config.dtype, seed=config.seed),
+        models.create(**arguments),
         configuration,
         num_classes=num_classes,
         length=Length(config.epochs, config.iterations, config.val_iterations),
