@@ -131,8 +131,9 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
         if paths:
             lines.append(f"{len(paths)} pairs of files are {what} and left out, first {paths[0]}")
     cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
-    line = f"{printable(settings.folder or '')}: {'; '.join(lines)}" if lines else ""
-    return dataclasses.replace(_cases_of_splits(cases, scheme, folder, description), line=line)
+    found = _cases_of_splits(cases, scheme, folder, description)
+    lines += _shared_patients(found.train, found.test)
+    return dataclasses.replace(found, line=f"{printable(settings.folder or '')}: {'; '.join(lines)}" if lines else "")
 
 
 def _checked(tiles, folder, allow_missing, max_bad):
@@ -236,16 +237,22 @@ def _raw(root, prepared_dir, allow_missing):
     test = tuple(case for case in cases if case.split == "test")
     patients = {case.patient for case in train if case.patient}
     line = f"{raw.line()}; {_patients_line(train, patients)}"
-    shared = patients & {case.patient for case in test}
-    if shared:
-        line += (
-            f"; {len(shared)} patients have cases in imagesTr and in imagesTs (first {min(shared)}), so the scores of "
-            "the test cases are too high"
-        )
+    line = "; ".join([line, *_shared_patients(train, test)])
     unstated = sum(case.patient is None for case in train)
     counts = {**raw.counts(), "patients": None if unstated else len(patients), "cases_without_patient": unstated}
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
     return Cases(train, test, dataset, scheme_of(dataset), None, folder, None, counts, line)
+
+
+def _shared_patients(train, test):
+    """Returns a phrase if patients have cases to train on and test cases."""
+    shared = {case.patient for case in train if case.patient} & {case.patient for case in test}
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} patients have cases to train on and test cases (first {printable(min(shared))}), so the scores "
+        "of the test cases are too high"
+    ]
 
 
 def _patients_line(cases, patients):
