@@ -78,6 +78,7 @@ class SlideSummary:
       windows: how many were `computed`, `of` how many.
       seams: JSON of `seams.seam_score`.
       files: names of the result files in the folder; None for those that were not written.
+      notes: what a user should know of how the slide was read, a line each; None if there is nothing.
       resumed: some labels were there before the last session began, so that `seconds` are of that session alone. None
         in files of versions that did not record it.
       seconds: by stage, and `total`.
@@ -99,6 +100,7 @@ class SlideSummary:
     windows: dict[str, int]
     seams: dict[str, Any]
     files: dict[str, str | None]
+    notes: tuple[str, ...] | None
     resumed: bool | None
     seconds: dict[str, float]
     peak_memory_mb: int
@@ -156,6 +158,7 @@ class SlideSummary:
                     "slide": _slide(fields["slide"]),
                     "grid": _grid(fields["grid"]),
                     "classes": _classes(fields["classes"]),
+                    "notes": _notes(fields["notes"]),
                 }
             )
             _check(summary)
@@ -167,7 +170,7 @@ class SlideSummary:
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(SlideSummary))
-_OPTIONAL = ("resumed", "scores", "scores_of_region")
+_OPTIONAL = ("notes", "resumed", "scores", "scores_of_region")
 _CLASS_KEYS = ("value", "name", "colour", "pixels", "area_mm2")
 
 
@@ -242,6 +245,14 @@ def _classes(values):
     if not classes or len({each.value for each in classes}) != len(classes):
         raise ValueError("the classes do not have distinct values")
     return classes
+
+
+def _notes(values) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ValueError(f"notes {_short(values)}")
+    return tuple(_text(each, "notes") for each in values)
 
 
 def _check(summary: SlideSummary) -> None:
