@@ -78,7 +78,6 @@ class SlideSummary:
       windows: how many were `computed`, `of` how many.
       seams: JSON of `seams.seam_score`.
       files: names of the result files in the folder; None for those that were not written.
-      notes: what a user should know of how the slide was read, a line each; None if there is nothing.
       resumed: some labels were there before the last session began, so that `seconds` are of that session alone. None
         in files of versions that did not record it.
       seconds: by stage, and `total`.
@@ -88,6 +87,7 @@ class SlideSummary:
       scores: JSON of `slide_scores.scores`; None if there is no ground truth.
       scores_of_region: as `scores`, for the region that was scored in addition.
       identity: JSON, what the labels depend on and what they were scored against (`slide_folder.SlideFolder`).
+      notes: what a user should know of how the slide was read, a line each; None if there is nothing.
     """
 
     slide: SegmentedSlide
@@ -100,7 +100,6 @@ class SlideSummary:
     windows: dict[str, int]
     seams: dict[str, Any]
     files: dict[str, str | None]
-    notes: tuple[str, ...] | None
     resumed: bool | None
     seconds: dict[str, float]
     peak_memory_mb: int
@@ -109,6 +108,7 @@ class SlideSummary:
     scores: dict[str, Any] | None
     scores_of_region: dict[str, Any] | None
     identity: dict[str, Any]
+    notes: tuple[str, ...] | None = None
 
     @property
     def dice(self) -> dict[str, float | None] | None:
