@@ -1,4 +1,4 @@
-"""Commands that are killed, run out of space or run twice at once; the same command then gives the undisturbed result."""
+"""Commands that are killed, run out of space or run twice at once; the same command then gives the right result."""
 
 import contextlib
 import os
