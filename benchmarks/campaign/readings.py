@@ -22,7 +22,7 @@ from trials import Outcome, Trial
 SEGMENT = ("--output={out}", "--readers=1", "--min_area_um2=0", "--tissue=all", "--truth_codes=kaggle3")
 UM = 10_000 / 0.25  # pixels per cm
 TAGS = {"resolution": (UM, UM), "resolutionunit": "CENTIMETER", "metadata": None}
-LOSSY = 0.9  # share of equal labels that is enough where the file is compressed with loss
+LOSSY = 0.85  # share of equal labels that is enough where the file is compressed with loss
 
 
 def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> Iterator[Outcome]:
