@@ -13,12 +13,12 @@ from PIL import Image
 
 from bcss_jax import metrics
 from bcss_jax.data import image_files
+from bcss_jax.data.decoding import tiff_rows
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import SCHEMES, lookup_table
 from bcss_jax.slides.classes import UNREADABLE
 from bcss_jax.slides.grid import Grid, grid_of, nearest_indices
-from bcss_jax.slides.reading import tiff_rows
 from bcss_jax.slides.reading.mask_file import open_mask
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring import truth as truths
