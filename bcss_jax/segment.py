@@ -8,8 +8,8 @@ The label scheme and the resolution come from the checkpoint. Several checkpoint
 in the folder of the slide, and a picture that compares them. The same command resumes where it was stopped and computes
 no slide twice. This holds with --overwrite too: each slide is computed again once, however often the command is stopped
 before it ends.
-Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv lists the reasons), 75
-stopped on request.
+Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 6 some slides of a list failed (summary.csv lists the
+reasons), 75 stopped on request.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import jax
 from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.ranges import COUNT, MPP, PROCESSES, WINDOW, Range
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         try:
             segment(entries[0])
         except UserError as error:
-            if not isinstance(error, (Preempted, StorageError)):
+            if not isinstance(error, StorageError):
                 journal.delete()
             raise
         outcome = runner.BatchOutcome(1, {}, {})

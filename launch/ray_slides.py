@@ -31,6 +31,11 @@ if "RAY_ADDRESS" not in os.environ:
         "0"  # makes it listen on the loopback interface only, on Linux too
     )
 
+from bcss_jax.common import interruption  # noqa: E402  # before Ray, whose import takes seconds
+
+if __name__ == "__main__":
+    interruption.install()
+
 try:
     import ray
 except ModuleNotFoundError:
@@ -107,9 +112,8 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
     journals = {entry: OverwriteJournal.of_slide(output, entry.folder) for entry in entries}
-    # The interruption begins after Ray has started, because Ray installs its own signal handlers when it starts.
     with _cluster(args), Interruption() as interruption:
-        interruption.begin()
+        interruption.begin()  # Ray has installed its own signal handlers
         try:
             tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
             for entry, outcome in _outcomes(entries, tasks, args, interruption):
@@ -271,4 +275,4 @@ def _report(entry: Entry, outcome: Outcome, place: str, output: Path, several: b
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -7,7 +7,7 @@ Training is `python -m bcss_jax.main --config=configs/nnunet.py`.
     python -m bcss_jax.nnunet plan --raw=FOLDER --out=plans.json [--preset=ResEncM]
 
 A model is the folder of a run, or a result folder of nnU-Net v2 (plans.json, dataset.json,
-fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import COUNT, Range
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
@@ -134,9 +134,9 @@ def _labels(image, path, models, predictors):
     for model, predictor in zip(models, predictors, strict=True):
         try:
             case = preprocess(image, None, model.plan, model.dataset)
-        except DataError as error:
-            raise DataError(f"{errors.printable(path)}: {error}") from error
-        scores.append(predictor(case.data))
+            scores.append(predictor(case.data))
+        except (DataError, NumericalError) as error:
+            raise type(error)(f"{errors.printable(path)}: {error}") from error
     # All plans crop in the same way, so the scores have the same size.
     return predicted_labels(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
 
@@ -190,4 +190,4 @@ def plan(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

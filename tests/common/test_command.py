@@ -43,8 +43,13 @@ def test_debug_and_programming_errors_raise(capsys):
 
 def test_a_signal_before_anything_is_computed_is_a_note(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    assert command.run_interruptible(lambda interruption: os.kill(os.getpid(), signal.SIGTERM)) == 75
-    assert capsys.readouterr().err.startswith("note: stopped before anything was computed")
+
+    def asked(interruption):
+        os.kill(os.getpid(), signal.SIGTERM)
+        interruption.begin()
+
+    assert command.run_interruptible(asked) == 75
+    assert "note: stopped before anything was computed" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
