@@ -9,6 +9,7 @@ expects. Color profiles and gamma are not applied.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,7 +272,7 @@ def warn_of_image(stored: StoredImage, warn: Callable[[str], None]) -> None:
 
 def warn_of_file(stored: StoredImage, warn: Callable[[str], None]) -> None:
     """Warns of what is unusual but usable in a file: a suffix of another format than the content, an orientation."""
-    if Path(stored.path).suffix.lower() not in FORMATS[stored.format]:
+    if os.path.splitext(stored.path)[1].lower() not in FORMATS[stored.format]:
         name = printable(stored.path)
         warn(f"{name}: the content is {stored.format}, but the name has another suffix; decoded by content")
     for note in stored.notes:

@@ -174,12 +174,7 @@ def _looks(stored: StoredImage, used: np.ndarray) -> np.ndarray:
 def _codes_of_palette(
     path: Path, looks: np.ndarray, used: np.ndarray, num_codes: int, warn: Callable[[str], None]
 ) -> np.ndarray:
-    """Returns the code of each used index that a palette has, given their shown colors [n, 3].
-
-    `used` may have more indices than the palette has colors, as some programs write; those have no other meaning than
-    the code, and so have the rest of that file.
-    """
-    complete, used = len(looks) == len(used), used[: len(looks)]
+    """Returns the code of each used index of a palette, given their shown colors [n, 3]."""
     different, which, counts = np.unique(looks, axis=0, return_inverse=True, return_counts=True)
     if len(different) < len(used):
         most = np.argmax(counts)

@@ -23,7 +23,6 @@ def open_image(path: Path) -> StoredImage:
     Raises:
       DataError: the file is not a PNG, JPEG or TIFF, is damaged, holds several pictures, or contradicts itself.
     """
-    path = Path(path)
     check_regular_file(path, "a PNG, JPEG or TIFF file", "restore it, or correct the path")
     with one_line(path), open(path, "rb") as file:
         magic = file.read(8)

@@ -35,7 +35,7 @@ def read_tiff(path: Path) -> StoredImage:
       UnreadableTiff: the file is damaged or cannot be decoded.
     """
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # problems of a file are reported in one line
-    with TiffRows(path) as tiff:
+    with TiffRows(path, headers_only=True) as tiff:
         return _described(path, tiff)
 
 

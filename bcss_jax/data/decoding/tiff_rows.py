@@ -38,8 +38,12 @@ class TiffRows:
       page: tifffile's description of the image.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, headers_only: bool = False):
         """Opens the file; use the object in a `with` statement, which closes it.
+
+        Args:
+          path: the file.
+          headers_only: do not refuse a file because its tiles or strips are too large.
 
         Raises:
           UnreadableTiff: the file is not a TIFF, its compression is not supported, or it can only be decoded as a whole
@@ -67,7 +71,7 @@ class TiffRows:
             if min(self.width, self.height, self._high, self._wide) < 1:
                 raise ValueError("an image or tiles without pixels")
             self._columns = -(-self.width // self._wide)
-            if not self._mapped and self._columns * self._wide * self._high > MAX_HELD:
+            if not (self._mapped or headers_only) and self._columns * self._wide * self._high > MAX_HELD:
                 what = f"tiles of {self._wide}x{self._high}" if page.is_tiled else f"strips of {self._high} rows"
                 raise ValueError(f"{what} in {self.width}x{self.height} pixels, too large to be decoded one by one")
             self._pieces = self._columns * -(-self.height // self._high)  # of one plane

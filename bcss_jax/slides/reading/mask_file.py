@@ -63,7 +63,7 @@ def open_mask(path: Path, codes: str) -> Iterator[Mask]:
         mask_codes.check_one_channel(stored)
         tiff, unsupported = None, None
         if stored.format != "TIFF":
-            unsupported = f"a {stored.format}"
+            unsupported = f"not a TIFF but a {stored.format}"
         elif stored.orientation != 1:
             unsupported = f"the orientation {stored.orientation}"
         else:

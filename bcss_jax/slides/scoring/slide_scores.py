@@ -88,7 +88,7 @@ class Labels:
         tiff = self._tiff
         if (tiff.width, tiff.height, tiff.channels) != (*size, 1) or tiff.dtype != np.uint8:
             tiff.__exit__()
-            found = f"{tiff.width}x{tiff.height} pixels of {tiff.channels} x {tiff.dtype}"
+            found = f"{tiff.width}x{tiff.height} pixels of {tiff.dtype} with {tiff.channels} channel(s)"
             raise self._unexpected(found)
 
     def __enter__(self) -> "Labels":
