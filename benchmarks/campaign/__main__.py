@@ -5,7 +5,7 @@
 Each part damages input, results, checkpoints or the surroundings of a command, runs the command as a user would, and
 checks that it ends with a documented exit code and one line, without a traceback, in time, without harming a file that
 it did not write, and, where it ends with 0, with the right result. `--rounds` is the number of random trials of each
-part that has any; the parts that are tables (contract, cases, links) run whole.
+kind; of the parts that are tables (contract, readings, links), so many rows are chosen if there are more.
 
 FOLDER gets campaign.md (the table), campaign.csv (every trial) and, for every trial that was not survived, its folder.
 The exit code is 1 if any was not.
@@ -38,7 +38,7 @@ def main() -> int:
     """Runs the parts. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help=f"default: {','.join(PARTS)}")
-    parser.add_argument("--rounds", type=int, default=100, help="random trials of each part")
+    parser.add_argument("--rounds", type=int, default=100, help="trials of each kind, and rows of each table, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="text that the names of the trials must contain")
     parser.add_argument("--output", type=Path, default=None, help="folder for the table and the failures")

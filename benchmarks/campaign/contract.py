@@ -26,10 +26,8 @@ IMAGE, MASK = f"tiles/train/{TILE}", f"tiles/train_mask/{TILE}"
 
 
 def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> Iterator[Outcome]:
-    """Runs every row once."""
-    for trial in rows(source):
-        if only in trial.name:
-            yield trials.run(trial, keep)
+    """Runs the rows."""
+    yield from trials.run_rows(rows(source), rounds, seed, keep, only)
 
 
 def rows(source: Inputs) -> Iterator[Trial]:

@@ -23,10 +23,8 @@ EVALUATED = (".lock", "report.html", ".report.html.tmp", "table.md", "settings.j
 
 
 def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> Iterator[Outcome]:
-    """Runs every row once."""
-    for trial in rows(source):
-        if only in trial.name:
-            yield trials.run(trial, keep)
+    """Runs the rows."""
+    yield from trials.run_rows(rows(source), rounds, seed, keep, only)
 
 
 def rows(source: Inputs) -> Iterator[Trial]:

@@ -26,7 +26,7 @@ LOSSY = 0.85  # share of equal labels that is enough where the file is compresse
 
 
 def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> Iterator[Outcome]:
-    """Runs every row once, after the plain slide that the others are compared with."""
+    """Runs the rows, after the plain slide that the others are compared with."""
     plain = source.folder / "plain"
     if not plain.exists():
         first = _trial("plain", lambda work: _tiled(work / "slide.tif"), source, check=lambda work: _keep(work, plain))
@@ -36,9 +36,8 @@ def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> I
         share = (_results(plain)[0] == 1).mean()
         if not 0.2 < share < 0.8:
             raise RuntimeError(f"the trained network labels {100 * share:.0f} % tumor, so that no mistake would show")
-    for trial in (*slides(source, plain), *resolutions(source), *truths(source, plain), *tissues(source)):
-        if only in trial.name:
-            yield trials.run(trial, keep)
+    rows = (*slides(source, plain), *resolutions(source), *truths(source, plain), *tissues(source))
+    yield from trials.run_rows(rows, rounds, seed, keep, only)
 
 
 def _keep(work: Path, plain: Path) -> str:

@@ -17,8 +17,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 COMMANDS = {  # what `Trial.command` names -> module
     "train": "bcss_jax.main",
@@ -87,6 +89,26 @@ def load() -> None:
     """Imports every command before the first fork."""
     for module in COMMANDS.values():
         importlib.import_module(module)
+
+
+def run_rows(
+    rows: Iterable[Trial], rounds: int, seed: int, keep: Path | None = None, only: str = ""
+) -> Iterator[Outcome]:
+    """Runs the trials of a table: all of them, or a seeded choice if they are more than `rounds`.
+
+    Args:
+      rows: the table.
+      rounds: how many trials to run at most.
+      seed: of the choice.
+      keep: as in `run`.
+      only: text that the names of the trials must contain.
+    """
+    rows = [trial for trial in rows if only in trial.name]
+    if len(rows) > rounds:
+        chosen = np.random.default_rng(seed).choice(len(rows), rounds, replace=False)
+        rows = [rows[number] for number in sorted(chosen)]
+    for trial in rows:
+        yield run(trial, keep)
 
 
 def run(trial: Trial, keep: Path | None = None) -> Outcome:

@@ -1,0 +1,30 @@
+"""A short campaign of bad input, damage and interruptions; the long one is slow."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+
+
+def campaign(folder, *options):
+    command = [sys.executable, ROOT / "benchmarks" / "campaign", f"--output={folder}", *options]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    return (folder / "campaign.md").read_text()
+
+
+def test_a_short_campaign_is_survived(tmp_path):
+    table = campaign(tmp_path, "--parts=contract,readings,links,mutations,checkpoints", "--rounds=6")
+    for part in ("contract", "readings", "links", "mutations of tile.png", "damaged checkpoints"):
+        assert f"| {part} | 6 | 6 |" in table
+
+
+@pytest.mark.slow
+def test_the_whole_tables_and_many_mutations_are_survived(tmp_path):
+    campaign(tmp_path, "--parts=contract,readings,links,mutations,checkpoints", "--rounds=200")
+
+
+@pytest.mark.slow
+def test_commands_survive_kills_full_disks_and_each_other(tmp_path):
+    campaign(tmp_path, "--parts=interrupted", "--rounds=2")
