@@ -24,6 +24,7 @@ import numpy as np
 
 from bcss_jax.common import command
 from bcss_jax.common.files import storage_errors, write_bytes
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.errors import ConfigError
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
@@ -63,7 +64,9 @@ def _run(args: argparse.Namespace) -> None:
         )
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
+    safe_point()
     content = artifact_of(model)
+    safe_point()
     with storage_errors(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(args.output, content)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.errors import DataError
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.nnunet import ensemble, windows
@@ -134,6 +135,7 @@ def predict_logits(
     weight = windows.window_weights(patch_size)[..., None]
     total, count = None, np.zeros((*image.shape[:2], 1), np.float32)
     for in_batch, logits in _one_ahead(dispatched()):
+        safe_point()
         logits = np.asarray(logits)
         if total is None:
             total = np.zeros((*image.shape[:2], logits.shape[-1]), np.float32)

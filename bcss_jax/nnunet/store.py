@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import DataError, StorageError
@@ -77,6 +78,7 @@ def fingerprint_of(cases: Cases) -> dict:
 
                 @functools.lru_cache(1)  # image and mask are read together, and used one after the other
                 def read(index):
+                    safe_point()
                     line.update(index)
                     return cases.train[index].read()
 
@@ -114,6 +116,7 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
         ]
         with contextlib.closing(ProgressLine("preprocessing", len(missing))) as line:
             for done, (case, to) in enumerate(missing, 1):
+                safe_point("stopped between two cases; the same command goes on from there")
                 _write(case, to.path, dataset, plan)
                 line.update(done)
     return stored
