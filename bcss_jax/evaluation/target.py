@@ -11,7 +11,8 @@ from bcss_jax import metrics
 from bcss_jax.common.interruption import Interruption, safe_point
 from bcss_jax.errors import NumericalError
 from bcss_jax.evaluation import per_image_csv
-from bcss_jax.evaluation.accumulate import COUNTED, (
+from bcss_jax.evaluation.accumulate import (
+    COUNTED,
     TOLERANCE_UM,
     Arrays,
     EvaluationSeconds,
