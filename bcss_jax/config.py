@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from bcss_jax import models
 from bcss_jax.common.json_files import as_json
 from bcss_jax.common.json_files import differences as json_differences
-from bcss_jax.data.discovery import CODES, LAYOUTS
+from bcss_jax.data.discovery import CODES, LAYOUTS, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
 from bcss_jax.models.apply import IMAGENET
@@ -200,7 +200,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
             )
     for field in ("optimizer.weight_decay", "optimizer.clip_norm", "loss.smooth", "log_seconds", "data.max_bad"):
         check_at_least(config, field, 0)
-    for field in ("optimizer.learning_rate", "data.mpp", "plateau.factor"):
+    for field in ("optimizer.learning_rate", "plateau.factor"):
         if not 0 < _get(config, field) < math.inf:
             raise ConfigError(f"config.{field}={_get(config, field)}: must be above 0")
     if not config.plateau.factor < 1:
@@ -277,10 +277,11 @@ def check_masks(config: Any, scheme: LabelScheme) -> None:
 
 
 def check_data_folder(config: Any, file: str) -> None:
-    """Raises ConfigError if a needed data folder is missing, or one is given for the sample.
+    """Raises ConfigError if a needed data folder is missing, one is given for the sample, or the um per pixel is wrong.
 
     `file` is a config file to name in the message.
     """
+    check_mpp_setting(config.data.mpp, config.data.layout)
     if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
         given = "dir" if config.data.dir else "split"
         raise ConfigError(

@@ -21,6 +21,7 @@ import jax
 
 from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.resolution import check_mpp
 from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
@@ -150,6 +151,8 @@ def _single(args) -> Entry:
         check_name(args.name)
     except ValueError as error:
         raise ConfigError(f"--name: {error}") from error
+    if args.mpp is not None:
+        check_mpp(args.mpp, f"--mpp={args.mpp:g}", remedy="give the um per pixel of the slide's level 0")
     truth = None if args.truth is None else str(args.truth)
     return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 

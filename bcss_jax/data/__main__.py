@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bcss_jax.common import command
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data.discovery import LAYOUTS, DataSettings
+from bcss_jax.data.discovery import LAYOUTS, DataSettings, check_mpp_setting
 from bcss_jax.data.inspection.inspect import inspect
 from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Source
@@ -88,6 +88,7 @@ def _settings(args: argparse.Namespace) -> DataSettings:
         )
     if args.layout != "sample" and not args.dir:
         raise ConfigError("--data.dir=FOLDER is missing; --data.layout=sample needs none")
+    check_mpp_setting(args.mpp, args.layout)
     return DataSettings(args.layout, args.dir, args.split, args.mpp, args.patch_size, args.stride)
 
 

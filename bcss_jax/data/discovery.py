@@ -16,12 +16,12 @@ off), which is nominal; the value that is used comes from `DataSettings`.
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bcss_jax.data import names
+from bcss_jax.common.resolution import check_mpp, why_impossible
+from bcss_jax.data import names, synthetic
 from bcss_jax.data.image_files import SUFFIXES, image_size
 from bcss_jax.errors import ConfigError, DataError, printable
 
@@ -178,6 +178,7 @@ def find_tiles(
         by_key.setdefault(tile.key, tile)
     tiles = list(by_key.values())
     require_splits(tiles, required)
+    _compare_mpp_of_names(tiles, settings)
     return tiles
 
 
@@ -232,6 +233,24 @@ def _tiles_of_split(
     return tiles
 
 
+def _compare_mpp_of_names(tiles: list[Tile], settings: DataSettings) -> None:
+    """Logs a warning if names say another um per pixel than the setting."""
+    said, others = names.mpp_of_names([tile.key for tile in tiles], settings.mpp)
+    if others:
+        first, _ = others[0]
+        values = ", ".join(sorted(text for text in said if names.contradicts(text, settings.mpp)))
+        log.warning(
+            "%s: the names of %d of %d tiles say %s um per pixel (first %s), the setting data.mpp says %g; the setting "
+            "is used, so correct it if the names are right",
+            printable(settings.folder or ""),
+            len(others),
+            len(tiles),
+            values,
+            printable(tiles[first].key),
+            settings.mpp,
+        )
+
+
 def _split_by_institute(tile: Tile) -> Tile:
     return dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
 
@@ -242,13 +261,21 @@ def _log_unlabeled(folder: Path, home: Path, refuse: Callable[[DataError], None]
         log.info("%s: %d test tiles have no masks and are left out", printable(folder), count)
 
 
+def check_mpp_setting(mpp: float, layout: str) -> None:
+    """Raises ConfigError unless the setting `data.mpp` is a possible um per pixel, and for the sample that of it."""
+    check_mpp(mpp, f"--config.data.mpp={mpp}", remedy="give the um per pixel of the images")
+    if layout == "sample" and mpp != synthetic.MPP:
+        raise ConfigError(
+            f"--config.data.mpp={mpp}: the built-in sample has {synthetic.MPP} um per pixel; leave the setting out"
+        )
+
+
 def _check_settings(settings: DataSettings) -> None:
     if settings.layout not in FOLDERS:
         raise ConfigError(f"layout {settings.layout!r} is none of {', '.join(FOLDERS)}")
     if settings.split_by not in ("published", "institute"):
         raise ConfigError(f"split {settings.split_by!r} is neither published nor institute")
-    if not (math.isfinite(settings.mpp) and settings.mpp > 0):
-        raise ConfigError(f"mpp must be micrometers per pixel, above 0; found {settings.mpp}")
+    check_mpp_setting(settings.mpp, settings.layout)
     if (settings.patch_size is not None and settings.patch_size < 1) or settings.stride < 1:
         raise ConfigError(
             f"patch_size and stride must be 1 pixel or more; found {settings.patch_size} and {settings.stride}"
@@ -325,6 +352,16 @@ def _files(folder: Path, root: Path, refuse: Callable[[DataError], None], *, reg
                 DataError(
                     f"{printable(path)}: expected a name such as {example}, which gives slide and place, "
                     "found another; rename or remove the file"
+                )
+            )
+            continue
+        written = names.mpp_of(stem)
+        impossible = None if written in (None, names.CUT_OFF) else why_impossible(float(written))
+        if impossible:
+            refuse(
+                DataError(
+                    f"{printable(path)}: expected a name with um per pixel such as MPP-0.2500, found {impossible}; "
+                    "rename or remove the file"
                 )
             )
             continue

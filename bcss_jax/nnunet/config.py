@@ -83,8 +83,6 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
         check_at_least(config, field, 0)
     if data.max_bad > 1:
         raise ConfigError(f"config.data.max_bad={data.max_bad}: is a share of the files, at most 1")
-    if not data.mpp > 0:
-        raise ConfigError(f"config.data.mpp={data.mpp}: must be above 0")
     if data.layout == RAW and config.folds == "published":
         raise ConfigError(
             "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient or case"

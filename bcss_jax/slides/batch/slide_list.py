@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bcss_jax.common.files import portable_name, portable_stem
+from bcss_jax.common.resolution import check_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
 
 COLUMNS = ("slide", "mpp", "tissue", "truth", "name")
@@ -138,6 +139,7 @@ def _entry(row, header, where, folder):
             mpp = float(cells["mpp"].replace(",", "."))
         except ValueError as error:
             raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
+        check_mpp(mpp, f"{where}, mpp", error_type=DataError)
     tissue, truth = (str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth"))
     name = cells.get("name") or None
     try:

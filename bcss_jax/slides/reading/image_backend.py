@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax.data import image_files
+from bcss_jax.data.stated_mpp import stated_in_file
 from bcss_jax.slides.reading.backend import Slide, levels_of, on_white, unsupported_pixels
-from bcss_jax.slides.reading.resolution import mpp_from_density
 
 
 class ImageSlide(Slide):
@@ -33,8 +33,7 @@ class ImageSlide(Slide):
         with Image.open(path, formats=list(image_files.FORMATS)) as image:
             assert image.format is not None  # a decoder has recognized it
             self.format = image.format.lower()
-            density = image.info.get("dpi", (0.0, 0.0))
-        self.mpp = mpp_from_density(float(density[0]), float(density[1]), "inch")
+        self.stated_mpp = stated_in_file(path)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
         return self._pixels[y : y + height, x : x + width].copy()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bcss_jax.common.resolution import StatedMpp, first_stated
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import Level
 from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess, ReaderTimedOut
@@ -28,7 +29,7 @@ class SlideInfo(NamedTuple):
       height: pixels of level 0.
       levels: level 0 first.
       tiles: width and height of the stored tiles of each level.
-      mpp: um per pixel along x and y as stored in the slide, or None; unchecked (see `resolution.resolved_mpp`).
+      stated_mpp: what the slide says about its um per pixel, unchecked (see `resolution.resolved_mpp`).
       bounds: x, y, width, height of the scanned area in level-0 pixels, or None.
     """
 
@@ -38,8 +39,13 @@ class SlideInfo(NamedTuple):
     height: int
     levels: tuple[Level, ...]
     tiles: tuple[tuple[int, int], ...]
-    mpp: tuple[float, float] | None
+    stated_mpp: tuple[StatedMpp, ...]
     bounds: tuple[int, int, int, int] | None
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """What the source to believe first states: um per pixel along x and y, unchecked; None if none is stated."""
+        return first_stated(self.stated_mpp)
 
 
 class Block(NamedTuple):
@@ -231,9 +237,10 @@ class _RequestFailed(Exception):
 
 def _info(path: Path, slide: dict) -> tuple[SlideInfo, bool]:
     levels = tuple(Level(*level) for level in slide["levels"])
-    mpp, bounds = (None if slide[name] is None else tuple(slide[name]) for name in ("mpp", "bounds"))
+    stated = tuple(StatedMpp(mpp and tuple(mpp), *texts) for mpp, *texts in slide["stated_mpp"])
+    bounds = None if slide["bounds"] is None else tuple(slide["bounds"])
     tiles = tuple(tuple(size) for size in slide["tiles"])
-    info = SlideInfo(path, slide["format"], levels[0].width, levels[0].height, levels, tiles, mpp, bounds)
+    info = SlideInfo(path, slide["format"], levels[0].width, levels[0].height, levels, tiles, stated, bounds)
     return info, slide["in_memory"]
 
 
