@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import sys
 from pathlib import Path
 
 from bcss_jax.common import files
@@ -24,6 +25,7 @@ from bcss_jax import labels
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.ranges import COUNT
 from bcss_jax.common.resolution import differ
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings
@@ -44,9 +46,11 @@ FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and evaluates. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     command.log_progress()
-    return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug, flags=FLAGS)
+    return command.run_interruptible(
+        lambda interruption: _run(_parser().parse_args(argv), interruption), debug="--debug" in argv, flags=FLAGS
+    )
 
 
 def _parser():
@@ -67,7 +71,9 @@ def _parser():
     )
     add("--data.mpp", dest="mpp", type=float, help=f"resolution in um per pixel; {from_checkpoint}")
     add("--prepared_dir", default="~/.cache/bcss_jax", help="folder of the prepared data")
-    add("--batch_size", type=int, help="images per batch over all devices; default: the smallest among the runs")
+    add(
+        "--batch_size", type=COUNT.parse, help="images per batch over all devices; default: the smallest among the runs"
+    )
     add(
         "--tta",
         action="store_true",

@@ -29,7 +29,7 @@ from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.config import default, field_names, unknown_field, validate
-from bcss_jax.errors import ConfigError, UserError
+from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
@@ -39,7 +39,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> if not given.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Delete what an earlier run left in the folder, and start over.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
+flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Run as one of several processes; SLURM, GKE and Cloud TPU are detected."
 )
@@ -54,14 +54,13 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(f"{__doc__}\n{flags.FLAGS.main_module_help()}\nSettings (--config.NAME=VALUE): bcss_jax/config.py")
         return 0
-    try:
+
+    def parse_and_train(interruption):
         _parse()
-        with Interruption() as interruption:
-            return _run(interruption)
-    except UserError as error:
-        if _DEBUG.value:
-            raise
-        return command.report(error)
+        _run(interruption)
+
+    debug = bool({"--debug", "--debug=true", "--debug=1"} & {argument.lower() for argument in sys.argv[1:]})
+    return command.run_interruptible(parse_and_train, debug=debug)
 
 
 def _parse() -> None:
@@ -133,7 +132,7 @@ def _given(name: str, prefix: bool = False) -> list[str]:
     return found
 
 
-def _run(interruption: Interruption) -> int:
+def _run(interruption: Interruption) -> None:
     config: Any = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
     scheme = find_scheme(config.labels)
@@ -143,6 +142,7 @@ def _run(interruption: Interruption) -> int:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
+        interruption.begin()  # JAX has installed a handler of its own
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as locks:
         _in_main_process(lambda: _claim(workdir, config, scheme, locks))
@@ -158,7 +158,6 @@ def _run(interruption: Interruption) -> int:
             f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16",
         ):
             train(config, workdir, interruption)
-    return 0
 
 
 def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contextlib.ExitStack) -> None:
@@ -183,12 +182,12 @@ def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contex
 
 
 def _in_main_process(action: Callable[[], None]) -> None:
-    """Runs `action` in the main process. If it raises UserError, all processes raise one with the same exit code."""
+    """Runs `action` in the main process. If it fails or is stopped, all processes end with the same exit code."""
     failure = None
     if is_main_process():
         try:
             action()
-        except UserError as error:
+        except (UserError, Preempted) as error:
             failure = error
     if jax.process_count() > 1:
         code = multihost_utils.broadcast_one_to_all(np.int32(failure.exit_code if failure else 0))

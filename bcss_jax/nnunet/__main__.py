@@ -7,7 +7,7 @@ Training is `python -m bcss_jax.main --config=configs/nnunet.py`.
     python -m bcss_jax.nnunet plan --raw=FOLDER --out=plans.json [--preset=ResEncM]
 
 A model is the folder of a run, or a result folder of nnU-Net v2 (plans.json, dataset.json,
-fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage.
 """
 
 import argparse
@@ -22,9 +22,10 @@ from bcss_jax import errors
 from bcss_jax.common import command, figures
 from bcss_jax.common.files import whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.ranges import COUNT, Range
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
@@ -40,9 +41,14 @@ OVERLAY_SIDE = 2048  # largest number of pixels of the longer side of an overlay
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return command.run(lambda: args.action(args), debug=args.debug, flags=FLAGS)
+
+    def parse_and_do():
+        args = _parser().parse_args(argv)
+        args.action(args)
+
+    return command.run(parse_and_do, debug="--debug" in argv, flags=FLAGS)
 
 
 def _parser():
@@ -62,9 +68,9 @@ def _parser():
     predict_parser.add_argument("--folds", nargs="+", help="names such as 0 1; default: all folds")
     predict_parser.add_argument("--no-mirror", action="store_true", help="four times faster, slightly less accurate")
     predict_parser.add_argument(
-        "--step", type=float, default=0.5, help="distance between windows as a share of the patch"
+        "--step", type=Range(0.05, 1).parse, default=0.5, help="distance between windows as a share of the patch"
     )
-    predict_parser.add_argument("--batch", type=int, default=4, help="number of windows per batch")
+    predict_parser.add_argument("--batch", type=COUNT.parse, default=4, help="number of windows per batch")
     predict_parser.add_argument("--overwrite", action="store_true", help="replace existing predictions")
 
     export_parser = actions.add_parser("export", help="write a result folder with which nnU-Net can predict")
@@ -85,10 +91,6 @@ def _parser():
 
 def predict(args: argparse.Namespace) -> None:
     """Segments images. Folds are averaged as logits, models as probabilities."""
-    if not 0 < args.step <= 1:
-        raise ConfigError(f"--step={args.step:g}: must be above 0 and at most 1")
-    if args.batch < 1:
-        raise ConfigError(f"--batch={args.batch}: must be 1 or more")
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
     existing = [path for path in targets if path.exists()]
@@ -132,9 +134,9 @@ def _labels(image, path, models, predictors):
     for model, predictor in zip(models, predictors, strict=True):
         try:
             case = preprocess(image, None, model.plan, model.dataset)
-        except DataError as error:
-            raise DataError(f"{errors.printable(path)}: {error}") from error
-        scores.append(predictor(case.data))
+            scores.append(predictor(case.data))
+        except (DataError, NumericalError) as error:
+            raise type(error)(f"{errors.printable(path)}: {error}") from error
     # All plans crop in the same way, so the scores have the same size.
     return predicted_labels(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
 
@@ -188,4 +190,4 @@ def plan(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

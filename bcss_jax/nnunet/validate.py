@@ -11,6 +11,7 @@ from bcss_jax import metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import write_png, write_text
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.errors import NumericalError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.predict import predicted_labels
@@ -46,13 +47,18 @@ def validate(
       The content of summary.json: `metrics.scores` and `counts`, the confusion counts [C, C] of each case by name.
 
     Raises:
+      NumericalError: the output of the network is not finite.
       StorageError: the files cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
     with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
         for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):
-            labels = predicted_labels(predict(prepared.data), prepared.properties)
+            try:
+                logits = predict(prepared.data)
+            except NumericalError as error:
+                raise NumericalError(f"{case.name}: {error}") from error
+            labels = predicted_labels(logits, prepared.properties)
             labels = postprocess(labels) if postprocess else labels
             image, truth = case.read()
             counts[case.name] = confusion(labels, truth, scheme)

@@ -190,8 +190,6 @@ class SlideSegmenter:
                 if not folder.is_scored(summary):
                     summary = self._score(entry, path, summary, interruption)
                     done = Done.SCORED if done is Done.BEFORE else done
-            except Preempted:
-                raise
             except UserError as error:
                 # What was read of a damaged slide is of no use once the slide is repaired.
                 if summary is None and isinstance(error, DataError) and not isinstance(error, TruthError):
