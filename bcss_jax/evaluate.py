@@ -26,9 +26,9 @@ from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.ranges import COUNT
-from bcss_jax.common.resolution import differ
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.resolution.check import differ
 from bcss_jax.data.synthetic import MPP as SAMPLE_MPP
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, EvaluationSplit

@@ -23,7 +23,7 @@ import jax
 from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.ranges import COUNT, PROCESSES, WINDOW, Range
-from bcss_jax.common.resolution import check_mpp
+from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact

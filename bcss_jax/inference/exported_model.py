@@ -39,7 +39,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxlib.mlir.dialects import stablehlo
 
 from bcss_jax.common.files import portable_stem
-from bcss_jax.common.resolution import why_impossible
+from bcss_jax.data.resolution.check import why_impossible
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json

@@ -232,5 +232,5 @@ def test_names_with_another_um_per_pixel_than_the_setting_are_said(tmp_path, cap
 @pytest.mark.parametrize("written", ["40", "250.0", "0.0000"])
 def test_names_with_an_impossible_um_per_pixel_are_refused(tmp_path, written):
     save_region(tmp_path, written)
-    with pytest.raises(DataError, match="expected a name with um per pixel such as MPP-0.2500, found"):
+    with pytest.raises(DataError, match="its name: expected um per pixel such as 0.25, found"):
         find_tiles(DataSettings("roi", tmp_path), required=())

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax.data import image_files
-from bcss_jax.data.stated_mpp import stated_in_file
+from bcss_jax.data.resolution.stated import stated_in_file
 from bcss_jax.slides.reading.backend import Slide, levels_of, on_white, unsupported_pixels
 
 

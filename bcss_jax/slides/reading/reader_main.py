@@ -86,6 +86,7 @@ def _slide_info(slide: Slide) -> dict:
         "tiles": [slide.tile_size(level) for level in range(len(slide.levels))],
         "stated_mpp": slide.stated_mpp,
         "bounds": slide.bounds,
+        "notes": slide.notes,
         "in_memory": slide.in_memory,
     }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bcss_jax.common.resolution import StatedMpp, first_stated
+from bcss_jax.data.resolution.check import StatedMpp, first_stated
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import Level
 from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess, ReaderTimedOut
@@ -29,8 +29,9 @@ class SlideInfo(NamedTuple):
       height: pixels of level 0.
       levels: level 0 first.
       tiles: width and height of the stored tiles of each level.
-      stated_mpp: what the slide says about its um per pixel, unchecked (see `resolution.resolved_mpp`).
+      stated_mpp: what the slide says about its um per pixel, unchecked (see `data.resolution.check.resolved_mpp`).
       bounds: x, y, width, height of the scanned area in level-0 pixels, or None.
+      notes: what a user should know of how the slide is read, a line each without the slide's name.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class SlideInfo(NamedTuple):
     tiles: tuple[tuple[int, int], ...]
     stated_mpp: tuple[StatedMpp, ...]
     bounds: tuple[int, int, int, int] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -240,7 +242,8 @@ def _info(path: Path, slide: dict) -> tuple[SlideInfo, bool]:
     stated = tuple(StatedMpp(mpp and tuple(mpp), *texts) for mpp, *texts in slide["stated_mpp"])
     bounds = None if slide["bounds"] is None else tuple(slide["bounds"])
     tiles = tuple(tuple(size) for size in slide["tiles"])
-    info = SlideInfo(path, slide["format"], levels[0].width, levels[0].height, levels, tiles, stated, bounds)
+    width, height = levels[0].width, levels[0].height
+    info = SlideInfo(path, slide["format"], width, height, levels, tiles, stated, bounds, tuple(slide["notes"]))
     return info, slide["in_memory"]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import tiffslide
 
-from bcss_jax.common.resolution import StatedMpp
-from bcss_jax.data.stated_mpp import stated_in_tiff
+from bcss_jax.data.resolution.check import StatedMpp
+from bcss_jax.data.resolution.stated import stated_in_tiff
 from bcss_jax.slides.reading.backend import Level, Slide, TileError, levels_of, unsupported_pixels
 
 MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which is decoded as a whole

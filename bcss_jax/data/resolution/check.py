@@ -52,6 +52,11 @@ def first_stated(stated: Sequence[StatedMpp]) -> tuple[float, float] | None:
     return next((each.mpp for each in stated if each.mpp is not None), None)
 
 
+def with_axes_exchanged(stated: Sequence[StatedMpp]) -> tuple[StatedMpp, ...]:
+    """Returns the same statements for pixels whose x and y are exchanged."""
+    return tuple(each._replace(mpp=each.mpp and each.mpp[::-1]) for each in stated)
+
+
 def um_per_unit(unit: str) -> float | None:
     """Returns the um in a unit of length as files spell it, for example "µm" or "inch"; None if it is no length."""
     unit = unit.strip()

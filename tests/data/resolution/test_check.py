@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from bcss_jax.common.resolution import StatedMpp, check_mpp, mpp_from_density, resolved_mpp, um_per_unit
+from bcss_jax.data.resolution.check import StatedMpp, check_mpp, mpp_from_density, resolved_mpp, um_per_unit
 from bcss_jax.errors import ConfigError, DataError
 
 

@@ -1,6 +1,6 @@
 """Collects what image files say about the size of their pixels: TIFF tags, OME-XML, ImageJ, Aperio, PNG, JPEG, EXIF.
 
-Nothing is judged here; `common.resolution` does that.
+Nothing is judged here; `check` does that.
 """
 
 import os
@@ -10,13 +10,21 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from bcss_jax.common.resolution import StatedMpp, mpp_from_density, remark_on_power, um_per_unit
+from bcss_jax.data.resolution.check import (
+    StatedMpp,
+    mpp_from_density,
+    remark_on_power,
+    um_per_unit,
+    with_axes_exchanged,
+)
 from bcss_jax.errors import UserError
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TAGS = "the TIFF's resolution tags"
 _UNITS = {1: "none", 2: "inch", 3: "centimeter"}  # TIFF's ResolutionUnit
 _ONE_DIRECTION = "gives one direction only; pixels are taken to be square"
+_JFIF_UNITS = {1: "inch", 2: "centimeter"}
+_ORIENTATION = 274  # tag; values from 5 on exchange width and height
 _MAX_XML = 1 << 26  # characters of OME-XML that are parsed
 
 
@@ -51,15 +59,17 @@ def stated_in_tiff_file(
         return None
 
 
-def stated_in_tiff(tiff: Any, width: int, height: int) -> tuple[StatedMpp, ...]:
+def stated_in_tiff(tiff: Any, width: int, height: int, page: Any = None) -> tuple[StatedMpp, ...]:
     """Returns what a TIFF says about an image of the given size, the most specific source first.
 
     Args:
       tiff: an open `tifffile.TiffFile`.
       width: of the image in pixels.
       height: of the image in pixels. Values of images of other sizes are not used.
+      page: of the image; None: the first one of that size.
     """
-    page: Any = next((each for each in tiff.pages if (each.imagewidth, each.imagelength) == (width, height)), None)
+    size = (width, height)
+    page = page or next((each for each in tiff.pages if (each.imagewidth, each.imagelength) == size), None)
     if page is None:
         return ()
     density = [_number(page.tags[name].value) if name in page.tags else None for name in ("XResolution", "YResolution")]
@@ -72,7 +82,7 @@ def stated_in_tiff(tiff: Any, width: int, height: int) -> tuple[StatedMpp, ...]:
 
 
 def stated_in_picture(image: Image.Image) -> tuple[StatedMpp, ...]:
-    """Returns what a PNG or JPEG says."""
+    """Returns what a PNG or JPEG says about its pixels as they are shown, turned by EXIF's orientation."""
     stated = []
     if image.format == "PNG" and "dpi" in image.info:  # pHYs without a unit gives `aspect` instead
         stated += _from_density(image.info["dpi"], "inch", "PNG's pHYs")
@@ -82,10 +92,7 @@ def stated_in_picture(image: Image.Image) -> tuple[StatedMpp, ...]:
     if 282 in exif or 283 in exif:
         unit = _UNITS.get(exif.get(296, 2), "unknown")
         stated += _from_density([_number(exif.get(tag)) for tag in (282, 283)], unit, "EXIF")
-    return tuple(stated)
-
-
-_JFIF_UNITS = {1: "inch", 2: "centimeter"}
+    return with_axes_exchanged(stated) if exif.get(_ORIENTATION) in (5, 6, 7, 8) else tuple(stated)
 
 
 def _from_density(density: Any, unit: str, source: str) -> list[StatedMpp]:

@@ -6,8 +6,8 @@ import tifffile
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from bcss_jax.common.resolution import resolved_mpp
-from bcss_jax.data.stated_mpp import stated_in_file, stated_in_tiff_file
+from bcss_jax.data.resolution.check import resolved_mpp
+from bcss_jax.data.resolution.stated import stated_in_file, stated_in_tiff_file
 from bcss_jax.errors import DataError
 
 PIXELS = np.full((32, 48, 3), 200, np.uint8)
