@@ -83,8 +83,8 @@ def test_what_is_no_image_is_left_out_and_counted(raw):
 @pytest.mark.parametrize(
     "files, said",
     (
-        (["imagesTr/case_3_0000.png"], "1 images without a mask, first case_3_0000.png"),
-        (["labelsTr/case_3.PNG"], "1 masks without an image, first case_3.PNG"),
+        (["imagesTr/case_3_0000.png"], "1 image.s. without a mask, first case_3_0000.png"),
+        (["labelsTr/case_3.PNG"], "1 mask.s. without an image, first case_3.PNG"),
         (["imagesTr/case_0_0001.png"], "case_0_0001.png: expected one RGB file per case .*one file per channel"),
         (["imagesTr/case_0_0002.PNG"], "case_0_0002.PNG: expected one RGB file per case"),
         (["imagesTr/case_3.png"], "case_3.png: .*without _0000"),
