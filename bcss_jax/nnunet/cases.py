@@ -7,14 +7,16 @@ instead of being cut into patches. The second is a folder in nnU-Net's own layou
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common import digests
 from bcss_jax.common.figures import CLASS_COLORS
-from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
+from bcss_jax.common.files import storage_errors, wait_for_lock
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
@@ -29,6 +31,7 @@ from bcss_jax.nnunet import labels, raw_folder
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)
+log = logging.getLogger(__name__)
 VERSION = 1  # version of the prepared data; increase it when they change
 
 
@@ -142,6 +145,9 @@ def _checked(tiles, folder, allow_missing, max_bad):
     The first call reads all tiles and stores the result in `folder`. Later calls read the stored result.
     """
     file = folder / "cases.json"
+    if file.exists() and not digests.is_as_written(file):
+        log.warning("%s: damaged (its SHA-256 differs); the cases are checked again", file)
+        file.unlink()
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
             usable, report = checks.check_tiles(
@@ -154,7 +160,9 @@ def _checked(tiles, folder, allow_missing, max_bad):
                 progress=line.update,
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()}))
+        digests.write_text_with_digest(
+            file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
+        )
     found = read_json(
         file, "the checked cases of a data set", "delete it to check them again", kind=dict, error_type=StorageError
     )

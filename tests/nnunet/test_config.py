@@ -41,7 +41,8 @@ def test_fold_names_of_each_setting():
         ("data.layout", "nnunt", "did you mean nnunet"),
         ("data.dir", "", "needs the folder of the data set"),
         ("labels", "two", "config.labels=two"),
-        ("data.mpp", 0, "must be above 0"),
+        ("data.mpp", 0, "config.data.mpp=0.0: expected um per pixel such as 0.25"),
+        ("data.mpp", 40.0, "a magnification"),
     ],
 )
 def test_invalid_settings_are_refused(field, value, message):
