@@ -4,7 +4,7 @@
 
 The file holds a StableHLO program of jax.export that includes weights and preprocessing, and a description as JSON
 (`bcss_jax.inference.exported_model` shows how to run it with JAX only). `python -m bcss_jax.segment --checkpoint`
-accepts it in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
+accepts it in place of a run. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
 """
 
 import argparse
@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcss_jax.common import command
+from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.common.interruption import safe_point
-from bcss_jax.errors import ConfigError
+from bcss_jax.errors import ConfigError, NumericalError
 from bcss_jax.inference import trained_run
-from bcss_jax.inference.exported_model import FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
+from bcss_jax.inference.exported_model import DIGESTS, FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
+from bcss_jax.inference.predict import NOT_FINITE_REMEDY
 from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.summary import versions
@@ -65,6 +67,7 @@ def _run(args: argparse.Namespace) -> None:
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
     safe_point()
+    _check_output(model)
     content = artifact_of(model)
     safe_point()
     with storage_errors(args.output):
@@ -74,6 +77,13 @@ def _run(args: argparse.Namespace) -> None:
         f"{args.output}: {len(content) / 1e6:.3g} MB; uint8 RGB [N, {model.window}, {model.window}, 3] at "
         f"{model.mpp:g} um/px -> probabilities of {', '.join(model.scheme.evaluated_names)}; for {', '.join(PLATFORMS)}"
     )
+
+
+def _check_output(model: SlideModel) -> None:
+    """Computes one window of noise. Raises NumericalError if the probabilities are not finite."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, model.window, model.window, 3), np.uint8)
+    if not np.isfinite(jax.jit(model.probabilities)(model.arrays, noise)).all():
+        raise NumericalError(f"{model.name}: the output for noise is not finite; {NOT_FINITE_REMEDY}")
 
 
 def exported(model: SlideModel) -> jax.export.Exported:
@@ -130,12 +140,11 @@ def artifact_of(model: SlideModel) -> bytes:
         "versions": versions(),
         "use": USE,
     }
+    program = exported(model).serialize()
+    metadata |= {DIGESTS: {PROGRAM: sha256_of(program), METADATA: sha256_of_json(metadata)}}
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
-        for name, entry in (
-            (METADATA, json.dumps(metadata, indent=1).encode()),
-            (PROGRAM, exported(model).serialize()),
-        ):
+        for name, entry in ((METADATA, json.dumps(metadata, indent=1).encode()), (PROGRAM, program)):
             file.writestr(zipfile.ZipInfo(name), entry)  # a ZipInfo without a date
     return content.getvalue()
 

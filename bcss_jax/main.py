@@ -44,8 +44,12 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Run as one of several processes; SLURM, GKE and Cloud TPU are detected."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if it is not detected.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, if it is not detected.")
-_PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0, if it is not detected.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes, if it is not detected.", lower_bound=1, upper_bound=65536
+)
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "Index of this process, from 0, if it is not detected.", lower_bound=0, upper_bound=65535
+)
 
 
 def main() -> int:
