@@ -5,6 +5,8 @@ import os
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -261,8 +263,9 @@ def test_a_strip_that_unpacks_to_more_than_it_should_takes_no_more_memory(tmp_pa
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, CODES, compression="deflate")
     with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[0].dataoffsets[0]
-        counts = tiff.pages[0].tags["StripByteCounts"].valueoffset
+        page = cast(Any, tiff.pages[0])
+        offset = page.dataoffsets[0]
+        counts = page.tags["StripByteCounts"].valueoffset
     bomb = zlib.compress(CODES.tobytes() + bytes(10**8), 9)
     content = bytearray(path.read_bytes()[:offset] + bomb)
     struct.pack_into("<I", content, counts, len(bomb))
@@ -292,4 +295,4 @@ def test_special_files_are_refused_before_they_are_opened(tmp_path):
     with pytest.raises(DataError, match="a.png: expected a PNG, JPEG or TIFF file, found a FIFO"):
         read_image(tmp_path / "a.png")
     with pytest.raises(DataError, match="found a device"):
-        image_files.read_mask("/dev/zero", "bcss22")
+        image_files.read_mask(Path("/dev/zero"), "bcss22")
