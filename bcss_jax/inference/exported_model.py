@@ -40,6 +40,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import portable_stem
+from bcss_jax.data.resolution.check import why_impossible
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
@@ -178,7 +179,7 @@ def _checked(metadata: Any) -> LabelScheme:
         "name": _is_text(metadata.get("name")),
         "network": _is_text(metadata.get("network")),
         "classes": metadata.get("classes") == list(scheme.evaluated_names),
-        "mpp": type(metadata.get("mpp")) in (int, float) and 0 < metadata["mpp"] < 1000,
+        "mpp": why_impossible(metadata.get("mpp")) is None,
         "window": type(metadata.get("window")) is int and 0 < metadata["window"] <= MAX_WINDOW,
         "tta": type(metadata.get("tta")) is bool,
         "params_sha256": _is_text(metadata.get("params_sha256"))

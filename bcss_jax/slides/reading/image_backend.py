@@ -8,11 +8,10 @@ than 8 bits per channel are refused, because there is more than one way to scale
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bcss_jax.data import image_files
+from bcss_jax.data.resolution.stated import stated_in_file
 from bcss_jax.slides.reading.backend import Slide, levels_of
-from bcss_jax.slides.reading.resolution import mpp_from_density
 
 
 class ImageSlide(Slide):
@@ -31,11 +30,7 @@ class ImageSlide(Slide):
         height, width = self._pixels.shape[:2]
         self.levels = levels_of([(width, height)])
         self.format = stored.format.lower()
-        with Image.open(path, formats=list(image_files.FORMATS)) as image:
-            density = image.info.get("dpi", (0.0, 0.0))
-        if stored.orientation >= 5:  # rows are shown as columns
-            density = density[::-1]
-        self.mpp = mpp_from_density(float(density[0]), float(density[1]), "inch")
+        self.stated_mpp = stated_in_file(path)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
         return self._pixels[y : y + height, x : x + width].copy()
