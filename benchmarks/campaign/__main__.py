@@ -31,7 +31,7 @@ import table  # noqa: E402
 import trials  # noqa: E402
 from inputs import Inputs  # noqa: E402
 
-PARTS = ("contract", "readings", "links", "mutations", "checkpoints", "interrupted")
+PARTS = ("contract", "readings", "links", "mutations", "checkpoints", "interrupted", "signals")
 
 
 def main() -> int:

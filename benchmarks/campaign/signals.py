@@ -1,4 +1,4 @@
-"""Asks every command to stop at random moments: `python benchmarks/campaign/signals.py [ROUNDS] [SEED]`.
+"""Asks every command to stop at random moments.
 
 A command must end within 30 s with 75, or with the code of its finished work, and without a traceback; run again, it
 must finish with the same result as without a stop. The moments spread over the whole time of the command, from its
@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from inputs import Inputs
 from PIL import Image
+from trials import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
@@ -60,6 +62,15 @@ class Command(NamedTuple):
 
     arguments: list[str]
     result: Callable[[], object]
+
+
+def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> Iterator[Outcome]:
+    """Asks commands to stop; each request is a trial."""
+    for row in run(rounds, seed):
+        what = f"{row.what}: {row.signal} after {row.moment:.1f} s"
+        code = -signal.SIGKILL if row.code is None else row.code
+        faults = () if row.survived else (row.note or "does not end in time",)
+        yield Outcome("signals", what, code, row.note, row.seconds, faults)
 
 
 def run(rounds: int, seed: int) -> list[Row]:
@@ -176,19 +187,3 @@ def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
     labels = {"background": 0, "tumor": 1}
     content = {"channel_names": {"0": "rgb"}, "labels": labels, "numTraining": 10, "file_ending": ".png"}
     (folder / "dataset.json").write_text(json.dumps(content))
-
-
-def main() -> int:
-    """Prints a line for each request. Returns 1 if a command did not survive one."""
-    rounds, seed = (int(text) for text in (*sys.argv[1:3], *("20", "0")[len(sys.argv) - 1 :]))
-    rows = run(rounds, seed)
-    for row in rows:
-        print(
-            f"{'ok' if row.survived else 'FAILED':6} {row.what:10} {row.moment:6.1f} s {row.signal:8} exit {row.code} "
-            f"after {row.seconds:.1f} s  {row.note}"
-        )
-    return 0 if all(row.survived for row in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
