@@ -88,6 +88,8 @@ def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
       DataError: dataset.json is missing or cannot be used, or the folders do not hold what it promises.
     """
     file = root / "dataset.json"
+    for wanted, found in misspelled(root, ["dataset.json", *(name for names in SPLITS for name in names[:2])]).items():
+        raise DataError(f"{printable(root / found)}: expected the name {wanted}; rename it")
     dataset = read_json(
         file,
         "a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr",
@@ -99,8 +101,6 @@ def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
     except DataError as error:
         raise DataError(f"{printable(file)}: {str(error).removeprefix('nnU-Net dataset.json: ')}") from error
     endings = _check_fields(file, dataset)
-    for folder, found in misspelled(root, [name for names in SPLITS for name in names[:2]]).items():
-        raise DataError(f"{printable(root / found)}: expected the name {folder}; rename the folder")
     left_out, remarks, cases = LeftOut(), [], []
     for images, masks, split in SPLITS:
         cases += _cases_of_split(root / images, root / masks, split, endings, left_out, allow_missing)

@@ -222,9 +222,14 @@ def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
     unstated = sum(case.patient is None for case in cases.train)
     if unstated:
         print_main(
-            f"folds: not by patient: the names of {unstated} of {len(names)} cases do not say their patient, and each "
-            "of these cases counts as a patient of its own; if patients have several cases, give the folds with "
-            "--config.folds=FILE, or the scores are too high"
+            f"folds: the names of {unstated} of {len(names)} cases do not say their patient, so "
+            + (
+                "the folds are not by patient, and each of these cases counts as a patient of its own; if patients "
+                "have several cases, give the folds with --config.folds=FILE, or the scores are too high"
+                if config.folds == "patient"
+                else "whether patients have cases on both sides of a fold is not known; if they have, the scores are "
+                "too high"
+            )
         )
     return splits
 

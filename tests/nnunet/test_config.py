@@ -65,5 +65,10 @@ def test_invalid_combinations_are_refused():
     config.folds, config.plan, config.rule_before_2_3_1 = "patient", "plans.json", True
     with pytest.raises(ConfigError, match="leave one of them out"):
         configs.validate(config)
+    for field, value in (("split", "institute"), ("max_bad", 0.1)):
+        config = load("nnunet")
+        config.data.dir, config.data[field] = "somewhere", value
+        with pytest.raises(ConfigError, match=f"config.data.{field}={value}: has no effect on a raw data folder"):
+            configs.validate(config)
     with pytest.raises(ConfigError, match="not ',few'"):
         load("kaggle224,few")
