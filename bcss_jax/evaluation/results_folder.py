@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bcss_jax.common.files import storage_errors, write_bytes, write_text
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation import per_image_csv
@@ -176,9 +177,12 @@ class ResultsFolder:
         write_text(self.folder / "evaluation.json", _json(content))
         if not evaluations:
             return
+        safe_point()
         tables.write(self.folder, evaluations)
         galleries = {each["folder"]: report.read_gallery(self.folder / each["folder"], each) for each in evaluations}
+        safe_point()
         figures.write(self.folder / "figures", evaluations, galleries)
+        safe_point()
         for each in evaluations:
             model_card.write(self.folder / each["folder"] / "MODEL_CARD.md", each)
         report.write(self.folder / "report.html", content, galleries)
