@@ -9,9 +9,11 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile, require_splits
@@ -22,6 +24,25 @@ log = logging.getLogger(__name__)
 
 NAMED_FILES = 3  # number of bad files that an error names; the others are counted
 LOGGED_WARNINGS = 5
+
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class CheckReportJson(TypedDict):
+    """`CheckReport` in a file."""
+
+    tiles: dict[str, _Count]
+    patients: dict[str, _Count]
+    patients_in_two_parts: list[str]
+    code_pixels: dict[str, dict[str, _Count]]
+    all_ignored: dict[str, dict[str, _Count]]
+    absent: dict[str, dict[str, list[str]]]
+    repeated: _Count
+    missing: list[str]
+    bad: list[str]
+    warnings: list[str]
+    content_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +76,11 @@ class CheckReport:
     bad: list[str]
     warnings: list[str]
     content_sha256: str
+
+    @classmethod
+    def from_json(cls, values: CheckReportJson) -> "CheckReport":
+        """Returns the report that `to_json` wrote."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
     def to_json(self) -> dict:
         """Returns the report as a plain dict."""

@@ -20,10 +20,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common.files import wait_for_lock
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 
 DATA_VERSION = "1.0.1"  # raise it if the written data change: everything is then prepared again
 SAMPLE_SEED = 0
+_REMEDY = "delete that folder, or choose another one with --config.data.prepared_dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +164,12 @@ class PreparedData:
 
     @functools.cached_property
     def _tables(self) -> dict[str, list[dict]]:
-        return _read_prepared(self.folder / "tables.json")
+        path = self.folder / "tables.json"
+        tables = _read_prepared(path, dict[str, list[_TileRow]])
+        found = {split: len({row["key"] for row in rows}) for split, rows in tables.items()}
+        if found != self.splits:
+            raise StorageError(f"{printable(path)}: expected the tiles {self.splits}, found {found}; {_REMEDY}")
+        return tables
 
     def load(self, split: str) -> tf.data.Dataset:
         """Returns the tiles of a split, not decoded, in stored order: shuffled by a hash of the key, always the same.
@@ -231,7 +240,7 @@ def prepare(
             with wait_for_lock(folder):
                 if not folder.is_dir():  # no other process made it during the wait
                     _make(folder, settings, tiles)
-    report = checks.CheckReport(**_read_prepared(folder / "report.json"))
+    report = checks.CheckReport.from_json(_read_prepared(folder / "report.json", checks.CheckReportJson))
     log.info("prepared data: %s", folder)
     report.log(scheme, settings.codes)
     return PreparedData(folder, layout, settings.effective_split_by, settings.codes, mpp, fingerprint, report)
@@ -357,9 +366,21 @@ def _png(pixels: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
-def _read_prepared(path: Path):
-    remedy = "delete that folder, or choose another one with --config.data.prepared_dir"
-    return read_json(path, "a file of prepared data", remedy, kind=dict, error_type=StorageError)
+class _TileRow(TypedDict):
+    """`discovery.TileOrigin` in tables.json."""
+
+    key: str
+    barcode: str
+    patient: str
+    institute: str
+    x: int
+    y: int
+    mpp: Annotated[float, Field(gt=0)]
+    codes: str
+
+
+def _read_prepared(path: Path, kind: Any) -> Any:
+    return read_json(path, "a file of prepared data", _REMEDY, kind=kind, error_type=StorageError)
 
 
 @contextlib.contextmanager

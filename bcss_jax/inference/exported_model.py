@@ -24,7 +24,6 @@ releases (docs.jax.dev/en/latest/export); keep the checkpoint for longer.
 """
 
 import hashlib
-import json
 import logging
 import re
 import zipfile
@@ -39,6 +38,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxlib.mlir.dialects import stablehlo
 
 from bcss_jax.common.files import portable_stem
+from bcss_jax.common.json_files import parse_json
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
@@ -140,14 +140,10 @@ def _read(path: Path) -> tuple[dict, bytes]:
             if entry.file_size > min(most, Path(path).stat().st_size):
                 raise ValueError(f"{name} claims {entry.file_size} bytes")
         try:
-            metadata = json.loads(file.read(METADATA), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{METADATA} is not JSON ({first_line(error)})") from error
+            metadata = parse_json(file.read(METADATA))
+        except ValueError as error:
+            raise ValueError(f"{METADATA} is not JSON as it was written: {first_line(error)}") from error
         return metadata, file.read(PROGRAM)
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not a number")
 
 
 def _checked(metadata: Any) -> LabelScheme:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
-from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import DataError, StorageError
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import extract_fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.nnunet.run_files import read_fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,7 @@ def fingerprint_of(cases: Cases) -> dict:
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
                 found = extract_fingerprint(images, masks, names=[case.name for case in cases.train])
             write_text(file, json.dumps(found, indent=1))
-        return read_json(
-            file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError
-        )
+        return read_fingerprint(file, "delete it to take it again", StorageError)
 
 
 def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[StoredCase]:
