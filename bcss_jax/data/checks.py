@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile, require_splits
@@ -42,6 +42,7 @@ class CheckReportJson(TypedDict):
     missing: list[str]
     bad: list[str]
     warnings: list[str]
+    left_out: NotRequired[dict[str, _Count]]
     content_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -63,6 +64,8 @@ class CheckReport:
       warnings: what is unusual but usable.
       content_sha256: of the keys, splits, images and masks of all usable tiles. It stays the same if the files are
         copied.
+      left_out: number of hidden files, folders, files that are no images, and test images without masks, which are not
+        read; kinds that do not occur are missing, and all kinds in reports that were written before.
     """
 
     tiles: dict[str, int]
@@ -76,6 +79,7 @@ class CheckReport:
     bad: list[str]
     warnings: list[str]
     content_sha256: str
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: CheckReportJson) -> "CheckReport":

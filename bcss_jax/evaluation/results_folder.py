@@ -17,10 +17,10 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from bcss_jax.common.digests import sha256_of, sha256_of_file
 from bcss_jax.common.files import storage_errors, write_bytes, write_text

@@ -13,6 +13,7 @@ fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 4 numbers,
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from bcss_jax.common import command, figures
 from bcss_jax.common.files import whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import COUNT, Range
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.image_folder import LeftOut, comparable, list_images
 from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
@@ -35,7 +38,11 @@ from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.nnunet.trained import load_trained_folds
 
 # Flags of training, which errors mention -> flags of this command.
-FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
+FLAGS = {
+    "--config.data.dir": "--raw",
+    "--config.data.prepared_dir": "--prepared_dir",
+    "--config.data.allow_missing": "--allow_missing",
+}
 OVERLAY_SIDE = 2048  # largest number of pixels of the longer side of an overlay
 
 
@@ -85,6 +92,11 @@ def _parser():
     plan_parser.add_argument("--out", required=True, type=Path, help="file to write, for --config.plan=FILE")
     plan_parser.add_argument("--preset", choices=PRESETS, default="nnUNetPlans")
     plan_parser.add_argument("--rule-before-2.3.1", action="store_true", dest="old_rule")
+    plan_parser.add_argument(
+        "--allow_missing",
+        action="store_true",
+        help="leave out images without a mask and masks without an image",
+    )
     plan_parser.add_argument("--prepared_dir", type=Path, default=Path("~/.cache/bcss_jax"))
     return parser
 
@@ -142,20 +154,26 @@ def _labels(image, path, models, predictors):
 
 
 def _images(where):
-    if where.is_file():
-        return [where]
     if not where.is_dir():
-        raise DataError(f"{where}: expected an image or a folder of images, found nothing")
-    found = sorted(path for path in where.iterdir() if path.suffix.lower() in image_files.SUFFIXES)
-    if not found:
-        raise DataError(f"{where}: expected images ({', '.join(image_files.SUFFIXES)}), found none")
-    stems = [path.stem for path in found]
-    duplicates = [stem for stem in stems if stems.count(stem) > 1]
-    if duplicates:
+        check_regular_file(where, "an image or a folder of images", "check the path")
+        return [where]
+    left_out, by_name = LeftOut(), {}
+    for path in list_images(where, left_out):
+        check_regular_file(path, "an image file", "remove it, or restore what the link leads to")
+        other = by_name.setdefault(comparable(path.stem), path)
+        if other is not path:
+            raise DataError(
+                f"{errors.printable(path)}: expected one image of that name, found {errors.printable(other.name)} too; "
+                "rename or remove one of them"
+            )
+    line = left_out.line()
+    if not by_name:
         raise DataError(
-            f"{where}: expected one image per name, found several called {duplicates[0]}; rename one of them"
+            f"{errors.printable(where)}: expected images ({', '.join(image_files.SUFFIXES)}), found none"
+            f"{f' (left out: {line})' if line else ''}; name another folder"
         )
-    return found
+    print(f"{errors.printable(where)}: {len(by_name)} image(s){f'; left out: {line}' if line else ''}")
+    return list(by_name.values())
 
 
 def _write_overlay(path, picture):
@@ -177,9 +195,13 @@ def export(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Extracts the fingerprint of a raw data folder and makes a plan for it."""
-    found = cases.find(
-        DataSettings(cases.RAW, args.raw), prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"]
-    )
+    if os.path.lexists(args.out):
+        raise ConfigError(
+            f"--out={args.out}: this file already exists, and plans may be edited; name another file, or delete it"
+        )
+    settings = DataSettings(cases.RAW, args.raw, allow_missing=args.allow_missing)
+    found = cases.find(settings, prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"])
+    print(found.line)
     fingerprint = store.fingerprint_of(found)
     decided = make_plan(
         fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name

@@ -1,10 +1,10 @@
 """Reads the JSON files that a run of nnU-Net's method writes and reads again, and checks what they hold."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError, UserError
@@ -14,10 +14,15 @@ _Side = Annotated[int, Field(ge=1)]
 _Label = Annotated[int, Field(ge=1, le=255)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
-_Intensities = TypedDict(
-    "_Intensities",
-    dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), float),
-)
+
+class _Intensities(TypedDict):
+    max: float
+    mean: float
+    median: float
+    min: float
+    percentile_00_5: float
+    percentile_99_5: float
+    std: float
 
 
 class Fingerprint(TypedDict):

@@ -28,6 +28,7 @@ def validate(
     folder: Path,
     *,
     title: str,
+    data: dict,
     postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
     log_seconds: float = 10.0,
 ) -> dict:
@@ -40,11 +41,13 @@ def validate(
       scheme: of the labels.
       folder: gets `<name>.png`, `summary.json` and `samples.png`.
       title: of progress and picture.
+      data: description of the data set, JSON for summary.json.
       postprocess: from labels [H, W] to labels; None: they stay as they are.
       log_seconds: seconds between progress lines where the output is not a terminal.
 
     Returns:
-      The content of summary.json: `metrics.scores` and `counts`, the confusion counts [C, C] of each case by name.
+      The content of summary.json: `metrics.scores`, `data`, and `counts`, the confusion counts [C, C] of each case
+      by name.
 
     Raises:
       NumericalError: the output of the network is not finite.
@@ -72,6 +75,7 @@ def validate(
     figures.samples(images, truths, predictions, scheme, folder / "samples.png", names=names, title=title)
     summary = {
         **metrics.scores(np.stack(list(counts.values())), 1, scheme.class_names, scheme.evaluated),
+        "data": data,
         "counts": {name: each.tolist() for name, each in counts.items()},
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -3,9 +3,9 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import read_json

@@ -88,6 +88,7 @@ def inspect(
             figures.write(figure, output / f"{name}.{suffix}")
             written.append(f"{name}.{suffix}")
     found |= {
+        "left_out": source.left_out.counts(),
         "rgb_histograms": {"values_per_bin": 256 // BINS, "pixels": _histograms(survey, chosen)},
         "examples": [survey.tiles[index].key for index in shown],
         "pictures": written,
@@ -95,6 +96,8 @@ def inspect(
     }
     write_text(output / RESULT, json.dumps({"settings": recorded, **found}, indent=1) + "\n")
     text = report_lines(found, title, settings.layout)
+    if line := source.left_out.line():
+        text.append(f"left out: {line}")
     if figures_by_name["copies"] is None:
         text.append("no figure of copies, because there are none")
     names = ", ".join(name for name, figure in figures_by_name.items() if figure)
