@@ -9,11 +9,11 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, NotRequired
 
 import numpy as np
-from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile, require_splits
@@ -29,9 +29,7 @@ LOGGED_WARNINGS = 5
 _Count = Annotated[int, Field(ge=0)]
 
 
-class CheckReportJson(TypedDict):
-    """`CheckReport` in a file."""
-
+class _ReportFields(TypedDict):
     tiles: dict[str, _Count]
     patients: dict[str, _Count]
     patients_in_two_parts: list[str]
@@ -44,6 +42,18 @@ class CheckReportJson(TypedDict):
     warnings: list[str]
     left_out: NotRequired[dict[str, _Count]]
     content_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def _check_splits(values: dict) -> dict:
+    """Raises ValueError unless all parts of a report name the same splits."""
+    splits = values["tiles"].keys()
+    parts = [values["patients"], values["code_pixels"], *values["all_ignored"].values(), *values["absent"].values()]
+    if not splits or any(part.keys() != splits for part in parts):
+        raise ValueError("numbers of different splits")
+    return values
+
+
+CheckReportJson = Annotated[_ReportFields, AfterValidator(_check_splits)]  # `CheckReport` in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +92,7 @@ class CheckReport:
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, values: CheckReportJson) -> "CheckReport":
+    def from_json(cls, values: dict) -> "CheckReport":
         """Returns the report that `to_json` wrote."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 

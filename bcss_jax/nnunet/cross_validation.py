@@ -33,7 +33,7 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme, data: dict) -> tup
     files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
     if not all(file.exists() for file in files):
         return None
-    summaries = [read_fold_scores(file, scheme.num_classes) for file in files]
+    summaries = [read_fold_scores(file, scheme) for file in files]
     counts = [np.array(list(each["counts"].values())) for each in summaries]
     together = metrics.scores(np.concatenate(counts), 1, scheme.class_names, scheme.evaluated)
     by_fold = [{key: value for key, value in each.items() if key not in ("counts", "data")} for each in summaries]

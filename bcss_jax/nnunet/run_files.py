@@ -1,13 +1,18 @@
 """Reads the JSON files that a run of nnU-Net's method writes and reads again, and checks what they hold."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import Field
+import numpy as np
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
+from bcss_jax import metrics
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError, UserError
+from bcss_jax.labels import LabelScheme
+from bcss_jax.nnunet.fingerprint import SPACING
 
 _Count = Annotated[int, Field(ge=0)]
 _Side = Annotated[int, Field(ge=1)]
@@ -25,13 +30,21 @@ class _Intensities(TypedDict):
     std: float
 
 
-class Fingerprint(TypedDict):
-    """Content of dataset_fingerprint.json."""
-
+class _Fingerprint(TypedDict):
     foreground_intensity_properties_per_channel: dict[str, _Intensities]
     median_relative_size_after_cropping: _Share
     shapes_after_crop: Annotated[list[Annotated[list[_Side], Field(min_length=3, max_length=3)]], Field(min_length=1)]
     spacings: list[Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]]
+
+
+def _check_cases(values: dict) -> dict:
+    """Raises ValueError unless shapes and spacings are those of the same 2D images."""
+    shapes, spacings = values["shapes_after_crop"], values["spacings"]
+    if len(shapes) != len(spacings):
+        raise ValueError(f"{len(shapes)} shapes and {len(spacings)} spacings")
+    if any(shape[0] != 1 for shape in shapes) or any(tuple(spacing) != SPACING for spacing in spacings):
+        raise ValueError("shapes or spacings that are not those of 2D images without a spacing")
+    return values
 
 
 class _Fold(TypedDict):
@@ -51,9 +64,14 @@ class _FoldScores(TypedDict):
     dice_image: dict[str, _Share | None]
 
 
+def _same(a: float | None, b: float | None) -> bool:
+    return a is b is None or (a is not None and b is not None and math.isclose(a, b, abs_tol=1e-9))
+
+
 def read_fingerprint(path: Path, remedy: str, error_type: type[UserError] = DataError) -> Any:
     """Returns the content of a dataset_fingerprint.json; errors as of `read_json`."""
-    return read_json(path, "the fingerprint of a data set", remedy, kind=Fingerprint, error_type=error_type)
+    kind = Annotated[_Fingerprint, AfterValidator(_check_cases)]
+    return read_json(path, "the fingerprint of a data set", remedy, kind=kind, error_type=error_type)
 
 
 def read_splits(path: Path, remedy: str) -> Any:
@@ -66,14 +84,21 @@ def read_postprocessing(path: Path, remedy: str) -> Any:
     return read_json(path, "the postprocessing of a run", remedy, kind=_Postprocessing)
 
 
-def read_fold_scores(path: Path, num_classes: int) -> Any:
-    """Returns the content of a fold's summary.json, with confusion counts of that number of classes."""
+def read_fold_scores(path: Path, scheme: LabelScheme) -> Any:
+    """Returns the content of a fold's summary.json: scores, and confusion counts that they are the scores of."""
+
+    def check(values):
+        counts = list(values["counts"].values())
+        if any(len(rows) != scheme.num_classes or {len(row) for row in rows} != {len(rows)} for rows in counts):
+            raise ValueError("counts of another number of classes")
+        expected = metrics.scores(np.asarray(counts), 1, scheme.class_names, scheme.evaluated)
+        for name in ("dice_global", "dice_image"):
+            found = values[name]
+            if found.keys() != expected[name].keys() or not all(
+                _same(found[key], value) for key, value in expected[name].items()
+            ):
+                raise ValueError(f"{name} of other counts")
+        return values
+
     remedy = "validate the fold again: delete the file and run the same command"
-    found = read_json(path, "the scores of a fold", remedy, kind=_FoldScores)
-    for name, counts in found["counts"].items():
-        if len(counts) != num_classes or any(len(row) != num_classes for row in counts):
-            raise DataError(
-                f"{path}: expected the scores of a fold with {num_classes}x{num_classes} counts of each case, found "
-                f"others for {ascii(name)[:80]}; {remedy}"
-            )
-    return found
+    return read_json(path, "the scores of a fold", remedy, kind=Annotated[_FoldScores, AfterValidator(check)])
