@@ -74,9 +74,8 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
         does not belong to them.
       ConfigError: No label scheme of the project has the labels of the run, or the run postprocesses its labels.
     """
-    names = folds.trained_fold_names(run_folder)
     found = {name: checkpoint.load_trained(run_folder / f"fold_{name}" / "checkpoints", mesh, WHICH)
-             for name in [name for name in names if name != ALL] or names}  # fmt: skip
+             for name in folds.folds_of_ensemble(run_folder)}  # fmt: skip
     schemes, networks = [], []
     for trained in found.values():
         where = trained.folder / str(trained.step)

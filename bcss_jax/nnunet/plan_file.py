@@ -279,6 +279,7 @@ def _size(sizes):
 
 def _brief(values):
     """Returns values as text, such as `1, 2 (5 times)` for 1, 2, 2, 2, 2, 2."""
+    values = values if isinstance(values, list) else [values]  # one number stands for all stages
     runs = [(value, len(list(run))) for value, run in itertools.groupby(values)]
     return ", ".join(
         f"{value} ({count} times)" if count > 2 else ", ".join([str(value)] * count) for value, count in runs

@@ -7,6 +7,8 @@ from typing import cast
 import numpy as np
 import openslide
 
+from bcss_jax.data.resolution.check import StatedMpp, mpp_from_density, remark_on_power
+from bcss_jax.data.resolution.stated import TAGS, stated_in_tiff_file
 from bcss_jax.slides.reading.backend import (
     DEFAULT_TILE,
     Level,
@@ -14,15 +16,13 @@ from bcss_jax.slides.reading.backend import (
     TileError,
     levels_of,
     on_white,
-    unsupported_pixels,
 )
-from bcss_jax.slides.reading.resolution import mpp_from_density
 
 PIXELS_AT_ONCE = (
     4096 * 4096
 )  # larger regions are read in strips: OpenSlide returns 4 bytes a pixel, and PIL copies them
 TIFF_VENDORS = ("aperio", "generic-tiff")  # their files are TIFFs that list the tiles of each level
-MPP_FROM_TAGS = ("generic-tiff",)  # vendors for which OpenSlide takes mpp from the TIFF's resolution tags
+OTHER_POWERS = ("mirax",)  # vendors whose cameras magnify too, so that the objective does not tell the size of pixels
 
 
 class OpenSlideSlide(Slide):
@@ -34,7 +34,6 @@ class OpenSlideSlide(Slide):
         Raises:
           openslide.OpenSlideError: the file is damaged.
           ValueError: the file has another format, an impossible size or too few tiles.
-          DataError: the pixels are not 8-bit colors.
         """
         self.path = path
         try:
@@ -45,8 +44,8 @@ class OpenSlideSlide(Slide):
         self.format = properties.get("openslide.vendor", "openslide")
         self.levels = levels_of(list(self._slide.level_dimensions))
         if self.format in TIFF_VENDORS:
-            _check_tiles(path, self.levels[0])
-        self.mpp = _mpp(properties, self.format)
+            _check_tiles(path)
+        self.stated_mpp = _stated_mpp(path, properties, self.format, self.levels[0])
         self.bounds = _bounds(properties)
         # OpenSlide's own ratios of the sizes, which give the positions of pixels; `levels` may hold rounded ratios.
         self._downsamples = self._slide.level_downsamples
@@ -97,15 +96,11 @@ class OpenSlideSlide(Slide):
         self._slide.close()
 
 
-def _check_tiles(path: Path, level_0: Level) -> None:
-    """Refuses TIFFs that OpenSlide opens but misreads.
-
-    OpenSlide returns glass for tiles that a damaged header promises but the file does not list. It returns the upper 8
-    of 16 bits, which is black if only 12 bits are used. If the channels are not colors, it returns the first as gray.
+def _check_tiles(path: Path) -> None:
+    """Refuses TIFFs with fewer tiles than their size needs: OpenSlide returns glass in place of those.
 
     Raises:
       ValueError: the file lists too few tiles.
-      DataError: the pixels are not 8-bit colors.
     """
     import tifffile  # imported here: other formats do not need it
 
@@ -117,22 +112,12 @@ def _check_tiles(path: Path, level_0: Level) -> None:
                 for page in pages
                 if page.is_tiled
             ]
-            depths = [
-                (int(page.bitspersample), int(page.samplesperpixel))
-                for page in pages
-                if (page.imagewidth, page.imagelength) == level_0[:2]
-            ]
     except Exception:  # tifffile objects to something else, but OpenSlide has opened the file
         return
     for width, height, tile_width, tile_height, listed in tilings:
         expected = -(-width // tile_width) * -(-height // tile_height)
         if listed < expected:
             raise ValueError(f"{listed} tiles for {width}x{height} pixels, which need {expected}")
-    for bits, channels in depths:
-        if bits > 8:
-            raise unsupported_pixels(path, f"{bits} bits per channel")
-        if channels > 4:
-            raise unsupported_pixels(path, f"{channels} channels")
 
 
 def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, position: tuple[int, int]) -> None:
@@ -143,19 +128,22 @@ def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, positi
     pixels[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
 
 
-def _mpp(properties, vendor: str) -> tuple[float, float] | None:
-    """Returns the scanner's um per pixel, or else those of the TIFF's resolution tags."""
+def _stated_mpp(path: Path, properties, vendor: str, level_0: Level) -> tuple[StatedMpp, ...]:
+    """Returns what the slide says: everything in TIFFs of Aperio and of no vendor, else the scanner's value or tags."""
+    if vendor in TIFF_VENDORS:
+        stated = stated_in_tiff_file(path, level_0.width, level_0.height)
+        if stated is not None:
+            return stated
     mpp = _numbers(properties, "openslide.mpp-x", "openslide.mpp-y")
     if mpp is not None:
-        x, y = mpp
-        if vendor in MPP_FROM_TAGS:
-            return mpp_from_density(10_000 / x if x else 0.0, 10_000 / y if y else 0.0, "centimeter")
-        return x, y
+        power = None if vendor in OTHER_POWERS else _numbers(properties, "openslide.objective-power")
+        remark = "" if power is None else remark_on_power((mpp[0], mpp[1]), power[0])
+        return (StatedMpp((mpp[0], mpp[1]), f"{vendor}'s metadata", remark),)
     density = _numbers(properties, "tiff.XResolution", "tiff.YResolution")
     if density is None:
-        return None
+        return ()
     x, y = density
-    return mpp_from_density(x, y, properties.get("tiff.ResolutionUnit", ""))
+    return (StatedMpp(mpp_from_density(x, y, properties.get("tiff.ResolutionUnit", "")), TAGS),)
 
 
 def _bounds(properties) -> tuple[int, int, int, int] | None:
