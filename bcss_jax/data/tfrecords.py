@@ -31,6 +31,7 @@ from typing_extensions import TypedDict
 from bcss_jax import labels
 from bcss_jax.common import digests
 from bcss_jax.common.files import wait_for_lock
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
@@ -330,6 +331,7 @@ def _no_bars_of_tfds() -> Iterator[None]:
 
 def _counted(examples: Iterable[Example], taken: Callable[[], None]) -> Iterator[Example]:
     for example in examples:
+        safe_point()
         taken()
         yield example
 

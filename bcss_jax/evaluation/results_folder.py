@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 
 from bcss_jax.common.digests import sha256_of, sha256_of_file
 from bcss_jax.common.files import storage_errors, write_bytes, write_text
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, parse_json, read_json
 from bcss_jax.common.npz_files import read_npz
 from bcss_jax.errors import ConfigError, DataError, first_line
@@ -230,9 +231,12 @@ class ResultsFolder:
         write_text(self.folder / "evaluation.json", _json(content))
         if not evaluations:
             return
+        safe_point()
         tables.write(self.folder, evaluations)
         galleries = {each["folder"]: report.read_gallery(self.folder / each["folder"], each) for each in evaluations}
+        safe_point()
         figures.write(self.folder / "figures", evaluations, galleries)
+        safe_point()
         for each in evaluations:
             model_card.write(self.folder / each["folder"] / "MODEL_CARD.md", each)
         report.write(self.folder / "report.html", content, galleries)

@@ -25,6 +25,7 @@ from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.image_files import read_pair
 from bcss_jax.data.image_folder import LeftOut
+from bcss_jax.data.mask_codes import PaletteColors
 from bcss_jax.data.names import stated_patient
 from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
@@ -242,12 +243,13 @@ def _raw(root, prepared_dir, allow_missing):
         [path for case in raw.cases for path in (case.image, case.mask)],
         root,
     )
+    warn, colors = _warn_once(), PaletteColors()
     cases = [
         Case(
             name,
             stated_patient(name),
             split,
-            lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None),
+            lambda i=image, m=mask: read_pair(i, m, num_codes, warn, colors),
         )
         for name, image, mask, split in raw.cases
     ]
@@ -260,6 +262,18 @@ def _raw(root, prepared_dir, allow_missing):
     counts = {**raw.counts(), "patients": None if unstated else len(patients), "cases_without_patient": unstated}
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
     return Cases(train, test, dataset, scheme_of(dataset), None, folder, None, counts, line)
+
+
+def _warn_once() -> Callable[[str], None]:
+    """Returns a function that logs a warning unless it has logged it before: cases are read several times."""
+    said = set()
+
+    def warn(line):
+        if line not in said:
+            said.add(line)
+            log.warning("%s", line)
+
+    return warn
 
 
 def _shared_patients(train, test):

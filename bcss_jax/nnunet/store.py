@@ -16,6 +16,7 @@ import numpy as np
 
 from bcss_jax.common import digests
 from bcss_jax.common.files import storage_errors, wait_for_lock
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import DataError, StorageError, first_line
@@ -89,6 +90,7 @@ def fingerprint_of(cases: Cases) -> dict:
 
                 @functools.lru_cache(1)  # image and mask are read together, and used one after the other
                 def read(index):
+                    safe_point()
                     line.update(index)
                     return cases.train[index].read()
 
@@ -123,6 +125,7 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
         missing = [(case, to) for case, to, done in zip(cases, stored, sound, strict=True) if not done]
         with contextlib.closing(ProgressLine("preprocessing", len(missing))) as line:
             for done, (case, to) in enumerate(missing, 1):
+                safe_point("stopped between two cases; the same command goes on from there")
                 _write(case, to.path, dataset, plan)
                 line.update(done)
     return stored

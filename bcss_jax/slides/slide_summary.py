@@ -15,6 +15,7 @@ from bcss_jax.slides.grid import Grid
 FORMAT = 1  # raised when older code could not read what newer code writes
 FILE = "summary.json"  # in the folder of a slide's results
 MAX_SIDE = 1 << 24  # pixels; ten times the side of the largest scans
+MAX_NUMBER = 1e18  # of an area, a time or a resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +258,10 @@ def _notes(values) -> tuple[str, ...] | None:
 
 def _check(summary: SlideSummary) -> None:
     """Raises ValueError, KeyError, TypeError or AttributeError unless the parts that stay JSON are valid."""
+    sides = ((summary.grid.width, summary.slide.width), (summary.grid.height, summary.slide.height))
+    for scale, (pixels, slide_pixels) in zip(summary.grid.scale, sides, strict=True):
+        if not math.isclose(scale * pixels, slide_pixels, rel_tol=1e-6):
+            raise ValueError(f"scale {_short(scale)}, which does not fit {slide_pixels} pixels of the slide")
     _text(summary.model["name"], "name of the model")
     _number(summary.model["mpp"], "mpp of the model", positive=True)
     for name in ("tissue_area_mm2", "unreadable_area_mm2"):
@@ -293,7 +298,7 @@ def _integer(value, name, low, high) -> int:
 
 
 def _number(value, name, positive=False) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf or (positive and value == 0):
+    if type(value) not in (int, float) or not 0 <= value <= MAX_NUMBER or (positive and value == 0):
         raise ValueError(f"{name} {_short(value)}")
     return value
 

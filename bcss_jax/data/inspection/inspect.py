@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from bcss_jax import labels
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import DataSettings
@@ -70,6 +71,7 @@ def inspect(
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
         survey = take_survey(source, line.update)
     found = report(survey, scheme)
+    safe_point()
     why = "chosen patches" if patches else "two very different patches"
     if chosen is None:
         chosen = list(dict.fromkeys(most_different(survey.histograms)))
@@ -85,6 +87,7 @@ def inspect(
     written = []
     for name, figure in figures_by_name.items():
         for suffix in FORMATS if figure else ():
+            safe_point()
             figures.write(figure, output / f"{name}.{suffix}")
             written.append(f"{name}.{suffix}")
     found |= {
