@@ -23,6 +23,7 @@ from bcss_jax.errors import DataError, StorageError, first_line
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import extract_fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.nnunet.run_files import read_fingerprint
 
 _ARRAYS = ("data.npy", "labels.npy", "locations.npz")
 _NO_DIGESTS = "no digests"
@@ -96,9 +97,7 @@ def fingerprint_of(cases: Cases) -> dict:
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
                 found = extract_fingerprint(images, masks, names=[case.name for case in cases.train])
             digests.write_text_with_digest(file, json.dumps(found, indent=1))
-        return read_json(
-            file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError
-        )
+        return read_fingerprint(file, "delete it to take it again", StorageError)
 
 
 def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[StoredCase]:
