@@ -7,6 +7,7 @@ first import on: start, preparation of data, fingerprint, compilation, loop, eva
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,10 +56,12 @@ class Command(NamedTuple):
 
     Attributes:
       arguments: of Python.
+      output: file or folder of its results.
       result: returns what two finished commands must agree on.
     """
 
     arguments: list[str]
+    output: Path
     result: Callable[[], object]
 
 
@@ -84,13 +87,20 @@ def run(rounds: int, seed: int) -> list[Row]:
         for number in range(rounds):
             what = list(stopped)[number % len(stopped)]
             moment = moments.uniform(FIRST_MOMENT_S, seconds[what])
-            rows.append(ask(what, stopped[what], moment, moments.choice(SIGNALS)))
-        for what in dict.fromkeys(row.what for row in rows):
-            code = start(stopped[what]).wait()
-            if code or stopped[what].result() != expected[what]:
-                found = f"exit code {code}" if code else "another result than without a stop"
-                rows = [row._replace(survived=False, note=found) if row.what == what else row for row in rows]
+            row = ask(what, stopped[what], moment, moments.choice(SIGNALS))
+            last = number + len(stopped) >= rounds
+            rows.append(finished(row, stopped[what], expected[what]) if last or row.code == 0 else row)
     return rows
+
+
+def finished(row: Row, command: Command, expected: object) -> Row:
+    """Finishes a command, checks and deletes its result, and returns the row with what was found."""
+    code = start(command).wait() if row.code else 0
+    if code or command.result() != expected:
+        found = f"exit code {code}" if code else "another result than without a stop"
+        row = row._replace(survived=False, note=f"afterward: {found}")
+    shutil.rmtree(command.output) if command.output.is_dir() else command.output.unlink(missing_ok=True)
+    return row
 
 
 def ask(what: str, command: Command, moment: float, name: str) -> Row:
@@ -137,10 +147,12 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
     return {
         "train": Command(
             [*module, "bcss_jax.main", "--config=configs/unet.py", f"--workdir={folder / 'run'}", *options],
+            folder / "run",
             lambda: json.loads((folder / "run" / "summary.json").read_text())["params_sha256"],
         ),
         "segment": Command(
             [*module, "bcss_jax.segment", f"--checkpoint={trained}", *segment],
+            folder / "slides",
             lambda: (folder / "slides" / "slide" / "regions.geojson").read_bytes(),
         ),
         "evaluate": Command(
@@ -148,18 +160,22 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
                 *[*module, "bcss_jax.evaluate", f"--checkpoints={trained}", f"--output={folder / 'scores'}"],
                 f"--prepared_dir={folder / 'prepared'}",
             ],
+            folder / "scores",
             lambda: json.loads((folder / "scores" / "evaluation.json").read_text())["evaluations"][0]["scores"],
         ),
         "export": Command(
             [*module, "bcss_jax.export", f"--checkpoint={trained}", f"--output={folder / 'unet.jaxexport'}"],
-            lambda: (folder / "unet.jaxexport").exists(),
+            folder / "unet.jaxexport",
+            lambda: (folder / "unet.jaxexport").stat().st_size,
         ),
         "plan": Command(
             [*module, "bcss_jax.nnunet", "plan", *plan],
+            folder / "plans.json",
             lambda: json.loads((folder / "plans.json").read_text())["configurations"],
         ),
         "inspect": Command(
             [*module, "bcss_jax.data", "inspect", "--data.layout=sample", f"--output={folder / 'inspect'}"],
+            folder / "inspect",
             lambda: json.loads((folder / "inspect" / "inspect.json").read_text())["examples"],
         ),
     }
