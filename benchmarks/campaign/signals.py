@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,25 +72,27 @@ def run(rounds: int, seed: int) -> list[Row]:
       rounds: number of requests; the commands take turns.
       seed: of the moments and signals.
     """
+    return list(requests(rounds, seed))
+
+
+def requests(rounds: int, seed: int) -> Iterator[Row]:
+    """Does the same as `run`, and yields each row as soon as it is known."""
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         whole, stopped = commands(Path(name) / "whole", Path(name)), commands(Path(name) / "stopped", Path(name))
         seconds, expected = {}, {}
-        for what, command in whole.items():
-            begin = time.monotonic()
-            ended = start(command).wait()
-            seconds[what] = time.monotonic() - begin
-            if ended:
-                raise RuntimeError(f"{what}: exit code {ended} without any request to stop")
-            expected[what] = command.result()
-        rows: list[Row] = []
         for number in range(rounds):
             what = list(stopped)[number % len(stopped)]
-            moment = moments.uniform(FIRST_MOMENT_S, seconds[what])
-            row = ask(what, stopped[what], moment, moments.choice(SIGNALS))
-            last = number + len(stopped) >= rounds
-            rows.append(finished(row, stopped[what], expected[what]) if last or row.code == 0 else row)
-    return rows
+            if what not in expected:
+                begin = time.monotonic()
+                code = start(whole[what]).wait()
+                seconds[what] = time.monotonic() - begin
+                if code:
+                    raise RuntimeError(f"{what}: exit code {code} without any request to stop")
+                expected[what] = whole[what].result()
+            row = ask(what, stopped[what], moments.uniform(FIRST_MOMENT_S, seconds[what]), moments.choice(SIGNALS))
+            is_last = number + len(stopped) >= rounds
+            yield finished(row, stopped[what], expected[what]) if is_last or row.code == 0 else row
 
 
 def finished(row: Row, command: Command, expected: object) -> Row:
@@ -197,13 +199,15 @@ def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
 def main() -> int:
     """Prints a line for each request. Returns 1 if a command did not survive one."""
     rounds, seed = (int(text) for text in (*sys.argv[1:3], *("20", "0")[len(sys.argv) - 1 :]))
-    rows = run(rounds, seed)
-    for row in rows:
+    survived = True
+    for row in requests(rounds, seed):
         print(
             f"{'ok' if row.survived else 'FAILED':6} {row.what:10} {row.moment:6.1f} s {row.signal:8} exit {row.code} "
-            f"after {row.seconds:.1f} s  {row.note}"
+            f"after {row.seconds:.1f} s  {row.note}",
+            flush=True,
         )
-    return 0 if all(row.survived for row in rows) else 1
+        survived &= row.survived
+    return 0 if survived else 1
 
 
 if __name__ == "__main__":

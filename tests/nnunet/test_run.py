@@ -152,7 +152,8 @@ def test_a_stopped_prediction_goes_on_with_the_same_command_alone(raw, trained, 
     assert command.main(arguments) == 75 and len(predicted) == 2
     assert command.main([*arguments, "--no-mirror"]) == 2  # other predictions
     assert command.main(arguments) == 0
-    assert len(predicted) == len(set(predicted)) == len(list((tmp_path / "out").glob("*.png")))
+    again = len(predicted) - len(set(predicted))
+    assert again == 1 and len(set(predicted)) == len(list((tmp_path / "out").glob("*.png")))
     assert not (tmp_path / "out" / ".unfinished_predictions.json").exists()
 
 
