@@ -14,12 +14,12 @@ from bcss_jax.config import check_data_folder, check_masks, check_one_of, check_
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
-from bcss_jax.nnunet.folds import NUM_FOLDS, read_splits
+from bcss_jax.nnunet.folds import ALL, NUM_FOLDS, read_splits
 from bcss_jax.nnunet.plan import PRESETS
 
 RANGES = TRAINING_RANGES | {name: Range(1, 10**6, whole=True) for name in ("iterations", "val_iterations")}
 FOLDS = ("patient", "case", "published")
-EACH, ALL = "each", "all"
+EACH = "each"
 
 
 def default() -> ConfigDict:
@@ -86,6 +86,11 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
         raise ConfigError(
             "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient, case, or a "
             "file of folds"
+        )
+    if data.layout == RAW and (data.split != "published" or data.max_bad):
+        unused = "split" if data.split != "published" else "max_bad"
+        raise ConfigError(
+            f"config.data.{unused}={data[unused]}: has no effect on a raw data folder of nnU-Net; leave it out"
         )
     if config.plan and config.rule_before_2_3_1:
         raise ConfigError(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bcss_jax.common.json_files import read_json
+from bcss_jax.common.ranges import Range
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data.image_files import FORMATS, SUFFIXES
 from bcss_jax.data.image_folder import LeftOut, comparable, composed, list_images, misspelled
 from bcss_jax.errors import DataError, printable
-from bcss_jax.models.arguments import is_count
 from bcss_jax.nnunet import labels
 
 SPLITS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))  # images, labels, split
@@ -88,6 +88,8 @@ def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
       DataError: dataset.json is missing or cannot be used, or the folders do not hold what it promises.
     """
     file = root / "dataset.json"
+    for wanted, found in misspelled(root, ["dataset.json", *(name for names in SPLITS for name in names[:2])]).items():
+        raise DataError(f"{printable(root / found)}: expected the name {wanted}; rename it")
     dataset = read_json(
         file,
         "a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr",
@@ -99,8 +101,6 @@ def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
     except DataError as error:
         raise DataError(f"{printable(file)}: {str(error).removeprefix('nnU-Net dataset.json: ')}") from error
     endings = _check_fields(file, dataset)
-    for folder, found in misspelled(root, [name for names in SPLITS for name in names[:2]]).items():
-        raise DataError(f"{printable(root / found)}: expected the name {folder}; rename the folder")
     left_out, remarks, cases = LeftOut(), [], []
     for images, masks, split in SPLITS:
         cases += _cases_of_split(root / images, root / masks, split, endings, left_out, allow_missing)
@@ -131,8 +131,9 @@ def _check_fields(file: Path, dataset: dict) -> tuple[str, ...]:
             "correct it"
         )
     for key in ("numTraining", "numTest"):
-        if key in dataset and not (is_count(dataset[key]) or dataset[key] == 0):
-            raise DataError(f"{printable(file)}: expected {key} as a number of cases, found {dataset[key]!r}")
+        if key in dataset and dataset[key] not in Range(0, 10**9, whole=True):
+            found = ascii(dataset[key])[:80]
+            raise DataError(f"{printable(file)}: expected {key} as a number of cases, found {found}; correct it")
     reader = dataset.get("overwrite_image_reader_writer")
     if reader not in READERS:
         raise DataError(

@@ -215,6 +215,28 @@ def test_real_tiles_of_one_institute_cannot_be_split_by_institute():
             find_tiles(DataSettings(layout, DATA / folder, split_by="institute"))
 
 
+def save_region(root, mpp):
+    for folder, pixels in (("images", image()), ("masks", mask())):
+        save(root / folder / f"TCGA-A2-A0D2-DX1_xmin1_ymin2_MPP-{mpp}.png", pixels)
+
+
+@pytest.mark.parametrize("written, said", [("0.2500", False), ("0.2540", False), ("0.5000", True), ("0", False)])
+def test_names_with_another_um_per_pixel_than_the_setting_are_said(tmp_path, caplog, written, said):
+    save_region(tmp_path, written)
+    find_tiles(DataSettings("roi", tmp_path, patch_size=16, stride=16), required=())
+    lines = [line for line in caplog.messages if "um per pixel" in line]
+    assert len(lines) == said
+    if said:
+        assert f"say {written} um per pixel" in lines[0] and "data.mpp says 0.25" in lines[0]
+
+
+@pytest.mark.parametrize("written", ["40", "250.0", "0.0000"])
+def test_names_with_an_impossible_um_per_pixel_are_refused(tmp_path, written):
+    save_region(tmp_path, written)
+    with pytest.raises(DataError, match="its name: expected um per pixel such as 0.25, found"):
+        find_tiles(DataSettings("roi", tmp_path), required=())
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     kaggle512(tmp_path)
     train = tmp_path / "train_512"

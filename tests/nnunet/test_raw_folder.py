@@ -103,6 +103,11 @@ def test_files_that_would_be_ignored_or_mistaken_are_refused(raw, files, said):
     assert re.search(said, line), line
 
 
+def test_a_dataset_json_in_another_case_is_named(raw):
+    move(raw, "dataset.json", "Dataset.json")
+    assert "Dataset.json: expected the name dataset.json" in refused(raw)
+
+
 def test_too_few_cases_name_what_was_left_out(raw):
     move(raw, "imagesTr/case_2_0000.png", "imagesTr/.case_2_0000.png")
     (raw / "labelsTr/case_2.png").unlink()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bcss_jax.common.files import portable_name, portable_stem
 from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.data.image_folder import comparable
+from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ def read_list(path: Path) -> list[Entry]:
         raise DataError(
             f"{where}: expected UTF-8 text, found another encoding at byte {error.start}; save it as CSV UTF-8"
         ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{where}, line {line}: expected text, found a NUL character; save it as CSV UTF-8")
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         header, entries, blank, next_line = None, [], 0, 1
@@ -151,6 +155,7 @@ def _entry(row, header, where, folder):
             mpp = float(cells["mpp"].replace(",", "."))
         except ValueError as error:
             raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
+        check_mpp(mpp, f"{where}, mpp", error_type=DataError)
     tissue, truth = (str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth"))
     name = cells.get("name") or None
     try:
