@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from bcss_jax.common import digests
 from bcss_jax.common.figures import CLASS_COLORS
@@ -34,6 +35,13 @@ RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)
 log = logging.getLogger(__name__)
 VERSION = 1  # version of the prepared data; increase it when they change
+
+
+class _Checked(TypedDict):
+    """Content of cases.json."""
+
+    usable: list[str]
+    report: checks.CheckReportJson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +172,12 @@ def _checked(tiles, folder, allow_missing, max_bad):
         digests.write_text_with_digest(
             file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
         )
-    found = read_json(
-        file, "the checked cases of a data set", "delete it to check them again", kind=dict, error_type=StorageError
-    )
-    return set(found["usable"]), checks.CheckReport(**found["report"])
+    expected, remedy = "the checked cases of a data set", "delete it to check them again"
+    found = read_json(file, expected, remedy, kind=_Checked, error_type=StorageError)
+    usable, report = set(found["usable"]), checks.CheckReport.from_json(found["report"])
+    if not len(found["usable"]) == len(usable) == sum(report.tiles.values()) or not usable <= {t.key for t in tiles}:
+        raise StorageError(f"{printable(file)}: expected {expected}, found another number of them; {remedy}")
+    return usable, report
 
 
 def _description(settings, mpp, digest, report):

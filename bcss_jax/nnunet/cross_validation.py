@@ -11,10 +11,10 @@ from PIL import Image
 from bcss_jax import metrics
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
-from bcss_jax.common.json_files import read_json
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
+from bcss_jax.nnunet.run_files import read_fold_scores
 
 
 def summarize(workdir: Path, folds: int, scheme: LabelScheme, data: dict) -> tuple[dict, str] | None:
@@ -33,7 +33,7 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme, data: dict) -> tup
     files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
     if not all(file.exists() for file in files):
         return None
-    summaries = [read_json(file, "the scores of a fold", "validate the fold again", kind=dict) for file in files]
+    summaries = [read_fold_scores(file, scheme) for file in files]
     counts = [np.array(list(each["counts"].values())) for each in summaries]
     together = metrics.scores(np.concatenate(counts), 1, scheme.class_names, scheme.evaluated)
     by_fold = [{key: value for key, value in each.items() if key not in ("counts", "data")} for each in summaries]

@@ -50,8 +50,8 @@ def by_patient(names: Sequence[str], patients: Sequence[str], count: int = NUM_F
         found = ", ".join(map(printable, sorted(cases)[:5])) or "none"
         raise DataError(
             f"{count} folds by patient need at least {count} patients, found {len(cases)} ({found}; a case whose name "
-            "does not say its patient counts as one); add data, use the split of the data set with "
-            "--config.folds=published or folds of your own with --config.folds=FILE, or train on everything with "
+            "does not say its patient counts as one); add data, give folds of your own with "
+            "--config.folds=FILE (or published, the split of a data set that has one), or train on everything with "
             "--config.fold=all"
         )
     order = np.random.RandomState(seed).permutation(sorted(cases)).tolist()

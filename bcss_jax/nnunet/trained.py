@@ -6,11 +6,11 @@ from pathlib import Path
 
 from flax import nnx
 
-from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.nnunet import plan_file, result_folder
 from bcss_jax.nnunet.folds import folds_of_ensemble, trained_fold_names
+from bcss_jax.nnunet.run_files import read_postprocessing
 from bcss_jax.training.checkpoint import load_model
 
 
@@ -88,7 +88,7 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
     decision = folder / "postprocessing.json"
     postprocessing = None
     if decision.exists():
-        postprocessing = read_json(decision, "the postprocessing of a run", "delete it or determine it again")
+        postprocessing = read_postprocessing(decision, "delete it or determine it again")
     plan, dataset = plans[0]
     plan_file.check_plan(plan, dataset)
     return TrainedFolds(plan, dataset, models, (0, 1), postprocessing, project_scheme)

@@ -281,6 +281,9 @@ def _check(summary: SlideSummary) -> None:
     _number(summary.seconds["total"], "total seconds")
     for scores in (summary.scores, summary.scores_of_region):
         if scores is not None:
+            names = {each.name for each in summary.classes} | {"macro"}
+            if scores["dice"].keys() != names:
+                raise ValueError("dice of other classes")
             for name, dice in scores["dice"].items():
                 _optional_number(dice, f"dice of {name}")
     fingerprint = summary.fingerprint

@@ -120,7 +120,9 @@ def test_inverted_gray_is_read_as_it_is_shown(tmp_path):
 
 
 def test_samples_of_few_bits_are_codes_unless_their_levels_are_codes_too(tmp_path):
-    np.testing.assert_array_equal(read(tmp_path / "a.png", Image.fromarray(CODES > 0))[0], CODES > 0)
+    found, lines = read(tmp_path / "a.png", Image.fromarray(CODES > 0))
+    np.testing.assert_array_equal(found, CODES > 0)
+    assert len(lines) == 1 and "what is shown white is code 1" in lines[0]
     (tmp_path / "a.png").write_bytes(png(4, 1, 4, 0, b"\0\x01\x23"))
     assert image_files.read_mask(tmp_path / "a.png", "bcss22").tolist() == [[0, 1, 2, 3]]
     (tmp_path / "a.png").write_bytes(png(4, 1, 4, 0, b"\0\x01\x10"))

@@ -5,6 +5,9 @@ import difflib
 import json
 import time
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common import figures
@@ -23,6 +26,12 @@ RESULT = "inspect.json"
 PICTURES = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")
 FORMATS = ("png", "pdf")
 MOST_PATCHES = 6  # next to each other in a figure
+
+
+class _Results(TypedDict):
+    """What is read of inspect.json."""
+
+    settings: dict[str, Any]
 
 
 def inspect(
@@ -128,9 +137,7 @@ def _check_output(output: Path, recorded: dict, overwrite: bool) -> None:
     path = output / RESULT
     if overwrite or not path.exists():
         return
-    found = read_json(path, "results of an inspection", "add --overwrite", kind=dict, error_type=ConfigError)
-    if not isinstance(found.get("settings"), dict):
-        raise ConfigError(f"{path}: expected results of an inspection, found JSON without settings; add --overwrite")
+    found = read_json(path, "results of an inspection", "add --overwrite", kind=_Results, error_type=ConfigError)
     changed = differences(found["settings"], recorded)
     if changed:
         raise ConfigError(
