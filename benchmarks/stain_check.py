@@ -60,9 +60,7 @@ def _line(name, images):
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder of edge_tiles, slides and others"
-    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of edge_tiles, slides and others")
     data = parser.parse_args().data
     for pattern in FOLDERS:
         images = [_on_white(path) for path in sorted(data.glob(pattern)) if path.suffix in (".png", ".jpg")]
