@@ -153,8 +153,8 @@ def resolved_mpp(
         for each in found:
             if each.mpp is not None and _contradict(each.mpp, mpp):
                 warn(
-                    f"{path}: expected {_text(each.mpp)} um per pixel by {each.source}, found {given:g} given (--mpp or "
-                    "the list); using what is given"
+                    f"{path}: expected {_text(each.mpp)} um per pixel by {each.source}, found {given:g} given (--mpp, "
+                    "or the list); using what is given"
                 )
     else:
         mpp = _first_possible(path, stated, found, warn)
