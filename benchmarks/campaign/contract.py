@@ -159,10 +159,20 @@ def setting_rows(source: Inputs) -> Iterator[Trial]:
     """Yields the rows about settings, which are refused before anything is read."""
 
     def row(name: str, says: str, *settings: str) -> Trial:
-        given = {setting.split("=")[0] for setting in settings}  # absl takes each setting once
-        arguments = (*settings, *(a for a in inputs.TRAIN if a.split("=")[0] not in given))
-        return Trial("contract", name, "train", arguments, (2,), says, source.copier("tiles"))
+        given = {setting.split("=")[0] for setting in settings}  # absl takes each setting once, the config first
+        arguments = [*(a for a in inputs.TRAIN if a.split("=")[0] not in given), *settings]
+        arguments.sort(key=lambda argument: not argument.startswith("--config="))
+        return Trial("contract", name, "train", tuple(arguments), (2,), says, prepare)
 
+    def prepare(work: Path) -> None:
+        source.copier("tiles")(work)
+        for patient in ("TCGA-A2-A0D2", "TCGA-OL-A5D6"):
+            for folder, pixels in zip(("images", "masks"), inputs.tissue(300, 300, seed=len(patient)), strict=True):
+                (work / "regions" / folder).mkdir(parents=True, exist_ok=True)
+                name = f"{patient}-DX1_xmin100_ymin200_MPP-0.2500.png"
+                Image.fromarray(pixels).save(work / "regions" / folder / name)
+
+    regions = ("--config=configs/unet.py:roi", "--config.data.dir={work}/regions")
     yield row("B24 unknown setting", "learning_rate", "--config.optimizer.learning_rat=1")
     yield row("B24 setting of another type", "epochs", "--config.epochs=many")
     yield row("B24 negative learning rate", "learning_rate", "--config.optimizer.learning_rate=-1")
@@ -172,7 +182,7 @@ def setting_rows(source: Inputs) -> Iterator[Trial]:
     yield row("blur beyond reason", "blur_sigma", "--config.augment.blur_sigma=1e9")
     yield row("seed beyond 32 bits", "seed", "--config.seed=99999999999999999999")
     yield row("batch beyond memory", "batch_size", "--config.batch_size=1000000000000")
-    yield row("B25 patch that does not halve", "patch", "--config=configs/unet.py:roi", "--config.data.patch_size=223")
+    yield row("B25 patch that does not halve", "patch", *regions, "--config.data.patch_size=223")
 
 
 def checkpoint_rows(source: Inputs) -> Iterator[Trial]:
