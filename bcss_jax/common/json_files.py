@@ -81,3 +81,11 @@ def describe_differences(found: dict[str, tuple[Any, Any]]) -> str:
         short = max(len(str(before)), len(str(after))) < SHOWN_CHARACTERS
         parts.append(f"{field}: {before} -> {after}" if short else field)
     return "; ".join(parts)
+
+
+def file_holds(path: Path, content: Any) -> bool:
+    """Returns whether a JSON file, which is no link, has this content, however it is formatted."""
+    try:
+        return not path.is_symlink() and path.is_file() and json.loads(path.read_bytes()) == as_json(content)
+    except (OSError, ValueError, RecursionError):
+        return False

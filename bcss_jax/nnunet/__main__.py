@@ -19,11 +19,13 @@ from pathlib import Path
 from PIL import Image
 
 from bcss_jax import errors
-from bcss_jax.common import command, figures
-from bcss_jax.common.files import whole_file, write_png
+from bcss_jax.common import command, figures, written_files
+from bcss_jax.common.distinct_paths import refuse_inputs
+from bcss_jax.common.files import storage_errors, whole_file, write_png
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.image_folders import image_folders
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
@@ -91,9 +93,7 @@ def predict(args: argparse.Namespace) -> None:
         raise ConfigError(f"--batch={args.batch}: must be 1 or more")
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
-    existing = [path for path in targets if path.exists()]
-    if existing and not args.overwrite:
-        raise ConfigError(f"{existing[0]}: this prediction already exists; use another --out, or --overwrite")
+    _check_output(args, targets)
     models = [load_trained_folds(folder, args.folds) for folder in args.model]
     if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
         raise DataError("the models have different labels; only models with the same labels can be averaged")
@@ -111,7 +111,8 @@ def predict(args: argparse.Namespace) -> None:
         print(f"{folder}: fold(s) {', '.join(model.models)}, windows of {model.patch_size[0]}x{model.patch_size[1]}")
     scheme = cases.scheme_of(models[0].dataset, models[0].project_scheme)
     decisions = [model.postprocessing for model in models if model.postprocessing and len(models) == 1]
-    (args.out / "overlays").mkdir(parents=True, exist_ok=True)
+    with storage_errors(args.out):
+        (args.out / "overlays").mkdir(parents=True, exist_ok=True)
     with contextlib.closing(ProgressLine("predicting", len(images))) as line:
         for done, (path, target) in enumerate(zip(images, targets, strict=True), 1):
             image = image_files.read_image(path)
@@ -125,6 +126,20 @@ def predict(args: argparse.Namespace) -> None:
         print(f"postprocessing of the run: kept the largest component of {decisions[0]['keep_largest'] or 'nothing'}")
     meaning = ", ".join(f"{label} {name}" for label, name in enumerate(scheme.class_names))
     print(f"{len(images)} image(s) segmented into {args.out}: {meaning}; overlays: {args.out / 'overlays'}")
+
+
+def _check_output(args: argparse.Namespace, targets: list[Path]) -> None:
+    """Raises ConfigError if a prediction would replace an input, the file of something else, or another prediction."""
+    inputs = [("--images", args.images), *(("--model", folder) for folder in args.model)]
+    overlays = args.out / "overlays"
+    pictures = [overlays / f"{path.stem}.jpg" for path in targets]
+    images_folder = [("--images", args.images)] if args.images.is_dir() else []
+    refuse_inputs("--out", args.out, inputs, parts=[overlays, *targets, *pictures], data_folders=images_folder)
+    written_files.check_folders(overlays)
+    written_files.check((*targets, *pictures))
+    existing = [path for path in targets if path.exists()]
+    if existing and not args.overwrite:
+        raise ConfigError(f"{existing[0]}: this prediction already exists; use another --out, or --overwrite")
 
 
 def _labels(image, path, models, predictors):
@@ -165,6 +180,7 @@ def _write_overlay(path, picture):
 
 def export(args: argparse.Namespace) -> None:
     """Writes the folds of a model to a result folder of nnU-Net."""
+    refuse_inputs("--out", args.out, [("--model", args.model)])
     model = load_trained_folds(args.model, args.folds)
     folds = {int(name) if name.isdecimal() else name: to_torch_state(each) for name, each in model.models.items()}
     result_folder.write_result_folder(args.out, model.plan, model.dataset, folds, mirror_axes=model.mirror_axes)
@@ -175,6 +191,11 @@ def export(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Extracts the fingerprint of a raw data folder and makes a plan for it."""
+    raw = image_folders("--raw", args.raw)
+    refuse_inputs("--out", args.out, [raw[0], ("--raw/dataset.json", args.raw / "dataset.json")], data_folders=raw[1:])
+    refuse_inputs("--prepared_dir", args.prepared_dir.expanduser(), raw[:1], data_folders=raw[1:])
+    if not plan_file.is_plan(args.out):
+        plan_file.check_new_plan(args.out)
     found = cases.find(
         DataSettings(cases.RAW, args.raw), prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"]
     )

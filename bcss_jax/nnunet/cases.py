@@ -141,7 +141,8 @@ def _checked(tiles, folder, allow_missing, max_bad):
                 progress=line.update,
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()}))
+        content = json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
+        write_text(file, content, private=True)
     found = read_json(
         file, "the checked cases of a data set", "delete it to check them again", kind=dict, error_type=StorageError
     )

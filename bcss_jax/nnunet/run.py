@@ -10,6 +10,7 @@ from bcss_jax import models
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.json_files import file_holds
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
@@ -90,10 +91,16 @@ def _plan_run(config: Any, workdir: Path) -> _Planned:
     print_main(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
     splits = _splits(config, cases)
     if is_main_process():
-        documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "splits_final": splits}
+        documents = {
+            "dataset": cases.dataset,
+            "dataset_fingerprint": fingerprint,
+            "splits_final": splits,
+            "plans": plan,
+        }
         for name, content in documents.items():
-            write_text(workdir / f"{name}.json", json.dumps(content, indent=1) + "\n")
-        plan_file.write_plan(workdir / "plans.json", plan)
+            if not file_holds(workdir / f"{name}.json", content):
+                indent = 4 if name == "plans" else 1  # as nnU-Net writes plans
+                write_text(workdir / f"{name}.json", json.dumps(content, indent=indent) + "\n")
     stored = store.preprocessed(cases.train, cases.dataset, plan, cases.folder)
     by_name = {case.name: (case, files) for case, files in zip(cases.train, stored, strict=True)}
     return _Planned(cases, fingerprint, plan, splits, by_name)

@@ -82,7 +82,7 @@ def fingerprint_of(cases: Cases) -> dict:
 
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
                 found = extract_fingerprint(images, masks, names=[case.name for case in cases.train])
-            write_text(file, json.dumps(found, indent=1))
+            write_text(file, json.dumps(found, indent=1), private=True)
         return read_json(
             file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from bcss_jax import metrics
 from bcss_jax.common import figures
-from bcss_jax.common.files import write_png, write_text
+from bcss_jax.common.files import storage_errors, write_png, write_text
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
@@ -48,7 +48,8 @@ def validate(
     Raises:
       StorageError: the files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
     with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
         for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):
