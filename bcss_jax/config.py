@@ -6,7 +6,6 @@ comments here.
 """
 
 import difflib
-import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +13,8 @@ from ml_collections import ConfigDict
 from bcss_jax import models
 from bcss_jax.common.json_files import as_json
 from bcss_jax.common.json_files import differences as json_differences
+from bcss_jax.common.ranges import COUNT, MPP, WINDOW, Range
+from bcss_jax.data import augmentation
 from bcss_jax.data.discovery import CODES, LAYOUTS
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
@@ -23,6 +24,36 @@ from bcss_jax.models.apply import IMAGENET
 RUNTIME_FIELDS = (
     "data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
 )  # fmt: skip
+
+# What the numbers of a config may be. Above these limits memory or time would not suffice, or nothing would be learned.
+_COUNTER = Range(0, 10**9, whole=True)
+RANGES = {
+    "seed": Range(0, 2**32 - 1, whole=True),
+    "data.mpp": MPP,
+    "data.patch_size": WINDOW,
+    "data.stride": Range(1, 10**6, whole=True),
+    "data.max_bad": Range(0, 1),
+    "data.threads": Range(0, 1024, whole=True),
+    **{f"augment.{name}": allowed for name, allowed in augmentation.RANGES.items()},
+    "loss.smooth": Range(0, 10**6),
+    "optimizer.learning_rate": Range(0, 1000, above=True),
+    "optimizer.encoder_scale": Range(0, 1000),
+    "optimizer.weight_decay": Range(0, 1000),
+    "optimizer.momentum": Range(0, 1, below=True),
+    "optimizer.clip_norm": Range(0, 10**9),
+    "plateau.factor": Range(0, 1, above=True, below=True),
+    "plateau.patience": _COUNTER,
+    "plateau.min_scale": Range(0, 1),
+    "freeze_encoder_epochs": _COUNTER,
+    "batch_size": COUNT,
+    "micro_batches": COUNT,
+    "eval_batch_size": COUNT,
+    "epochs": Range(1, 10**6, whole=True),
+    "early_stopping": _COUNTER,
+    "max_bad_steps": Range(1, 10**9, whole=True),
+    "checkpoint_steps": Range(1, 10**9, whole=True),
+    "log_seconds": Range(0, 10**6),
+}
 
 
 def default(model: str = "unet", **arguments) -> ConfigDict:
@@ -73,7 +104,7 @@ def _set_data(config: Any) -> None:
 
 
 def _set_augmentation(config: Any) -> None:
-    """Sets the fields of `data.augment.Augmentation`."""
+    """Sets the fields of `data.augmentation.Augmentation`."""
     config.augment = ConfigDict()  # probability and strength of each change of the training images
     config.augment.rotate90 = 1.0  # probability of a rotation by 0, 90, 180 or 270 degrees
     config.augment.horizontal_flip = 0.5  # probability of exchanging left and right
@@ -175,38 +206,18 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
       ConfigError: one line with the field, what it is and what it may be.
     """
     check_one_of(config, "data.layout", LAYOUTS)
-    if config.data.max_bad > 1:
-        raise ConfigError(f"config.data.max_bad={config.data.max_bad}: must be a share of the files, at most 1")
     check_one_of(config, "data.split", ("published", "institute"))
     check_masks(config, scheme or find_scheme(config.labels))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))
-    for field in ("batch_size", "eval_batch_size", "epochs", "micro_batches", "max_bad_steps", "checkpoint_steps"):
-        check_at_least(config, field, 1)
-    for field in ("data.patch_size", "data.stride"):
-        check_at_least(config, field, 1)
-    for field in ("seed", "data.threads", "early_stopping", "plateau.patience", "plateau.min_scale"):
-        check_at_least(config, field, 0)
-    for field in ("freeze_encoder_epochs", "optimizer.encoder_scale"):
-        check_at_least(config, field, 0)
-    if not 0 <= config.optimizer.momentum < 1:
-        raise ConfigError(f"config.optimizer.momentum={config.optimizer.momentum}: must be from 0 to below 1")
+    check_ranges(config, RANGES)
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
         values = _get(config, field)
-        if len(values) != 3 or not all(isinstance(value, int | float) and low <= value <= 1 for value in values):
+        if len(values) != 3 or not all(value in Range(low, 1) for value in values):
             raise ConfigError(
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
-    for field in ("optimizer.weight_decay", "optimizer.clip_norm", "loss.smooth", "log_seconds", "data.max_bad"):
-        check_at_least(config, field, 0)
-    for field in ("optimizer.learning_rate", "data.mpp", "plateau.factor"):
-        if not 0 < _get(config, field) < math.inf:
-            raise ConfigError(f"config.{field}={_get(config, field)}: must be above 0")
-    if not config.plateau.factor < 1:
-        raise ConfigError(
-            f"config.plateau.factor={config.plateau.factor}: must be below 1, because it reduces the learning rate"
-        )
     check_data_folder(config, "configs/unet.py")
 
 
@@ -304,8 +315,13 @@ def check_one_of(config: Any, field: str, values: tuple[str, ...]) -> None:
         raise ConfigError(f"config.{field}={value}: must be one of {', '.join(values)}{hint}")
 
 
-def check_at_least(config: Any, field: str, low: float) -> None:
-    """Raises ConfigError unless the field is a finite number of at least `low`."""
-    value = _get(config, field)
-    if not value >= low or value == math.inf:
-        raise ConfigError(f"config.{field}={value}: must be {low} or more")
+def check_ranges(config: Any, ranges: dict[str, Range]) -> None:
+    """Raises ConfigError unless the fields are in their ranges; fields that an older run lacks are not checked."""
+    for field, allowed in ranges.items():
+        try:
+            value = _get(config, field)
+        except (AttributeError, KeyError):
+            continue
+        if value not in allowed:
+            shown = value if len(str(value)) <= 40 else f"{str(value)[:40]}.."
+            raise ConfigError(f"config.{field}={shown}: must be {allowed}")

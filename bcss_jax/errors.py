@@ -51,8 +51,11 @@ class PartialError(UserError):
     exit_code = 6
 
 
-class Preempted(UserError):
-    """Raised when the run was asked to stop and has saved its state. The same command resumes it."""
+class Preempted(BaseException):
+    """Raised when the run was asked to stop and has saved its state. The same command resumes it.
+
+    It is no Exception: code that takes every Exception of a library for a damaged file must not take this for one.
+    """
 
     exit_code = 75  # os.EX_TEMPFAIL
 

@@ -10,6 +10,7 @@ the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 sto
 import argparse
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from bcss_jax.common import files
@@ -22,11 +23,12 @@ import jax
 from bcss_jax import labels
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
-from bcss_jax.common.distinct_paths import refuse_inputs
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
+from bcss_jax.common.ranges import COUNT, MPP
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.data.image_folders import image_folders
+from bcss_jax.data.read_folders import read_folders
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, EvaluationSplit
 from bcss_jax.evaluation.nnunet_run import NnunetRun, is_nnunet_run, read_nnunet_run
@@ -43,9 +45,11 @@ FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and evaluates. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     command.log_progress()
-    return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug, flags=FLAGS)
+    return command.run_interruptible(
+        lambda interruption: _run(_parser().parse_args(argv), interruption), debug="--debug" in argv, flags=FLAGS
+    )
 
 
 def _parser():
@@ -64,9 +68,11 @@ def _parser():
         choices=("published", "institute"),
         help=f"how the data set is divided into splits; {from_checkpoint}",
     )
-    add("--data.mpp", dest="mpp", type=float, help=f"resolution in um per pixel; {from_checkpoint}")
+    add("--data.mpp", dest="mpp", type=MPP.parse, help=f"resolution in um per pixel; {from_checkpoint}")
     add("--prepared_dir", default="~/.cache/bcss_jax", help="folder of the prepared data")
-    add("--batch_size", type=int, help="images per batch over all devices; default: the smallest among the runs")
+    add(
+        "--batch_size", type=COUNT.parse, help="images per batch over all devices; default: the smallest among the runs"
+    )
     add(
         "--tta",
         action="store_true",
@@ -120,7 +126,7 @@ def _refuse_inputs(args, runs) -> None:
     """Raises ConfigError if the results would be written where the command reads."""
     inputs = [("--checkpoints", Path(path)) for path in args.checkpoints.split(",") if path]
     data = {Path(folder) for run in runs if (folder := _data_settings(args, run).dir)}
-    folders = [each for folder in sorted(data) for each in image_folders("--data.dir", folder.expanduser())]
+    folders = [each for folder in sorted(data) for each in read_folders("--data.dir", folder.expanduser())]
     inner = [each for each in folders if each[0] != "--data.dir"]
     inputs += [each for each in folders if each[0] == "--data.dir"]
     parts = [args.output / name for name in SUMMARY_FILES]

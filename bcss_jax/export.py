@@ -4,7 +4,7 @@
 
 The file holds a StableHLO program of jax.export that includes weights and preprocessing, and a description as JSON
 (`bcss_jax.inference.exported_model` shows how to run it with JAX only). `python -m bcss_jax.segment --checkpoint`
-accepts it in place of a run. Exit codes: 0 done, 2 settings, 3 data, 5 storage, 75 stopped on request.
+accepts it in place of a run. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcss_jax.common import command
-from bcss_jax.common.distinct_paths import refuse_inputs
 from bcss_jax.common.files import storage_errors, write_bytes
-from bcss_jax.errors import ConfigError, printable
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
+from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
+from bcss_jax.inference.predict import NOT_FINITE_REMEDY
 from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.summary import versions
@@ -41,9 +43,9 @@ USE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and exports. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return command.run_interruptible(lambda interruption: _run(args), debug=args.debug)
+    return command.run_interruptible(lambda interruption: _run(_parser().parse_args(argv)), debug="--debug" in argv)
 
 
 def _parser():
@@ -64,9 +66,10 @@ def _run(args: argparse.Namespace) -> None:
         )
     checkpoints = [("--checkpoint/checkpoints", args.checkpoint / "checkpoints")]
     refuse_inputs("--output", args.output, [("--checkpoint", args.checkpoint)], data_folders=checkpoints)
-    _check_output(args.output)
+    _check_file(args.output)
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
+    _check_output(model)
     content = artifact_of(model)
     with storage_errors(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
     )
 
 
-def _check_output(path: Path) -> None:
+def _check_file(path: Path) -> None:
     """Raises ConfigError if something stands there that is no exported network."""
     if not os.path.lexists(path):
         return
@@ -91,6 +94,13 @@ def _check_output(path: Path) -> None:
             f"--output={printable(path)}: expected a new file or an exported network, which is replaced, found another "
             "file or a link; choose another name"
         )
+
+
+def _check_output(model: SlideModel) -> None:
+    """Computes one window of noise. Raises NumericalError if the probabilities are not finite."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, model.window, model.window, 3), np.uint8)
+    if not np.isfinite(jax.jit(model.probabilities)(model.arrays, noise)).all():
+        raise NumericalError(f"{model.name}: the output for noise is not finite; {NOT_FINITE_REMEDY}")
 
 
 def exported(model: SlideModel) -> jax.export.Exported:

@@ -26,12 +26,12 @@ from ml_collections import ConfigDict, config_flags
 
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
-from bcss_jax.common.distinct_paths import refuse_inputs
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.config import default, field_names, unknown_field, validate
-from bcss_jax.data.image_folders import image_folders
-from bcss_jax.errors import ConfigError, UserError
+from bcss_jax.data.read_folders import read_folders
+from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
@@ -41,13 +41,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> if not given.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Delete what an earlier run left in the folder, and start over.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
+flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Run as one of several processes; SLURM, GKE and Cloud TPU are detected."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if it is not detected.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, if it is not detected.")
-_PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0, if it is not detected.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes, if it is not detected.", lower_bound=1, upper_bound=65536
+)
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "Index of this process, from 0, if it is not detected.", lower_bound=0, upper_bound=65535
+)
 
 
 def main() -> int:
@@ -56,14 +60,13 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(f"{__doc__}\n{flags.FLAGS.main_module_help()}\nSettings (--config.NAME=VALUE): bcss_jax/config.py")
         return 0
-    try:
+
+    def parse_and_train(interruption):
         _parse()
-        with Interruption() as interruption:
-            return _run(interruption)
-    except UserError as error:
-        if _DEBUG.value:
-            raise
-        return command.report(error)
+        _run(interruption)
+
+    debug = bool({"--debug", "--debug=true", "--debug=1"} & {argument.lower() for argument in sys.argv[1:]})
+    return command.run_interruptible(parse_and_train, debug=debug)
 
 
 def _parse() -> None:
@@ -135,7 +138,7 @@ def _given(name: str, prefix: bool = False) -> list[str]:
     return found
 
 
-def _run(interruption: Interruption) -> int:
+def _run(interruption: Interruption) -> None:
     config: Any = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
     scheme = find_scheme(config.labels)
@@ -145,6 +148,7 @@ def _run(interruption: Interruption) -> int:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
+        interruption.begin()  # JAX has installed a handler of its own
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as locks:
         _in_main_process(lambda: _refuse_inputs(workdir, config))
@@ -161,7 +165,6 @@ def _run(interruption: Interruption) -> int:
             f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16",
         ):
             train(config, workdir, interruption)
-    return 0
 
 
 def _refuse_inputs(workdir: Path, config: Any) -> None:
@@ -170,7 +173,7 @@ def _refuse_inputs(workdir: Path, config: Any) -> None:
     inputs = [(f"--config.{name}", Path(config[name]).expanduser()) for name in given if config.get(name)]
     if config.get("pretrained"):
         inputs.append(("--config.pretrained", Path(config.pretrained).expanduser()))
-    folders = image_folders("--config.data.dir", Path(config.data.dir).expanduser()) if config.data.dir else []
+    folders = read_folders("--config.data.dir", Path(config.data.dir).expanduser()) if config.data.dir else []
     parts = [path for name in workdirs.OUTPUTS for path in workdir.glob(name)]
     parts += [workdir / name for name in workdirs.OUTPUTS if "*" not in name]
     refuse_inputs("--workdir", workdir, [*inputs, *folders[:1]], parts=parts, data_folders=folders[1:])
@@ -200,12 +203,12 @@ def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contex
 
 
 def _in_main_process(action: Callable[[], None]) -> None:
-    """Runs `action` in the main process. If it raises UserError, all processes raise one with the same exit code."""
+    """Runs `action` in the main process. If it fails or is stopped, all processes end with the same exit code."""
     failure = None
     if is_main_process():
         try:
             action()
-        except UserError as error:
+        except (UserError, Preempted) as error:
             failure = error
     if jax.process_count() > 1:
         code = multihost_utils.broadcast_one_to_all(np.int32(failure.exit_code if failure else 0))

@@ -8,21 +8,23 @@ The label scheme and the resolution come from the checkpoint. Several checkpoint
 in the folder of the slide, and a picture that compares them. The same command resumes where it was stopped and computes
 no slide twice. This holds with --overwrite too: each slide is computed again once, however often the command is stopped
 before it ends.
-Exit codes: 0 done, 2 settings, 3 data, 5 storage, 6 some slides of a list failed (summary.csv lists the reasons), 75
-stopped on request.
+Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 6 some slides of a list failed (summary.csv lists the
+reasons), 75 stopped on request.
 """
 
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
 import jax
 
 from bcss_jax.common import command, files
-from bcss_jax.common.distinct_paths import refuse_inputs
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.errors import ConfigError, DataError, Preempted, StorageError, UserError, printable
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
+from bcss_jax.common.ranges import COUNT, MPP, PROCESSES, WINDOW, Range
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
@@ -33,6 +35,7 @@ from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.stitching.blend import BLENDS
+from bcss_jax.slides.windows import MAX_OVERLAP
 from bcss_jax.training.sharding import make_mesh
 
 CPU_BATCH, ACCELERATOR_BATCH = 4, 32  # windows of 224 pixels for each device; fewer if they are larger
@@ -41,10 +44,12 @@ MAX_READERS = 8
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and segments. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     command.log_progress()
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # problems of a mask are reported in one line
-    return command.run_interruptible(lambda interruption: _run(args, interruption), debug=args.debug)
+    return command.run_interruptible(
+        lambda interruption: _run(_parser().parse_args(argv), interruption), debug="--debug" in argv
+    )
 
 
 def _parser():
@@ -58,18 +63,22 @@ def _parser():
     add("--name", help="name of the slide's folder in --output (default: the file name without its extension)")
     add("--shard", help="i/n: every n-th slide of the list, starting with the i-th (0 to n-1), for job arrays")
     add("--output", required=True, type=Path, help="folder for the results")
-    add("--mpp", type=float, help="um per level-0 pixel, if the slide does not state it or states it wrongly")
-    add("--window", type=int, help="side of a window in pixels (default: that of the training images)")
+    add("--mpp", type=MPP.parse, help="um per level-0 pixel, if the slide does not state it or states it wrongly")
+    add("--window", type=WINDOW.parse, help="side of a window in pixels (default: that of the training images)")
     add(
         "--overlap",
-        type=float,
+        type=Range(0, MAX_OVERLAP).parse,
         default=0.25,
         help="overlap of neighboring windows, a share of their side (default 0.25)",
     )
     add("--blend", choices=BLENDS, default="gaussian", help="how overlapping windows are blended (default gaussian)")
     add("--tta", action="store_true", help="average the predictions over flips and quarter turns of every window")
-    add("--batch_size", type=int, help="windows computed at a time, over all devices")
-    add("--readers", type=int, help=f"processes that read a slide (default: one for each core, at most {MAX_READERS})")
+    add("--batch_size", type=COUNT.parse, help="windows computed at a time, over all devices")
+    add(
+        "--readers",
+        type=PROCESSES.parse,
+        help=f"processes that read a slide (default: one for each core, at most {MAX_READERS})",
+    )
     add(
         "--tissue",
         default="colour",
@@ -79,7 +88,7 @@ def _parser():
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
         "--min_area_um2",
-        type=float,
+        type=Range(0, 1e12).parse,
         default=100.0,
         help="leave smaller regions out of regions.geojson (default 100)",
     )
@@ -118,7 +127,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         try:
             segment(entries[0])
         except UserError as error:
-            if not isinstance(error, (Preempted, StorageError)):
+            if not isinstance(error, StorageError):
                 journal.delete()
             raise
         outcome = runner.BatchOutcome(1, {}, {})
@@ -174,13 +183,11 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
     region = _region(args.truth_region)
     if region is not None and args.truth is None and args.slides is None:
         raise ConfigError("--truth_region is a region of a ground truth mask; give the mask with --truth")
-    if not args.min_area_um2 >= 0:
-        raise ConfigError(f"--min_area_um2={args.min_area_um2}: must be 0 or more")
     per_device = CPU_BATCH if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_BATCH
-    readers = _at_least_one("readers", args.readers, min(MAX_READERS, os.cpu_count() or 1))
+    readers = args.readers or min(MAX_READERS, os.cpu_count() or 1)
     segmenters = []
     for model in _models(args, mesh):
-        window = _at_least_one("window", args.window, model.window)
+        window = args.window or model.window
         if window != model.window and not model.any_window:
             raise ConfigError(
                 f"--window={window}: {model.name} was exported for windows of {model.window}; leave it out"
@@ -205,8 +212,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             truth_region=region,
         )
         default = max(1, per_device * 224**2 // window**2) * mesh.size
-        batch_size = _at_least_one("batch_size", args.batch_size, default)
-        segmenters.append(SlideSegmenter(model, settings, batch_size, readers, mesh))
+        segmenters.append(SlideSegmenter(model, settings, args.batch_size or default, readers, mesh))
     _refuse_different_schemes(segmenters)
     return segmenters
 
@@ -225,10 +231,6 @@ def _described(scheme: LabelScheme) -> str:
     return f"{scheme.name} ({', '.join(scheme.evaluated_names)})"
 
 
-def _told(scheme: LabelScheme) -> str:
-    return f"{scheme.name} ({', '.join(scheme.evaluated_names)})"
-
-
 def _models(args, mesh) -> list[SlideModel]:
     """Returns the models of runs and of exported files, in the order in which they are named."""
     paths = [Path(path) for path in args.checkpoint.split(",") if path]
@@ -243,17 +245,11 @@ def _models(args, mesh) -> list[SlideModel]:
     return [exported[path] if path in exported else model_of_run(next(runs), mesh, args.tta) for path in paths]
 
 
-def _at_least_one(name, value, default):
-    if value is not None and value < 1:
-        raise ConfigError(f"--{name}={value}: must be 1 or more")
-    return default if value is None else value
-
-
 def _region(text):
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+    if len(parts) != 4 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
         raise ConfigError(f"--truth_region={text}: must be x,y,width,height in level-0 pixels, as in 0,1344,3391,1074")
     x, y, width, height = map(int, parts)
     return x, y, width, height

@@ -4,12 +4,11 @@
 
 The folder is one that `python -m bcss_jax.segment` wrote, for one slide or for many. Slides that are no longer where
 they were segmented, for example on a cluster, are searched for in --slides and its subfolders. Only this machine can
-open the page unless another --host is given. Ctrl-C ends the viewer. Exit codes: 0 done, 2 settings, 3 no results or no
-such folder, 5 the port cannot be used.
+open the page unless another --host is given. Ctrl-C and SIGTERM end the viewer. Exit codes: 0 ended, 2 settings, 3 no
+results or no such folder, 5 the port cannot be used, 75 stopped before the page was there.
 """
 
 import argparse
-import contextlib
 import ipaddress
 import logging
 import os
@@ -17,12 +16,12 @@ import socket
 import sys
 from pathlib import Path
 
-import uvicorn
-
 from bcss_jax.common import command
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.slides import slide_summary
-from bcss_jax.viewer import results
+from bcss_jax.viewer import http_server, results
 from bcss_jax.viewer.server import application
 from bcss_jax.viewer.slide_files import SlideFiles
 
@@ -34,16 +33,20 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and serves until it is asked to stop. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # problems of a file are shown on its page
-    with contextlib.suppress(KeyboardInterrupt):
-        return command.run(lambda: _serve(_parser().parse_args(argv)), debug="--debug" in argv)
-    return 0
+    return command.run_interruptible(
+        lambda interruption: _serve(_parser().parse_args(argv), interruption), debug="--debug" in argv
+    )
 
 
 def _parser():
-    parser = command.parser("python -m bcss_jax.view", __doc__, command.OneLineParser)
+    parser = command.parser("python -m bcss_jax.view", __doc__)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder that python -m bcss_jax.segment wrote")
     parser.add_argument("--slides", type=Path, help="folder with slides that are no longer where they were segmented")
-    parser.add_argument("--port", type=int, help=f"port to listen on (default: the first free one from {PORT} on)")
+    parser.add_argument(
+        "--port",
+        type=Range(0, 65535, whole=True).parse,
+        help=f"port to listen on (default: the first free one from {PORT} on)",
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: only this machine)"
     )
@@ -51,9 +54,7 @@ def _parser():
     return parser
 
 
-def _serve(args: argparse.Namespace) -> None:
-    if args.port is not None and not 0 <= args.port <= 65535:
-        raise ConfigError(f"--port={args.port}: expected a number from 0 (any free port) to 65535")
+def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     found = results.find(args.output.expanduser())
     if not found:
         raise DataError(
@@ -72,9 +73,7 @@ def _serve(args: argparse.Namespace) -> None:
         )
         hosts = (*LOOPBACK, host) if local else ("*",)
         app = application(args.output.expanduser(), _open_pool, slide_files, hosts)
-        # An open page keeps its connection, which should not delay the end.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
+        http_server.serve(app, listener, interruption)
 
 
 def _listening(host: str, port: int | None) -> socket.socket:
@@ -108,4 +107,4 @@ def _open_pool(path: Path, processes: int):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

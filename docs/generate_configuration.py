@@ -32,8 +32,8 @@ python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOL
 ```
 
 Every setting below can be changed on the command line, as `--config.NAME=VALUE`. An unknown name is refused with the
-nearest names that exist. The arguments of a network that its config file names are settings too
-(`--config.model.width=32`).
+nearest names that exist, a number outside its range with that range. The arguments of a network that its config file
+names are settings too (`--config.model.width=32`).
 
 The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that
 is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images

@@ -31,6 +31,11 @@ if "RAY_ADDRESS" not in os.environ:
         "0"  # makes it listen on the loopback interface only, on Linux too
     )
 
+from bcss_jax.common import interruption  # noqa: E402  # before Ray, whose import takes seconds
+
+if __name__ == "__main__":
+    interruption.install()
+
 try:
     import ray
 except ModuleNotFoundError:
@@ -40,6 +45,7 @@ except ModuleNotFoundError:
 from bcss_jax.common import command
 from bcss_jax.common.files import storage_errors
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.ranges import PROCESSES, Range
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError, first_line, printable
 from bcss_jax.slides.batch import batch_summary
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
@@ -68,8 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and segments. Returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     own, others = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    args = _parser().parse_args(own)
-    return command.run(lambda: _run(args, others))
+    return command.run(lambda: _run(_parser().parse_args(own), others))
 
 
 def _parser():
@@ -80,9 +85,18 @@ def _parser():
     )
     add = parser.add_argument
     add("--slides", required=True, type=Path, help="CSV with a column slide, as for bcss_jax.segment")
-    add("--workers", type=int, help="start a cluster on this machine that segments this many slides at a time")
-    add("--gpus", type=float, default=0, help="GPUs for each slide (default 0: slides are computed on the CPU)")
-    add("--cpus", type=float, default=1, help="CPUs for each slide, as Ray counts them (default 1)")
+    add(
+        "--workers",
+        type=PROCESSES.parse,
+        help="start a cluster on this machine that segments this many slides at a time",
+    )
+    add(
+        "--gpus",
+        type=Range(0, 1024).parse,
+        default=0,
+        help="GPUs for each slide (default 0: slides are computed on the CPU)",
+    )
+    add("--cpus", type=Range(0, 4096).parse, default=1, help="CPUs for each slide, as Ray counts them (default 1)")
     return parser
 
 
@@ -94,16 +108,12 @@ def _run(args: argparse.Namespace, others: list[str]) -> None:
             "no cluster is given; start one on this machine with --workers=2, or use a running one with "
             "RAY_ADDRESS=auto"
         )
-    for name, value, least in (("workers", args.workers, 1), ("gpus", args.gpus, 0), ("cpus", args.cpus, 0)):
-        if value is not None and not value >= least:
-            raise ConfigError(f"--{name}={value}: must be {least} or more")
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
     journals = {entry: OverwriteJournal.of_slide(output, entry.folder) for entry in entries}
-    # The interruption begins after Ray has started, because Ray installs its own signal handlers when it starts.
     with _cluster(args), Interruption() as interruption:
-        interruption.begin()
+        interruption.begin()  # Ray has installed its own signal handlers
         try:
             tasks = [[*others, *_of_slide(entry, region)] for entry in entries]
             for entry, outcome in _outcomes(entries, tasks, args, interruption):
@@ -265,4 +275,4 @@ def _report(entry: Entry, outcome: Outcome, place: str, output: Path, several: b
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -11,8 +11,9 @@ from helpers.paths import ROOT
 
 from bcss_jax import config, models
 from bcss_jax import config as configs
-from bcss_jax.data.augment import FULL, Augmentation
+from bcss_jax.data.augmentation import FULL, Augmentation
 from bcss_jax.errors import ConfigError
+from bcss_jax.nnunet import config as nnunet_config
 
 
 def load(name, layout):
@@ -70,17 +71,29 @@ def test_recipe_is_the_published_one():
         ("data.layout", "kagle224", "did you mean kaggle224"),
         ("data.split", "random", "must be one of published, institute"),
         ("dtype", "float16", "must be one of float32, bfloat16"),
-        ("batch_size", 0, "must be 1 or more"),
-        ("epochs", -1, "must be 1 or more"),
-        ("early_stopping", -1, "must be 0 or more"),
+        ("batch_size", 0, "must be a whole number from 1 to"),
+        ("epochs", -1, "must be a whole number from 1 to"),
+        ("early_stopping", -1, "must be a whole number from 0 to"),
         ("optimizer.learning_rate", 0.0, "must be above 0"),
-        ("optimizer.weight_decay", float("nan"), "must be 0 or more"),
-        ("plateau.factor", 1.0, "must be below 1"),
+        ("optimizer.weight_decay", float("nan"), "must be from 0 to"),
+        ("plateau.factor", 1.0, "to below 1"),
         ("data.mpp", float("inf"), "must be above 0"),
+        ("augment.blur_sigma", 1e6, "must be from 0.5 to 100"),
+        ("augment.elastic_pixels", float("inf"), "must be from 0 to 1000"),
+        ("augment.rotate", 1.5, "must be from 0 to 1"),
+        ("seed", 2**32, "must be a whole number from 0 to 4294967295"),
+        ("seed", -1, "must be a whole number from 0 to 4294967295"),
+        ("data.threads", 10**9, "must be a whole number from 0 to 1024"),
+        ("data.patch_size", 10**9, "must be a whole number from 1 to"),
+        ("epochs", 10**30, "must be a whole number from 1 to"),
+        ("epochs", True, "must be a whole number from 1 to"),
+        ("batch_size", 10**9, "must be a whole number from 1 to"),
+        ("optimizer.learning_rate", float("inf"), "must be above 0 to"),
+        ("log_seconds", float("inf"), "must be from 0 to"),
         ("optimizer.name", "adam", "did you mean adamw"),
         ("optimizer.momentum", 1.0, "below 1"),
-        ("optimizer.encoder_scale", -0.1, "must be 0 or more"),
-        ("freeze_encoder_epochs", -1, "must be 0 or more"),
+        ("optimizer.encoder_scale", -0.1, "must be from 0 to"),
+        ("freeze_encoder_epochs", -1, "must be a whole number from 0 to"),
         ("schedule", "cosine", "must be one of plateau, poly"),
         ("image_std", (1.0, 0.0, 1.0), "three numbers"),
         ("image_mean", ("a", 1.0, 1.0), "three numbers"),
@@ -140,3 +153,16 @@ def test_unknown_setting_suggests_the_nearest_name():
     assert "did you mean config.optimizer.learning_rate" in configs.unknown_field(
         configs.default(), "optimizer.learning_rat"
     )
+
+
+def numbers_of(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from numbers_of(value, f"{prefix}{key}.")
+        elif type(value) in (int, float) and not prefix.startswith("model."):
+            yield prefix + key
+
+
+@pytest.mark.parametrize("settings", [configs, nnunet_config], ids=["default", "nnunet"])
+def test_every_number_has_a_range(settings):
+    assert sorted(set(numbers_of(settings.default().to_dict())) - set(settings.RANGES)) == []

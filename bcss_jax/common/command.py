@@ -1,12 +1,21 @@
 """What all commands share: parsing options, logging, and turning errors into exit codes."""
 
 import argparse
+import contextlib
+import errno
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from bcss_jax.errors import ConfigError, Preempted, UserError, in_flags_of_command
+from bcss_jax.common import interruption
+from bcss_jax.common.device_memory import is_out_of_memory
+from bcss_jax.common.interruption import Interruption
+from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError, first_line, in_flags_of_command, printable
+
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # how writing to standard output fails
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -14,24 +23,19 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
-        raise ConfigError(f"{message}; see --help")
+        message = re.sub(r"^argument (--\S+): =", r"\1=", message)  # of `Range.parse`
+        raise ConfigError(f"{printable(message)}; see --help")
 
 
-def parser(
-    command: str,
-    doc: str | None,
-    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
-    usage: str | None = None,
-) -> argparse.ArgumentParser:
-    """Returns a parser without options whose help text is the docstring of the command's module.
+def parser(command: str, doc: str | None, usage: str | None = None) -> argparse.ArgumentParser:
+    """Returns a `OneLineParser` without options whose help text is the docstring of the command's module.
 
     Args:
       command: as it is typed, for example "python -m bcss_jax.segment".
       doc: docstring of the module.
-      kind: `OneLineParser`, or the parser of argparse, which ends the process on an error.
       usage: replaces the usage line that argparse writes.
     """
-    return kind(
+    return OneLineParser(
         prog=command,
         usage=usage,
         description=doc,
@@ -60,45 +64,65 @@ def run(action: Callable[[], Any], *, debug: bool = False, flags: Mapping[str, s
       flags: flag of training -> flag of the command, for messages (see `errors.in_flags_of_command`).
 
     Returns:
-      The exit code: 0, or the code of a UserError, whose message is printed to stderr in one line.
+      The exit code: 0, or the code of a UserError or of Preempted, whose message is printed to stderr in one line.
     """
+    return run_interruptible(lambda interruption: action(), debug=debug, flags=flags)
+
+
+def run_interruptible(
+    action: Callable[[Interruption], Any], *, debug: bool = False, flags: Mapping[str, str] | None = None
+) -> int:
+    """Runs a command like `run`, and passes it the `Interruption` that is active while it runs."""
     try:
-        action()
-    except UserError as error:
-        if debug:
+        with Interruption() as active:
+            active.begin()
+            action(active)
+    except Exception as error:
+        known = as_user_error(error)
+        if debug or known is None:
             raise
+        return report(known, flags)
+    except Preempted as error:
         return report(error, flags)
     return 0
 
 
-def run_interruptible(
-    action: Callable[[Any], Any], *, debug: bool = False, flags: Mapping[str, str] | None = None
-) -> int:
-    """Runs a command like `run`, and passes it the `Interruption` that is active while it runs."""
-    # Not at the top: it imports JAX, which not every command needs.
-    from bcss_jax.common.interruption import Interruption
-
-    def interruptible():
-        with Interruption() as interruption:
-            action(interruption)
-
-    return run(interruptible, debug=debug, flags=flags)
+def as_user_error(error: Exception) -> UserError | None:
+    """Returns an error that the user can correct as such; None for others, which are faults of the program."""
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return StorageError(f"out of memory ({first_line(error)}); use a machine with more memory, or smaller settings")
+    return None
 
 
-def report(error: UserError, flags: Mapping[str, str] | None = None) -> int:
+def report(error: UserError | Preempted, flags: Mapping[str, str] | None = None) -> int:
     """Prints an error to stderr as one line and returns its exit code.
 
     Args:
-      error: the error; `Preempted` is printed as a note.
+      error: the error, or the note that the command was stopped.
       flags: as in `run`.
     """
     kind = "note" if isinstance(error, Preempted) else "error"
-    print(f"{kind}: {in_flags_of_command(str(error), flags or {})}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is gone, and with it whoever could read this
+        print(f"{kind}: {in_flags_of_command(str(error), flags or {})}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
 def start(main: Callable[[], int]) -> NoReturn:
-    """Runs a command's main function with warnings on stderr, and ends the process with its exit code."""
+    """Runs a command's main function with warnings on stderr, and ends the process with its exit code.
+
+    Standard output that nobody reads (as after `| head`), or whose disk is full, ends it with the code of StorageError.
+    """
     # `force`, because Orbax sets up logging when it is imported.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise the interpreter tries to flush it again at its end
+        code = report(StorageError(f"standard output: cannot be written ({error.strerror}); check where it goes"))
+    interruption.end_with(code)
+    sys.exit(code)

@@ -1,16 +1,33 @@
-"""Turns running out of device memory into an error of one line."""
+"""Turns running out of memory, of the device or of the machine, into an error of one line."""
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterator
 
-import jax
+from bcss_jax.errors import StorageError, UserError, first_line
 
-from bcss_jax.errors import StorageError, first_line
+# The words of XLA and its allocators, CUDA, cuDNN, C++, TensorFlow and OpenCV. XLA:CPU reports a failed allocation in
+# the middle of a program as an error of dispatching.
+_WORDS = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|OutOfMemory|bad_alloc|insufficient memory"
+    r"|(failed|unable|cannot|could not) (to )?allocate|ALLOC_FAILED|INTERNAL: Error dispatching",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error, of whatever library, says that memory did not suffice."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, Exception) and _WORDS.search(str(error)) is not None
 
 
 @contextlib.contextmanager
 def out_of_memory_errors(what: str, remedy: str) -> Iterator[None]:
-    """Raises a StorageError if the block runs out of device memory.
+    """Raises a StorageError if the block runs out of memory.
 
     Args:
       what: was to be held in memory, for example "a batch of 8 images".
@@ -18,9 +35,7 @@ def out_of_memory_errors(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
-        raise StorageError(
-            f"{what}: does not fit into the device's memory ({first_line(error)}); try {remedy}"
-        ) from error
+        raise StorageError(f"{what}: does not fit into memory ({first_line(error)}); try {remedy}") from error

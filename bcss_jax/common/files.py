@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bcss_jax.common import written_files
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import InUseError, StorageError
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that

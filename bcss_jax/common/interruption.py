@@ -1,55 +1,251 @@
-"""Handles the signals that ask a run to save and stop.
+"""Notes the signals that ask a command to save and stop, and makes sure that it stops.
 
-They are SIGTERM (preemption), SIGUSR1 (time limit of a scheduler) and Ctrl-C.
+They are SIGTERM (preemption), SIGUSR1 (time limit of a scheduler), Ctrl-C, and SIGHUP (the terminal is gone; left alone
+under nohup). The handler only notes the request. Ordinary code acts on it between two units of work: `check` raises
+`Preempted` there, and loops that have something to save ask `Interruption.requested` first.
+
+A thread watches over it. If no such point is reached within `GRACE_SECONDS`, for example while XLA compiles, it ends
+the process with the same exit code. Nothing is torn by that, because every file is written completely or not at all.
+A second Ctrl-C ends the process immediately.
+
+This module imports nothing that takes long: `python -m bcss_jax.COMMAND` installs the handlers before anything else.
 """
 
+import atexit
+import contextlib
+import os
+import select
 import signal
-import sys
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+import threading
+import time
+from collections.abc import Iterator
 
 from bcss_jax.errors import Preempted
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+GRACE_SECONDS = 20.0  # schedulers kill 30 s after they asked
 STEPS_BETWEEN_AGREEMENTS = 10  # exchanging with the other processes makes the devices wait
 
 
-class Interruption:
-    """A context manager that handles the signals.
+def install() -> None:
+    """Handles the signals until the process ends. Must be called in the main thread; further calls do nothing."""
+    global _watch
+    if _watch is None:
+        _watch = _Watch()
+        # Registered before any library registers something, so it runs last.
+        atexit.register(_ignore_signals)
 
-    Before `begin` is called there is nothing to save, and a signal raises `Preempted` immediately. Afterwards a signal
-    only sets `requested`, which the loop checks. A second Ctrl-C ends the process immediately.
+
+def check(message: str = "stopped on request; run the same command again") -> None:
+    """Marks a safe point, where nothing is lost.
+
+    Args:
+      message: of the error; says what the same command does.
+
+    Raises:
+      Preempted: the process was asked to stop.
     """
+    if _watch is not None and _watch.requested:
+        raise Preempted(message)
+
+
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+    """Lets the block end even if it takes longer than `GRACE_SECONDS`: a stopped run saves its work there."""
+    watch = _watch
+    if watch is None:
+        yield
+        return
+    watch.finishing += 1
+    try:
+        yield
+    finally:
+        watch.finishing -= 1
+
+
+def allow_seconds(seconds: float) -> None:
+    """Lets the process take this long to reach its next safe point, where that is more than `GRACE_SECONDS`.
+
+    A training step is allowed as much time as the steps before it took, because its end is where the run is saved.
+    """
+    if _watch is not None:
+        _watch.grace = max(GRACE_SECONDS, seconds)
+
+
+def end_with(exit_code: int) -> None:
+    """Sets the exit code of a process that is asked to stop from now on, because its work is done."""
+    if _watch is not None:
+        _watch.exit_code = exit_code
+
+
+def leave_to_parent() -> None:
+    """Ignores the signals in a child process; Ctrl-C and schedulers signal the whole group, and the parent decides."""
+    global _watch
+    if _watch is not None:
+        _watch.close()
+        _watch = None
+    _ignore_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Blocks the signals in this thread, and in the processes that it starts until they call `leave_to_parent`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Interruption:
+    """A context manager that handles the signals while a command, or a call of one in Python, runs."""
 
     def __enter__(self):
-        """Installs the signal handlers."""
-        self.requested = self._begun = False
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        """Installs the signal handlers, unless the process has them already."""
+        global _watch
+        self._own = None
+        if _watch is None:
+            self._own = _watch = _Watch()
         return self
 
     def __exit__(self, *exception):
-        """Restores the previous signal handlers."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Restores the previous signal handlers if this object has replaced them."""
+        global _watch
+        if self._own is not None:
+            self._own.close()
+            _watch = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return _watch is not None and _watch.requested
 
     def begin(self) -> None:
-        """Makes signals set `requested` from now on, instead of raising `Preempted`."""
-        self._begun = True
+        """Marks the point at which the work begins, which is a safe point.
 
-    def _note(self, number, frame):
-        if not self._begun:
-            raise Preempted("stopped before anything was computed; the same command starts again")
-        if not self.requested:
-            print("stop requested: saving after this step", file=sys.stderr, flush=True)
-        self.requested = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        Libraries that were imported and set up before it may have replaced the signal handlers; they are put back.
+
+        Raises:
+          Preempted: the process was asked to stop.
+        """
+        if _watch is not None:
+            _watch.handle()
+        check("stopped before anything was computed; the same command starts again")
 
     def agreed(self, step: int) -> bool:
         """Returns whether any process was asked to stop. All processes get the same answer at the same step."""
+        # Imported here, because handling signals must not wait for JAX.
+        import jax
+
         if jax.process_count() == 1:
             return self.requested
         if step % STEPS_BETWEEN_AGREEMENTS:
             return False
+        import numpy as np
+        from jax.experimental import multihost_utils
+
         return bool(multihost_utils.process_allgather(np.asarray(self.requested)).any())
+
+
+class _Watch:
+    """The handlers, and the thread that ends a process that does not stop.
+
+    Python runs a handler only between two instructions of the main thread, which a call into C can delay by minutes.
+    The thread learns of a signal at once, because Python writes its number to a pipe (`signal.set_wakeup_fd`).
+
+    Attributes:
+      requested: the process was asked to stop.
+      grace: seconds to reach a safe point.
+      finishing: number of open blocks of `finishing`.
+      exit_code: of a process that the thread ends.
+    """
+
+    def __init__(self):
+        """Installs the handlers and starts the thread."""
+        self.requested, self.grace, self.finishing, self.exit_code = False, GRACE_SECONDS, 0, Preempted.exit_code
+        self._signals = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+        self._before = {number: signal.getsignal(number) for number in self._signals}
+        self._numbers, self._written = os.pipe()
+        os.set_blocking(self._written, False)
+        self._wakeup_before = -1
+        self._wakeup_before = self.handle()
+        self._thread = threading.Thread(target=self._run, name="requests to stop", daemon=True)
+        self._thread.start()
+
+    def handle(self) -> int:
+        """Installs the handlers, again if a library has replaced them. Returns the wakeup file of before, or -1."""
+        before = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        for number in self._signals:
+            signal.signal(number, self._note)
+        return before
+
+    def close(self) -> None:
+        """Restores the previous handlers and ends the thread."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.write(self._written, b"\0")
+        self._thread.join()
+        os.close(self._numbers)
+        os.close(self._written)
+
+    def forget(self) -> None:
+        """Restores the previous handlers in a forked process, whose signals are not requests to its parent."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._numbers)
+        os.close(self._written)
+
+    def _note(self, number, frame):
+        self.requested = True
+
+    def _run(self) -> None:
+        asked, interrupts = None, 0
+        while True:
+            ready = select.select([self._numbers], [], [], None if asked is None else 0.2)[0]
+            for number in os.read(self._numbers, 512) if ready else b"":
+                if number == 0:
+                    return
+                if number not in self._signals:
+                    continue  # of another library
+                self.requested = True
+                interrupts += number == signal.SIGINT
+                if interrupts > 1:
+                    self._end("ended at once")
+                if asked is None:
+                    asked = time.monotonic()
+                    if self.exit_code:
+                        _say("stop requested: stopping at the next point where nothing is lost")
+            if asked is not None and not self.finishing and time.monotonic() - asked > self.grace:
+                self._end("stopped in the middle of a long computation")
+
+    def _end(self, how: str) -> None:
+        if self.exit_code:
+            _say(f"note: {how}; what is saved stays, and the same command goes on from there")
+        os._exit(self.exit_code)
+
+
+_watch: _Watch | None = None
+
+
+def _say(line: str) -> None:
+    """Prints to stderr without the locks and buffers of sys.stderr, which the main thread may hold."""
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, line.encode() + b"\n")
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _forget_in_child() -> None:
+    global _watch
+    if _watch is not None:
+        _watch.forget()
+        _watch = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,40 +1,144 @@
-"""Reads JSON files with errors of one line, and compares JSON values."""
+"""Reads JSON files with errors of one line, and compares JSON values.
 
+Every JSON file of this program is read by `read_json`, which checks what the file holds against a description of its
+shape: a type such as `dict`, or a `TypedDict` whose fields have types and ranges (pydantic's).
+"""
+
+import functools
 import json
+import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import pydantic
+
+from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.errors import DataError, UserError, first_line, printable
 
 SHOWN_CHARACTERS = 40  # longer values are left out of messages
+MAX_DEPTH = 64  # of lists and objects in each other; what this program writes has fewer than ten
+MAX_BYTES = 1 << 30  # of a file; parsed JSON takes ten times its size
+MAX_INTEGER = 1 << 63  # NumPy and JAX have no larger integers
 
 
 def read_json(
-    path: str | os.PathLike, expected: str, remedy: str, *, kind: type = object, error_type: type[UserError] = DataError
+    path: str | os.PathLike,
+    expected: str,
+    remedy: str,
+    *,
+    kind: Any = object,
+    finite: bool = True,
+    error_type: type[UserError] = DataError,
 ) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file and checks its content.
 
     Args:
       path: of the file.
       expected: what the file should be, for the message, for example "the run's config as JSON".
       remedy: what the user can do about it, for the message.
-      kind: type of the content, for example `dict`; every type if left out.
+      kind: shape of the content, see `check_shape`; every content if left out.
+      finite: refuse NaN and infinities, which JSON does not have but Python reads.
       error_type: error to raise.
 
+    Returns:
+      The content as the file has it, with fields that the shape does not mention.
+
     Raises:
-      DataError: or `error_type`: the file cannot be read, is not JSON, or holds another type.
+      DataError: or `error_type`: the file cannot be read, is not JSON, or holds something else.
+    """
+    content = read_regular_file(path, expected, remedy, max_bytes=MAX_BYTES, error_type=error_type)
+    try:
+        return parse_json(content, kind=kind, finite=finite)
+    except ValueError as error:
+        raise error_type(f"{printable(path)}: expected {expected}, found: {first_line(error)}; {remedy}") from error
+
+
+def parse_json(content: bytes | str, *, kind: Any = object, finite: bool = True) -> Any:
+    """Parses JSON and checks its content.
+
+    Args:
+      content: the JSON; bytes are UTF-8.
+      kind: as in `read_json`.
+      finite: as in `read_json`.
+
+    Raises:
+      ValueError: it is not JSON, an object has a key twice, or it has another shape; one line with what was found.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        found = error.strerror if isinstance(error, OSError) else f"no JSON ({first_line(error)})"
-        raise error_type(f"{printable(path)}: expected {expected}, found: {found}; {remedy}") from error
-    if not isinstance(content, kind):
-        found = f"a JSON value of type {type(content).__name__}"
-        raise error_type(f"{printable(path)}: expected {expected}, found: {found}; {remedy}")
-    return content
+        parsed = json.loads(content, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON ({first_line(error)})") from error
+    check_shape(parsed, kind, finite=finite)
+    return parsed
+
+
+def check_shape(value: Any, kind: Any = object, *, finite: bool = True) -> None:
+    """Checks parsed JSON against a description of its shape.
+
+    Args:
+      value: the JSON.
+      kind: a type such as `dict` or `list[str]`, or a `typing_extensions.TypedDict`, whose fields may have ranges
+        (`Annotated[int, pydantic.Field(ge=1)]`). Types are strict: True is no number, "1" neither. Fields that it does
+        not mention are allowed.
+      finite: refuse NaN and infinities.
+
+    Raises:
+      ValueError: one line with what was found.
+    """
+    _check_values(value, finite)
+    if kind is object:
+        return
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        raise ValueError(_describe(error.errors(include_url=False)[0], value)) from error
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter:
+    return pydantic.TypeAdapter(kind)
+
+
+def _describe(error: Any, value: Any) -> str:
+    """Returns the first of pydantic's errors as text."""
+    where = ".".join(map(str, error["loc"]))
+    where = where if where.isprintable() and len(where) <= 200 else ascii(where)[:200]
+    if not where:
+        return f"a JSON value of type {type(value).__name__}"
+    if error["type"] == "missing":
+        return f"no field {where}"
+    message = str(error["msg"])
+    return f"{where} = {ascii(error['input'])[:SHOWN_CHARACTERS]}: {message[:1].lower()}{message[1:]}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. Raises ValueError if it has a key twice: which of the values holds is a guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {ascii(max(keys, key=keys.count))[:SHOWN_CHARACTERS]} twice in one object")
+    return found
+
+
+def _check_values(value: Any, finite: bool) -> None:
+    """Raises ValueError for JSON that is nested too deeply or has numbers that no computation can use."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = []
+        for each in level:
+            if isinstance(each, dict):
+                inner.extend(each.values())
+            elif isinstance(each, list):
+                inner.extend(each)
+            elif isinstance(each, float) and finite and not math.isfinite(each):
+                raise ValueError(f"{each}, which is not a finite number")
+            elif isinstance(each, int) and not -MAX_INTEGER <= each < MAX_INTEGER:
+                raise ValueError("an integer of more than 64 bits")
+        if not inner:
+            return
+        level = inner
+    raise ValueError(f"values nested more than {MAX_DEPTH} deep")
 
 
 def as_json(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
@@ -81,11 +185,3 @@ def describe_differences(found: dict[str, tuple[Any, Any]]) -> str:
         short = max(len(str(before)), len(str(after))) < SHOWN_CHARACTERS
         parts.append(f"{field}: {before} -> {after}" if short else field)
     return "; ".join(parts)
-
-
-def file_holds(path: Path, content: Any) -> bool:
-    """Returns whether a JSON file, which is no link, has this content, however it is formatted."""
-    try:
-        return not path.is_symlink() and path.is_file() and json.loads(path.read_bytes()) == as_json(content)
-    except (OSError, ValueError, RecursionError):
-        return False

@@ -5,6 +5,7 @@ Opening a FIFO waits until something writes to it, and a device may be read with
 
 import os
 import stat
+from pathlib import Path
 
 from bcss_jax.errors import DataError, UserError, printable
 
@@ -42,4 +43,35 @@ def check_regular_file(
         if stat.S_ISREG(mode):
             return
         found = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    raise error_type(f"{printable(path)}: expected {expected}, found {found}; {remedy}")
+
+
+def read_regular_file(
+    path: str | os.PathLike,
+    expected: str,
+    remedy: str,
+    *,
+    max_bytes: int = 1 << 30,
+    error_type: type[UserError] = DataError,
+) -> bytes:
+    """Returns the content of an input file after `check_regular_file`.
+
+    Args:
+      path: as the others, of `check_regular_file`.
+      expected: what the file should be.
+      remedy: what the user can do about it.
+      max_bytes: larger files are refused before they are read.
+      error_type: error to raise.
+
+    Raises:
+      DataError: or `error_type`: as `check_regular_file`, or the file cannot be read or is too large.
+    """
+    check_regular_file(path, expected, remedy, error_type=error_type)
+    try:
+        size = os.stat(path).st_size
+        if size <= max_bytes:
+            return Path(path).read_bytes()
+        found = f"a file of {size} bytes (at most {max_bytes} are read)"
+    except OSError as error:
+        raise error_type(f"{printable(path)}: expected {expected}, found: {error.strerror}; {remedy}") from error
     raise error_type(f"{printable(path)}: expected {expected}, found {found}; {remedy}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bcss_jax.common import command
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.ranges import MPP, WINDOW
 from bcss_jax.data.discovery import LAYOUTS, DataSettings
 from bcss_jax.data.inspection.inspect import inspect
 from bcss_jax.data.inspection.report import number_of
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser():
-    parser = command.parser("python -m bcss_jax.data", __doc__, command.OneLineParser)
+    parser = command.parser("python -m bcss_jax.data", __doc__)
     actions = parser.add_subparsers(required=True, metavar="verify | inspect")
     data = command.OneLineParser(add_help=False)
     data.add_argument(
@@ -53,12 +54,12 @@ def _parser():
     data.add_argument(
         "--data.split", dest="split", default="published", help="how the tiles are split: published, or institute"
     )
-    data.add_argument("--data.mpp", dest="mpp", type=float, default=0.25, help="um per pixel of the images")
+    data.add_argument("--data.mpp", dest="mpp", type=MPP.parse, default=0.25, help="um per pixel of the images")
     data.add_argument(
-        "--data.patch_size", dest="patch_size", type=int, default=224, help="roi: side of the patches, pixels"
+        "--data.patch_size", dest="patch_size", type=WINDOW.parse, default=224, help="roi: side of the patches, pixels"
     )
     data.add_argument(
-        "--data.stride", dest="stride", type=int, default=224, help="roi: distance between patches, pixels"
+        "--data.stride", dest="stride", type=WINDOW.parse, default=224, help="roi: distance between patches, pixels"
     )
     command.add_debug(data)
 

@@ -8,7 +8,6 @@ that no black corners enter the normalization statistics. The labels there are `
 them.
 """
 
-import dataclasses
 import functools
 import os
 import queue
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bcss_jax.data.augmentation import Augmentation
 from bcss_jax.errors import ConfigError
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
@@ -25,68 +25,6 @@ import albumentations as A
 import cv2
 
 cv2.setNumThreads(0)  # the input pipeline runs one example per thread; more threads only add contention
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Probability and strength of each change. The defaults are the full recipe.
-
-    The changes are drawn independently of each other, in the order of the fields.
-
-    Attributes:
-      rotate90: probability of a rotation by 0, 90, 180 or 270 degrees, all equally likely. Needs square images.
-      horizontal_flip: probability of a left-right flip.
-      vertical_flip: probability of an upside-down flip.
-      rotate: probability of a rotation about the center by an angle in [-rotate_degrees, rotate_degrees].
-      rotate_degrees: largest angle, in degrees.
-      elastic: probability of an elastic deformation.
-      elastic_pixels: approximate standard deviation of the displacement along each axis, in pixels.
-      elastic_smoothness: standard deviation of the Gaussian that smooths the displacement, in pixels (>= 1).
-      color_jitter: probability of a change of colors: the next four changes in random order.
-      brightness: factor drawn from [1 - brightness, 1 + brightness].
-      contrast: like `brightness`, for contrast.
-      saturation: like `brightness`, for saturation.
-      hue: shift drawn from [-hue, hue], as a fraction of the color circle (at most 0.5).
-      blur: probability of a Gaussian blur.
-      blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
-
-    Raises:
-      ConfigError: a probability is outside [0, 1], or a strength is out of range.
-    """
-
-    rotate90: float = 1.0
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.5
-    rotate: float = 0.25
-    rotate_degrees: float = 45.0
-    elastic: float = 0.25
-    elastic_pixels: float = 2.0
-    elastic_smoothness: float = 8.0
-    color_jitter: float = 0.5
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.05
-    blur: float = 0.1
-    blur_sigma: float = 1.5
-
-    def __post_init__(self):
-        """Checks the ranges."""
-        upper = dict.fromkeys(PROBABILITIES + ("brightness", "contrast", "saturation"), 1.0)
-        upper |= {"hue": 0.5, "rotate_degrees": 180.0}
-        lower = {"elastic_smoothness": 1.0, "blur_sigma": 0.5}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least, most = lower.get(field.name, 0.0), upper.get(field.name, float("inf"))
-            if not least <= value <= most:
-                raise ConfigError(f"augmentation: {field.name} must be in [{least}, {most}], got {value}")
-
-
-PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur")
-
-FULL = Augmentation()
-FLIPS_AND_QUARTER_TURNS = Augmentation(rotate=0.0, elastic=0.0, color_jitter=0.0, blur=0.0)
-NONE = Augmentation(**dict.fromkeys(PROBABILITIES, 0.0))
 
 
 def augment(

@@ -42,6 +42,8 @@ class CheckReport:
       warnings: what is unusual but usable.
       content_sha256: of the keys, splits, images and masks of all usable tiles. It stays the same if the files are
         copied.
+      left_out: number of hidden files, folders, files that are no images, and test images without masks, which are not
+        read; kinds that do not occur are missing, and all kinds in reports that were written before.
     """
 
     tiles: dict[str, int]
@@ -55,6 +57,7 @@ class CheckReport:
     bad: list[str]
     warnings: list[str]
     content_sha256: str
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict:
         """Returns the report as a plain dict."""

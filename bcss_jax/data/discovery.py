@@ -15,17 +15,16 @@ off), which is nominal; the value that is used comes from `DataSettings`.
 """
 
 import dataclasses
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data import names
-from bcss_jax.data.image_files import SUFFIXES, image_size
+from bcss_jax.data.image_files import image_size
+from bcss_jax.data.image_folder import LeftOut, comparable, list_images, misspelled
 from bcss_jax.errors import ConfigError, DataError, printable
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 HOLD_OUT_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # the test set of the BCSS challenge; "val" here
@@ -139,12 +138,13 @@ def find_tiles(
     required: tuple[str, ...] = ("train", "val"),
     with_unlabeled: bool = False,
     refuse: Callable[[DataError], None] | None = None,
+    left_out: LeftOut | None = None,
 ) -> list[Tile]:
     """Lists the tiles of a data folder, sorted by key.
 
     No pixel is read (only the header of regions, for their size). An image without a mask and a mask without an image
     are listed too; `checks.check_tiles` refuses or counts them. The published kaggle224 test images, which have no
-    masks at all, are left out, and their number is logged, unless `with_unlabeled` asks for them.
+    masks at all, are left out, unless `with_unlabeled` asks for them.
 
     Args:
       settings: which data set.
@@ -152,6 +152,7 @@ def find_tiles(
       with_unlabeled: list the test images that have no masks, in the split "test" and with the mask None.
       refuse: called with the error of a single file (its name, a link, the size of a region), which is then left out.
         None: the error is raised.
+      left_out: gets what else is there and left out.
 
     Raises:
       ConfigError: a setting is invalid.
@@ -160,14 +161,16 @@ def find_tiles(
     """
     _check_settings(settings)
     home = _home(settings.layout, settings.folder)
-    refuse = refuse or _raise
+    refuse, left_out = refuse or _raise, LeftOut() if left_out is None else left_out
+    left_out.folders += _unread_folders(settings.layout, settings.folder, home)
     tiles = []
     for image_folder, mask_folder, split in FOLDERS[settings.layout]:
         masks = None if split == "test" and not (home / mask_folder).exists() else home / mask_folder
         if masks is None and not (with_unlabeled and (home / image_folder).exists()):
-            _log_unlabeled(home / image_folder, home, refuse)
+            if (home / image_folder).exists():
+                left_out.unlabeled += _files(home / image_folder, home, refuse, left_out, regions=False).values()
         else:
-            tiles += _tiles_of_split(settings, home, home / image_folder, masks, split, refuse)
+            tiles += _tiles_of_split(settings, home, home / image_folder, masks, split, refuse, left_out)
     if settings.effective_split_by == "institute":
         tiles = [_split_by_institute(tile) if tile.mask else tile for tile in tiles]
     tiles.sort(key=lambda tile: tile.key)
@@ -201,12 +204,18 @@ def require_splits(tiles: Iterable[Tile], required: tuple[str, ...] = ("train", 
 
 
 def _tiles_of_split(
-    settings: DataSettings, home: Path, images: Path, masks: Path | None, split: str, refuse: Callable
+    settings: DataSettings,
+    home: Path,
+    images: Path,
+    masks: Path | None,
+    split: str,
+    refuse: Callable,
+    left_out: LeftOut,
 ) -> list[Tile]:
     """Lists the tiles of one pair of folders; `masks` is None for images that were published without masks."""
     is_roi = settings.layout == "roi"
-    image_files = _files(images, home, refuse, regions=is_roi)
-    mask_files = {} if masks is None else _files(masks, home, refuse, regions=is_roi)
+    image_files = _files(images, home, refuse, left_out, regions=is_roi)
+    mask_files = {} if masks is None else _files(masks, home, refuse, left_out, regions=is_roi)
     if not image_files:
         raise _not_found(settings.layout, settings.folder, f"no image in {printable(images)}")
     tiles = []
@@ -236,12 +245,6 @@ def _split_by_institute(tile: Tile) -> Tile:
     return dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
 
 
-def _log_unlabeled(folder: Path, home: Path, refuse: Callable[[DataError], None]) -> None:
-    if folder.exists():
-        count = len(_files(folder, home, refuse, regions=False))
-        log.info("%s: %d test tiles have no masks and are left out", printable(folder), count)
-
-
 def _check_settings(settings: DataSettings) -> None:
     if settings.layout not in FOLDERS:
         raise ConfigError(f"layout {settings.layout!r} is none of {', '.join(FOLDERS)}")
@@ -261,12 +264,16 @@ def _home(layout: str, root: Path | None) -> Path:
     if root is None:
         raise _not_found(layout, None, "no folder given")
     candidates = [root] if SUBFOLDER[layout] == "." else [root, root / SUBFOLDER[layout]]
-    missing = []
-    for home in candidates:
-        missing.append([folder for folder in needed if not os.path.lexists(home / folder)])
-        if not missing[-1]:
-            _refuse_link(home, root)
-            return home
+    missing = [[folder for folder in needed if not os.path.lexists(home / folder)] for home in candidates]
+    complete = [home for home, absent in zip(candidates, missing, strict=True) if not absent]
+    if len(complete) == 2 and not complete[0].samefile(complete[1]):
+        remedy = f"name {printable(complete[1])} as the data folder, or move it away"
+        raise _not_found(layout, root, f"them twice, in the folder itself and in {SUBFOLDER[layout]}", remedy)
+    for home in complete[:1] or candidates:
+        _refuse_misspelled(home, [folder for pair in FOLDERS[layout] for folder in pair[:2]])
+    if complete:
+        _refuse_link(complete[0], root)
+        return complete[0]
     if not root.is_dir():
         raise _not_found(layout, root, "no such folder")
     nearest = min(range(len(candidates)), key=lambda number: len(missing[number]))
@@ -274,12 +281,25 @@ def _home(layout: str, root: Path | None) -> Path:
     raise _not_found(layout, root, absent)
 
 
-def _not_found(layout: str, folder: Path | None, found: str) -> DataError:
+def _unread_folders(layout: str, root: Path | None, home: Path) -> list[Path]:
+    """Returns the layout's folders in the data folder if the Kaggle archive's folder in it is read instead."""
+    if root is None or home == root:
+        return []
+    return [root / folder for pair in FOLDERS[layout] for folder in pair[:2] if (root / folder).exists()]
+
+
+def _refuse_misspelled(home: Path, folders: list[str]) -> None:
+    """Raises DataError for a folder whose name differs by case: its images would be left out."""
+    for folder, found in misspelled(home, folders).items():
+        raise DataError(f"{printable(home / found)}: expected the name {folder}; rename the folder")
+
+
+def _not_found(layout: str, folder: Path | None, found: str, remedy: str = HOW_TO_GET) -> DataError:
     folders = ", ".join(folder for pair in FOLDERS[layout] if pair[2] != "test" for folder in pair[:2])
     where = "" if SUBFOLDER[layout] == "." else f" (there or in {SUBFOLDER[layout]}/)"
     return DataError(
         f"{printable(folder or 'data_dir')}: expected the layout {layout} with the folders {folders}{where}, found "
-        f"{found}; {HOW_TO_GET}"
+        f"{found}; {remedy}"
     )
 
 
@@ -287,55 +307,34 @@ def _raise(error: DataError) -> None:
     raise error
 
 
-def _files(folder: Path, root: Path, refuse: Callable[[DataError], None], *, regions: bool) -> dict[str, Path]:
-    """Lists the image files of a folder by stem.
-
-    Names and links that cannot be trusted are refused. Entries that are not images are counted in the log.
-    """
+def _files(
+    folder: Path, root: Path, refuse: Callable[[DataError], None], left_out: LeftOut, *, regions: bool
+) -> dict[str, Path]:
+    """Lists the image files of a folder by stem. Names and links that cannot be trusted are refused."""
     parse = names.parse_region_name if regions else names.parse_tile_name
     _refuse_link(folder, root)
     if not folder.is_dir():
         raise DataError(f"{printable(folder)}: expected a folder, found a file; restore the folder")
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"{printable(folder)}: expected a readable folder, found: {error.strerror}; check it"
-        ) from error
-    files, others, seen = {}, [], {}
-    for entry in entries:
-        stem, suffix = os.path.splitext(entry.name)
-        if entry.name.startswith(".") or suffix.lower() not in SUFFIXES:
-            others.append(entry.name)
-            continue
-        path = folder / entry.name
-        if entry.is_symlink():
-            try:
+    files, seen = {}, {}
+    for path in list_images(folder, left_out):
+        stem = os.path.splitext(path.name)[0]
+        try:
+            if path.is_symlink():
                 _refuse_link(path, root)
-            except DataError as error:
-                refuse(error)
-                continue
-        # Names that differ by case only: capitals sort first, so the error names the file in lower case as the copy.
-        if stem.casefold() in seen:
-            refuse(_same_name(seen[stem.casefold()], path))
-            continue
-        if parse(stem) is None:
-            example = names.REGION_EXAMPLE if regions else names.TILE_EXAMPLE
-            refuse(
-                DataError(
+            check_regular_file(path, "an image file", "remove it")
+            # Names that differ by case only: capitals sort first, so the file in lower case is named as the copy.
+            if comparable(stem) in seen:
+                raise _same_name(seen[comparable(stem)], path)
+            if parse(stem) is None:
+                example = names.REGION_EXAMPLE if regions else names.TILE_EXAMPLE
+                raise DataError(
                     f"{printable(path)}: expected a name such as {example}, which gives slide and place, "
                     "found another; rename or remove the file"
                 )
-            )
+        except DataError as error:
+            refuse(error)
             continue
-        seen[stem.casefold()] = files[stem] = path
-    if others:
-        log.info(
-            "%s: %d entries are not images and are left out, first %s",
-            printable(folder),
-            len(others),
-            printable(others[0]),
-        )
+        seen[comparable(stem)] = files[stem] = path
     return files
 
 

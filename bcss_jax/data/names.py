@@ -13,6 +13,8 @@ PATIENT = r"TCGA-(?P<institute>[A-Z0-9]{2})-[A-Z0-9]{4}"
 _REGION = rf"(?P<barcode>(?P<patient>{PATIENT})-[A-Z0-9-]+)_xmin\d+_ymin\d+_MPP-\d+(\.\d+)?"
 _REGION_NAME = re.compile(_REGION, re.ASCII)
 _TILE_NAME = re.compile(_REGION + r"_(?P<x>\d+)_(?P<y>\d+)_size\d+", re.ASCII)
+_TCGA_PATIENT = re.compile(PATIENT, re.ASCII | re.IGNORECASE)
+_NUMBERED_PATIENT = re.compile(r"(patient|pat|subject|subj|sub)[-_ ]?\d+(?![0-9A-Za-z])", re.ASCII | re.IGNORECASE)
 _PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
 _MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
 
@@ -53,10 +55,14 @@ def parse_region_name(stem: str) -> NameFields | None:
     return match and NameFields(match["barcode"], match["patient"], match["institute"])
 
 
-def patient_of(name: str) -> str | None:
-    """Returns the patient that a name starts with, or None if it starts with no patient's barcode."""
-    match = re.match(PATIENT, name)
-    return match and match[0]
+def stated_patient(name: str) -> str | None:
+    """Returns the patient that a name starts with, or None if it does not say one.
+
+    A barcode such as TCGA-A2-A0D2 says a patient, and so does a number after a word for one: pat08_visit1, patient-8,
+    sub-01, subject_3. Other beginnings may be the number of a slide, a region or a case, so they are not taken for one.
+    """
+    match = _TCGA_PATIENT.match(name) or _NUMBERED_PATIENT.match(name)
+    return match and (match[0].upper() if match.re is _TCGA_PATIENT else match[0].lower())
 
 
 def region_of(key: str) -> str:

@@ -33,6 +33,7 @@ from bcss_jax.data import checks, discovery, synthetic, tile_reader
 from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.data.image_files import read_pair
+from bcss_jax.data.image_folder import LeftOut
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 
 log = logging.getLogger(__name__)
@@ -217,12 +218,13 @@ def prepare(
     except ValueError as error:
         raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
 
+    left_out = LeftOut()
     if layout == "sample":
         tiles, mpp = [], synthetic.MPP
         options = {"layout": layout, "data_version": DATA_VERSION, "drawn_by": synthetic.VERSION}
         fingerprint = digest_of_files(options, [], None)
     else:
-        tiles, mpp = discovery.find_tiles(settings), settings.mpp
+        tiles, mpp = discovery.find_tiles(settings, left_out=left_out), settings.mpp
         files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
         fingerprint = digest_of_files(_options(settings), files, settings.folder)
     folder = Path(prepared_dir).expanduser() / f"{layout}-{fingerprint[:16]}"
@@ -231,8 +233,10 @@ def prepare(
             with wait_for_lock(folder):
                 if not folder.is_dir():  # no other process made it during the wait
                     _make(folder, settings, tiles)
-    report = checks.CheckReport(**_read_prepared(folder / "report.json"))
+    report = checks.CheckReport(**_read_prepared(folder / "report.json") | {"left_out": left_out.counts()})
     log.info("prepared data: %s", folder)
+    if line := left_out.line():
+        log.info("%s: left out: %s", printable(settings.folder or ""), line)
     report.log(scheme, settings.codes)
     return PreparedData(folder, layout, settings.effective_split_by, settings.codes, mpp, fingerprint, report)
 

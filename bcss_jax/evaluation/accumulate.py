@@ -18,9 +18,10 @@ import numpy as np
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.timing import Stopwatch
-from bcss_jax.errors import Preempted
+from bcss_jax.errors import NumericalError, Preempted
 from bcss_jax.evaluation.image_counts import ImageCounter
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
+from bcss_jax.inference.predict import NOT_FINITE_REMEDY
 
 TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and about the precision of a drawn tissue outline
 SAVE_EVERY = 60.0  # seconds between saves of the progress
@@ -92,6 +93,7 @@ def accumulate(
       `confidence`, `logits`, `labels` as in `image_counts.count_pixels`; `hd95_um` and `nsd` float64 [N, K].
 
     Raises:
+      NumericalError: The output for an image is not finite.
       Preempted: Stopped on request, after `save` was called with the results so far.
       UserError: The batches raised it.
     """
@@ -111,7 +113,7 @@ def accumulate(
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         contextlib.closing(ProgressLine(label, len(split.table), done)) as line,
     ):
-        for batch, arrays in _count_batches(counter, split.batches_from(done), len(split.table), seconds):
+        for batch, arrays in _count_batches(counter, split.batches_from(done), split.table, seconds):
             predictions = arrays.pop("predictions")
             images = zip(arrays["index"], batch["label"][batch["valid"]], predictions, strict=True)
             pending.append((arrays, [pool.submit(outlines, *image) for image in images]))
@@ -135,7 +137,7 @@ def predict_images(
 ) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Returns image, ground truth and prediction of a few images, by their index."""
     found = {}
-    for batch, arrays in _count_batches(counter, split.batches_of(indices), len(split.table), EvaluationSeconds()):
+    for batch, arrays in _count_batches(counter, split.batches_of(indices), split.table, EvaluationSeconds()):
         images, labels = batch["image"][batch["valid"]], batch["label"][batch["valid"]]
         for index, *pictures in zip(arrays["index"].tolist(), images, labels, arrays["predictions"], strict=True):
             found[index] = tuple(pictures)
@@ -148,16 +150,20 @@ def sample_logits(counter: ImageCounter, split: EvaluationSplit, seconds: Evalua
     Rounds the number of images up to whole batches.
     """
     sampled = []
-    for _, arrays in _count_batches(counter, split.batches_from(0), min(len(split.table), FIT_IMAGES), seconds):
+    images = min(len(split.table), FIT_IMAGES)
+    for _, arrays in _count_batches(counter, split.batches_from(0), split.table, seconds, images):
         sampled.append({name: arrays[name] for name in ("logits", "labels")})
         if sum(len(each["labels"]) for each in sampled) >= FIT_IMAGES:
             break
     return _concatenate(sampled)
 
 
-def _count_batches(counter, batches, images, seconds):
-    """Yields each batch and the counts of its real images, while the devices work on the next batch."""
-    previous = None
+def _count_batches(counter, batches, table, seconds, images=None):
+    """Yields each batch and the counts of its real images, while the devices work on the next batch.
+
+    `images` is the number of images that pixels are sampled from; None: all of the table.
+    """
+    previous, images = None, len(table) if images is None else images
     batches = iter(batches)
     while True:
         with seconds.counted("input"):
@@ -173,6 +179,10 @@ def _count_batches(counter, batches, images, seconds):
                 arrays = jax.device_get(previous[1])
             valid = previous[0]["valid"]
             index = previous[0]["index"][valid]
+            finite = arrays.pop("finite")[valid]
+            if not finite.all():
+                key = table[int(index[np.flatnonzero(~finite)[0]])]["key"]
+                raise NumericalError(f"{key}: the output of the network is not finite; {NOT_FINITE_REMEDY}")
             yield previous[0], {"index": index} | {name: each[valid] for name, each in arrays.items()}
         if batch is None:
             return

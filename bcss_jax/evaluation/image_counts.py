@@ -28,7 +28,8 @@ def count_pixels(
       positions: int32 [N, P], positions in the flattened images of the pixels whose logits are returned.
 
     Returns:
-      `predictions` uint8 [N, H, W]; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B] (see
+      `predictions` uint8 [N, H, W]; `finite` bool [N], False if `log_probabilities` of the image are not finite, so
+      that all else is meaningless; `confusion` int32 [N, C, C]; `pixels`, `correct`, `confidence` [N, B] (see
       `calibration.ConfidenceCounts`); `logits` float32 [N, P, C], up to a constant per pixel, and `labels` [N, P] of
       the pixels at `positions`.
     """
@@ -37,6 +38,7 @@ def count_pixels(
     flat = log_probabilities.reshape(len(labels), -1, scheme.num_classes)
     return {
         "predictions": predictions.astype(jnp.uint8),
+        "finite": jnp.isfinite(log_probabilities[..., np.asarray(scheme.evaluated)]).all((1, 2, 3)),
         "confusion": metrics.confusion(predictions, labels, scheme.num_classes, scheme.ignore_index),
         **confidence._asdict(),
         "logits": jnp.take_along_axis(flat, positions[..., None], axis=1),

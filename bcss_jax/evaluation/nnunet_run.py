@@ -35,6 +35,7 @@ from bcss_jax.nnunet.labels import num_outputs, outputs_of_labels
 from bcss_jax.nnunet.predict import inference_function, predict_logits
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.training import checkpoint, sharding
+from bcss_jax.training.summary import params_sha256
 
 # The unchanged image, and the image mirrored in width, height and both, as flips and turns.
 MIRRORINGS = (View(0, False), View(0, True), View(2, True), View(2, False))
@@ -177,10 +178,11 @@ class NnunetRun:
         del tta
         weights = []
         for fold in self.folds:
-            trained = checkpoint.load_trained(fold.folder, mesh, WHICH)
-            if trained.step != fold.step:
+            trained = checkpoint.load_trained(fold.folder, mesh, WHICH, step=fold.step)
+            if params_sha256(trained.params) != fold.sha256:
                 raise DataError(
-                    f"{fold.folder}: the run has saved another checkpoint in the meantime; run the same command again"
+                    f"{fold.folder / str(fold.step)}: the checkpoint was replaced in the meantime; run the command "
+                    "again"
                 )
             weights.append((trained.params, trained.model_state))
         run, plan, dataset = inference_function(self.trained.network), self.metadata["plan"], self.metadata["dataset"]

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, write_bytes, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation import per_image_csv
 from bcss_jax.evaluation.reporting import figures, model_card, report, tables

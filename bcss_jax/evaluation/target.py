@@ -187,9 +187,12 @@ def _run_model(target, results, *, tta, mesh, interruption) -> tuple[EvaluationS
         spent = np.array(dataclasses.astuple(seconds))
         results.save_progress(target.folder, identity, arrays | {"seconds": spent})
 
-    counts = accumulate(
-        counter, target.split, seconds, saved=saved, save=save, interruption=interruption, label=target.name
-    )
+    try:
+        counts = accumulate(
+            counter, target.split, seconds, saved=saved, save=save, interruption=interruption, label=target.name
+        )
+    except NumericalError as error:
+        raise NumericalError(f"{target.name}: {error}") from error
     return seconds, counter, counts
 
 

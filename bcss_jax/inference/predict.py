@@ -20,6 +20,8 @@ import numpy as np
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction
 
+NOT_FINITE_REMEDY = "its weights are damaged or its training diverged; use another checkpoint, or train again"
+
 # A model of an evaluation: uint8 images [N, H, W, 3] on the devices -> their `log_probabilities`.
 Member = Callable[[jax.Array], jax.Array]
 
@@ -83,9 +85,13 @@ def log_probabilities(
 
 
 def log_probabilities_from_logits(scheme: LabelScheme, logits: jax.Array) -> jax.Array:
-    """Turns logits [N, H, W, C] into the result of `log_probabilities`."""
+    """Turns logits [N, H, W, C] into the result of `log_probabilities`.
+
+    A pixel with a logit that is not finite has NaN for all classes, so that it shows in every mean.
+    """
     evaluated = np.isin(np.arange(scheme.num_classes), scheme.evaluated)
-    return jax.nn.log_softmax(jnp.where(evaluated, logits.astype(jnp.float32), -jnp.inf))
+    log_probabilities = jax.nn.log_softmax(jnp.where(evaluated, logits.astype(jnp.float32), -jnp.inf))
+    return jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), log_probabilities, jnp.nan)
 
 
 @jax.jit

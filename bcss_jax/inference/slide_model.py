@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bcss_jax.data.synthetic import SIZE as SAMPLE_SIZE
-from bcss_jax.errors import ConfigError, first_line
-from bcss_jax.inference.predict import log_probabilities
+from bcss_jax.errors import ConfigError, NumericalError, first_line
+from bcss_jax.inference.predict import NOT_FINITE_REMEDY, log_probabilities
 from bcss_jax.inference.trained_run import TrainedRun
 from bcss_jax.labels import LabelScheme
 from bcss_jax.training import sharding
@@ -128,7 +128,8 @@ class WindowPredictor:
         self._weights = jax.device_put(weights, sharding.replicated(mesh))
 
         def weighted(arrays, weights, images):
-            return jnp.moveaxis(model.probabilities(arrays, images), -1, 1) * weights
+            result = jnp.moveaxis(model.probabilities(arrays, images), -1, 1) * weights
+            return result, jnp.isfinite(result).all((1, 2, 3))
 
         self._run = jax.jit(weighted, out_shardings=sharding.split_over_data(mesh))
 
@@ -140,7 +141,7 @@ class WindowPredictor:
 
         Returns:
           A function that waits for the result and returns probabilities times weights, float32 [K, window, window] for
-          each window.
+          each window. It raises NumericalError at a window whose probabilities are not finite.
         """
         started = []
         for first in range(0, len(images), self._at_once):
@@ -148,5 +149,12 @@ class WindowPredictor:
             missing = self._at_once - len(part)
             padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else part
             placed = jax.device_put(padded, sharding.split_over_data(self._mesh))
-            started.append((self._run(self._model.arrays, self._weights, placed), len(part)))
-        return lambda: (window for result, count in started for window in np.asarray(result)[:count])
+            started.append((*self._run(self._model.arrays, self._weights, placed), len(part)))
+        return lambda: self._windows(started)
+
+    def _windows(self, started: list[tuple[jax.Array, jax.Array, int]]) -> Iterator[np.ndarray]:
+        for result, finite, count in started:
+            for window, is_finite in zip(np.asarray(result)[:count], np.asarray(finite), strict=False):
+                if not is_finite:
+                    raise NumericalError(f"the output of {self._model.name} is not finite; {NOT_FINITE_REMEDY}")
+                yield window

@@ -25,6 +25,7 @@ from bcss_jax.models.apply import ImageStatistics, ModelFunction
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.training import checkpoint
 from bcss_jax.training.history import COLUMNS
+from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import params_sha256
 
 
@@ -109,10 +110,11 @@ class TrainedRun:
 
     def weights(self, mesh: Mesh) -> tuple[dict, dict]:
         """Loads `params` and `model_state` onto all devices of the mesh. Raises the errors of `member`."""
-        trained = checkpoint.load_trained(self.folder, mesh, self.which)
-        if trained.step != self.step:
+        trained = checkpoint.load_trained(self.folder, mesh, self.which, step=self.step)
+        found = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
+        if found != self.sha256:
             raise DataError(
-                f"{self.folder}: the run has saved another checkpoint in the meantime; run the same command again"
+                f"{self.folder / str(self.step)}: the checkpoint was replaced in the meantime; run the command again"
             )
         return trained.params, trained.model_state
 
@@ -169,7 +171,8 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         ) from error
     function = ModelFunction(checkpoint.network_of(trained), statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
-    return TrainedRun(sanitized_name(_name(folder)), folder, which, trained.step, metadata, scheme, function, sha256)
+    name = sanitized_name(_name(folder))
+    return TrainedRun(name, folder, trained.which, trained.step, metadata, scheme, function, sha256)
 
 
 def with_unique_names(runs: Sequence[_AnyRun], taken: Sequence[str] = ()) -> list[_AnyRun]:
@@ -224,7 +227,7 @@ def _checkpoints_of(path):
     if not path.is_dir():
         raise DataError(f"{printable(path)}: no such folder; expected the folder of a run, such as runs/unet")
     for folder in (path / "checkpoints", path):
-        if folder.is_dir() and any(each.name.isdecimal() for each in folder.iterdir()):
+        if step_numbers(folder):
             return folder.resolve()
     if trained_fold_names(path):
         raise ConfigError(

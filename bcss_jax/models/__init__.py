@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import math
 
+import jax
 from flax import nnx
 
 from bcss_jax.errors import ConfigError
@@ -25,6 +27,7 @@ MODELS = {
     "unet_resnet50": functools.partial(EncoderUNet, encoder=resnet50),
     "unet_resnet101": functools.partial(EncoderUNet, encoder=resnet101),
 }
+MAX_PARAMETERS = 2e9  # with gradients and the two moments of AdamW, 32 GB
 
 
 def create(name: str, **kwargs) -> nnx.Module:
@@ -51,6 +54,22 @@ def create(name: str, **kwargs) -> nnx.Module:
     model = MODELS[name](**kwargs)
     model.eval()  # models are built to predict; training switches the mode itself
     return model
+
+
+def check_size(name: str, **kwargs) -> None:
+    """Raises ConfigError for a network of more parameters than can be trained, before any of them is allocated.
+
+    Args:
+      name: as the others, of `create`.
+      **kwargs: arguments of the model's class.
+    """
+    model = nnx.eval_shape(lambda: create(name, **kwargs))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    if count > MAX_PARAMETERS:
+        raise ConfigError(
+            f"model {name!r} has {count:.3g} parameters with these arguments; at most {MAX_PARAMETERS:.3g} can be "
+            "trained; choose fewer channels or layers"
+        )
 
 
 def default_arguments(name: str) -> dict:

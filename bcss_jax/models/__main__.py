@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser():
-    parser = command.parser("python -m bcss_jax.models", __doc__, command.OneLineParser)
+    parser = command.parser("python -m bcss_jax.models", __doc__)
     command.add_debug(parser)
     return parser
 

@@ -6,34 +6,47 @@ from typing import Any
 
 import jax
 
+from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError
+
+MOST = 1 << 16  # channels or pixels; more do not fit into any memory
+MOST_LAYERS = 256  # after each other at one resolution
+MOST_LEVELS = 16  # of resolution, each half of the one before
 
 
 def is_count(value: Any) -> bool:
-    """Returns whether a value is a positive integer; True is not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0
+    """Returns whether a value is a positive integer that a network can have; True is not."""
+    return value in Range(1, MOST, whole=True)
 
 
-def check_counts(model: str, **values: Any) -> None:
-    """Raises ConfigError for the first value that is not a positive integer."""
+def check_counts(model: str, *, most: int = MOST, **values: Any) -> None:
+    """Raises ConfigError for the first value that is not a positive integer of at most `most`."""
     for name, value in values.items():
-        if not is_count(value):
-            raise ConfigError(f"{model}: {name} must be a positive integer, not {value!r}")
+        if value not in Range(1, most, whole=True):
+            limit = f" of at most {most}" if isinstance(value, int) and value > most else ""
+            raise ConfigError(f"{model}: {name} must be a positive integer{limit}, not {_short(value)}")
 
 
-def check_counts_in(model: str, length: int | None, **values: Any) -> None:
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}.."
+
+
+def check_counts_in(model: str, length: int | None, *, most: int = MOST, **values: Any) -> None:
     """Raises ConfigError for the first value that is not a sequence of positive integers.
 
     Args:
       model: name of the model, for the message.
-      length: required length of each sequence; None: one or more.
+      length: required length of each sequence; None: one to `MOST_LEVELS`.
+      most: the largest integer.
       **values: the arguments by name.
     """
     for name, value in values.items():
-        valid = isinstance(value, Sequence) and not isinstance(value, str) and all(is_count(v) for v in value)
-        if not valid or not value or (length and len(value) != length):
+        allowed = Range(1, most, whole=True)
+        valid = isinstance(value, Sequence) and not isinstance(value, str) and all(v in allowed for v in value)
+        if not valid or not 0 < len(value) <= MOST_LEVELS or (length and len(value) != length):
             number = f"{length} positive integers" if length else "one or more positive integers"
-            raise ConfigError(f"{model}: {name} must be {number}, not {value!r}")
+            raise ConfigError(f"{model}: {name} must be {number}, at most {most}, not {_short(value)}")
 
 
 def check_fraction(model: str, *, allow_zero: bool, allow_one: bool, **values: Any) -> None:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models.arguments import check_counts, check_counts_in, check_fraction, check_image_size
+from bcss_jax.models.arguments import MOST_LAYERS, check_counts, check_counts_in, check_fraction, check_image_size
 from bcss_jax.models.blocks import initializers, norms, resampling
 from bcss_jax.models.blocks.dense_block import DenseBlock
 from bcss_jax.models.blocks.layers import Conv, ConvTranspose
@@ -105,11 +105,11 @@ class DenseUNet(nnx.Module):
             "dense_unet",
             num_classes=num_classes,
             growth=growth,
-            bottleneck_layers=bottleneck_layers,
             init_width=init_width,
             in_channels=in_channels,
         )
-        check_counts_in("dense_unet", None, layers=layers)
+        check_counts("dense_unet", most=MOST_LAYERS, bottleneck_layers=bottleneck_layers)
+        check_counts_in("dense_unet", None, most=MOST_LAYERS, layers=layers)
         check_fraction("dense_unet", allow_zero=False, allow_one=True, compression=compression)
 
         common: dict[str, Any] = dict(dtype=dtype, rngs=nnx.Rngs(seed))

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError
-from bcss_jax.models.arguments import check_counts, is_count
+from bcss_jax.models.arguments import MOST_LEVELS, check_counts, is_count
 from bcss_jax.models.blocks import initializers, layers, norms, resampling
 from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries, entries_of, prefixed
 
@@ -499,8 +500,8 @@ def _pair_per_stage(what: str, value: Any, length: int) -> list[Pair]:
 
 def _stages(model: str, n_stages: Any, features_per_stage: Any, kernel_sizes: Any, strides: Any) -> list[_Stage]:
     """Returns the resolutions, full resolution first, or raises ConfigError."""
-    if not is_count(n_stages) or n_stages < 2:
-        raise ConfigError(f"{model}: n_stages must be an integer of at least 2, not {n_stages!r}")
+    if n_stages not in Range(2, MOST_LEVELS, whole=True):
+        raise ConfigError(f"{model}: n_stages must be an integer from 2 to {MOST_LEVELS}, not {str(n_stages)[:40]}")
     features = _per_stage(f"{model}: features_per_stage", features_per_stage, n_stages)
     kernels = _pair_per_stage(f"{model}: kernel_sizes", kernel_sizes, n_stages)
     pairs = _pair_per_stage(f"{model}: strides", strides, n_stages)

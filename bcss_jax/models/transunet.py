@@ -14,13 +14,14 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.models.arguments import check_counts, check_counts_in, check_fraction, is_count
+from bcss_jax.models.arguments import MOST_LAYERS, check_counts, check_counts_in, check_fraction, is_count
 from bcss_jax.models.blocks import layers, norms, resampling
 from bcss_jax.models.encoders.resnet_v2 import GROUPS, ResNetV2
 from bcss_jax.models.encoders.vit import Transformer
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of, prefixed
 
 PATCH = 16  # pixels of a token, on each side
+MOST_FACTOR = 16  # of the width; the ResNet then has 1024 channels after its root
 DECODER_INPUTS = 512  # channels
 
 
@@ -164,9 +165,10 @@ class TransUNet(nnx.Module):
           ConfigError: an argument is invalid.
         """
         size = _checked_size(image_size)
-        check_counts("transunet", num_classes=num_classes, in_channels=in_channels, num_layers=num_layers)
+        check_counts("transunet", num_classes=num_classes, in_channels=in_channels)
+        check_counts("transunet", most=MOST_LAYERS, num_layers=num_layers)
         check_counts("transunet", hidden_size=hidden_size, mlp_size=mlp_size, num_heads=num_heads)
-        check_counts_in("transunet", 3, resnet_layers=resnet_layers)
+        check_counts_in("transunet", 3, most=MOST_LAYERS, resnet_layers=resnet_layers)
         check_counts_in("transunet", 4, decoder_channels=decoder_channels)
         if hidden_size % num_heads:
             raise ConfigError(f"transunet: hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
@@ -246,8 +248,10 @@ def _checked_size(image_size: Any) -> tuple[int, int]:
 def _checked_width(width_factor: Any, skip_channels: Any) -> int:
     """Returns the channels after the root of the ResNet, or raises ConfigError."""
     factor = float(width_factor) if isinstance(width_factor, numbers.Real) else 0.0
-    if factor <= 0 or 64 * factor % GROUPS:
-        raise ConfigError(f"transunet: width_factor must be a multiple of {GROUPS / 64}, not {width_factor!r}")
+    if not 0 < factor <= MOST_FACTOR or 64 * factor % GROUPS:
+        raise ConfigError(
+            f"transunet: width_factor must be a multiple of {GROUPS / 64} up to {MOST_FACTOR}, not {width_factor!r}"
+        )
     width = int(64 * factor)
     maps = (8 * width, 4 * width, width, 0)
     skips = list(skip_channels) if isinstance(skip_channels, Sequence) else []

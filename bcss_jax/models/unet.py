@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.models.arguments import check_counts, check_image_size
+from bcss_jax.models.arguments import MOST_LEVELS, check_counts, check_image_size
 from bcss_jax.models.blocks import layers, norms, resampling
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
@@ -78,7 +78,8 @@ class UNet(nnx.Module):
         Raises:
           ConfigError: a number is not positive.
         """
-        check_counts("unet", num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+        check_counts("unet", num_classes=num_classes, in_channels=in_channels, width=width)
+        check_counts("unet", most=MOST_LEVELS, depth=depth)
         rngs = nnx.Rngs(seed)
         self.depth, self.dtype = depth, dtype
         widths = [width * 2**level for level in range(depth + 1)]

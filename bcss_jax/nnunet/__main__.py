@@ -7,26 +7,31 @@ Training is `python -m bcss_jax.main --config=configs/nnunet.py`.
     python -m bcss_jax.nnunet plan --raw=FOLDER --out=plans.json [--preset=ResEncM]
 
 A model is the folder of a run, or a result folder of nnU-Net v2 (plans.json, dataset.json,
-fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 5 storage.
+fold_0/checkpoint_final.pth). Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage.
 """
 
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 
 from PIL import Image
 
 from bcss_jax import errors
-from bcss_jax.common import command, figures, written_files
-from bcss_jax.common.distinct_paths import refuse_inputs
+from bcss_jax.common import command, figures
 from bcss_jax.common.files import storage_errors, whole_file, write_png
+from bcss_jax.common.outputs import written_files
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.ranges import COUNT, Range
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.data.image_folders import image_folders
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.data.image_folder import LeftOut, comparable, list_images
+from bcss_jax.data.read_folders import read_folders
+from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
@@ -36,15 +41,24 @@ from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.nnunet.trained import load_trained_folds
 
 # Flags of training, which errors mention -> flags of this command.
-FLAGS = {"--config.data.dir": "--raw", "--config.data.prepared_dir": "--prepared_dir"}
+FLAGS = {
+    "--config.data.dir": "--raw",
+    "--config.data.prepared_dir": "--prepared_dir",
+    "--config.data.allow_missing": "--allow_missing",
+}
 OVERLAY_SIDE = 2048  # largest number of pixels of the longer side of an overlay
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return command.run(lambda: args.action(args), debug=args.debug, flags=FLAGS)
+
+    def parse_and_do():
+        args = _parser().parse_args(argv)
+        args.action(args)
+
+    return command.run(parse_and_do, debug="--debug" in argv, flags=FLAGS)
 
 
 def _parser():
@@ -64,9 +78,9 @@ def _parser():
     predict_parser.add_argument("--folds", nargs="+", help="names such as 0 1; default: all folds")
     predict_parser.add_argument("--no-mirror", action="store_true", help="four times faster, slightly less accurate")
     predict_parser.add_argument(
-        "--step", type=float, default=0.5, help="distance between windows as a share of the patch"
+        "--step", type=Range(0.05, 1).parse, default=0.5, help="distance between windows as a share of the patch"
     )
-    predict_parser.add_argument("--batch", type=int, default=4, help="number of windows per batch")
+    predict_parser.add_argument("--batch", type=COUNT.parse, default=4, help="number of windows per batch")
     predict_parser.add_argument("--overwrite", action="store_true", help="replace existing predictions")
 
     export_parser = actions.add_parser("export", help="write a result folder with which nnU-Net can predict")
@@ -81,16 +95,17 @@ def _parser():
     plan_parser.add_argument("--out", required=True, type=Path, help="file to write, for --config.plan=FILE")
     plan_parser.add_argument("--preset", choices=PRESETS, default="nnUNetPlans")
     plan_parser.add_argument("--rule-before-2.3.1", action="store_true", dest="old_rule")
+    plan_parser.add_argument(
+        "--allow_missing",
+        action="store_true",
+        help="leave out images without a mask and masks without an image",
+    )
     plan_parser.add_argument("--prepared_dir", type=Path, default=Path("~/.cache/bcss_jax"))
     return parser
 
 
 def predict(args: argparse.Namespace) -> None:
     """Segments images. Folds are averaged as logits, models as probabilities."""
-    if not 0 < args.step <= 1:
-        raise ConfigError(f"--step={args.step:g}: must be above 0 and at most 1")
-    if args.batch < 1:
-        raise ConfigError(f"--batch={args.batch}: must be 1 or more")
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
     _check_output(args, targets)
@@ -147,28 +162,34 @@ def _labels(image, path, models, predictors):
     for model, predictor in zip(models, predictors, strict=True):
         try:
             case = preprocess(image, None, model.plan, model.dataset)
-        except DataError as error:
-            raise DataError(f"{errors.printable(path)}: {error}") from error
-        scores.append(predictor(case.data))
+            scores.append(predictor(case.data))
+        except (DataError, NumericalError) as error:
+            raise type(error)(f"{errors.printable(path)}: {error}") from error
     # All plans crop in the same way, so the scores have the same size.
     return predicted_labels(scores[0] if len(scores) == 1 else ensemble.mean_of_configurations(scores), case.properties)
 
 
 def _images(where):
-    if where.is_file():
-        return [where]
     if not where.is_dir():
-        raise DataError(f"{where}: expected an image or a folder of images, found nothing")
-    found = sorted(path for path in where.iterdir() if path.suffix.lower() in image_files.SUFFIXES)
-    if not found:
-        raise DataError(f"{where}: expected images ({', '.join(image_files.SUFFIXES)}), found none")
-    stems = [path.stem for path in found]
-    duplicates = [stem for stem in stems if stems.count(stem) > 1]
-    if duplicates:
+        check_regular_file(where, "an image or a folder of images", "check the path")
+        return [where]
+    left_out, by_name = LeftOut(), {}
+    for path in list_images(where, left_out):
+        check_regular_file(path, "an image file", "remove it, or restore what the link leads to")
+        other = by_name.setdefault(comparable(path.stem), path)
+        if other is not path:
+            raise DataError(
+                f"{errors.printable(path)}: expected one image of that name, found {errors.printable(other.name)} too; "
+                "rename or remove one of them"
+            )
+    line = left_out.line()
+    if not by_name:
         raise DataError(
-            f"{where}: expected one image per name, found several called {duplicates[0]}; rename one of them"
+            f"{errors.printable(where)}: expected images ({', '.join(image_files.SUFFIXES)}), found none"
+            f"{f' (left out: {line})' if line else ''}; name another folder"
         )
-    return found
+    print(f"{errors.printable(where)}: {len(by_name)} image(s){f'; left out: {line}' if line else ''}")
+    return list(by_name.values())
 
 
 def _write_overlay(path, picture):
@@ -191,14 +212,16 @@ def export(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Extracts the fingerprint of a raw data folder and makes a plan for it."""
-    raw = image_folders("--raw", args.raw)
+    raw = read_folders("--raw", args.raw)
     refuse_inputs("--out", args.out, [raw[0], ("--raw/dataset.json", args.raw / "dataset.json")], data_folders=raw[1:])
     refuse_inputs("--prepared_dir", args.prepared_dir.expanduser(), raw[:1], data_folders=raw[1:])
-    if not plan_file.is_plan(args.out):
-        plan_file.check_new_plan(args.out)
-    found = cases.find(
-        DataSettings(cases.RAW, args.raw), prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"]
-    )
+    if os.path.lexists(args.out):
+        raise ConfigError(
+            f"--out={args.out}: this file already exists, and plans may be edited; name another file, or delete it"
+        )
+    settings = DataSettings(cases.RAW, args.raw, allow_missing=args.allow_missing)
+    found = cases.find(settings, prepared_dir=args.prepared_dir, scheme=SCHEMES["tumor_stroma"])
+    print(found.line)
     fingerprint = store.fingerprint_of(found)
     decided = make_plan(
         fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name
@@ -209,4 +232,4 @@ def plan(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

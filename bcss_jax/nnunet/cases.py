@@ -1,8 +1,7 @@
 """Finds the cases of a data set for nnU-Net. A case is an image with nnU-Net's labels (`bcss_jax.nnunet.labels`).
 
 Cases come from one of two sources. The first is a layout that the other systems train on too; here, regions stay whole
-instead of being cut into patches. The second is a folder in nnU-Net's own layout: `dataset.json`,
-`imagesTr/NAME_0000.png`, `labelsTr/NAME.png` and optionally `imagesTs` and `labelsTs`.
+instead of being cut into patches. The second is a folder in nnU-Net's own layout (`bcss_jax.nnunet.raw_folder`).
 """
 
 import contextlib
@@ -21,15 +20,15 @@ from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
 from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.data.image_files import SUFFIXES, read_pair
-from bcss_jax.data.names import patient_of
+from bcss_jax.data.image_files import read_pair
+from bcss_jax.data.image_folder import LeftOut
+from bcss_jax.data.names import stated_patient
 from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
-from bcss_jax.nnunet import labels
+from bcss_jax.nnunet import labels, raw_folder
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)
-RAW_SPLITS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))  # images, labels, split
 VERSION = 1  # version of the prepared data; increase it when they change
 
 
@@ -39,13 +38,14 @@ class Case:
 
     Attributes:
       name: name of the case, unique in the data set.
-      patient: the patient. All cases of one patient belong to the same fold.
+      patient: the patient. All cases of one patient belong to the same fold. None: the name does not say it, and the
+        case counts as a patient of its own.
       split: split of the data set: "train", "val" or "test". Test cases are in no fold.
       read: function that returns the image, uint8 RGB [H, W, 3], and the labels, uint8 [H, W].
     """
 
     name: str
-    patient: str
+    patient: str | None
     split: str
     read: Callable[[], tuple[np.ndarray, np.ndarray]]
 
@@ -63,6 +63,9 @@ class Cases:
       folder: folder for data derived from this data set. Its name changes when a file of the data set changes.
       description: description of the data for checkpoints, like that of `tfrecords.PreparedData.describe`; None for a
         raw data folder.
+      counts: number of cases that a raw data folder promises and holds, of patients (None: not known), and of what was
+        left out, as JSON; None for the other layouts, which count in `description`.
+      line: the same as text; "" if there is nothing to say.
     """
 
     train: tuple[Case, ...]
@@ -72,6 +75,8 @@ class Cases:
     project_scheme: LabelScheme | None
     folder: Path
     description: dict | None
+    counts: dict | None = None
+    line: str = ""
 
 
 def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: LabelScheme) -> Cases:
@@ -90,7 +95,7 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
     """
     layout, prepared_dir = settings.layout, Path(prepared_dir).expanduser()
     if layout == RAW:
-        return _raw(settings.folder or Path(), prepared_dir)
+        return _raw(settings.folder or Path(), prepared_dir, settings.allow_missing)
     try:
         table = lookup_table(scheme, settings.codes)
     except ValueError as error:
@@ -111,16 +116,23 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
         description = _description(settings, synthetic.MPP, digest, checks.report_on(checked, settings.codes))
         cases = [_drawn(patch, to_label) for patch in patches]
         return _cases_of_splits(cases, scheme, prepared_dir / f"nnunet-sample-{digest[:16]}", description)
-    tiles = discovery.find_tiles(dataclasses.replace(settings, patch_size=None), required=())
+    left_out = LeftOut()
+    tiles = discovery.find_tiles(dataclasses.replace(settings, patch_size=None), required=(), left_out=left_out)
     options |= {"split": settings.split_by, "allow_missing": settings.allow_missing, "max_bad": settings.max_bad}
     files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
     digest = digest_of_files(options, files, settings.folder)
     folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
     with storage_errors(prepared_dir), wait_for_lock(folder):
         usable, report = _checked(tiles, folder, settings.allow_missing, settings.max_bad)
+    report = dataclasses.replace(report, left_out=left_out.counts())
     description = _description(settings, settings.mpp, digest, report)
+    lines = [f"left out: {line}"] if (line := left_out.line()) else []
+    for what, paths in (("without image or mask", report.missing), ("unusable", report.bad)):
+        if paths:
+            lines.append(f"{len(paths)} pairs of files are {what} and left out, first {paths[0]}")
     cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
-    return _cases_of_splits(cases, scheme, folder, description)
+    line = f"{printable(settings.folder or '')}: {'; '.join(lines)}" if lines else ""
+    return dataclasses.replace(_cases_of_splits(cases, scheme, folder, description), line=line)
 
 
 def _checked(tiles, folder, allow_missing, max_bad):
@@ -203,62 +215,44 @@ def _from_tile(tile, to_label):
     return Case(tile.key, tile.patient, tile.split, read)
 
 
-def _raw(root, prepared_dir):
+def _raw(root, prepared_dir, allow_missing):
     """Returns the cases of a folder in nnU-Net's layout."""
-    file = root / "dataset.json"
-    dataset = read_json(
-        file,
-        "a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr",
-        "correct the file, or name another folder with --config.data.dir",
-        kind=dict,
-    )
-    labels.check_dataset(dataset)
-    ending = dataset.get("file_ending", ".png")
-    if ending not in SUFFIXES:
-        raise DataError(
-            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending!r}; convert the images"
-        )
-    pairs = [pair for folders in RAW_SPLITS for pair in _raw_pairs(root, *folders, ending)]
+    raw = raw_folder.read_raw_folder(root, allow_missing=allow_missing)
+    dataset, num_codes = raw.dataset, len(raw.dataset["labels"])
     digest = digest_of_files(
-        {"layout": RAW, "dataset": dataset, "version": VERSION}, [path for pair in pairs for path in pair[1:3]], root
+        {"layout": RAW, "dataset": dataset, "version": VERSION},
+        [path for case in raw.cases for path in (case.image, case.mask)],
+        root,
     )
-    num_codes = len(dataset["labels"])
     cases = [
-        Case(name, _patient(name), split, lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None))
-        for name, image, mask, split in pairs
+        Case(
+            name,
+            stated_patient(name),
+            split,
+            lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None),
+        )
+        for name, image, mask, split in raw.cases
     ]
     train = tuple(case for case in cases if case.split == "train")
-    folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
     test = tuple(case for case in cases if case.split == "test")
-    return Cases(train, test, dataset, scheme_of(dataset), None, folder, None)
-
-
-def _raw_pairs(root, images_folder, labels_folder, split, ending):
-    """Returns (name, image path, mask path, split) of each case in two folders of a raw data folder."""
-    images_in, labels_in = root / images_folder, root / labels_folder
-    if split == "test" and not labels_in.is_dir():
-        return []
-    for folder in (images_in, labels_in):
-        if not folder.is_dir():
-            raise DataError(f"{printable(folder)}: expected a folder, found none; complete the raw data folder")
-    images = {path.name.removesuffix(f"_0000{ending}"): path for path in sorted(images_in.glob(f"*_0000{ending}"))}
-    masks = {path.name.removesuffix(ending): path for path in sorted(labels_in.glob(f"*{ending}"))}
-    more = sorted(path.name for path in images_in.glob(f"*_0001{ending}"))
-    if more:
-        raise DataError(
-            f"{printable(images_in / more[0])}: expected one RGB file per case (NAME_0000{ending}), found one file "
-            "per channel; join them"
+    patients = {case.patient for case in train if case.patient}
+    line = f"{raw.line()}; {_patients_line(train, patients)}"
+    shared = patients & {case.patient for case in test}
+    if shared:
+        line += (
+            f"; {len(shared)} patients have cases in imagesTr and in imagesTs (first {min(shared)}), so the scores of "
+            "the test cases are too high"
         )
-    unpaired = sorted(images.keys() ^ masks.keys())
-    if unpaired or not images:
-        found = f"{len(unpaired)} without the other, first {printable(unpaired[0])}" if unpaired else "none"
-        raise DataError(
-            f"{printable(images_in)}: expected images NAME_0000{ending} and masks {labels_in.name}/NAME{ending}, found "
-            f"{found}; complete the folders"
-        )
-    return [(name, images[name], masks[name], split) for name in sorted(images)]
+    unstated = sum(case.patient is None for case in train)
+    counts = {**raw.counts(), "patients": None if unstated else len(patients), "cases_without_patient": unstated}
+    folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
+    return Cases(train, test, dataset, scheme_of(dataset), None, folder, None, counts, line)
 
 
-def _patient(name):
-    """Returns the TCGA patient at the start of a name, or the name itself: such a case counts as a separate patient."""
-    return patient_of(name) or name
+def _patients_line(cases, patients):
+    unstated = sum(case.patient is None for case in cases)
+    if not unstated:
+        return f"{len(patients)} patients by the beginnings of the names (first {printable(min(patients))})"
+    return (
+        f"the names of {unstated} cases do not say their patient, so each of these cases counts as a patient of its own"
+    )

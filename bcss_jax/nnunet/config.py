@@ -8,13 +8,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bcss_jax.config import check_at_least, check_data_folder, check_masks, check_one_of
+from bcss_jax.common.ranges import Range
+from bcss_jax.config import RANGES as TRAINING_RANGES
+from bcss_jax.config import check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
-from bcss_jax.nnunet.folds import NUM_FOLDS
+from bcss_jax.nnunet.folds import NUM_FOLDS, read_splits
 from bcss_jax.nnunet.plan import PRESETS
 
+RANGES = TRAINING_RANGES | {name: Range(1, 10**6, whole=True) for name in ("iterations", "val_iterations")}
 FOLDS = ("patient", "case", "published")
 EACH, ALL = "each", "all"
 
@@ -42,7 +45,7 @@ def default() -> ConfigDict:
     config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
     config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most
 
-    config.folds = "patient"  # patient: five, by patient; case: nnU-Net's own, leaks; published: the train/val split
+    config.folds = "patient"  # patient: five, by patient; case: nnU-Net's own, leaks; published: train/val; or a file
     config.fold = "each"  # each: one after another; 0 to 4: that one; all: train on all cases
     config.epochs = 1000
     config.iterations = 250  # training batches per epoch
@@ -75,19 +78,14 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
         check_masks(config, scheme)
     check_one_of(config, "preset", tuple(PRESETS))
     check_one_of(config, "dtype", ("float32", "bfloat16"))
-    check_one_of(config, "folds", FOLDS)
+    if not is_file_of_folds(config.folds):
+        check_one_of(config, "folds", FOLDS)
     check_one_of(config, "fold", (EACH, ALL, *_numbered(config)))
-    for field in ("epochs", "iterations", "val_iterations", "micro_batches", "max_bad_steps", "checkpoint_steps"):
-        check_at_least(config, field, 1)
-    for field in ("seed", "data.max_bad", "log_seconds"):
-        check_at_least(config, field, 0)
-    if data.max_bad > 1:
-        raise ConfigError(f"config.data.max_bad={data.max_bad}: is a share of the files, at most 1")
-    if not data.mpp > 0:
-        raise ConfigError(f"config.data.mpp={data.mpp}: must be above 0")
+    check_ranges(config, RANGES)
     if data.layout == RAW and config.folds == "published":
         raise ConfigError(
-            "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient or case"
+            "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient, case, or a "
+            "file of folds"
         )
     if config.plan and config.rule_before_2_3_1:
         raise ConfigError(
@@ -101,5 +99,14 @@ def fold_names(config: Any) -> list[str]:
     return _numbered(config) if config.fold == EACH else [config.fold]
 
 
+def is_file_of_folds(folds: str) -> bool:
+    """Returns whether `config.folds` names a file, such as nnU-Net's splits_final.json."""
+    return folds.lower().endswith(".json") or "/" in folds
+
+
 def _numbered(config):
-    return [str(number) for number in range(1 if config.folds == "published" else NUM_FOLDS)]
+    if is_file_of_folds(config.folds):
+        number = len(read_splits(config.folds))
+    else:
+        number = 1 if config.folds == "published" else NUM_FOLDS
+    return [str(each) for each in range(number)]

@@ -17,17 +17,18 @@ from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
 
 
-def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str] | None:
+def summarize(workdir: Path, folds: int, scheme: LabelScheme, data: dict) -> tuple[dict, str] | None:
     """Combines the scores of all folds and writes cross_validation.json.
 
     Args:
       workdir: of the run; the folds' scores are in `fold_<k>/validation/summary.json`.
       folds: number of them.
       scheme: of the labels.
+      data: description of the data set as JSON.
 
     Returns:
-      The content of cross_validation.json (scores of each fold, their mean and standard deviation, and the scores of
-      all cases together) and a text table; None if a fold is missing.
+      The content of cross_validation.json (scores of each fold, their mean and standard deviation, the scores of all
+      cases together, and `data`) and a text table; None if a fold is missing.
     """
     files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
     if not all(file.exists() for file in files):
@@ -35,7 +36,7 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str
     summaries = [read_json(file, "the scores of a fold", "validate the fold again", kind=dict) for file in files]
     counts = [np.array(list(each["counts"].values())) for each in summaries]
     together = metrics.scores(np.concatenate(counts), 1, scheme.class_names, scheme.evaluated)
-    by_fold = [{key: value for key, value in each.items() if key != "counts"} for each in summaries]
+    by_fold = [{key: value for key, value in each.items() if key not in ("counts", "data")} for each in summaries]
     means = [each["dice_global"]["macro"] for each in by_fold]
     known = [value for value in means if value is not None]
     found = {
@@ -43,6 +44,7 @@ def summarize(workdir: Path, folds: int, scheme: LabelScheme) -> tuple[dict, str
         "mean_of_folds": float(np.mean(known)) if known else None,
         "deviation_of_folds": float(np.std(known)) if known else None,
         "all_cases": together,
+        "data": data,
     }
     write_text(workdir / "cross_validation.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found, _table(found, counts, scheme)

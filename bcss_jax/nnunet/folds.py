@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.errors import DataError
+from bcss_jax.common.json_files import read_json
+from bcss_jax.data.image_folder import composed
+from bcss_jax.errors import DataError, printable
 
 NUM_FOLDS, SEED = 5, 12345  # nnU-Net's
 Split = dict[str, list[str]]
@@ -40,10 +42,12 @@ def by_patient(names: Sequence[str], patients: Sequence[str], count: int = NUM_F
     for name, patient in sorted(zip(names, patients, strict=True)):
         cases[patient].append(name)
     if len(cases) < count:
-        found = ", ".join(sorted(cases)[:5]) or "none"
+        found = ", ".join(map(printable, sorted(cases)[:5])) or "none"
         raise DataError(
-            f"{count} folds by patient need at least {count} patients, found {len(cases)} ({found}); add data, or use "
-            "the split of the data set with --config.folds=published, or train on everything with --config.fold=all"
+            f"{count} folds by patient need at least {count} patients, found {len(cases)} ({found}; a case whose name "
+            "does not say its patient counts as one); add data, use the split of the data set with "
+            "--config.folds=published or folds of your own with --config.folds=FILE, or train on everything with "
+            "--config.fold=all"
         )
     order = np.random.RandomState(seed).permutation(sorted(cases)).tolist()
     order.sort(key=lambda patient: -len(cases[patient]))  # stable, so patients with equally many cases stay shuffled
@@ -72,6 +76,75 @@ def by_case(names: Sequence[str], count: int = NUM_FOLDS, seed: int = SEED) -> l
 def patients_on_both_sides(split: Split, patient_of: dict[str, str]) -> list[str]:
     """Returns the patients who have both training and validation cases in a fold, which inflates its scores."""
     return sorted({patient_of[name] for name in split["train"]} & {patient_of[name] for name in split["val"]})
+
+
+def read_splits(path: Path | str) -> list[Split]:
+    """Reads folds that the user gives, in the form of nnU-Net's splits_final.json.
+
+    Raises:
+      DataError: it is not such a file, or a fold has no case to train on or to validate on, or the same case twice.
+    """
+    path = Path(path).expanduser()
+    expected, remedy = "a list of folds, each with the names of its train and val cases", "correct it"
+    content = read_json(path, expected, "correct it, or name another file with --config.folds", kind=list)
+    if not content:
+        raise DataError(f"{printable(path)}: expected {expected}, found none; {remedy}")
+    splits = []
+    for number, fold in enumerate(content):
+        sides = [fold.get(side) for side in ("train", "val")] if isinstance(fold, dict) else [None]
+        if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
+            raise DataError(f"{printable(path)}: expected {expected}, found something else in fold {number}; {remedy}")
+        train, val = (sorted(map(composed, fold[side])) for side in ("train", "val"))
+        counts = collections.Counter(train + val)
+        twice = next((name for name, count in counts.items() if count > 1), None)
+        if twice is not None:
+            raise DataError(
+                f"{printable(path)}: expected each case once in fold {number}, found {printable(twice)} "
+                f"{'in train and in val' if twice in train and twice in val else 'twice'}; {remedy}"
+            )
+        if not train or not val:
+            raise DataError(
+                f"{printable(path)}: expected cases in train and in val of fold {number}, found none in "
+                f"{'val' if train else 'train'}; {remedy}"
+            )
+        splits.append({"train": train, "val": val})
+    return splits
+
+
+def check_splits(path: Path | str, splits: Sequence[Split], names: Sequence[str]) -> list[str]:
+    """Compares folds that the user gives with the cases of the data set.
+
+    Args:
+      path: of the file, for messages.
+      splits: as `read_splits` returns them.
+      names: of the cases to train on.
+
+    Returns:
+      One phrase for each thing that is unusual but allowed: cases that a fold leaves out, and cases that are validated
+      several times or never.
+
+    Raises:
+      DataError: a fold names a case that the data set does not have.
+    """
+    known, remarks = set(names), []
+    for number, split in enumerate(splits):
+        used = {*split["train"], *split["val"]}
+        if unknown := sorted(used - known):
+            raise DataError(
+                f"{printable(path)}: expected names of the {len(known)} cases of the data set, found {len(unknown)} "
+                f"others in fold {number}, first {printable(unknown[0])}; correct it, or complete the data set"
+            )
+        if absent := sorted(known - used):
+            remarks.append(
+                f"fold {number} leaves out {len(absent)} of {len(known)} cases, first {printable(absent[0])}"
+            )
+    validated = collections.Counter(name for split in splits for name in split["val"])
+    repeated = sorted(name for name, count in validated.items() if count > 1)
+    if repeated:
+        remarks.append(f"{len(repeated)} cases are validated in several folds, first {printable(repeated[0])}")
+    if never := sorted(known - validated.keys()):
+        remarks.append(f"{len(never)} cases are validated in no fold, first {printable(never[0])}")
+    return remarks
 
 
 def fold_sha256(fingerprint: dict, split: Split, plan: dict) -> str:

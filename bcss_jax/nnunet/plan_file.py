@@ -4,16 +4,14 @@ A plan may have been written by this program, by nnU-Net, or edited by hand, so 
 training uses.
 """
 
-import contextlib
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 
 from bcss_jax.common.files import write_text
-from bcss_jax.common.json_files import file_holds, read_json
-from bcss_jax.errors import ConfigError, DataError, printable
+from bcss_jax.common.json_files import read_json
+from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.arguments import is_count
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import PRESETS, channel_names, make_plan, reasons
@@ -55,32 +53,12 @@ def _is_pickle(path):
 
 
 def write_plan(path: Path | str, plan: dict) -> None:
-    """Writes a plan as nnU-Net does; the file is complete or does not exist. A file with this plan stays as it is.
+    """Writes a plan as nnU-Net does; the file is complete or does not exist.
 
     Raises:
-      ConfigError: as `check_new_plan`.
       StorageError: it cannot be written.
     """
-    path = Path(path)
-    if not file_holds(path, plan):
-        check_new_plan(path)
-        write_text(path, json.dumps(plan, indent=4) + "\n", private=True)
-
-
-def is_plan(path: Path) -> bool:
-    """Returns whether a file, which is no link, is a plan."""
-    with contextlib.suppress(DataError):
-        return not path.is_symlink() and "plans_name" in read_json(path, "a plan", "make one", kind=dict)
-    return False
-
-
-def check_new_plan(path: Path) -> None:
-    """Raises ConfigError if a file stands where a plan would be written: it may have been edited."""
-    if os.path.lexists(path):
-        raise ConfigError(
-            f"{printable(path)}: expected no such file, found one, which may be an edited plan or something else; move "
-            "it away, or choose another name"
-        )
+    write_text(Path(path), json.dumps(plan, indent=4) + "\n", private=True)
 
 
 def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:

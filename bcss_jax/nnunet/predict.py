@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, NumericalError
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.nnunet import ensemble, windows
 from bcss_jax.training import sharding
@@ -109,6 +109,7 @@ def predict_logits(
 
     Raises:
       DataError: the image is not [H, W, C], or holds values that are not finite.
+      NumericalError: the output of the network is not finite.
     """
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or 0 in image.shape:
@@ -129,12 +130,18 @@ def predict_logits(
             cut = np.zeros((size, *patch_size, image.shape[2]), np.float32)  # the last batch may not be full
             for window, corner in zip(cut, in_batch, strict=False):
                 window[...] = image[_area(corner, patch_size)]
-            yield in_batch, _mirrored(run, axes, params, model_state, jax.device_put(cut, split))
+            yield in_batch, *_mirrored(run, axes, params, model_state, jax.device_put(cut, split))
 
     weight = windows.window_weights(patch_size)[..., None]
     total, count = None, np.zeros((*image.shape[:2], 1), np.float32)
-    for in_batch, logits in _one_ahead(dispatched()):
+    for in_batch, logits, finite in _one_ahead(dispatched()):
         logits = np.asarray(logits)
+        for (y, x), is_finite in zip(in_batch, np.asarray(finite), strict=False):
+            if not is_finite:
+                raise NumericalError(
+                    f"window at x={x}, y={y}: the output of the network is not finite; its weights are damaged or its "
+                    "training diverged; use other folds, or train again"
+                )
         if total is None:
             total = np.zeros((*image.shape[:2], logits.shape[-1]), np.float32)
         for window, corner in zip(logits, in_batch, strict=False):
@@ -169,8 +176,11 @@ def predicted_labels(scores: np.ndarray, properties: dict | None = None) -> np.n
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _mirrored(
     run: InferenceFunction, axes: tuple[int, ...], params: dict, model_state: dict, images: jax.Array
-) -> jax.Array:
-    """Returns the mean of the logits over all combinations of mirrored axes, each mirrored back."""
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean of the logits over all combinations of mirrored axes, each mirrored back.
+
+    Also returns for each window whether all of its logits are finite.
+    """
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
     # All mirrored versions of a window are in one batch, so the network is compiled once and no window leaves its
     # device.
@@ -178,7 +188,8 @@ def _mirrored(
     logits = run(params, model_state, views.reshape(-1, *images.shape[1:]))
     logits = logits.astype(jnp.float32).reshape(*views.shape[:2], *logits.shape[1:])
     mirrored_back = [jnp.flip(logits[:, i], [axis + 1 for axis in flip]) for i, flip in enumerate(flips)]
-    return sum(mirrored_back, start=jnp.zeros((), jnp.float32)) / len(flips)
+    mean = sum(mirrored_back, start=jnp.zeros((), jnp.float32)) / len(flips)
+    return mean, jnp.isfinite(mean).all((1, 2, 3))
 
 
 def _one_ahead(items: Iterator) -> Iterator:

@@ -23,9 +23,9 @@ import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, whole_file, write_text
 from bcss_jax.common.json_files import as_json, read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.weights.files import read_torch_checkpoint
 from bcss_jax.models.weights.pretrained import load_torch_state

@@ -10,15 +10,14 @@ from bcss_jax import models
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.common.json_files import file_holds
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
-from bcss_jax.nnunet import folds, plan_file, postprocess, store
-from bcss_jax.nnunet.config import ALL, fold_names
+from bcss_jax.nnunet import folds, given_files, plan_file, postprocess, store
+from bcss_jax.nnunet.config import ALL, fold_names, is_file_of_folds
 from bcss_jax.nnunet.cross_validation import decide_postprocessing, summarize
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.plan import make_plan
@@ -86,21 +85,21 @@ def _plan_run(config: Any, workdir: Path) -> _Planned:
         prepared_dir=data.prepared_dir,
         scheme=find_scheme(config.labels),
     )
+    if cases.line:
+        print_main(cases.line)
     fingerprint = store.fingerprint_of(cases)
     plan = _plan(config, cases, fingerprint)
     print_main(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
     splits = _splits(config, cases)
+    given_files.refuse_unnamed(config, workdir, plan, splits)
+    documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "plans": plan}
+    # A network that is trained on all cases has no folds; those of other networks in the folder stay.
+    documents |= {"splits_final": splits} if splits or not (workdir / "splits_final.json").exists() else {}
+    missing = given_files.missing_documents(workdir, documents)
     if is_main_process():
-        documents = {
-            "dataset": cases.dataset,
-            "dataset_fingerprint": fingerprint,
-            "splits_final": splits,
-            "plans": plan,
-        }
-        for name, content in documents.items():
-            if not file_holds(workdir / f"{name}.json", content):
-                indent = 4 if name == "plans" else 1  # as nnU-Net writes plans
-                write_text(workdir / f"{name}.json", json.dumps(content, indent=indent) + "\n")
+        for name in missing:
+            text = json.dumps(documents[name], indent=4 if name == "plans" else 1)
+            write_text(workdir / f"{name}.json", text + "\n")
     stored = store.preprocessed(cases.train, cases.dataset, plan, cases.folder)
     by_name = {case.name: (case, files) for case, files in zip(cases.train, stored, strict=True)}
     return _Planned(cases, fingerprint, plan, splits, by_name)
@@ -112,8 +111,10 @@ def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
     network, kwargs = class_and_arguments(plan)
     settings = {"name": next(name for name, model in MODELS.items() if model is network), **kwargs}
     configuration, num_classes = plan["configurations"]["2d"], cases.scheme.num_classes
+    arguments = {**settings, "num_classes": num_classes, "dtype": config.dtype, "seed": config.seed}
+    models.check_size(**arguments)
     steps = make_steps(
-        models.create(**settings, num_classes=num_classes, dtype=config.dtype, seed=config.seed),
+        models.create(**arguments),
         configuration,
         num_classes=num_classes,
         length=Length(config.epochs, config.iterations, config.val_iterations),
@@ -168,6 +169,7 @@ def _train_and_validate(
         planned.cases.scheme,
         folder / "validation",
         title=title,
+        data=_data(config, planned.cases),
         log_seconds=config.log_seconds,
     )
     print_main(f"{title}: Dice over the validation cases: {_line(scores['dice_global'])}")
@@ -188,13 +190,18 @@ def _plan(config: Any, cases: case_sets.Cases, fingerprint: dict) -> dict:
 
 def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
     """Returns the names of the cases that each fold trains on ("train") and validates on ("val")."""
-    names, patients = [case.name for case in cases.train], [case.patient for case in cases.train]
+    names = [case.name for case in cases.train]
+    patient_of = {case.name: case.patient or case.name for case in cases.train}
     if config.fold == ALL:
         return []
     if config.folds == "patient":
-        splits = folds.by_patient(names, patients)
+        splits = folds.by_patient(names, [patient_of[name] for name in names])
     elif config.folds == "case":
         splits = folds.by_case(names)
+    elif is_file_of_folds(config.folds):
+        splits = folds.read_splits(config.folds)
+        remarks = folds.check_splits(config.folds, splits, names)
+        print_main("; ".join([f"folds: {len(splits)} of {config.folds}", *remarks]))
     else:
         published = {split: [case.name for case in cases.train if case.split == split] for split in ("train", "val")}
         if not all(published.values()):
@@ -202,12 +209,18 @@ def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
                 "config.folds=published: the data set has no published train and val split; use patient or case"
             )
         splits = [published]
-    patient_of = dict(zip(names, patients, strict=True))
     leaking = {patient for split in splits for patient in folds.patients_on_both_sides(split, patient_of)}
     if leaking:
         print_main(
-            f"folds: {len(leaking)} of {len(set(patients))} patients have cases on both sides of a fold, so the "
-            f"scores are too high (config.folds={config.folds}); --config.folds=patient keeps patients apart"
+            f"folds: {len(leaking)} of {len(set(patient_of.values()))} patients have cases on both sides of a fold, so "
+            f"the scores are too high (config.folds={config.folds}); --config.folds=patient keeps patients apart"
+        )
+    unstated = sum(case.patient is None for case in cases.train)
+    if unstated:
+        print_main(
+            f"folds: not by patient: the names of {unstated} of {len(names)} cases do not say their patient, and each "
+            "of these cases counts as a patient of its own; if patients have several cases, give the folds with "
+            "--config.folds=FILE, or the scores are too high"
         )
     return splits
 
@@ -221,7 +234,7 @@ def _predictor(fold_folders, plan):
 def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
     """Once all folds are trained: writes their table, decides on post-processing, and scores the test split."""
     cases, splits = planned.cases, planned.splits
-    together = summarize(workdir, len(splits), cases.scheme) if splits else None
+    together = summarize(workdir, len(splits), cases.scheme, _data(config, cases)) if splits else None
     if splits and not together:
         print_main("cross-validation: the table is written when all folds are trained")
         return
@@ -243,12 +256,18 @@ def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
             cases.scheme,
             workdir / "test",
             title=f"{config.name}, test, {len(names)} fold(s)",
+            data=_data(config, cases),
             log_seconds=config.log_seconds,
             postprocess=postprocess_labels,
         )
         dice = _line(scores["dice_global"])
         print_main(f"{config.name}: Dice over the test split, ensemble of {len(names)} fold(s): {dice}")
         print_main(f"look at:   {workdir / 'test' / 'samples.png'}")
+
+
+def _data(config: Any, cases: case_sets.Cases) -> dict:
+    """Returns what the scores were computed on, as JSON: the cases, what was left out, and how they are in folds."""
+    return {"layout": config.data.layout, "folds": config.folds, **(cases.counts or cases.description or {})}
 
 
 def _line(scores: dict) -> str:

@@ -19,7 +19,7 @@ from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
-from bcss_jax.errors import ConfigError
+from bcss_jax.errors import ConfigError, NumericalError
 from bcss_jax.nnunet.batches import batches
 from bcss_jax.nnunet.patches import PatchSource, initial_patch_size
 from bcss_jax.nnunet.record import COLUMNS, FoldRecord
@@ -181,6 +181,11 @@ class _Fold:
             sums = jax.device_get(report["sums"])
             loss_sum += float(losses.loss_from_sums(sums, steps.objective)) - OFFSET if sums["pixels"] else 0.0
             counts += np.asarray(report["confusion"], np.int64).sum(0)
+        if not math.isfinite(loss_sum):
+            raise NumericalError(
+                f"{self.title}: the loss of the validation patches is not finite after epoch {epoch + 1}; try "
+                "--config.dtype=float32, or look at the data"
+            )
         return loss_sum / count, metrics.dice(counts, steps.objective.classes)
 
     def _batch_arguments(self) -> dict:

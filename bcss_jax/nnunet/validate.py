@@ -11,6 +11,7 @@ from bcss_jax import metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_png, write_text
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.errors import NumericalError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.predict import predicted_labels
@@ -27,6 +28,7 @@ def validate(
     folder: Path,
     *,
     title: str,
+    data: dict,
     postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
     log_seconds: float = 10.0,
 ) -> dict:
@@ -39,13 +41,16 @@ def validate(
       scheme: of the labels.
       folder: gets `<name>.png`, `summary.json` and `samples.png`.
       title: of progress and picture.
+      data: description of the data set, JSON for summary.json.
       postprocess: from labels [H, W] to labels; None: they stay as they are.
       log_seconds: seconds between progress lines where the output is not a terminal.
 
     Returns:
-      The content of summary.json: `metrics.scores` and `counts`, the confusion counts [C, C] of each case by name.
+      The content of summary.json: `metrics.scores`, `data`, and `counts`, the confusion counts [C, C] of each case
+      by name.
 
     Raises:
+      NumericalError: the output of the network is not finite.
       StorageError: the files cannot be written.
     """
     with storage_errors(folder):
@@ -53,7 +58,11 @@ def validate(
     chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
     with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
         for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):
-            labels = predicted_labels(predict(prepared.data), prepared.properties)
+            try:
+                logits = predict(prepared.data)
+            except NumericalError as error:
+                raise NumericalError(f"{case.name}: {error}") from error
+            labels = predicted_labels(logits, prepared.properties)
             labels = postprocess(labels) if postprocess else labels
             image, truth = case.read()
             counts[case.name] = confusion(labels, truth, scheme)
@@ -67,6 +76,7 @@ def validate(
     figures.samples(images, truths, predictions, scheme, folder / "samples.png", names=names, title=title)
     summary = {
         **metrics.scores(np.stack(list(counts.values())), 1, scheme.class_names, scheme.evaluated),
+        "data": data,
         "counts": {name: each.tolist() for name, each in counts.items()},
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -87,6 +87,7 @@ class SlideSummary:
       scores: JSON of `slide_scores.scores`; None if there is no ground truth.
       scores_of_region: as `scores`, for the region that was scored in addition.
       identity: JSON, what the labels depend on and what they were scored against (`slide_folder.SlideFolder`).
+      notes: what a user should know of how the slide was read, a line each; None if there is nothing.
     """
 
     slide: SegmentedSlide
@@ -107,6 +108,7 @@ class SlideSummary:
     scores: dict[str, Any] | None
     scores_of_region: dict[str, Any] | None
     identity: dict[str, Any]
+    notes: tuple[str, ...] | None = None
 
     @property
     def dice(self) -> dict[str, float | None] | None:
@@ -156,6 +158,7 @@ class SlideSummary:
                     "slide": _slide(fields["slide"]),
                     "grid": _grid(fields["grid"]),
                     "classes": _classes(fields["classes"]),
+                    "notes": _notes(fields["notes"]),
                 }
             )
             _check(summary)
@@ -167,7 +170,7 @@ class SlideSummary:
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(SlideSummary))
-_OPTIONAL = ("resumed", "scores", "scores_of_region")
+_OPTIONAL = ("notes", "resumed", "scores", "scores_of_region")
 _CLASS_KEYS = ("value", "name", "colour", "pixels", "area_mm2")
 
 
@@ -242,6 +245,14 @@ def _classes(values):
     if not classes or len({each.value for each in classes}) != len(classes):
         raise ValueError("the classes do not have distinct values")
     return classes
+
+
+def _notes(values) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ValueError(f"notes {_short(values)}")
+    return tuple(_text(each, "notes") for each in values)
 
 
 def _check(summary: SlideSummary) -> None:

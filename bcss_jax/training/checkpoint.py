@@ -9,19 +9,24 @@ A checkpoint has these items:
 * `about`: config, label scheme, data, versions (JSON), `metadata` in the code.
 
 Evaluation needs only `params`, `rest` and `about`, and no config file. Nothing in a checkpoint is pickled.
+
+Every checkpoint holds the SHA-256 of its files (`step_folder`), which are compared when it is read. If a checkpoint is
+damaged, another one of the run is taken, and one line says so.
 """
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -29,13 +34,15 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
 from bcss_jax.common.processes import is_main_process
-from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, first_line
+from bcss_jax.errors import ConfigError, DataError, NumericalError, StorageError, UserError, first_line
 from bcss_jax.models.apply import split_model
+from bcss_jax.training import step_folder
 from bcss_jax.training.sharding import make_mesh, replicated
 from bcss_jax.training.step import TrainState
 
 # Stored in the metadata. Raised when older code cannot read what newer code writes, or the reverse.
 FORMAT_VERSION = 2
+_OTHER = {"best": "latest", "latest": "best"}  # the two checkpoints of a run
 _LISTED = 20  # arrays that do not fit, in a message
 log = logging.getLogger(__name__)
 
@@ -54,13 +61,19 @@ class Checkpoints:
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(1),
-                policies.BestN(get_metric_fn=_improved_at, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         # `best_fn` only makes the manager write the metric, so that a resumed run knows the best checkpoint.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, best_fn=_improved_at, best_mode="max", cleanup_tmp_directories=True
+            preservation_policy=keep,
+            best_fn=_metric,
+            best_mode="max",
+            cleanup_tmp_directories=True,
+            # Called in the main process when all files are written, before the folder gets its name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
+        self._saved_step: int | None = None  # the step that is being saved
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if is_main_process():
@@ -90,12 +103,20 @@ class Checkpoints:
         items = ocp.args.Composite(
             **arrays,
             progress=ocp.args.JsonSave(progress),
-            about=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **metadata}),
+            about=ocp.args.JsonSave(
+                {**metadata, "format_version": FORMAT_VERSION, step_folder.DIGESTS_FIELD: "sha256"}
+            ),
         )
         metrics = {"improved_at": -1 if improved_at is None else improved_at}
+        self.wait()  # the digests of the save before belong to its step
+        self._saved_step = int(state.step)
         with self._storage_errors():
             saved = self._manager.save(int(state.step), args=items, metrics=metrics)
         assert saved, f"a checkpoint of step {int(state.step)} exists already: the loop saved one step twice"
+
+    def _write_digests(self) -> None:
+        (unfinished,) = self.folder.glob(f"{self._saved_step}.orbax-checkpoint-tmp*")
+        step_folder.write_digests(unfinished)
 
     def check(self) -> None:
         """Raises StorageError if a save in the background has failed."""
@@ -142,13 +163,20 @@ class Checkpoints:
         steps = self.steps()
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         for step in reversed(steps):
-            try:
-                restored = self._restore_step(step, abstract)
-            except UserError:  # a request to stop is one
-                raise
-            except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
-                log.warning("%s: checkpoint cannot be read (%s)", self.folder / str(step), first_line(error))
+            where = self.folder / str(step)
+            problem = _damage(where)
+            if problem is None:
+                try:
+                    restored = self._restore_step(step, abstract)
+                    problem = _not_finite(restored[0].params, restored[0].model_state)
+                except UserError:  # a request to stop is one
+                    raise
+                except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
+                    problem = first_line(error)
+            if problem is not None:
+                log.warning("%s: checkpoint cannot be read (%s); the one before it is taken", where, problem)
                 continue
+            _note_missing_digests(where)
             self._set_newer_aside(steps[steps.index(step) + 1 :])
             return restored
         found = ", ".join(map(str, steps)) or ", ".join(sorted(path.name for path in self.folder.glob("damaged-*")))
@@ -190,6 +218,7 @@ class TrainedWeights:
       model_state: nested dict of arrays.
       metadata: config, label scheme, data, versions.
       step: of the checkpoint.
+      which: "best" or "latest": the one that was asked for or, if that one is damaged, the other.
     """
 
     folder: Path
@@ -197,41 +226,81 @@ class TrainedWeights:
     model_state: dict
     metadata: dict
     step: int
+    which: str
 
 
-def load_trained(folder: Path, mesh: jax.sharding.Mesh, which: str = "best") -> TrainedWeights:
+def load_trained(
+    folder: Path, mesh: jax.sharding.Mesh, which: str = "best", *, step: int | None = None
+) -> TrainedWeights:
     """Reads weights for evaluation: without a config file or the optimizer state, onto any devices.
+
+    If the checkpoint is damaged, the next best or the one before is taken, and a warning says so.
 
     Args:
       folder: of the checkpoints (`<workdir>/checkpoints`).
       mesh: the weights are placed on all of its devices.
       which: "best" (lowest validation loss) or "latest".
+      step: read the checkpoint of this step and no other.
 
     Raises:
-      DataError: there is no checkpoint, or it is unreadable, or a newer version wrote it.
+      DataError: there is no checkpoint, or none can be read, or a newer version wrote it.
+      NumericalError: weights are not finite.
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which must be best or latest, not {which}")
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the checkpoints of a run")
-    steps = _steps(folder)
-    if not steps:
+    numbers = _in_order(folder, which) if step is None else [step]
+    if not numbers:
         raise DataError(f"{folder}: holds no checkpoint; train first, or name the run's checkpoints folder")
-    step = steps[-1]
-    try:
-        if which == "best":
-            step = max(steps, key=lambda s: (_improved_at(_metrics(folder / str(s))), s))
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            metadata = reader.restore(folder / str(step) / "about")
-        _check_version(folder / str(step), metadata)
-        params = _read_arrays(folder / str(step) / "params", mesh)
-        model_state = _read_arrays(folder / str(step) / "rest", mesh) if (folder / str(step) / "rest").exists() else {}
-    except UserError:  # a request to stop is one
-        raise
-    except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
-        raise DataError(f"{folder}/{step}: checkpoint cannot be read ({first_line(error)})") from error
-    return TrainedWeights(folder, params, model_state, metadata, step)
+    damaged = []
+    for number in numbers:
+        where = folder / str(number)
+        problem = _damage(where, step_folder.WEIGHTS)
+        if problem is None:
+            try:
+                trained = _read_weights(where, mesh, which if not damaged else _OTHER[which])
+            except UserError:  # a request to stop is one
+                raise
+            except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
+                problem = first_line(error)
+            else:
+                if damaged:
+                    log.warning("%s; the checkpoint of step %d is taken instead", "; ".join(damaged), number)
+                _note_missing_digests(where)
+                return trained
+        damaged.append(f"{where}: checkpoint cannot be read ({problem})")
+    raise DataError(f"{'; '.join(damaged)}; copy the run again, or train it again")
+
+
+def _in_order(folder: Path, which: str) -> list[int]:
+    """Returns the steps in the order in which they are tried."""
+
+    def rank(step: int) -> tuple[float, int]:
+        if which == "latest":
+            return 0, step
+        try:
+            return step_folder.improved_at(folder / str(step)), step
+        except (OSError, ValueError):  # may have been the best: it is named as damaged
+            return math.inf, step
+
+    return sorted(step_folder.step_numbers(folder), key=rank, reverse=True)
+
+
+def _read_weights(where: Path, mesh: jax.sharding.Mesh, which: str) -> TrainedWeights:
+    """Reads the weights of one checkpoint. Raises errors as `load_trained`, and many of Orbax."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        metadata = reader.restore(where / "about")
+    _check_version(where, metadata)
+    params = _read_arrays(where / "params", mesh)
+    model_state = _read_arrays(where / "rest", mesh) if (where / "rest").exists() else {}
+    problem = _not_finite(params, model_state)
+    if problem:
+        raise NumericalError(
+            f"{where}: {problem}, so the network cannot predict; name another checkpoint, or train again"
+        )
+    return TrainedWeights(where.parent, params, model_state, metadata, int(where.name), which)
 
 
 def read_record(folder: Path, step: int | None = None) -> dict:
@@ -245,7 +314,9 @@ def read_record(folder: Path, step: int | None = None) -> dict:
       JSON; {} if it cannot be read.
     """
     folder = Path(folder).resolve()
-    for number in reversed(_steps(folder)) if step is None else (step,):
+    for number in reversed(step_folder.step_numbers(folder)) if step is None else (step,):
+        if step_folder.damage(folder / str(number), ("about", "metrics", "progress")):
+            continue
         with contextlib.suppress(Exception):  # Orbax raises many kinds for a damaged file
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
                 record = reader.restore(folder / str(number) / "progress")
@@ -308,12 +379,29 @@ def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
     return model, trained.metadata
 
 
-def _steps(folder: Path) -> list[int]:
-    """Returns the steps that have a folder, ascending.
+def _damage(step: Path, items: Collection[str] | None = None) -> str | None:
+    """Returns what `step_folder.damage` finds; all processes come to the same result."""
+    found = step_folder.damage(step, items) if is_main_process() else None
+    if jax.process_count() > 1:
+        damaged = multihost_utils.broadcast_one_to_all(np.asarray(found is not None))
+        found = found or ("the main process found damage" if damaged else None)
+    return found
 
-    A checkpoint manager would also read the checkpoints, and fail if one of them is damaged.
-    """
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+@functools.cache  # once in a process
+def _note_missing_digests(step: Path) -> None:
+    """Logs that a checkpoint cannot be verified, if so."""
+    if is_main_process() and not step_folder.has_digests(step):
+        log.warning("%s: written by an earlier version, without digests: it is used, but not verified", step)
+
+
+def _not_finite(params: dict, model_state: dict) -> str | None:
+    """Returns which array holds numbers that are not finite, as text, or None."""
+    for path, value in jax.tree.leaves_with_path({"params": params, "rest": model_state}):
+        value = np.asarray(value)
+        if not np.isfinite(value).all():
+            return f"{jax.tree_util.keystr(path, simple=True, separator='/')} holds numbers that are not finite"
+    return None
 
 
 def _shapes(tree: dict) -> dict[str, str]:
@@ -323,11 +411,9 @@ def _shapes(tree: dict) -> dict[str, str]:
 
 
 def _set_damaged_aside(folder: Path) -> None:
-    """Renames checkpoints whose metric file is damaged: Orbax would refuse the whole folder for one of them."""
-    for step in [path for path in folder.iterdir() if path.name.isdecimal()]:
-        try:
-            _metrics(step)
-        except (ValueError, OSError):
+    """Renames incomplete checkpoints, and those with damaged descriptions: Orbax would refuse the whole folder."""
+    for step in [folder / str(number) for number in step_folder.step_numbers(folder)]:
+        if step_folder.damage(step, ("about", "metrics")):
             _set_aside(step)
 
 
@@ -365,9 +451,5 @@ def _array_items(state: TrainState) -> dict:
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 
-def _metrics(step_folder: Path) -> dict:
-    return json.loads((step_folder / "metrics" / "metrics").read_text())
-
-
-def _improved_at(metrics: dict) -> float:
+def _metric(metrics: dict) -> float:
     return float(metrics.get("improved_at", -1))

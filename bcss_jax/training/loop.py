@@ -23,10 +23,10 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.data import tfrecords
-from bcss_jax.data.augment import Augmentation
+from bcss_jax.data.augmentation import Augmentation
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import eval_batches, train_batches
-from bcss_jax.errors import ConfigError
+from bcss_jax.errors import ConfigError, NumericalError
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
@@ -262,6 +262,9 @@ class Run:
           split: "val" or "test".
           examples: positions of examples in the split. If given, only the batches that hold them are evaluated, and
             their images, labels and predictions are returned.
+
+        Raises:
+          NumericalError: the loss is not finite.
         """
         batch_size, count = self._config.eval_batch_size, self._data.splits[split]
         totals, per_image, kept = SplitTotals(), [], {}
@@ -279,6 +282,11 @@ class Run:
             for row, index in enumerate(batch["index"]):
                 if positions[row] in examples:
                     kept[int(index)] = batch["image"][row], batch["label"][row], report["predictions"][row]
+        if not all(np.isfinite(value).all() for value in totals.sums.values()):
+            raise NumericalError(
+                f"{split}: the loss is not finite at step {int(self.session.state.step)}, so there are no predictions; "
+                "try a lower --config.optimizer.learning_rate"
+            )
         scores = metrics.scores(np.concatenate(per_image), batch_size, self._scheme.class_names, self._scheme.evaluated)
         return Evaluation(totals, scores, kept)
 
@@ -289,7 +297,10 @@ class Run:
 
         Returns:
           The scores of the test split with the "best" and the "last" weights; empty if it has no masks, as in the
-          published Kaggle data set.
+          published Kaggle data set. Without "best" if its checkpoint is damaged.
+
+        Raises:
+          NumericalError: the output of the network is not finite.
         """
         config, session = self._config, self.session
         best = load_trained(session.checkpoints.folder, self._mesh, "best")
@@ -298,10 +309,12 @@ class Run:
         own = [i for i in range(self._data.splits["val"]) if i % config.eval_batch_size < rows]
         chosen = frozenset(own[i] for i in np.linspace(0, len(own) - 1, min(SAMPLE_PICTURES, len(own))).astype(int))
         examples = self.evaluate(best, examples=chosen).examples
+        # If the best checkpoint is damaged, the last one is drawn in its place, and no scores are called the best.
+        each = [(best.which.replace("latest", "last"), best), ("last", session.state)]
         test_scores = {}
         if self._data.splits.get("test"):
             print_main(f"evaluating the {self._data.splits['test']} test images")
-            for which, weights in (("best", best), ("last", session.state)):
+            for which, weights in each:
                 test_scores[which] = self.evaluate(weights, "test").scores
         if is_main_process():
             table, file = self._data.table("val"), self._workdir / "samples.png"
@@ -309,7 +322,7 @@ class Run:
                 np.stack(arrays) for arrays in zip(*(examples[i] for i in sorted(examples)), strict=True)
             )
             names = [table[i]["key"] for i in sorted(examples)]
-            title = f"{config.name}: validation images, best epoch"
+            title = f"{config.name}: validation images, {each[0][0]} epoch"
             figures.samples(images, truth, predictions, self._scheme, file, names=names, title=title)
             picture = np.asarray(Image.open(file).convert("RGB"))
             self.writer.write_images(int(session.state.step), {"samples": picture[None]})

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError
 
 # Everything that a run writes into its folder, and that `--fresh` deletes.
@@ -14,6 +14,7 @@ OUTPUTS = (
     "plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json", "cross_validation.json",
     "postprocessing.json", "test", "fold_*",
 )  # fmt: skip
+DOCUMENTS = ("plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json")  # of nnU-Net
 # Paths of Orbax's and TensorBoard's files in their folders.
 CHECKPOINT_FILES = r"(\d+|damaged-\d+-\d+)(\.[^/]*tmp[^/]*)?/.*"
 TENSORBOARD_FILES = r"(.*/)?events\.out\.tfevents\..*"
@@ -36,7 +37,8 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
     """
     path = workdir / "config.json"
     with storage_errors(workdir):
-        found = sorted(each.name for name in OUTPUTS for each in workdir.glob(name))
+        # The user may put the documents of nnU-Net there: the run uses or refuses them, and replaces none.
+        found = sorted(each.name for name in OUTPUTS if name not in DOCUMENTS for each in workdir.glob(name))
         if found and not written_files.has_record(workdir):
             if not _is_config_of_run(path):
                 raise ConfigError(
@@ -46,7 +48,7 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
             written_files.adopt(workdir)  # of a run before there were records
         _check(workdir, found)
         if fresh:
-            _delete(workdir, found)
+            _delete(workdir, [*found, *DOCUMENTS])
     from bcss_jax.config import differences  # here, because it imports JAX, which the viewer does not need
 
     saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))

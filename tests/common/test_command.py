@@ -7,6 +7,7 @@ import pytest
 from helpers.paths import ROOT
 
 from bcss_jax.common import command
+from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError, DataError, Preempted
 
 
@@ -27,6 +28,9 @@ def test_errors_are_one_line_in_the_flags_of_the_command(run, capsys):
     assert run(raises(DataError("a.png: not there; see --config.data.dir")), flags={"--config.data.dir": "--raw"}) == 3
     assert run(raises(Preempted("stopped"))) == 75
     assert capsys.readouterr().err == "error: a.png: not there; see --raw\nnote: stopped\n"
+    assert run(raises(MemoryError("std::bad_alloc"))) == 5
+    found = "out of memory (std::bad_alloc); use a machine with more memory, or smaller settings"
+    assert capsys.readouterr().err == f"error: {found}\n"
 
 
 def test_debug_and_programming_errors_raise(capsys):
@@ -39,23 +43,29 @@ def test_debug_and_programming_errors_raise(capsys):
 
 def test_a_signal_before_anything_is_computed_is_a_note(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    assert command.run_interruptible(lambda interruption: os.kill(os.getpid(), signal.SIGTERM)) == 75
-    assert capsys.readouterr().err.startswith("note: stopped before anything was computed")
+
+    def asked(interruption):
+        os.kill(os.getpid(), signal.SIGTERM)
+        interruption.begin()
+
+    assert command.run_interruptible(asked) == 75
+    assert "note: stopped before anything was computed" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_parsers(capsys):
-    own = command.parser("python -m a", "Does it.")
-    one_line = command.parser("python -m a", "Does it.", command.OneLineParser)
-    for parser in (own, one_line):
-        command.add_debug(parser)
-        assert parser.parse_args(["--debug"]).debug and not parser.parse_args([]).debug
-        assert parser.format_help().startswith("usage: python -m a [-h] [--debug]\n\nDoes it.\n")
-    with pytest.raises(SystemExit):
-        own.parse_args(["--deb"])  # not even an abbreviation
-    assert capsys.readouterr().err.endswith("python -m a: error: unrecognized arguments: --deb\n")
+def test_parsers():
+    parser = command.parser("python -m a", "Does it.")
+    command.add_debug(parser)
+    assert parser.parse_args(["--debug"]).debug and not parser.parse_args([]).debug
+    assert parser.format_help().startswith("usage: python -m a [-h] [--debug]\n\nDoes it.\n")
     with pytest.raises(ConfigError, match="^unrecognized arguments: --deb; see --help$"):
-        one_line.parse_args(["--deb"])
+        parser.parse_args(["--deb"])  # not even an abbreviation
+    parser.add_argument("--side", type=Range(1, 9, whole=True).parse)
+    with pytest.raises(ConfigError, match="^--side=12: must be a whole number from 1 to 9; see --help$"):
+        parser.parse_args(["--side=12"])
+    with pytest.raises(ConfigError) as error:
+        parser.parse_args(["--a\nb"])
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_command_as_a_process_logs_to_stderr():

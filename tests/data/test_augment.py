@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bcss_jax.data import augment
-from bcss_jax.data.augment import FLIPS_AND_QUARTER_TURNS, FULL, NONE, Augmentation
+from bcss_jax.data.augmentation import FLIPS_AND_QUARTER_TURNS, FULL, NONE, Augmentation
 from bcss_jax.errors import ConfigError
 
 IGNORED = 255

@@ -23,7 +23,7 @@ from bcss_jax.nnunet.config import default
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.predict import make_predictor
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.training import checkpoint, sharding
+from bcss_jax.training import checkpoint, sharding, step_folder
 
 PATIENTS = {"train": "TCGA-A2-A0D2", "val": "TCGA-OL-A5D6", "test": "TCGA-BH-A0B1"}
 TILES, SIDE = 3, 16
@@ -218,6 +218,7 @@ def changed(run, tmp_path, change):
     about = json.loads(path.read_text())
     change(about)
     path.write_text(json.dumps(about))
+    step_folder.write_digests(path.parents[1])  # as if it had been saved so
     return folder
 
 

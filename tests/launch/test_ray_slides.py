@@ -280,7 +280,7 @@ def test_a_crash_is_recorded_for_the_summary(ray_slides, tmp_path, capsys):
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue=a.geojson"], 2, "use the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output={tmp}/out", "--tissue", "a.png"], 2, "use the column tissue"),
         (["--workers=2"], ["--checkpoint=a", "--output"], 2, "options after --: "),
-        (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be 1 or more"),
+        (["--workers=0"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--workers=0: must be a whole number"),
         (["--workers=2", "--gpus=nan"], ["--checkpoint=a", "--output={tmp}/out"], 2, "--gpus=nan: must be"),
         ([], ["--checkpoint=a", "--output={tmp}/out"], 2, "no cluster is given"),
         (["--workers=2", "--slides={tmp}/none.csv"], ["--checkpoint=a", "--output={tmp}/out"], 3, "none.csv: expected"),

@@ -37,7 +37,7 @@ def test_fold_names_of_each_setting():
         ("preset", "ResEncS", "config.preset=ResEncS: must be one of nnUNetPlans, .*did you mean ResEnc"),
         ("fold", "5", "config.fold=5: must be one of each, all, 0, 1, 2, 3, 4"),
         ("folds", "random", "config.folds=random: must be one of patient, case, published"),
-        ("iterations", 0, "config.iterations=0: must be 1 or more"),
+        ("iterations", 0, "config.iterations=0: must be a whole number from 1 to"),
         ("data.layout", "nnunt", "did you mean nnunet"),
         ("data.dir", "", "needs the folder of the data set"),
         ("labels", "two", "config.labels=two"),

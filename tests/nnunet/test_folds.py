@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,44 @@ def test_too_few_patients_or_cases_are_refused():
         folds.by_patient(["x", "y", "z"], ["a", "b", "a"])
     with pytest.raises(DataError, match="5 folds need at least 5 cases, found 3"):
         folds.by_case(["x", "y", "z"])
+
+
+def given(tmp_path, content):
+    path = tmp_path / "splits.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_folds_of_a_file_are_read_and_compared_with_the_cases(tmp_path):
+    path = given(tmp_path, [{"train": ["b", "a"], "val": ["c"]}, {"train": ["c"], "val": ["a"], "other": 1}])
+    splits = folds.read_splits(path)
+    assert splits == [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a"]}]
+    assert folds.check_splits(path, splits, ["a", "b", "c"]) == [
+        "fold 1 leaves out 1 of 3 cases, first b",
+        "1 cases are validated in no fold, first b",
+    ]
+    with pytest.raises(DataError, match="found 1 others in fold 0, first b"):
+        folds.check_splits(path, splits, ["a", "c"])
+    assert folds.check_splits(path, [splits[0], splits[0]], ["a", "b", "c"])[0] == (
+        "1 cases are validated in several folds, first c"
+    )
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    (
+        ("[", "found: no JSON"),
+        ({"train": [], "val": []}, "type dict"),
+        ([], "found none"),
+        ([["a"]], "something else in fold 0"),
+        ([{"train": ["a"]}], "something else in fold 0"),
+        ([{"train": ["a"], "val": [1]}], "something else in fold 0"),
+        ([{"train": ["a"], "val": "b"}], "something else in fold 0"),
+        ([{"train": ["a"], "val": []}], "none in val"),
+        ([{"train": ["a", "b"], "val": ["b"]}], "found b in train and in val"),
+        ([{"train": ["a", "a"], "val": ["b"]}], "found a twice"),
+    ),
+)
+def test_files_that_are_no_folds_are_refused(tmp_path, content, said):
+    with pytest.raises(DataError, match=said):
+        folds.read_splits(given(tmp_path, content))

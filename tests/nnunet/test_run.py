@@ -95,6 +95,9 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
     fingerprint = json.loads((workdir / "dataset_fingerprint.json").read_text())
     assert metadata["data_sha256"] == folds.fold_sha256(fingerprint, splits[0], metadata["plan"])
     assert "the table is written when all folds are trained" in printed
+    assert "6 training cases (dataset.json says 6), 1 test cases with masks" in printed
+    assert "folds: not by patient: the names of 6 of 6 cases" in printed
+    assert summary["data"]["folds"] == "patient" and summary["data"]["patients"] is None
 
 
 def test_the_same_command_resumes_and_other_settings_are_refused(raw, planned, trained):
@@ -105,6 +108,20 @@ def test_the_same_command_resumes_and_other_settings_are_refused(raw, planned, t
     assert (workdir / "fold_0" / "validation" / "summary.json").stat().st_mtime_ns == before
     other = start(raw, workdir, f"--config.plan={planned}", "--config.iterations=5")
     assert other.returncode == 2 and "config.iterations: 2 -> 5" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_folds_and_plans_of_the_user_are_used_or_refused_and_never_replaced(raw, planned, tmp_path):
+    from bcss_jax.nnunet.__main__ import main
+
+    before = planned.read_bytes()
+    assert main(["plan", f"--raw={raw}", f"--out={planned}", f"--prepared_dir={raw / 'prepared'}"]) == 2
+    assert planned.read_bytes() == before
+    own = tmp_path / "splits_final.json"
+    own.write_text(json.dumps([{"train": ["case0", "case1"], "val": ["case2", "case3"]}]))
+    content = own.read_bytes()
+    result = start(raw, tmp_path, f"--config.plan={planned}")
+    assert result.returncode == 2 and f"use them with --config.folds={own}" in result.stderr
+    assert own.read_bytes() == content and not (tmp_path / "fold_0" / "history.csv").exists()
 
 
 def test_the_trained_fold_predicts_images(raw, trained, tmp_path):
@@ -140,6 +157,8 @@ def test_bad_input_gives_one_line(raw, tmp_path):
     for number in range(3):
         write_case(bad, "Tr", number, (64, 64))
     (bad / "dataset.json").write_text((raw / "dataset.json").read_text())
+    assert "expected 6 training cases (numTraining), found 3" in refused(f"--config.data.dir={bad}", code=3)
+    (bad / "dataset.json").write_text((raw / "dataset.json").read_text().replace("6", "3"))
     assert "at least 5 patients, found 3" in refused(f"--config.data.dir={bad}", code=3)
     missing = refused(f"--config.plan={tmp_path / 'none.json'}", code=3)
     assert "none.json" in missing

@@ -5,48 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from helpers.tiny_checkpoints import abstract, assert_equal, at, new_state, save
 
 from bcss_jax.errors import DataError, StorageError
-from bcss_jax.training import checkpoint, optimizer, sharding, step
-
-
-class Tiny(nnx.Module):
-    """A model with a list of layers and batch statistics."""
-
-    def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)])
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
-
-
-def new_state(devices=None):
-    mesh = sharding.make_mesh(jax.devices()[:1] if devices is None else devices)
-    tx, schedule = optimizer.adamw(1e-3, 1e-4), optimizer.Plateau(0.5, 2)
-    state = step.TrainState.create(Tiny(nnx.Rngs(0)), tx, schedule)
-    return sharding.place_replicated(state, mesh), mesh
-
-
-def at(state, number):
-    """Returns the state with `number` added to every array."""
-    moved = jax.tree.map(lambda x: x + np.asarray(number, x.dtype), state)
-    return dataclasses.replace(moved, step=np.int32(number) + 0 * state.step)
-
-
-def abstract(state):
-    """Returns shapes in place of the arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
-
-
-def save(folder, steps, improved=()):
-    state, _ = new_state()
-    checkpoints = checkpoint.Checkpoints(folder)
-    for number in steps:
-        checkpoints.save(at(state, number), {"n": number}, {"k": 1}, number if number in improved else None)
-    checkpoints.close()
+from bcss_jax.training import checkpoint
 
 
 def test_latest_and_best_are_kept_across_restarts(tmp_path):
@@ -64,7 +26,8 @@ def test_round_trip_is_exact(tmp_path):
     got, progress, metadata = checkpoint.Checkpoints(tmp_path).restore(abstract(state))
     assert_equal(got, at(state, 5))
     assert jax.tree.structure(got) == jax.tree.structure(state)
-    assert progress == {"n": 5} and metadata == {"k": 1, "format_version": checkpoint.FORMAT_VERSION}
+    described = {"format_version": checkpoint.FORMAT_VERSION, "digests": "sha256"}
+    assert progress == {"n": 5} and metadata == {"k": 1, **described}
 
 
 def test_a_saved_state_is_not_overwritten_when_it_is_donated(tmp_path):

@@ -7,17 +7,18 @@ import time
 from pathlib import Path
 
 from bcss_jax import labels
-from bcss_jax.common import figures, written_files
-from bcss_jax.common.distinct_paths import refuse_inputs
+from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
+from bcss_jax.common.outputs import written_files
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.data.image_folders import image_folders
 from bcss_jax.data.inspection import pictures
 from bcss_jax.data.inspection.report import report, report_lines
 from bcss_jax.data.inspection.source import Source, title_of
 from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take_survey
+from bcss_jax.data.read_folders import read_folders
 from bcss_jax.errors import ConfigError
 
 RESULT = "inspect.json"
@@ -55,7 +56,7 @@ def inspect(
     recorded = _recorded_settings(settings, scheme, patches)
     _check_scheme(settings, scheme)
     if settings.folder is not None:
-        data = image_folders("--data.dir", settings.folder)
+        data = read_folders("--data.dir", settings.folder)
         refuse_inputs("--output", output, data[:1], data_folders=data[1:])
     _check_output(output, recorded, overwrite)
     source = Source(settings)
@@ -86,6 +87,7 @@ def inspect(
             figures.write(figure, output / f"{name}.{suffix}")
             written.append(f"{name}.{suffix}")
     found |= {
+        "left_out": source.left_out.counts(),
         "rgb_histograms": {"values_per_bin": 256 // BINS, "pixels": _histograms(survey, chosen)},
         "examples": [survey.tiles[index].key for index in shown],
         "pictures": written,
@@ -93,6 +95,8 @@ def inspect(
     }
     write_text(output / RESULT, json.dumps({"settings": recorded, **found}, indent=1) + "\n")
     text = report_lines(found, title, settings.layout)
+    if line := source.left_out.line():
+        text.append(f"left out: {line}")
     if figures_by_name["copies"] is None:
         text.append("no figure of copies, because there are none")
     names = ", ".join(name for name, figure in figures_by_name.items() if figure)

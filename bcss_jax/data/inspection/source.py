@@ -8,6 +8,7 @@ import numpy as np
 
 from bcss_jax.data import synthetic
 from bcss_jax.data.discovery import DataSettings, Tile, find_tiles
+from bcss_jax.data.image_folder import LeftOut
 from bcss_jax.data.tile_reader import PairResult, crop, read_files, read_pairs, tile_stats
 from bcss_jax.errors import DataError
 
@@ -27,6 +28,7 @@ class Source:
       settings: which data set.
       tiles: sorted by key. The tiles of the sample have no files: their `image` and `mask` are names only.
       refused: one line for each file that is left out because of its name, a link, or its size.
+      left_out: what else the folders hold and is not read.
     """
 
     def __init__(self, settings: DataSettings, *, collect: bool = False):
@@ -40,7 +42,7 @@ class Source:
           ConfigError: a setting is invalid.
           DataError: as `discovery.find_tiles`.
         """
-        self.settings, self.refused, self._drawn = settings, [], {}
+        self.settings, self.refused, self.left_out, self._drawn = settings, [], LeftOut(), {}
         if settings.layout == "sample":
             self._drawn = {patch.key: patch for patch in sorted(synthetic.draw(), key=lambda patch: patch.key)}
             self.tiles = [_tile_of(patch) for patch in self._drawn.values()]
@@ -51,6 +53,7 @@ class Source:
                 required=(),
                 with_unlabeled=True,
                 refuse=(lambda error: self.refused.append(str(error))) if collect else None,
+                left_out=self.left_out,
             )
         except DataError as error:
             if not self.refused:

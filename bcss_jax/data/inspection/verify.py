@@ -66,6 +66,8 @@ def verify(source: Source, progress: Callable[[int], None] | None = None) -> Ver
     tiles = collections.Counter(tile.split for tile in usable)
     if repeated:
         notes.append(f"{repeated} tiles repeat the pixels of another tile of their split")
+    if line := source.left_out.line():
+        notes.append(f"left out: {line}")
     without = sum(not tile.mask for tile in usable)
     if without:
         notes.append(f"test: {without} images have no masks (none were published); only the images were checked")

@@ -6,20 +6,25 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
+from bcss_jax.common import npz_files
+from bcss_jax.common.json_files import parse_json
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import ConfigError, DataError, first_line
 
 # Before 2.10 a crafted file could run code in spite of `weights_only=True` (GHSA-63cw-57p8-fm3p).
 _MIN_TORCH = (2, 10)
+_MAX_HEADER = 100_000_000  # bytes, as in the library
 _PTH = (".pth", ".pt", ".bin", ".tar")
 _TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
 _SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
-_NPZ_READER = "NumPy's reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
+_NPZ_READER = "the npz reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
 # Keys under which training programs save the weights; nnU-Net uses the last one.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights")
 # Entries that are saved among the weights but are not weights: milesial's U-Net saves its label values there.
@@ -51,12 +56,13 @@ def read_weights(path: Path) -> WeightFile:
       ConfigError: the file type is unknown, or it is PyTorch's and torch >= 2.10 is not installed.
     """
     path = _existing(path)
-    if path.suffix in _PTH:
+    suffix = path.suffix.lower()
+    if suffix in _PTH:
         read_arrays, reader = lambda path: _torch_arrays(_load_torch(path))[0], _TORCH_LOADER
         _check_torch(path)
-    elif path.suffix == ".safetensors":
+    elif suffix == ".safetensors":
         read_arrays, reader = _read_safetensors, _SAFETENSORS_READER
-    elif path.suffix == ".npz":
+    elif suffix == ".npz":
         read_arrays, reader = _read_npz, _NPZ_READER
     else:
         raise ConfigError(f"{path}: unknown type of weights file; expected .safetensors, .npz or .pth")
@@ -87,8 +93,7 @@ def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 def _existing(path: Path) -> Path:
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; expected a file of weights")
+    check_regular_file(path, "a file of weights", "name a .safetensors, .npz or .pth file")
     return path
 
 
@@ -104,13 +109,17 @@ def _one_line_errors(path: Path, reader: str) -> Iterator[None]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(path.stat().st_size, _MAX_HEADER):
+            raise ValueError(f"a header of {length} bytes")
+        parse_json(file.read(length), kind=dict)  # refuses a name that occurs twice
     with safe_open(path, framework="flax") as file:  # JAX supports bfloat16, which NumPy does not
         return {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    return npz_files.unpack(path)
 
 
 def _check_torch(path: Path) -> None:
@@ -127,6 +136,8 @@ def _check_torch(path: Path) -> None:
 def _load_torch(path: Path):
     import torch  # pyright: ignore[reportMissingImports]  # optional
 
+    if zipfile.is_zipfile(path):
+        npz_files.check_archive(path)
     # NumPy's scalars are allowed: training programs save them with the weights (nnU-Net its scores), and they run no
     # code.
     scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue], private

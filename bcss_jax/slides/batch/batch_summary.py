@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
-from bcss_jax.errors import StorageError, printable
+from bcss_jax.common.outputs import written_files
+from bcss_jax.errors import Preempted, StorageError, printable
 from bcss_jax.slides.batch.slide_folder import Done, model_folders, status_of
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.slide_summary import SlideSummary
@@ -107,7 +107,7 @@ def updated_table(output: Path, entries: list[Entry], several: bool) -> Iterator
 
     try:
         yield after_slide
-    except Exception:
+    except (Exception, Preempted):
         with contextlib.suppress(StorageError):  # the first error matters more
             write_table(output, entries, several)
         raise

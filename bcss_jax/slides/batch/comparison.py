@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import printable
 from bcss_jax.labels import scheme_from_json
 from bcss_jax.slides import slide_summary

@@ -8,8 +8,8 @@ import json
 import os
 from pathlib import Path
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, sync
+from bcss_jax.common.outputs import written_files
 
 
 class OverwriteJournal:

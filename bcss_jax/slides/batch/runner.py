@@ -13,6 +13,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.errors import (
     DataError,
     InUseError,
+    NumericalError,
     PartialError,
     Preempted,
     StorageError,
@@ -63,6 +64,7 @@ def segment_all(
     Raises:
       Preempted: asked to stop.
       StorageError: the next slide would fail too.
+      NumericalError: the network is not usable, so its output for other slides cannot be trusted.
     """
     outcome = BatchOutcome(len(entries), {}, {})
     waiting = collections.deque(enumerate(entries, 1))
@@ -78,7 +80,7 @@ def segment_all(
             if was_busy is None:
                 waiting.append((number, entry))  # tried again after the others
             outcome.busy[entry] = error
-        except (Preempted, StorageError):
+        except (StorageError, NumericalError):
             raise
         except Exception as error:
             if debug and not isinstance(error, UserError):

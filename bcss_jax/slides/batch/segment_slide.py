@@ -36,6 +36,7 @@ from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
+from bcss_jax.slides.tissue.blank_slide import BLANK, is_blank
 from bcss_jax.slides.tissue.stain_check import out_of_domain
 from bcss_jax.slides.tissue.tissue_by_color import looks_like_glass, tissue_by_color
 from bcss_jax.slides.tissue.tissue_file import read_tissue
@@ -85,6 +86,7 @@ class _Overview(NamedTuple):
       grid: that the slide is segmented on.
       thumbnail: uint8 [h, w, 3], the one that tissue is found on.
       tissue: what to segment.
+      notes: what a user should know of how the slide was read, a line each.
     """
 
     info: SlideInfo
@@ -92,6 +94,7 @@ class _Overview(NamedTuple):
     grid: Grid
     thumbnail: np.ndarray
     tissue: Tissue
+    notes: tuple[str, ...]
 
 
 class _Labeled(NamedTuple):
@@ -190,8 +193,6 @@ class SlideSegmenter:
                 if not folder.is_scored(summary):
                     summary = self._score(entry, path, summary, interruption)
                     done = Done.SCORED if done is Done.BEFORE else done
-            except Preempted:
-                raise
             except UserError as error:
                 # What was read of a damaged slide is of no use once the slide is repaired.
                 if summary is None and isinstance(error, DataError) and not isinstance(error, TruthError):
@@ -237,12 +238,18 @@ class SlideSegmenter:
     def _overview(self, entry: Entry, pool: ReaderPool) -> _Overview:
         """Places the grid on the slide, finds tissue, and checks the ground truth if there is one."""
         settings, info = self._settings, pool.info
+        for note in info.notes:
+            log.warning("%s: %s", printable(entry.slide.name), note)
         mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
         grid = grid_of(info.width, info.height, mpp, self.model.mpp)
         if entry.truth is not None:
             check_truth(Path(entry.truth), self.model.scheme, settings.truth_codes, grid, settings.truth_region)
         longest = max(grid.width, grid.height)
         thumbnail = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
+        notes = info.notes
+        if thumbnail.unreadable is None and is_blank(thumbnail.pixels):
+            log.warning("%s: %s", printable(entry.slide.name), BLANK)
+            notes += (BLANK,)
         problem = out_of_domain(thumbnail.pixels)
         if problem:
             log.warning(
@@ -251,7 +258,7 @@ class SlideSegmenter:
                 problem,
             )
         tissue = self._tissue(entry, thumbnail, grid, info.bounds)
-        return _Overview(info, mpp, grid, thumbnail.pixels, tissue)
+        return _Overview(info, mpp, grid, thumbnail.pixels, tissue, notes)
 
     def _tissue(self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None) -> Tissue:
         if entry.tissue is not None:
@@ -365,6 +372,7 @@ class SlideSegmenter:
             windows={"computed": int(overview.tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
             seams=seam_score(labeling.seam_counts(labeled.store)),
             files=files,
+            notes=overview.notes or None,
             resumed=labeled.resumed,
             seconds=seconds,
             peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

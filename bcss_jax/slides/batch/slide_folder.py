@@ -18,9 +18,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError, UserError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary

@@ -1,13 +1,21 @@
 """The slides of a batch: a CSV file with a row for each slide, which may be split into shards."""
 
 import csv
+import difflib
 import io
+import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from bcss_jax.common.files import portable_name, portable_stem
+from bcss_jax.common.regular_file import read_regular_file
+from bcss_jax.data.image_folder import comparable
 from bcss_jax.errors import ConfigError, DataError, printable
 
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 26  # of a list: a million slides
 COLUMNS = ("slide", "mpp", "tissue", "truth", "name")
 
 
@@ -35,7 +43,7 @@ class Entry(NamedTuple):
 
 
 def read_list(path: Path) -> list[Entry]:
-    """Reads a list of slides.
+    """Reads a list of slides. The log says how many slides it has, and which of them are the same file.
 
     Args:
       path: CSV as UTF-8 (with or without byte order mark, any line ends) or UTF-16 as Excel writes it, with a header:
@@ -45,10 +53,7 @@ def read_list(path: Path) -> list[Entry]:
       DataError: it cannot be read, lacks the column `slide`, or a line is wrong; the message names the line.
     """
     where = printable(path)
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{where}: expected a CSV list of slides, found: {error.strerror}; check the path") from error
+    raw = read_regular_file(path, "a CSV list of slides", "check the path", max_bytes=MAX_BYTES)
     try:
         text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,12 +62,12 @@ def read_list(path: Path) -> list[Entry]:
         ) from error
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        header, entries, next_line = None, [], 1
+        header, entries, blank, next_line = None, [], 0, 1
         for row in rows:
             line, next_line = next_line, rows.line_num + 1
             if not any(cell.strip() for cell in row):
-                continue
-            if header is None:
+                blank += 1
+            elif header is None:
                 header = _header(row, where)
             else:
                 entries.append((line, _entry(row, header, f"{where}, line {line}", Path(path).parent)))
@@ -71,6 +76,8 @@ def read_list(path: Path) -> list[Entry]:
     if not entries:
         raise DataError(f"{where}: expected a line with a slide below the header, found none; add one")
     _refuse_shared_folders(entries, where)
+    log.info("%s: %d slides%s", where, len(entries), f" ({blank} blank lines)" if blank else "")
+    _warn_of_same_files(entries, where)
     return [entry for _, entry in entries]
 
 
@@ -116,14 +123,20 @@ def _header(row, where):
     unknown = [name for name in names if name not in COLUMNS]
     twice = [name for number, name in enumerate(names) if name in names[:number]]
     if unknown or twice:
+        near = difflib.get_close_matches(unknown[0], COLUMNS, n=1) if unknown else []
         raise DataError(
             f"{where}, line 1: expected the columns {', '.join(COLUMNS)}, found {ascii((unknown or twice)[0])[:80]}"
-            f"{'' if unknown else ' twice'}; remove it"
+            f"{'' if unknown else ' twice'}; {f'did you mean {near[0]}?' if near else 'remove it'}"
         )
     return names
 
 
 def _entry(row, header, where, folder):
+    may_be_comment = row[0].lstrip().startswith("#") and (len(row) != len(header) or header[0] == "slide")
+    if may_be_comment and not os.path.lexists(folder / row[0].strip()):
+        raise DataError(
+            f"{where}: expected a slide, found a line that starts with #; lists have no comments, remove it"
+        )
     if len(row) != len(header):
         raise DataError(
             f"{where}: expected {len(header)} fields as in the header, found {len(row)}; put names with commas in "
@@ -152,10 +165,20 @@ def _refuse_shared_folders(entries, where):
     seen = {}
     for line, entry in entries:
         name = entry.folder
-        if name.casefold() in seen:
+        if comparable(name) in seen:
             raise DataError(
                 f"{where}, line {line}: {ascii(entry.slide.name)} would have the same folder of results, "
-                f"{ascii(name)}, as line {seen[name.casefold()]}; give each slide a different name in a column "
+                f"{ascii(name)}, as line {seen[comparable(name)]}; give each slide a different name in a column "
                 "called name"
             )
-        seen[name.casefold()] = line
+        seen[comparable(name)] = line
+
+
+def _warn_of_same_files(entries, where):
+    """Logs which lines name the same file: it is segmented once for each of them."""
+    seen = {}
+    for line, entry in entries:
+        file = os.path.realpath(entry.slide)
+        if file in seen:
+            log.warning("%s, line %d: %s is also in line %d", where, line, ascii(entry.slide.name), seen[file])
+        seen.setdefault(file, line)

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, whole_file
+from bcss_jax.common.outputs import written_files
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.grid import nearest_indices
 from bcss_jax.slides.store.tile_store import TileStore

@@ -34,6 +34,7 @@ class Slide(abc.ABC):
       levels: level 0 first, each coarser than the one before.
       mpp: um per pixel of level 0 along x and y as stored in the slide, unchecked; None if the slide stores none.
       bounds: x, y, width, height of the scanned area in level-0 pixels; None if the slide does not store it.
+      notes: what a user should know of how the slide is read, a line each without the slide's name.
       in_memory: whether the whole decoded image is held in memory, so that each further process would need a copy.
     """
 
@@ -42,6 +43,7 @@ class Slide(abc.ABC):
     levels: tuple[Level, ...]
     mpp: tuple[float, float] | None = None
     bounds: tuple[int, int, int, int] | None = None
+    notes: tuple[str, ...] = ()
     in_memory: bool = False
 
     @abc.abstractmethod

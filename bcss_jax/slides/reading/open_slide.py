@@ -4,99 +4,141 @@ This runs in the reader processes (`reader_main`), because a damaged file may cr
 """
 
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING
 
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.reading.backend import Slide
 
+if TYPE_CHECKING:  # tifffile is imported for TIFFs alone
+    from bcss_jax.slides.reading.tiff.contents import Contents
+
+TIFF_VENDORS = ("aperio", "generic-tiff")  # OpenSlide's names of formats that are plain TIFFs
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
+TURNED_AXES = (5, 6, 7, 8)  # values of the tag Orientation that exchange width and height
 IN_MEMORY_PIXELS = 64_000_000  # untiled TIFFs of up to this size are decoded once and held; larger ones read by strips
 
 
 def open_slide(path: str | os.PathLike) -> Slide:
-    """Opens a slide with OpenSlide, or else a TIFF with tiffslide, or else a PNG, JPEG or untiled TIFF as an image.
+    """Opens a slide with OpenSlide, or else a TIFF with tifffile, or else a PNG, JPEG or untiled TIFF as an image.
+
+    Of a TIFF that is not a scanner's own format, it is first decided which of its pictures is the slide and how that is
+    stored (`tiff.main_picture`, `tiff.storage`); then a reader is taken that reads this picture right.
 
     Raises:
-      DataError: the file is not a slide, is damaged, or is large and cannot be read in parts.
+      DataError: the file is not a slide, is damaged, does not tell which picture is the slide, or is large and cannot
+        be read in parts.
     """
     path = Path(path)
     magic = _magic(path)
-    reasons = []
-    for open_with_backend in _backends(magic, reasons):
-        try:
-            return open_with_backend(path)
-        except DataError:
-            raise
-        except Exception as error:  # tifffile and the codecs can raise anything
-            reasons.append(_reason(error, path))
-    found = reasons[-1] if reasons and magic.startswith(TIFF_MAGIC) else reasons[0] if reasons else "another format"
-    raise _unusable(path, found)
+    reasons: list[str] = []
+    slide = _tried(_open_with_openslide, path, reasons)
+    if slide is None or slide.format in TIFF_VENDORS:
+        if magic.startswith(TIFF_MAGIC):
+            slide = _tried(lambda path: _open_tiff(path, slide), path, reasons)
+        elif magic.startswith(IMAGE_MAGIC):
+            slide = _tried(_open_image, path, reasons)
+    if slide is None:
+        found = reasons[-1] if reasons and magic.startswith(TIFF_MAGIC) else reasons[0] if reasons else "another format"
+        raise _unusable(path, found)
+    return slide
+
+
+def _tried(open_with_backend: Callable[[Path], Slide], path: Path, reasons: list[str]) -> Slide | None:
+    """Returns the slide, or None if it cannot be opened so; then `reasons` is extended."""
+    try:
+        return open_with_backend(path)
+    except DataError:
+        raise
+    except ImportError as error:
+        reasons.append(f"no OpenSlide ({error})")
+    except Exception as error:  # tifffile and the codecs can raise anything
+        reasons.append(_reason(error, path))
+    return None
 
 
 def _magic(path: Path) -> bytes:
     """Returns the first bytes of a file, or raises a DataError if it cannot be read."""
+    check_regular_file(path, "a slide", "check the path")
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise _unusable(path, "a folder" if stat.S_ISDIR(mode) else "a special file")
         with open(path, "rb") as file:
             magic = file.read(16)
-    except FileNotFoundError:
-        raise DataError(f"{printable(path)}: expected a slide, found no such file; check the path") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise DataError(f"{printable(path)}: expected a slide, cannot read it ({reason}); check permissions") from error
     if not magic:
         raise _unusable(path, "an empty file")
     return magic
 
 
-def _backends(magic: bytes, reasons: list[str]) -> Iterator[Callable[[Path], Slide]]:
-    """Yields the functions that may open a file with these first bytes, in order of preference.
+def _open_with_openslide(path: Path) -> Slide:
+    from bcss_jax.slides.reading.openslide_backend import OpenSlideSlide
 
-    `reasons` is extended if a backend is not installed.
+    return OpenSlideSlide(path)
+
+
+def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:
+    """Opens a TIFF that is not a scanner's own format, with the reader that reads its slide right.
+
+    Args:
+      path: of the file.
+      with_openslide: the slide as OpenSlide has opened it, or None; it is closed if another reader is taken.
     """
+    from bcss_jax.slides.reading.tiff.contents import contents_of
+    from bcss_jax.slides.reading.tiff.turned_slide import TurnedSlide
+
     try:
-        from bcss_jax.slides.reading.openslide_backend import OpenSlideSlide
+        contents = contents_of(path)
+        slide = _open_with_tiffslide(path) if contents is None else _open_contents(path, contents, with_openslide)
+    except BaseException:
+        if with_openslide is not None:
+            with_openslide.close()
+        raise
+    if with_openslide is not None and slide is not with_openslide:
+        with_openslide.close()
+    if contents is None:
+        return slide
+    if contents.orientation != 1 and not slide.in_memory:
+        slide = TurnedSlide(slide, contents.orientation)
+    elif contents.orientation in TURNED_AXES and slide.mpp is not None:
+        along_y, along_x = slide.mpp  # Pillow turns the pixels alone
+        slide.mpp = along_x, along_y
+    slide.notes = contents.notes
+    return slide
 
-        yield OpenSlideSlide
-    except ImportError as error:
-        reasons.append(f"no OpenSlide ({error})")
-    if magic.startswith(TIFF_MAGIC):
-        yield _open_tiff
-    elif magic.startswith(IMAGE_MAGIC):
-        yield _open_image
+
+def _open_contents(path: Path, contents: "Contents", with_openslide: Slide | None) -> Slide:
+    """Returns the slide in a TIFF with these contents, as it is stored, with the first reader that reads it right."""
+    from bcss_jax.slides.reading.tiff.pages_slide import TiffPagesSlide
+    from bcss_jax.slides.reading.tiff.storage import OPENSLIDE, PILLOW, TIFFSLIDE
+
+    if with_openslide is not None and OPENSLIDE in contents.right and with_openslide.levels[0][:2] == contents.size:
+        return with_openslide
+    if PILLOW in contents.right and contents.pixels <= IN_MEMORY_PIXELS:
+        return _open_image(path)
+    slide = _open_with_tiffslide_if(path, contents.size) if TIFFSLIDE in contents.right else None
+    return TiffPagesSlide(path) if slide is None else slide
 
 
-def _open_tiff(path: Path) -> Slide:
+def _open_with_tiffslide(path: Path) -> Slide:
     from bcss_jax.slides.reading.tiffslide_backend import TiffSlideSlide
 
-    if _is_small_picture(path):
-        return _open_image(path)
-    slide = TiffSlideSlide(path)
-    level = slide.levels[0]
-    if slide.tiled or level.width * level.height > IN_MEMORY_PIXELS:
+    return TiffSlideSlide(path)
+
+
+def _open_with_tiffslide_if(path: Path, size: tuple[int, int]) -> Slide | None:
+    """Returns a TIFF as tiffslide opens it, or None if it does not, or opens a picture of another size."""
+    try:
+        slide = _open_with_tiffslide(path)
+    except Exception:  # it raises anything; the next reader says what is wrong with the file
+        return None
+    if slide.levels[0][:2] == size:
         return slide
     slide.close()
-    return _open_image(path)
-
-
-def _is_small_picture(path: Path) -> bool:
-    """Returns whether a TIFF holds only one untiled picture, of at most 8 bits per channel, that fits into memory."""
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            (page,) = (cast(tifffile.TiffPage, page) for page in tiff.pages)
-            small = 0 < page.imagewidth * page.imagelength <= IN_MEMORY_PIXELS
-            tiled = page.is_tiled or "TileWidth" in page.tags
-            return small and not tiled and page.bitspersample <= 8 and page.samplesperpixel in (1, 3, 4)
-    except Exception:  # opening the file with tiffslide raises the error that is reported
-        return False
+    return None
 
 
 def _open_image(path: Path) -> Slide:

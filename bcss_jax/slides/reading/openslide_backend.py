@@ -9,12 +9,10 @@ import openslide
 
 from bcss_jax.slides.reading.backend import (
     DEFAULT_TILE,
-    Level,
     Slide,
     TileError,
     levels_of,
     on_white,
-    unsupported_pixels,
 )
 from bcss_jax.slides.reading.resolution import mpp_from_density
 
@@ -34,7 +32,6 @@ class OpenSlideSlide(Slide):
         Raises:
           openslide.OpenSlideError: the file is damaged.
           ValueError: the file has another format, an impossible size or too few tiles.
-          DataError: the pixels are not 8-bit colors.
         """
         self.path = path
         try:
@@ -45,7 +42,7 @@ class OpenSlideSlide(Slide):
         self.format = properties.get("openslide.vendor", "openslide")
         self.levels = levels_of(list(self._slide.level_dimensions))
         if self.format in TIFF_VENDORS:
-            _check_tiles(path, self.levels[0])
+            _check_tiles(path)
         self.mpp = _mpp(properties, self.format)
         self.bounds = _bounds(properties)
         # OpenSlide's own ratios of the sizes, which give the positions of pixels; `levels` may hold rounded ratios.
@@ -97,15 +94,11 @@ class OpenSlideSlide(Slide):
         self._slide.close()
 
 
-def _check_tiles(path: Path, level_0: Level) -> None:
-    """Refuses TIFFs that OpenSlide opens but misreads.
-
-    OpenSlide returns glass for tiles that a damaged header promises but the file does not list. It returns the upper 8
-    of 16 bits, which is black if only 12 bits are used. If the channels are not colors, it returns the first as gray.
+def _check_tiles(path: Path) -> None:
+    """Refuses TIFFs with fewer tiles than their size needs: OpenSlide returns glass in place of those.
 
     Raises:
       ValueError: the file lists too few tiles.
-      DataError: the pixels are not 8-bit colors.
     """
     import tifffile  # imported here: other formats do not need it
 
@@ -117,22 +110,12 @@ def _check_tiles(path: Path, level_0: Level) -> None:
                 for page in pages
                 if page.is_tiled
             ]
-            depths = [
-                (int(page.bitspersample), int(page.samplesperpixel))
-                for page in pages
-                if (page.imagewidth, page.imagelength) == level_0[:2]
-            ]
     except Exception:  # tifffile objects to something else, but OpenSlide has opened the file
         return
     for width, height, tile_width, tile_height, listed in tilings:
         expected = -(-width // tile_width) * -(-height // tile_height)
         if listed < expected:
             raise ValueError(f"{listed} tiles for {width}x{height} pixels, which need {expected}")
-    for bits, channels in depths:
-        if bits > 8:
-            raise unsupported_pixels(path, f"{bits} bits per channel")
-        if channels > 4:
-            raise unsupported_pixels(path, f"{channels} channels")
 
 
 def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, position: tuple[int, int]) -> None:

@@ -21,7 +21,6 @@ import os
 import queue
 import resource
 import select
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from bcss_jax.common import interruption
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.backend import Slide
@@ -41,8 +41,7 @@ PARENT_SECONDS = 1.0  # interval of the checks for a parent that ended without c
 
 def main() -> None:
     """Serves requests until stdin ends."""
-    for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(request, signal.SIG_IGN)  # Ctrl-C and schedulers signal the whole group; the parent decides
+    interruption.leave_to_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keeps the output of libraries out of the answers
     _limit_memory()
@@ -87,6 +86,7 @@ def _slide_info(slide: Slide) -> dict:
         "tiles": [slide.tile_size(level) for level in range(len(slide.levels))],
         "mpp": slide.mpp,
         "bounds": slide.bounds,
+        "notes": slide.notes,
         "in_memory": slide.in_memory,
     }
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import bcss_jax
+from bcss_jax.common import interruption
 
 START_SECONDS = 120.0  # time for an interpreter to start from a slow disk, which is not the slide's fault
 PIPE_BYTES = 2**20
@@ -41,13 +42,14 @@ class ReaderProcess:
         environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", TIFFSLIDE_NUM_DECODE_THREADS="1")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._stderr = tempfile.TemporaryFile("a+b")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "bcss_jax.slides.reading.reader_main"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-        )
+        with interruption.blocked():  # a signal to the whole group must not end it before it ignores signals
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bcss_jax.slides.reading.reader_main"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=environment,
+            )
         assert self.process.stdin is not None and self.process.stdout is not None
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
         self._answers = self._stdout.fileno()

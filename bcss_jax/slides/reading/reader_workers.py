@@ -30,6 +30,7 @@ class SlideInfo(NamedTuple):
       tiles: width and height of the stored tiles of each level.
       mpp: um per pixel along x and y as stored in the slide, or None; unchecked (see `resolution.resolved_mpp`).
       bounds: x, y, width, height of the scanned area in level-0 pixels, or None.
+      notes: what a user should know of how the slide is read, a line each without the slide's name.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class SlideInfo(NamedTuple):
     tiles: tuple[tuple[int, int], ...]
     mpp: tuple[float, float] | None
     bounds: tuple[int, int, int, int] | None
+    notes: tuple[str, ...] = ()
 
 
 class Block(NamedTuple):
@@ -233,7 +235,8 @@ def _info(path: Path, slide: dict) -> tuple[SlideInfo, bool]:
     levels = tuple(Level(*level) for level in slide["levels"])
     mpp, bounds = (None if slide[name] is None else tuple(slide[name]) for name in ("mpp", "bounds"))
     tiles = tuple(tuple(size) for size in slide["tiles"])
-    info = SlideInfo(path, slide["format"], levels[0].width, levels[0].height, levels, tiles, mpp, bounds)
+    width, height = levels[0].width, levels[0].height
+    info = SlideInfo(path, slide["format"], width, height, levels, tiles, mpp, bounds, tuple(slide["notes"]))
     return info, slide["in_memory"]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.timing import Stopwatch
-from bcss_jax.errors import DataError, Preempted
+from bcss_jax.errors import DataError, NumericalError, Preempted
 from bcss_jax.inference.slide_model import WindowPredictor
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
 from bcss_jax.slides.reading.reader_pool import ReaderPool
@@ -91,6 +91,7 @@ def label_slide(
       The time spent on each stage.
 
     Raises:
+      NumericalError: the output of the model is not finite.
       DataError: the slide cannot be read, or more than `MAX_UNREADABLE` of its tissue is unreadable.
       StorageError: a file cannot be written.
       Preempted: the run was asked to stop; the same call resumes there.
@@ -120,7 +121,7 @@ def label_slide(
                         finished = blender.finish(row)
                 else:
                     with seconds.counted("computing"):
-                        prediction = next(predictions)
+                        prediction = _next(predictions, label, windows.corner(row, column))
                     with seconds.counted("blending"):
                         finished = blender.add(row, column, prediction)
                     done += 1
@@ -136,6 +137,14 @@ def label_slide(
                 )
         tiles.wait()
     return seconds
+
+
+def _next(predictions: Iterator[np.ndarray], label: str, corner: tuple[int, int]) -> np.ndarray:
+    """Returns the next prediction; an error names the slide and the window."""
+    try:
+        return next(predictions)
+    except NumericalError as error:
+        raise NumericalError(f"{label}: window at x={corner[1]}, y={corner[0]}: {error}") from error
 
 
 def too_unreadable(name: str) -> DataError:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bcss_jax.common.files import write_text
+from bcss_jax.common.outputs.written_files import Content
 from bcss_jax.common.timing import Stopwatch
-from bcss_jax.common.written_files import Content
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.stitching.seams import no_counts
 from bcss_jax.slides.store.probability_store import ProbabilityStore

@@ -15,9 +15,9 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from bcss_jax.common import written_files
 from bcss_jax.common.files import storage_errors, sync
-from bcss_jax.common.written_files import Content
+from bcss_jax.common.outputs import written_files
+from bcss_jax.common.outputs.written_files import Content
 from bcss_jax.slides.classes import SlideClass
 
 CHUNK = 512  # pixels along a side

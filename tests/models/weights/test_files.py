@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import pickle
 
 import jax.numpy as jnp
@@ -130,7 +131,7 @@ def test_other_content_than_a_dictionary_of_tensors_is_refused(tmp_path):
 
 
 def test_missing_and_unknown_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="expected a file of weights, found no such file"):
         read_weights(tmp_path / "w.npz")
     (tmp_path / "w.h5").touch()
     with pytest.raises(ConfigError, match="expected .safetensors, .npz or .pth"):
@@ -205,3 +206,25 @@ def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path, kind):
             refused += 1
             assert "\n" not in str(error)
     assert refused > 10
+
+
+@pytest.mark.parametrize("kind", ("fifo", "folder"))
+def test_what_is_no_regular_file_is_refused_without_being_opened(tmp_path, kind):
+    path = tmp_path / "w.npz"
+    os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    with pytest.raises(DataError, match="expected a file of weights, found a"):
+        read_weights(path)
+
+
+def test_a_header_of_safetensors_with_a_name_twice_is_refused(tmp_path):
+    entry = b'"w": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    header = b"{" + entry % (0, 4) + b", " + entry % (4, 8) + b"}"
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(DataError, match="the key 'w' twice"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_a_header_of_safetensors_longer_than_the_file_is_refused(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(DataError, match="a header of 4611686018427387904 bytes"):
+        read_weights(tmp_path / "w.safetensors")

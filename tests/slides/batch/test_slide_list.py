@@ -61,6 +61,11 @@ def test_names_that_cannot_be_folders_are_refused(tmp_path, name):
         ("slide,mpp\n", "found none"),
         ("name,mpp\na,1\n", "line 1: expected a header with the column slide"),
         ("slide,color\na,1\n", "line 1: expected the columns .*'color'"),
+        ("slide,mmp\na,1\n", "line 1: .*'mmp'; did you mean mpp"),
+        ("# slides of June\nslide,mpp\na,1\n", "line 1: expected a header"),
+        ("slide\n#a.svs\nb.svs\n", "line 2: expected a slide, found a line that starts with #"),
+        ("slide,mpp\n# none yet\nb.svs,\n", "line 2: expected a slide, found a line that starts with #"),
+        ("slide,name\nx.svs,caf\u00e9\nb.svs,cafe\u0301\n", "line 3: .*same folder of results.*line 2"),
         ("slide,slide\na,b\n", "line 1: .*'slide' twice"),
         ("slide,mpp\na.svs,0.25\nb.svs\n", "line 3: expected 2 fields"),
         ("slide,mpp\na.svs,fast\n", "line 2: expected um per pixel, found 'fast'"),
@@ -77,6 +82,29 @@ def test_names_that_cannot_be_folders_are_refused(tmp_path, name):
 def test_errors_in_a_list_name_the_line(tmp_path, content, said):
     with pytest.raises(DataError, match=said):
         read_list(written(tmp_path, content))
+
+
+def test_the_log_says_how_many_slides_there_are_and_which_are_the_same_file(tmp_path, caplog):
+    (tmp_path / "#1.svs").touch()
+    (tmp_path / "link.svs").symlink_to("#1.svs")
+    with caplog.at_level("INFO", "bcss_jax"):
+        entries = read_list(written(tmp_path, "slide,name\n\n#1.svs,\n,\n./#1.svs,second\nlink.svs,\n"))
+    assert [entry.folder for entry in entries] == ["#1", "second", "link"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].endswith("list.csv: 3 slides (2 blank lines)")
+    assert [message.split(", ", 1)[1] for message in messages[1:]] == [
+        "line 5: '#1.svs' is also in line 3",
+        "line 6: 'link.svs' is also in line 3",
+    ]
+
+
+def test_names_may_start_with_a_number_sign(tmp_path):
+    assert read_list(written(tmp_path, "name,slide\n#1,a.svs\n")) == [Entry(tmp_path / "a.svs", name="#1")]
+
+
+def test_a_folder_is_no_list(tmp_path):
+    with pytest.raises(DataError, match="expected a CSV list of slides, found a folder"):
+        read_list(tmp_path)
 
 
 def test_a_missing_list_is_refused(tmp_path):

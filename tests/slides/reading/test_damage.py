@@ -331,7 +331,7 @@ def test_a_file_that_is_not_a_slide_gives_one_error(reader, tmp_path):
         ("empty.svs", "found an empty file"),
         ("text.svs", "found another format"),
         ("folder.svs", "found a folder"),
-        ("pipe.svs", "found a special file"),
+        ("pipe.svs", "found a FIFO"),
         ("half.png", "expected a readable PNG"),
         ("missing.svs", "found no such file"),
     ):

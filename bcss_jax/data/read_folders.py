@@ -8,7 +8,7 @@ RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesVal", "labelsVal", "imagesTs", "la
 _NAMES = {name for folders in FOLDERS.values() for images, masks, _ in folders for name in (images, masks)}
 
 
-def image_folders(option: str, folder: Path) -> list[tuple[str, Path]]:
+def read_folders(option: str, folder: Path) -> list[tuple[str, Path]]:
     """Returns the folder of a data set and its folders of images and masks that exist.
 
     Args:

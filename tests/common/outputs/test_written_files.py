@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from bcss_jax.common import files, written_files
+from bcss_jax.common import files
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, StorageError
 
 OWN = r"own-\d+|inner/own-\d+"

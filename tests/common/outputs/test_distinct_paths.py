@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bcss_jax.common.distinct_paths import refuse_inputs
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.errors import ConfigError
 
 

@@ -1,0 +1,73 @@
+"""The settings of augmentation: probability and strength of each change of a training image, with their ranges."""
+
+import dataclasses
+
+from bcss_jax.common.ranges import Range
+from bcss_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Probability and strength of each change. The defaults are the full recipe.
+
+    The changes are drawn independently of each other, in the order of the fields.
+
+    Attributes:
+      rotate90: probability of a rotation by 0, 90, 180 or 270 degrees, all equally likely. Needs square images.
+      horizontal_flip: probability of a left-right flip.
+      vertical_flip: probability of an upside-down flip.
+      rotate: probability of a rotation about the center by an angle in [-rotate_degrees, rotate_degrees].
+      rotate_degrees: largest angle, in degrees.
+      elastic: probability of an elastic deformation.
+      elastic_pixels: approximate standard deviation of the displacement along each axis, in pixels.
+      elastic_smoothness: standard deviation of the Gaussian that smooths the displacement, in pixels (>= 1).
+      color_jitter: probability of a change of colors: the next four changes in random order.
+      brightness: factor drawn from [1 - brightness, 1 + brightness].
+      contrast: like `brightness`, for contrast.
+      saturation: like `brightness`, for saturation.
+      hue: shift drawn from [-hue, hue], as a fraction of the color circle (at most 0.5).
+      blur: probability of a Gaussian blur.
+      blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
+
+    Raises:
+      ConfigError: a probability is outside [0, 1], or a strength is out of range.
+    """
+
+    rotate90: float = 1.0
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.5
+    rotate: float = 0.25
+    rotate_degrees: float = 45.0
+    elastic: float = 0.25
+    elastic_pixels: float = 2.0
+    elastic_smoothness: float = 8.0
+    color_jitter: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    blur: float = 0.1
+    blur_sigma: float = 1.5
+
+    def __post_init__(self):
+        """Checks the ranges."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value not in RANGES[field.name]:
+                raise ConfigError(f"augmentation: {field.name}={value}: must be {RANGES[field.name]}")
+
+
+PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur")
+
+# The time of a blur and of a deformation grows with their standard deviations.
+RANGES = dict.fromkeys((*PROBABILITIES, "brightness", "contrast", "saturation"), Range(0, 1)) | {
+    "rotate_degrees": Range(0, 180),
+    "elastic_pixels": Range(0, 1000),
+    "elastic_smoothness": Range(1, 100),
+    "hue": Range(0, 0.5),
+    "blur_sigma": Range(0.5, 100),
+}
+
+FULL = Augmentation()
+FLIPS_AND_QUARTER_TURNS = Augmentation(rotate=0.0, elastic=0.0, color_jitter=0.0, blur=0.0)
+NONE = Augmentation(**dict.fromkeys(PROBABILITIES, 0.0))

@@ -1,0 +1,65 @@
+"""Sums up a TIFF before its pixels are trusted: which picture is the slide, and which readers read it right."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bcss_jax.slides.reading.tiff.inventory import Picture, open_tiff
+from bcss_jax.slides.reading.tiff.main_picture import main_picture
+from bcss_jax.slides.reading.tiff.storage import PILLOW, storage_of
+
+VENDOR_FORMATS = ("ndpi", "scn", "bif", "philips")  # tifffile's flags of formats whose structure is their own
+PILLOW_CODECS = (1, 5, 7, 8, 32773, 32946, 34925, 50000)  # values of the tag Compression that Pillow decodes
+
+
+class Contents(NamedTuple):
+    """What a reader must know of a TIFF.
+
+    Attributes:
+      size: width and height in pixels of the picture that is the slide.
+      orientation: 1 to 8, value of its tag Orientation.
+      right: the readers that read this picture, and read it right, of `storage.READERS`. Whether they choose it is
+        another question, except for Pillow, which reads the first picture.
+      notes: what a user should know, a line each.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    right: frozenset[str]
+    notes: tuple[str, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of the slide."""
+        return self.size[0] * self.size[1]
+
+
+def contents_of(path: Path) -> Contents | None:
+    """Returns the contents of a TIFF, or None if it has a scanner's own format.
+
+    Raises:
+      DataError: it cannot be told which picture is the slide, or its pixels are not 8-bit RGB or gray.
+      ValueError: the file has no picture.
+      Exception: tifffile can raise anything for a damaged file.
+    """
+    with open_tiff(path) as tiff:
+        if any(getattr(tiff, f"is_{vendor}") for vendor in VENDOR_FORMATS):
+            return None
+        chosen = main_picture(path, tiff)
+        picture = chosen.picture
+        storages = [storage_of(path, each.page) for each in (*chosen.planes, *chosen.levels)]
+        right = frozenset.intersection(*(storage.right for storage in storages))
+        if len(chosen.planes) > 1:
+            right = frozenset()  # they read one of the planes
+        if any(storage.orientation != storages[0].orientation for storage in storages):
+            right &= {PILLOW}  # it reads level 0 alone
+        if not _plain(picture):
+            right -= {PILLOW}
+        size = (picture.width, picture.height)
+        return Contents(size, storages[0].orientation, right, chosen.notes + storages[0].notes)
+
+
+def _plain(picture: Picture) -> bool:
+    """Returns whether a picture is the first one, not in tiles, and compressed in a way that Pillow knows."""
+    first = picture.number == 0 and picture.below is None
+    tiled = picture.page.is_tiled or "TileWidth" in picture.page.tags
+    return first and not tiled and picture.page.compression in PILLOW_CODECS
