@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from bcss_jax import labels
-from bcss_jax.common.files import wait_for_lock
+from bcss_jax.common.files import wait_for_lock, sync, sync_tree
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
@@ -298,7 +298,9 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
         shutil.rmtree(partial / "downloads")  # tfds makes it even if there is nothing to download
         (partial / "tables.json").write_text(json.dumps(tables))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+        sync_tree(partial)
         partial.rename(folder)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
