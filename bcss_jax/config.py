@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from bcss_jax import models
 from bcss_jax.common.json_files import as_json
 from bcss_jax.common.json_files import differences as json_differences
-from bcss_jax.common.ranges import COUNT, MPP, WINDOW, Range
+from bcss_jax.common.ranges import COUNT, WINDOW, Range
 from bcss_jax.data import augmentation
-from bcss_jax.data.discovery import CODES, LAYOUTS
+from bcss_jax.data.discovery import CODES, LAYOUTS, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
 from bcss_jax.models.apply import IMAGENET
@@ -29,7 +29,6 @@ RUNTIME_FIELDS = (
 _COUNTER = Range(0, 10**9, whole=True)
 RANGES = {
     "seed": Range(0, 2**32 - 1, whole=True),
-    "data.mpp": MPP,
     "data.patch_size": WINDOW,
     "data.stride": Range(1, 10**6, whole=True),
     "data.max_bad": Range(0, 1),
@@ -288,10 +287,11 @@ def check_masks(config: Any, scheme: LabelScheme) -> None:
 
 
 def check_data_folder(config: Any, file: str) -> None:
-    """Raises ConfigError if a needed data folder is missing, or one is given for the sample.
+    """Raises ConfigError if a needed data folder is missing, one is given for the sample, or the um per pixel is wrong.
 
     `file` is a config file to name in the message.
     """
+    check_mpp_setting(config.data.mpp, config.data.layout)
     if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
         given = "dir" if config.data.dir else "split"
         raise ConfigError(

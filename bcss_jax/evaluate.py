@@ -9,6 +9,7 @@ the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 sto
 
 import argparse
 import dataclasses
+import logging
 import os
 import sys
 from pathlib import Path
@@ -25,10 +26,12 @@ from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
-from bcss_jax.common.ranges import COUNT, MPP
+from bcss_jax.common.ranges import COUNT
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.read_folders import read_folders
+from bcss_jax.data.resolution.check import differ
+from bcss_jax.data.synthetic import MPP as SAMPLE_MPP
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.evaluation.accumulate import SAMPLED_PIXELS, TOLERANCE_UM, EvaluationSplit
 from bcss_jax.evaluation.nnunet_run import NnunetRun, is_nnunet_run, read_nnunet_run
@@ -68,7 +71,7 @@ def _parser():
         choices=("published", "institute"),
         help=f"how the data set is divided into splits; {from_checkpoint}",
     )
-    add("--data.mpp", dest="mpp", type=MPP.parse, help=f"resolution in um per pixel; {from_checkpoint}")
+    add("--data.mpp", dest="mpp", type=float, help=f"resolution in um per pixel; {from_checkpoint}")
     add("--prepared_dir", default="~/.cache/bcss_jax", help="folder of the prepared data")
     add(
         "--batch_size", type=COUNT.parse, help="images per batch over all devices; default: the smallest among the runs"
@@ -206,6 +209,17 @@ def _data_settings(args, run) -> DataSettings:
         settings = dataclasses.replace(settings, layout=args.layout, split_by="published", dir=None)
     given = {"dir": args.data_dir, "split_by": args.data_split, "mpp": args.mpp}
     settings = dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if settings.layout == "sample" and args.mpp is None:
+        settings = dataclasses.replace(settings, mpp=SAMPLE_MPP)
+    discovery.check_mpp_setting(settings.mpp, settings.layout)
+    if differ(settings.mpp, saved["mpp"]):
+        logging.getLogger("bcss_jax").warning(
+            "%s: was trained at %g um per pixel, the images to score have %g; the scores do not tell how good it is at "
+            "its own resolution",
+            run.name,
+            saved["mpp"],
+            settings.mpp,
+        )
     if settings.layout == "sample" and args.data_dir:
         raise ConfigError(
             f"--data.dir={args.data_dir}: {run.name} was trained on the built-in sample, which has no folder; "

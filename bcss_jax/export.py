@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcss_jax.common import command
+from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.inference import trained_run
-from bcss_jax.inference.exported_model import FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
+from bcss_jax.inference.exported_model import DIGESTS, FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY
 from bcss_jax.inference.slide_model import SlideModel, model_of_run
 from bcss_jax.training.sharding import make_mesh
@@ -157,12 +158,11 @@ def artifact_of(model: SlideModel) -> bytes:
         "versions": versions(),
         "use": USE,
     }
+    program = exported(model).serialize()
+    metadata |= {DIGESTS: {PROGRAM: sha256_of(program), METADATA: sha256_of_json(metadata)}}
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
-        for name, entry in (
-            (METADATA, json.dumps(metadata, indent=1).encode()),
-            (PROGRAM, exported(model).serialize()),
-        ):
+        for name, entry in ((METADATA, json.dumps(metadata, indent=1).encode()), (PROGRAM, program)):
             file.writestr(zipfile.ZipInfo(name), entry)  # a ZipInfo without a date
     return content.getvalue()
 

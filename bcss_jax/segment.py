@@ -23,7 +23,8 @@ import jax
 from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
-from bcss_jax.common.ranges import COUNT, MPP, PROCESSES, WINDOW, Range
+from bcss_jax.common.ranges import COUNT, PROCESSES, WINDOW, Range
+from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
@@ -63,7 +64,7 @@ def _parser():
     add("--name", help="name of the slide's folder in --output (default: the file name without its extension)")
     add("--shard", help="i/n: every n-th slide of the list, starting with the i-th (0 to n-1), for job arrays")
     add("--output", required=True, type=Path, help="folder for the results")
-    add("--mpp", type=MPP.parse, help="um per level-0 pixel, if the slide does not state it or states it wrongly")
+    add("--mpp", type=float, help="um per level-0 pixel, if the slide does not state it or states it wrongly")
     add("--window", type=WINDOW.parse, help="side of a window in pixels (default: that of the training images)")
     add(
         "--overlap",
@@ -165,6 +166,8 @@ def _single(args) -> Entry:
         check_name(args.name)
     except ValueError as error:
         raise ConfigError(f"--name: {error}") from error
+    if args.mpp is not None:
+        check_mpp(args.mpp, f"--mpp={args.mpp:g}", remedy="give the um per pixel of the slide's level 0")
     truth = None if args.truth is None else str(args.truth)
     return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
 

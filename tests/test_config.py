@@ -77,7 +77,11 @@ def test_recipe_is_the_published_one():
         ("optimizer.learning_rate", 0.0, "must be above 0"),
         ("optimizer.weight_decay", float("nan"), "must be from 0 to"),
         ("plateau.factor", 1.0, "to below 1"),
-        ("data.mpp", float("inf"), "must be above 0"),
+        ("data.mpp", float("inf"), "expected um per pixel such as 0.25, found inf"),
+        ("data.mpp", 0.0, "found 0"),
+        ("data.mpp", 40.0, r"found 40 \(a magnification\? 40x scans have about 0.25\)"),
+        ("data.mpp", 250, r"found 250 \(nanometers\?"),
+        ("data.mpp", 0.5, "the built-in sample has 0.25 um per pixel"),
         ("augment.blur_sigma", 1e6, "must be from 0.5 to 100"),
         ("augment.elastic_pixels", float("inf"), "must be from 0 to 1000"),
         ("augment.rotate", 1.5, "must be from 0 to 1"),
@@ -165,4 +169,6 @@ def numbers_of(values, prefix=""):
 
 @pytest.mark.parametrize("settings", [configs, nnunet_config], ids=["default", "nnunet"])
 def test_every_number_has_a_range(settings):
-    assert sorted(set(numbers_of(settings.default().to_dict())) - set(settings.RANGES)) == []
+    assert sorted(set(numbers_of(settings.default().to_dict())) - set(settings.RANGES)) == [
+        "data.mpp"
+    ]  # `data.resolution.check`

@@ -7,12 +7,21 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from bcss_jax.common.files import write_text
 from bcss_jax.common.json_files import read_json
-from bcss_jax.errors import DataError, printable
+from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.errors import printable
 
 NAME = "digests.json"
 _REMEDY = "the folder is damaged"
+
+
+class _Digests(TypedDict):
+    """Content of `NAME`: relative name -> SHA-256."""
+
+    sha256: dict[str, str]
 
 
 def sha256_of(content: bytes) -> str:
@@ -20,17 +29,26 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def sha256_of_json(content: object) -> str:
+    """Returns the SHA-256 of JSON, whatever the order of its keys and its white space."""
+    return sha256_of(json.dumps(content, sort_keys=True).encode())
+
+
 def sha256_of_file(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 of the content of a file, in hexadecimal."""
+    """Returns the SHA-256 of the content of a file, in hexadecimal.
+
+    Raises:
+      DataError: it is no regular file.
+      OSError: it cannot be read.
+    """
+    check_regular_file(path, "a file with digests", _REMEDY)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Returns the SHA-256 of files by their name in the folder. Threads share the work, because hashing is free of
-    the interpreter's lock.
-    """  # noqa: D205
-    names = list(names)
+    """Returns the SHA-256 of files by their name in the folder. Threads share the work. Raises as `sha256_of_file`."""
+    names = list(names)  # hashing does not hold the interpreter's lock
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: sha256_of_file(folder / name), names), strict=True))
 
@@ -56,7 +74,7 @@ def write_digests(folder: Path, sha256: Mapping[str, str]) -> None:
     Raises:
       StorageError: they cannot be written.
     """
-    write_text(folder / NAME, json.dumps({"sha256": dict(sorted(sha256.items()))}, indent=1) + "\n")
+    write_text(folder / NAME, json.dumps({"sha256": dict(sorted(sha256.items()))}, indent=1) + "\n", private=True)
 
 
 def read_digests(folder: Path) -> dict[str, str] | None:
@@ -68,10 +86,7 @@ def read_digests(folder: Path) -> dict[str, str] | None:
     path = folder / NAME
     if not os.path.lexists(path):
         return None
-    found = read_json(path, "the digests of a folder", _REMEDY, kind=dict).get("sha256")
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise DataError(f"{printable(path)}: expected a SHA-256 for each file, found something else; {_REMEDY}")
-    return found
+    return read_json(path, "the SHA-256 of each file", _REMEDY, kind=_Digests)["sha256"]
 
 
 def differing(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
@@ -89,3 +104,22 @@ def differing(expected: Mapping[str, str], found: Mapping[str, str]) -> str | No
         if expected[name] != found[name]:
             return f"{name} has another content than was written (SHA-256)"
     return None
+
+
+def write_text_with_digest(path: Path, text: str) -> None:
+    """Writes a file and, before it, its SHA-256 in the form of sha256sum as `PATH.sha256`. Errors as `write_text`."""
+    write_text(_beside(path), f"{sha256_of(text.encode())}  {path.name}\n", private=True)
+    write_text(path, text, private=True)
+
+
+def is_as_written(path: Path) -> bool:
+    """Returns whether a file is as `write_text_with_digest` wrote it; True if it has no digest, as earlier ones."""
+    beside = _beside(path)
+    if not os.path.lexists(beside):
+        return True
+    check_regular_file(beside, "a SHA-256", "delete it")
+    return beside.read_bytes() == f"{sha256_of_file(path)}  {path.name}\n".encode()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

@@ -62,6 +62,5 @@ def _text(number: float) -> str:
 
 
 COUNT = Range(1, 1 << 16, whole=True)  # of images in a batch
-MPP = Range(0, 1000, above=True)  # um per pixel; a label or macro image has about 50
 PROCESSES = Range(1, 1024, whole=True)
 WINDOW = Range(1, 4096, whole=True)  # side of a window or patch in pixels

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bcss_jax.common import command
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.common.ranges import MPP, WINDOW
-from bcss_jax.data.discovery import LAYOUTS, DataSettings
+from bcss_jax.common.ranges import WINDOW
+from bcss_jax.data.discovery import LAYOUTS, DataSettings, check_mpp_setting
 from bcss_jax.data.inspection.inspect import inspect
 from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Source
@@ -54,7 +54,7 @@ def _parser():
     data.add_argument(
         "--data.split", dest="split", default="published", help="how the tiles are split: published, or institute"
     )
-    data.add_argument("--data.mpp", dest="mpp", type=MPP.parse, default=0.25, help="um per pixel of the images")
+    data.add_argument("--data.mpp", dest="mpp", type=float, default=0.25, help="um per pixel of the images")
     data.add_argument(
         "--data.patch_size", dest="patch_size", type=WINDOW.parse, default=224, help="roi: side of the patches, pixels"
     )
@@ -89,6 +89,7 @@ def _settings(args: argparse.Namespace) -> DataSettings:
         )
     if args.layout != "sample" and not args.dir:
         raise ConfigError("--data.dir=FOLDER is missing; --data.layout=sample needs none")
+    check_mpp_setting(args.mpp, args.layout)
     return DataSettings(args.layout, args.dir, args.split, args.mpp, args.patch_size, args.stride)
 
 

@@ -15,16 +15,19 @@ off), which is nominal; the value that is used comes from `DataSettings`.
 """
 
 import dataclasses
-import math
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bcss_jax.common.regular_file import check_regular_file
-from bcss_jax.data import names
+from bcss_jax.data import names, synthetic
 from bcss_jax.data.image_files import image_size
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images, misspelled
+from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 HOLD_OUT_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # the test set of the BCSS challenge; "val" here
@@ -181,6 +184,7 @@ def find_tiles(
         by_key.setdefault(tile.key, tile)
     tiles = list(by_key.values())
     require_splits(tiles, required)
+    _compare_mpp_of_names(tiles, settings)
     return tiles
 
 
@@ -241,8 +245,35 @@ def _tiles_of_split(
     return tiles
 
 
+def _compare_mpp_of_names(tiles: list[Tile], settings: DataSettings) -> None:
+    """Logs a warning if names say another um per pixel than the setting."""
+    said, others = names.mpp_of_names([tile.key for tile in tiles], settings.mpp)
+    if others:
+        first, _ = others[0]
+        values = ", ".join(sorted(text for text in said if names.contradicts(text, settings.mpp)))
+        log.warning(
+            "%s: the names of %d of %d tiles say %s um per pixel (first %s), the setting data.mpp says %g; the setting "
+            "is used, so correct it if the names are right",
+            printable(settings.folder or ""),
+            len(others),
+            len(tiles),
+            values,
+            printable(tiles[first].key),
+            settings.mpp,
+        )
+
+
 def _split_by_institute(tile: Tile) -> Tile:
     return dataclasses.replace(tile, split="val" if tile.institute in HOLD_OUT_INSTITUTES else "train")
+
+
+def check_mpp_setting(mpp: float, layout: str) -> None:
+    """Raises ConfigError unless the setting `data.mpp` is a possible um per pixel, and for the sample that of it."""
+    check_mpp(mpp, f"--config.data.mpp={mpp}", remedy="give the um per pixel of the images")
+    if layout == "sample" and mpp != synthetic.MPP:
+        raise ConfigError(
+            f"--config.data.mpp={mpp}: the built-in sample has {synthetic.MPP} um per pixel; leave the setting out"
+        )
 
 
 def _check_settings(settings: DataSettings) -> None:
@@ -250,8 +281,7 @@ def _check_settings(settings: DataSettings) -> None:
         raise ConfigError(f"layout {settings.layout!r} is none of {', '.join(FOLDERS)}")
     if settings.split_by not in ("published", "institute"):
         raise ConfigError(f"split {settings.split_by!r} is neither published nor institute")
-    if not (math.isfinite(settings.mpp) and settings.mpp > 0):
-        raise ConfigError(f"mpp must be micrometers per pixel, above 0; found {settings.mpp}")
+    check_mpp_setting(settings.mpp, settings.layout)
     if (settings.patch_size is not None and settings.patch_size < 1) or settings.stride < 1:
         raise ConfigError(
             f"patch_size and stride must be 1 pixel or more; found {settings.patch_size} and {settings.stride}"
@@ -331,6 +361,9 @@ def _files(
                     f"{printable(path)}: expected a name such as {example}, which gives slide and place, "
                     "found another; rename or remove the file"
                 )
+            written = names.mpp_of(stem)
+            if written not in (None, names.CUT_OFF):
+                check_mpp(float(written), f"{printable(path)}: its name", error_type=DataError, remedy="rename it")
         except DataError as error:
             refuse(error)
             continue

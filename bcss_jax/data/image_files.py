@@ -1,20 +1,26 @@
 """Reads the file of an image or a mask into an array, or raises an error of one line if it cannot be used.
 
-Files are decoded by their content, never by their name, and only as PNG, JPEG or TIFF. Nothing is repaired or
-converted: a mask with three channels, an image with 16 bits, or a transparent pixel means that an earlier step did not
-do what the user expects.
+Every command reads the plain image files of its user here. Files are decoded by their content, never by their name, and
+only as PNG, JPEG or TIFF (`decoding`). Images and masks are turned as their orientation tag says, because masks are
+drawn on the picture as shown. A file must hold one picture; other images of a TIFF may only be reduced copies of the
+first. What the samples of a mask mean is decided in `mask_codes`. Nothing else is repaired or converted: a mask with
+three channels, an image with 16 bits, or a transparent pixel means that an earlier step did not do what the user
+expects. Color profiles and gamma are not applied.
 """
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bcss_jax import labels
+from bcss_jax.data import mask_codes
+from bcss_jax.data.decoding.open_image import decoded, describe_floats, open_image
+from bcss_jax.data.decoding.orientation import turned
+from bcss_jax.data.decoding.stored_image import StoredImage, unusable
+from bcss_jax.data.mask_codes import PaletteColors
 from bcss_jax.errors import DataError, printable
 
 log = logging.getLogger(__name__)
@@ -28,18 +34,15 @@ FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff"
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MAX_PIXELS = 178_956_970  # the limit of Pillow; the largest ROI of the data set has 126 million
 INTERPOLATED_VALUES = 8  # with more different values outside the code book, the mask was probably resampled
-LOW_BIT_SCALE = {"L;2": 85, "L;4": 17}  # Pillow scales 2- and 4-bit gray to 0..255, which must be undone for codes
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Returns (width, height) in pixels from the header of the file.
+    """Returns (width, height) in pixels, as the picture is shown, from the headers of the file.
 
     Raises:
-      DataError: the file is not a readable PNG, JPEG or TIFF, or has more than `MAX_PIXELS`.
+      DataError: as `open_image`, or the image has more than `MAX_PIXELS`.
     """
-    with _as_data_error(path), Image.open(path, formats=list(FORMATS)) as image:
-        _refuse_huge(path, image)
-        return image.size
+    return _opened(path).shown_size
 
 
 def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
@@ -47,83 +50,171 @@ def read_image(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndar
 
     Args:
       path: a PNG, JPEG or TIFF file with 8-bit RGB, or with RGBA that is opaque everywhere.
-      warn: called with one line about something unusual but usable: a content that does not match the name.
+      warn: called with one line about something unusual but usable: a content that does not match the name, an
+        orientation, a color profile.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      DataError: the file is unreadable, truncated or too large, or the image is not RGB, not 8-bit, or not opaque.
+      DataError: the file is unreadable, truncated or too large, holds several pictures, or the image is not RGB, not
+        8-bit, or not opaque.
     """
-    image = load_8_bit(path, warn)
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        if image.getchannel("A").getextrema() != (255, 255):
-            raise _unusable(path, "an opaque image", "transparent pixels", "flatten it onto a background first")
-        image = image.convert("RGB")
-    if image.mode != "RGB":
-        raise _unusable(path, "RGB", f"the color mode {image.mode}", "save the stained image as 8-bit RGB")
-    return np.asarray(image)
+    stored = _opened(path)
+    check_8_bit(stored)
+    if stored.color != "RGB":
+        raise unusable(path, "RGB", f"the color mode {stored.color_mode}", "save the stained image as 8-bit RGB")
+    pixels = decoded(stored)
+    seen = pixels[..., 3] if stored.alpha else None
+    if stored.transparent is not None:
+        seen = (pixels != np.array(stored.transparent)).any(axis=-1)
+    if seen is not None and seen.min() < (255 if stored.alpha else 1):
+        raise unusable(path, "an opaque image", "transparent pixels", "flatten it onto a background first")
+    warn_of_image(stored, warn)
+    return _as_shown(pixels[..., :3], stored)
 
 
-def load_8_bit(path: Path, warn: Callable[[str], None] = log.warning) -> Image.Image:
-    """Decodes an image of any color mode with at most 8 bits per channel.
-
-    Args:
-      path: a PNG, JPEG or TIFF file.
-      warn: as in `read_image`.
+def check_8_bit(stored: StoredImage) -> None:
+    """Checks that an image has at most 8 bits per channel.
 
     Raises:
-      DataError: the file is unreadable, truncated or too large, or has more than 8 bits.
+      DataError: it has more, or floats.
     """
-    image, raw_mode = _load(path, warn)
-    if image.mode == "F":
-        finite = np.isfinite(np.asarray(image)).all()
-        raise _unusable(
-            path, "8-bit RGB", f"32-bit floats{'' if finite else ' with NaN or infinity'}", "save as 8-bit RGB"
-        )
-    if ";16" in raw_mode or image.mode.startswith("I"):
-        raise _unusable(path, "8 bits per channel", "16 bits or more", "save as 8-bit RGB")
-    return image
+    expected, remedy = "8 bits per channel", "save as 8-bit RGB"
+    if stored.kind == "f":
+        raise unusable(stored.path, "8-bit RGB", describe_floats(stored), remedy)
+    if stored.bits > 8:
+        raise unusable(stored.path, expected, "16 bits or more", remedy)
+    if stored.kind != "u":
+        raise unusable(stored.path, expected, "signed samples or channels of different depth", remedy)
+    if stored.bits < 8 and (stored.alpha or stored.color == "RGB"):
+        raise unusable(stored.path, expected, f"{stored.bits} bits", remedy)
 
 
-def read_mask(path: Path, codes: str | int, warn: Callable[[str], None] = log.warning) -> np.ndarray:
-    """Reads a mask.
-
-    A palette is ignored: the index of a pixel counts, not its color. 16 bits are allowed if the values are codes.
+def read_mask(
+    path: Path,
+    codes: str | int,
+    warn: Callable[[str], None] = log.warning,
+    colors: PaletteColors | None = None,
+) -> np.ndarray:
+    """Reads a mask; `mask_codes` says what palettes and other samples mean.
 
     Args:
-      path: a PNG or TIFF file with one channel.
+      path: a PNG or TIFF file with one channel. 16 bits are allowed if the values are codes.
       codes: the code book, a key of `labels.CODE_BOOKS`, or the number of codes, which then start at 0.
       warn: called with one line about something unusual but usable.
+      colors: what colors stand for in other masks of the same data set.
 
     Returns:
       uint8 [H, W], every value a code of the book.
 
     Raises:
-      DataError: the file is unreadable, truncated, too large or compressed with loss, has several channels or floats,
-        or contains a value that is not a code (the message gives the histogram).
+      DataError: the file is unreadable, truncated, too large or compressed with loss, holds several pictures, has
+        several channels or floats, can be read in two ways, or contains a value that is not a code (the message gives
+        the histogram).
     """
-    image, raw_mode = _load(path, warn)
-    if image.mode == "F":
-        finite = np.isfinite(np.asarray(image)).all()
-        raise _unusable(
-            path, "integer codes", f"32-bit floats{'' if finite else ' with NaN or infinity'}", "save as 8-bit"
-        )
-    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise _unusable(
-            path,
-            "one channel of codes",
-            f"the color mode {image.mode}",
-            "save the codes themselves, not their colors",
-        )
-    if image.format == "JPEG":
-        raise _unusable(path, "a mask stored without loss", "JPEG, which changes codes", "export it again as PNG")
-    mask = np.asarray(image)
-    if raw_mode in LOW_BIT_SCALE:
-        mask = mask // LOW_BIT_SCALE[raw_mode]
-    return checked_codes(path, mask, codes)
+    stored = _opened(path)
+    mask_codes.check_one_channel(stored)
+    samples = decoded(stored)
+    if mask_codes.needs_table(stored):
+        samples = mask_codes.code_table(stored, np.unique(samples), number_of_codes(codes), warn, colors)[samples]
+    warn_of_file(stored, warn)
+    return _as_shown(checked_codes(path, samples, codes), stored)
+
+
+def read_tissue_mask(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+    """Reads a mask of tissue: bool [H, W], true where the mask is not shown black.
+
+    Args:
+      path: as in `read_mask`.
+      warn: as in `read_mask`.
+
+    Raises:
+      DataError: as `read_mask`, except that there are no codes.
+    """
+    stored = _opened(path)
+    mask_codes.check_one_channel(stored)
+    samples = decoded(stored)
+    if mask_codes.needs_table(stored):
+        samples = mask_codes.tissue_table(stored, np.unique(samples), warn)[samples]
+    elif samples.min() < 0:
+        raise unusable(path, "a tissue mask without negative values", f"{samples.min()}", "save it as 8-bit gray")
+    warn_of_file(stored, warn)
+    return _as_shown(samples > 0, stored)
+
+
+def read_shown(path: Path, warn: Callable[[str], None] = log.warning) -> tuple[StoredImage, np.ndarray]:
+    """Reads an image of any color mode with at most 8 bits per channel as a viewer shows it.
+
+    Gray becomes three equal channels, a palette becomes its colors, and transparent pixels are over white.
+
+    Args:
+      path: a PNG, JPEG or TIFF file.
+      warn: as in `read_image`.
+
+    Returns:
+      The description of the file, and uint8 [H, W, 3].
+
+    Raises:
+      DataError: the file is unreadable, truncated or too large, holds several pictures, has more than 8 bits, or its
+        colors are not gray, a palette or RGB.
+    """
+    stored = _opened(path)
+    check_8_bit(stored)
+    if stored.color not in ("gray", "palette", "RGB"):
+        raise unusable(path, "8-bit RGB or gray", f"the color mode {stored.color_mode}", "save it as 8-bit RGB")
+    pixels = _on_white(stored, decoded(stored))
+    warn_of_image(stored, warn)
+    return stored, _as_shown(pixels, stored)
+
+
+def _on_white(stored: StoredImage, samples: np.ndarray) -> np.ndarray:
+    """Returns stored samples as RGB over white, uint8 [H, W, 3]."""
+    opacity = None
+    if stored.alpha:
+        samples, opacity = samples[..., :-1], samples[..., -1]
+    elif stored.transparent is not None:
+        different = samples != np.array(stored.transparent, np.int64)
+        opacity = np.where(different.any(axis=-1) if different.ndim == 3 else different, np.uint8(255), np.uint8(0))
+    if stored.palette is not None:
+        if samples.max() >= len(stored.palette):
+            raise unusable(
+                stored.path, "a color for every pixel", "indices above the palette's", "save it as 8-bit RGB"
+            )
+        opacity = None if stored.palette_alpha is None else stored.palette_alpha[samples]
+        colors = stored.palette[samples]
+    elif stored.color == "gray":
+        white = (1 << stored.bits) - 1
+        levels = np.arange(white + 1) * 255 // white
+        levels = (levels[::-1] if stored.inverted else levels).astype(np.uint8)
+        samples = samples[..., 0] if samples.ndim == 3 else samples
+        colors = np.repeat(levels[samples.astype(np.uint8)][..., None], 3, axis=-1)
+    else:
+        colors = samples
+    if opacity is None or opacity.min() == 255:
+        return colors
+    if stored.alpha == "unknown":
+        raise unusable(stored.path, "a last channel with a meaning", "one that is not 255 everywhere", "remove it")
+    return _blended(colors, opacity, premultiplied=stored.alpha == "premultiplied")
+
+
+def _blended(colors: np.ndarray, opacity: np.ndarray, *, premultiplied: bool) -> np.ndarray:
+    rows = [slice(start, start + 256) for start in range(0, len(colors), 256)]  # a band at a time saves memory
+    result = np.empty_like(colors)
+    for band in rows:
+        weight = opacity[band, :, None].astype(np.uint32)
+        light = colors[band] * (np.uint32(255) if premultiplied else weight) + 255 * (255 - weight)
+        result[band] = np.minimum((light + 127) // 255, 255)
+    return result
+
+
+def _as_shown(pixels: np.ndarray, stored: StoredImage) -> np.ndarray:
+    return np.ascontiguousarray(turned(pixels, stored.orientation))
+
+
+def number_of_codes(codes: str | int) -> int:
+    """Returns the number of codes of a code book, given as in `read_mask`."""
+    return codes if isinstance(codes, int) else len(labels.CODE_BOOKS[codes])
 
 
 def checked_codes(path: Path, mask: np.ndarray, codes: str | int) -> np.ndarray:
@@ -137,16 +228,22 @@ def checked_codes(path: Path, mask: np.ndarray, codes: str | int) -> np.ndarray:
     Raises:
       DataError: a value is not a code (the message gives the histogram).
     """
-    book_size = codes if isinstance(codes, int) else len(labels.CODE_BOOKS[codes])
+    book_size = number_of_codes(codes)
     if mask.min() < 0 or mask.max() >= book_size:
         raise _outside_code_book(path, mask, codes, book_size)
     return mask.astype(np.uint8, copy=False)
 
 
 def read_pair(
-    image_path: Path, mask_path: Path, codes: str | int, warn: Callable[[str], None] = log.warning
+    image_path: Path,
+    mask_path: Path,
+    codes: str | int,
+    warn: Callable[[str], None] = log.warning,
+    colors: PaletteColors | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image and its mask, which must have the same height and width.
+    """Reads an image and its mask, which must have the same height and width as they are shown.
+
+    The arguments are those of `read_image` and `read_mask`.
 
     Returns:
       uint8 [H, W, 3] and uint8 [H, W].
@@ -154,10 +251,10 @@ def read_pair(
     Raises:
       DataError: as `read_image` and `read_mask`, or the sizes differ.
     """
-    image, mask = read_image(image_path, warn), read_mask(mask_path, codes, warn)
+    image, mask = read_image(image_path, warn), read_mask(mask_path, codes, warn, colors)
     if image.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-        raise _unusable(
+        raise unusable(
             mask_path,
             f"{width}x{height} pixels as in {printable(image_path)}",
             f"{mask_width}x{mask_height}",
@@ -166,58 +263,30 @@ def read_pair(
     return image, mask
 
 
-def _load(path: Path, warn: Callable[[str], None]) -> tuple[Image.Image, str]:
-    """Decodes a file.
-
-    Returns:
-      The image, and the raw mode of Pillow: only the raw mode distinguishes 16-bit and 2-bit PNGs from 8-bit ones.
-    """
-    with _as_data_error(path), Image.open(path, formats=list(FORMATS)) as image:
-        _refuse_huge(path, image)
-        arguments = image.tile[0].args if image.tile else ""
-        raw_mode = arguments if isinstance(arguments, str) else str(arguments and arguments[0])
-        image.load()
-    warn_of_name(path, image.format, warn)
-    return image, raw_mode
+def warn_of_image(stored: StoredImage, warn: Callable[[str], None]) -> None:
+    """Warns of what is unusual but usable in an image."""
+    warn_of_file(stored, warn)
+    if stored.color_note:
+        warn(f"{printable(stored.path)}: {stored.color_note}")
 
 
-def warn_of_name(path: Path, format: str | None, warn: Callable[[str], None]) -> None:
-    """Warns if the name has the suffix of another format than the content, `format`, a key of `FORMATS`."""
-    if Path(path).suffix.lower() not in FORMATS.get(format or "", ()):
-        warn(f"{printable(path)}: the content is {format}, but the name has another suffix; decoded by content")
+def warn_of_file(stored: StoredImage, warn: Callable[[str], None]) -> None:
+    """Warns of what is unusual but usable in a file: a suffix of another format than the content, an orientation."""
+    if os.path.splitext(stored.path)[1].lower() not in FORMATS[stored.format]:
+        name = printable(stored.path)
+        warn(f"{name}: the content is {stored.format}, but the name has another suffix; decoded by content")
+    for note in stored.notes:
+        warn(f"{printable(stored.path)}: {note}")
 
 
-def _refuse_huge(path: Path, image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(path, f"{image.width}x{image.height}")
-
-
-@contextlib.contextmanager
-def _as_data_error(path: Path) -> Iterator[None]:
-    """Turns every error of the decoder into a DataError of one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{printable(path)}: expected an image file, found none; restore it") from None
-    except Image.DecompressionBombError:
-        raise _too_large(path, "far more") from None
-    except Exception as error:  # a damaged file raises OSError, ValueError, SyntaxError, struct.error, ...
-        size = os.path.getsize(path) if os.path.isfile(path) else None
-        found = "an empty file" if size == 0 else " ".join(str(error).split()).replace(str(path), "the file")
-        raise _unusable(path, "a readable PNG, JPEG or TIFF file", found, "fetch or export the file again") from error
-
-
-def _too_large(path: Path, found: str) -> TooManyPixelsError:
-    return TooManyPixelsError(
-        f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {found} by its header; cut it into smaller "
-        "images"
-    )
-
-
-def _unusable(path: Path, expected: str, found: str, remedy: str) -> DataError:
-    return DataError(f"{printable(path)}: expected {expected}, found {found}; {remedy}")
+def _opened(path: Path) -> StoredImage:
+    stored = open_image(path)
+    if stored.width * stored.height > MAX_PIXELS:
+        raise TooManyPixelsError(
+            f"{printable(path)}: expected at most {MAX_PIXELS} pixels, found {stored.width}x{stored.height} by its "
+            "header; cut it into smaller images"
+        )
+    return stored
 
 
 def _outside_code_book(path: Path, mask: np.ndarray, codes: str | int, book_size: int) -> DataError:
@@ -237,7 +306,7 @@ def _outside_code_book(path: Path, mask: np.ndarray, codes: str | int, book_size
         remedy = "these look like the 22 original codes: use the layout kaggle512 or roi"
     else:
         remedy = "correct the mask, or remove it together with its image"
-    return _unusable(
+    return unusable(
         path,
         f"the codes 0 to {highest}" + ("" if isinstance(codes, int) else f" (code book {codes})"),
         f"{counts[outside].sum()} of {mask.size} pixels with other values (value: pixels = {histogram})",

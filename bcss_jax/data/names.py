@@ -6,8 +6,12 @@ For the published set one third party says (row, column), the other way round. N
 checked, and only a plot uses x and y.
 """
 
+import collections
 import dataclasses
 import re
+from collections.abc import Sequence
+
+from bcss_jax.data.resolution.check import differ
 
 PATIENT = r"TCGA-(?P<institute>[A-Z0-9]{2})-[A-Z0-9]{4}"
 _REGION = rf"(?P<barcode>(?P<patient>{PATIENT})-[A-Z0-9-]+)_xmin\d+_ymin\d+_MPP-\d+(\.\d+)?"
@@ -16,6 +20,8 @@ _TILE_NAME = re.compile(_REGION + r"_(?P<x>\d+)_(?P<y>\d+)_size\d+", re.ASCII)
 _TCGA_PATIENT = re.compile(PATIENT, re.ASCII | re.IGNORECASE)
 _NUMBERED_PATIENT = re.compile(r"(patient|pat|subject|subj|sub)[-_ ]?\d+(?![0-9A-Za-z])", re.ASCII | re.IGNORECASE)
 _PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
+NOT_SAID = "not said"
+CUT_OFF = "0"  # um per pixel in the names of the published tiles, where all after the point is missing
 _MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
 
 TILE_EXAMPLE = "TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0_448_672_size224.png"
@@ -74,3 +80,21 @@ def mpp_of(key: str) -> str | None:
     """Returns the micrometers per pixel as the name says them ("0" where they were cut off), None if it does not."""
     match = _MPP.search(key)
     return match and match[1]
+
+
+def contradicts(written: str, declared: float) -> bool:
+    """Returns whether the um per pixel of a name, as `mpp_of` returns it, is another one than the declared value."""
+    value = 0.0 if written in (CUT_OFF, NOT_SAID) else float(written)
+    return value > 0 and differ(value, declared)
+
+
+def mpp_of_names(keys: Sequence[str], declared: float) -> tuple[dict[str, int], list[tuple[int, float]]]:
+    """Compares the micrometers per pixel in the names of tiles with the declared value.
+
+    Returns:
+      Number of tiles for each value as written (`CUT_OFF`, or `NOT_SAID` if there is none); and (index, value) of each
+      tile whose value differs from the declared one.
+    """
+    said = [mpp_of(key) or NOT_SAID for key in keys]
+    others = [(index, float(written)) for index, written in enumerate(said) if contradicts(written, declared)]
+    return dict(collections.Counter(said)), others

@@ -26,7 +26,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from bcss_jax import labels
-from bcss_jax.common.files import wait_for_lock, sync, sync_tree
+from bcss_jax.common import digests
+from bcss_jax.common.files import sync, sync_tree, wait_for_lock
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
@@ -174,12 +175,13 @@ class PreparedData:
           barcode, patient, institute, codes (strings), x and y (int64, pixels), mpp (float32).
 
         Raises:
-          DataError: the data set has no such split.
+          DataError: the data set has no such split, or its files are damaged.
         """
         if split not in self.splits:
             raise DataError(
                 f"{self.folder}: expected a split {split}, found only {', '.join(self.splits)}; choose one of them"
             )
+        _check_records(self.folder, split)
         builder = BcssTiles(config=self.layout, data_dir=self.folder)
         skip = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
         one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
@@ -205,7 +207,7 @@ def prepare(
 
     Raises:
       ConfigError: a setting is invalid, or the masks cannot express the scheme's classes.
-      DataError: the data are missing or unusable.
+      DataError: the data are missing or unusable, or the prepared data are damaged.
       StorageError: `prepared_dir` cannot be written or read.
     """
     layout = settings.layout
@@ -233,6 +235,7 @@ def prepare(
             with wait_for_lock(folder):
                 if not folder.is_dir():  # no other process made it during the wait
                     _make(folder, settings, tiles)
+    _check_descriptions(folder)
     report = checks.CheckReport(**_read_prepared(folder / "report.json") | {"left_out": left_out.counts()})
     log.info("prepared data: %s", folder)
     if line := left_out.line():
@@ -298,6 +301,7 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
         shutil.rmtree(partial / "downloads")  # tfds makes it even if there is nothing to download
         (partial / "tables.json").write_text(json.dumps(tables))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+        digests.write_digests(partial, digests.sha256_of_files(partial, digests.files_in(partial)))
         sync_tree(partial)
         partial.rename(folder)
         sync(folder.parent)
@@ -361,6 +365,41 @@ def _png(pixels: np.ndarray) -> bytes:
     if not done:
         raise RuntimeError(f"OpenCV cannot encode an array of shape {pixels.shape} and type {pixels.dtype}")
     return encoded.tobytes()
+
+
+def _check_descriptions(folder: Path) -> None:
+    """Compares the files of prepared data with their digests, except for the content of the tiles.
+
+    Raises:
+      DataError: they differ.
+    """
+    expected = digests.read_digests(folder)
+    if expected is None:
+        log.info("%s: prepared by an earlier version, without digests: used, but not verified", folder)
+        return
+    found = [name for name in digests.files_in(folder) if name != digests.NAME]
+    small = [name for name in found if not _is_record(name)]
+    sha256 = digests.sha256_of_files(folder, small) | {n: expected.get(n, "") for n in found if _is_record(n)}
+    _raise_if(folder, digests.differing(expected, sha256))
+
+
+@functools.cache  # once in a process; errors are not kept
+def _check_records(folder: Path, split: str) -> None:
+    """Compares the tiles of a split with their digests. Raises DataError if they differ."""
+    expected = {n: each for n, each in (digests.read_digests(folder) or {}).items() if _is_record(n, split)}
+    _raise_if(folder, digests.differing(expected, digests.sha256_of_files(folder, expected)))
+
+
+def _is_record(name: str, split: str = "") -> bool:
+    return f"-{split}.tfrecord-" in name if split else ".tfrecord-" in name
+
+
+def _raise_if(folder: Path, problem: str | None) -> None:
+    if problem:
+        raise DataError(
+            f"{printable(folder)}: the prepared data are damaged ({problem}); delete that folder, so that they are "
+            "prepared again"
+        )
 
 
 def _read_prepared(path: Path):

@@ -14,6 +14,7 @@ import numpy as np
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile
 from bcss_jax.data.image_files import read_image, read_pair
+from bcss_jax.data.mask_codes import PaletteColors
 from bcss_jax.errors import DataError, printable
 
 
@@ -94,15 +95,15 @@ def read_pairs(
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     with contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for the remaining files
-        done = 0
-        for pair, result in zip(pairs, pool.map(lambda pair: _read_pair(pair, measure), pairs), strict=True):
+        done, colors = 0, PaletteColors()
+        for pair, result in zip(pairs, pool.map(lambda pair: _read_pair(pair, measure, colors), pairs), strict=True):
             yield pair, result
             done += len(pair)
             if progress:
                 progress(done)
 
 
-def _read_pair(pair: list[Tile], measure: Callable[[np.ndarray], Any] | None) -> PairResult:
+def _read_pair(pair: list[Tile], measure: Callable[[np.ndarray], Any] | None, colors: PaletteColors) -> PairResult:
     image_path, mask_path = pair[0].image, pair[0].mask
     if mask_path is not None:
         for present, absent, what in ((image_path, mask_path, "mask"), (mask_path, image_path, "image")):
@@ -112,7 +113,7 @@ def _read_pair(pair: list[Tile], measure: Callable[[np.ndarray], Any] | None) ->
                 )
     warnings = []
     try:
-        image, mask = read_files(pair[0], warnings.append)
+        image, mask = read_files(pair[0], warnings.append, colors)
     except DataError as error:
         return PairResult(bad=(str(error),))
     crops = [crop(image, mask, tile) for tile in pair]
@@ -123,15 +124,19 @@ def _read_pair(pair: list[Tile], measure: Callable[[np.ndarray], Any] | None) ->
     )
 
 
-def read_files(tile: Tile, warn: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray | None]:
+def read_files(
+    tile: Tile, warn: Callable[[str], None], colors: PaletteColors | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads the whole image and mask (None without a mask) that a tile is a part of.
+
+    The arguments are those of `image_files.read_pair`.
 
     Raises:
       DataError: as `image_files.read_pair`.
     """
     if tile.mask is None:
         return read_image(tile.image, warn), None
-    return read_pair(tile.image, tile.mask, tile.codes, warn)
+    return read_pair(tile.image, tile.mask, tile.codes, warn, colors)
 
 
 def crop(image: np.ndarray, mask: np.ndarray | None, tile: Tile) -> tuple[np.ndarray, np.ndarray | None]:

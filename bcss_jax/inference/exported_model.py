@@ -4,7 +4,8 @@ The file is an uncompressed ZIP archive with
 
 model.stablehlo  output of `jax.export.Exported.serialize`: uint8 RGB [N, window, window, 3] -> float32 probabilities
                  [N, window, window, K] of the evaluated classes, for any N
-model.json       format, label_scheme, classes (of the last axis), mpp, window, tta, the origin, and more
+model.json       format, label_scheme, classes (of the last axis), mpp, window, tta, the origin, the SHA-256 of the
+                 program and of all that model.json holds besides, and more
 
 It needs JAX only (`pip install jax flatbuffers`):
 
@@ -23,7 +24,6 @@ A file of this kind is a program: use it only if you trust its source. JAX promi
 releases (docs.jax.dev/en/latest/export); keep the checkpoint for longer.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -38,13 +38,16 @@ from jax import export
 from jax.sharding import Mesh, PartitionSpec
 from jaxlib.mlir.dialects import stablehlo
 
+from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import portable_stem
+from bcss_jax.data.resolution.check import why_impossible
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
 
 FORMAT = 1  # of model.json; raised when older code could not read what newer code writes
 PROGRAM, METADATA = "model.stablehlo", "model.json"
+DIGESTS = "sha256"  # field of model.json: name of an entry -> SHA-256; of model.json without this field
 MAX_METADATA = 1 << 20  # bytes
 MAX_PROGRAM = (1 << 31) - 1  # bytes, the limit of a flatbuffer
 MAX_WINDOW = 1 << 14  # pixels
@@ -68,6 +71,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
     try:
         metadata, content = _read(path)
         scheme = _checked(metadata)
+        _check_digests(metadata, content, where)
         program = _program(content, where)
         _check_interface(program, metadata["window"], len(scheme.evaluated))
         platform = _platform(mesh)
@@ -93,7 +97,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         log.info("%s: exported with --tta: predictions are averaged over flips and turns of every window", where)
     name = portable_stem(Path(path))
     identity = {
-        "stablehlo_sha256": hashlib.sha256(content).hexdigest(),
+        "stablehlo_sha256": sha256_of(content),
         "label_scheme": scheme.identity(),
         "mpp": metadata["mpp"],
     }
@@ -146,6 +150,15 @@ def _read(path: Path) -> tuple[dict, bytes]:
         return metadata, file.read(PROGRAM)
 
 
+def _check_digests(metadata: dict, content: bytes, where: str) -> None:
+    """Raises ValueError if the SHA-256 of the program or of the description differs. Logs if there are none."""
+    others = {name: value for name, value in metadata.items() if name != DIGESTS}
+    if DIGESTS not in metadata:
+        log.warning("%s: exported by an earlier version, without digests: it is used, but not verified", where)
+    elif metadata[DIGESTS] != {PROGRAM: sha256_of(content), METADATA: sha256_of_json(others)}:
+        raise ValueError("another content than was written (SHA-256)")
+
+
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is not a number")
 
@@ -166,7 +179,7 @@ def _checked(metadata: Any) -> LabelScheme:
         "name": _is_text(metadata.get("name")),
         "network": _is_text(metadata.get("network")),
         "classes": metadata.get("classes") == list(scheme.evaluated_names),
-        "mpp": type(metadata.get("mpp")) in (int, float) and 0 < metadata["mpp"] < 1000,
+        "mpp": why_impossible(metadata.get("mpp")) is None,
         "window": type(metadata.get("window")) is int and 0 < metadata["window"] <= MAX_WINDOW,
         "tta": type(metadata.get("tta")) is bool,
         "params_sha256": _is_text(metadata.get("params_sha256"))

@@ -7,14 +7,16 @@ instead of being cut into patches. The second is a folder in nnU-Net's own layou
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common import digests
 from bcss_jax.common.figures import CLASS_COLORS
-from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
+from bcss_jax.common.files import storage_errors, wait_for_lock
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
@@ -29,6 +31,7 @@ from bcss_jax.nnunet import labels, raw_folder
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)
+log = logging.getLogger(__name__)
 VERSION = 1  # version of the prepared data; increase it when they change
 
 
@@ -131,8 +134,9 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
         if paths:
             lines.append(f"{len(paths)} pairs of files are {what} and left out, first {paths[0]}")
     cases = [_from_tile(tile, to_label) for tile in tiles if tile.key in usable]
-    line = f"{printable(settings.folder or '')}: {'; '.join(lines)}" if lines else ""
-    return dataclasses.replace(_cases_of_splits(cases, scheme, folder, description), line=line)
+    found = _cases_of_splits(cases, scheme, folder, description)
+    lines += _shared_patients(found.train, found.test)
+    return dataclasses.replace(found, line=f"{printable(settings.folder or '')}: {'; '.join(lines)}" if lines else "")
 
 
 def _checked(tiles, folder, allow_missing, max_bad):
@@ -141,6 +145,9 @@ def _checked(tiles, folder, allow_missing, max_bad):
     The first call reads all tiles and stores the result in `folder`. Later calls read the stored result.
     """
     file = folder / "cases.json"
+    if file.exists() and not digests.is_as_written(file):
+        log.warning("%s: damaged (its SHA-256 differs); the cases are checked again", file)
+        file.unlink()
     if not file.exists():
         with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
             usable, report = checks.check_tiles(
@@ -153,8 +160,9 @@ def _checked(tiles, folder, allow_missing, max_bad):
                 progress=line.update,
             )
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
-        write_text(file, content, private=True)
+        digests.write_text_with_digest(
+            file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
+        )
     found = read_json(
         file, "the checked cases of a data set", "delete it to check them again", kind=dict, error_type=StorageError
     )
@@ -237,16 +245,22 @@ def _raw(root, prepared_dir, allow_missing):
     test = tuple(case for case in cases if case.split == "test")
     patients = {case.patient for case in train if case.patient}
     line = f"{raw.line()}; {_patients_line(train, patients)}"
-    shared = patients & {case.patient for case in test}
-    if shared:
-        line += (
-            f"; {len(shared)} patients have cases in imagesTr and in imagesTs (first {min(shared)}), so the scores of "
-            "the test cases are too high"
-        )
+    line = "; ".join([line, *_shared_patients(train, test)])
     unstated = sum(case.patient is None for case in train)
     counts = {**raw.counts(), "patients": None if unstated else len(patients), "cases_without_patient": unstated}
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
     return Cases(train, test, dataset, scheme_of(dataset), None, folder, None, counts, line)
+
+
+def _shared_patients(train, test):
+    """Returns a phrase if patients have cases to train on and test cases."""
+    shared = {case.patient for case in train if case.patient} & {case.patient for case in test}
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} patients have cases to train on and test cases (first {printable(min(shared))}), so the scores "
+        "of the test cases are too high"
+    ]
 
 
 def _patients_line(cases, patients):

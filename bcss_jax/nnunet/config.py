@@ -87,6 +87,11 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
             "config.folds=published: a raw data folder of nnU-Net has no validation split; use patient, case, or a "
             "file of folds"
         )
+    if data.layout == RAW and (data.split != "published" or data.max_bad):
+        unused = "split" if data.split != "published" else "max_bad"
+        raise ConfigError(
+            f"config.data.{unused}={data[unused]}: has no effect on a raw data folder of nnU-Net; leave it out"
+        )
     if config.plan and config.rule_before_2_3_1:
         raise ConfigError(
             "config.rule_before_2_3_1 is for planning, and config.plan gives a plan; leave one of them out"

@@ -3,38 +3,44 @@
 Such a file is used if the config names it. A run neither ignores nor replaces it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bcss_jax.common.json_files import as_json, read_json
+from bcss_jax.common.processes import print_main
 from bcss_jax.errors import ConfigError, DataError, printable
-from bcss_jax.nnunet.cases import RAW
 from bcss_jax.nnunet.config import is_file_of_folds
 
 _SPLITS = ("splits_final.json", "splits.json", "splits_final.pkl")
-_PLANS = ("plans.json", "nnUNet*Plans*.json", "nnUNetPlans*.json", "nnUNetPlans*.pkl")
-_OURS = ("plans.json", "splits_final.json")  # in the folder of a run, where `missing_documents` checks them
+_PLANS = ("plans.json", "nnUNet*Plans*.json", "nnUNet*Plans*.pkl")
 
 
-def refuse_unnamed(config: Any, workdir: Path, plan: dict, splits: list[dict]) -> None:
+def refuse_unnamed(config: Any, places: Sequence[Path], plan: dict, splits: list[dict]) -> None:
     """Refuses plans and folds of the user that the config does not name and that differ from those of the run.
 
     Args:
       config: of the run.
-      workdir: of the run.
+      places: folders to look into: of the raw data, of prepared data, of the run.
       plan: of the run.
       splits: the folds of the run; empty if one network is trained on all cases.
 
     Raises:
-      ConfigError: there is such a file in the raw data folder or in the folder of the run.
+      ConfigError: there is such a file in one of the folders.
     """
     if not config.plan:
-        for file in _found(config, workdir, _PLANS):
+        for file in _found(places, _PLANS):
             _refuse_other(file, plan, "plan", "use it with --config.plan")
     if splits and not is_file_of_folds(config.folds):
-        for file in _found(config, workdir, _SPLITS):
+        for file in (each for each in _found(places, _SPLITS) if not _is_empty_list(each)):
             _refuse_other(file, splits, "folds", "use them with --config.folds")
+
+
+def name_unused(raw: Path) -> None:
+    """Prints that nnU-Net's fingerprint in a raw data folder is not used."""
+    file = raw / "dataset_fingerprint.json"
+    if file.exists():
+        print_main(f"{printable(file)}: not used; the fingerprint is taken from the images")
 
 
 def missing_documents(workdir: Path, documents: dict[str, Any]) -> list[str]:
@@ -51,19 +57,20 @@ def missing_documents(workdir: Path, documents: dict[str, Any]) -> list[str]:
     missing = []
     for name, content in documents.items():
         file = workdir / f"{name}.json"
-        if file.exists():
+        if file.exists() and not _is_empty_list(file):
             _refuse_other(file, content, name, remedies.get(name, "name another --workdir"))
         else:
             missing.append(name)
     return missing
 
 
-def _found(config, workdir, patterns) -> Iterator[Path]:
-    raw = [Path(config.data.dir).expanduser()] if config.data.layout == RAW else []
-    for folder in (*raw, workdir):
-        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-            if not (folder == workdir and path.name in _OURS):
-                yield path
+def _is_empty_list(file):
+    """Returns whether a file holds no folds, as older versions wrote it for a network that is trained on all cases."""
+    return file.stat().st_size < 5 and file.read_bytes().split() in ([b"[]"], [b"[", b"]"])
+
+
+def _found(places, patterns) -> list[Path]:
+    return sorted({path for folder in places for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _refuse_other(file, content, what, remedy):

@@ -88,16 +88,19 @@ def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
       DataError: dataset.json is missing or cannot be used, or the folders do not hold what it promises.
     """
     file = root / "dataset.json"
+    for wanted, found in misspelled(root, ["dataset.json", *(name for names in SPLITS for name in names[:2])]).items():
+        raise DataError(f"{printable(root / found)}: expected the name {wanted}; rename it")
     dataset = read_json(
         file,
         "a raw data folder of nnU-Net with dataset.json, imagesTr and labelsTr",
         "correct the file, or name another folder with --config.data.dir",
         kind=dict,
     )
-    labels.check_dataset(dataset)
+    try:
+        labels.check_dataset(dataset)
+    except DataError as error:
+        raise DataError(f"{printable(file)}: {str(error).removeprefix('nnU-Net dataset.json: ')}") from error
     endings = _check_fields(file, dataset)
-    for folder, found in misspelled(root, [name for names in SPLITS for name in names[:2]]).items():
-        raise DataError(f"{printable(root / found)}: expected the name {folder}; rename the folder")
     left_out, remarks, cases = LeftOut(), [], []
     for images, masks, split in SPLITS:
         cases += _cases_of_split(root / images, root / masks, split, endings, left_out, allow_missing)
@@ -157,8 +160,8 @@ def _cases_of_split(images_in, masks_in, split, endings, left_out, allow_missing
         without = [
             f"{len(names)} {what}, first {printable(unpaired[names[0]].name)}"
             for what, names in (
-                ("images without a mask", [name for name in unpaired if name in images]),
-                ("masks without an image", [name for name in unpaired if name in masks]),
+                ("image(s) without a mask", [name for name in unpaired if name in images]),
+                ("mask(s) without an image", [name for name in unpaired if name in masks]),
             )
             if names
         ]

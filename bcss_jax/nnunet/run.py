@@ -91,10 +91,14 @@ def _plan_run(config: Any, workdir: Path) -> _Planned:
     plan = _plan(config, cases, fingerprint)
     print_main(plan_file.plan_table(plan, fingerprint, cases.dataset, rule_before_2_3_1=config.rule_before_2_3_1))
     splits = _splits(config, cases)
-    given_files.refuse_unnamed(config, workdir, plan, splits)
+    places = [Path(data.prepared_dir).expanduser(), cases.folder, workdir]
+    if data.layout == case_sets.RAW:
+        places.append(Path(data.dir).expanduser())
+        given_files.name_unused(places[-1])
+    given_files.refuse_unnamed(config, places, plan, splits)
     documents = {"dataset": cases.dataset, "dataset_fingerprint": fingerprint, "plans": plan}
     # A network that is trained on all cases has no folds; those of other networks in the folder stay.
-    documents |= {"splits_final": splits} if splits or not (workdir / "splits_final.json").exists() else {}
+    documents |= {"splits_final": splits} if splits else {}
     missing = given_files.missing_documents(workdir, documents)
     if is_main_process():
         for name in missing:
@@ -218,9 +222,14 @@ def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
     unstated = sum(case.patient is None for case in cases.train)
     if unstated:
         print_main(
-            f"folds: not by patient: the names of {unstated} of {len(names)} cases do not say their patient, and each "
-            "of these cases counts as a patient of its own; if patients have several cases, give the folds with "
-            "--config.folds=FILE, or the scores are too high"
+            f"folds: the names of {unstated} of {len(names)} cases do not say their patient, so "
+            + (
+                "the folds are not by patient, and each of these cases counts as a patient of its own; if patients "
+                "have several cases, give the folds with --config.folds=FILE, or the scores are too high"
+                if config.folds == "patient"
+                else "whether patients have cases on both sides of a fold is not known; if they have, the scores are "
+                "too high"
+            )
         )
     return splits
 
@@ -234,7 +243,7 @@ def _predictor(fold_folders, plan):
 def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
     """Once all folds are trained: writes their table, decides on post-processing, and scores the test split."""
     cases, splits = planned.cases, planned.splits
-    together = summarize(workdir, len(splits), cases.scheme, _data(config, cases)) if splits else None
+    together = summarize(workdir, splits, cases.scheme, _data(config, cases)) if splits else None
     if splits and not together:
         print_main("cross-validation: the table is written when all folds are trained")
         return

@@ -5,20 +5,27 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
-import shutil
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
-from bcss_jax.common.json_files import read_json
+from bcss_jax.common import digests
+from bcss_jax.common.files import storage_errors, sync, sync_tree, wait_for_lock
+from bcss_jax.common.json_files import as_json, read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.errors import DataError, StorageError
+from bcss_jax.errors import DataError, StorageError, first_line
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import extract_fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
+
+_ARRAYS = ("data.npy", "labels.npy", "locations.npz")
+_NO_DIGESTS = "no digests"
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +53,20 @@ class StoredCase:
     @property
     def class_locations(self) -> dict[Hashable, np.ndarray]:
         """As in `preprocess.PreprocessedCase`."""
-        with np.load(self._file("locations.npz"), allow_pickle=False) as arrays:
+        with np.load(self.file("locations.npz"), allow_pickle=False) as arrays:
             return {_key(name): array for name, array in arrays.items()}
 
     @property
     def properties(self) -> dict:
         """As in `preprocess.PreprocessedCase`, without the class locations."""
-        return json.loads(self._file("json").read_text())
+        return json.loads(self.file("json").read_text())
+
+    def file(self, ending: str) -> Path:
+        """Returns the path of one of the files of the case."""
+        return self.path.with_name(f"{self.path.name}.{ending}")
 
     def _open(self, ending):
-        return np.load(self._file(ending), mmap_mode="r", allow_pickle=False)
-
-    def _file(self, ending):
-        return self.path.with_name(f"{self.path.name}.{ending}")
+        return np.load(self.file(ending), mmap_mode="r", allow_pickle=False)
 
 
 def fingerprint_of(cases: Cases) -> dict:
@@ -70,6 +78,9 @@ def fingerprint_of(cases: Cases) -> dict:
     """
     file = cases.folder / "dataset_fingerprint.json"
     with storage_errors(file), wait_for_lock(cases.folder):
+        if file.exists() and not digests.is_as_written(file):
+            log.warning("%s: damaged (its SHA-256 differs); it is taken again", file)
+            file.unlink()
         if not file.exists():
             cases.folder.mkdir(parents=True, exist_ok=True)
             count = len(cases.train)
@@ -82,7 +93,7 @@ def fingerprint_of(cases: Cases) -> dict:
 
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
                 found = extract_fingerprint(images, masks, names=[case.name for case in cases.train])
-            write_text(file, json.dumps(found, indent=1), private=True)
+            digests.write_text_with_digest(file, json.dumps(found, indent=1))
         return read_json(
             file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError
         )
@@ -109,14 +120,53 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
     stored = [StoredCase(case.name, home / hashlib.sha256(case.name.encode()).hexdigest()[:24]) for case in cases]
     with storage_errors(home), wait_for_lock(home):
         home.mkdir(parents=True, exist_ok=True)
-        missing = [
-            (case, to) for case, to in zip(cases, stored, strict=True) if not to.path.with_suffix(".json").exists()
-        ]
+        sound = _sound(stored)
+        missing = [(case, to) for case, to, done in zip(cases, stored, sound, strict=True) if not done]
         with contextlib.closing(ProgressLine("preprocessing", len(missing))) as line:
             for done, (case, to) in enumerate(missing, 1):
                 _write(case, to.path, dataset, plan)
                 line.update(done)
     return stored
+
+
+def _sound(stored: Sequence[StoredCase]) -> list[bool]:
+    """Returns which cases are complete and as they were written. Logs the damaged ones.
+
+    Cases of earlier versions have no digests, so they are only complete.
+    """
+    complete = [case for case in stored if case.path.with_suffix(".json").exists()]
+    problems = {}
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        contextlib.closing(ProgressLine("verifying", len(complete))) as line,
+    ):
+        for done, (case, problem) in enumerate(zip(complete, pool.map(_damage, complete), strict=True), 1):
+            problems[case.path] = problem
+            line.update(done)
+    damaged = {case.name: problems[case.path] for case in complete if problems[case.path] not in (None, _NO_DIGESTS)}
+    for name, problem in damaged.items():
+        log.warning("%s: the preprocessed case is damaged (%s); it is preprocessed again", name, problem)
+    unverified = sum(problem == _NO_DIGESTS for problem in problems.values())
+    if unverified:
+        log.warning(
+            "%s: %d cases were preprocessed by an earlier version, without digests: used, but not verified",
+            stored[0].path.parent,
+            unverified,
+        )
+    return [case.path in problems and case.name not in damaged for case in stored]
+
+
+def _damage(case: StoredCase) -> str | None:
+    """Returns what is damaged in the files of a case, or that it has no digests; None if all is as it was written."""
+    try:
+        record = read_json(case.path.with_suffix(".json"), "a preprocessed case", "preprocess it again", kind=dict)
+        expected = record.pop("sha256", None)
+        if expected is None:
+            return _NO_DIGESTS
+        found = {ending: digests.sha256_of_file(case.file(ending)) for ending in _ARRAYS}
+        return digests.differing(expected, found | {"json": digests.sha256_of_json(record)})
+    except (DataError, OSError, AttributeError) as error:
+        return first_line(error)
 
 
 def _write(case, path, dataset, plan):
@@ -126,16 +176,20 @@ def _write(case, path, dataset, plan):
     except DataError as error:
         raise DataError(f"{case.name}: {error}") from error
     partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    written_files.delete_tree(partial, r"(data|labels)\.npy|locations\.npz|json")
     partial.mkdir()
     np.save(partial / "data.npy", data, allow_pickle=False)
     np.save(partial / "labels.npy", labels, allow_pickle=False)
     locations = properties.pop("class_locations")
     np.savez(partial / "locations.npz", **{_name(key): pixels.astype(np.int32) for key, pixels in locations.items()})
-    (partial / "json").write_text(json.dumps({"name": case.name, **properties}))
-    for ending in ("data.npy", "labels.npy", "locations.npz", "json"):  # the last one shows that the case is complete
+    record = as_json({"name": case.name, **properties})
+    sha256 = digests.sha256_of_files(partial, _ARRAYS) | {"json": digests.sha256_of_json(record)}
+    (partial / "json").write_text(json.dumps(record | {"sha256": sha256}))
+    sync_tree(partial)
+    for ending in (*_ARRAYS, "json"):  # the last one shows that the case is complete
         os.replace(partial / ending, path.with_name(f"{path.name}.{ending}"))
     partial.rmdir()
+    sync(path.parent)
 
 
 def _name(key: Hashable) -> str:

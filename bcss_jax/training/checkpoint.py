@@ -282,7 +282,7 @@ def _in_order(folder: Path, which: str) -> list[int]:
             return 0, step
         try:
             return step_folder.improved_at(folder / str(step)), step
-        except (OSError, ValueError):  # may have been the best: it is named as damaged
+        except DataError:  # may have been the best: it is named as damaged
             return math.inf, step
 
     return sorted(step_folder.step_numbers(folder), key=rank, reverse=True)

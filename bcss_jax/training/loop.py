@@ -348,6 +348,12 @@ class Run:
         why = f"no better validation loss for {record.stalled_epochs()} epochs" if stopped_early else "all epochs done"
         dice = ", ".join(f"{name} {format_score(value)}" for name, value in result["dice_global"].items())
         print_main(f"finished after epoch {record.epoch} ({why}) in {duration(record.seconds)}")
+        report = self._data.report
+        if report.missing or report.bad:
+            print_main(
+                f"left out of the data: {len(report.missing)} files whose image or mask is missing, {len(report.bad)} "
+                "unusable pairs"
+            )
         print_main(f"best epoch {result['best_epoch']}: Dice over the validation split: {dice}")
         print_main(f"look at:   {workdir / 'curves.png'}  {workdir / 'samples.png'}")
         print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}")

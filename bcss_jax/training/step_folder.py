@@ -4,17 +4,25 @@ A checkpoint is written under a temporary name. Before it gets its name, the SHA
 `digests.json` in it, and its metadata say so. Checkpoints of earlier versions have no digests.
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from bcss_jax.common import digests
-from bcss_jax.errors import DataError, first_line
+from bcss_jax.common.json_files import read_json
+from bcss_jax.errors import DataError, first_line, printable
 
 DIGESTS_FIELD = "digests"  # in the metadata of a checkpoint that has digests
 WEIGHTS = ("about", "metrics", "params", "progress", "rest")  # the items that are read without the optimizer
 # Orbax writes this file after the digests, and the time of the commit into the other one.
 _COMMITTED, _DESCRIPTION, _COMMIT_TIME = "commit_success.txt", "_CHECKPOINT_METADATA", "commit_timestamp_nsecs"
+
+
+class _Metrics(TypedDict, total=False):
+    """Content of the item `metrics`."""
+
+    improved_at: int
 
 
 def step_numbers(folder: Path) -> list[int]:
@@ -45,20 +53,16 @@ def damage(step: Path, items: Collection[str] | None = None) -> str | None:
     """
     try:
         improved_at(step)
-        about = json.loads((step / "about" / "metadata").read_bytes())
+        about = _read(step / "about" / "metadata", dict)
         expected = digests.read_digests(step)
         if expected is None:
             return f"{digests.NAME} is missing" if DIGESTS_FIELD in about else None
         expected = {name: sha256 for name, sha256 in expected.items() if _is_of(name, items)}
         return digests.differing(expected, _sha256(step, items))
     except DataError as error:
-        return first_line(error)
-    except FileNotFoundError as error:
-        return f"{_relative(error.filename, step)} is missing"
+        return first_line(error).removeprefix(f"{printable(step)}/").partition(";")[0]
     except OSError as error:
-        return f"{_relative(error.filename, step)}: {error.strerror}"
-    except (ValueError, TypeError, RecursionError) as error:
-        return f"about or metrics is not JSON as it was written ({first_line(error)})"
+        return f"{str(error.filename).removeprefix(f'{step}/')}: {error.strerror}"
 
 
 def has_digests(step: Path) -> bool:
@@ -70,14 +74,9 @@ def improved_at(step: Path) -> int:
     """Returns the epoch that ended with this checkpoint and the lowest validation loss so far; -1 for others.
 
     Raises:
-      OSError: the file cannot be read.
-      ValueError: it does not hold that.
+      DataError: the file cannot be read, or does not hold that.
     """
-    metrics = json.loads((step / "metrics" / "metrics").read_bytes())
-    value = metrics.get("improved_at", -1) if isinstance(metrics, dict) else None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("metrics: improved_at is not a whole number")
-    return value
+    return _read(step / "metrics" / "metrics", _Metrics).get("improved_at", -1)
 
 
 def _sha256(step: Path, items: Collection[str] | None) -> dict[str, str]:
@@ -85,9 +84,8 @@ def _sha256(step: Path, items: Collection[str] | None) -> dict[str, str]:
     names = [name for name in digests.files_in(step) if name not in (digests.NAME, _COMMITTED) and _is_of(name, items)]
     found = digests.sha256_of_files(step, [name for name in names if name != _DESCRIPTION])
     if _DESCRIPTION in names:
-        content = json.loads((step / _DESCRIPTION).read_bytes())
-        content.pop(_COMMIT_TIME, None)
-        found[_DESCRIPTION] = digests.sha256_of(json.dumps(content, sort_keys=True).encode())
+        content = _read(step / _DESCRIPTION, dict)
+        found[_DESCRIPTION] = digests.sha256_of_json({k: v for k, v in content.items() if k != _COMMIT_TIME})
     return found
 
 
@@ -97,5 +95,5 @@ def _is_of(name: str, items: Collection[str] | None) -> bool:
     return items is None or not inside or item in items
 
 
-def _relative(path: object, step: Path) -> str:
-    return str(path).removeprefix(f"{step}/")
+def _read(path: Path, kind: type) -> dict:
+    return read_json(path, "JSON of a checkpoint", "the checkpoint is damaged", kind=kind, finite=False)

@@ -92,7 +92,7 @@ UNUSABLE = [
     ("B10 16-bit code", "mask", lambda: mask().astype(np.uint16) * 300, r"300: \d+, 600: \d+\); correct the mask"),
     ("B11 transparent", "image", half_transparent, "an opaque image, found transparent pixels; flatten"),
     ("B11 key color", "image", key_color, "an opaque image, found transparent pixels; flatten"),
-    ("B12 gray", "image", lambda: image()[..., 0], "RGB, found the color mode L; save"),
+    ("B12 gray", "image", lambda: image()[..., 0], "RGB, found the color mode gray; save"),
     ("B13 truncated", "image", lambda: png_bytes(image())[:400], "readable PNG, JPEG or TIFF file, found .*; fetch or"),
     ("B13 truncated", "mask", lambda: png_bytes(mask())[:60], "readable PNG, JPEG or TIFF file, found .*; fetch or"),
     ("B13 damaged", "image", lambda: png_bytes(image())[:300] + bytes(500), "readable PNG, .*found .*; fetch or"),
@@ -104,7 +104,7 @@ UNUSABLE = [
     ("B23 infinity", "mask", lambda: float_tiff(np.inf),
      "integer codes, found 32-bit floats with NaN or infinity; save"),
     ("text", "image", lambda: b"<html>not found</html>",
-     "readable PNG, JPEG or TIFF file, found cannot identify .*; fetch"),
+     "readable PNG, JPEG or TIFF file, found another format; fetch"),
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings, find_tiles
+from bcss_jax.data.image_folder import LeftOut
 from bcss_jax.errors import ConfigError, DataError
 
 
@@ -212,3 +213,65 @@ def test_real_tiles_of_one_institute_cannot_be_split_by_institute():
     for layout, folder in (("kaggle224", "bcss_kaggle224"), ("roi", "bcss_roi")):
         with pytest.raises(DataError, match="tiles for val, found none .institutes there: A2;"):
             find_tiles(DataSettings(layout, DATA / folder, split_by="institute"))
+
+
+def save_region(root, mpp):
+    for folder, pixels in (("images", image()), ("masks", mask())):
+        save(root / folder / f"TCGA-A2-A0D2-DX1_xmin1_ymin2_MPP-{mpp}.png", pixels)
+
+
+@pytest.mark.parametrize("written, said", [("0.2500", False), ("0.2540", False), ("0.5000", True), ("0", False)])
+def test_names_with_another_um_per_pixel_than_the_setting_are_said(tmp_path, caplog, written, said):
+    save_region(tmp_path, written)
+    find_tiles(DataSettings("roi", tmp_path, patch_size=16, stride=16), required=())
+    lines = [line for line in caplog.messages if "um per pixel" in line]
+    assert len(lines) == said
+    if said:
+        assert f"say {written} um per pixel" in lines[0] and "data.mpp says 0.25" in lines[0]
+
+
+@pytest.mark.parametrize("written", ["40", "250.0", "0.0000"])
+def test_names_with_an_impossible_um_per_pixel_are_refused(tmp_path, written):
+    save_region(tmp_path, written)
+    with pytest.raises(DataError, match="its name: expected um per pixel such as 0.25, found"):
+        find_tiles(DataSettings("roi", tmp_path), required=())
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    kaggle512(tmp_path)
+    train = tmp_path / "train_512"
+    for other in ("Thumbs.db", ".DS_Store", f"._{name()}.png", "notes.txt"):
+        (train / other).touch()
+    (train / "old").mkdir()
+    left_out = LeftOut()
+    assert len(find_tiles(DataSettings("kaggle512", tmp_path), left_out=left_out)) == 6
+    assert left_out.counts() == {"hidden": 3, "folders": 1, "others": 1}
+    assert "1 folder that is not looked into (first train_512/old)" in left_out.line()
+
+
+def test_a_layout_that_is_there_twice_is_refused(tmp_path):
+    kaggle512(tmp_path)
+    kaggle512(tmp_path / "BCSS_512")
+    with pytest.raises(DataError, match="found them twice, .*; name .*/BCSS_512 as the data folder, or move it away"):
+        find_tiles(DataSettings("kaggle512", tmp_path))
+    (tmp_path / "val_512").rename(tmp_path / "elsewhere")  # an incomplete copy is not read, but counted
+    left_out = LeftOut()
+    tiles = find_tiles(DataSettings("kaggle512", tmp_path), left_out=left_out)
+    assert tiles[0].image.is_relative_to(tmp_path / "BCSS_512") and left_out.counts() == {"folders": 3}
+
+
+@pytest.mark.parametrize("folder", ("train_512", "val_mask_512"))
+def test_folders_in_another_case_are_named(tmp_path, folder):
+    kaggle512(tmp_path)
+    (tmp_path / folder).rename(tmp_path / folder.title())
+    with pytest.raises(DataError, match=f"{folder.title()}: expected the name {folder}; rename"):
+        find_tiles(DataSettings("kaggle512", tmp_path))
+
+
+def test_special_files_are_refused_before_they_are_opened(tmp_path):
+    kaggle512(tmp_path)
+    path = tmp_path / "train_512" / f"{name()}.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="expected an image file, found a FIFO"):
+        find_tiles(DataSettings("kaggle512", tmp_path))

@@ -1,7 +1,9 @@
 import hashlib
 import json
 import os
+import random
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -120,7 +122,9 @@ def test_describe_is_json(data):
 
 def test_the_prepared_folder_contains_nothing_else(data, prepared_dir):
     assert {path.name for path in prepared_dir.iterdir()} == {data.folder.name, f"{data.folder.name}.lock"}
-    assert {path.name for path in data.folder.iterdir()} == {"bcss_tiles", "report.json", "tables.json"}
+    assert {path.name for path in data.folder.iterdir()} == {
+        "bcss_tiles", "digests.json", "report.json", "tables.json",
+    }  # fmt: skip
 
 
 def test_no_such_split(data):
@@ -343,6 +347,36 @@ def test_prepared_data_of_earlier_versions_are_found(tmp_path, monkeypatch):
     content = json.dumps(options, sort_keys=True) + json.dumps(["a.png", [5, 10**18]])
     found = digest_of_files(options, [tmp_path / "a.png"], tmp_path)
     assert found == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_every_flipped_bit_of_prepared_data_is_found(root, data, prepared_dir, tmp_path):
+    rng = random.Random(0)
+    copy = tmp_path / "prepared"
+    shutil.copytree(prepared_dir, copy)
+    for path in sorted(path for path in (copy / data.folder.name).rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        changed = bytearray(content)
+        place = rng.randrange(8 * len(content))
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        tfrecords._check_records.cache_clear()
+        with pytest.raises(DataError, match="damaged") as error:
+            found = prepare(root, copy)
+            for split in found.splits:
+                found.load(split)
+        assert "\n" not in str(error.value)
+        path.write_bytes(content)
+    tfrecords._check_records.cache_clear()
+    (copy / data.folder.name / "digests.json").unlink()  # as earlier versions left it
+    assert len(examples_of(prepare(root, copy), "train")) == 10
+
+
+def test_a_missing_file_of_prepared_data_is_found(root, data, prepared_dir, tmp_path):
+    shutil.copytree(prepared_dir, tmp_path / "prepared")
+    (record,) = (tmp_path / "prepared" / data.folder.name).rglob("*-val.tfrecord-*")
+    record.unlink()
+    with pytest.raises(DataError, match=f"{record.name} is missing.*delete that folder"):
+        prepare(root, tmp_path / "prepared")
 
 
 def test_no_temporary_file_outside(data, root, prepared_dir):

@@ -14,6 +14,7 @@ from helpers.trained_small import WINDOW, write_run
 from PIL import Image
 
 from bcss_jax import export, segment
+from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.inference import exported_model, trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
@@ -155,7 +156,12 @@ def parts(path):
         return json.loads(file.read("model.json")), file.read("model.stablehlo")
 
 
-def archive(metadata, program, compression=zipfile.ZIP_STORED, **others):
+def archive(metadata, program, compression=zipfile.ZIP_STORED, signed=True, **others):
+    """Returns an archive, as export writes it: with the digests of its content, unless `signed` is False."""
+    if isinstance(metadata, dict) and signed:
+        metadata = {name: value for name, value in metadata.items() if name != "sha256"}
+        sha256 = {"model.stablehlo": sha256_of(program), "model.json": sha256_of_json(metadata)}
+        metadata |= {"sha256": sha256}
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", compression) as file:
         file.writestr("model.json", metadata if isinstance(metadata, str) else json.dumps(metadata))
@@ -192,6 +198,18 @@ def test_a_changed_byte_is_detected(artifact, tmp_path, capsys):
     content = bytearray(artifact.read_bytes())
     content[len(content) // 2] ^= 1
     assert "Bad CRC-32 for file 'model.stablehlo'" in refused(tmp_path / "a", bytes(content), capsys)
+
+
+def test_an_edited_description_is_detected_and_a_file_of_before_is_used_with_a_line(artifact, tmp_path, capsys, caplog):
+    metadata, program = parts(artifact)
+    path, others = tmp_path / "a", {name: value for name, value in metadata.items() if name != "sha256"}
+    for edited in ({"mpp": 2 * metadata["mpp"]}, {"name": "other"}, {"sha256": {}}, {"more": 1}):
+        content = archive(metadata | edited, program, signed=False)
+        assert "another content than was written (SHA-256)" in refused(path, content, capsys)
+    path.write_bytes(archive(others, program, signed=False))
+    caplog.clear()
+    assert model_of_artifact(path, mesh_of(1), tta=False).mpp == metadata["mpp"]
+    assert "exported by an earlier version, without digests" in caplog.text
 
 
 def test_sizes_are_checked_before_anything_is_read(artifact, tmp_path, capsys, monkeypatch):

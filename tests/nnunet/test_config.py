@@ -41,7 +41,8 @@ def test_fold_names_of_each_setting():
         ("data.layout", "nnunt", "did you mean nnunet"),
         ("data.dir", "", "needs the folder of the data set"),
         ("labels", "two", "config.labels=two"),
-        ("data.mpp", 0, "must be above 0"),
+        ("data.mpp", 0, "config.data.mpp=0.0: expected um per pixel such as 0.25"),
+        ("data.mpp", 40.0, "a magnification"),
     ],
 )
 def test_invalid_settings_are_refused(field, value, message):
@@ -64,5 +65,10 @@ def test_invalid_combinations_are_refused():
     config.folds, config.plan, config.rule_before_2_3_1 = "patient", "plans.json", True
     with pytest.raises(ConfigError, match="leave one of them out"):
         configs.validate(config)
+    for field, value in (("split", "institute"), ("max_bad", 0.1)):
+        config = load("nnunet")
+        config.data.dir, config.data[field] = "somewhere", value
+        with pytest.raises(ConfigError, match=f"config.data.{field}={value}: has no effect on a raw data folder"):
+            configs.validate(config)
     with pytest.raises(ConfigError, match="not ',few'"):
         load("kaggle224,few")

@@ -32,22 +32,24 @@ def config(tmp_path):
     ),
 )
 def test_files_that_the_config_does_not_name_are_refused(config, tmp_path, file, option):
+    places = (tmp_path / "raw", tmp_path / "run")
     ours = SPLITS if "splits" in file else PLAN
-    for content in ("[]", "not json"):
+    for content in ("{}", "not json"):
         (tmp_path / file).write_text(content)
         with pytest.raises(ConfigError, match=f"{file}: .*{option}"):
-            given_files.refuse_unnamed(config, tmp_path / "run", PLAN, SPLITS)
+            given_files.refuse_unnamed(config, places, PLAN, SPLITS)
         assert (tmp_path / file).read_text() == content
     (tmp_path / file).write_text(json.dumps(ours))
-    given_files.refuse_unnamed(config, tmp_path / "run", PLAN, SPLITS)  # it says the same as the run
-    (tmp_path / file).write_text("[]")
+    given_files.refuse_unnamed(config, places, PLAN, SPLITS)  # it says the same as the run
+    (tmp_path / file).write_text("{}")
     config.plan, config.folds = "plan.json", "splits.json"  # the user has chosen others
-    given_files.refuse_unnamed(config, tmp_path / "run", PLAN, SPLITS)
+    given_files.refuse_unnamed(config, places, PLAN, SPLITS)
 
 
 def test_documents_of_a_run_are_written_once(tmp_path):
     documents = {"plans": PLAN, "splits_final": SPLITS, "dataset": {"labels": {}}}
     (tmp_path / "plans.json").write_text(json.dumps(PLAN, indent=4))
+    (tmp_path / "splits_final.json").write_text("[]\n")  # of a network that was trained on all cases
     assert given_files.missing_documents(tmp_path, documents) == ["splits_final", "dataset"]
     (tmp_path / "dataset.json").write_text("{}")
     with pytest.raises(ConfigError, match="dataset.json: expected the dataset of this run .*name another --workdir"):

@@ -83,8 +83,8 @@ def test_what_is_no_image_is_left_out_and_counted(raw):
 @pytest.mark.parametrize(
     "files, said",
     (
-        (["imagesTr/case_3_0000.png"], "1 images without a mask, first case_3_0000.png"),
-        (["labelsTr/case_3.PNG"], "1 masks without an image, first case_3.PNG"),
+        (["imagesTr/case_3_0000.png"], "1 image.s. without a mask, first case_3_0000.png"),
+        (["labelsTr/case_3.PNG"], "1 mask.s. without an image, first case_3.PNG"),
         (["imagesTr/case_0_0001.png"], "case_0_0001.png: expected one RGB file per case .*one file per channel"),
         (["imagesTr/case_0_0002.PNG"], "case_0_0002.PNG: expected one RGB file per case"),
         (["imagesTr/case_3.png"], "case_3.png: .*without _0000"),
@@ -101,6 +101,11 @@ def test_files_that_would_be_ignored_or_mistaken_are_refused(raw, files, said):
     touch(raw, *files)
     line = refused(raw)
     assert re.search(said, line), line
+
+
+def test_a_dataset_json_in_another_case_is_named(raw):
+    move(raw, "dataset.json", "Dataset.json")
+    assert "Dataset.json: expected the name dataset.json" in refused(raw)
 
 
 def test_too_few_cases_name_what_was_left_out(raw):

@@ -96,7 +96,7 @@ def test_a_fold_is_planned_trained_and_validated(trained, planned):
     assert metadata["data_sha256"] == folds.fold_sha256(fingerprint, splits[0], metadata["plan"])
     assert "the table is written when all folds are trained" in printed
     assert "6 training cases (dataset.json says 6), 1 test cases with masks" in printed
-    assert "folds: not by patient: the names of 6 of 6 cases" in printed
+    assert "the names of 6 of 6 cases do not say their patient, so the folds are not by patient" in printed
     assert summary["data"]["folds"] == "patient" and summary["data"]["patients"] is None
 
 

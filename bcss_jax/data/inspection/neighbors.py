@@ -1,13 +1,11 @@
-"""Finds tiles of different splits that touch or overlap, and micrometers per pixel, by the names of the tiles."""
+"""Finds tiles of different splits that touch or overlap, by the names of the tiles."""
 
 import collections
 
 import numpy as np
 
 from bcss_jax.data.discovery import Tile
-from bcss_jax.data.names import mpp_of, region_of
-
-MPP_TOLERANCE = 0.02  # share of the declared value
+from bcss_jax.data.names import region_of
 
 
 def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str, dict[str, int]], list[tuple]]:
@@ -43,20 +41,3 @@ def neighbors(tiles: list[Tile], sizes: list[tuple[int, int]]) -> tuple[dict[str
         own = {index for index, tile in enumerate(tiles) if tile.split == split}
         counts[split] = {"tiles": len(own), "overlapping": len(own & overlapping), "touching": len(own & touching)}
     return counts, pairs
-
-
-def mpp_of_names(tiles: list[Tile]) -> tuple[dict[str, int], list[tuple[int, float]]]:
-    """Compares the micrometers per pixel in the names with the declared value.
-
-    Returns:
-      Number of tiles for each value as written ("0" if it was cut off, "not said" if there is none); and (index, value)
-      of each tile whose value differs from the declared one, `Tile.mpp`.
-    """
-    said, others = collections.Counter(), []
-    for index, tile in enumerate(tiles):
-        written = mpp_of(tile.key)
-        said[written or "not said"] += 1
-        value = float(written or 0)
-        if value and abs(value / tile.mpp - 1) > MPP_TOLERANCE:
-            others.append((index, value))
-    return dict(said), others

@@ -11,6 +11,7 @@ from bcss_jax import labels
 from bcss_jax.data.discovery import SPLITS
 from bcss_jax.data.inspection import neighbors, similar, stain
 from bcss_jax.data.inspection.survey import Survey
+from bcss_jax.data.names import mpp_of_names
 
 LISTED = 1000  # maximum number of entries of a list in the JSON; the number of all entries is next to it
 
@@ -30,7 +31,7 @@ def report(survey: Survey, scheme: labels.LabelScheme) -> dict:
     for tile in tiles:
         counts_of[tile.patient][tile.split] += 1
     recurring = {patient: dict(counts) for patient, counts in sorted(counts_of.items()) if len(counts) > 1}
-    said, other_mpp = neighbors.mpp_of_names(tiles)
+    said, other_mpp = mpp_of_names([tile.key for tile in tiles], tiles[0].mpp)
     by_name, overlapping = neighbors.neighbors(tiles, [stats.size for stats in survey.stats])
     outliers = stain.outliers(survey.tissue, survey.densities)
     return {

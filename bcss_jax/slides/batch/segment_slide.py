@@ -18,6 +18,7 @@ from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.timing import StageClock
+from bcss_jax.data.resolution.check import resolved_mpp
 from bcss_jax.errors import DataError, Preempted, UserError, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
@@ -27,7 +28,6 @@ from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
 from bcss_jax.slides.reading.reader_pool import Block, ReaderPool, SlideInfo
-from bcss_jax.slides.reading.resolution import resolved_mpp
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
 from bcss_jax.slides.slide_summary import ClassArea, SegmentedSlide, SlideSummary
@@ -240,7 +240,7 @@ class SlideSegmenter:
         settings, info = self._settings, pool.info
         for note in info.notes:
             log.warning("%s: %s", printable(entry.slide.name), note)
-        mpp = resolved_mpp(entry.slide, info.mpp, entry.mpp)
+        mpp = resolved_mpp(entry.slide, info.stated_mpp, entry.mpp)
         grid = grid_of(info.width, info.height, mpp, self.model.mpp)
         if entry.truth is not None:
             check_truth(Path(entry.truth), self.model.scheme, settings.truth_codes, grid, settings.truth_region)

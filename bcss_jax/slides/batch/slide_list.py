@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bcss_jax.common.files import portable_name, portable_stem
 from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.data.image_folder import comparable
+from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
 
 log = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def _entry(row, header, where, folder):
             mpp = float(cells["mpp"].replace(",", "."))
         except ValueError as error:
             raise DataError(f"{where}: expected um per pixel, found {ascii(cells['mpp'])[:80]}; correct it") from error
+        check_mpp(mpp, f"{where}, mpp", error_type=DataError)
     tissue, truth = (str(folder / cells[name]) if cells.get(name) else None for name in ("tissue", "truth"))
     name = cells.get("name") or None
     try:

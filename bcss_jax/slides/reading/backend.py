@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from bcss_jax.data.resolution.check import StatedMpp, first_stated
 from bcss_jax.errors import DataError, printable
 
 MAX_SIDE = 8_000_000  # pixels, a meter at 0.125 um; a header that claims more is damaged
@@ -32,7 +33,7 @@ class Slide(abc.ABC):
       path: the slide's file.
       format: for example "aperio", "generic-tiff", "tiffslide" or "png".
       levels: level 0 first, each coarser than the one before.
-      mpp: um per pixel of level 0 along x and y as stored in the slide, unchecked; None if the slide stores none.
+      stated_mpp: what the slide says about the um per pixel of level 0, unchecked, the source to believe first.
       bounds: x, y, width, height of the scanned area in level-0 pixels; None if the slide does not store it.
       notes: what a user should know of how the slide is read, a line each without the slide's name.
       in_memory: whether the whole decoded image is held in memory, so that each further process would need a copy.
@@ -41,10 +42,15 @@ class Slide(abc.ABC):
     path: Path
     format: str
     levels: tuple[Level, ...]
-    mpp: tuple[float, float] | None = None
+    stated_mpp: tuple[StatedMpp, ...] = ()
     bounds: tuple[int, int, int, int] | None = None
     notes: tuple[str, ...] = ()
     in_memory: bool = False
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """What the source to believe first states: um per pixel along x and y, unchecked; None if none is stated."""
+        return first_stated(self.stated_mpp)
 
     @abc.abstractmethod
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:

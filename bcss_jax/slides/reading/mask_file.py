@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tifffile import COMPRESSION, PHOTOMETRIC
 
-from bcss_jax.data.image_files import MAX_PIXELS, TooManyPixelsError, checked_codes, read_mask, warn_of_name
+from bcss_jax.data import mask_codes
+from bcss_jax.data.decoding.open_image import open_image
+from bcss_jax.data.decoding.stored_image import StoredImage, unusable
+from bcss_jax.data.decoding.tiff_rows import TiffRows, UnreadableTiff
+from bcss_jax.data.image_files import (
+    MAX_PIXELS,
+    TooManyPixelsError,
+    checked_codes,
+    number_of_codes,
+    read_mask,
+    warn_of_file,
+)
 from bcss_jax.errors import DataError, printable
-from bcss_jax.slides.reading.tiff_rows import TiffRows, UnreadableTiff
 
-LOSSLESS = {
-    COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS,
-    COMPRESSION.LZMA, COMPRESSION.ZSTD,
-}  # fmt: skip
+BAND = 1 << 24  # pixels that are read at a time to find the indices of a palette
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +48,8 @@ class Mask(Protocol):
 def open_mask(path: Path, codes: str) -> Iterator[Mask]:
     """Opens a mask; it accepts and refuses the same files as `image_files.read_mask`, with the same messages.
 
-    A TIFF with one channel of 8 or 16 bits may have any size, because it is never read as a whole; of a pyramid, the
-    full resolution is read. All other files go through `read_mask`, which limits their size.
+    A TIFF with one channel may have any size, because it is never read as a whole; of a pyramid, the full resolution is
+    read. All other files go through `read_mask`, which limits their size.
 
     Args:
       path: a PNG or TIFF file.
@@ -53,33 +59,23 @@ def open_mask(path: Path, codes: str) -> Iterator[Mask]:
       DataError: as raised by `read_mask`.
     """
     with contextlib.ExitStack() as opened:
-        try:
-            tiff = opened.enter_context(TiffRows(path))
-            unsupported = _unsupported(tiff.page)
-        except UnreadableTiff as error:
-            tiff, unsupported = None, str(error)
-        if tiff is None or unsupported:
+        stored = open_image(path)
+        mask_codes.check_one_channel(stored)
+        tiff, unsupported = None, None
+        if stored.format != "TIFF":
+            unsupported = f"not a TIFF but a {stored.format}"
+        elif stored.orientation != 1:
+            unsupported = f"the orientation {stored.orientation}"
+        else:
+            try:
+                tiff = opened.enter_context(TiffRows(path))
+            except UnreadableTiff as error:
+                unsupported = str(error)
+        if tiff is None:
             yield _WholeMask(_read_whole(path, codes, unsupported))
         else:
-            warn_of_name(path, "TIFF", log.warning)
-            yield _MaskRows(path, tiff, codes)
-
-
-def _unsupported(page) -> str | None:
-    """Returns why a TIFF is left to Pillow, or None: inverted or turned pixels, other types and lossy codecs."""
-    if page.sampleformat != 1 or page.bitspersample not in (8, 16):
-        return f"{page.dtype} pixels of {page.bitspersample} bits"
-    if page.photometric != PHOTOMETRIC.MINISBLACK and (page.photometric, page.bitspersample) != (
-        PHOTOMETRIC.PALETTE,
-        8,
-    ):
-        return f"the color mode {getattr(page.photometric, 'name', page.photometric)}"
-    orientation = page.tags.valueof("Orientation", 1)
-    if orientation != 1 or page.fillorder != 1:
-        return f"the orientation {orientation} and fill order {int(page.fillorder)}"
-    if page.compression not in LOSSLESS:
-        return f"the compression {getattr(page.compression, 'name', page.compression)}"
-    return None
+            warn_of_file(stored, log.warning)
+            yield _MaskRows(stored, tiff, codes)
 
 
 def _read_whole(path, codes, unsupported):
@@ -87,7 +83,7 @@ def _read_whole(path, codes, unsupported):
         return read_mask(path, codes)
     except TooManyPixelsError as error:
         raise DataError(
-            f"{printable(path)}: expected a TIFF with one channel of 8 or 16 bits in tiles or strips, without loss, "
+            f"{printable(path)}: expected a TIFF with one channel in tiles or strips, without loss, "
             f"which is required above {MAX_PIXELS} pixels, found {unsupported}; save the mask in this format"
         ) from error
 
@@ -101,15 +97,26 @@ class _WholeMask:
 
 
 class _MaskRows:
-    def __init__(self, path, tiff, codes):
-        self.shape, self._path, self._tiff, self._codes = (tiff.height, tiff.width), path, tiff, codes
+    def __init__(self, stored: StoredImage, tiff: TiffRows, codes: str):
+        self.shape, self._path, self._tiff, self._codes = (tiff.height, tiff.width), stored.path, tiff, codes
+        self._table = None
+        if mask_codes.needs_table(stored):
+            self._table = mask_codes.code_table(stored, self._used(), number_of_codes(codes), log.warning)
 
     def rows(self, start, stop):
+        samples = self._samples(start, stop)
+        return checked_codes(self._path, samples if self._table is None else self._table[samples], self._codes)
+
+    def _used(self) -> np.ndarray:
+        """Returns the different samples of the mask, which takes one pass over the file."""
+        height, width = self.shape
+        step = max(1, BAND // width)
+        bands = [np.unique(self._samples(start, min(height, start + step))) for start in range(0, height, step)]
+        return np.unique(np.concatenate(bands))
+
+    def _samples(self, start, stop):
         try:
-            pixels = self._tiff.rows(start, stop)
+            return self._tiff.rows(start, stop)
         except UnreadableTiff as error:
-            raise DataError(
-                f"{printable(self._path)}: expected a readable PNG or TIFF file, found {error}; "
-                "fetch or export the file again"
-            ) from error
-        return checked_codes(self._path, pixels, self._codes)
+            expected, remedy = "a readable PNG or TIFF file", "fetch or export the file again"
+            raise unusable(self._path, expected, str(error), remedy) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.data.resolution.check import with_axes_exchanged
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.reading.backend import Slide
 
@@ -103,9 +104,8 @@ def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:
         return slide
     if contents.orientation != 1 and not slide.in_memory:
         slide = TurnedSlide(slide, contents.orientation)
-    elif contents.orientation in TURNED_AXES and slide.mpp is not None:
-        along_y, along_x = slide.mpp  # Pillow turns the pixels alone
-        slide.mpp = along_x, along_y
+    elif contents.orientation in TURNED_AXES:
+        slide.stated_mpp = with_axes_exchanged(slide.stated_mpp)  # Pillow turns the pixels alone
     slide.notes = contents.notes
     return slide
 

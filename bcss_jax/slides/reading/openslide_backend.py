@@ -7,20 +7,22 @@ from typing import cast
 import numpy as np
 import openslide
 
+from bcss_jax.data.resolution.check import StatedMpp, mpp_from_density, remark_on_power
+from bcss_jax.data.resolution.stated import TAGS, stated_in_tiff_file
 from bcss_jax.slides.reading.backend import (
     DEFAULT_TILE,
+    Level,
     Slide,
     TileError,
     levels_of,
     on_white,
 )
-from bcss_jax.slides.reading.resolution import mpp_from_density
 
 PIXELS_AT_ONCE = (
     4096 * 4096
 )  # larger regions are read in strips: OpenSlide returns 4 bytes a pixel, and PIL copies them
 TIFF_VENDORS = ("aperio", "generic-tiff")  # their files are TIFFs that list the tiles of each level
-MPP_FROM_TAGS = ("generic-tiff",)  # vendors for which OpenSlide takes mpp from the TIFF's resolution tags
+OTHER_POWERS = ("mirax",)  # vendors whose cameras magnify too, so that the objective does not tell the size of pixels
 
 
 class OpenSlideSlide(Slide):
@@ -43,7 +45,7 @@ class OpenSlideSlide(Slide):
         self.levels = levels_of(list(self._slide.level_dimensions))
         if self.format in TIFF_VENDORS:
             _check_tiles(path)
-        self.mpp = _mpp(properties, self.format)
+        self.stated_mpp = _stated_mpp(path, properties, self.format, self.levels[0])
         self.bounds = _bounds(properties)
         # OpenSlide's own ratios of the sizes, which give the positions of pixels; `levels` may hold rounded ratios.
         self._downsamples = self._slide.level_downsamples
@@ -126,19 +128,22 @@ def _paste(pixels: np.ndarray, origin: tuple[int, int], tile: np.ndarray, positi
     pixels[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
 
 
-def _mpp(properties, vendor: str) -> tuple[float, float] | None:
-    """Returns the scanner's um per pixel, or else those of the TIFF's resolution tags."""
+def _stated_mpp(path: Path, properties, vendor: str, level_0: Level) -> tuple[StatedMpp, ...]:
+    """Returns what the slide says: everything in TIFFs of Aperio and of no vendor, else the scanner's value or tags."""
+    if vendor in TIFF_VENDORS:
+        stated = stated_in_tiff_file(path, level_0.width, level_0.height)
+        if stated is not None:
+            return stated
     mpp = _numbers(properties, "openslide.mpp-x", "openslide.mpp-y")
     if mpp is not None:
-        x, y = mpp
-        if vendor in MPP_FROM_TAGS:
-            return mpp_from_density(10_000 / x if x else 0.0, 10_000 / y if y else 0.0, "centimeter")
-        return x, y
+        power = None if vendor in OTHER_POWERS else _numbers(properties, "openslide.objective-power")
+        remark = "" if power is None else remark_on_power((mpp[0], mpp[1]), power[0])
+        return (StatedMpp((mpp[0], mpp[1]), f"{vendor}'s metadata", remark),)
     density = _numbers(properties, "tiff.XResolution", "tiff.YResolution")
     if density is None:
-        return None
+        return ()
     x, y = density
-    return mpp_from_density(x, y, properties.get("tiff.ResolutionUnit", ""))
+    return (StatedMpp(mpp_from_density(x, y, properties.get("tiff.ResolutionUnit", "")), TAGS),)
 
 
 def _bounds(properties) -> tuple[int, int, int, int] | None:

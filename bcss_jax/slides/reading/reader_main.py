@@ -84,7 +84,7 @@ def _slide_info(slide: Slide) -> dict:
         "format": slide.format,
         "levels": slide.levels,
         "tiles": [slide.tile_size(level) for level in range(len(slide.levels))],
-        "mpp": slide.mpp,
+        "stated_mpp": slide.stated_mpp,
         "bounds": slide.bounds,
         "notes": slide.notes,
         "in_memory": slide.in_memory,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bcss_jax.data.resolution.check import StatedMpp, first_stated
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import Level
 from bcss_jax.slides.reading.reader_process import ReaderFailed, ReaderProcess, ReaderTimedOut
@@ -28,7 +29,7 @@ class SlideInfo(NamedTuple):
       height: pixels of level 0.
       levels: level 0 first.
       tiles: width and height of the stored tiles of each level.
-      mpp: um per pixel along x and y as stored in the slide, or None; unchecked (see `resolution.resolved_mpp`).
+      stated_mpp: what the slide says about its um per pixel, unchecked (see `data.resolution.check.resolved_mpp`).
       bounds: x, y, width, height of the scanned area in level-0 pixels, or None.
       notes: what a user should know of how the slide is read, a line each without the slide's name.
     """
@@ -39,9 +40,14 @@ class SlideInfo(NamedTuple):
     height: int
     levels: tuple[Level, ...]
     tiles: tuple[tuple[int, int], ...]
-    mpp: tuple[float, float] | None
+    stated_mpp: tuple[StatedMpp, ...]
     bounds: tuple[int, int, int, int] | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """What the source to believe first states: um per pixel along x and y, unchecked; None if none is stated."""
+        return first_stated(self.stated_mpp)
 
 
 class Block(NamedTuple):
@@ -233,10 +239,11 @@ class _RequestFailed(Exception):
 
 def _info(path: Path, slide: dict) -> tuple[SlideInfo, bool]:
     levels = tuple(Level(*level) for level in slide["levels"])
-    mpp, bounds = (None if slide[name] is None else tuple(slide[name]) for name in ("mpp", "bounds"))
+    stated = tuple(StatedMpp(mpp and tuple(mpp), *texts) for mpp, *texts in slide["stated_mpp"])
+    bounds = None if slide["bounds"] is None else tuple(slide["bounds"])
     tiles = tuple(tuple(size) for size in slide["tiles"])
     width, height = levels[0].width, levels[0].height
-    info = SlideInfo(path, slide["format"], width, height, levels, tiles, mpp, bounds, tuple(slide["notes"]))
+    info = SlideInfo(path, slide["format"], width, height, levels, tiles, stated, bounds, tuple(slide["notes"]))
     return info, slide["in_memory"]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import tiffslide
 
-from bcss_jax.slides.reading.backend import Slide, TileError, levels_of, unsupported_pixels
-from bcss_jax.slides.reading.resolution import mpp_from_density
+from bcss_jax.data.resolution.check import StatedMpp
+from bcss_jax.data.resolution.stated import stated_in_tiff
+from bcss_jax.slides.reading.backend import Level, Slide, TileError, levels_of, unsupported_pixels
 
 MAX_CHUNK_PIXELS = 4096 * 4096  # of one tile or strip, which is decoded as a whole
 AXES = ("YXS", "CYX", "YX")
@@ -43,7 +44,7 @@ class TiffSlideSlide(Slide):
             self._pages = [level.keyframe for level in pages[: len(self.levels)]]
             for page in self._pages:
                 _require_pieces(page)
-            self.mpp = _mpp(properties)
+            self.stated_mpp = _stated_mpp(self._slide.ts_tifffile, properties, self.levels[0])
             composed = "tiffslide.series-composition" in properties
             self._missing = [None if composed else _missing_tiles(page) for page in self._pages]
         except BaseException:
@@ -166,15 +167,16 @@ def _whiten(pixels: np.ndarray, missing: np.ndarray, page, x: int, y: int) -> No
     pixels[missing[np.ix_(tile_rows, tile_columns)]] = 255
 
 
-def _mpp(properties) -> tuple[float, float] | None:
-    """Returns the scanner's um per pixel, or else those of the resolution tags unless they describe a screen."""
-    try:
-        x, y = float(properties.get("tiffslide.mpp-x")), float(properties.get("tiffslide.mpp-y"))
-    except (TypeError, ValueError):
-        return None
-    if properties.get("tiffslide.vendor") in (None, "generic-tiff"):
-        return mpp_from_density(10_000 / x if x else 0.0, 10_000 / y if y else 0.0, "centimeter")
-    return x, y
+def _stated_mpp(tiff, properties, level_0: Level) -> tuple[StatedMpp, ...]:
+    """Returns what the file says, or else the um per pixel that tiffslide finds in the metadata of other scanners."""
+    vendor = properties.get("tiffslide.vendor")
+    if vendor not in (None, "generic-tiff", "aperio"):
+        try:
+            x, y = float(properties.get("tiffslide.mpp-x")), float(properties.get("tiffslide.mpp-y"))
+            return (StatedMpp((x, y), f"{vendor}'s metadata"),)
+        except (TypeError, ValueError):
+            pass
+    return stated_in_tiff(tiff, level_0.width, level_0.height)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

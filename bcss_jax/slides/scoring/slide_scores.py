@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax import metrics
+from bcss_jax.data.decoding.tiff_rows import TiffRows, UnreadableTiff
 from bcss_jax.errors import DataError, printable
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
 from bcss_jax.labels import LabelScheme
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.tiff_rows import TiffRows, UnreadableTiff
 from bcss_jax.slides.scoring.truth import Truth, open_truth, part_of
 from bcss_jax.slides.slide_summary import SlideSummary
 
@@ -85,9 +85,11 @@ class Labels:
         except UnreadableTiff as error:
             raise self._unexpected(error) from error
         size = (summary.grid.width, summary.grid.height)
-        if (self._tiff.width, self._tiff.height) != size or self._tiff.dtype != np.uint8:
-            self._tiff.__exit__()
-            raise self._unexpected(f"{self._tiff.width}x{self._tiff.height} pixels of {self._tiff.dtype}")
+        tiff = self._tiff
+        if (tiff.width, tiff.height, tiff.channels) != (*size, 1) or tiff.dtype != np.uint8:
+            tiff.__exit__()
+            found = f"{tiff.width}x{tiff.height} pixels of {tiff.dtype} with {tiff.channels} channel(s)"
+            raise self._unexpected(found)
 
     def __enter__(self) -> "Labels":
         """Returns itself."""

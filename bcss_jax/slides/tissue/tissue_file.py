@@ -7,7 +7,7 @@ import shapely
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from bcss_jax.data.image_files import read_mask
+from bcss_jax.data.image_files import read_tissue_mask
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.geojson_regions import read_regions
@@ -18,7 +18,7 @@ SIDE = 4096  # longest side in pixels of the mask that regions are drawn into
 
 
 def read_tissue(path: Path, grid: Grid, origin: tuple[float, float] = (0, 0)) -> Tissue:
-    """Reads a PNG or TIFF whose pixels above 0 are tissue, or a .json or .geojson file of regions.
+    """Reads a PNG or TIFF that is black where there is no tissue, or a .json or .geojson file of regions.
 
     Args:
       path: the file.
@@ -40,8 +40,8 @@ def read_tissue(path: Path, grid: Grid, origin: tuple[float, float] = (0, 0)) ->
 
 
 def _read_mask(path: Path, grid: Grid) -> np.ndarray:
-    """Returns the pixels above 0 of a mask with the slide's proportions, bool [h, w]."""
-    mask = read_mask(path, 256) > 0
+    """Returns the pixels of a mask that are not black with the slide's proportions, bool [h, w]."""
+    mask = read_tissue_mask(path)
     height, width = mask.shape
     # Rounding may have changed each side by one pixel.
     least, most = (width - 1) / (height + 1), (width + 1) / max(height - 1, 1)

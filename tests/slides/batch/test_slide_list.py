@@ -69,6 +69,8 @@ def test_names_that_cannot_be_folders_are_refused(tmp_path, name):
         ("slide,slide\na,b\n", "line 1: .*'slide' twice"),
         ("slide,mpp\na.svs,0.25\nb.svs\n", "line 3: expected 2 fields"),
         ("slide,mpp\na.svs,fast\n", "line 2: expected um per pixel, found 'fast'"),
+        ("slide,mpp\na.svs,nan\n", "line 2, mpp: expected um per pixel such as 0.25, found nan"),
+        ("slide,mpp\na.svs,0.25\nb.svs,40\n", "line 3, mpp: expected um per pixel such as 0.25, found 40"),
         ("slide,mpp\n,0.25\n", "line 2: expected a slide"),
         (
             'slide\n"a\nb.svs"\na/x.svs\nb/X.tif\n',

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bcss_jax.common import files
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.outputs import label_pyramid

@@ -126,7 +126,9 @@ def _name(page: tifffile.TiffPage, ome: OmeImage | None) -> str:
     if isinstance(named, str) and named.strip():
         return named.strip()
     lines = page.description.strip().splitlines() if isinstance(page.description, str) else []
-    if len(lines) > 1 and lines[0].startswith("Aperio"):  # "Aperio Image Library v11\nlabel 387x463"
+    if len(lines) > 1 and lines[0].startswith("Aperio"):  # its next line: "label 387x463", "46000x32914 -> 1024x732"
+        if "->" in lines[1] and not page.is_tiled:
+            return "thumbnail"
         return lines[1].split()[0] if lines[1].split() else ""
     return lines[0] if len(lines) == 1 and len(lines[0]) <= 64 else ""
 

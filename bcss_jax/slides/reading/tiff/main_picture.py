@@ -75,7 +75,7 @@ def main_picture(path: Path, tiff: tifffile.TiffFile) -> MainPicture:
             "first is not the larger",
             "save the slide alone in a file of its own",
         )
-    notes += _others(scans, largest, planes)
+    notes += _others(pictures, largest, planes)
     levels = _levels(pictures, largest) if len(planes) == 1 else ()
     return MainPicture(planes, levels, notes)
 
@@ -179,22 +179,25 @@ def _rgb(color: int) -> tuple[int, int, int]:
     return (color >> 24) & 255, (color >> 16) & 255, (color >> 8) & 255
 
 
-def _others(scans: list[Picture], largest: Picture, planes: tuple[Picture, ...]) -> tuple[str, ...]:
-    """Returns notes about large pictures that are not copies of the slide, and about a slide that is not the first."""
-    notes = []
+def _others(pictures: list[Picture], largest: Picture, planes: tuple[Picture, ...]) -> tuple[str, ...]:
+    """Returns notes about large pictures that are left out, and about a slide that is not the first picture."""
     others = [
         picture
-        for picture in scans
-        if picture not in planes and picture.pixels >= LARGE * largest.pixels and not _is_copy(picture, largest)
+        for picture in pictures
+        if picture not in planes
+        and not picture.mask
+        and (
+            picture.pixels > largest.pixels
+            if picture.associated
+            else picture.pixels >= LARGE * largest.pixels and not _is_copy(picture, largest)
+        )
     ]
     if others:
-        listed = ", ".join(f"{picture.size} ({picture.place})" for picture in others[:4])
-        notes.append(
-            f"only the largest picture is segmented, {largest.size} pixels ({largest.place}); left out: {listed}"
-        )
-    elif planes[0].number or planes[0].below is not None:
-        notes.append(f"the slide is {largest.place}, {largest.size} pixels, which is not the first picture of the file")
-    return tuple(notes)
+        listed = ", ".join(f"{picture.size} ({picture.name or picture.place})" for picture in others[:4])
+        return (f"only one picture is segmented, {largest.size} pixels ({largest.place}); left out: {listed}",)
+    if len(planes) == 1 and (largest.number or largest.below is not None):
+        return (f"the slide is {largest.place}, {largest.size} pixels, which is not the first picture of the file",)
+    return ()
 
 
 def _levels(pictures: list[Picture], slide: Picture) -> tuple[Picture, ...]:

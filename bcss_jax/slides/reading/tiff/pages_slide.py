@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from bcss_jax.data.resolution.stated import stated_in_tiff
 from bcss_jax.slides.reading.backend import Slide, TileError, levels_of
-from bcss_jax.slides.reading.resolution import mpp_from_density
 from bcss_jax.slides.reading.tiff.inventory import Picture, open_tiff
 from bcss_jax.slides.reading.tiff.main_picture import MainPicture, main_picture
 from bcss_jax.slides.reading.tiff.storage import PALETTE, meaning_of_alpha
@@ -42,7 +42,8 @@ class TiffPagesSlide(Slide):
         levels = [chosen.planes, *((level,) for level in chosen.levels if _alike(level, chosen.picture))]
         self.levels = levels_of([(planes[0].width, planes[0].height) for planes in levels])
         self._pages = [[plane.page for plane in planes] for planes in levels[: len(self.levels)]]
-        self.mpp = _mpp(chosen.picture.page)
+        picture = chosen.picture
+        self.stated_mpp = stated_in_tiff(self._tiff, picture.width, picture.height, picture.page)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
         pages = self._pages[level]
@@ -139,20 +140,3 @@ def _colors(page: tifffile.TiffPage, stored: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(color)
     weighted = color.astype(np.uint16) if meaning == "associated" else (color * alpha + 127) // 255
     return np.minimum(weighted + 255 - alpha, 255).astype(np.uint8)
-
-
-def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
-    """Returns um per pixel as an Aperio scan describes it, or else by the resolution tags, or None."""
-    if page.is_svs:
-        aperio = tifffile.tifffile.svs_description_metadata(page.description).get("MPP")
-        if isinstance(aperio, int | float):
-            return float(aperio), float(aperio)
-    unit = page.tags.valueof("ResolutionUnit")
-    try:
-        x, y = (
-            numerator / denominator
-            for numerator, denominator in (page.tags.valueof(f"{axis}Resolution") for axis in "XY")
-        )
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    return mpp_from_density(x, y, getattr(unit, "name", ""))

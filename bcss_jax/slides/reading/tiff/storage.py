@@ -72,7 +72,9 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
         right -= {OPENSLIDE}  # it scrambles the tiles; Pillow turns the picture, and the others leave it as it is
     if page.photometric == RGB and page.samplesperpixel == 4 and meaning_of_alpha(page) is None:
         notes.append("its fourth channel has no stated meaning and is left out")
-        right -= {OPENSLIDE, TIFFSLIDE}
+        right -= {OPENSLIDE, TIFFSLIDE} if page.extrasamples else {OPENSLIDE, TIFFSLIDE, PILLOW}
+    if page.samplesperpixel == 4 and page.planarconfig != 1:
+        right -= {PILLOW}  # it does not read such files
     if page.is_tiled and (page.tilewidth % 16 or page.tilelength % 16):
         right -= {OPENSLIDE}
     if page.compression == JPEG and page.samplesperpixel == 3 and page.planarconfig == 1:

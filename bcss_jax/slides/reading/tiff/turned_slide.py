@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bcss_jax.data.resolution.check import with_axes_exchanged
 from bcss_jax.slides.reading.backend import Level, Slide
 
 # By value of the tag: whether the stored picture is mirrored along y and x, and whether its axes are then exchanged.
@@ -41,10 +42,7 @@ class TurnedSlide(Slide):
             for number, level in enumerate(stored.levels)
             if (level.width * level.downsample, level.height * level.downsample) == (first.width, first.height)
         ]
-        self.mpp = stored.mpp
-        if stored.mpp is not None and self._exchanged:
-            along_x, along_y = stored.mpp
-            self.mpp = along_y, along_x
+        self.stated_mpp = with_axes_exchanged(stored.stated_mpp) if self._exchanged else stored.stated_mpp
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
         number = self._numbers[level]

@@ -1,0 +1,1 @@
+"""What an image file says about its pixels, and the pixels as they are stored, for PNG, JPEG and TIFF."""

@@ -1,0 +1,1 @@
+"""The size of pixels: what files say about it, and whether it can be true."""
