@@ -28,8 +28,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT
 from bcss_jax.data import discovery
-from bcss_jax.data.discovery import DataSettings
-from bcss_jax.data.read_folders import read_folders
+from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.resolution.check import differ
 from bcss_jax.data.synthetic import MPP as SAMPLE_MPP
 from bcss_jax.errors import ConfigError, DataError, Preempted

@@ -30,7 +30,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.config import default, field_names, unknown_field, validate
-from bcss_jax.data.read_folders import read_folders
+from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config

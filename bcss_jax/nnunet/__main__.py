@@ -28,9 +28,8 @@ from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import COUNT, Range
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data import image_files
-from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images
-from bcss_jax.data.read_folders import read_folders
 from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.weights.pretrained import to_torch_state

@@ -71,7 +71,7 @@ def _is_config_of_run(path: Path) -> bool:
         config = read_json(path, "the config of a run", "choose another --workdir", kind=dict)
     except DataError:
         return False
-    return {"name", "data", "label_scheme"} <= set(config)
+    return {"name", "data", "labels", "epochs"} <= set(config)
 
 
 def _check(workdir: Path, found: list[str]) -> None:

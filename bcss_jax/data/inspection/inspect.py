@@ -13,12 +13,11 @@ from bcss_jax.common.json_files import as_json, describe_differences, difference
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.inspection import pictures
 from bcss_jax.data.inspection.report import report, report_lines
 from bcss_jax.data.inspection.source import Source, title_of
 from bcss_jax.data.inspection.survey import BINS, Survey, most_different, take_survey
-from bcss_jax.data.read_folders import read_folders
 from bcss_jax.errors import ConfigError
 
 RESULT = "inspect.json"
