@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bcss_jax import models
-from bcss_jax.common.json_files import as_json
+from bcss_jax.common.json_files import as_json, describe_differences
 from bcss_jax.common.json_files import differences as json_differences
 from bcss_jax.common.ranges import COUNT, WINDOW, Range
 from bcss_jax.data import augmentation
@@ -249,7 +249,8 @@ def differences(old: dict, new: dict) -> list[str]:
     old, new = ({key: values[key] for key in values.keys() - {"labels", "label_scheme"}} for values in (old, new))
     del defaults["labels"]
     found = json_differences(old, new, defaults=defaults, missing="(none)")
-    return lines + [f"config.{field}: {a} -> {b}" for field, (a, b) in found.items() if field not in RUNTIME_FIELDS]
+    changed = {f"config.{field}": values for field, values in found.items() if field not in RUNTIME_FIELDS}
+    return lines + [describe_differences({field: values}) for field, values in changed.items()]
 
 
 def _label_differences(old: dict, new: dict) -> list[str]:

@@ -26,6 +26,7 @@ import numpy as np
 from bcss_jax.common import command
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import storage_errors, write_bytes
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.inference import trained_run
@@ -70,8 +71,10 @@ def _run(args: argparse.Namespace) -> None:
     _check_file(args.output)
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
+    safe_point()
     _check_output(model)
     content = artifact_of(model)
+    safe_point()
     with storage_errors(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(args.output, content, private=True)

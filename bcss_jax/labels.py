@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.errors import ConfigError, first_line, printable
 
 BCSS22_NAMES = (
@@ -53,6 +54,7 @@ CODE_BOOKS = {"bcss22": BCSS22_NAMES, "kaggle3": KAGGLE3_NAMES}
 CODES_WITHOUT_TISSUE = {"bcss22": (0, 7, 15), "kaggle3": ()}  # outside the region of interest, excluded, undetermined
 DATA_OF_BOOKS = {"bcss22": "kaggle512 or roi", "kaggle3": "kaggle224"}  # layouts whose masks use a code book
 
+MAX_TOML = 1 << 20  # bytes of a file
 CLASS_NAME = re.compile(r"\w[\w +.-]{0,63}")  # names go into tables, file columns and web pages
 IGNORED = "ignored"  # the class without truth
 NO_OUTPUT = 255  # label of ignored pixels where the network has no output for them
@@ -142,11 +144,12 @@ def find_scheme(given: str, option: str = "config.labels") -> LabelScheme:
     if given in SCHEMES:
         return SCHEMES[given]
     path = Path(given).expanduser()
-    if path.suffix == ".toml" and path.exists():
+    is_file = path.suffix.lower() == ".toml"
+    if is_file and "\0" not in given and os.path.lexists(path):
         return read_scheme(path)
     near = difflib.get_close_matches(path.stem, SCHEMES, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    found = "there is no such file; it " if path.suffix == ".toml" else ""
+    found = "there is no such file; it " if is_file else ""
     raise ConfigError(
         f"{option}={printable(given)}: {found}must be one of {', '.join(SCHEMES)}, or a TOML file that defines a label "
         f"scheme{hint}"
@@ -155,7 +158,7 @@ def find_scheme(given: str, option: str = "config.labels") -> LabelScheme:
 
 def name_of(given: str) -> str:
     """Returns the name of the scheme that a setting names, without reading its file."""
-    return Path(given).stem if given.endswith(".toml") else given
+    return Path(given).stem if given.lower().endswith(".toml") else given
 
 
 def read_scheme(path: str | os.PathLike) -> LabelScheme:
@@ -165,12 +168,13 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
       ConfigError: one line with the file, what was expected, what was found, and what to do.
     """
     path = Path(path)
+    content = read_regular_file(
+        path, "a label scheme as TOML", "correct the path", max_bytes=MAX_TOML, error_type=ConfigError
+    )
     try:
-        scheme = _scheme_of_toml(path.stem, tomllib.loads(path.read_bytes().decode("utf-8-sig")))
+        scheme = _scheme_of_toml(path.stem, tomllib.loads(content.decode("utf-8-sig")))
         check(scheme)
-    except OSError as error:
-        raise ConfigError(f"{printable(path)}: the label scheme cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
             f"{printable(path)}: expected a label scheme as TOML, found: {first_line(error)}; correct the file"
         ) from error
@@ -327,6 +331,8 @@ def _check_names(scheme_name: str, class_names: Sequence[str]) -> None:
     for number, name in enumerate(class_names):
         if name.casefold() in RESERVED_NAMES:
             raise ValueError(f"the class name {name!r} means something else in results; rename the class")
+        if name != name.strip():
+            raise ValueError(f"the class name {name!r} begins or ends with a space; remove it")
         if name.casefold() in [other.casefold() for other in class_names[:number]]:
             raise ValueError(f"the class name {name!r} occurs twice; rename one")
 

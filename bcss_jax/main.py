@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
-from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.interruption import Interruption, act_together
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.config import default, field_names, unknown_field, validate
@@ -149,6 +149,8 @@ def _run(interruption: Interruption) -> None:
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"cannot join the other processes: {' '.join(str(error).split())[:300]}") from error
         interruption.begin()  # JAX has installed a handler of its own
+        if jax.process_count() > 1:
+            act_together()
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as locks:
         _in_main_process(lambda: _refuse_inputs(workdir, config))

@@ -209,6 +209,28 @@ def test_a_slide_without_tissue_gives_an_empty_result(runs, tmp_path):
     assert not tifffile.imread(folder / "labels.ome.tif").any()
 
 
+def test_a_slide_that_is_white_everywhere_is_said_to_be(runs, tmp_path, caplog):
+    pixels = np.dstack([tissue_picture(150, 200)[0], np.zeros((150, 200), np.uint8)])
+    options = {"photometric": "rgb", "resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "clear.tif", pixels, tile=(64, 64), extrasamples=["unassalpha"], **options)
+    assert command(runs[0], tmp_path / "clear.tif", tmp_path / "out") == 0
+    (said,) = [record.getMessage() for record in caplog.records if "clear.tif" in record.getMessage()]
+    assert said.startswith("clear.tif: it is white everywhere: empty glass, or its pixels are transparent or missing")
+    assert summary_of(tmp_path / "out" / "clear")["notes"] == [said.removeprefix("clear.tif: ")]
+
+
+def test_how_a_tiff_was_read_is_said_and_in_the_summary(runs, tmp_path, caplog):
+    pixels, _ = tissue_picture(150, 200)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for step in (4, 1):
+            options = {"photometric": "rgb", "resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+            tiff.write(pixels[::step, ::step].copy(), tile=(64, 64), metadata=None, **options)
+    assert command(runs[0], tmp_path / "a.tif", tmp_path / "out") == 0
+    assert any("a.tif: the slide is page 1, 200x150 pixels" in record.getMessage() for record in caplog.records)
+    summary = summary_of(tmp_path / "out" / "a")
+    assert summary["slide"]["width"] == 200 and "the slide is page 1" in summary["notes"][0]
+
+
 def test_a_gray_image_is_segmented_with_a_warning_that_it_is_not_h_and_e(runs, tmp_path, caplog):
     Image.fromarray(tissue_picture(150, 200)[0]).convert("L").save(tmp_path / "gray.png")
     assert command(runs[0], tmp_path / "gray.png", tmp_path / "out", "--mpp=0.25") == 0

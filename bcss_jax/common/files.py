@@ -10,16 +10,20 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
 
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import InUseError, StorageError
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
+LOCK_SECONDS = 0.1  # between two tries to get a lock that another process holds
 log = logging.getLogger(__name__)
 
 
@@ -75,11 +79,20 @@ def wait_for_lock(path: Path, *, required: bool = True) -> Iterator[None]:
         except BlockingIOError:
             if required:
                 log.info("%s: another process is preparing it; waiting", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for_flock(file)
         except OSError:
             if required:
                 raise
         yield
+
+
+def _wait_for_flock(file: IO) -> None:
+    """Locks a file as soon as no other process does. A blocking call would hide a request to stop."""
+    while True:
+        safe_point("stopped while another process held a lock; run the same command again")
+        time.sleep(LOCK_SECONDS)
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

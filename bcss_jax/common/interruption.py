@@ -1,17 +1,19 @@
 """Notes the signals that ask a command to save and stop, and makes sure that it stops.
 
 They are SIGTERM (preemption), SIGUSR1 (time limit of a scheduler), Ctrl-C, and SIGHUP (the terminal is gone; left alone
-under nohup). The handler only notes the request. Ordinary code acts on it between two units of work: `check` raises
-`Preempted` there, and loops that have something to save ask `Interruption.requested` first.
+under nohup). The handler only notes the request. Ordinary code acts on it between two units of work: `safe_point`
+raises `Preempted` there, and loops that have something to save ask `Interruption.requested` first.
 
 A thread watches over it. If no such point is reached within `GRACE_SECONDS`, for example while XLA compiles, it ends
 the process with the same exit code. Nothing is torn by that, because every file is written completely or not at all.
-A second Ctrl-C ends the process immediately.
+A training run gets more time if more than that would have to be computed again (`work_is_saved`). A second Ctrl-C ends
+the process immediately.
 
 This module imports nothing that takes long: `python -m bcss_jax.COMMAND` installs the handlers before anything else.
 """
 
 import atexit
+import concurrent.futures
 import contextlib
 import os
 import select
@@ -19,12 +21,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
 from bcss_jax.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 GRACE_SECONDS = 20.0  # schedulers kill 30 s after they asked
 STEPS_BETWEEN_AGREEMENTS = 10  # exchanging with the other processes makes the devices wait
+T = TypeVar("T")
 
 
 def install() -> None:
@@ -36,8 +40,8 @@ def install() -> None:
         atexit.register(_ignore_signals)
 
 
-def check(message: str = "stopped on request; run the same command again") -> None:
-    """Marks a safe point, where nothing is lost.
+def safe_point(message: str = "stopped on request; run the same command again") -> None:
+    """Marks a safe point, where nothing is lost. Does nothing in one of several processes, and if the work is done.
 
     Args:
       message: of the error; says what the same command does.
@@ -45,37 +49,45 @@ def check(message: str = "stopped on request; run the same command again") -> No
     Raises:
       Preempted: the process was asked to stop.
     """
-    if _watch is not None and _watch.requested:
+    if _watch is not None and _watch.requested and _watch.alone and not _watch.done:
         raise Preempted(message)
 
 
-@contextlib.contextmanager
-def finishing() -> Iterator[None]:
-    """Lets the block end even if it takes longer than `GRACE_SECONDS`: a stopped run saves its work there."""
-    watch = _watch
-    if watch is None:
-        yield
-        return
-    watch.finishing += 1
-    try:
-        yield
-    finally:
-        watch.finishing -= 1
+def work_is_saved() -> None:
+    """Tells the thread that all work until now is saved.
 
-
-def allow_seconds(seconds: float) -> None:
-    """Lets the process take this long to reach its next safe point, where that is more than `GRACE_SECONDS`.
-
-    A training step is allowed as much time as the steps before it took, because its end is where the run is saved.
+    A stop gets as much time as the work would take that is lost otherwise, if that is more than `GRACE_SECONDS`.
     """
     if _watch is not None:
-        _watch.grace = max(GRACE_SECONDS, seconds)
+        _watch.saved_at = time.monotonic()
+
+
+def work_has_ended() -> None:
+    """Tells the thread that there is no work any more that would have to be saved."""
+    if _watch is not None:
+        _watch.saved_at = None
+
+
+def act_together() -> None:
+    """Leaves stopping to `Interruption.agreed` and the thread, because this is one of several processes of a run.
+
+    If one stopped at a safe point of its own, the others would wait for it and fail.
+    """
+    if _watch is not None:
+        _watch.alone = False
+
+
+def result_of(future: concurrent.futures.Future[T]) -> T:
+    """Returns the result of a future, like its method `result`; each second of the wait has a safe point."""
+    while not concurrent.futures.wait([future], timeout=1).done:
+        safe_point()
+    return future.result()
 
 
 def end_with(exit_code: int) -> None:
     """Sets the exit code of a process that is asked to stop from now on, because its work is done."""
     if _watch is not None:
-        _watch.exit_code = exit_code
+        _watch.done, _watch.exit_code = True, exit_code
 
 
 def leave_to_parent() -> None:
@@ -131,7 +143,7 @@ class Interruption:
         """
         if _watch is not None:
             _watch.handle()
-        check("stopped before anything was computed; the same command starts again")
+        safe_point("stopped before anything was computed; the same command starts again")
 
     def agreed(self, step: int) -> bool:
         """Returns whether any process was asked to stop. All processes get the same answer at the same step."""
@@ -156,14 +168,16 @@ class _Watch:
 
     Attributes:
       requested: the process was asked to stop.
-      grace: seconds to reach a safe point.
-      finishing: number of open blocks of `finishing`.
+      saved_at: when `work_is_saved` was called, or None.
+      alone: this is not one of several processes.
+      done: the work is done; the process is about to end.
       exit_code: of a process that the thread ends.
     """
 
     def __init__(self):
         """Installs the handlers and starts the thread."""
-        self.requested, self.grace, self.finishing, self.exit_code = False, GRACE_SECONDS, 0, Preempted.exit_code
+        self.requested, self.alone, self.done, self.exit_code = False, True, False, Preempted.exit_code
+        self.saved_at: float | None = None
         self._signals = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
         self._before = {number: signal.getsignal(number) for number in self._signals}
         self._numbers, self._written = os.pipe()
@@ -202,7 +216,7 @@ class _Watch:
         self.requested = True
 
     def _run(self) -> None:
-        asked, interrupts = None, 0
+        asked, grace, interrupts = None, GRACE_SECONDS, 0
         while True:
             ready = select.select([self._numbers], [], [], None if asked is None else 0.2)[0]
             for number in os.read(self._numbers, 512) if ready else b"":
@@ -216,13 +230,14 @@ class _Watch:
                     self._end("ended at once")
                 if asked is None:
                     asked = time.monotonic()
-                    if self.exit_code:
+                    grace = max(GRACE_SECONDS, asked - (self.saved_at or asked))
+                    if not self.done:
                         _say("stop requested: stopping at the next point where nothing is lost")
-            if asked is not None and not self.finishing and time.monotonic() - asked > self.grace:
+            if asked is not None and time.monotonic() - asked > grace:
                 self._end("stopped in the middle of a long computation")
 
     def _end(self, how: str) -> None:
-        if self.exit_code:
+        if not self.done:
             _say(f"note: {how}; what is saved stays, and the same command goes on from there")
         os._exit(self.exit_code)
 

@@ -17,6 +17,7 @@ from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.errors import DataError, UserError, first_line, printable
 
 SHOWN_CHARACTERS = 40  # longer values are left out of messages
+SHOWN_DIFFERENCES = 20
 MAX_DEPTH = 64  # of lists and objects in each other; what this program writes has fewer than ten
 MAX_BYTES = 1 << 30  # of a file; parsed JSON takes ten times its size
 MAX_INTEGER = 1 << 63  # NumPy and JAX have no larger integers
@@ -79,8 +80,8 @@ def check_shape(value: Any, kind: Any = object, *, finite: bool = True) -> None:
     Args:
       value: the JSON.
       kind: a type such as `dict` or `list[str]`, or a `typing_extensions.TypedDict`, whose fields may have ranges
-        (`Annotated[int, pydantic.Field(ge=1)]`). Types are strict: True is no number, "1" neither. Fields that it does
-        not mention are allowed.
+        (`Annotated[int, pydantic.Field(ge=1)]`) and checks of several together (`pydantic.AfterValidator`). Types are
+        strict: True is no number, "1" neither. Fields that it does not mention are allowed.
       finite: refuse NaN and infinities.
 
     Raises:
@@ -104,6 +105,8 @@ def _describe(error: Any, value: Any) -> str:
     """Returns the first of pydantic's errors as text."""
     where = ".".join(map(str, error["loc"]))
     where = where if where.isprintable() and len(where) <= 200 else ascii(where)[:200]
+    if error["type"] == "value_error":  # of a check of several fields together
+        return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     if not where:
         return f"a JSON value of type {type(value).__name__}"
     if error["type"] == "missing":
@@ -183,5 +186,12 @@ def describe_differences(found: dict[str, tuple[Any, Any]]) -> str:
     parts = []
     for field, (before, after) in found.items():
         short = max(len(str(before)), len(str(after))) < SHOWN_CHARACTERS
-        parts.append(f"{field}: {before} -> {after}" if short else field)
-    return "; ".join(parts)
+        field = _printable(field)
+        parts.append(f"{field}: {_printable(before)} -> {_printable(after)}" if short else field)
+    return "; ".join(parts[:SHOWN_DIFFERENCES] + ["..."] * (len(parts) > SHOWN_DIFFERENCES))
+
+
+def _printable(value: Any) -> str:
+    text = str(value)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 3 * SHOWN_CHARACTERS else f"{text[: 3 * SHOWN_CHARACTERS]}.."

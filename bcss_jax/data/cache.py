@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.errors import DataError, printable
 
 
@@ -22,6 +23,7 @@ def digest_of_files(options: dict, files: Iterable[Path], root: str | os.PathLik
     """
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for path in sorted(set(files)):
+        safe_point()
         try:
             status = path.stat()
             state = [status.st_size, status.st_mtime_ns]

@@ -9,9 +9,11 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, NotRequired
 
 import numpy as np
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile, require_splits
@@ -22,6 +24,36 @@ log = logging.getLogger(__name__)
 
 NAMED_FILES = 3  # number of bad files that an error names; the others are counted
 LOGGED_WARNINGS = 5
+
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _ReportFields(TypedDict):
+    tiles: dict[str, _Count]
+    patients: dict[str, _Count]
+    patients_in_two_parts: list[str]
+    code_pixels: dict[str, dict[str, _Count]]
+    all_ignored: dict[str, dict[str, _Count]]
+    absent: dict[str, dict[str, list[str]]]
+    repeated: _Count
+    missing: list[str]
+    bad: list[str]
+    warnings: list[str]
+    left_out: NotRequired[dict[str, _Count]]
+    content_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def _check_splits(values: dict) -> dict:
+    """Raises ValueError unless all parts of a report name the same splits."""
+    splits = values["tiles"].keys()
+    parts = [values["patients"], values["code_pixels"], *values["all_ignored"].values(), *values["absent"].values()]
+    if not splits or any(part.keys() != splits for part in parts):
+        raise ValueError("numbers of different splits")
+    return values
+
+
+CheckReportJson = Annotated[_ReportFields, AfterValidator(_check_splits)]  # `CheckReport` in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +90,11 @@ class CheckReport:
     warnings: list[str]
     content_sha256: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "CheckReport":
+        """Returns the report that `to_json` wrote."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
     def to_json(self) -> dict:
         """Returns the report as a plain dict."""

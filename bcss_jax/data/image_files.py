@@ -8,6 +8,7 @@ three channels, an image with 16 bits, or a transparent pixel means that an earl
 expects. Color profiles and gamma are not applied.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -146,7 +147,8 @@ def read_tissue_mask(path: Path, warn: Callable[[str], None] = log.warning) -> n
 def read_shown(path: Path, warn: Callable[[str], None] = log.warning) -> tuple[StoredImage, np.ndarray]:
     """Reads an image of any color mode with at most 8 bits per channel as a viewer shows it.
 
-    Gray becomes three equal channels, a palette becomes its colors, and transparent pixels are over white.
+    Gray becomes three equal channels, a palette becomes its colors, and transparent pixels are over white. A last
+    channel of a TIFF that is not called transparency is left out.
 
     Args:
       path: a PNG, JPEG or TIFF file.
@@ -163,9 +165,13 @@ def read_shown(path: Path, warn: Callable[[str], None] = log.warning) -> tuple[S
     check_8_bit(stored)
     if stored.color not in ("gray", "palette", "RGB"):
         raise unusable(path, "8-bit RGB or gray", f"the color mode {stored.color_mode}", "save it as 8-bit RGB")
-    pixels = _on_white(stored, decoded(stored))
+    samples = decoded(stored)
+    if stored.alpha == "unknown":
+        if samples[..., -1].min() < 255:
+            warn(f"{printable(path)}: the last channel has no meaning by its tag and is left out")
+        stored, samples = dataclasses.replace(stored, alpha=None), samples[..., :-1]
     warn_of_image(stored, warn)
-    return stored, _as_shown(pixels, stored)
+    return stored, _as_shown(_on_white(stored, samples), stored)
 
 
 def _on_white(stored: StoredImage, samples: np.ndarray) -> np.ndarray:
@@ -193,8 +199,6 @@ def _on_white(stored: StoredImage, samples: np.ndarray) -> np.ndarray:
         colors = samples
     if opacity is None or opacity.min() == 255:
         return colors
-    if stored.alpha == "unknown":
-        raise unusable(stored.path, "a last channel with a meaning", "one that is not 255 everywhere", "remove it")
     return _blended(colors, opacity, premultiplied=stored.alpha == "premultiplied")
 
 

@@ -116,6 +116,9 @@ def code_table(
             if (levels < num_codes).all() and (levels != shown).any():
                 found = f"samples of {stored.bits} bits ({_few(shown)}) that are shown as {_few(levels)}, codes too"
                 raise unusable(path, "samples that can be codes in one way only", found, SAVE_GRAY)
+            if (levels != shown).any():
+                name = printable(path)
+                warn(f"{name}: samples of {stored.bits} bit(s) are the codes; what is shown white is code {white}")
             looks = np.repeat(levels[:, None], 3, axis=1)
         else:
             looks = np.repeat(shown[:, None], 3, axis=1)

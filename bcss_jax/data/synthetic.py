@@ -16,6 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bcss_jax.common.interruption import safe_point
+
 # Names the drawing in the fingerprint of prepared data; change it when any drawn pixel changes. (It is the SHA-256 of
 # the source that first drew these patches.)
 VERSION = "e9610fc013dbc3e74d6e1d1a477c7d0c115498e3e775d9f48f3fdd6e2c9e3d25"
@@ -100,6 +102,7 @@ def draw(seed: int = 0) -> Iterator[Patch]:
     """
     for patient in range(TRAIN_PATIENTS + VAL_PATIENTS):
         for number in range(len(PLANS)):
+            safe_point()
             yield draw_patch(patient, number, seed)
 
 

@@ -20,14 +20,18 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common import digests
 from bcss_jax.common.files import sync, sync_tree, wait_for_lock
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
@@ -41,6 +45,7 @@ log = logging.getLogger(__name__)
 
 DATA_VERSION = "1.0.1"  # raise it if the written data change: everything is then prepared again
 SAMPLE_SEED = 0
+_REMEDY = "delete that folder, or choose another one with --config.data.prepared_dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +167,12 @@ class PreparedData:
 
     @functools.cached_property
     def _tables(self) -> dict[str, list[dict]]:
-        return _read_prepared(self.folder / "tables.json")
+        path = self.folder / "tables.json"
+        tables = _read_prepared(path, dict[str, list[_TileRow]])
+        found = {split: len({row["key"] for row in rows}) for split, rows in tables.items()}
+        if found != self.splits:
+            raise StorageError(f"{printable(path)}: expected the tiles {self.splits}, found {found}; {_REMEDY}")
+        return tables
 
     def load(self, split: str) -> tf.data.Dataset:
         """Returns the tiles of a split, not decoded, in stored order: shuffled by a hash of the key, always the same.
@@ -236,7 +246,8 @@ def prepare(
                 if not folder.is_dir():  # no other process made it during the wait
                     _make(folder, settings, tiles)
     _check_descriptions(folder)
-    report = checks.CheckReport(**_read_prepared(folder / "report.json") | {"left_out": left_out.counts()})
+    stored = _read_prepared(folder / "report.json", checks.CheckReportJson)
+    report = checks.CheckReport.from_json(stored | {"left_out": left_out.counts()})
     log.info("prepared data: %s", folder)
     if line := left_out.line():
         log.info("%s: left out: %s", printable(settings.folder or ""), line)
@@ -322,6 +333,7 @@ def _no_bars_of_tfds() -> Iterator[None]:
 
 def _counted(examples: Iterable[Example], taken: Callable[[], None]) -> Iterator[Example]:
     for example in examples:
+        safe_point()
         taken()
         yield example
 
@@ -367,6 +379,19 @@ def _png(pixels: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
+class _TileRow(TypedDict):
+    """`discovery.TileOrigin` in tables.json."""
+
+    key: str
+    barcode: str
+    patient: str
+    institute: str
+    x: int
+    y: int
+    mpp: Annotated[float, Field(gt=0)]
+    codes: str
+
+
 def _check_descriptions(folder: Path) -> None:
     """Compares the files of prepared data with their digests, except for the content of the tiles.
 
@@ -402,9 +427,8 @@ def _raise_if(folder: Path, problem: str | None) -> None:
         )
 
 
-def _read_prepared(path: Path):
-    remedy = "delete that folder, or choose another one with --config.data.prepared_dir"
-    return read_json(path, "a file of prepared data", remedy, kind=dict, error_type=StorageError)
+def _read_prepared(path: Path, kind: Any) -> Any:
+    return read_json(path, "a file of prepared data", _REMEDY, kind=kind, error_type=StorageError)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bcss_jax import labels
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.data.discovery import Tile
 from bcss_jax.data.image_files import read_image, read_pair
 from bcss_jax.data.mask_codes import PaletteColors
@@ -97,6 +98,7 @@ def read_pairs(
         stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt does not wait for the remaining files
         done, colors = 0, PaletteColors()
         for pair, result in zip(pairs, pool.map(lambda pair: _read_pair(pair, measure, colors), pairs), strict=True):
+            safe_point()
             yield pair, result
             done += len(pair)
             if progress:

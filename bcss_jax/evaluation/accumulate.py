@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.interruption import Interruption, safe_point
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import NumericalError, Preempted
@@ -25,6 +25,7 @@ from bcss_jax.inference.predict import NOT_FINITE_REMEDY
 
 TOLERANCE_UM = 2.0  # of NSD: a fraction of a cell, and about the precision of a drawn tissue outline
 SAVE_EVERY = 60.0  # seconds between saves of the progress
+COUNTED = "stopped after the images were counted; run the same command again to resume"
 MAX_PENDING_BATCHES = 2  # batches that wait for their outlines; more would fill the memory
 SAMPLED_PIXELS = 200_000  # pixels that the temperature is fitted on, over all images
 SAMPLED_PER_IMAGE = (16, 1024)  # fewest and most sampled pixels of one image
@@ -109,7 +110,13 @@ def accumulate(
                 hd95_um, nsd = zip(*(future.result() for future in futures), strict=True)
             ready.append(arrays | {"hd95_um": np.stack(hd95_um), "nsd": np.stack(nsd)})
 
+    def save_progress() -> None:
+        finish_pending(keep=0)
+        if ready:
+            save(_concatenate(ready))
+
     with (
+        _saved_if_stopped(save_progress),
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         contextlib.closing(ProgressLine(label, len(split.table), done)) as line,
     ):
@@ -120,9 +127,8 @@ def accumulate(
             done += len(predictions)
             finish_pending(keep=MAX_PENDING_BATCHES)
             line.update(done)
-            if interruption.requested or time.perf_counter() - last_save > SAVE_EVERY:
-                finish_pending(keep=0)
-                save(_concatenate(ready))
+            if time.perf_counter() - last_save > SAVE_EVERY:
+                save_progress()
                 last_save = time.perf_counter()
             if interruption.requested:
                 raise Preempted(
@@ -132,12 +138,23 @@ def accumulate(
     return _concatenate(ready)
 
 
+@contextlib.contextmanager
+def _saved_if_stopped(save_progress: Callable[[], None]) -> Iterator[None]:
+    """Saves if the block is stopped, here or in the middle of a batch."""
+    try:
+        yield
+    except Preempted:
+        save_progress()
+        raise
+
+
 def predict_images(
     counter: ImageCounter, split: EvaluationSplit, indices: Sequence[int]
 ) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Returns image, ground truth and prediction of a few images, by their index."""
     found = {}
     for batch, arrays in _count_batches(counter, split.batches_of(indices), split.table, EvaluationSeconds()):
+        safe_point(COUNTED)
         images, labels = batch["image"][batch["valid"]], batch["label"][batch["valid"]]
         for index, *pictures in zip(arrays["index"].tolist(), images, labels, arrays["predictions"], strict=True):
             found[index] = tuple(pictures)
@@ -152,6 +169,7 @@ def sample_logits(counter: ImageCounter, split: EvaluationSplit, seconds: Evalua
     sampled = []
     images = min(len(split.table), FIT_IMAGES)
     for _, arrays in _count_batches(counter, split.batches_from(0), split.table, seconds, images):
+        safe_point(COUNTED)
         sampled.append({name: arrays[name] for name in ("logits", "labels")})
         if sum(len(each["labels"]) for each in sampled) >= FIT_IMAGES:
             break

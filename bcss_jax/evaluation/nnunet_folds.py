@@ -13,12 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bcss_jax.common.json_files import as_json, read_json
+from bcss_jax.common.json_files import as_json
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.labels import LabelScheme, find_scheme, name_of, scheme_from_json
 from bcss_jax.nnunet import cases, folds, labels, plan_file
 from bcss_jax.nnunet.config import ALL, validate
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.nnunet.run_files import read_fingerprint, read_postprocessing, read_splits
 from bcss_jax.training import checkpoint
 from bcss_jax.training.summary import params_sha256
 
@@ -73,9 +74,8 @@ def read_folds(run_folder: Path, mesh: Mesh) -> TrainedFolds:
         does not belong to them.
       ConfigError: No label scheme of the project has the labels of the run, or the run postprocesses its labels.
     """
-    names = folds.trained_fold_names(run_folder)
     found = {name: checkpoint.load_trained(run_folder / f"fold_{name}" / "checkpoints", mesh, WHICH)
-             for name in [name for name in names if name != ALL] or names}  # fmt: skip
+             for name in folds.folds_of_ensemble(run_folder)}  # fmt: skip
     schemes, networks = [], []
     for trained in found.values():
         where = trained.folder / str(trained.step)
@@ -144,11 +144,7 @@ def _refuse_postprocessing(run_folder):
     file = run_folder / "postprocessing.json"
     if not file.exists():
         return
-    decision = read_json(file, "the postprocessing of a run", "determine it again", kind=dict)
-    if "keep_largest" not in decision:
-        raise DataError(
-            f"{printable(file)}: expected the field keep_largest, found none; determine the postprocessing again"
-        )
+    decision = read_postprocessing(file, "determine the postprocessing again")
     if decision["keep_largest"]:
         raise ConfigError(
             f"{printable(file)}: the run postprocesses its labels (largest components only), but the evaluation scores "
@@ -161,8 +157,8 @@ def _trained_names(run_folder, metadata):
     if ALL in metadata:
         return None
     remedy = "put the run's files back"
-    fingerprint = read_json(run_folder / "dataset_fingerprint.json", "the fingerprint of the data set", remedy)
-    splits = read_json(run_folder / "splits_final.json", "the split that the folds were trained with", remedy)
+    fingerprint = read_fingerprint(run_folder / "dataset_fingerprint.json", remedy)
+    splits = read_splits(run_folder / "splits_final.json", remedy)
     try:
         names = set()
         for name, of_fold in metadata.items():

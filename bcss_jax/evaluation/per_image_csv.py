@@ -17,6 +17,7 @@ import numpy as np
 
 from bcss_jax import metrics
 from bcss_jax.common.files import write_text
+from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.errors import DataError
 from bcss_jax.labels import LabelScheme
 
@@ -123,9 +124,9 @@ def read_per_image(path: Path) -> PerImageScores:
     Raises:
       DataError: It is not such a file, or an image occurs twice. The message is one line.
     """
+    content = read_regular_file(path, "a per_image.csv", "evaluate again")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file, strict=True))
+        header, *rows = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
         class_names = tuple(name.removeprefix("dice_") for name in header[len(ID_COLUMNS) :: len(CLASS_COLUMNS)])
         if header != _columns(class_names) or not rows or any(len(row) != len(header) for row in rows):
             raise ValueError("other columns")
@@ -135,8 +136,7 @@ def read_per_image(path: Path) -> PerImageScores:
         scores: dict[str, Any] = {
             name: np.where(columns[name] == "", "nan", columns[name]).astype(np.float64) for name in SCORE_COLUMNS
         }
-    except OSError as error:
-        raise DataError(f"{path}: expected a per_image.csv, found: {error.strerror}; evaluate again") from error
+        _check_values(counts, scores)
     except (ValueError, OverflowError, csv.Error) as error:
         raise DataError(
             f"{path}: expected the columns and numbers of a per_image.csv, found others; evaluate again"
@@ -144,6 +144,20 @@ def read_per_image(path: Path) -> PerImageScores:
     ids: dict[str, Any] = {name: tuple(row[i] for row in rows) for i, name in enumerate(ID_COLUMNS)}
     _refuse_duplicates(ids["key"], path)
     return PerImageScores(**ids, class_names=class_names, **counts, **scores)
+
+
+def _check_values(counts: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless counts and scores are possible and belong together."""
+    tp, fp, fn = (counts[name] for name in COUNT_COLUMNS)
+    if min(tp.min(), fp.min(), fn.min()) < 0 or np.isinf(list(scores.values())).any():
+        raise ValueError("numbers out of range")
+    if any((scores[name] < 0).any() for name in SCORE_COLUMNS) or (scores["nsd"] > 1).any():
+        raise ValueError("scores out of range")
+    for name, weight in (("dice", 2), ("iou", 1)):
+        size = weight * tp + fp + fn
+        expected = np.divide(weight * tp, size, out=np.full(size.shape, np.nan), where=size > 0)
+        if not np.allclose(scores[name], expected, rtol=0, atol=1e-9, equal_nan=True):
+            raise ValueError(f"{name} of other counts")
 
 
 def _columns(class_names):

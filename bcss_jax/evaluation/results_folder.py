@@ -17,12 +17,16 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from bcss_jax.common.digests import sha256_of, sha256_of_file
 from bcss_jax.common.files import storage_errors, write_bytes, write_text
-from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
+from bcss_jax.common.interruption import safe_point
+from bcss_jax.common.json_files import as_json, describe_differences, differences, parse_json, read_json
+from bcss_jax.common.npz_files import read_npz
 from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation import per_image_csv
@@ -32,6 +36,47 @@ FORMAT = 1  # of evaluation.json and scores.json; increases when the meaning of 
 SUMMARY_FILES = ("evaluation.json", "table.md", "table.tex", "report.html", "figures")
 MODEL_FILES = ("scores.json", "progress.npz", "per_image.csv", "gallery", "MODEL_CARD.md")
 log = logging.getLogger(__name__)
+
+
+class _Document(TypedDict):
+    """What is read of evaluation.json."""
+
+    format: int
+    settings: dict[str, Any]
+
+
+class _Picture(TypedDict):
+    rank: int
+    place: int
+    key: str
+    dice: float | None
+    files: dict[str, str]
+
+
+class _Evaluation(TypedDict):
+    """What the tables, figures and the report need of an entry of evaluation.json."""
+
+    name: str
+    folder: str
+    label_scheme: dict[str, Any]
+    data: dict[str, Any]
+    part: str
+    checkpoint: dict[str, Any]
+    scores: dict[str, Any]
+    gallery: list[_Picture]
+    history: NotRequired[list[dict[str, Any]]]
+
+
+# Of the evaluation as JSON with sorted keys, and of the bytes of a file.
+_Sha256 = TypedDict("_Sha256", {"evaluation": str, "per_image.csv": str})
+
+
+class _Scores(TypedDict):
+    """Content of scores.json. Results of older versions have no digests."""
+
+    identity: dict[str, Any]
+    evaluation: _Evaluation
+    sha256: NotRequired[_Sha256]
 
 
 class ResultsFolder:
@@ -61,18 +106,17 @@ class ResultsFolder:
                 f"{folder}: expected a results folder, found {', '.join(found[:5])} and no evaluation.json; choose "
                 "another --output"
             )
-        content = _read_results(document) if found and not document.is_symlink() else None
+        content = _read_results(document, _Document) if found and not document.is_symlink() else None
         recorded = written_files.has_record(folder)
-        self._written_before = not recorded and isinstance(content, dict) and "evaluations" in content
-        if found and not recorded and not self._written_before:
+        self._written_before = not recorded and content is not None
+        if found and not recorded and content is None:
             raise ConfigError(
                 f"{document}: expected results of an evaluation, found a file of something else; choose another "
                 "--output"
             )
         self._check_files(folder, SUMMARY_FILES)
-        changed = {}
-        known = isinstance(content, dict) and content.get("format") == FORMAT
-        if isinstance(content, dict) and known:
+        changed, known = {}, content is not None and content["format"] == FORMAT
+        if content is not None and known:
             changed = differences(content["settings"], self.settings)
         self._claimed = known and not changed
         results = {path.parent for name in ("scores.json", "progress.npz") for path in folder.glob(f"*/{name}")}
@@ -140,10 +184,13 @@ class ResultsFolder:
         if found is None or found["identity"] != self._full_identity(identity):
             return None
         try:
+            sha256 = found.get("sha256", {}).get("per_image.csv")
+            if sha256 is not None and sha256_of_file(self.folder / name / "per_image.csv") != sha256:
+                raise DataError("changed")
             self.per_image(name)
             complete = all((self.folder / name / file).exists() for each in found["evaluation"]["gallery"]
                            for file in each["files"].values())  # fmt: skip
-        except DataError:
+        except (DataError, OSError):
             complete = False
         if not complete:
             log.warning("%s: files are missing or damaged; evaluating again", self.folder / name)
@@ -175,7 +222,15 @@ class ResultsFolder:
 
     def finish(self, name: str, identity: dict, evaluation: dict) -> None:
         """Marks a model as finished, after its other files were written."""
-        content = {"format": FORMAT, "identity": self._full_identity(identity), "evaluation": evaluation}
+        content = {
+            "format": FORMAT,
+            "identity": self._full_identity(identity),
+            "evaluation": evaluation,
+            "sha256": {
+                "evaluation": _digest(evaluation),
+                "per_image.csv": sha256_of_file(self.folder / name / "per_image.csv"),
+            },
+        }
         write_text(self.folder / name / "scores.json", _json(content))
         with storage_errors(self.folder / name):
             written_files.delete(self.folder / name, ["progress.npz"])
@@ -196,9 +251,12 @@ class ResultsFolder:
         write_text(self.folder / "evaluation.json", _json(content))
         if not evaluations:
             return
+        safe_point()
         tables.write(self.folder, evaluations)
         galleries = {each["folder"]: report.read_gallery(self.folder / each["folder"], each) for each in evaluations}
+        safe_point()
         figures.write(self.folder / "figures", evaluations, galleries)
+        safe_point()
         for each in evaluations:
             model_card.write(self.folder / each["folder"] / "MODEL_CARD.md", each)
         report.write(self.folder / "report.html", content, galleries)
@@ -208,25 +266,36 @@ class ResultsFolder:
 
     def _read_scores(self, name):
         path = self.folder / name / "scores.json"
-        found = _read_results(path) if path.exists() else None
-        sound = isinstance(found, dict) and isinstance(found.get("identity"), dict) and "evaluation" in found
-        return found if sound or found is None else _warn_damaged(path, "other fields")
+        found = _read_results(path, _Scores) if path.exists() else None
+        sha256 = found.get("sha256") if found else None  # results of older versions have none
+        if found is None or sha256 is None:
+            return found
+        if sha256["evaluation"] != _digest(found["evaluation"]):
+            return _warn_damaged(path, "it was changed after it was written")
+        return found
 
     def _read_progress(self, name):
         path = self.folder / name / "progress.npz"
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            return {"identity": json.loads(arrays.pop("identity").tobytes()), "arrays": arrays}
-        except Exception as error:  # NumPy and zipfile raise many types for a damaged file
+            arrays = read_npz(path, "the results so far of a stopped evaluation", "it is left out")
+            text = arrays.pop("identity", np.zeros(0, np.uint8)).tobytes()
+            return {"identity": parse_json(text, kind=dict), "arrays": arrays}
+        except DataError as error:
+            log.warning("%s", error)
+        except ValueError as error:
             return _warn_damaged(path, first_line(error))
+        return None
 
 
-def _read_results(path):
+def _digest(evaluation: dict) -> str:
+    return sha256_of(json.dumps(evaluation, sort_keys=True, allow_nan=False).encode())
+
+
+def _read_results(path, kind):
     try:
-        return read_json(path, "results of an evaluation", "they are left out")
+        return read_json(path, "results of an evaluation", "they are left out", kind=kind)
     except DataError as error:
         log.warning("%s", error)
         return None

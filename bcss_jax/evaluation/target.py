@@ -8,10 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bcss_jax import metrics
-from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.interruption import Interruption, safe_point
 from bcss_jax.errors import NumericalError
 from bcss_jax.evaluation import per_image_csv
 from bcss_jax.evaluation.accumulate import (
+    COUNTED,
     TOLERANCE_UM,
     Arrays,
     EvaluationSeconds,
@@ -140,6 +141,7 @@ def evaluate(
             )
     except NumericalError as error:
         raise NumericalError(f"{target.name}: {error}") from error
+    safe_point(COUNTED)
     gallery_entries, (height, width) = _write_gallery(target, results, counter, counts)
     per_image_csv.write_per_image(results.folder / target.folder / "per_image.csv", image_results.per_image())
     evaluation = target.describe() | {
@@ -166,6 +168,7 @@ def paired_differences(targets: Sequence[EvaluationTarget], results: ResultsFold
     found = []
     for number, a in enumerate(targets):
         for b in targets[number + 1 :]:
+            safe_point()
             if a.scheme == b.scheme and a.identity()["data"] == b.identity()["data"]:
                 difference = _difference(results.per_image(a.folder), results.per_image(b.folder))
                 found.append({"a": a.name, "b": b.name, **difference})

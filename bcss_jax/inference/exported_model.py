@@ -24,7 +24,6 @@ A file of this kind is a program: use it only if you trust its source. JAX promi
 releases (docs.jax.dev/en/latest/export); keep the checkpoint for longer.
 """
 
-import json
 import logging
 import re
 import zipfile
@@ -40,6 +39,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import portable_stem
+from bcss_jax.common.json_files import parse_json
 from bcss_jax.data.resolution.check import why_impossible
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
@@ -144,9 +144,9 @@ def _read(path: Path) -> tuple[dict, bytes]:
             if entry.file_size > min(most, Path(path).stat().st_size):
                 raise ValueError(f"{name} claims {entry.file_size} bytes")
         try:
-            metadata = json.loads(file.read(METADATA), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{METADATA} is not JSON ({first_line(error)})") from error
+            metadata = parse_json(file.read(METADATA))
+        except ValueError as error:
+            raise ValueError(f"{METADATA} is not JSON as it was written: {first_line(error)}") from error
         return metadata, file.read(PROGRAM)
 
 
@@ -157,10 +157,6 @@ def _check_digests(metadata: dict, content: bytes, where: str) -> None:
         log.warning("%s: exported by an earlier version, without digests: it is used, but not verified", where)
     elif metadata[DIGESTS] != {PROGRAM: sha256_of(content), METADATA: sha256_of_json(others)}:
         raise ValueError("another content than was written (SHA-256)")
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not a number")
 
 
 def _checked(metadata: Any) -> LabelScheme:

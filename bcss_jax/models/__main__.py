@@ -21,6 +21,7 @@ from flax import nnx
 
 from bcss_jax import losses, models
 from bcss_jax.common import command
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.cost import forward_flops
 
@@ -50,6 +51,7 @@ def print_table() -> None:
     """Prints one line per network."""
     print(f"{'network':<16}{'parameters':>13}{'GFLOPs':>9}{'activations at batch 128':>26}{'part that fits 16 GB':>22}")
     for name in sorted(models.MODELS):
+        safe_point()
         parameters, gflops, per_image = measure(name)
         part = fitting_part(parameters, per_image)
         print(

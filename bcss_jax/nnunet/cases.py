@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from bcss_jax.common import digests
 from bcss_jax.common.figures import CLASS_COLORS
@@ -24,6 +25,7 @@ from bcss_jax.data.cache import digest_of_files
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.image_files import read_pair
 from bcss_jax.data.image_folder import LeftOut
+from bcss_jax.data.mask_codes import PaletteColors
 from bcss_jax.data.names import stated_patient
 from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.labels import LabelScheme, lookup_table
@@ -33,6 +35,13 @@ RAW = "nnunet"  # the layout of nnU-Net's raw data folders
 LAYOUTS = (*discovery.LAYOUTS, RAW)
 log = logging.getLogger(__name__)
 VERSION = 1  # version of the prepared data; increase it when they change
+
+
+class _Checked(TypedDict):
+    """Content of cases.json."""
+
+    usable: list[str]
+    report: checks.CheckReportJson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +172,12 @@ def _checked(tiles, folder, allow_missing, max_bad):
         digests.write_text_with_digest(
             file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
         )
-    found = read_json(
-        file, "the checked cases of a data set", "delete it to check them again", kind=dict, error_type=StorageError
-    )
-    return set(found["usable"]), checks.CheckReport(**found["report"])
+    expected, remedy = "the checked cases of a data set", "delete it to check them again"
+    found = read_json(file, expected, remedy, kind=_Checked, error_type=StorageError)
+    usable, report = set(found["usable"]), checks.CheckReport.from_json(found["report"])
+    if not len(found["usable"]) == len(usable) == sum(report.tiles.values()) or not usable <= {t.key for t in tiles}:
+        raise StorageError(f"{printable(file)}: expected {expected}, found another number of them; {remedy}")
+    return usable, report
 
 
 def _description(settings, mpp, digest, report):
@@ -232,12 +243,13 @@ def _raw(root, prepared_dir, allow_missing):
         [path for case in raw.cases for path in (case.image, case.mask)],
         root,
     )
+    warn, colors = _warn_once(), PaletteColors()
     cases = [
         Case(
             name,
             stated_patient(name),
             split,
-            lambda i=image, m=mask: read_pair(i, m, num_codes, warn=lambda line: None),
+            lambda i=image, m=mask: read_pair(i, m, num_codes, warn, colors),
         )
         for name, image, mask, split in raw.cases
     ]
@@ -250,6 +262,18 @@ def _raw(root, prepared_dir, allow_missing):
     counts = {**raw.counts(), "patients": None if unstated else len(patients), "cases_without_patient": unstated}
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
     return Cases(train, test, dataset, scheme_of(dataset), None, folder, None, counts, line)
+
+
+def _warn_once() -> Callable[[str], None]:
+    """Returns a function that logs a warning unless it has logged it before: cases are read several times."""
+    said = set()
+
+    def warn(line):
+        if line not in said:
+            said.add(line)
+            log.warning("%s", line)
+
+    return warn
 
 
 def _shared_patients(train, test):

@@ -14,12 +14,12 @@ from bcss_jax.config import check_data_folder, check_masks, check_one_of, check_
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
-from bcss_jax.nnunet.folds import NUM_FOLDS, read_splits
+from bcss_jax.nnunet.folds import ALL, NUM_FOLDS, read_splits
 from bcss_jax.nnunet.plan import PRESETS
 
 RANGES = TRAINING_RANGES | {name: Range(1, 10**6, whole=True) for name in ("iterations", "val_iterations")}
 FOLDS = ("patient", "case", "published")
-EACH, ALL = "each", "all"
+EACH = "each"
 
 
 def default() -> ConfigDict:

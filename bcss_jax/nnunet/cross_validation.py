@@ -11,11 +11,11 @@ from PIL import Image
 from bcss_jax import metrics
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
-from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
+from bcss_jax.nnunet.run_files import read_fold_scores
 
 
 def summarize(workdir: Path, splits: list[dict], scheme: LabelScheme, data: dict) -> tuple[dict, str] | None:
@@ -37,7 +37,7 @@ def summarize(workdir: Path, splits: list[dict], scheme: LabelScheme, data: dict
     files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(len(splits))]
     if not all(file.exists() for file in files):
         return None
-    summaries = [read_json(file, "the scores of a fold", "validate the fold again", kind=dict) for file in files]
+    summaries = [read_fold_scores(file, scheme) for file in files]
     for file, each, split in zip(files, summaries, splits, strict=True):
         differing = sorted(set(each["counts"]) ^ set(split["val"]))
         if differing:

@@ -5,8 +5,10 @@ rather than how it generalizes. By default, all cases of a patient are therefore
 """
 
 import collections
+import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from bcss_jax.common.json_files import read_json
 from bcss_jax.data.image_folder import composed
 from bcss_jax.errors import DataError, printable
 
+log = logging.getLogger(__name__)
+
 NUM_FOLDS, SEED = 5, 12345  # nnU-Net's
+ALL = "all"  # name of the fold that is trained on all cases
 Split = dict[str, list[str]]
 
 
@@ -45,8 +50,8 @@ def by_patient(names: Sequence[str], patients: Sequence[str], count: int = NUM_F
         found = ", ".join(map(printable, sorted(cases)[:5])) or "none"
         raise DataError(
             f"{count} folds by patient need at least {count} patients, found {len(cases)} ({found}; a case whose name "
-            "does not say its patient counts as one); add data, use the split of the data set with "
-            "--config.folds=published or folds of your own with --config.folds=FILE, or train on everything with "
+            "does not say its patient counts as one); add data, give folds of your own with "
+            "--config.folds=FILE (or published, the split of a data set that has one), or train on everything with "
             "--config.fold=all"
         )
     order = np.random.RandomState(seed).permutation(sorted(cases)).tolist()
@@ -153,7 +158,34 @@ def fold_sha256(fingerprint: dict, split: Split, plan: dict) -> str:
 
 
 def trained_fold_names(run: Path) -> list[str]:
-    """Returns the sorted names of the folds with checkpoints in the folder of a run; empty for other runs."""
+    """Returns the sorted names of the folds with checkpoints in the folder of a run; empty for other runs.
+
+    Other folders, such as a copy fold_0_old, are no folds.
+    """
+    return [name for name in _names_with_checkpoints(run) if name == ALL or name.isdecimal()]
+
+
+def folds_of_ensemble(run: Path) -> list[str]:
+    """Returns the folds of a run that predict together: the numbered ones, or "all" if there are no others.
+
+    The log names those that are left out: copies, and folds that were planned but not trained.
+    """
+    names = trained_fold_names(run)
+    chosen = [name for name in names if name != ALL] or names
+    others = [f"fold_{name}" for name in _names_with_checkpoints(run) if name not in chosen]
+    if others:
+        log.warning("%s: not used: %s", printable(run), ", ".join(map(printable, others)))
+    if chosen and ALL not in chosen:
+        planned = []
+        with contextlib.suppress(DataError):  # predicting does not need the file
+            planned = read_json(run / "splits_final.json", "the folds of a run", "put the file back", kind=list)
+        untrained = [str(number) for number in range(len(planned)) if str(number) not in chosen]
+        if untrained:
+            log.warning("%s: fold %s of %d not trained, left out", printable(run), ", ".join(untrained), len(planned))
+    return chosen
+
+
+def _names_with_checkpoints(run):
     return sorted(folder.parent.name.removeprefix("fold_") for folder in run.glob("fold_*/checkpoints"))
 
 

@@ -81,15 +81,17 @@ def check_dataset(dataset: dict) -> None:
     """
     found = dataset.get("labels") if isinstance(dataset, dict) else None
     if not isinstance(found, dict) or not found:
-        raise DataError(f"nnU-Net dataset.json: labels are {found!r}; expected names and numbers, background 0 first")
+        raise DataError(
+            f"nnU-Net dataset.json: labels are {_short(found)}; expected names and numbers, background 0 first"
+        )
     for name, label in found.items():
         if isinstance(label, list | tuple):
             raise DataError(
-                f"nnU-Net dataset.json: label {name!r} is the region {list(label)}; regions are not supported, "
-                "give each class one number"
+                f"nnU-Net dataset.json: label {_short(name)} is the region {_short(list(label))}; "
+                "regions are not supported, give each class one number"
             )
         if not isinstance(label, numbers.Integral) or isinstance(label, bool):
-            raise DataError(f"nnU-Net dataset.json: label {name!r} is {label!r}; expected an integer")
+            raise DataError(f"nnU-Net dataset.json: label {_short(name)} is {_short(label)}; expected an integer")
     if found.get("background") != 0:
         raise DataError(
             f"nnU-Net dataset.json: background is {found.get('background', 'missing')}; "
@@ -110,7 +112,12 @@ def check_dataset(dataset: dict) -> None:
         raise DataError(f"nnU-Net dataset.json: there is no class except background and ignore; found {listed}")
     channels = dataset.get("channel_names") or dataset.get("modality")
     if not isinstance(channels, dict) or len(channels) != _RGB:
-        raise DataError(f"nnU-Net dataset.json: channel_names are {channels!r}; expected three, for RGB images")
+        raise DataError(f"nnU-Net dataset.json: channel_names are {_short(channels)}; expected three, for RGB images")
+
+
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}.."
 
 
 def ignore_label(dataset: dict) -> int | None:

@@ -8,9 +8,13 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax.common.files import write_text
-from bcss_jax.common.json_files import read_json
+from bcss_jax.common.json_files import check_shape, read_json
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.arguments import is_count
 from bcss_jax.nnunet.network import class_and_arguments
@@ -25,6 +29,40 @@ _FIELDS_2D = (
 )  # fmt: skip
 _FIELDS_V1 = {"plans_per_stage", "num_stages", "base_num_features"}
 _TOLERANCE = 1e-4  # of statistics, relative to their standard deviation
+
+
+class _ArchitectureArguments(TypedDict):
+    norm_op_kwargs: NotRequired[dict[str, Any] | None]
+    nonlin_kwargs: NotRequired[dict[str, Any] | None]
+
+
+class _Architecture(TypedDict):
+    network_class_name: str
+    arch_kwargs: _ArchitectureArguments
+
+
+class _Configuration2d(TypedDict):
+    preprocessor_name: str
+    batch_size: int
+    patch_size: list[int]
+    median_image_size_in_voxels: list[float]
+    spacing: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool]
+    architecture: _Architecture
+    batch_dice: bool
+
+
+_Configurations = TypedDict("_Configurations", {"2d": _Configuration2d})
+
+
+class _Plan(TypedDict):
+    plans_name: str
+    dataset_name: NotRequired[str]
+    experiment_planner_used: NotRequired[str]
+    transpose_forward: list[int]
+    configurations: _Configurations
+    foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
 
 
 def read_plan(path: Path | str) -> dict:
@@ -185,6 +223,10 @@ def _check_plan(plan):
     if "UNet_class_name" in configuration:
         raise DataError("a plan of nnU-Net before 2.4, which has no `architecture`; make a new plan")
     _need(configuration, _FIELDS_2D, "configuration 2d")
+    try:
+        check_shape(plan, _Plan)
+    except ValueError as error:
+        raise DataError(f"expected an nnU-Net plan, found: {error}; make a new plan") from error
     class_and_arguments(plan)
     _check_numbers(configuration)
     if configuration["preprocessor_name"] != "DefaultPreprocessor":
@@ -237,6 +279,7 @@ def _size(sizes):
 
 def _brief(values):
     """Returns values as text, such as `1, 2 (5 times)` for 1, 2, 2, 2, 2, 2."""
+    values = values if isinstance(values, list) else [values]  # one number stands for all stages
     runs = [(value, len(list(run))) for value, run in itertools.groupby(values)]
     return ", ".join(
         f"{value} ({count} times)" if count > 2 else ", ".join([str(value)] * count) for value, count in runs

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.errors import DataError, NumericalError
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.nnunet import ensemble, windows
@@ -135,6 +136,7 @@ def predict_logits(
     weight = windows.window_weights(patch_size)[..., None]
     total, count = None, np.zeros((*image.shape[:2], 1), np.float32)
     for in_batch, logits, finite in _one_ahead(dispatched()):
+        safe_point()
         logits = np.asarray(logits)
         for (y, x), is_finite in zip(in_batch, np.asarray(finite), strict=False):
             if not is_finite:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bcss_jax.common.json_files import read_json
+from bcss_jax.common.ranges import Range
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data.image_files import FORMATS, SUFFIXES
 from bcss_jax.data.image_folder import LeftOut, comparable, composed, list_images, misspelled
 from bcss_jax.errors import DataError, printable
-from bcss_jax.models.arguments import is_count
 from bcss_jax.nnunet import labels
 
 SPLITS = (("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))  # images, labels, split
@@ -131,8 +131,9 @@ def _check_fields(file: Path, dataset: dict) -> tuple[str, ...]:
             "correct it"
         )
     for key in ("numTraining", "numTest"):
-        if key in dataset and not (is_count(dataset[key]) or dataset[key] == 0):
-            raise DataError(f"{printable(file)}: expected {key} as a number of cases, found {dataset[key]!r}")
+        if key in dataset and dataset[key] not in Range(0, 10**9, whole=True):
+            found = ascii(dataset[key])[:80]
+            raise DataError(f"{printable(file)}: expected {key} as a number of cases, found {found}; correct it")
     reader = dataset.get("overwrite_image_reader_writer")
     if reader not in READERS:
         raise DataError(

@@ -12,7 +12,7 @@ from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.errors import ConfigError
+from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
 from bcss_jax.nnunet import cases as case_sets
@@ -188,7 +188,10 @@ def _plan(config: Any, cases: case_sets.Cases, fingerprint: dict) -> dict:
             fingerprint, cases.dataset, config.preset, rule_before_2_3_1=config.rule_before_2_3_1, dataset_name=name
         )
     plan = plan_file.read_plan(config.plan)
-    plan_file.check_plan(plan, cases.dataset, fingerprint)
+    try:
+        plan_file.check_plan(plan, cases.dataset, fingerprint)
+    except DataError as error:
+        raise DataError(f"{printable(config.plan)}: {error}") from error
     return plan
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from bcss_jax.common import digests
 from bcss_jax.common.files import storage_errors, sync, sync_tree, wait_for_lock
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.progress import ProgressLine
@@ -22,6 +23,7 @@ from bcss_jax.errors import DataError, StorageError, first_line
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import extract_fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
+from bcss_jax.nnunet.run_files import read_fingerprint
 
 _ARRAYS = ("data.npy", "labels.npy", "locations.npz")
 _NO_DIGESTS = "no digests"
@@ -88,15 +90,14 @@ def fingerprint_of(cases: Cases) -> dict:
 
                 @functools.lru_cache(1)  # image and mask are read together, and used one after the other
                 def read(index):
+                    safe_point()
                     line.update(index)
                     return cases.train[index].read()
 
                 images, masks = _Column(read, count, 0), _Column(read, count, 1)
                 found = extract_fingerprint(images, masks, names=[case.name for case in cases.train])
             digests.write_text_with_digest(file, json.dumps(found, indent=1))
-        return read_json(
-            file, "the fingerprint of a data set", "delete it to take it again", kind=dict, error_type=StorageError
-        )
+        return read_fingerprint(file, "delete it to take it again", StorageError)
 
 
 def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path) -> list[StoredCase]:
@@ -124,6 +125,7 @@ def preprocessed(cases: Sequence[Case], dataset: dict, plan: dict, folder: Path)
         missing = [(case, to) for case, to, done in zip(cases, stored, sound, strict=True) if not done]
         with contextlib.closing(ProgressLine("preprocessing", len(missing))) as line:
             for done, (case, to) in enumerate(missing, 1):
+                safe_point("stopped between two cases; the same command goes on from there")
                 _write(case, to.path, dataset, plan)
                 line.update(done)
     return stored

@@ -16,7 +16,7 @@ from bcss_jax import losses, metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
-from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.interruption import Interruption, work_has_ended
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.errors import ConfigError, NumericalError
@@ -88,6 +88,7 @@ def train_fold(
                 )
             session.stop_if_asked(epochs)
         session.checkpoints.wait()
+    work_has_ended()
     return record
 
 

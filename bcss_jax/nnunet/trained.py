@@ -6,11 +6,11 @@ from pathlib import Path
 
 from flax import nnx
 
-from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
 from bcss_jax.labels import LabelScheme, scheme_from_json
 from bcss_jax.nnunet import plan_file, result_folder
-from bcss_jax.nnunet.folds import trained_fold_names
+from bcss_jax.nnunet.folds import folds_of_ensemble, trained_fold_names
+from bcss_jax.nnunet.run_files import read_postprocessing
 from bcss_jax.training.checkpoint import load_model
 
 
@@ -59,7 +59,7 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
         found = result_folder.read_result_folder(folder, numbers)
         models = {str(fold): found.model(fold) for fold in found.folds}
         return TrainedFolds(found.plan, found.dataset, models, found.mirror_axes, None)
-    chosen = list(folds) if folds is not None else [name for name in ours if name != "all"] or ours
+    chosen = list(folds) if folds is not None else folds_of_ensemble(folder)
     absent = [name for name in chosen if name not in ours]
     if absent:
         raise DataError(
@@ -72,6 +72,11 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
             raise DataError(
                 f"{folder}: expected a run of configs/nnunet.py, found one without a plan; name another folder"
             )
+        if metadata.get("fold", name) != name:
+            raise DataError(
+                f"{folder / f'fold_{name}'}: expected the checkpoint of fold {name}, found that of fold "
+                f"{metadata['fold']}; restore or remove this folder"
+            )
         plans.append((metadata["plan"], metadata["dataset"]))
         try:
             stored = metadata.get("project_scheme")
@@ -83,7 +88,7 @@ def load_trained_folds(folder: Path, folds: Sequence[str] | None = None) -> Trai
     decision = folder / "postprocessing.json"
     postprocessing = None
     if decision.exists():
-        postprocessing = read_json(decision, "the postprocessing of a run", "delete it or determine it again")
+        postprocessing = read_postprocessing(decision, "delete it or determine it again")
     plan, dataset = plans[0]
     plan_file.check_plan(plan, dataset)
     return TrainedFolds(plan, dataset, models, (0, 1), postprocessing, project_scheme)

@@ -10,6 +10,7 @@ import numpy as np
 from bcss_jax import metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_png, write_text
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import NumericalError
 from bcss_jax.labels import LabelScheme
@@ -70,6 +71,7 @@ def validate(
             if number in chosen:
                 pictures.append((case.name, image, truth, labels))
             line.update(number + 1)
+    safe_point()
     names, images, truths, predictions = zip(*pictures, strict=True)
     side = [min(PICTURE_SIDE, *(image.shape[axis] for image in images)) for axis in (0, 1)]
     images, truths, predictions = (np.stack([_center(a, side) for a in each]) for each in (images, truths, predictions))

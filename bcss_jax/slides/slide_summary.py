@@ -15,6 +15,7 @@ from bcss_jax.slides.grid import Grid
 FORMAT = 1  # raised when older code could not read what newer code writes
 FILE = "summary.json"  # in the folder of a slide's results
 MAX_SIDE = 1 << 24  # pixels; ten times the side of the largest scans
+MAX_NUMBER = 1e18  # of an area, a time or a resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +258,10 @@ def _notes(values) -> tuple[str, ...] | None:
 
 def _check(summary: SlideSummary) -> None:
     """Raises ValueError, KeyError, TypeError or AttributeError unless the parts that stay JSON are valid."""
+    sides = ((summary.grid.width, summary.slide.width), (summary.grid.height, summary.slide.height))
+    for scale, (pixels, slide_pixels) in zip(summary.grid.scale, sides, strict=True):
+        if not math.isclose(scale * pixels, slide_pixels, rel_tol=1e-6):
+            raise ValueError(f"scale {_short(scale)}, which does not fit {slide_pixels} pixels of the slide")
     _text(summary.model["name"], "name of the model")
     _number(summary.model["mpp"], "mpp of the model", positive=True)
     for name in ("tissue_area_mm2", "unreadable_area_mm2"):
@@ -276,6 +281,9 @@ def _check(summary: SlideSummary) -> None:
     _number(summary.seconds["total"], "total seconds")
     for scores in (summary.scores, summary.scores_of_region):
         if scores is not None:
+            names = {each.name for each in summary.classes} | {"macro"}
+            if scores["dice"].keys() != names:
+                raise ValueError("dice of other classes")
             for name, dice in scores["dice"].items():
                 _optional_number(dice, f"dice of {name}")
     fingerprint = summary.fingerprint
@@ -290,7 +298,7 @@ def _integer(value, name, low, high) -> int:
 
 
 def _number(value, name, positive=False) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf or (positive and value == 0):
+    if type(value) not in (int, float) or not 0 <= value <= MAX_NUMBER or (positive and value == 0):
         raise ValueError(f"{name} {_short(value)}")
     return value
 

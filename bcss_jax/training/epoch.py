@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 
-from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.interruption import Interruption, work_is_saved
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.timing import InputWait
@@ -83,11 +83,13 @@ class TrainingSession(Generic[Record]):
         """Stores the arguments; `title` stands before messages where several trainings share one output."""
         self.state, self.record, self.checkpoints, self.metadata = state, record, checkpoints, metadata
         self.settings, self._interruption, self._prefix = settings, interruption, f"{title}: " if title else ""
+        work_is_saved()
 
     def save(self, improved_at: int | None = None) -> None:
         """Saves state and record; arguments and errors as `Checkpoints.save`."""
         self.record.tick()
         self.checkpoints.save(self.state, self.record.to_json(), self.metadata, improved_at)
+        work_is_saved()
 
     def progress_line(self, label: str) -> contextlib.closing[ProgressLine]:
         """Returns the context manager of the progress display of the current epoch."""

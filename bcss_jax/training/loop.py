@@ -1,11 +1,13 @@
 """Training of a run: data and compiled steps, epochs with evaluation and checkpoints, and the report at the end."""
 
 import contextlib
+import functools
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from bcss_jax import labels, metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
-from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.interruption import Interruption, safe_point, work_has_ended
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.data import tfrecords
@@ -37,6 +39,8 @@ from bcss_jax.training.step import TrainState
 from bcss_jax.training.summary import device, summary, versions
 
 SAMPLE_PICTURES = 6  # rows of samples.png
+BEFORE = "stopped before the first step; the same command starts again"
+TRAINED = "stopped after the training; the same command writes the report"
 TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/s  input wait    time"
 
 
@@ -61,8 +65,10 @@ def train(config: Any, workdir: Path, interruption: Interruption) -> None:
             run.write_progress(row)
             session.stop_if_asked(config.epochs)
         session.checkpoints.wait()
+        work_has_ended()
         test_scores = run.evaluate_finished_run()
     if is_main_process():
+        safe_point(TRAINED)
         run.write_report(test_scores)
 
 
@@ -98,9 +104,11 @@ class Run:
         model = build.create_model(config, self._scheme)
         self._steps = build.make_steps(config, self._scheme, model, self._mesh)
         pretrained = self._load_pretrained(model)
+        safe_point(BEFORE)
         state = place_replicated(TrainState.create(model, self._steps.tx, self._steps.schedule), self._mesh)
         del model  # otherwise its arrays would stay in device memory in addition to the state
         self._data = self._prepare_data()
+        safe_point(BEFORE)
         self._pipeline = {
             "table": labels.lookup_table(self._scheme, self._data.codes),
             "ignore_index": self._scheme.ignore_index,
@@ -254,7 +262,13 @@ class Run:
 
     # --- Evaluation ---
 
-    def evaluate(self, weights, split: str = "val", examples: frozenset[int] = frozenset()) -> Evaluation:
+    def evaluate(
+        self,
+        weights,
+        split: str = "val",
+        examples: frozenset[int] = frozenset(),
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
         """Evaluates a split.
 
         Args:
@@ -262,6 +276,7 @@ class Run:
           split: "val" or "test".
           examples: positions of examples in the split. If given, only the batches that hold them are evaluated, and
             their images, labels and predictions are returned.
+          between_batches: called after each batch.
 
         Raises:
           NumericalError: the loss is not finite.
@@ -282,6 +297,7 @@ class Run:
             for row, index in enumerate(batch["index"]):
                 if positions[row] in examples:
                     kept[int(index)] = batch["image"][row], batch["label"][row], report["predictions"][row]
+            between_batches()
         if not all(np.isfinite(value).all() for value in totals.sums.values()):
             raise NumericalError(
                 f"{split}: the loss is not finite at step {int(self.session.state.step)}, so there are no predictions; "
@@ -308,14 +324,15 @@ class Run:
         rows = config.eval_batch_size // jax.process_count()
         own = [i for i in range(self._data.splits["val"]) if i % config.eval_batch_size < rows]
         chosen = frozenset(own[i] for i in np.linspace(0, len(own) - 1, min(SAMPLE_PICTURES, len(own))).astype(int))
-        examples = self.evaluate(best, examples=chosen).examples
+        stop = functools.partial(safe_point, TRAINED)
+        examples = self.evaluate(best, examples=chosen, between_batches=stop).examples
         # If the best checkpoint is damaged, the last one is drawn in its place, and no scores are called the best.
         each = [(best.which.replace("latest", "last"), best), ("last", session.state)]
         test_scores = {}
         if self._data.splits.get("test"):
             print_main(f"evaluating the {self._data.splits['test']} test images")
             for which, weights in each:
-                test_scores[which] = self.evaluate(weights, "test").scores
+                test_scores[which] = self.evaluate(weights, "test", between_batches=stop).scores
         if is_main_process():
             table, file = self._data.table("val"), self._workdir / "samples.png"
             images, truth, predictions = (

@@ -2,6 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import read_json
@@ -18,6 +21,19 @@ DOCUMENTS = ("plans.json", "dataset.json", "dataset_fingerprint.json", "splits_f
 # Paths of Orbax's and TensorBoard's files in their folders.
 CHECKPOINT_FILES = r"(\d+|damaged-\d+-\d+)(\.[^/]*tmp[^/]*)?/.*"
 TENSORBOARD_FILES = r"(.*/)?events\.out\.tfevents\..*"
+
+
+class _Model(TypedDict):
+    name: NotRequired[str]
+
+
+class _Config(TypedDict):
+    """What comparing two configs needs to know of their types; nnU-Net's method has no model."""
+
+    data: dict[str, Any]
+    labels: NotRequired[str]
+    label_scheme: NotRequired[dict[str, Any]]
+    model: NotRequired[_Model]
 
 
 def claim(workdir: Path, config: dict, fresh: bool) -> None:
@@ -54,7 +70,7 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
     saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))
     begun = saved or (workdir / "history.csv").exists()
     if path.exists() and begun:
-        old = read_json(path, "the config of a run", "start over with --fresh", kind=dict, error_type=ConfigError)
+        old = read_json(path, "the config of a run", "start over with --fresh", kind=_Config, error_type=ConfigError)
         changed = differences(old, config)
         if changed:
             raise ConfigError(

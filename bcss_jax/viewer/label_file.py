@@ -3,17 +3,22 @@
 import contextlib
 import os
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.grid import Grid
 
 MAX_TILE = 4096  # pixels of a side; a tile is decoded whole, and larger ones are not usual
 MAX_TOP = 8192  # pixels of a side of the smallest level, which may be read whole
+COMPRESSIONS = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
+MAX_ENCODED = 2  # bytes of a compressed tile for each pixel; incompressible tiles grow by less than a thousandth
+EXPECTED, REMEDY = "the labels of a slide as a tiled pyramid", "segment the slide again"
 COARSER = 1.1  # a level may be coarser than the requested resolution by this factor
 
 
@@ -35,6 +40,7 @@ class LabelFile:
           DataError: the file is missing or damaged, or does not hold the labels of this grid.
         """
         self._path, self._lock = path, threading.Lock()
+        check_regular_file(path, EXPECTED, REMEDY)
         with _as_data_error(path), contextlib.ExitStack() as opened:
             self._file = opened.enter_context(open(path, "rb"))
             tiff = opened.enter_context(tifffile.TiffFile(self._file))
@@ -86,16 +92,19 @@ class LabelFile:
         offset, count = page.dataoffsets[index], page.databytecounts[index]
         if not count:
             return None
+        if count > MAX_ENCODED * page.tilelength * page.tilewidth:
+            raise ValueError(f"a tile of {count} bytes")
         with self._lock:
             self._file.seek(offset)
             encoded = self._file.read(count)
         if len(encoded) != count:
             raise ValueError("the file ends early")
-        decoded = page.decode(encoded, index)[0]
-        tile = np.zeros((page.tilelength, page.tilewidth), np.uint8)
-        decoded = decoded.reshape(decoded.shape[-3:-1])
-        tile[: decoded.shape[0], : decoded.shape[1]] = decoded  # tiles at the edges are cropped to the image
-        return tile
+        if page.compression != tifffile.COMPRESSION.NONE:
+            # One byte more than there should be shows a tile that would unpack to more.
+            encoded = zlib.decompressobj().decompress(encoded, page.tilelength * page.tilewidth + 1)
+        if len(encoded) != page.tilelength * page.tilewidth:
+            raise ValueError(f"a tile that does not have {page.tilelength * page.tilewidth} pixels")
+        return np.frombuffer(encoded, np.uint8).reshape(page.tilelength, page.tilewidth)
 
 
 def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
@@ -105,6 +114,8 @@ def _level(page, grid: Grid) -> tuple[int, tifffile.TiffPage]:
     """
     if not page.is_tiled or page.dtype != np.uint8 or page.samplesperpixel != 1:
         raise ValueError("an image that is not tiled with one channel of 8 bits")
+    if page.compression not in COMPRESSIONS or page.predictor != tifffile.PREDICTOR.NONE:
+        raise ValueError(f"the compression {page.compression.name}, which bcss_jax.segment does not write")
     if max(page.tilewidth, page.tilelength) > MAX_TILE:
         raise ValueError(f"tiles of {page.tilewidth} x {page.tilelength} pixels")
     factor = 1 << max(0, round(np.log2(grid.width * grid.height / (page.imagewidth * page.imagelength)) / 2))
@@ -137,7 +148,4 @@ def _as_data_error(path: Path):
         yield
     except Exception as error:  # tifffile and the decoders raise many kinds of errors for a damaged file
         found = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise DataError(
-            f"{printable(os.fspath(path))}: expected the labels of a slide as a tiled pyramid, found: {found}; "
-            "segment the slide again"
-        ) from error
+        raise DataError(f"{printable(os.fspath(path))}: expected {EXPECTED}, found: {found}; {REMEDY}") from error

@@ -8,9 +8,10 @@ file is opened.
 import contextlib
 import hashlib
 import importlib.resources
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import bcss_jax
-from bcss_jax.errors import DataError, printable
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.slide_summary import SlideSummary
 from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
@@ -32,6 +33,7 @@ from bcss_jax.viewer.results import Result
 from bcss_jax.viewer.slide_files import SlideFiles
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
+log = logging.getLogger(__name__)
 NUMBER = re.compile(r"[0-9]{1,8}")
 TILE_NAME = re.compile(r"([0-9]{1,8})_([0-9]{1,8})\.(jpg|labels)")
 MAX_OPEN_SLIDES, MAX_OPEN_LABELS = 3, 12  # an open slide has processes, open labels a file
@@ -70,15 +72,16 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
         yield
         viewer.close()
 
+    routes = {
+        "/": viewer.start,
+        "/static/{name:path}": viewer.static,
+        "/result/{key:path}/thumbnail.jpg": viewer.thumbnail,
+        "/result/{key:path}/slide/{level}/{name}": viewer.slide_tile,
+        "/result/{key:path}/labels/{level}/{name}": viewer.label_tile,
+        "/result/{key:path}": viewer.page,
+    }
     app = Starlette(
-        routes=[
-            Route("/", viewer.start),
-            Route("/static/{name:path}", viewer.static),
-            Route("/result/{key:path}/thumbnail.jpg", viewer.thumbnail),
-            Route("/result/{key:path}/slide/{level}/{name}", viewer.slide_tile),
-            Route("/result/{key:path}/labels/{level}/{name}", viewer.label_tile),
-            Route("/result/{key:path}", viewer.page),
-        ],
+        routes=[Route(path, _answering(endpoint)) for path, endpoint in routes.items()],
         middleware=[
             Middleware(_Headers),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
@@ -87,6 +90,22 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], Response]:
+    """Returns an endpoint that answers with 404 and a reason where the other one fails: results may hold anything."""
+
+    def answer(request: Request) -> Response:
+        try:
+            return endpoint(request)
+        except HTTPException:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            log.warning("%s: cannot be shown (%s)", printable(request.url.path), reason)
+            raise HTTPException(404, f"this result cannot be shown ({reason})") from error
+
+    return answer
 
 
 class _Headers:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.slides.slide_summary import SlideSummary
 from bcss_jax.viewer.label_tiles import MARGIN, LabelTiles
 
 SIDE = 256  # pixels, at most
-MAX_PIXELS = 64_000_000  # of an overlay that is read
+MAX_PIXELS = 32_000_000  # of an overlay that is read; `bcss_jax.segment` writes fewer than ten million
 
 
 def jpeg(summary: SlideSummary, overlay: Path | None, open_labels: Callable[[], LabelTiles]) -> bytes:
@@ -35,12 +36,13 @@ def jpeg(summary: SlideSummary, overlay: Path | None, open_labels: Callable[[], 
 
 def _of_overlay(path):
     try:
+        check_regular_file(path, "an overlay", "segment the slide again")
         with Image.open(path, formats=["PNG", "JPEG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.thumbnail((SIDE, SIDE))
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError):  # damaged
+    except Exception:  # Pillow raises many kinds of errors for a damaged file
         return None
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.slides.grid import Grid
-from bcss_jax.viewer import server
+from bcss_jax.viewer import http_server, server
 from bcss_jax.viewer.slide_files import SlideFiles
 from helpers.slide_summaries import slide_summary
 
@@ -135,7 +135,7 @@ class Served:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         app = server.application(folder, open_pool, SlideFiles(slides), allowed_hosts)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        self._server = uvicorn.Server(http_server.config_of(app))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 
     def __enter__(self):

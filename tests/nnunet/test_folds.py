@@ -89,3 +89,13 @@ def test_folds_of_a_file_are_read_and_compared_with_the_cases(tmp_path):
 def test_files_that_are_no_folds_are_refused(tmp_path, content, said):
     with pytest.raises(DataError, match=said):
         folds.read_splits(given(tmp_path, content))
+
+
+def test_copies_of_folds_are_no_folds_and_untrained_ones_are_named(tmp_path, caplog):
+    for name in ("0", "1", "1_old", "0 copy", "all"):
+        (tmp_path / f"fold_{name}" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "splits_final.json").write_text("[{}, {}, {}]")
+    assert folds.trained_fold_names(tmp_path) == ["0", "1", "all"]
+    assert folds.folds_of_ensemble(tmp_path) == ["0", "1"]
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "not used: fold_0 copy, fold_1_old, fold_all" in said and "fold 2 of 3 not trained, left out" in said

@@ -148,7 +148,7 @@ def test_a_file_that_does_not_hold_labels_is_refused_in_one_line(tmp_path):
             LabelFile(path, of)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
-    refused("No such file")
+    refused("no such file")
     path.write_bytes(b"")
     refused("segment the slide again")
     write_labels(path, pyramid(labels))

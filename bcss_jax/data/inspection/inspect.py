@@ -5,10 +5,14 @@ import difflib
 import json
 import time
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
@@ -24,6 +28,12 @@ RESULT = "inspect.json"
 PICTURES = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")
 FORMATS = ("png", "pdf")
 MOST_PATCHES = 6  # next to each other in a figure
+
+
+class _Results(TypedDict):
+    """What is read of inspect.json."""
+
+    settings: dict[str, Any]
 
 
 def inspect(
@@ -68,6 +78,7 @@ def inspect(
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
         survey = take_survey(source, line.update)
     found = report(survey, scheme)
+    safe_point()
     why = "chosen patches" if patches else "two very different patches"
     if chosen is None:
         chosen = list(dict.fromkeys(most_different(survey.histograms)))
@@ -83,6 +94,7 @@ def inspect(
     written = []
     for name, figure in figures_by_name.items():
         for suffix in FORMATS if figure else ():
+            safe_point()
             figures.write(figure, output / f"{name}.{suffix}")
             written.append(f"{name}.{suffix}")
     found |= {
@@ -134,9 +146,7 @@ def _check_output(output: Path, recorded: dict, overwrite: bool) -> None:
         written_files.check(output / name for name in _files())
     if not path.exists() or (overwrite and written_files.has_record(output)):
         return
-    found = read_json(path, "results of an inspection", "add --overwrite", kind=dict, error_type=ConfigError)
-    if not isinstance(found.get("settings"), dict):
-        raise ConfigError(f"{path}: expected results of an inspection, found JSON without settings; add --overwrite")
+    found = read_json(path, "results of an inspection", "add --overwrite", kind=_Results, error_type=ConfigError)
     written_files.check(output / name for name in _files() if (output / name).is_symlink())
     changed = differences(found["settings"], recorded)
     if changed and not overwrite:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from bcss_jax.common.interruption import safe_point
+
 SIDE = 64  # pixels of the scaled image
 FREQUENCIES = 16
 WORDS = FREQUENCIES**2 // 64
@@ -103,6 +105,7 @@ def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndar
     rows, columns = _BLOCK
     for top in range(0, len(first), rows):
         for left in range(0, len(second), columns):
+            safe_point()
             differing = np.bitwise_count(first[top : top + rows, None] ^ second[left : left + columns])
             i, j = np.nonzero(differing <= _COARSE_NEAR)
             if len(i):

@@ -194,6 +194,29 @@ def _first_possible(path, stated, found, warn) -> tuple[float, float]:
     return mpp
 
 
+def warn_if_other_size(
+    path: str | os.PathLike,
+    stated: Sequence[StatedMpp],
+    expected: Sequence[tuple[float, float]],
+    warn: Callable[[str], None] = log.warning,
+) -> None:
+    """Calls `warn` with one line if a mask states another size of its pixels than its place on the slide gives it.
+
+    Args:
+      path: the mask's file.
+      stated: what it says.
+      expected: um per pixel along x and y, each of which it may have.
+      warn: called with the line.
+    """
+    found = next((each for each in stated if each.mpp is not None), None)
+    if found is not None and found.mpp is not None and all(_contradict(found.mpp, each) for each in expected):
+        warn(
+            f"{printable(path)}: {found.source} says {_text(found.mpp)} um per pixel, laid over the slide its pixels "
+            f"have {' or '.join(dict.fromkeys(_text(each) for each in expected))}; check that it is the mask of this "
+            "slide"
+        )
+
+
 def remark_on_power(mpp: tuple[float, float] | None, power: float | None) -> str:
     """Returns a remark if the power of the objective does not fit the size of the pixels, or else ""."""
     low, high = POWER_TIMES_MPP

@@ -18,7 +18,8 @@ from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.timing import StageClock
-from bcss_jax.data.resolution.check import resolved_mpp
+from bcss_jax.data.resolution.check import resolved_mpp, warn_if_other_size
+from bcss_jax.data.resolution.stated import stated_in_file
 from bcss_jax.errors import DataError, Preempted, UserError, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
@@ -237,42 +238,45 @@ class SlideSegmenter:
 
     def _overview(self, entry: Entry, pool: ReaderPool) -> _Overview:
         """Places the grid on the slide, finds tissue, and checks the ground truth if there is one."""
-        settings, info = self._settings, pool.info
+        settings, info, notes = self._settings, pool.info, []
+
+        def warn(line: str) -> None:
+            log.warning("%s", line)
+            notes.append(line)
+
+        name = printable(entry.slide.name)
         for note in info.notes:
-            log.warning("%s: %s", printable(entry.slide.name), note)
-        mpp = resolved_mpp(entry.slide, info.stated_mpp, entry.mpp)
+            warn(f"{name}: {note}")
+        mpp = resolved_mpp(entry.slide, info.stated_mpp, entry.mpp, warn)
         grid = grid_of(info.width, info.height, mpp, self.model.mpp)
         if entry.truth is not None:
-            check_truth(Path(entry.truth), self.model.scheme, settings.truth_codes, grid, settings.truth_region)
+            truth = Path(entry.truth)
+            check_truth(truth, self.model.scheme, settings.truth_codes, grid, settings.truth_region)
+            warn_if_other_size(truth, stated_in_file(truth), [mpp, (grid.mpp, grid.mpp)], warn)
         longest = max(grid.width, grid.height)
         thumbnail = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
-        notes = info.notes
         if thumbnail.unreadable is None and is_blank(thumbnail.pixels):
-            log.warning("%s: %s", printable(entry.slide.name), BLANK)
-            notes += (BLANK,)
+            warn(f"{name}: {BLANK}")
         problem = out_of_domain(thumbnail.pixels)
         if problem:
-            log.warning(
-                "%s: has %s; the model was trained on H&E in bright field, so do not rely on its result",
-                printable(entry.slide.name),
-                problem,
-            )
-        tissue = self._tissue(entry, thumbnail, grid, info.bounds)
-        return _Overview(info, mpp, grid, thumbnail.pixels, tissue, notes)
+            warn(f"{name}: has {problem}; the model was trained on H&E in bright field, so do not rely on its result")
+        tissue = self._tissue(entry, thumbnail, grid, info.bounds, warn)
+        return _Overview(info, mpp, grid, thumbnail.pixels, tissue, tuple(notes))
 
-    def _tissue(self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None) -> Tissue:
+    def _tissue(
+        self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None, warn: Callable[[str], None]
+    ) -> Tissue:
         if entry.tissue is not None:
-            return read_tissue(Path(entry.tissue), grid, _origin(bounds))
+            return read_tissue(Path(entry.tissue), grid, _origin(bounds), warn)
         if self._settings.tissue == "all":
             return Tissue(np.ones((1, 1), bool), grid)
         height, width = thumbnail.pixels.shape[:2]
         mpp = (grid.mpp * grid.width / width, grid.mpp * grid.height / height)
         tissue = Tissue(tissue_by_color(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
         if tissue.share > NEARLY_ALL and looks_like_glass(thumbnail.pixels, tissue.mask):
-            log.warning(
-                "%s: nearly the whole slide is taken for tissue, but most of it has one color, as glass has; look at "
-                "overlay.png, and mark the tissue with --tissue=FILE",
-                printable(entry.slide.name),
+            warn(
+                f"{printable(entry.slide.name)}: nearly the whole slide is taken for tissue, but most of it has one "
+                "color, as glass has; look at overlay.png, and mark the tissue with --tissue=FILE"
             )
         return tissue
 

@@ -18,6 +18,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.outputs import written_files
@@ -291,9 +293,9 @@ class FolderStatus(NamedTuple):
 
 def status_of(path: Path) -> FolderStatus:
     """Returns the status of a slide's folder."""
-    summary, failure = _finished_summary(path), _read_object(path / FAILURE)
+    summary, failure = _finished_summary(path), _read_object(path / FAILURE, _Failure)
     name = "done" if summary is not None else "pending" if failure is None else "failed"
-    return FolderStatus(name, summary, (failure or {}).get("reason", ""))
+    return FolderStatus(name, summary, " ".join(failure["reason"].split()) if failure else "")
 
 
 def model_folders(path: Path) -> list[Path]:
@@ -327,10 +329,16 @@ def _finished_summary(path) -> SlideSummary | None:
         return None
 
 
-def _read_object(path) -> dict[str, Any] | None:
-    """Returns the JSON object in a file, or None if there is none."""
+class _Failure(TypedDict):
+    """What is read of failure.json."""
+
+    reason: str
+
+
+def _read_object(path, kind: Any = dict) -> Any:
+    """Returns the JSON object in a file, or None if there is none of this shape."""
     try:
-        return read_json(path, "a JSON object", "it is left out", kind=dict)
+        return read_json(path, "a JSON object", "it is left out", kind=kind)
     except DataError:
         return None
 

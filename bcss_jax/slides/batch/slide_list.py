@@ -61,6 +61,9 @@ def read_list(path: Path) -> list[Entry]:
         raise DataError(
             f"{where}: expected UTF-8 text, found another encoding at byte {error.start}; save it as CSV UTF-8"
         ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{where}, line {line}: expected text, found a NUL character; save it as CSV UTF-8")
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         header, entries, blank, next_line = None, [], 0, 1

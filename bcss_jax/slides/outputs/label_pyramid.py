@@ -24,6 +24,7 @@ import numpy as np
 import tifffile
 
 from bcss_jax.common.files import storage_errors, whole_file
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.grid import nearest_indices
@@ -98,6 +99,7 @@ def reduced(store: TileStore, folder: Path) -> TileStore:
     """
     half = TileStore(folder, -(-store.width // 2), -(-store.height // 2), store.tile_size)
     for row in range(half.rows):
+        safe_point()
         half.write_tiles(row, [_reduced_tile(store, row, column, half) for column in range(half.columns)])
     return half
 
@@ -164,6 +166,7 @@ def _tiles(level: TileStore) -> Iterator[tuple[bytes, int]]:
     """
     run_value, run_stream, run_length = None, b"", 0  # of the tiles that share a stream
     for row in range(level.rows):
+        safe_point()
         for column in range(level.columns):
             value = level.constant(row, column)
             if run_length and value != run_value:

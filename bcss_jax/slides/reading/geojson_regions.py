@@ -1,28 +1,38 @@
 """Reads polygons from GeoJSON files, for example tissue regions drawn in QuPath."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
+from shapely.geometry.base import BaseGeometry
 
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError
+from bcss_jax.slides.reading.outline_cover import covered_by_outline, drawn_area
 
+log = logging.getLogger(__name__)
+
+_NAMED_CHANGE = 0.01  # share of the area by which a geometry may differ from its outlines without a warning
 _MAX_BYTES = 1 << 29  # larger files are refused
 _MAX_COORDINATE = 1e8  # pixels; larger coordinates are not on any slide
 
 
-def read_regions(path: Path, origin: tuple[float, float] = (0, 0)) -> list[shapely.Polygon | shapely.MultiPolygon]:
+def read_regions(
+    path: Path, origin: tuple[float, float] = (0, 0), warn: Callable[[str], None] = log.warning
+) -> list[BaseGeometry]:
     """Returns the polygons of a GeoJSON file in pixels of level 0.
 
     Args:
       path: a FeatureCollection, a Feature, an array of Features (QuPath also writes these) or a geometry, in UTF-8.
       origin: level-0 pixel x and y of the file's point (0, 0), as in `outputs.geojson.write`.
+      warn: called with one line about each geometry that covers another area than its outlines state.
 
     Returns:
-      A valid geometry for each Polygon and MultiPolygon. Shapely's `make_valid` resolves rings that cross themselves.
+      A valid geometry for each Polygon and MultiPolygon: what its outlines cover (`covered_by_outline`), however often,
+      without its holes.
 
     Raises:
       DataError: the file does not exist, is too large, is not JSON or contains no polygon, contains something else than
@@ -42,20 +52,38 @@ def read_regions(path: Path, origin: tuple[float, float] = (0, 0)) -> list[shape
             raise DataError(f"{where} is {ascii(kind)[:60]}, expected Polygon or MultiPolygon; remove it from the file")
         polygons: Any = geometry.get("coordinates")
         try:
-            parts = [
-                shapely.Polygon(*_rings(rings, origin)) for rings in ([polygons] if kind == "Polygon" else polygons)
-            ]
+            parts = [_covered(*_rings(rings, origin)) for rings in ([polygons] if kind == "Polygon" else polygons)]
+            region = shapely.union_all([part for part, _ in parts])
         except (TypeError, ValueError, OverflowError, shapely.errors.GEOSException) as error:
             raise DataError(f"{where}: {str(error)[:120]}") from error
-        valid = shapely.make_valid(parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts))
-        areas = [part for part in shapely.get_parts(valid) if part.geom_type in ("Polygon", "MultiPolygon")]
-        region = shapely.union_all(areas)
         if region.area == 0:
             raise DataError(f"{where} has no area")
+        stated = sum(area for _, area in parts)
+        if abs(region.area - stated) > _NAMED_CHANGE * region.area:
+            warn(
+                f"{where}: its outlines cross, overlap or lie outside each other; what they cover is used, "
+                f"{region.area:.0f} pixels, where their areas add up to {max(stated, 0):.0f} "
+                f"({100 * abs(region.area - stated) / region.area:.1f} % of it); look at overlay.png"
+            )
         regions.append(region)
     if not regions:
         raise DataError(f"{path}: no polygon; expected a FeatureCollection, a Feature or a geometry with polygons")
     return regions
+
+
+def _covered(shell: np.ndarray, holes: list[np.ndarray]) -> tuple[BaseGeometry, float]:
+    """Returns what a polygon covers, and the area that its outlines state.
+
+    A hole that lies outside of the shell is drawn too, so it is covered.
+    """
+    covered, outside = covered_by_outline(shell), []
+    cut = [covered_by_outline(hole) for hole in holes]
+    if any(hole.contains(covered) and hole.area > covered.area for hole in cut):
+        raise ValueError("a hole that contains the outline; the first ring must be the outline")
+    outside = [hole for hole in cut if not hole.intersects(covered)]
+    inside = [hole for hole in cut if hole.intersects(covered)]
+    stated = drawn_area(shell) - sum(drawn_area(hole) for hole in holes)
+    return shapely.union_all([covered.difference(shapely.union_all(inside)), *outside]), stated
 
 
 def _geometries(content: Any) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.interruption import result_of
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.read_block import best_level
 from bcss_jax.slides.reading.reader_workers import Block, SlideInfo, Workers
@@ -49,7 +50,7 @@ class ReaderPool:
         self._finalizer = weakref.finalize(self, self._workers.stop)
         try:
             self._workers.start(1)
-            self.info, in_memory = self._workers.open_slide().result()
+            self.info, in_memory = result_of(self._workers.open_slide())
         except BaseException:
             self.close()
             raise
@@ -104,9 +105,9 @@ class ReaderPool:
                 blocks[self.submit(grid, x, y, *size)] = (x, y)
         pixels, unreadable = np.empty((rows, columns, 3), np.uint8), np.zeros((rows, columns), bool)
         try:
-            for future in concurrent.futures.as_completed(blocks):
+            for future in blocks:
                 x, y = blocks[future]
-                block = future.result()
+                block = result_of(future)
                 here = np.s_[y : y + block.pixels.shape[0], x : x + block.pixels.shape[1]]
                 pixels[here] = block.pixels
                 if block.unreadable is not None:

@@ -29,6 +29,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from bcss_jax.common.files import storage_errors
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.slides.regions.corners import TileRow, corner_positions
 from bcss_jax.slides.regions.growing_region import GrowingRegion
 from bcss_jax.slides.regions.rings import Band, Rings
@@ -82,6 +83,7 @@ def regions(store: TileStore, values: Sequence[int], folder: Path, min_pixels: f
     with contextlib.closing(spill):
         growing = _GrowingRegions(columns * store.tile_size, spill, min_pixels)
         for row in range(rows):
+            safe_point()
             tiles = TileRow(growing.labels, growing.components, len(growing.values), row, store.tile_size)
             for column in range(columns):
                 inside = row < store.rows and column < store.columns

@@ -54,9 +54,10 @@ def with_points(*points):
         ('{"type": "Polygon"}', "coordinates are not a list of rings"),
         ('{"type": "MultiPolygon", "coordinates": 5}', "geometry 1: "),
         ('{"type": "MultiPolygon", "coordinates": []}', "has no area"),
-        (with_points([0, 0], [1, float("nan")], [1, 1]), "the coordinate nan is not a pixel"),
-        (with_points([0, 0], [1, float("inf")], [1, 1]), "the coordinate inf is not a pixel"),
-        (with_points([0, 0], [1, 10**400], [1, 1]), "is not a pixel"),
+        (with_points([0, 0], [1, float("nan")], [1, 1]), "nan, which is not a finite number"),
+        (with_points([0, 0], [1, float("inf")], [1, 1]), "inf, which is not a finite number"),
+        (with_points([0, 0], [1, 10**400], [1, 1]), "an integer of more than 64 bits"),
+        (with_points([0, 0], [1, 10**9], [1, 1]), "the coordinate 1000000000 is not a pixel"),
         (with_points([0, 0], [1, "7"], [1, 1]), "the coordinate '7' is not a number"),
         (with_points([0, 0], [1, True], [1, 1]), "the coordinate True is not a number"),
         (with_points([0, 0], [1], [1, 1]), "is not a point"),
@@ -74,9 +75,51 @@ def test_what_is_wrong_is_one_line(tmp_path, text, message):
 
 def test_no_file_and_a_file_that_is_too_large(tmp_path, monkeypatch):
     path = tmp_path / "tissue.geojson"
-    with pytest.raises(DataError, match="expected GeoJSON, found: No such file"):
+    with pytest.raises(DataError, match="expected GeoJSON, found no such file"):
         geojson_regions.read_regions(path)
     path.write_text(json.dumps(POLYGON))
     monkeypatch.setattr(geojson_regions, "_MAX_BYTES", 10)
     with pytest.raises(DataError, match="give a mask image"):
+        geojson_regions.read_regions(path)
+
+
+def square(x, y, side):
+    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+
+@pytest.mark.parametrize(
+    "geometry, area, said",
+    [
+        ({"type": "Polygon", "coordinates": [square(0, 0, 10)]}, 100, None),
+        ({"type": "Polygon", "coordinates": [square(0, 0, 10)[::-1], square(2, 2, 2)]}, 96, None),
+        ({"type": "Polygon", "coordinates": [square(0, 0, 10) * 2]}, 100, "100.0 %"),
+        ({"type": "Polygon", "coordinates": [square(0, 0, 10), square(2, 2, 2), square(2, 2, 2)]}, 96, "4.2 %"),
+        ({"type": "Polygon", "coordinates": [square(0, 0, 10), square(20, 0, 10)]}, 200, "add up to 0"),
+        ({"type": "Polygon", "coordinates": [square(0, 0, 10), square(8, 0, 10)]}, 80, "add up to 0"),
+        ({"type": "MultiPolygon", "coordinates": [[square(0, 0, 10)], [square(5, 0, 10)]]}, 150, "33.3 %"),
+        ({"type": "MultiPolygon", "coordinates": [[square(0, 0, 10)], [square(0, 0, 10)]]}, 100, "100.0 %"),
+        ({"type": "MultiPolygon", "coordinates": [[square(0, 0, 10)], [square(10, 0, 10)]]}, 200, None),
+    ],
+)
+def test_what_is_drawn_is_covered_and_changes_of_the_area_are_named(tmp_path, geometry, area, said):
+    path, lines = tmp_path / "tissue.geojson", []
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [FEATURE, {**FEATURE, "geometry": geometry}]}))
+    region = geojson_regions.read_regions(path, warn=lines.append)[1]
+    assert region.is_valid and region.area == pytest.approx(area)
+    assert len(lines) == (said is not None)
+    if said:
+        assert lines[0].startswith(f"{path}: geometry 2: ") and said in lines[0]
+
+
+@pytest.mark.parametrize(
+    "rings, message",
+    [
+        ([square(2, 2, 2), square(0, 0, 10)], "a hole that contains the outline"),
+        ([square(0, 0, 10), square(0, 0, 10)], "has no area"),
+    ],
+)
+def test_holes_that_leave_nothing_are_refused(tmp_path, rings, message):
+    path = tmp_path / "tissue.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": rings}))
+    with pytest.raises(DataError, match=message):
         geojson_regions.read_regions(path)
