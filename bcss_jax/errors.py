@@ -76,6 +76,11 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
+def one_line(message: str) -> str:
+    """Returns a message in which everything that cannot be printed, such as a line break in a name, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
 def printable(path: str | os.PathLike) -> str:
     """Returns the path for a message of one line: line breaks and bytes that are not UTF-8 are escaped."""
     text = os.fspath(path)

@@ -29,6 +29,7 @@ from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption, act_together
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.config import default, field_names, unknown_field, validate
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
@@ -75,6 +76,10 @@ def _parse() -> None:
     Raises:
       ConfigError: one line that says what is wrong with the command line.
     """
+    for given in filter(None, _given("config")):
+        check_regular_file(
+            given.partition(":")[0], "a config file", "try --config=configs/unet.py", error_type=ConfigError
+        )
     try:
         positional = flags.FLAGS(sys.argv)[1:]
         missing = _CONFIG.value is None
@@ -108,9 +113,6 @@ def _describe(error: Exception) -> str:
         return message
     if isinstance(error, AttributeError) and unknown:
         return unknown_field(known, unknown[0])
-    files = [value.split(":")[0] for value in _given("config")]
-    if isinstance(error, OSError) and files and not Path(files[-1]).exists():
-        return f"{files[-1]}: no such config file; try --config=configs/unet.py"
     return f"the config file cannot be used: {type(error).__name__}: {message}"
 
 

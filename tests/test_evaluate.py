@@ -674,16 +674,27 @@ def test_progress_of_a_stopped_evaluation_is_not_unpickled(command, runs, tmp_pa
     assert (output / "one" / "scores.json").exists() and not canary.exists()
 
 
-def test_weights_that_are_not_finite_are_reported(command, runs, new_run, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    (
+        (np.nan, "params/outc/bias holds numbers that are not finite"),
+        (3.4e38, ": the output of the network is not finite"),
+    ),
+)
+def test_weights_or_an_output_that_are_not_finite_are_reported(
+    command, new_run, tmp_path, capsys, monkeypatch, factor, said
+):
     create = models.create
 
     def broken(*args, **kwargs):
         model = create(*args, **kwargs)
-        model.outc.kernel.set_value(model.outc.kernel.get_value() * np.nan)
+        for values in (model.outc.kernel, model.outc.bias):
+            values.set_value(values.get_value() * 0 + factor)
         return model
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "create", broken)
         folder = new_run(tmp_path / "broken")
     assert command([folder], tmp_path / "here") == 4
-    assert "params/outc/kernel holds numbers that are not finite" in one_line(capsys)
+    assert said in one_line(capsys)
+    assert not list((tmp_path / "here").rglob("scores.json"))

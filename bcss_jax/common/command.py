@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 from bcss_jax.common import interruption
 from bcss_jax.common.device_memory import is_out_of_memory
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.errors import ConfigError, Preempted, StorageError, UserError, first_line, in_flags_of_command, printable
+from bcss_jax.errors import (
+    ConfigError,
+    DataError,
+    Preempted,
+    StorageError,
+    UserError,
+    first_line,
+    in_flags_of_command,
+    one_line,
+    printable,
+)
 
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # how writing to standard output fails
 
@@ -93,6 +103,8 @@ def as_user_error(error: Exception) -> UserError | None:
         return error
     if is_out_of_memory(error):
         return StorageError(f"out of memory ({first_line(error)}); use a machine with more memory, or smaller settings")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return DataError(f"{printable(error.filename or 'a file')}: {error.strerror}; use shorter names")
     return None
 
 
@@ -105,7 +117,7 @@ def report(error: UserError | Preempted, flags: Mapping[str, str] | None = None)
     """
     kind = "note" if isinstance(error, Preempted) else "error"
     with contextlib.suppress(OSError):  # the terminal is gone, and with it whoever could read this
-        print(f"{kind}: {in_flags_of_command(str(error), flags or {})}", file=sys.stderr, flush=True)
+        print(f"{kind}: {one_line(in_flags_of_command(str(error), flags or {}))}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

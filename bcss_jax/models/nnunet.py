@@ -501,7 +501,9 @@ def _pair_per_stage(what: str, value: Any, length: int) -> list[Pair]:
 def _stages(model: str, n_stages: Any, features_per_stage: Any, kernel_sizes: Any, strides: Any) -> list[_Stage]:
     """Returns the resolutions, full resolution first, or raises ConfigError."""
     if n_stages not in Range(2, MOST_LEVELS, whole=True):
-        raise ConfigError(f"{model}: n_stages must be an integer from 2 to {MOST_LEVELS}, not {str(n_stages)[:40]}")
+        raise ConfigError(
+            f"{model}: n_stages must be an integer of at least 2 and at most {MOST_LEVELS}, not {str(n_stages)[:40]}"
+        )
     features = _per_stage(f"{model}: features_per_stage", features_per_stage, n_stages)
     kernels = _pair_per_stage(f"{model}: kernel_sizes", kernel_sizes, n_stages)
     pairs = _pair_per_stage(f"{model}: strides", strides, n_stages)

@@ -22,6 +22,8 @@ from PIL import Image
 from bcss_jax import errors
 from bcss_jax.common import command, figures
 from bcss_jax.common.files import storage_errors, whole_file, write_png
+from bcss_jax.common.interruption import safe_point
+from bcss_jax.common.json_files import as_json
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
@@ -32,12 +34,15 @@ from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images
 from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
+from bcss_jax.models.apply import split_model
 from bcss_jax.models.weights.pretrained import to_torch_state
 from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
 from bcss_jax.nnunet.plan import PRESETS, make_plan
 from bcss_jax.nnunet.predict import make_predictor, predicted_labels
 from bcss_jax.nnunet.preprocess import preprocess
 from bcss_jax.nnunet.trained import load_trained_folds
+from bcss_jax.nnunet.unfinished_predictions import UnfinishedPredictions
+from bcss_jax.training.summary import params_sha256
 
 # Flags of training, which errors mention -> flags of this command.
 FLAGS = {
@@ -111,6 +116,8 @@ def predict(args: argparse.Namespace) -> None:
     models = [load_trained_folds(folder, args.folds) for folder in args.model]
     if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
         raise DataError("the models have different labels; only models with the same labels can be averaged")
+    written = UnfinishedPredictions(args.out, _identity(args, models, images))
+    written.refuse_others(targets, args.overwrite)
     predictors = [
         make_predictor(
             list(model.models.values()),
@@ -129,13 +136,18 @@ def predict(args: argparse.Namespace) -> None:
         (args.out / "overlays").mkdir(parents=True, exist_ok=True)
     with contextlib.closing(ProgressLine("predicting", len(images))) as line:
         for done, (path, target) in enumerate(zip(images, targets, strict=True), 1):
+            safe_point("stopped between two images; the same command goes on from there")
+            if written.has(target):
+                continue
             image = image_files.read_image(path)
             labels = _labels(image, path, models, predictors)
             for decision in decisions:
                 labels = postprocess.apply_postprocessing(labels, decision)
             write_png(target, labels)
             _write_overlay(args.out / "overlays" / f"{path.stem}.jpg", figures.overlay(image, labels, scheme))
+            written.add(target)
             line.update(done)
+    written.end()
     if decisions:
         print(f"postprocessing of the run: kept the largest component of {decisions[0]['keep_largest'] or 'nothing'}")
     meaning = ", ".join(f"{label} {name}" for label, name in enumerate(scheme.class_names))
@@ -143,7 +155,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def _check_output(args: argparse.Namespace, targets: list[Path]) -> None:
-    """Raises ConfigError if a prediction would replace an input, the file of something else, or another prediction."""
+    """Raises ConfigError if a prediction would replace an input, or the file of something else."""
     inputs = [("--images", args.images), *(("--model", folder) for folder in args.model)]
     overlays = args.out / "overlays"
     pictures = [overlays / f"{path.stem}.jpg" for path in targets]
@@ -151,9 +163,18 @@ def _check_output(args: argparse.Namespace, targets: list[Path]) -> None:
     refuse_inputs("--out", args.out, inputs, parts=[overlays, *targets, *pictures], data_folders=images_folder)
     written_files.check_folders(overlays)
     written_files.check((*targets, *pictures))
-    existing = [path for path in targets if path.exists()]
-    if existing and not args.overwrite:
-        raise ConfigError(f"{existing[0]}: this prediction already exists; use another --out, or --overwrite")
+
+
+def _identity(args, models, images) -> dict:
+    """Returns everything that the predictions depend on, as JSON."""
+    weights = [
+        {name: [params_sha256(tree) for tree in split_model(network)[1:]] for name, network in model.models.items()}
+        for model in models
+    ]
+    files = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in images]
+    options = [args.no_mirror, args.step, args.batch]
+    decisions = [[model.plan, model.postprocessing] for model in models]
+    return as_json({"weights": weights, "images": files, "options": options, "decisions": decisions})
 
 
 def _labels(image, path, models, predictors):

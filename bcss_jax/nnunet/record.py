@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax.training.history import EpochRecord, json_row
 
@@ -13,6 +16,24 @@ COLUMNS = (
     "images_per_second", "input_wait", "seconds", "best",
 )  # fmt: skip
 SMOOTHING = 0.9  # weight of the old value in the smoothed pseudo-Dice
+
+
+class _Row(TypedDict):
+    epoch: Annotated[int, Field(ge=1)]
+    smoothed_dice: float | None
+
+
+class FoldRecordJson(TypedDict):
+    """What is read of the record of a fold in a checkpoint."""
+
+    seconds: float
+    epoch: Annotated[int, Field(ge=0)]
+    iteration: Annotated[int, Field(ge=0)]
+    history: list[_Row]
+    bad_steps: Annotated[int, Field(ge=0)]
+    loss_sum: float
+    counted: Annotated[int, Field(ge=0)]
+    counts: list[list[Annotated[int, Field(ge=0)]]] | None
 
 
 @dataclasses.dataclass

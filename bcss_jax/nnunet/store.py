@@ -10,16 +10,20 @@ import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax.common import digests
 from bcss_jax.common.files import storage_errors, sync, sync_tree, wait_for_lock
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, read_json
+from bcss_jax.common.npz_files import read_npz
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.errors import DataError, StorageError, first_line
+from bcss_jax.errors import DataError, StorageError, first_line, printable
 from bcss_jax.nnunet.cases import Case, Cases
 from bcss_jax.nnunet.fingerprint import extract_fingerprint
 from bcss_jax.nnunet.preprocess import preprocess
@@ -28,6 +32,17 @@ from bcss_jax.nnunet.run_files import read_fingerprint
 _ARRAYS = ("data.npy", "labels.npy", "locations.npz")
 _NO_DIGESTS = "no digests"
 log = logging.getLogger(__name__)
+
+
+_AGAIN = "delete its folder, so that the cases are preprocessed again"
+_Pair = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
+class _Properties(TypedDict):
+    """What is read of the JSON file of a case."""
+
+    shape_before_cropping: _Pair
+    bbox_used_for_cropping: Annotated[list[_Pair], Field(min_length=2, max_length=2)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +70,32 @@ class StoredCase:
     @property
     def class_locations(self) -> dict[Hashable, np.ndarray]:
         """As in `preprocess.PreprocessedCase`."""
-        with np.load(self.file("locations.npz"), allow_pickle=False) as arrays:
-            return {_key(name): array for name, array in arrays.items()}
+        path = self.file("locations.npz")
+        found = read_npz(path, "the locations of the classes of a preprocessed case", _AGAIN)
+        try:
+            return {_key(name): array for name, array in found.items()}
+        except ValueError as error:
+            raise DataError(
+                f"{printable(path)}: expected labels as names, found {first_line(error)}; {_AGAIN}"
+            ) from error
 
     @property
     def properties(self) -> dict:
         """As in `preprocess.PreprocessedCase`, without the class locations."""
-        return json.loads(self.file("json").read_text())
+        return read_json(self.file("json"), "a preprocessed case", _AGAIN, kind=_Properties)
 
     def file(self, ending: str) -> Path:
         """Returns the path of one of the files of the case."""
         return self.path.with_name(f"{self.path.name}.{ending}")
 
     def _open(self, ending):
-        return np.load(self.file(ending), mmap_mode="r", allow_pickle=False)
+        path = self.file(ending)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{printable(path)}: expected an array of a preprocessed case, found: {first_line(error)}; {_AGAIN}"
+            ) from error
 
 
 def fingerprint_of(cases: Cases) -> dict:

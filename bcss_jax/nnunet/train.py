@@ -22,11 +22,11 @@ from bcss_jax.common.progress import duration
 from bcss_jax.errors import ConfigError, NumericalError
 from bcss_jax.nnunet.batches import batches
 from bcss_jax.nnunet.patches import PatchSource, initial_patch_size
-from bcss_jax.nnunet.record import COLUMNS, FoldRecord
+from bcss_jax.nnunet.record import COLUMNS, FoldRecord, FoldRecordJson
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.history import history_csv
+from bcss_jax.training.history import history_csv, restored_record
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState
 
@@ -101,7 +101,7 @@ def _start_or_resume(
     restored = checkpoints.restore(state)
     if restored:
         state, record_json, saved_metadata = restored
-        record = FoldRecord.from_json(record_json)
+        record = restored_record(FoldRecord.from_json, FoldRecordJson, record_json, checkpoints.folder)
         if saved_metadata["data_sha256"] != metadata["data_sha256"]:
             raise ConfigError(
                 f"{folder}: the cases are not those that this fold was trained on; put them back, or use --fresh or "

@@ -20,9 +20,10 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from bcss_jax.training.step import TrainState
 
 # Stored in the metadata. Raised when older code cannot read what newer code writes, or the reverse.
 FORMAT_VERSION = 2
+_Read = TypeVar("_Read")
 _OTHER = {"best": "latest", "latest": "best"}  # the two checkpoints of a run
 _LISTED = 20  # arrays that do not fit, in a message
 log = logging.getLogger(__name__)
@@ -164,16 +166,10 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         for step in reversed(steps):
             where = self.folder / str(step)
-            problem = _damage(where)
-            if problem is None:
-                try:
-                    restored = self._restore_step(step, abstract)
-                    problem = _not_finite(restored[0].params, restored[0].model_state)
-                except UserError:  # a request to stop is one
-                    raise
-                except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
-                    problem = first_line(error)
-            if problem is not None:
+            restored, problem = _read_checked(where, None, lambda step=step: self._restore_step(step, abstract))
+            if restored is not None and problem is None:
+                problem = _not_finite(restored[0].params, restored[0].model_state)
+            if restored is None or problem is not None:
                 log.warning("%s: checkpoint cannot be read (%s); the one before it is taken", where, problem)
                 continue
             _note_missing_digests(where)
@@ -257,19 +253,15 @@ def load_trained(
     damaged = []
     for number in numbers:
         where = folder / str(number)
-        problem = _damage(where, step_folder.WEIGHTS)
-        if problem is None:
-            try:
-                trained = _read_weights(where, mesh, which if not damaged else _OTHER[which])
-            except UserError:  # a request to stop is one
-                raise
-            except Exception as error:  # Orbax raises many kinds for a damaged file; all mean: not readable
-                problem = first_line(error)
-            else:
-                if damaged:
-                    log.warning("%s; the checkpoint of step %d is taken instead", "; ".join(damaged), number)
-                _note_missing_digests(where)
-                return trained
+        name = _OTHER[which] if damaged else which
+        trained, problem = _read_checked(
+            where, step_folder.WEIGHTS, lambda where=where, name=name: _read_weights(where, mesh, name)
+        )
+        if trained is not None:
+            if damaged:
+                log.warning("%s; the checkpoint of step %d is taken instead", "; ".join(damaged), number)
+            _note_missing_digests(where)
+            return trained
         damaged.append(f"{where}: checkpoint cannot be read ({problem})")
     raise DataError(f"{'; '.join(damaged)}; copy the run again, or train it again")
 
@@ -379,13 +371,38 @@ def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
     return model, trained.metadata
 
 
-def _damage(step: Path, items: Collection[str] | None = None) -> str | None:
-    """Returns what `step_folder.damage` finds; all processes come to the same result."""
-    found = step_folder.damage(step, items) if is_main_process() else None
+def _read_checked(
+    step: Path, items: Collection[str] | None, read: Callable[[], _Read]
+) -> tuple[_Read | None, str | None]:
+    """Reads a checkpoint while a thread of the main process compares its digests.
+
+    Args:
+      step: folder of the checkpoint.
+      items: as in `step_folder.damage`.
+      read: reads it. Its errors, other than UserError, mean that the checkpoint cannot be read.
+
+    Returns:
+      (what was read, None), or (None, what is damaged), the same in all processes.
+
+    Raises:
+      UserError: `read` raised it, and the checkpoint is not damaged.
+    """
+    found, error = None, None
+    with ThreadPoolExecutor(1) as pool:
+        comparing = pool.submit(step_folder.damage, step, items) if is_main_process() else None
+        try:
+            found = read()
+        except Exception as raised:  # Orbax raises many kinds for a damaged file; all mean: not readable
+            error = raised
+        problem = comparing.result() if comparing else None
     if jax.process_count() > 1:
-        damaged = multihost_utils.broadcast_one_to_all(np.asarray(found is not None))
-        found = found or ("the main process found damage" if damaged else None)
-    return found
+        damaged = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
+        problem = problem or ("the main process found damage" if damaged else None)
+    if problem is None and isinstance(error, UserError):
+        raise error
+    if problem is None and error is not None:
+        problem = first_line(error)
+    return (found, None) if problem is None else (None, problem)
 
 
 @functools.cache  # once in a process

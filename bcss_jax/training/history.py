@@ -4,12 +4,18 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bcss_jax import losses, metrics
+from bcss_jax.common.json_files import check_shape
 from bcss_jax.common.timing import Timed
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.losses import Objective
 
 # Columns of history.csv, which has one row per epoch. Scores are of the validation split unless they begin with train_.
@@ -120,6 +126,56 @@ class RunRecord(EpochRecord):
         """Returns the record that `to_json` wrote."""
         values = dict(values)
         return cls(totals=SplitTotals(values.pop("totals")), **values)
+
+
+class _Row(TypedDict):
+    epoch: Annotated[int, Field(ge=1)]
+    val_loss: float | None
+
+
+class _Totals(TypedDict):
+    sums: dict[str, Any]
+    confusion: Any
+
+
+class RunRecordJson(TypedDict):
+    """What is read of the record of a run in a checkpoint."""
+
+    seconds: float
+    epoch: Annotated[int, Field(ge=0)]
+    step_in_epoch: Annotated[int, Field(ge=0)]
+    history: list[_Row]
+    bad_steps: Annotated[int, Field(ge=0)]
+    totals: _Totals
+    empty_steps: NotRequired[Annotated[int, Field(ge=0)]]
+
+
+Record = TypeVar("Record", bound=EpochRecord)
+
+
+def restored_record(read: Callable[[dict], Record], kind: Any, values: Any, folder: Path) -> Record:
+    """Returns the record of a checkpoint.
+
+    Args:
+      read: makes it of JSON, for example `RunRecord.from_json`.
+      kind: shape of the JSON, for example `RunRecordJson`.
+      values: the JSON.
+      folder: of the checkpoints, for the message.
+
+    Raises:
+      DataError: the JSON is not that of such a record.
+    """
+    try:
+        check_shape(values, kind, finite=False)  # sums of bad steps may be NaN
+        record = read(values)
+        if record.epoch != len(record.history):
+            raise ValueError(f"{record.epoch} epochs with {len(record.history)} rows")
+        return record
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{printable(folder)}: expected the progress of the run in its checkpoint, found: {first_line(error)}; "
+            "delete the damaged checkpoint, or start over with --fresh"
+        ) from error
 
 
 def history_csv(history: list[dict], columns: Sequence[str] = COLUMNS) -> str:

@@ -33,7 +33,7 @@ from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.history import RunRecord, SplitTotals, epoch_row, history_csv
+from bcss_jax.training.history import RunRecord, RunRecordJson, SplitTotals, epoch_row, history_csv, restored_record
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.summary import device, summary, versions
@@ -180,7 +180,7 @@ class Run:
                     f"{self._workdir}: the data set is not the one this run was trained on (its tiles, splits or masks "
                     "differ); put it back, or use --fresh or another --workdir"
                 )
-            record = RunRecord.from_json(record_json)
+            record = restored_record(RunRecord.from_json, RunRecordJson, record_json, checkpoints.folder)
             metadata["pretrained"] = saved_metadata["pretrained"]
             if record.epoch >= config.epochs or _stalled(record, config.early_stopping):
                 metadata = saved_metadata  # nothing will be trained: the description of the training stays true

@@ -6,13 +6,15 @@ first import on: start, preparation of data, fingerprint, compilation, loop, eva
 """
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,10 +57,12 @@ class Command(NamedTuple):
 
     Attributes:
       arguments: of Python.
+      output: file or folder of its results.
       result: returns what two finished commands must agree on.
     """
 
     arguments: list[str]
+    output: Path
     result: Callable[[], object]
 
 
@@ -69,35 +73,45 @@ def run(rounds: int, seed: int) -> list[Row]:
       rounds: number of requests; the commands take turns.
       seed: of the moments and signals.
     """
+    return list(requests(rounds, seed))
+
+
+def requests(rounds: int, seed: int) -> Iterator[Row]:
+    """Does the same as `run`, and yields each row as soon as it is known."""
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         whole, stopped = commands(Path(name) / "whole", Path(name)), commands(Path(name) / "stopped", Path(name))
         seconds, expected = {}, {}
-        for what, command in whole.items():
-            begin = time.monotonic()
-            ended = start(command).wait()
-            seconds[what] = time.monotonic() - begin
-            if ended:
-                raise RuntimeError(f"{what}: exit code {ended} without any request to stop")
-            expected[what] = command.result()
-        rows: list[Row] = []
         for number in range(rounds):
             what = list(stopped)[number % len(stopped)]
-            moment = moments.uniform(FIRST_MOMENT_S, seconds[what])
-            rows.append(ask(what, stopped[what], moment, moments.choice(SIGNALS)))
-        for what in dict.fromkeys(row.what for row in rows):
-            code = start(stopped[what]).wait()
-            if code or stopped[what].result() != expected[what]:
-                found = f"exit code {code}" if code else "another result than without a stop"
-                rows = [row._replace(survived=False, note=found) if row.what == what else row for row in rows]
-    return rows
+            if what not in expected:
+                begin = time.monotonic()
+                code = start(whole[what]).wait()
+                seconds[what] = time.monotonic() - begin
+                if code:
+                    raise RuntimeError(f"{what}: exit code {code} without any request to stop")
+                expected[what] = whole[what].result()
+            row = ask(what, stopped[what], moments.uniform(FIRST_MOMENT_S, seconds[what]), moments.choice(SIGNALS))
+            is_last = number + len(stopped) >= rounds
+            yield finished(row, stopped[what], expected[what]) if is_last or row.code == 0 else row
+
+
+def finished(row: Row, command: Command, expected: object) -> Row:
+    """Finishes a command, checks and deletes its result, and returns the row with what was found."""
+    code = start(command).wait() if row.code else 0
+    if code or command.result() != expected:
+        found = f"exit code {code}" if code else "another result than without a stop"
+        row = row._replace(survived=False, note=f"afterward: {found}")
+    shutil.rmtree(command.output) if command.output.is_dir() else command.output.unlink(missing_ok=True)
+    return row
 
 
 def ask(what: str, command: Command, moment: float, name: str) -> Row:
     """Starts a command, asks it to stop, and returns what came of it."""
     process = start(command, stderr=subprocess.PIPE)
     time.sleep(moment)
-    process.send_signal(getattr(signal, name))
+    # A terminal sends Ctrl-C to the whole group, with the processes that read slides.
+    (os.killpg if name == "SIGINT" else os.kill)(process.pid, getattr(signal, name))
     begin = time.monotonic()
     try:
         _, errors = process.communicate(timeout=2 * LIMIT_S)
@@ -108,14 +122,31 @@ def ask(what: str, command: Command, moment: float, name: str) -> Row:
         code = None
     seconds = time.monotonic() - begin
     traceback = "Traceback" in errors
+    note = (errors.splitlines() or [""])[-1]
     survived = code in (0, 75) and seconds <= LIMIT_S and not traceback
-    return Row(what, moment, name, code, seconds, traceback, survived, (errors.splitlines() or [""])[-1])
+    if not group_ends(process.pid):
+        survived, note = False, "processes are left over"
+    return Row(what, moment, name, code, seconds, traceback, survived, note)
+
+
+def group_ends(group: int) -> bool:
+    """Returns whether all processes of a group end within five seconds."""
+    for _ in range(50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
 
 
 def start(command: Command, stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
     """Starts a command."""
     arguments = [sys.executable, *command.arguments]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, text=True, start_new_session=True
+    )
 
 
 def commands(folder: Path, shared: Path) -> dict[str, Command]:
@@ -130,17 +161,21 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
         random_pixels = np.random.default_rng(0)
         Image.fromarray(random_pixels.integers(120, 240, (1200, 1500, 3), np.uint8)).save(slide)
         write_raw(raw, random_pixels)
-    options = ["--config.model.width=4", "--config.epochs=2", f"--config.data.prepared_dir={folder / 'prepared'}"]
+        write_tiles(shared / "tiles", random_pixels)
+    options = [*("--config.model.width=4", "--config.epochs=3", "--config.batch_size=4", "--config.eval_batch_size=4")]
+    options += [f"--config.data.dir={shared / 'tiles'}", f"--config.data.prepared_dir={folder / 'prepared'}"]
     plan = [f"--raw={raw}", f"--out={folder / 'plans.json'}", f"--prepared_dir={folder / 'prepared'}"]
     segment = ["--tissue=all", "--readers=1", "--mpp=0.25", f"--slide={slide}", f"--output={folder / 'slides'}"]
     module = ["-m"]
     return {
         "train": Command(
-            [*module, "bcss_jax.main", "--config=configs/unet.py", f"--workdir={folder / 'run'}", *options],
+            [*module, "bcss_jax.main", "--config=configs/unet.py:kaggle512", f"--workdir={folder / 'run'}", *options],
+            folder / "run",
             lambda: json.loads((folder / "run" / "summary.json").read_text())["params_sha256"],
         ),
         "segment": Command(
             [*module, "bcss_jax.segment", f"--checkpoint={trained}", *segment],
+            folder / "slides",
             lambda: (folder / "slides" / "slide" / "regions.geojson").read_bytes(),
         ),
         "evaluate": Command(
@@ -148,21 +183,36 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
                 *[*module, "bcss_jax.evaluate", f"--checkpoints={trained}", f"--output={folder / 'scores'}"],
                 f"--prepared_dir={folder / 'prepared'}",
             ],
+            folder / "scores",
             lambda: json.loads((folder / "scores" / "evaluation.json").read_text())["evaluations"][0]["scores"],
         ),
         "export": Command(
             [*module, "bcss_jax.export", f"--checkpoint={trained}", f"--output={folder / 'unet.jaxexport'}"],
-            lambda: (folder / "unet.jaxexport").exists(),
+            folder / "unet.jaxexport",
+            lambda: (folder / "unet.jaxexport").stat().st_size,
         ),
         "plan": Command(
             [*module, "bcss_jax.nnunet", "plan", *plan],
+            folder / "plans.json",
             lambda: json.loads((folder / "plans.json").read_text())["configurations"],
         ),
         "inspect": Command(
             [*module, "bcss_jax.data", "inspect", "--data.layout=sample", f"--output={folder / 'inspect'}"],
+            folder / "inspect",
             lambda: json.loads((folder / "inspect" / "inspect.json").read_text())["examples"],
         ),
     }
+
+
+def write_tiles(folder: Path, random_pixels: np.random.Generator) -> None:
+    """Writes a data set of 32 small tiles of four patients, in the layout kaggle512."""
+    for number in range(32):
+        split = "val" if number >= 24 else "train"
+        name = f"TCGA-A{number // 8}-A0D2-DX1_xmin100_ymin200_MPP-0_{512 * number}_0_size512.png"
+        for kind, shape, top in (("512", (32, 32, 3), 256), ("mask_512", (32, 32), 4)):
+            path = folder / f"{split}_{kind}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random_pixels.integers(0, top, shape, np.uint8)).save(path)
 
 
 def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
@@ -181,13 +231,15 @@ def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
 def main() -> int:
     """Prints a line for each request. Returns 1 if a command did not survive one."""
     rounds, seed = (int(text) for text in (*sys.argv[1:3], *("20", "0")[len(sys.argv) - 1 :]))
-    rows = run(rounds, seed)
-    for row in rows:
+    survived = True
+    for row in requests(rounds, seed):
         print(
             f"{'ok' if row.survived else 'FAILED':6} {row.what:10} {row.moment:6.1f} s {row.signal:8} exit {row.code} "
-            f"after {row.seconds:.1f} s  {row.note}"
+            f"after {row.seconds:.1f} s  {row.note}",
+            flush=True,
         )
-    return 0 if all(row.survived for row in rows) else 1
+        survived &= row.survived
+    return 0 if survived else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.paths import ROOT
@@ -31,6 +32,13 @@ def test_errors_are_one_line_in_the_flags_of_the_command(run, capsys):
     assert run(raises(MemoryError("std::bad_alloc"))) == 5
     found = "out of memory (std::bad_alloc); use a machine with more memory, or smaller settings"
     assert capsys.readouterr().err == f"error: {found}\n"
+
+
+def test_an_error_is_one_line_whatever_the_names(capsys):
+    assert command.run(raises(DataError("a\nb\x1b[31m\udcff: not there"))) == 3
+    assert capsys.readouterr().err == "error: a\\nb\\x1b[31m\\udcff: not there\n"
+    assert command.run(lambda: Path("x" * 300).is_file()) == 3
+    assert capsys.readouterr().err.endswith("xxx: File name too long; use shorter names\n")
 
 
 def test_debug_and_programming_errors_raise(capsys):

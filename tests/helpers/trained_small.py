@@ -31,8 +31,8 @@ def save_checkpoint(checkpoints, params, model_state, metadata, *, step_number=7
     opened.close()
 
 
-def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
-    """Writes a run and returns its folder.
+def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", change=None, **arguments):
+    """Writes a run and returns its folder. `change` changes its parameters in place.
 
     The run has the layout roi, patches of `WINDOW` pixels at 0.5 um/px, and its best epoch 2 at step 7.
     """
@@ -43,6 +43,8 @@ def write_run(folder, name="unet", seed=0, scheme="tumor_stroma", **arguments):
     scheme = SCHEMES[scheme]
     model = models.create(**settings.model, num_classes=scheme.num_classes, seed=seed)
     _, params, model_state = split_model(model)
+    if change:
+        change(params)
     metadata = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data(mpp=0.5)}
     save_checkpoint(folder / "checkpoints", params, model_state, metadata | {"pretrained": None})
     return folder

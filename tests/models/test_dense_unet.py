@@ -72,8 +72,8 @@ def test_too_small_images_are_refused():
     [
         ({"num_classes": 0}, "num_classes must be a positive integer, not 0"),
         ({"growth": 2.5}, "growth must be a positive integer, not 2.5"),
-        ({"layers": ()}, r"layers must be one or more positive integers, not \(\)"),
-        ({"layers": (4, 0)}, r"layers must be one or more positive integers, not \(4, 0\)"),
+        ({"layers": ()}, r"layers must be one or more positive integers, at most 256, not \(\)"),
+        ({"layers": (4, 0)}, r"layers must be one or more positive integers, at most 256, not \(4, 0\)"),
         ({"compression": 0}, "compression must be above 0 and at most 1, not 0"),
     ],
     ids=str,

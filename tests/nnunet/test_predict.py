@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import nnunet_small as small
 
-from bcss_jax.errors import DataError
+from bcss_jax.errors import DataError, NumericalError
 from bcss_jax.models import nnunet
 from bcss_jax.models.apply import split_model
 from bcss_jax.nnunet import predict, windows
@@ -152,6 +152,18 @@ def test_labels_are_put_back_where_the_crop_was():
 def test_arrays_that_are_not_images_are_refused(image, said):
     with pytest.raises(DataError, match=said):
         predict.predict_logits(pixelwise, WEIGHTS, image, (16, 16))
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+def test_output_that_is_not_finite_is_never_a_label(value):
+    image = image_of(16, 64)
+    image[3, 60] = -1e6
+
+    def run(params, model_state, images):
+        return jnp.where(images < -1e5, value, images)
+
+    with pytest.raises(NumericalError, match="window at x=48, y=0: the output of the network is not finite"):
+        predict.predict_logits(run, ({}, {}), image, (16, 16))
 
 
 def test_invalid_axes_are_refused():

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -133,6 +134,27 @@ def test_the_trained_fold_predicts_images(raw, trained, tmp_path):
     assert labels.shape == (90, 70) and labels.max() <= 2
     assert Image.open(tmp_path / "overlays" / "case6_0000.jpg").size == (70, 90)
     assert main(arguments) == 2  # existing results are not overwritten
+
+
+def test_a_stopped_prediction_goes_on_with_the_same_command_alone(raw, trained, tmp_path, monkeypatch):
+    from bcss_jax.nnunet import __main__ as command
+
+    predicted, labels = [], command._labels
+
+    def then_asked(image, path, *others):
+        predicted.append(path)
+        if len(predicted) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return labels(image, path, *others)
+
+    monkeypatch.setattr(command, "_labels", then_asked)
+    arguments = ["predict", f"--model={trained[0]}", f"--images={raw / 'imagesTr'}", f"--out={tmp_path / 'out'}"]
+    assert command.main(arguments) == 75 and len(predicted) == 2
+    assert command.main([*arguments, "--no-mirror"]) == 2  # other predictions
+    assert command.main(arguments) == 0
+    again = len(predicted) - len(set(predicted))
+    assert again == 1 and len(set(predicted)) == len(list((tmp_path / "out").glob("*.png")))
+    assert not (tmp_path / "out" / ".unfinished_predictions.json").exists()
 
 
 def test_errors_name_the_flags_of_the_command(tmp_path, capsys):

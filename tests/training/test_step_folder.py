@@ -61,7 +61,8 @@ def test_every_flipped_bit_is_found(folder):
             found = step_folder.damage(step)
             assert found and "\n" not in found, path
             item = path.relative_to(step).parts[0]
-            assert item == "optimizer" or step_folder.damage(step, step_folder.WEIGHTS), path
+            # The digest of a file of the optimizer may be the damaged one.
+            assert item in ("optimizer", "digests.json") or step_folder.damage(step, step_folder.WEIGHTS), path
             path.write_bytes(before)
             count += 1
     assert count > 100 and step_folder.damage(step) is None
@@ -90,7 +91,8 @@ def test_no_flipped_bit_is_restored(folder, tmp_path):
         shutil.copytree(folder, copy)
         flip(copy / path.relative_to(folder), rng)
         item = path.relative_to(folder / "2").parts[0]
-        assert checkpoint.load_trained(copy, mesh, "latest").step == (2 if item == "optimizer" else 1), path
+        if item != "digests.json":  # the digest of a file of the optimizer may be the damaged one
+            assert checkpoint.load_trained(copy, mesh, "latest").step == (2 if item == "optimizer" else 1), path
         assert_equal(checkpoint.Checkpoints(copy).restore(abstract(state))[0], at(state, 1))
         shutil.rmtree(copy)
 

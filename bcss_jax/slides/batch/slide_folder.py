@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.outputs import written_files
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import ConfigError, DataError, UserError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary
@@ -241,14 +242,10 @@ def fingerprints(slide: Path, **others: str | None) -> dict[str, dict]:
 @contextlib.contextmanager
 def _opened(path):
     """Yields the open file and its size."""
+    check_regular_file(path, "a file", "name the file itself (for a DICOM slide, one of its .dcm files)")
     try:
         with open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
-    except IsADirectoryError as error:
-        raise DataError(
-            f"{printable(path)}: expected a file, found a folder; name the file itself (for a DICOM slide, one of its "
-            ".dcm files)"
-        ) from error
     except OSError as error:
         raise DataError(f"{printable(path)}: expected a file, found: {error.strerror}; check the path") from error
 

@@ -43,7 +43,9 @@ def read_regions(
             f"{path}: expected GeoJSON of at most {_MAX_BYTES} bytes, found {path.stat().st_size}; "
             "give a mask image instead"
         )
-    content = read_json(path, "GeoJSON", "export the regions again, or give a mask image")
+    content = read_json(
+        path, "GeoJSON", "export the regions again, or give a mask image", finite=False
+    )  # QuPath writes NaN
     regions = []
     for number, geometry in enumerate(_geometries(content), 1):
         where = f"{path}: geometry {number}"

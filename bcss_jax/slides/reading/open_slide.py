@@ -113,14 +113,18 @@ def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:
 def _open_contents(path: Path, contents: "Contents", with_openslide: Slide | None) -> Slide:
     """Returns the slide in a TIFF with these contents, as it is stored, with the first reader that reads it right."""
     from bcss_jax.slides.reading.tiff.pages_slide import TiffPagesSlide
-    from bcss_jax.slides.reading.tiff.storage import OPENSLIDE, PILLOW, TIFFSLIDE
+    from bcss_jax.slides.reading.tiff.storage import OPENSLIDE, PILLOW, TIFFFILE, TIFFSLIDE
 
     if with_openslide is not None and OPENSLIDE in contents.right and with_openslide.levels[0][:2] == contents.size:
         return with_openslide
     if PILLOW in contents.right and contents.pixels <= IN_MEMORY_PIXELS:
         return _open_image(path)
     slide = _open_with_tiffslide_if(path, contents.size) if TIFFSLIDE in contents.right else None
-    return TiffPagesSlide(path) if slide is None else slide
+    if slide is not None:
+        return slide
+    if TIFFFILE not in contents.right:
+        raise ValueError("JPEG 2000 in YCbCr (compression 33003) in a file that OpenSlide does not read")
+    return TiffPagesSlide(path)
 
 
 def _open_with_tiffslide(path: Path) -> Slide:

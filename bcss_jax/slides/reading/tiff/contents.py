@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bcss_jax.slides.reading.tiff.inventory import Picture, open_tiff
 from bcss_jax.slides.reading.tiff.main_picture import main_picture
-from bcss_jax.slides.reading.tiff.storage import PILLOW, storage_of
+from bcss_jax.slides.reading.tiff.storage import PILLOW, TIFFFILE, storage_of
 
 VENDOR_FORMATS = ("ndpi", "scn", "bif", "philips")  # tifffile's flags of formats whose structure is their own
 PILLOW_CODECS = (1, 5, 7, 8, 32773, 32946, 34925, 50000)  # values of the tag Compression that Pillow decodes
@@ -49,9 +49,9 @@ def contents_of(path: Path) -> Contents | None:
         storages = [storage_of(path, each.page) for each in (*chosen.planes, *chosen.levels)]
         right = frozenset.intersection(*(storage.right for storage in storages))
         if len(chosen.planes) > 1:
-            right = frozenset()  # they read one of the planes
+            right &= {TIFFFILE}  # the others read one of the planes
         if any(storage.orientation != storages[0].orientation for storage in storages):
-            right &= {PILLOW}  # it reads level 0 alone
+            right &= {PILLOW, TIFFFILE}  # they leave those levels out
         if not _plain(picture):
             right -= {PILLOW}
         size = (picture.width, picture.height)

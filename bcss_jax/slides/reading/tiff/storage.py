@@ -13,21 +13,14 @@ import tifffile
 
 from bcss_jax.slides.reading.backend import unsupported_pixels
 
-READERS = OPENSLIDE, PILLOW, TIFFSLIDE = "openslide", "pillow", "tiffslide"
+READERS = OPENSLIDE, PILLOW, TIFFSLIDE, TIFFFILE = "openslide", "pillow", "tiffslide", "tifffile"
 RGB, PALETTE, YCBCR = 2, 3, 6  # values of the tag PhotometricInterpretation
 CHANNELS = {0: (1,), 1: (1,), RGB: (3, 4), PALETTE: (1,), YCBCR: (3,)}
 UNSIGNED = (1, 4)  # values of the tag SampleFormat: unsigned, undefined
-RAW, LZW, JPEG = 1, 5, 7  # values of the tag Compression
-PREDICTED = (
-    LZW,
-    8,
-    32946,
-    34925,
-    50000,
-    34926,
-)  # lossless codecs that the tag Predictor belongs to: deflate, lzma, zstd
+JPEG, APERIO_YCBCR = 7, 33003  # values of the tag Compression; the second is JPEG 2000 in YCbCr
+PREDICTED = (5, 8, 32946, 34925, 50000, 34926)  # codecs that the tag Predictor belongs to: LZW, deflate, LZMA, ZSTD
 # Codecs whose decoders return RGB where the tag says YCbCr: JPEG, JPEG 2000, JPEG XR, WebP, JPEG XL.
-YCBCR_CODECS = (6, JPEG, 34712, 34934, 22610, 34927, 50001, 50002, 52546)
+YCBCR_CODECS = (6, JPEG, APERIO_YCBCR, 34712, 34934, 22610, 34927, 50001, 50002, 52546)
 BLACK_WHITE = ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)), ((0.0, 255.0), (128.0, 255.0), (128.0, 255.0))
 RGB_IDS = b"RGB"  # component numbers of JPEG streams that hold red, green and blue
 
@@ -37,7 +30,7 @@ class Storage(NamedTuple):
 
     Attributes:
       orientation: 1 to 8, value of the tag Orientation; 1 is upright.
-      right: the readers that return the right pixels, of `READERS`; `TiffPagesSlide` always does.
+      right: the readers that return the right pixels, of `READERS`; "tifffile" stands for `TiffPagesSlide`.
       notes: what a user should know.
     """
 
@@ -72,7 +65,9 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
         right -= {OPENSLIDE}  # it scrambles the tiles; Pillow turns the picture, and the others leave it as it is
     if page.photometric == RGB and page.samplesperpixel == 4 and meaning_of_alpha(page) is None:
         notes.append("its fourth channel has no stated meaning and is left out")
-        right -= {OPENSLIDE, TIFFSLIDE} if page.extrasamples else {OPENSLIDE, TIFFSLIDE, PILLOW}
+        right &= {TIFFFILE}
+    if page.compression == APERIO_YCBCR:
+        right &= {OPENSLIDE}  # the others do not convert the colors
     if page.samplesperpixel == 4 and page.planarconfig != 1:
         right -= {PILLOW}  # it does not read such files
     if page.is_tiled and (page.tilewidth % 16 or page.tilelength % 16):
@@ -114,6 +109,8 @@ def _unsupported(page: tifffile.TiffPage) -> str | None:
         return f"{samples} channels with the colors {name}"
     if photometric == YCBCR and page.compression not in YCBCR_CODECS:
         return f"YCbCr with the compression {getattr(page.compression, 'name', page.compression)}"
+    if photometric == YCBCR and page.planarconfig != 1:
+        return "YCbCr in separate planes"
     if page.imagedepth > 1 or page.tiledepth > 1:
         return f"a volume of {page.imagedepth} planes"
     if page.fillorder != 1:

@@ -233,6 +233,12 @@ def test_jpeg_of_rgb_with_fewer_pixels_for_two_channels_is_refused(tmp_path):
         open_slide(path)
 
 
+def test_jpeg_2000_in_ycbcr_is_left_to_openslide(tmp_path, layout):
+    path = write(tmp_path / "a.tif", SLIDE, compression="aperio_jp2000_ycbc", **layout)
+    with pytest.raises(DataError, match=r"found JPEG 2000 in YCbCr \(compression 33003\)"):
+        open_slide(path)
+
+
 # Missing tiles.
 
 
