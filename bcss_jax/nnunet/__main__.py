@@ -36,7 +36,7 @@ from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.apply import split_model
 from bcss_jax.models.weights.pretrained import to_torch_state
-from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
+from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, unfinished_predictions
 from bcss_jax.nnunet.plan import PRESETS, make_plan
 from bcss_jax.nnunet.predict import make_predictor, predicted_labels
 from bcss_jax.nnunet.preprocess import preprocess
@@ -162,7 +162,7 @@ def _check_output(args: argparse.Namespace, targets: list[Path]) -> None:
     images_folder = [("--images", args.images)] if args.images.is_dir() else []
     refuse_inputs("--out", args.out, inputs, parts=[overlays, *targets, *pictures], data_folders=images_folder)
     written_files.check_folders(overlays)
-    written_files.check((*targets, *pictures))
+    written_files.check((*targets, *pictures, args.out / unfinished_predictions.NAME))
 
 
 def _identity(args, models, images) -> dict:
