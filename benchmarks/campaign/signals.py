@@ -6,6 +6,7 @@ first import on: start, preparation of data, fingerprint, compilation, loop, eva
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -109,7 +110,8 @@ def ask(what: str, command: Command, moment: float, name: str) -> Row:
     """Starts a command, asks it to stop, and returns what came of it."""
     process = start(command, stderr=subprocess.PIPE)
     time.sleep(moment)
-    process.send_signal(getattr(signal, name))
+    # A terminal sends Ctrl-C to the whole group, with the processes that read slides.
+    (os.killpg if name == "SIGINT" else os.kill)(process.pid, getattr(signal, name))
     begin = time.monotonic()
     try:
         _, errors = process.communicate(timeout=2 * LIMIT_S)
@@ -120,14 +122,31 @@ def ask(what: str, command: Command, moment: float, name: str) -> Row:
         code = None
     seconds = time.monotonic() - begin
     traceback = "Traceback" in errors
+    note = (errors.splitlines() or [""])[-1]
     survived = code in (0, 75) and seconds <= LIMIT_S and not traceback
-    return Row(what, moment, name, code, seconds, traceback, survived, (errors.splitlines() or [""])[-1])
+    if not group_ends(process.pid):
+        survived, note = False, "processes are left over"
+    return Row(what, moment, name, code, seconds, traceback, survived, note)
+
+
+def group_ends(group: int) -> bool:
+    """Returns whether all processes of a group end within five seconds."""
+    for _ in range(50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
 
 
 def start(command: Command, stderr: int = subprocess.DEVNULL) -> subprocess.Popen:
     """Starts a command."""
     arguments = [sys.executable, *command.arguments]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, text=True, start_new_session=True
+    )
 
 
 def commands(folder: Path, shared: Path) -> dict[str, Command]:
@@ -142,13 +161,15 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
         random_pixels = np.random.default_rng(0)
         Image.fromarray(random_pixels.integers(120, 240, (1200, 1500, 3), np.uint8)).save(slide)
         write_raw(raw, random_pixels)
-    options = ["--config.model.width=4", "--config.epochs=2", f"--config.data.prepared_dir={folder / 'prepared'}"]
+        write_tiles(shared / "tiles", random_pixels)
+    options = [*("--config.model.width=4", "--config.epochs=3", "--config.batch_size=4", "--config.eval_batch_size=4")]
+    options += [f"--config.data.dir={shared / 'tiles'}", f"--config.data.prepared_dir={folder / 'prepared'}"]
     plan = [f"--raw={raw}", f"--out={folder / 'plans.json'}", f"--prepared_dir={folder / 'prepared'}"]
     segment = ["--tissue=all", "--readers=1", "--mpp=0.25", f"--slide={slide}", f"--output={folder / 'slides'}"]
     module = ["-m"]
     return {
         "train": Command(
-            [*module, "bcss_jax.main", "--config=configs/unet.py", f"--workdir={folder / 'run'}", *options],
+            [*module, "bcss_jax.main", "--config=configs/unet.py:kaggle512", f"--workdir={folder / 'run'}", *options],
             folder / "run",
             lambda: json.loads((folder / "run" / "summary.json").read_text())["params_sha256"],
         ),
@@ -183,6 +204,17 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
     }
 
 
+def write_tiles(folder: Path, random_pixels: np.random.Generator) -> None:
+    """Writes a data set of 32 small tiles of four patients, in the layout kaggle512."""
+    for number in range(32):
+        split = "val" if number >= 24 else "train"
+        name = f"TCGA-A{number // 8}-A0D2-DX1_xmin100_ymin200_MPP-0_{512 * number}_0_size512.png"
+        for kind, shape, top in (("512", (32, 32, 3), 256), ("mask_512", (32, 32), 4)):
+            path = folder / f"{split}_{kind}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random_pixels.integers(0, top, shape, np.uint8)).save(path)
+
+
 def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
     """Writes a raw data folder of nnU-Net with ten small cases."""
     for name in ("imagesTr", "labelsTr"):
@@ -192,7 +224,12 @@ def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
         Image.fromarray(pixels).save(folder / "imagesTr" / f"case{number}_0000.png")
         Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(folder / "labelsTr" / f"case{number}.png")
     labels = {"background": 0, "tumor": 1}
-    content = {"channel_names": {"0": "rgb"}, "labels": labels, "numTraining": 10, "file_ending": ".png"}
+    content = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": labels,
+        "numTraining": 10,
+        "file_ending": ".png",
+    }
     (folder / "dataset.json").write_text(json.dumps(content))
 
 

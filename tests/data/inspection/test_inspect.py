@@ -294,7 +294,7 @@ def test_results_of_other_settings_are_kept(planted, inspected, tmp_path, capfd,
         (
             lambda root: Image.fromarray(image()).convert("P").save(root / "train_512" / f"{name()}.png"),
             3,
-            "expected RGB, found the color mode P",
+            "expected RGB, found the color mode palette",
         ),
     ],
     ids=["no folder", "no masks", "damaged", "name", "16 bits", "palette"],
