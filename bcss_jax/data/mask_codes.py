@@ -92,7 +92,7 @@ def code_table(
       colors: what colors stand for in other masks of the data set.
 
     Returns:
-      int64 [1 + the highest sample]. A value may lie outside the codes.
+      Unsigned integers [1 + the highest sample]. A value may lie outside the codes.
 
     Raises:
       DataError: the samples can be read in two ways.
@@ -124,7 +124,7 @@ def code_table(
             looks = np.repeat(shown[:, None], 3, axis=1)
     if colors is not None and stored.bits <= 8:
         colors.check(path, dict(zip(map(tuple, looks.tolist()), table[used].tolist(), strict=True)))
-    return table
+    return table.astype(np.min_scalar_type(table.max()))  # the smallest type, because masks may be large
 
 
 def tissue_table(stored: StoredImage, used: np.ndarray, warn: Callable[[str], None]) -> np.ndarray:
@@ -141,7 +141,7 @@ def tissue_table(stored: StoredImage, used: np.ndarray, warn: Callable[[str], No
       DataError: the samples can be read in two ways.
     """
     path, used = stored.path, used.astype(np.int64)
-    table = np.zeros(used.max(initial=0) + 1, np.int64)
+    table = np.zeros(used.max(initial=0) + 1, np.uint8)
     if stored.palette is None:
         if stored.transparent is not None and stored.transparent[0] in used:
             raise unusable(path, "an opaque mask", "transparent pixels", SAVE_GRAY)

@@ -38,7 +38,7 @@ class _ArchitectureArguments(TypedDict):
 
 class _Architecture(TypedDict):
     network_class_name: str
-    arch_kwargs: _ArchitectureArguments
+    arch_kwargs: NotRequired[_ArchitectureArguments]
 
 
 class _Configuration2d(TypedDict):

@@ -44,7 +44,6 @@ from bcss_jax.training.step import TrainState
 # Stored in the metadata. Raised when older code cannot read what newer code writes, or the reverse.
 FORMAT_VERSION = 2
 _Read = TypeVar("_Read")
-_OTHER = {"best": "latest", "latest": "best"}  # the two checkpoints of a run
 _LISTED = 20  # arrays that do not fit, in a message
 log = logging.getLogger(__name__)
 
@@ -214,7 +213,7 @@ class TrainedWeights:
       model_state: nested dict of arrays.
       metadata: config, label scheme, data, versions.
       step: of the checkpoint.
-      which: "best" or "latest": the one that was asked for or, if that one is damaged, the other.
+      which: "best" or "latest": what was asked for or, if that checkpoint is damaged, what the one taken instead is.
     """
 
     folder: Path
@@ -253,13 +252,14 @@ def load_trained(
     damaged = []
     for number in numbers:
         where = folder / str(number)
-        name = _OTHER[which] if damaged else which
         trained, problem = _read_checked(
-            where, step_folder.WEIGHTS, lambda where=where, name=name: _read_weights(where, mesh, name)
+            where, step_folder.WEIGHTS, lambda where=where: _read_weights(where, mesh, which)
         )
         if trained is not None:
             if damaged:
                 log.warning("%s; the checkpoint of step %d is taken instead", "; ".join(damaged), number)
+                taken = "best" if step_folder.improved_at(where) >= 0 else "latest"
+                trained = dataclasses.replace(trained, which=taken)
             _note_missing_digests(where)
             return trained
         damaged.append(f"{where}: checkpoint cannot be read ({problem})")

@@ -90,5 +90,5 @@ def test_a_damaged_file_gives_one_line(tmp_path, damage):
 
 
 def test_a_missing_file_gives_one_line(tmp_path):
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="found no such file"):
         read_per_image(tmp_path / "per_image.csv")

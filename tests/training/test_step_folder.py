@@ -83,6 +83,14 @@ def test_a_damaged_item_gives_the_checkpoint_beside_it_and_one_line(folder, item
     assert not (folder / "2").exists()  # set aside
 
 
+def test_a_damaged_best_checkpoint_gives_the_latest_under_its_own_name(folder):
+    state, mesh = new_state()
+    flip(folder / "1" / "about" / "metadata", random.Random(4))
+    trained = checkpoint.load_trained(folder, mesh, "best")
+    assert (trained.step, trained.which) == (2, "latest")
+    assert_equal(trained.params, at(state, 2).params)
+
+
 @pytest.mark.slow
 def test_no_flipped_bit_is_restored(folder, tmp_path):
     rng, (state, mesh) = random.Random(2), new_state()
@@ -172,7 +180,8 @@ def test_a_half_checkpoint_does_not_hide_the_sound_one(folder, kind, caplog):
     half(folder / "12", kind)
     (folder / "13.orbax-checkpoint-tmp-1").mkdir()  # the rest of a save that was killed
     assert checkpoint.load_trained(folder, mesh, "latest").step == 2
-    assert checkpoint.load_trained(folder, mesh, "best").step == 1
+    best = checkpoint.load_trained(folder, mesh, "best")
+    assert (best.step, best.which) == (1, "best")
     assert "12: checkpoint cannot be read" in caplog.text
     assert checkpoint.read_record(folder) == {"n": 2}
     assert_equal(checkpoint.Checkpoints(folder).restore(abstract(state))[0], at(state, 2))

@@ -13,7 +13,7 @@ import numpy as np
 
 _VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # density of hematoxylin and eosin in red, green, blue
 _STAINS = np.vstack([_VECTORS, np.cross(*_VECTORS)])
-_SEPARATION = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True))
+SEPARATION = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True))  # density @ it: as NAMES[1:]
 _DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)  # for each value, plus 1 because 0 has no logarithm
 
 TISSUE_DENSITY = 0.15  # mean of the channels above which a pixel counts as tissue, not glass
@@ -44,7 +44,7 @@ def density_of(image: np.ndarray) -> Density:
 
 def amounts(means: np.ndarray) -> np.ndarray:
     """Returns the values of `NAMES`, float64 [N, 4], from mean densities [N, 3]."""
-    return np.column_stack([means.mean(axis=1), means @ _SEPARATION])
+    return np.column_stack([means.mean(axis=1), means @ SEPARATION])
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:

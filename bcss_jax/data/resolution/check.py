@@ -152,7 +152,10 @@ def resolved_mpp(
         mpp = (float(given), float(given))
         for each in found:
             if each.mpp is not None and _contradict(each.mpp, mpp):
-                warn(f"{path}: {each.source} says {_text(each.mpp)} um per pixel, --mpp says {given:g}; using --mpp")
+                warn(
+                    f"{path}: expected {_text(each.mpp)} um per pixel by {each.source}, found {given:g} given (--mpp, "
+                    "or the list); using what is given"
+                )
     else:
         mpp = _first_possible(path, stated, found, warn)
     warn_if_unusual(mpp, path, "check it, or give --mpp", warn)
@@ -184,8 +187,8 @@ def _first_possible(path, stated, found, warn) -> tuple[float, float]:
         )
     if others:
         warn(
-            f"{path}: {used.source} says {_text(mpp)} um per pixel, but the file also says {', '.join(others)}; using "
-            f"{used.source}; if that is wrong, give --mpp"
+            f"{path}: the file contradicts itself: {_text(mpp)} um per pixel by {used.source}, {', '.join(others)}; "
+            f"using {used.source}; if that is wrong, give --mpp"
         )
     if used.remark:
         warn(f"{path}: {used.source}: {used.remark}; if that is wrong, give --mpp")
@@ -211,7 +214,7 @@ def warn_if_other_size(
     found = next((each for each in stated if each.mpp is not None), None)
     if found is not None and found.mpp is not None and all(_contradict(found.mpp, each) for each in expected):
         warn(
-            f"{printable(path)}: {found.source} says {_text(found.mpp)} um per pixel, laid over the slide its pixels "
+            f"{printable(path)}: {_text(found.mpp)} um per pixel by {found.source}, but laid over the slide its pixels "
             f"have {' or '.join(dict.fromkeys(_text(each) for each in expected))}; check that it is the mask of this "
             "slide"
         )

@@ -135,9 +135,9 @@ def _imagej(description: str, density: list[float | None]) -> list[StatedMpp]:
     source = f"ImageJ (unit={unit[:40]})"
     x, y = (um_per_unit(each) for each in (unit, units.get("yunit", unit)))
     if x is None or y is None:
-        return [StatedMpp(None, source, "which is no known unit of length")]
+        return [StatedMpp(None, source, "no known unit of length")]
     if density[0] is None and density[1] is None:
-        return [StatedMpp(None, source, "without XResolution")]
+        return [StatedMpp(None, source, "no XResolution")]
     # Converts the densities to pixels per um, so that both axes have one unit.
     return _from_density(
         [None if each is None else each / um for each, um in zip(density, (x, y), strict=True)], "um", source

@@ -3,7 +3,14 @@ import re
 
 import pytest
 
-from bcss_jax.data.resolution.check import StatedMpp, check_mpp, mpp_from_density, resolved_mpp, um_per_unit
+from bcss_jax.data.resolution.check import (
+    StatedMpp,
+    check_mpp,
+    mpp_from_density,
+    resolved_mpp,
+    um_per_unit,
+    warn_if_other_size,
+)
 from bcss_jax.errors import ConfigError, DataError
 
 
@@ -48,7 +55,7 @@ def test_the_message_guesses_the_unit():
 def test_the_option_replaces_impossible_values_of_the_slide():
     mpp, warnings = resolved((0.0, 0.0), 0.25)
     assert mpp == (0.25, 0.25)
-    assert len(warnings) == 1 and "--mpp says 0.25" in warnings[0]
+    assert len(warnings) == 1 and "found 0.25 given" in warnings[0]
     assert len(resolved((math.nan, math.nan), 0.25)[1]) == 1
 
 
@@ -71,7 +78,7 @@ def test_the_option_takes_precedence_over_the_slide_with_a_warning():
     assert resolved((0.2521, 0.2521), 0.25) == ((0.25, 0.25), [])
     mpp, warnings = resolved((0.5, 0.5), 0.25)
     assert mpp == (0.25, 0.25)
-    assert len(warnings) == 1 and "its header says 0.5" in warnings[0]
+    assert len(warnings) == 1 and "expected 0.5 um per pixel by its header, found 0.25 given" in warnings[0]
 
 
 def test_the_path_is_printable():
@@ -126,7 +133,7 @@ def test_sources_in_one_file_that_differ_are_named():
     ome, tags = StatedMpp((0.25, 0.25), "OME-XML"), StatedMpp((0.5, 0.5), "the tags")
     assert resolved_of(ome, ome) == ((0.25, 0.25), [])
     mpp, (line,) = resolved_of(ome, tags)
-    assert mpp == (0.25, 0.25) and "OME-XML says 0.25 um per pixel, but the file also says 0.5 by the tags" in line
+    assert mpp == (0.25, 0.25) and "contradicts itself: 0.25 um per pixel by OME-XML, 0.5 by the tags" in line
     assert resolved_of(StatedMpp(None, "OME-XML", "in pixels"), tags) == ((0.5, 0.5), [])
     with pytest.raises(DataError, match=r"found 250 \(nanometers.* by OME-XML in the slide \(and 0.5 by the tags\)"):
         resolved_of(StatedMpp((250.0, 250.0), "OME-XML"), tags)
@@ -150,3 +157,13 @@ def test_remarks_are_said_when_the_value_is_used_and_oblong_pixels_are_refused()
 )  # fmt: skip
 def test_units(unit, um):
     assert um_per_unit(unit) == um
+
+
+def test_a_mask_that_states_another_size_of_its_pixels_than_its_place_gives_is_said():
+    lines = []
+    tags = [StatedMpp(None, "OME-XML", "in pixels"), StatedMpp((0.5, 0.5), "tags")]
+    warn_if_other_size("mask.tif", tags, [(0.25, 0.25), (0.5, 0.5)], lines.append)
+    warn_if_other_size("mask.tif", (), [(0.25, 0.25)], lines.append)
+    assert lines == []
+    warn_if_other_size("mask.tif", tags, [(0.25, 0.25)], lines.append)
+    assert len(lines) == 1 and "0.5 um per pixel by tags, but laid over the slide its pixels have 0.25" in lines[0]

@@ -91,7 +91,9 @@ def test_ome_xml_and_tags_that_differ_are_said(tmp_path):
     assert used(ome(tmp_path / "a.ome.tif", tags=(40_000, 40_000, "CENTIMETER"), **sizes)) == ((0.25, 0.25), [])
     assert used(ome(tmp_path / "a.ome.tif", tags=(72, 72, "INCH"), **sizes)) == ((0.25, 0.25), [])
     found, (line,) = used(ome(tmp_path / "a.ome.tif", tags=(20_000, 20_000, "CENTIMETER"), **sizes))
-    assert found == (0.25, 0.25) and "OME-XML says 0.25" in line and "0.5 by the TIFF's resolution tags" in line
+    assert (
+        found == (0.25, 0.25) and "0.25 um per pixel by OME-XML" in line and "0.5 by the TIFF's resolution tags" in line
+    )
 
 
 def test_broken_ome_xml_is_named(tmp_path):
@@ -115,7 +117,7 @@ def test_imagej_has_its_unit_in_the_description(tmp_path, unit):
         ("inch", (101_600, 101_600, "INCH"), 0.25),
         ("cm", (40_000, 40_000, "CENTIMETER"), 0.25),
         ("nm", (0.004, 0.004, "NONE"), 0.25),
-        ("pixel", (1, 1, "NONE"), "ImageJ .unit=pixel.: which is no known unit"),
+        ("pixel", (1, 1, "NONE"), "ImageJ .unit=pixel.: no known unit"),
         ("inch", (72, 72, "INCH"), "screen"),
         ("um", (40_000, 40_000, "CENTIMETER"), "found 2.5e-05 by ImageJ .* .and 0.25 by the TIFF's resolution tags"),
     ],

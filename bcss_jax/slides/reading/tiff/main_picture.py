@@ -30,7 +30,8 @@ class MainPicture(NamedTuple):
 
     Attributes:
       planes: one picture, or three gray pictures that hold red, green and blue.
-      levels: its smaller copies, larger ones first; only those that the file calls so, and none of planes.
+      levels: its smaller copies, larger ones first; only those that the file calls so (Aperio's files by
+        their tiles), and none of planes.
       notes: what a user should know about the choice: pictures that are left out, an order that is guessed.
     """
 
@@ -206,7 +207,12 @@ def _levels(pictures: list[Picture], slide: Picture) -> tuple[Picture, ...]:
         below = [picture for picture in pictures if picture.number == slide.number and picture.below is not None]
     else:
         below = []
-    flagged = [picture for picture in pictures if picture.below is None and picture.reduced]
+    aperio = slide.page.is_svs  # its levels are the pages in tiles, without a flag
+    flagged = [
+        picture
+        for picture in pictures
+        if picture.below is None and (picture.reduced or (aperio and picture.page.is_tiled))
+    ]
     copies = [
         picture
         for picture in below or flagged

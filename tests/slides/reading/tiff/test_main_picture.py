@@ -90,9 +90,12 @@ def test_pages_of_an_svs_in_another_order(tmp_path):
     slide = (SLIDE, {**TILED, "description": head + "256x192|AppMag = 40|MPP = 0.25"})
     thumbnail = (QUARTER, {"description": head + "256x192 -> 64x48|AppMag = 40|MPP = 0.25"})
     label = (STRIP, {"description": head + "label 120x40"})
-    for number, order in enumerate(([slide, thumbnail, label], [thumbnail, slide, label], [label, slide, thumbnail])):
+    half = (HALF, {**TILED, "description": head + "256x192 -> 128x96|AppMag = 40|MPP = 0.25"})
+    orders = [slide, thumbnail, half, label], [thumbnail, slide, half, label], [half, label, slide, thumbnail]
+    for number, order in enumerate(orders):
         opened = open_slide(pages(tmp_path / f"{number}.svs", *order))
         np.testing.assert_array_equal(whole(opened), SLIDE)
+        np.testing.assert_array_equal(whole(opened, 1), HALF)
         assert opened.mpp == (0.25, 0.25)
     with pytest.raises(DataError, match=r"expected one picture that is the slide, found only thumbnail \(64x48\)"):
         open_slide(pages(tmp_path / "a.svs", thumbnail, label))
