@@ -48,7 +48,7 @@ def _check_splits(values: dict) -> dict:
     """Raises ValueError unless all parts of a report name the same splits."""
     splits = values["tiles"].keys()
     parts = [values["patients"], values["code_pixels"], *values["all_ignored"].values(), *values["absent"].values()]
-    if not splits or any(part.keys() != splits for part in parts):
+    if any(part.keys() != splits for part in parts):
         raise ValueError("numbers of different splits")
     return values
 

@@ -13,13 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bcss_jax.common.json_files import as_json
+from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.labels import LabelScheme, find_scheme, name_of, scheme_from_json
 from bcss_jax.nnunet import cases, folds, labels, plan_file
 from bcss_jax.nnunet.config import ALL, validate
 from bcss_jax.nnunet.preprocess import preprocess
-from bcss_jax.nnunet.run_files import read_fingerprint, read_postprocessing, read_splits
+from bcss_jax.nnunet.run_files import read_postprocessing, read_splits
 from bcss_jax.training import checkpoint
 from bcss_jax.training.summary import params_sha256
 
@@ -157,7 +157,9 @@ def _trained_names(run_folder, metadata):
     if ALL in metadata:
         return None
     remedy = "put the run's files back"
-    fingerprint = read_fingerprint(run_folder / "dataset_fingerprint.json", remedy)
+    # The hash of a fold, which is compared below, covers the whole content.
+    file = run_folder / "dataset_fingerprint.json"
+    fingerprint = read_json(file, "the fingerprint of the data set", remedy, kind=dict)
     splits = read_splits(run_folder / "splits_final.json", remedy)
     try:
         names = set()

@@ -62,7 +62,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handles bytes of the client. A part of a request does not give it more time for the rest."""
-        super().data_received(data)
+        for start in range(0, len(data), MAX_HEADERS):  # only what is not complete yet is checked for its size
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + MAX_HEADERS])
         if self._is_served():
             self._cancel()
 

@@ -235,5 +235,10 @@ def write_raw(folder: Path, random_pixels: np.random.Generator) -> None:
         Image.fromarray(pixels).save(folder / "imagesTr" / f"case{number}_0000.png")
         Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(folder / "labelsTr" / f"case{number}.png")
     labels = {"background": 0, "tumor": 1}
-    content = {"channel_names": {"0": "rgb"}, "labels": labels, "numTraining": 10, "file_ending": ".png"}
+    content = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": labels,
+        "numTraining": 10,
+        "file_ending": ".png",
+    }
     (folder / "dataset.json").write_text(json.dumps(content))

@@ -172,7 +172,7 @@ def write_empty_report(folder):
         "absent": {},
     }
     (folder / "report.json").write_text(
-        json.dumps(empty | {"repeated": 0, "missing": [], "bad": [], "warnings": [], "content_sha256": ""})
+        json.dumps(empty | {"repeated": 0, "missing": [], "bad": [], "warnings": [], "content_sha256": "0" * 64})
     )
 
 

@@ -286,7 +286,7 @@ def test_files_without_a_usable_plan_are_refused(tmp_path, content, part):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match="expected an nnU-Net plan .*, found: No such file"):
+    with pytest.raises(DataError, match="expected an nnU-Net plan .*, found no such file"):
         plan_file.read_plan(tmp_path / "plan.json")
 
 

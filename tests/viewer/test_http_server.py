@@ -116,7 +116,7 @@ def test_long_request_lines_and_headers_are_refused(served):
             with contextlib.suppress(ConnectionError):
                 client.sendall(request)
             with contextlib.suppress(ConnectionError):
-                assert client.recv(12)[:10] in (b"HTTP/1.1 4", b"")
+                assert client.recv(12) in (b"HTTP/1.1 400", b"")
             assert ends(client)
     assert served.get("/result/out/a").status == 200
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bcss_jax.common.figures import BLUE, VERMILION, sample_rows, without_outliers
 from bcss_jax.common.files import storage_errors, write_bytes
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.labels import LabelScheme, unchecked_scheme
 
 # The colors of Okabe and Ito without yellow, which is hard to see on white. Seven colors and five markers give 35 runs.
@@ -61,6 +62,7 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
       StorageError: A file cannot be written.
     """
+    safe_point()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path.with_name(path.name + ".png"), png(figure))
