@@ -45,7 +45,7 @@ class _Document(TypedDict):
 
 
 class _Picture(TypedDict):
-    rank: int
+    rank: str
     place: int
     key: str
     dice: float | None
