@@ -25,9 +25,10 @@ from bcss_jax import labels
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT
 from bcss_jax.data import discovery
-from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.resolution.check import differ
 from bcss_jax.data.synthetic import MPP as SAMPLE_MPP
 from bcss_jax.errors import ConfigError, DataError, Preempted
@@ -98,6 +99,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         "tolerance_um": TOLERANCE_UM,
         "temperature_pixels": SAMPLED_PIXELS,
     }
+    _refuse_inputs(args, runs)
     with files.locked(args.output):
         results = ResultsFolder(args.output, settings, args.overwrite)
         targets = _targets(args, runs, batch_size)
@@ -120,6 +122,19 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             evaluations.append(evaluation)
         results.write_summary(evaluations, paired_differences(targets, results))
     _print_results(args.output, evaluations)
+
+
+def _refuse_inputs(args, runs) -> None:
+    """Raises ConfigError if the results would be written where the command reads."""
+    inputs = [("--checkpoints", Path(path)) for path in args.checkpoints.split(",") if path]
+    data = {Path(folder) for run in runs if (folder := _data_settings(args, run).dir)}
+    folders = [each for folder in sorted(data) for each in read_folders("--data.dir", folder.expanduser())]
+    inner = [each for each in folders if each[0] != "--data.dir"]
+    inputs += [each for each in folders if each[0] == "--data.dir"]
+    parts = [args.output / name for name in SUMMARY_FILES]
+    refuse_inputs("--output", args.output, inputs, parts=parts, data_folders=inner)
+    prepared_dir = Path(args.prepared_dir).expanduser()
+    refuse_inputs("--prepared_dir", prepared_dir, [each for each in inputs if each not in inner], data_folders=inner)
 
 
 def _read_runs(args, mesh) -> list[TrainedRun | NnunetRun]:

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ from bcss_jax.common import command
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.common.interruption import safe_point
-from bcss_jax.errors import ConfigError, NumericalError
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
+from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import DIGESTS, FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY
@@ -53,7 +55,7 @@ def _parser():
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="folder of a run")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run (default best)")
-    add("--output", required=True, type=Path, help="file to write; an existing file is replaced")
+    add("--output", required=True, type=Path, help="file to write; an exported network of that name is replaced")
     add("--tta", action="store_true", help="average the predictions over flips and quarter turns of every image")
     command.add_debug(parser)
     return parser
@@ -64,6 +66,9 @@ def _run(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--output={args.output} is a folder; name a file, for example {args.output / 'unet.jaxexport'}"
         )
+    checkpoints = [("--checkpoint/checkpoints", args.checkpoint / "checkpoints")]
+    refuse_inputs("--output", args.output, [("--checkpoint", args.checkpoint)], data_folders=checkpoints)
+    _check_file(args.output)
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
     safe_point()
@@ -72,11 +77,27 @@ def _run(args: argparse.Namespace) -> None:
     safe_point()
     with storage_errors(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(args.output, content)
+    write_bytes(args.output, content, private=True)
     print(
         f"{args.output}: {len(content) / 1e6:.3g} MB; uint8 RGB [N, {model.window}, {model.window}, 3] at "
         f"{model.mpp:g} um/px -> probabilities of {', '.join(model.scheme.evaluated_names)}; for {', '.join(PLATFORMS)}"
     )
+
+
+def _check_file(path: Path) -> None:
+    """Raises ConfigError if something stands there that is no exported network."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            own = not path.is_symlink() and {METADATA, PROGRAM} <= set(file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        own = False
+    if not own:
+        raise ConfigError(
+            f"--output={printable(path)}: expected a new file or an exported network, which is replaced, found another "
+            "file or a link; choose another name"
+        )
 
 
 def _check_output(model: SlideModel) -> None:

@@ -27,9 +27,11 @@ from ml_collections import ConfigDict, config_flags
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption, act_together
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.config import default, field_names, unknown_field, validate
+from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
@@ -153,6 +155,7 @@ def _run(interruption: Interruption) -> None:
             act_together()
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     with contextlib.ExitStack() as locks:
+        _in_main_process(lambda: _refuse_inputs(workdir, config))
         _in_main_process(lambda: _claim(workdir, config, scheme, locks))
         # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
         if nnunet:
@@ -166,6 +169,20 @@ def _run(interruption: Interruption) -> None:
             f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16",
         ):
             train(config, workdir, interruption)
+
+
+def _refuse_inputs(workdir: Path, config: Any) -> None:
+    """Raises ConfigError if the run would write, or with --fresh delete, where it reads."""
+    given = ("plan",) if _FRESH.value else ()  # without --fresh, the plan of a run stays as it is
+    inputs = [(f"--config.{name}", Path(config[name]).expanduser()) for name in given if config.get(name)]
+    if config.get("pretrained"):
+        inputs.append(("--config.pretrained", Path(config.pretrained).expanduser()))
+    folders = read_folders("--config.data.dir", Path(config.data.dir).expanduser()) if config.data.dir else []
+    parts = [path for name in workdirs.OUTPUTS for path in workdir.glob(name)]
+    parts += [workdir / name for name in workdirs.OUTPUTS if "*" not in name]
+    refuse_inputs("--workdir", workdir, [*inputs, *folders[:1]], parts=parts, data_folders=folders[1:])
+    prepared_dir = Path(config.data.prepared_dir).expanduser()
+    refuse_inputs("--config.data.prepared_dir", prepared_dir, folders[:1], data_folders=folders[1:])
 
 
 def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contextlib.ExitStack) -> None:

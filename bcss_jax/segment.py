@@ -22,9 +22,10 @@ import jax
 
 from bcss_jax.common import command, files
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT, PROCESSES, WINDOW, Range
 from bcss_jax.data.resolution.check import check_mpp
-from bcss_jax.errors import ConfigError, DataError, StorageError, UserError
+from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
@@ -32,7 +33,7 @@ from bcss_jax.labels import CODE_BOOKS, LabelScheme
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
-from bcss_jax.slides.batch.slide_folder import refuse_results_of_one_model, write_failure
+from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.stitching.blend import BLENDS
 from bcss_jax.slides.windows import MAX_OVERLAP
@@ -107,11 +108,16 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
     folders = {entry: _folders(args.output, entry, segmenters) for entry in entries}
     with files.storage_errors(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
-    if not args.overwrite:
-        _refuse_other_results(entries, segmenters, folders)
+    _refuse_inputs(args, entries, folders)
+    _refuse_other_results(entries, segmenters, folders, args.overwrite)
+    if args.slides is not None:
+        batch_summary.check_table(args.output)
     if len(segmenters) > 1:
         for paths in folders.values():
+            if paths[0].parent.is_symlink():
+                raise ConfigError(f"{paths[0].parent} is a link to another folder; name another --output")
             refuse_results_of_one_model(paths[0].parent)
+            comparison.check_picture(paths[0].parent / comparison.FILE)
     journal = _journal(args, entries)
 
     def segment(entry, position=""):
@@ -257,12 +263,27 @@ def _folders(output, entry, segmenters) -> list[Path]:
     return [folder] if len(segmenters) == 1 else [folder / each.model.name for each in segmenters]
 
 
-def _refuse_other_results(entries, segmenters, folders):
-    """Raises ConfigError before the first slide is computed if any folder holds results that may not be replaced."""
+def _refuse_inputs(args, entries, folders):
+    """Raises ConfigError if results would be written where the command reads."""
+    inputs = [("--checkpoint", Path(path)) for path in args.checkpoint.split(",") if path]
+    inputs += [("--slides", args.slides)] if args.slides is not None else []
+    for entry in entries:
+        files_of_slide = {"slide": entry.slide, "truth": entry.truth, "tissue": entry.tissue}
+        inputs += [(f"the {name} {printable(path)}", Path(path)) for name, path in files_of_slide.items() if path]
+    parts = [args.output / batch_summary.TABLE] if args.slides is not None else []
+    for paths in folders.values():
+        parts += [path / name for path in paths for name in OUTPUTS]
+        parts += [paths[0].parent / comparison.FILE] if len(paths) > 1 else []
+    refuse_inputs("--output", args.output, inputs, parts=parts)
+
+
+def _refuse_other_results(entries, segmenters, folders, replace):
+    """Raises ConfigError before the first slide is computed if any folder holds what may not be replaced."""
     for entry in entries:
         for segmenter, path in zip(segmenters, folders[entry], strict=True):
             try:
-                segmenter.folder_of(entry._replace(truth=None), path).check()  # labels do not depend on the truth
+                # The labels do not depend on the truth.
+                segmenter.folder_of(entry._replace(truth=None), path).check(replace=replace)
             except DataError:
                 pass  # the slide is missing, which is reported when its turn comes
 
@@ -274,7 +295,7 @@ def _segment(entry, position, segmenters, paths, args, journal, interruption) ->
         print(batch_summary.line_of(summary, position, path, done), flush=True)
         summaries.append(summary)
     if len(segmenters) > 1:
-        picture = paths[0].parent / "comparison.png"
+        picture = paths[0].parent / comparison.FILE
         if not comparison.is_current(picture, paths):
             with files.locked(picture.parent):
                 comparison.draw_comparison(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)

@@ -47,7 +47,7 @@ def test_after_a_kill_between_the_results_the_same_command_gives_the_same_bytes(
         with pytest.raises(Killed):
             command(runs[0], slide, tmp_path, "--probabilities")
     if place != "delete_work":
-        (tmp_path / "case" / ".overlay.png.123.tmp").write_bytes(b"half a picture")
+        (tmp_path / "case" / f".overlay.png.{'a' * 16}.tmp").write_bytes(b"half a picture")
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(tmp_path / "case") == contents(finished)
     assert not (tmp_path / "case" / ".work").exists()
@@ -97,13 +97,13 @@ def test_an_overwrite_that_was_killed_is_resumed(three, tmp_path, capsys, monkey
     first = stamps(tmp_path / "out")
     assert first["0"] > before["0"] and first["2"] == before["2"] and "1" not in first
     half = tmp_path / "out" / "1" / ".work" / "labels"
-    (half / "mark").touch()
+    (half / "row-999999").touch()
     with monkeypatch.context() as patch:
         patch.setattr(segment_slide.SlideFolder, "delete_work", lambda _: None)  # keeps what was resumed
         assert call(*options) == 0
     capsys.readouterr()
     after = stamps(tmp_path / "out")
-    assert (half / "mark").exists() and after["0"] == first["0"] and after["2"] > before["2"]
+    assert (half / "row-999999").exists() and after["0"] == first["0"] and after["2"] > before["2"]
     assert not notes(tmp_path / "out")
     assert call(*options) == 0  # it has ended, so the next one starts from the beginning
     assert "done before" not in capsys.readouterr().out

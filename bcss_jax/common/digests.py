@@ -74,7 +74,7 @@ def write_digests(folder: Path, sha256: Mapping[str, str]) -> None:
     Raises:
       StorageError: they cannot be written.
     """
-    write_text(folder / NAME, json.dumps({"sha256": dict(sorted(sha256.items()))}, indent=1) + "\n")
+    write_text(folder / NAME, json.dumps({"sha256": dict(sorted(sha256.items()))}, indent=1) + "\n", private=True)
 
 
 def read_digests(folder: Path) -> dict[str, str] | None:
@@ -108,8 +108,8 @@ def differing(expected: Mapping[str, str], found: Mapping[str, str]) -> str | No
 
 def write_text_with_digest(path: Path, text: str) -> None:
     """Writes a file and, before it, its SHA-256 in the form of sha256sum as `PATH.sha256`. Errors as `write_text`."""
-    write_text(_beside(path), f"{sha256_of(text.encode())}  {path.name}\n")
-    write_text(path, text)
+    write_text(_beside(path), f"{sha256_of(text.encode())}  {path.name}\n", private=True)
+    write_text(path, text, private=True)
 
 
 def is_as_written(path: Path) -> bool:

@@ -3,9 +3,12 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import logging
 import os
+import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax.common.interruption import safe_point
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import InUseError, StorageError
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
@@ -29,13 +33,14 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
       InUseError: another process has locked the folder.
+      ConfigError: the lock file is a link, or a file of something else.
       StorageError: the folder cannot be made or written, or its file system does not support locks.
     """
-    path = workdir / ".lock"
+    path = workdir / written_files.RECORD
     with storage_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b", buffering=0)  # unbuffered, so that closing it on a full disk cannot fail
-    with file:
+        file = written_files.open_own(path)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -45,13 +50,14 @@ def locked(workdir: Path) -> Iterator[None]:
                     "keep two processes from using one folder; choose a folder on another one, or mount it with locks "
                     "(Lustre: -o flock, NFS: with its lock service)"
                 ) from error
-            file.seek(0)
-            holder = file.read().decode(errors="replace").strip() or "another process"
+            holder = written_files.holder(file) or "another process"
             raise InUseError(f"{workdir}: in use by {holder}; wait for it, or choose another folder") from error
+        written_files.check_record(path, file)
         with storage_errors(path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            written_files.set_holder(file, f"process {os.getpid()} on {socket.gethostname()}")
         yield
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager
@@ -63,10 +69,11 @@ def wait_for_lock(path: Path, *, required: bool = True) -> Iterator[None]:
       required: False to wait without a log line, and to continue without a lock if the file system has no locks.
 
     Raises:
+      ConfigError: the lock file is a link.
       OSError: the lock file cannot be written, or the file system has no locks (only if `required`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as file:
+    with os.fdopen(written_files.open_own(path.with_name(path.name + ".lock")), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,38 +95,103 @@ def _wait_for_flock(file: IO) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Writes text as UTF-8, completely or not at all. Raises errors as `whole_file`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """Writes a file completely or not at all. Raises errors as `whole_file`."""
-    with whole_file(path) as unfinished:
+    with whole_file(path, private=private) as unfinished:
         unfinished.write_bytes(content)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yields the path of a temporary file, which replaces the file at the end of the block.
 
-    The content is flushed to the disk first. If the block raises an error, the temporary file is deleted and the file
-    stays as it was.
+    Content, folder and the record of `written_files` are flushed to the disk. If the block raises an error, the
+    temporary file is deleted and the file stays as it was. Temporary files of killed processes are deleted.
+
+    Args:
+      path: of the file. What stands there is replaced only if this program wrote it; see `written_files`.
+      private: the folder is one that only this program knows (a cache, or work in progress): nothing is recorded, and
+        a file is replaced.
 
     Raises:
+      ConfigError: a file that this program did not write stands there, or a link.
       StorageError: an OSError was raised in the block or while the file was replaced.
     """
-    unfinished = path.with_name(f".{path.name}.tmp")
+    path = Path(path)
     with storage_errors(path):
+        if not private:
+            written_files.check([path])
+        _delete_unfinished(path)
+        unfinished = path.with_name(f"{_unfinished_prefix(path)}{secrets.token_hex(8)}.tmp")
+        held = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
+            with contextlib.suppress(OSError):  # without locks, temporary files of killed processes stay
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield unfinished
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())
+            sync(unfinished)
+            if not private:
+                written_files.keep_if_changed(path)
+                written_files.add(path, written_files.content_of(unfinished))
             os.replace(unfinished, path)
+            sync(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
             raise
+        finally:
+            os.close(held)
+
+
+def _unfinished_prefix(path: Path) -> str:
+    name = path.name
+    if len(os.fsencode(name)) > 200:  # file systems allow 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
+
+
+def _delete_unfinished(path: Path) -> None:
+    """Deletes the temporary files of `path` whose process has ended: nobody holds the lock on them."""
+    prefix = _unfinished_prefix(path)
+    with os.scandir(path.parent) as entries:
+        names = [each.name for each in entries if each.name.startswith(prefix)]
+    for name in names:
+        if re.fullmatch(r"[0-9a-f]{16}\.tmp", name.removeprefix(prefix)):
+            with contextlib.suppress(OSError):
+                file = os.open(path.with_name(name), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path.with_name(name))
+                finally:
+                    os.close(file)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes all files of a folder and its subfolders to the disk, for a folder that is renamed when it is complete.
+
+    Raises:
+      OSError: they cannot be flushed.
+    """
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

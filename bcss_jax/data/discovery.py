@@ -39,6 +39,8 @@ FOLDERS = {
     "roi": (("images", "masks", "train"),),
 }
 LAYOUTS = ("sample", *FOLDERS)  # the sample is drawn, not found
+_RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesVal", "labelsVal", "imagesTs", "labelsTs")  # of nnU-Net
+_READ_FOLDERS = {name for folders in FOLDERS.values() for images, masks, _ in folders for name in (images, masks)}
 SUBFOLDER = {"kaggle224": "BCSS", "kaggle512": "BCSS_512", "roi": "."}  # where the Kaggle archive keeps them
 CODES = {"sample": "bcss22", "kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22"}
 
@@ -408,3 +410,18 @@ def _patches(region: Tile, size: int, stride: int) -> list[Tile]:
         for y in range(0, height - size + 1, stride)
         for x in range(0, width - size + 1, stride)
     ]
+
+
+def read_folders(option: str, folder: Path) -> list[tuple[str, Path]]:
+    """Returns the folder of a data set and its folders of images and masks that exist.
+
+    Args:
+      option: that names the data set, for messages.
+      folder: of the data set.
+
+    Returns:
+      Pairs of a description and a folder; the data set itself is the first one.
+    """
+    found = [folder / name for name in (*_READ_FOLDERS, *_RAW_FOLDERS)]
+    found += [inner / name for inner in folder.glob("*/") for name in _READ_FOLDERS]  # BCSS/train and its like
+    return [(option, folder), *((f"{option}/{path.relative_to(folder)}", path) for path in found if path.is_dir())]

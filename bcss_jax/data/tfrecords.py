@@ -30,7 +30,7 @@ from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common import digests
-from bcss_jax.common.files import wait_for_lock
+from bcss_jax.common.files import sync, sync_tree, wait_for_lock
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
@@ -313,7 +313,9 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
         (partial / "tables.json").write_text(json.dumps(tables))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
         digests.write_digests(partial, digests.sha256_of_files(partial, digests.files_in(partial)))
+        sync_tree(partial)
         partial.rename(folder)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

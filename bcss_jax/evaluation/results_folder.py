@@ -15,7 +15,7 @@ scores.json and progress.npz are used again only for the same parameters, data a
 import io
 import json
 import logging
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -27,6 +27,7 @@ from bcss_jax.common.files import storage_errors, write_bytes, write_text
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, parse_json, read_json
 from bcss_jax.common.npz_files import read_npz
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError, first_line
 from bcss_jax.evaluation import per_image_csv
 from bcss_jax.evaluation.reporting import figures, model_card, report, tables
@@ -99,13 +100,21 @@ class ResultsFolder:
         """
         self.folder, self.settings, self._overwrite = folder, as_json(settings), overwrite
         document = folder / "evaluation.json"
-        found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+        found = sorted(path.name for path in folder.iterdir() if not written_files.is_hidden_own(path.name))
         if found and not document.exists():
             raise ConfigError(
                 f"{folder}: expected a results folder, found {', '.join(found[:5])} and no evaluation.json; choose "
                 "another --output"
             )
-        content = _read_results(document, _Document) if found else None
+        content = _read_results(document, _Document) if found and not document.is_symlink() else None
+        recorded = written_files.has_record(folder)
+        self._written_before = not recorded and content is not None
+        if found and not recorded and content is None:
+            raise ConfigError(
+                f"{document}: expected results of an evaluation, found a file of something else; choose another "
+                "--output"
+            )
+        self._check_files(folder, SUMMARY_FILES)
         changed, known = {}, content is not None and content["format"] == FORMAT
         if content is not None and known:
             changed = differences(content["settings"], self.settings)
@@ -125,14 +134,15 @@ class ResultsFolder:
         Raises:
           StorageError: The folder cannot be written.
         """
+        if self._written_before:
+            with storage_errors(self.folder):
+                written_files.adopt(self.folder)
         if self._claimed:
             return
         with storage_errors(self.folder):
             for model_folder in self._outdated:
-                _clear(model_folder, MODEL_FILES)
-                if not any(model_folder.iterdir()):
-                    model_folder.rmdir()
-            _clear(self.folder, SUMMARY_FILES)
+                written_files.delete(self.folder, [model_folder.name])
+            written_files.delete(self.folder, SUMMARY_FILES)
         self.write_summary([], [])
 
     def check(self, name: str, identity: dict) -> None:
@@ -150,6 +160,7 @@ class ResultsFolder:
                 f"{folder}: expected results of an evaluation, found something else ({', '.join(others[:5])}); choose "
                 "another --output"
             )
+        self._check_files(folder, MODEL_FILES)
         for found in (self._read_scores(name), self._read_progress(name)):
             if found is not None and found["identity"] != identity and not self._overwrite:
                 changed = describe_differences(differences(found["identity"], identity))
@@ -157,6 +168,15 @@ class ResultsFolder:
                     f"{folder} holds results of another model or other data ({changed}); choose another --output, or "
                     "replace the results with --overwrite"
                 )
+
+    def _check_files(self, folder: Path, names: Sequence[str]) -> None:
+        """Raises ConfigError if one of the files is a link, or was not written by this program."""
+        paths = [folder / name for name in names]
+        if self._written_before:
+            paths = [path for path in paths if path.is_symlink()]
+        else:
+            written_files.check_folders(folder / "figures", folder / "gallery", folder / "figures" / folder.name)
+        written_files.check(paths)
 
     def load_finished(self, name: str, identity: dict) -> dict | None:
         """Returns the finished evaluation of a model; None if there is none or its files are incomplete."""
@@ -189,7 +209,7 @@ class ResultsFolder:
         """Makes the folder of a model, and deletes what an earlier evaluation left in it."""
         folder = self.folder / name
         with storage_errors(folder):
-            _clear(folder, MODEL_FILES)
+            written_files.delete(folder, MODEL_FILES)
             folder.mkdir(exist_ok=True)
 
     def save_progress(self, name: str, identity: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -213,7 +233,7 @@ class ResultsFolder:
         }
         write_text(self.folder / name / "scores.json", _json(content))
         with storage_errors(self.folder / name):
-            (self.folder / name / "progress.npz").unlink(missing_ok=True)
+            written_files.delete(self.folder / name, ["progress.npz"])
 
     def write_summary(self, evaluations: list[dict], paired_differences: list[dict]) -> None:
         """Writes evaluation.json and, if there are evaluations, tables, figures, model cards and the report.
@@ -267,12 +287,6 @@ class ResultsFolder:
         except ValueError as error:
             return _warn_damaged(path, first_line(error))
         return None
-
-
-def _clear(folder, names):
-    """Deletes files of an evaluation, and nothing else."""
-    for path in (folder / name for name in names):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _digest(evaluation: dict) -> str:

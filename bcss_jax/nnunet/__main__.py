@@ -21,20 +21,22 @@ from PIL import Image
 
 from bcss_jax import errors
 from bcss_jax.common import command, figures
-from bcss_jax.common.files import whole_file, write_png
+from bcss_jax.common.files import storage_errors, whole_file, write_png
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json
+from bcss_jax.common.outputs import written_files
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import COUNT, Range
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data import image_files
-from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images
 from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.labels import SCHEMES
 from bcss_jax.models.apply import split_model
 from bcss_jax.models.weights.pretrained import to_torch_state
-from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store
+from bcss_jax.nnunet import cases, ensemble, plan_file, postprocess, result_folder, store, unfinished_predictions
 from bcss_jax.nnunet.plan import PRESETS, make_plan
 from bcss_jax.nnunet.predict import make_predictor, predicted_labels
 from bcss_jax.nnunet.preprocess import preprocess
@@ -110,6 +112,7 @@ def predict(args: argparse.Namespace) -> None:
     """Segments images. Folds are averaged as logits, models as probabilities."""
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
+    _check_output(args, targets)
     models = [load_trained_folds(folder, args.folds) for folder in args.model]
     if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
         raise DataError("the models have different labels; only models with the same labels can be averaged")
@@ -129,7 +132,8 @@ def predict(args: argparse.Namespace) -> None:
         print(f"{folder}: fold(s) {', '.join(model.models)}, windows of {model.patch_size[0]}x{model.patch_size[1]}")
     scheme = cases.scheme_of(models[0].dataset, models[0].project_scheme)
     decisions = [model.postprocessing for model in models if model.postprocessing and len(models) == 1]
-    (args.out / "overlays").mkdir(parents=True, exist_ok=True)
+    with storage_errors(args.out):
+        (args.out / "overlays").mkdir(parents=True, exist_ok=True)
     with contextlib.closing(ProgressLine("predicting", len(images))) as line:
         for done, (path, target) in enumerate(zip(images, targets, strict=True), 1):
             safe_point("stopped between two images; the same command goes on from there")
@@ -148,6 +152,17 @@ def predict(args: argparse.Namespace) -> None:
         print(f"postprocessing of the run: kept the largest component of {decisions[0]['keep_largest'] or 'nothing'}")
     meaning = ", ".join(f"{label} {name}" for label, name in enumerate(scheme.class_names))
     print(f"{len(images)} image(s) segmented into {args.out}: {meaning}; overlays: {args.out / 'overlays'}")
+
+
+def _check_output(args: argparse.Namespace, targets: list[Path]) -> None:
+    """Raises ConfigError if a prediction would replace an input, or the file of something else."""
+    inputs = [("--images", args.images), *(("--model", folder) for folder in args.model)]
+    overlays = args.out / "overlays"
+    pictures = [overlays / f"{path.stem}.jpg" for path in targets]
+    images_folder = [("--images", args.images)] if args.images.is_dir() else []
+    refuse_inputs("--out", args.out, inputs, parts=[overlays, *targets, *pictures], data_folders=images_folder)
+    written_files.check_folders(overlays)
+    written_files.check((*targets, *pictures, args.out / unfinished_predictions.NAME))
 
 
 def _identity(args, models, images) -> dict:
@@ -206,6 +221,7 @@ def _write_overlay(path, picture):
 
 def export(args: argparse.Namespace) -> None:
     """Writes the folds of a model to a result folder of nnU-Net."""
+    refuse_inputs("--out", args.out, [("--model", args.model)])
     model = load_trained_folds(args.model, args.folds)
     folds = {int(name) if name.isdecimal() else name: to_torch_state(each) for name, each in model.models.items()}
     result_folder.write_result_folder(args.out, model.plan, model.dataset, folds, mirror_axes=model.mirror_axes)
@@ -216,6 +232,9 @@ def export(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Extracts the fingerprint of a raw data folder and makes a plan for it."""
+    raw = read_folders("--raw", args.raw)
+    refuse_inputs("--out", args.out, [raw[0], ("--raw/dataset.json", args.raw / "dataset.json")], data_folders=raw[1:])
+    refuse_inputs("--prepared_dir", args.prepared_dir.expanduser(), raw[:1], data_folders=raw[1:])
     if os.path.lexists(args.out):
         raise ConfigError(
             f"--out={args.out}: this file already exists, and plans may be edited; name another file, or delete it"

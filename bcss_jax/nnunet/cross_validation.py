@@ -11,29 +11,40 @@ from PIL import Image
 from bcss_jax import metrics
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
+from bcss_jax.errors import DataError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.run_files import read_fold_scores
 
 
-def summarize(workdir: Path, folds: int, scheme: LabelScheme, data: dict) -> tuple[dict, str] | None:
+def summarize(workdir: Path, splits: list[dict], scheme: LabelScheme, data: dict) -> tuple[dict, str] | None:
     """Combines the scores of all folds and writes cross_validation.json.
 
     Args:
       workdir: of the run; the folds' scores are in `fold_<k>/validation/summary.json`.
-      folds: number of them.
+      splits: names of the validation cases ("val") of each fold.
       scheme: of the labels.
       data: description of the data set as JSON.
 
     Returns:
       The content of cross_validation.json (scores of each fold, their mean and standard deviation, the scores of all
       cases together, and `data`) and a text table; None if a fold is missing.
+
+    Raises:
+      DataError: the scores of a fold are not those of its validation cases.
     """
-    files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(folds)]
+    files = [workdir / f"fold_{number}" / "validation" / "summary.json" for number in range(len(splits))]
     if not all(file.exists() for file in files):
         return None
     summaries = [read_fold_scores(file, scheme) for file in files]
+    for file, each, split in zip(files, summaries, splits, strict=True):
+        differing = sorted(set(each["counts"]) ^ set(split["val"]))
+        if differing:
+            raise DataError(
+                f"{file}: expected the scores of the {len(split['val'])} validation cases of this fold, found other "
+                f"cases ({', '.join(differing[:5])}); delete {file.parent} to validate the fold again"
+            )
     counts = [np.array(list(each["counts"].values())) for each in summaries]
     together = metrics.scores(np.concatenate(counts), 1, scheme.class_names, scheme.evaluated)
     by_fold = [{key: value for key, value in each.items() if key not in ("counts", "data")} for each in summaries]

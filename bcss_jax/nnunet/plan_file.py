@@ -96,7 +96,7 @@ def write_plan(path: Path | str, plan: dict) -> None:
     Raises:
       StorageError: it cannot be written.
     """
-    write_text(Path(path), json.dumps(plan, indent=4) + "\n")
+    write_text(Path(path), json.dumps(plan, indent=4) + "\n", private=True)
 
 
 def check_plan(plan: dict, dataset: dict, fingerprint: dict | None = None) -> None:

@@ -25,6 +25,7 @@ from flax.typing import Dtype
 
 from bcss_jax.common.files import storage_errors, whole_file, write_text
 from bcss_jax.common.json_files import as_json, read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.weights.files import read_torch_checkpoint
 from bcss_jax.models.weights.pretrained import load_torch_state
@@ -154,11 +155,15 @@ def write_result_folder(
 
     plan, dataset = (as_json(content) for content in (plan, dataset))  # copies of plain types
     missing = {}
+    written_files.check(folder / name for name in ("plans.json", "dataset.json") if (folder / name).is_symlink())
     for name, content in (("plans.json", plan), ("dataset.json", dataset)):
         if not (folder / name).exists():
             missing[name] = content
         elif _read_json(folder / name) != content:
             raise DataError(f"{folder / name}: the existing file differs from the new one; use another folder")
+    for fold in folds:
+        written_files.check_folders(folder / f"fold_{fold}")
+        written_files.check([folder / f"fold_{fold}" / checkpoint])
     for fold, state in folds.items():
         init_args = {"plans": plan, "configuration": _CONFIGURATION, "fold": fold, "dataset_json": dataset}
         metadata = {

@@ -246,7 +246,7 @@ def _predictor(fold_folders, plan):
 def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
     """Once all folds are trained: writes their table, decides on post-processing, and scores the test split."""
     cases, splits = planned.cases, planned.splits
-    together = summarize(workdir, len(splits), cases.scheme, _data(config, cases)) if splits else None
+    together = summarize(workdir, splits, cases.scheme, _data(config, cases)) if splits else None
     if splits and not together:
         print_main("cross-validation: the table is written when all folds are trained")
         return

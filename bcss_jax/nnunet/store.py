@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +17,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from bcss_jax.common import digests
-from bcss_jax.common.files import storage_errors, wait_for_lock
+from bcss_jax.common.files import storage_errors, sync, sync_tree, wait_for_lock
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.common.npz_files import read_npz
+from bcss_jax.common.outputs import written_files
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import DataError, StorageError, first_line, printable
 from bcss_jax.nnunet.cases import Case, Cases
@@ -205,7 +205,7 @@ def _write(case, path, dataset, plan):
     except DataError as error:
         raise DataError(f"{case.name}: {error}") from error
     partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    written_files.delete_tree(partial, r"(data|labels)\.npy|locations\.npz|json")
     partial.mkdir()
     np.save(partial / "data.npy", data, allow_pickle=False)
     np.save(partial / "labels.npy", labels, allow_pickle=False)
@@ -214,9 +214,11 @@ def _write(case, path, dataset, plan):
     record = as_json({"name": case.name, **properties})
     sha256 = digests.sha256_of_files(partial, _ARRAYS) | {"json": digests.sha256_of_json(record)}
     (partial / "json").write_text(json.dumps(record | {"sha256": sha256}))
+    sync_tree(partial)
     for ending in (*_ARRAYS, "json"):  # the last one shows that the case is complete
         os.replace(partial / ending, path.with_name(f"{path.name}.{ending}"))
     partial.rmdir()
+    sync(path.parent)
 
 
 def _name(key: Hashable) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bcss_jax import metrics
 from bcss_jax.common import figures
-from bcss_jax.common.files import write_png, write_text
+from bcss_jax.common.files import storage_errors, write_png, write_text
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import NumericalError
@@ -54,7 +54,8 @@ def validate(
       NumericalError: the output of the network is not finite.
       StorageError: the files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     chosen, pictures, counts = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)), [], {}
     with contextlib.closing(ProgressLine(f"{title}, predicting", len(cases), 0, log_seconds)) as line:
         for number, (case, prepared) in enumerate(zip(cases, stored, strict=True)):

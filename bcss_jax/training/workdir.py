@@ -1,7 +1,6 @@
 """The folder of a run: it belongs to one config."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -9,7 +8,8 @@ from typing_extensions import TypedDict
 
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import read_json
-from bcss_jax.errors import ConfigError
+from bcss_jax.common.outputs import written_files
+from bcss_jax.errors import ConfigError, DataError
 
 # Everything that a run writes into its folder, and that `--fresh` deletes.
 OUTPUTS = (
@@ -17,6 +17,10 @@ OUTPUTS = (
     "plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json", "cross_validation.json",
     "postprocessing.json", "test", "fold_*",
 )  # fmt: skip
+DOCUMENTS = ("plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json")  # of nnU-Net
+# Paths of Orbax's and TensorBoard's files in their folders.
+CHECKPOINT_FILES = r"(\d+|damaged-\d+-\d+)(\.[^/]*tmp[^/]*)?/.*"
+TENSORBOARD_FILES = r"(.*/)?events\.out\.tfevents\..*"
 
 
 class _Model(TypedDict):
@@ -47,19 +51,22 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
         the folder were not written by a run.
       StorageError: the folder cannot be written.
     """
+    path = workdir / "config.json"
     with storage_errors(workdir):
-        if fresh:
-            found = sorted(path.name for name in OUTPUTS for path in workdir.glob(name))
-            if found and "config.json" not in found:
+        # The user may put the documents of nnU-Net there: the run uses or refuses them, and replaces none.
+        found = sorted(each.name for name in OUTPUTS if name not in DOCUMENTS for each in workdir.glob(name))
+        if found and not written_files.has_record(workdir):
+            if not _is_config_of_run(path):
                 raise ConfigError(
-                    f"{workdir} holds {', '.join(found)} but no config.json, so it is not the folder of a run; --fresh "
-                    "does not delete that"
+                    f"{workdir} holds {', '.join(found[:5])}, which no run wrote; choose another --workdir"
+                    + ("; --fresh does not delete that" if fresh else "")
                 )
-            for path in (workdir / name for name in found):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            written_files.adopt(workdir)  # of a run before there were records
+        _check(workdir, found)
+        if fresh:
+            _delete(workdir, [*found, *DOCUMENTS])
     from bcss_jax.config import differences  # here, because it imports JAX, which the viewer does not need
 
-    path = workdir / "config.json"
     saved = any(any(workdir.glob(folder)) for folder in ("checkpoints/*[0-9]", "fold_*/checkpoints/*[0-9]"))
     begun = saved or (workdir / "history.csv").exists()
     if path.exists() and begun:
@@ -71,3 +78,34 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
                 "use another --workdir, the same settings, or --fresh to delete that run"
             )
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _is_config_of_run(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    try:
+        config = read_json(path, "the config of a run", "choose another --workdir", kind=dict)
+    except DataError:
+        return False
+    return {"name", "data", "labels", "epochs"} <= set(config)
+
+
+def _check(workdir: Path, found: list[str]) -> None:
+    """Raises ConfigError if one of the outputs is a link, or was not written by this program."""
+    written_files.check(workdir / name for name in found)
+    folders = [path for path in (workdir / name for name in found) if path.is_dir()]
+    written_files.check_folders(*folders)
+    for folder in folders:
+        inner = ("checkpoints", "validation", "history.csv", "progress.png")
+        written_files.check(folder / name for name in inner if name in OUTPUTS or (folder / name).is_symlink())
+
+
+def _delete(workdir: Path, found: list[str]) -> None:
+    """Deletes what an earlier run left in the folder."""
+    trees = [workdir / "checkpoints", *workdir.glob("fold_*/checkpoints")]
+    for tree in trees:
+        written_files.check_tree(tree, CHECKPOINT_FILES)
+    written_files.delete_tree(workdir / "tensorboard", TENSORBOARD_FILES)
+    for tree in trees:
+        written_files.delete_tree(tree, CHECKPOINT_FILES)
+    written_files.delete(workdir, found)

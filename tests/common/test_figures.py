@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_jax.common import figures
+from bcss_jax.common import figures, files
 from bcss_jax.errors import StorageError
 from bcss_jax.labels import SCHEMES
 
@@ -108,7 +108,7 @@ def test_samples_file(tmp_path, count):
     # Each panel is about 250 pixels wide and high, so each of these areas has thousands of pixels.
     for color in (tint("tumor"), tint("stroma"), figures.CLASS_COLORS["tumor"], [BACKGROUND] * 3):
         assert contains(picture, color, 5000 * count)
-    assert os.listdir(tmp_path) == ["samples.png"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "samples.png"]
 
 
 def test_samples_in_other_shapes_and_schemes(tmp_path):
@@ -150,7 +150,7 @@ def test_samples_refuses_arrays_that_do_not_match(tmp_path):
 def test_curves_file(tmp_path, rows):
     figures.curves(rows, tmp_path / "curves.png", "title")
     assert read(tmp_path / "curves.png").shape == (462, 1100, 3)
-    assert os.listdir(tmp_path) == ["curves.png"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "curves.png"]
 
 
 def test_curves_draw_both_splits(tmp_path):
@@ -169,7 +169,7 @@ def test_curves_refuses_an_empty_history(tmp_path):
 
 def test_existing_picture_is_replaced(tmp_path):
     path = tmp_path / "curves.png"
-    path.write_bytes(b"old")
+    files.write_bytes(path, b"old")
     figures.curves(history(2), str(path), "t")
     assert read(path).shape == (462, 1100, 3)
 
@@ -181,7 +181,7 @@ def test_path_that_cannot_be_written(tmp_path):
     (tmp_path / "taken.png").mkdir()  # a folder cannot be replaced by a file
     with pytest.raises(StorageError):
         figures.curves(history(2), tmp_path / "taken.png", "t")
-    assert os.listdir(tmp_path) == ["taken.png"]  # no incomplete file is left
+    assert sorted(os.listdir(tmp_path)) == [".lock", "taken.png"]  # no incomplete file is left
 
 
 def test_figures_and_synthetic_load_neither_pyplot_nor_tensorflow():

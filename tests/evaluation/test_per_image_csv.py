@@ -40,7 +40,7 @@ def test_round_trip_is_exact(tmp_path):
         np.testing.assert_array_equal(found, written)
         if isinstance(written, np.ndarray):
             assert found.dtype == written.dtype
-    assert [path.name for path in tmp_path.iterdir()] == ["per_image.csv"]  # no temporary file is left
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "per_image.csv"}  # no temporary file is left
 
 
 def test_rows_hold_the_scores_of_the_image(tmp_path):

@@ -14,8 +14,10 @@ from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
+from bcss_jax.common.outputs import written_files
+from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.inspection import pictures
 from bcss_jax.data.inspection.report import report, report_lines
 from bcss_jax.data.inspection.source import Source, title_of
@@ -62,12 +64,17 @@ def inspect(
     start, title = time.perf_counter(), title_of(settings)
     recorded = _recorded_settings(settings, scheme, patches)
     _check_scheme(settings, scheme)
+    if settings.folder is not None:
+        data = read_folders("--data.dir", settings.folder)
+        refuse_inputs("--output", output, data[:1], data_folders=data[1:])
     _check_output(output, recorded, overwrite)
     source = Source(settings)
     chosen = _find_patches([tile.key for tile in source.tiles], patches) if patches else None
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        _remove_old(output)
+        if (output / RESULT).exists():
+            written_files.adopt(output)  # of an inspection before there were records
+        written_files.delete(output, _files())
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
         survey = take_survey(source, line.update)
     found = report(survey, scheme)
@@ -135,21 +142,23 @@ def _check_output(output: Path, recorded: dict, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output={output}: expected a folder, found a file; choose another name")
     path = output / RESULT
-    if overwrite or not path.exists():
+    if written_files.has_record(output) or not path.exists():
+        written_files.check(output / name for name in _files())
+    if not path.exists() or (overwrite and written_files.has_record(output)):
         return
     found = read_json(path, "results of an inspection", "add --overwrite", kind=_Results, error_type=ConfigError)
+    written_files.check(output / name for name in _files() if (output / name).is_symlink())
     changed = differences(found["settings"], recorded)
-    if changed:
+    if changed and not overwrite:
         raise ConfigError(
             f"--output={output} has results of other settings ({describe_differences(changed)}); use another folder, "
             "or --overwrite"
         )
 
 
-def _remove_old(output: Path) -> None:
-    """Deletes the files of an earlier inspection."""
-    for name in (RESULT, *(f"{name}.{suffix}" for name in PICTURES for suffix in FORMATS)):
-        (output / name).unlink(missing_ok=True)
+def _files() -> list[str]:
+    """Returns the names of all files that an inspection may write."""
+    return [RESULT, *(f"{name}.{suffix}" for name in PICTURES for suffix in FORMATS)]
 
 
 def _find_patches(keys: list[str], patches: list[str]) -> list[int]:

@@ -3,18 +3,18 @@
 import contextlib
 import csv
 import io
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bcss_jax.common.files import storage_errors, wait_for_lock, write_text
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import Preempted, StorageError, printable
 from bcss_jax.slides.batch.slide_folder import Done, model_folders, status_of
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.slide_summary import SlideSummary
 
+TABLE = "summary.csv"
 INTERVAL_S = 30.0  # between two updates of summary.csv
 COLUMNS = (
     "slide",
@@ -65,6 +65,22 @@ def line_of(summary: SlideSummary, position: str, folder: Path, done: Done) -> s
     )
 
 
+def check_table(output: Path) -> None:
+    """Checks that summary.csv in the output is absent, or was written by this program.
+
+    Raises:
+      ConfigError: it is the file of something else.
+      StorageError: the folder cannot be written.
+    """
+    path = output / TABLE
+    if path.is_file() and not path.is_symlink() and not written_files.has_record(output):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if file.readline(1000).startswith(",".join(COLUMNS)):  # written before there were records
+                with storage_errors(output):
+                    written_files.adopt_files(output, [TABLE])
+    written_files.check([path])
+
+
 @contextlib.contextmanager
 def updated_table(output: Path, entries: list[Entry], several: bool) -> Iterator[Callable[[], None]]:
     """Keeps summary.csv up to date while slides are segmented, and writes it at the end, also after an error.
@@ -111,12 +127,10 @@ def write_table(output: Path, entries: list[Entry], several: bool) -> None:
     Raises:
       StorageError: it cannot be written.
     """
-    own = output / f".summary-{socket.gethostname()}-{os.getpid()}.csv"
     # The lock keeps rows that another process has just finished from being lost. Without locks, the table may be one
     # slide behind until the next slide is finished.
     with storage_errors(output), wait_for_lock(output / ".summary", required=False):
-        write_text(own, _table(output, entries, several))
-        os.replace(own, output / "summary.csv")
+        write_text(output / TABLE, _table(output, entries, several))
 
 
 def _table(output: Path, entries: list[Entry], several: bool) -> str:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.common.files import storage_errors
+from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import printable
 from bcss_jax.labels import scheme_from_json
 from bcss_jax.slides import slide_summary
+from bcss_jax.slides.batch.slide_folder import model_folders
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.outputs import label_pyramid, overlay
@@ -15,7 +18,22 @@ from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.scoring.truth import open_truth
 from bcss_jax.slides.slide_summary import SlideSummary
 
+FILE = "comparison.png"
 SIDE = 1200  # pixels of the longer side of a panel
+
+
+def check_picture(path: Path) -> None:
+    """Checks that the picture is absent, or was written by this program.
+
+    Raises:
+      ConfigError: it is the file of something else.
+      StorageError: the folder cannot be written.
+    """
+    written_before = not path.is_symlink() and not written_files.has_record(path.parent)
+    if written_before and model_folders(path.parent):  # before there were records
+        with storage_errors(path):
+            written_files.adopt_files(path.parent, [FILE])
+    written_files.check([path])
 
 
 def is_current(path: Path, folders: Sequence[Path]) -> bool:

@@ -8,7 +8,8 @@ import json
 import os
 from pathlib import Path
 
-from bcss_jax.common.files import storage_errors
+from bcss_jax.common.files import storage_errors, sync
+from bcss_jax.common.outputs import written_files
 
 
 class OverwriteJournal:
@@ -43,10 +44,12 @@ class OverwriteJournal:
         Raises:
           StorageError: it cannot be written.
         """
-        with storage_errors(self._path), open(self._path, "a") as file:
-            file.write(f"\n{self._line(folder)}\n")  # begins a new line in case the last one was cut short
+        with storage_errors(self._path), os.fdopen(written_files.open_own(self._path, os.O_APPEND), "ab") as file:
+            # Begins a new line in case the last one was cut short.
+            file.write(f"\n{self._line(folder)}\n".encode())
             file.flush()
             os.fsync(file.fileno())
+            sync(self._path.parent)
 
     def delete(self) -> None:
         """Deletes the journal: the next command with --overwrite starts from the beginning.

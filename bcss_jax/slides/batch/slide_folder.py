@@ -15,7 +15,6 @@ import enum
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +22,12 @@ from typing_extensions import TypedDict
 
 from bcss_jax.common.files import storage_errors, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
+from bcss_jax.common.outputs import written_files
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import ConfigError, DataError, UserError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary
+from bcss_jax.slides.store import probability_store
 
 HASHED_BYTES = 1 << 16  # at both ends of a slide, to recognize it
 FAILURE = "failure.json"
@@ -39,6 +40,9 @@ OUTPUTS = (
     FAILURE,
     ".work",
 )
+FILES = tuple(name for name in OUTPUTS if name not in written_files.TREES)
+# Paths in the folder of what is not finished, and of temporary files of earlier versions.
+WORK_FILES = r"identity\.json|labels/(row|seam-counts|tiles)-\d+(\.json)?|(labels/)?\.[^/]+\.tmp"
 TRUTH_KEYS = ("truth", "truth_codes", "truth_region")  # of the identity's files and settings: they affect scores alone
 
 
@@ -81,7 +85,7 @@ class SlideFolder:
           StorageError: they cannot be deleted.
         """
         with storage_errors(self.labels):
-            self._delete((".work/labels",))
+            written_files.delete_tree(self.labels, WORK_FILES.replace("labels/", ""))
 
     def finished(self) -> SlideSummary | None:
         """Returns the summary if the slide was finished with this identity, regardless of its ground truth."""
@@ -104,11 +108,20 @@ class SlideFolder:
           StorageError: they cannot be deleted.
         """
         with storage_errors(self.work):
-            self._delete((".work",))
+            written_files.delete_tree(self.work, WORK_FILES)
 
-    def check(self) -> None:
-        """Raises ConfigError if the folder holds results of another identity, or files of something else."""
+    def check(self, *, replace: bool = False) -> None:
+        """Checks that the results may be written into the folder, and changes nothing.
+
+        Args:
+          replace: results of another identity may be there.
+
+        Raises:
+          ConfigError: the folder holds results of another identity, or files or links of something else.
+        """
         self._refuse_foreign()
+        if replace:
+            return
         found = self._found_identity()
         # Without a summary or a row of labels there is nothing to lose.
         is_worth_keeping = (self.path / slide_summary.FILE).exists() or any(self.labels.glob("row-*"))
@@ -130,23 +143,32 @@ class SlideFolder:
           ConfigError: as `check`; with `replace` only for files of something else.
           StorageError: it cannot be written.
         """
-        self._refuse_foreign() if replace else self.check()
+        self.check(replace=replace)
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            _adopt(self.path)
             # The other results are of no use without the labels that they were made from.
             if recompute or _without_truth(_read_object(self.work / "identity.json")) != self.identity:
-                self._delete(OUTPUTS)
-            self._delete((slide_summary.FILE, FAILURE))
-            # Temporary files of a process that was killed.
-            self._delete([path.name for name in OUTPUTS for path in self.path.glob(f".{name}.*")])
+                written_files.delete(self.path, FILES)
+                probability_store.delete(self.path / "probabilities.zarr")
+                written_files.delete_tree(self.work, WORK_FILES)
+            written_files.delete(self.path, (slide_summary.FILE, FAILURE))
             self.work.mkdir(exist_ok=True)
-        write_text(self.work / "identity.json", json.dumps(self.identity))
+        write_text(self.work / "identity.json", json.dumps(self.identity), private=True)
 
     def _refuse_foreign(self):
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is not a folder; name another --output")
-        if self._found_identity() is not None:
-            return  # results of this program, to which somebody may have added files
+        if self.path.is_symlink():
+            raise ConfigError(f"{self.path} is a link to another folder; name another --output")
+        outputs = [self.path / name for name in OUTPUTS]
+        if written_files.has_record(self.path):
+            written_files.check(outputs)
+        written_files.check_tree(self.work, WORK_FILES)
+        probability_store.check(self.path / "probabilities.zarr")
+        if _has_own_document(self.path):
+            # Results of this program, to which somebody may have added files.
+            return written_files.check(path for path in outputs if path.is_symlink())
         with storage_errors(self.path):
             found = sorted(path.name for path in self.path.iterdir()) if self.path.exists() else []
         models = [name for name in found if has_results(self.path / name)]
@@ -155,7 +177,8 @@ class SlideFolder:
                 f"{self.path} holds the results of several models ({', '.join(models[:5])}), one folder for each; name "
                 "another --output for a single model"
             )
-        others = [name for name in found if name not in OUTPUTS and not name.startswith(".")]
+        own = {*written_files.names(self.path), *written_files.TREES}
+        others = [name for name in found if not name.startswith(".") and name not in own]
         if others:
             raise ConfigError(
                 f"{self.path} holds {', '.join(others[:5])}, which segmenting a slide did not write; name another "
@@ -185,12 +208,10 @@ class SlideFolder:
         self._write(summary, self._identity_with_truth)
 
     def _write(self, summary, identity):
+        with storage_errors(self.path):
+            _adopt(self.path)
         content = dataclasses.replace(summary, identity=identity).to_json()
         write_text(self.path / slide_summary.FILE, json.dumps(content, indent=1) + "\n")
-
-    def _delete(self, names):
-        for path in (self.path / name for name in names):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def fingerprints(slide: Path, **others: str | None) -> dict[str, dict]:
@@ -235,13 +256,16 @@ def write_failure(path: Path, error: UserError) -> None:
     Raises:
       StorageError: it cannot be written.
     """
+    with storage_errors(path):
+        _adopt(path)
     write_text(path / FAILURE, json.dumps({"reason": str(error), "exit_code": error.exit_code}) + "\n")
 
 
 def delete_failure(path: Path) -> None:
     """Deletes what `write_failure` wrote."""
     with storage_errors(path):
-        (path / FAILURE).unlink(missing_ok=True)
+        _adopt(path)
+        written_files.delete(path, [FAILURE])
 
 
 def refuse_results_of_one_model(path: Path) -> None:
@@ -279,6 +303,19 @@ def model_folders(path: Path) -> list[Path]:
 def has_results(path: Path) -> bool:
     """Returns whether a folder is one of results: finished, begun or failed."""
     return any((path / name).exists() for name in (slide_summary.FILE, FAILURE, ".work"))
+
+
+def _has_own_document(path: Path) -> bool:
+    """Returns whether a folder has what this program writes into every folder of a slide."""
+    documents = (path / slide_summary.FILE, "identity"), (path / FAILURE, "exit_code")
+    own = any(key in (_read_object(file) or {}) for file, key in documents if not file.is_symlink())
+    return own or _read_object(path / ".work" / "identity.json") is not None
+
+
+def _adopt(path: Path) -> None:
+    """Records the files of a folder of results that was written before there were records."""
+    if not written_files.has_record(path) and _has_own_document(path):
+        written_files.adopt(path)
 
 
 def _finished_summary(path) -> SlideSummary | None:

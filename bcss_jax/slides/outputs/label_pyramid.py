@@ -14,8 +14,8 @@ QuPath come from regions.geojson.
 The bytes depend on the labels and the arguments only: no date, no UUID.
 """
 
+import contextlib
 import re
-import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from bcss_jax.common.files import whole_file
+from bcss_jax.common.files import storage_errors, whole_file
 from bcss_jax.common.interruption import safe_point
+from bcss_jax.common.outputs import written_files
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.grid import nearest_indices
 from bcss_jax.slides.store.tile_store import TileStore
@@ -34,6 +35,7 @@ NAMES, COLORS = (
     "bcss_jax/class_names",
     "bcss_jax/class_colours",
 )  # namespaces of the annotations in the file
+_LEVEL_FILES = r"\d+/(row-\d+|\.[^/]+\.tmp)"  # of the reduced levels, while the file is written
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -55,7 +57,8 @@ def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideCl
       StorageError: the file cannot be written.
     """
     folder = path.with_name(f".{path.name}.levels")
-    shutil.rmtree(folder, ignore_errors=True)
+    with storage_errors(folder):
+        written_files.delete_tree(folder, _LEVEL_FILES)
     try:
         with whole_file(path) as unfinished:
             levels = [store]
@@ -63,7 +66,8 @@ def write(path: Path, store: TileStore, *, mpp: float, classes: Sequence[SlideCl
                 levels.append(reduced(levels[-1], folder / str(len(levels))))
             _write_levels(unfinished, levels, mpp, classes, name)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            written_files.delete_tree(folder, _LEVEL_FILES)
 
 
 def read_resized(path: Path, height: int, width: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.stitching.seams import SeamCounter
-from bcss_jax.slides.stitching.tile_writer import TileWriter, seams_file
+from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, seams_file
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
@@ -97,7 +97,7 @@ def label_slide(
       Preempted: the run was asked to stop; the same call resumes there.
     """
     seconds = LabelingSeconds()
-    first_missing = _first_missing_row(store)
+    first_missing = _first_missing_row(store, probabilities)
     if first_missing is None:
         return seconds
     # The row of windows that finishes the first missing pixel row finishes others with it. All of these are computed,
@@ -158,12 +158,9 @@ def seam_counts(store: TileStore) -> np.ndarray:
     return np.asarray(np.sum(counts, axis=0, dtype=np.int64))
 
 
-def _first_missing_row(store: TileStore) -> int | None:
-    """Returns the first row of tiles whose labels or seam counts are missing, or None if all rows are complete."""
-    for row in range(store.rows):
-        if not (store.has_row(row) and seams_file(store, row).exists()):
-            return row
-    return None
+def _first_missing_row(store: TileStore, probabilities: ProbabilityStore | None) -> int | None:
+    """Returns the first row of tiles that was not written completely, or None."""
+    return next((row for row in range(store.rows) if not is_written(store, probabilities, row)), None)
 
 
 def _batches(
@@ -245,6 +242,8 @@ class _PixelLabeler:
             self._seams.add(top, piece)
             if row < self._first_row_to_write:
                 return
+            if (is_tissue & (piece.weights == 0)).any():  # every pixel of tissue lies in the cell of a window
+                raise RuntimeError(f"{self._name}: pixels of tissue from row {top} on were not computed")
             labels = self._labels_of(piece, top, bottom)
             steps = _steps_of(piece, labels) if self._wants_steps else None
         self._tiles.add(top, piece.left, labels, steps)

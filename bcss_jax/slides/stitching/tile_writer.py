@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bcss_jax.common.files import write_text
+from bcss_jax.common.outputs.written_files import Content
 from bcss_jax.common.timing import Stopwatch
+from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.stitching.seams import no_counts
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
@@ -31,7 +33,8 @@ class _Tile(NamedTuple):
 class TileWriter:
     """Assembles and writes rows of tiles.
 
-    A row counts as written when its file in the store exists, which is the last file to be written.
+    A row counts as written when its file in the store exists, which is the last file to be written: after all tiles of
+    the row that have pixels, with their probabilities. After an error nothing more is written.
     """
 
     def __init__(
@@ -50,7 +53,11 @@ class TileWriter:
         self._next = first_row  # the row of tiles that is written next
         self._tiles: dict[tuple[int, int], _Tile] = {}  # by row and column; tiles without pixels are absent
         self._counts: dict[int, np.ndarray] = {}  # of seams, by row of tiles
-        self._encoded: dict[tuple[int, int], int | bytes] = {}  # used by the writing thread only
+        self._columns: dict[int, list[int]] = {}  # columns of the tiles passed to the thread, by row
+        # Used by the writing thread only: the tiles of the next row, and the contents of their probabilities.
+        self._encoded: dict[tuple[int, int], int | bytes] = {}
+        self._chunks: dict[tuple[int, int], list[Content | None]] = {}
+        self._failed = False
         self._writer = ThreadPoolExecutor(1)
         self._writing: collections.deque[Future] = collections.deque()
 
@@ -89,7 +96,7 @@ class TileWriter:
         self._counts[last] = self._counts.get(last, no_counts()) + seams
         while self._next < self._store.rows and self._end_of(self._next) <= bottom:
             counts = self._counts.pop(self._next, no_counts())
-            self._submit(self._write_row, self._next, counts.tolist())
+            self._submit(self._write_row, self._next, self._columns.pop(self._next, []), counts.tolist())
             self._next += 1
 
     def wait(self) -> None:
@@ -119,24 +126,38 @@ class TileWriter:
         size, width = self._store.tile_size, self._store.width
         for row, column in list(self._tiles):
             if self._end_of(row) <= bottom and min((column + 1) * size, width) <= right:
+                self._columns.setdefault(row, []).append(column)
                 self._submit(self._write_tile, row, column, self._tiles.pop((row, column)))
 
     def _submit(self, task, *arguments):
         with self._seconds.counted("waiting_for_writer"):
             self._wait_until_waiting(MAX_WAITING - 1)
-        self._writing.append(self._writer.submit(task, *arguments))
+        self._writing.append(self._writer.submit(self._run, task, *arguments))
+
+    def _run(self, task, *arguments):
+        """Runs a task in the writing thread, unless one before it has failed: a row needs all its tiles."""
+        if self._failed:
+            return
+        self._failed = True
+        with self._seconds.counted("writing"):
+            task(*arguments)
+        self._failed = False
 
     def _write_tile(self, row, column, tile):
-        with self._seconds.counted("writing"):
-            if self._probabilities is not None:
-                self._probabilities.write_tile(row, column, tile.steps)
-            self._encoded[row, column] = self._store.encode(tile.labels)
+        if self._probabilities is not None:
+            self._chunks[row, column] = self._probabilities.write_tile(row, column, tile.steps)
+        self._encoded[row, column] = self._store.encode(tile.labels)
 
-    def _write_row(self, row, seams):
-        with self._seconds.counted("writing"):
-            write_text(seams_file(self._store, row), json.dumps(seams))
-            tiles = [self._encoded.pop((row, column), 0) for column in range(self._store.columns)]
-            self._store.write_tiles(row, tiles)
+    def _write_row(self, row, columns, seams):
+        """Writes a row; `columns` are those of its tiles with pixels, the other tiles have no tissue."""
+        tiles = [BACKGROUND] * self._store.columns
+        for column in columns:
+            tiles[column] = self._encoded.pop((row, column))
+        if self._probabilities is not None:
+            chunks = {column: self._chunks.pop((row, column)) for column in columns}
+            write_text(chunks_file(self._store, row), json.dumps(chunks), private=True)
+        write_text(seams_file(self._store, row), json.dumps(seams), private=True)
+        self._store.write_tiles(row, tiles)
 
     def _wait_until_waiting(self, count):
         """Waits until at most `count` tiles and rows wait to be written."""
@@ -147,6 +168,26 @@ class TileWriter:
 def seams_file(store: TileStore, row: int) -> Path:
     """Returns the file of the seam counts of a row of tiles, JSON [2, 2, 2]."""
     return store.folder / f"seam-counts-{row:06d}.json"
+
+
+def chunks_file(store: TileStore, row: int) -> Path:
+    """Returns the file of what the probabilities of a row of tiles are recognized by, JSON by column of tiles."""
+    return store.folder / f"tiles-{row:06d}.json"
+
+
+def is_written(store: TileStore, probabilities: ProbabilityStore | None, row: int) -> bool:
+    """Returns whether a row of tiles was written completely: labels, seam counts, and probabilities if wanted."""
+    if not store.has_row(row):
+        return False
+    try:
+        counts = np.asarray(json.loads(seams_file(store, row).read_bytes()))
+        chunks = json.loads(chunks_file(store, row).read_bytes()) if probabilities is not None else {}
+        chunks = {int(column): [each and (each[0], each[1]) for each in values] for column, values in chunks.items()}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # missing or damaged
+        return False
+    if counts.shape != no_counts().shape or counts.dtype.kind != "i":
+        return False
+    return probabilities is None or all(probabilities.has_tile(row, column, chunks[column]) for column in chunks)
 
 
 def _overlap(start, length, other_start, other_length):

@@ -102,7 +102,7 @@ class TileStore:
                 table[column]["value"] = tile
         head = _HEADER.pack(_MAGIC, row, self.width, self.height, self.tile_size)
         content = b"".join((head, table.tobytes(), *streams))
-        write_bytes(self.path(row), content + _digest(content))
+        write_bytes(self.path(row), content + _digest(content), private=True)
         self._tables[row] = table, _offsets(table)
 
     def encode(self, tile: np.ndarray) -> int | bytes:

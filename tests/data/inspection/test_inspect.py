@@ -244,7 +244,7 @@ def test_histograms_equal_counting_pixels(planted, inspected):
 
 def test_figures_are_written_completely(inspected):
     output, found = inspected
-    assert {path.name for path in output.iterdir()} == {"inspect.json", *found["pictures"]}
+    assert {path.name for path in output.iterdir()} == {".lock", "inspect.json", *found["pictures"]}
     drawn = ("classes", "codes", "rgb_histograms", "examples", "stain", "copies")
     assert {path.stem for path in output.glob("*.pdf")} == set(drawn)
     for stem in drawn:

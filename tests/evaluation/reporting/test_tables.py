@@ -158,7 +158,7 @@ def test_files_are_written_whole(tmp_path):
     evaluations = [evaluation()]
     before = copy.deepcopy(evaluations)
     tables.write(tmp_path, evaluations)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.md", "table.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "table.md", "table.tex"]
     assert (tmp_path / "table.md").read_text() == tables.markdown(evaluations)
     assert (tmp_path / "table.tex").read_text() == tables.latex(evaluations)
     assert evaluations == before

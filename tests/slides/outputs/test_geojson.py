@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from bcss_jax.common import files
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid, grid_of
@@ -202,7 +203,7 @@ def test_the_same_labels_give_the_same_bytes(tmp_path):
         (tmp_path / folder).mkdir()
         written(tmp_path / folder, blobs())
     first, second = ((tmp_path / folder / "regions.geojson").read_bytes() for folder in "ab")
-    assert first == second and sorted(os.listdir(tmp_path / "a")) == ["regions.geojson", "store"]
+    assert first == second and sorted(os.listdir(tmp_path / "a")) == [".lock", "regions.geojson", "store"]
 
 
 def test_long_rings_are_written_in_pieces(tmp_path, monkeypatch):
@@ -212,7 +213,7 @@ def test_long_rings_are_written_in_pieces(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch):
-    (tmp_path / "regions.geojson").write_text("old")
+    files.write_text(tmp_path / "regions.geojson", "old")
     store = filled_store(tmp_path / "store", blobs())
 
     def full(*_):
@@ -221,7 +222,7 @@ def test_a_failed_write_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="regions.geojson: cannot be written .No space left"):
         geojson.write(tmp_path / "regions.geojson", store, grid_for(blobs()), CLASSES)
-    assert sorted(os.listdir(tmp_path)) == ["regions.geojson", "store"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "regions.geojson", "store"]
     assert (tmp_path / "regions.geojson").read_text() == "old"
 
 

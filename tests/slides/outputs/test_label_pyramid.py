@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bcss_jax.common import files
 from bcss_jax.errors import StorageError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.outputs import label_pyramid
@@ -174,12 +175,12 @@ def test_labels_for_a_thumbnail(written):
 
 def test_the_same_labels_give_the_same_bytes(written, tmp_path):
     path, labels = written
-    (tmp_path / "again.ome.tif").write_bytes(b"old")
+    files.write_bytes(tmp_path / "again.ome.tif", b"old")
     label_pyramid.write(
         tmp_path / "again.ome.tif", filled_store(tmp_path / "s", labels), mpp=0.25, classes=CLASSES, name=NAME
     )
     assert (tmp_path / "again.ome.tif").read_bytes() == path.read_bytes()
-    assert sorted(child.name for child in tmp_path.iterdir()) == ["again.ome.tif", "s"]
+    assert sorted(child.name for child in tmp_path.iterdir()) == [".lock", "again.ome.tif", "s"]
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (3, 513), (1025, 1)])

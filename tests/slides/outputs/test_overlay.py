@@ -147,7 +147,7 @@ def test_the_same_picture_has_the_same_bytes_and_failures_are_one_line(tmp_path,
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StorageError, match="No space left"):
         overlay.overlay(thumbnail, labels, CLASSES, tmp_path / "c.png", **options)
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "a.png", "b.png"]
 
 
 def test_the_colors_of_all_schemes_are_distinguishable_on_tissue():
