@@ -165,7 +165,8 @@ def summarize(folder):
 
 def write_results(folder):
     evaluation, pictures = evaluation_small.evaluation()
-    evaluation |= {"gallery": [], "seconds": {"input": 1.0}}
+    chosen = {"rank": "worst", "place": 1, "key": "t0", "dice": 0.5, "files": {"image": "per_image.csv"}}
+    evaluation |= {"gallery": [chosen], "seconds": {"input": 1.0}}
     images = [{"key": f"t{i}", "patient": "p", "institute": "A2"} for i in range(4)]
     counts = np.array([[[0, 0, 0], [0, 9, 2], [0, 2, 7]]] * 4)
     made = ResultsFolder(folder, {"tta": False}, False)
@@ -175,6 +176,7 @@ def write_results(folder):
     write_per_image(folder / "unet" / "per_image.csv", rows)
     made.finish("unet", IDENTITY, evaluation)
     made.write_summary([], [])
+    assert made.load_finished("unet", IDENTITY) == json.loads(json.dumps(evaluation))  # sound results are found
 
 
 def written_results(tmp_path_factory, file):

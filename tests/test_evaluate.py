@@ -19,6 +19,7 @@ from helpers.trained_small import save_checkpoint
 from PIL import Image
 
 from bcss_jax import config, evaluate, labels, models
+from bcss_jax.common.files import write_bytes
 from bcss_jax.data import tfrecords
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.errors import in_flags_of_command
@@ -669,6 +670,7 @@ def test_progress_of_a_stopped_evaluation_is_not_unpickled(command, runs, tmp_pa
     output, canary = tmp_path / "here", tmp_path / "canary"
     assert command(runs[:1], output) == 0
     (output / "one" / "scores.json").unlink()
+    write_bytes(output / "one" / "progress.npz", b"")  # a file of an evaluation, which is changed then
     np.savez(output / "one" / "progress.npz", identity=np.array([Canary(canary)], object))
     assert command(runs[:1], output) == 0
     assert (output / "one" / "scores.json").exists() and not canary.exists()

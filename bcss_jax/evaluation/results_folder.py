@@ -46,7 +46,7 @@ class _Document(TypedDict):
 
 
 class _Picture(TypedDict):
-    rank: int
+    rank: str
     place: int
     key: str
     dice: float | None
