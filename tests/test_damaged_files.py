@@ -195,7 +195,8 @@ def read_finished(folder):
     found = ResultsFolder(folder, {"tta": False}, True)
     found.check("unet", IDENTITY)
     finished = found.load_finished("unet", IDENTITY)
-    assert finished is None or finished == json.loads((folder / "sound.json").read_text())["evaluation"]
+    sound = json.loads((folder / "sound.json").read_text())["evaluation"]
+    assert finished is None or finished | {"seconds": sound["seconds"]} == sound  # times are not part of the digest
 
 
 def summary():

@@ -65,6 +65,7 @@ class _Evaluation(TypedDict):
     scores: dict[str, Any]
     gallery: list[_Picture]
     history: NotRequired[list[dict[str, Any]]]
+    seconds: NotRequired[dict[str, float]]
 
 
 # Of the evaluation as JSON with sorted keys, and of the bytes of a file.
@@ -290,7 +291,9 @@ class ResultsFolder:
 
 
 def _digest(evaluation: dict) -> str:
-    return sha256_of(json.dumps(evaluation, sort_keys=True, allow_nan=False).encode())
+    """Returns the SHA-256 of an evaluation without the time that it took: equal results have equal digests."""
+    content = {name: value for name, value in evaluation.items() if name != "seconds"}
+    return sha256_of(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 def _read_results(path, kind):
