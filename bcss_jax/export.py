@@ -161,7 +161,7 @@ def artifact_of(model: SlideModel) -> bytes:
         "versions": versions(),
         "use": USE,
     }
-    program = exported(model).serialize()
+    program = bytes(exported(model).serialize())
     metadata |= {DIGESTS: {PROGRAM: sha256_of(program), METADATA: sha256_of_json(metadata)}}
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:

@@ -28,6 +28,7 @@ def ask(number=signal.SIGTERM):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_request_is_noted_and_raises_at_the_next_safe_point_only(number, capfd):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     before = [signal.getsignal(each) for each in SIGNALS]
     with Interruption() as active:
         safe_point()

@@ -70,7 +70,10 @@ def check_folders(*folders: Path) -> None:
     """
     check_no_links(*folders)
     for folder in folders:
-        if folder.is_dir() and folder.name not in TREES and not has_record(folder) and any(folder.iterdir()):
+        if not folder.is_dir() or folder.name in TREES or has_record(folder):
+            continue
+        # A run that ended early may have left its lock, or the folders of its libraries, and recorded nothing yet.
+        if not all(is_hidden_own(entry.name) or entry.name in TREES for entry in folder.iterdir()):
             raise _foreign_folder(folder, "one with other files")
 
 
