@@ -35,7 +35,7 @@ RANGES = {
     "data.threads": Range(0, 1024, whole=True),
     **{f"augment.{name}": allowed for name, allowed in augmentation.RANGES.items()},
     "loss.smooth": Range(0, 10**6),
-    "optimizer.learning_rate": Range(0, 1000, above=True),
+    "optimizer.learning_rate": Range(0, 1e38, above=True),  # what float32 holds
     "optimizer.encoder_scale": Range(0, 1000),
     "optimizer.weight_decay": Range(0, 1000),
     "optimizer.momentum": Range(0, 1, below=True),

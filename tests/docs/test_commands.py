@@ -124,8 +124,9 @@ def _check(words: list[str]) -> None:
         for word in rest[2:]:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known, f"{' '.join(rest[:3])} has no option {word}"
-    elif rest[0].endswith(".py"):
-        source = (ROOT / rest[0]).read_text()
+    elif rest[0].endswith(".py") or (ROOT / rest[0] / "__main__.py").is_file():
+        path = ROOT / rest[0]
+        source = (path / "__main__.py" if path.is_dir() else path).read_text()
         own = rest[1 : rest.index("--")] if "--" in rest else rest[1:]
         for word in own:
             if word.startswith("--"):
