@@ -396,6 +396,9 @@ def test_nothing_is_computed_twice(finished, command, runs, monkeypatch, tmp_pat
     assert {k: v for k, v in files(output).items()} == files(finished[0])
     (output / "one" / "per_image.csv").write_text("damaged")
     assert command(runs, output, "--ensemble") == 0
+    kept = output / "one" / "per_image.csv.kept-1"  # it could be the user's
+    assert kept.read_text() == "damaged"
+    kept.unlink()
     assert files(output) == files(finished[0])
 
 
@@ -579,7 +582,7 @@ def of_scheme(**values):
             "describes no network of this program",
         ),
         (
-            lambda metadata: metadata["config"]["model"].update(width=10**7),
+            lambda metadata: metadata["config"]["model"].update(width=1000),
             "the checkpoint describes (unet, 3 classes)",
         ),
         (

@@ -169,7 +169,8 @@ def test_export_with_test_time_augmentation(run, tmp_path):
 
 def test_the_file_is_written_whole_or_not_at_all(artifact, run, tmp_path, monkeypatch, capsys):
     path = tmp_path / "unet.jaxexport"
-    path.write_bytes(b"before")
+    path.write_bytes(artifact.read_bytes())  # only an exported network is replaced
+    before = path.stat().st_ino, path.stat().st_mtime_ns
 
     def full(source, target):
         raise OSError(28, "No space left on device")
@@ -177,10 +178,10 @@ def test_the_file_is_written_whole_or_not_at_all(artifact, run, tmp_path, monkey
     monkeypatch.setattr(os, "replace", full)
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 5
     assert "unet.jaxexport: cannot be written (No space left on device)" in capsys.readouterr().err
-    assert path.read_bytes() == b"before"
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before and [entry.name for entry in tmp_path.iterdir()] == [path.name]
     monkeypatch.undo()
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 0
-    assert path.read_bytes() == artifact.read_bytes()
+    assert path.read_bytes() == artifact.read_bytes() and path.stat().st_ino != before[0]
 
 
 @pytest.mark.parametrize(

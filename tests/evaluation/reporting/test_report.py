@@ -220,5 +220,5 @@ def test_a_report_needs_an_evaluation():
 def test_the_file(tmp_path, small):
     report.write(tmp_path / "report.html", *small)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == report.html(*small)
-    with pytest.raises(StorageError, match="report.html"):
+    with pytest.raises(StorageError, match="none: cannot be written"):
         report.write(tmp_path / "none" / "report.html", *small)
