@@ -482,6 +482,9 @@ def unfit(tmp_path, name):
     elif name == "far.geojson":
         far = [[1000, 1000], [1100, 1000], [1100, 1100], [1000, 1000]]
         path.write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
+    elif name == "above.geojson":  # y is counted upward, so that the region only touches the slide
+        above = [[0, 0], [100, 0], [100, -100], [0, -100], [0, 0]]
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [above]}))
     return path
 
 
@@ -490,6 +493,7 @@ def unfit(tmp_path, name):
     (
         ("--tissue={wrong.png}", 3, "wrong.png: expected a tissue mask with the proportions of the slide"),
         ("--tissue={far.geojson}", 3, "far.geojson: expected regions on the slide .* all of them outside"),
+        ("--tissue={above.geojson}", 3, "above.geojson: expected regions on the slide .* all of them outside"),
         ("--tissue={none.png}", 3, "none.png"),
         ("--truth={wrong.png}", 3, "wrong.png: expected 200x150 pixels .* found 200x100"),
         ("--truth_region=1,2,3", 2, "--truth_region=1,2,3"),
