@@ -57,6 +57,15 @@ def test_a_slide_gets_labels_regions_overlay_and_summary(finished, slide):
     assert summary["files"]["probabilities"] == "probabilities.zarr"
 
 
+@pytest.mark.parametrize("name, said", [("a_MPP-0.5000", True), ("a_MPP-0.2500", False), ("a_MPP-0", False)])
+def test_a_name_that_says_another_resolution_is_noted(runs, slide, tmp_path, name, said):
+    path = tmp_path / f"{name}.png"
+    Image.fromarray(tifffile.imread(slide)).save(path)
+    assert command(runs[0], path, tmp_path / "out", "--mpp=0.25") == 0
+    notes = summary_of(tmp_path / "out" / name).get("notes", [])
+    assert any("its name says 0.5000 um per pixel, but 0.25 is used" in note for note in notes) == said
+
+
 def test_the_same_command_does_not_compute_again(finished, runs, slide, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
     monkeypatch.setattr(segment_slide, "ReaderPool", None)  # the slide is not even opened
@@ -473,6 +482,9 @@ def unfit(tmp_path, name):
     elif name == "far.geojson":
         far = [[1000, 1000], [1100, 1000], [1100, 1100], [1000, 1000]]
         path.write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
+    elif name == "above.geojson":  # y is counted upward, so that the region only touches the slide
+        above = [[0, 0], [100, 0], [100, -100], [0, -100], [0, 0]]
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [above]}))
     return path
 
 
@@ -481,6 +493,7 @@ def unfit(tmp_path, name):
     (
         ("--tissue={wrong.png}", 3, "wrong.png: expected a tissue mask with the proportions of the slide"),
         ("--tissue={far.geojson}", 3, "far.geojson: expected regions on the slide .* all of them outside"),
+        ("--tissue={above.geojson}", 3, "above.geojson: expected regions on the slide .* all of them outside"),
         ("--tissue={none.png}", 3, "none.png"),
         ("--truth={wrong.png}", 3, "wrong.png: expected 200x150 pixels .* found 200x100"),
         ("--truth_region=1,2,3", 2, "--truth_region=1,2,3"),

@@ -187,6 +187,7 @@ def find_tiles(
     tiles = list(by_key.values())
     require_splits(tiles, required)
     _compare_mpp_of_names(tiles, settings)
+    _compare_size_of_name(tiles, settings)
     return tiles
 
 
@@ -261,6 +262,28 @@ def _compare_mpp_of_names(tiles: list[Tile], settings: DataSettings) -> None:
             len(tiles),
             values,
             printable(tiles[first].key),
+            settings.mpp,
+        )
+
+
+def _compare_size_of_name(tiles: list[Tile], settings: DataSettings) -> None:
+    """Logs a warning if the first tile has another size than its name says: its um per pixel may have changed too."""
+    tile = next((tile for tile in tiles if tile.window is None), None)
+    said = names.size_of(tile.key) if tile else None
+    if tile is None or not said:
+        return
+    try:
+        width, _ = image_size(tile.image)
+    except DataError:  # reported when its pixels are read
+        return
+    if width != said:
+        log.warning(
+            "%s: its name says %d pixels, found %d; if tiles were scaled, they have %.4g times the um per pixel, and "
+            "the setting data.mpp, %g, must be that of the scaled tiles",
+            printable(tile.image),
+            said,
+            width,
+            said / width,
             settings.mpp,
         )
 

@@ -22,6 +22,7 @@ _NUMBERED_PATIENT = re.compile(r"(patient|pat|subject|subj|sub)[-_ ]?\d+(?![0-9A
 _PLACE = re.compile(r"_\d+_\d+(_size\d+)?$")
 NOT_SAID = "not said"
 CUT_OFF = "0"  # um per pixel in the names of the published tiles, where all after the point is missing
+_SIZE = re.compile(r"_size(\d{1,6})$", re.ASCII)
 _MPP = re.compile(r"_MPP-(\d+(?:\.\d+)?)(?=_|$)")
 
 TILE_EXAMPLE = "TCGA-A2-A0D2-DX1_xmin96887_ymin22299_MPP-0_448_672_size224.png"
@@ -74,6 +75,12 @@ def stated_patient(name: str) -> str | None:
 def region_of(key: str) -> str:
     """Returns the key of a tile without its place: the same text for all tiles of a region."""
     return _PLACE.sub("", key)
+
+
+def size_of(key: str) -> int | None:
+    """Returns the side of a tile in pixels as its name says it, None if it does not."""
+    match = _SIZE.search(key)
+    return match and int(match[1])
 
 
 def mpp_of(key: str) -> str | None:

@@ -220,6 +220,16 @@ def save_region(root, mpp):
         save(root / folder / f"TCGA-A2-A0D2-DX1_xmin1_ymin2_MPP-{mpp}.png", pixels)
 
 
+@pytest.mark.parametrize("size, said", [(224, False), (112, True)])
+def test_tiles_of_another_size_than_their_names_say(tmp_path, caplog, size, said):
+    for part, institute in (("train", "A2"), ("val", "OL")):
+        key = f"TCGA-{institute}-A0D2-DX1_xmin10_ymin20_MPP-0_0_0_size224"
+        save(tmp_path / part / f"{key}.png", np.zeros((size, size, 3), np.uint8))
+        save(tmp_path / f"{part}_mask" / f"{key}.png", np.zeros((size, size), np.uint8))
+    find_tiles(DataSettings("kaggle224", tmp_path))
+    assert (f"its name says 224 pixels, found {size}; if tiles were scaled, they have 2 times" in caplog.text) == said
+
+
 @pytest.mark.parametrize("written, said", [("0.2500", False), ("0.2540", False), ("0.5000", True), ("0", False)])
 def test_names_with_another_um_per_pixel_than_the_setting_are_said(tmp_path, caplog, written, said):
     save_region(tmp_path, written)

@@ -18,6 +18,7 @@ from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.timing import StageClock
+from bcss_jax.data.names import contradicts, mpp_of
 from bcss_jax.data.resolution.check import resolved_mpp, warn_if_other_size
 from bcss_jax.data.resolution.stated import stated_in_file
 from bcss_jax.errors import DataError, Preempted, UserError, printable
@@ -248,6 +249,11 @@ class SlideSegmenter:
         for note in info.notes:
             warn(f"{name}: {note}")
         mpp = resolved_mpp(entry.slide, info.stated_mpp, entry.mpp, warn)
+        said = mpp_of(entry.slide.stem)
+        if said is not None and all(contradicts(said, each) for each in mpp):
+            warn(
+                f"{name}: its name says {said} um per pixel, but {mpp[0]:.4g} is used; if the name is right, give --mpp"
+            )
         grid = grid_of(info.width, info.height, mpp, self.model.mpp)
         if entry.truth is not None:
             truth = Path(entry.truth)

@@ -11,6 +11,7 @@ from bcss_jax.data.resolution.check import StatedMpp, first_stated
 from bcss_jax.errors import DataError, printable
 
 MAX_SIDE = 8_000_000  # pixels, a meter at 0.125 um; a header that claims more is damaged
+PALETTE_NOTE = "its colors are those of a palette, which scans do not have: is it a mask of labels?"
 DEFAULT_TILE = (256, 256)  # size of the pieces in which a damaged region is retried if the format has no tiles
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bcss_jax.data import image_files
 from bcss_jax.data.resolution.stated import stated_in_file
-from bcss_jax.slides.reading.backend import Slide, levels_of
+from bcss_jax.slides.reading.backend import PALETTE_NOTE, Slide, levels_of
 
 
 class ImageSlide(Slide):
@@ -31,6 +31,7 @@ class ImageSlide(Slide):
         self.levels = levels_of([(width, height)])
         self.format = stored.format.lower()
         self.stated_mpp = stated_in_file(path)
+        self.notes = (PALETTE_NOTE,) if stored.palette is not None else ()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:  # noqa: D102
         return self._pixels[y : y + height, x : x + width].copy()

@@ -89,6 +89,7 @@ def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:
       with_openslide: the slide as OpenSlide has opened it, or None; it is closed if another reader is taken.
     """
     from bcss_jax.slides.reading.tiff.contents import contents_of
+    from bcss_jax.slides.reading.tiff.true_levels import true_levels
     from bcss_jax.slides.reading.tiff.turned_slide import TurnedSlide
 
     try:
@@ -102,11 +103,12 @@ def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:
         with_openslide.close()
     if contents is None:
         return slide
+    slide.levels, notes = true_levels(slide, contents.incomplete)
     if contents.orientation != 1 and not slide.in_memory:
         slide = TurnedSlide(slide, contents.orientation)
     elif contents.orientation in TURNED_AXES:
         slide.stated_mpp = with_axes_exchanged(slide.stated_mpp)  # Pillow turns the pixels alone
-    slide.notes = contents.notes
+    slide.notes = contents.notes + notes
     return slide
 
 

@@ -75,7 +75,7 @@ def _draw_regions(path: Path, grid: Grid, origin: tuple[float, float], warn: Cal
     shape = (int(np.ceil(grid.height / scale)), int(np.ceil(grid.width / scale)))
     x_scale, y_scale = (grid.scale[0] * grid.width / shape[1], grid.scale[1] * grid.height / shape[0])
     slide = shapely.box(0, 0, grid.width * grid.scale[0], grid.height * grid.scale[1])
-    if not any(slide.intersects(each) for each in shapes):
+    if not any(slide.intersection(each).area > 0 for each in shapes):  # it is not enough that they touch its edge
         raise DataError(
             f"{printable(path)}: expected regions on the slide (level-0 pixels, "
             f"{slide.bounds[2]:.0f}x{slide.bounds[3]:.0f}), found all of them outside; give the regions of this slide"

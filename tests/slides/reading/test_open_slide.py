@@ -118,6 +118,7 @@ def test_plain_images_of_other_modes_are_read_as_a_viewer_shows_them(tmp_path, s
     image.save(tmp_path / f"a.{suffix}")
     slide = open_slide(tmp_path / f"a.{suffix}")
     assert (slide.format, slide.in_memory) == ({"png": "png", "tif": "tiff"}[suffix], True)
+    assert any("is it a mask" in note for note in slide.notes) == (mode == "P")
     assert difference(whole(slide), shown(image)).max() <= 1  # rounding of half transparent pixels
     if mode in ("LA", "RGBA"):
         assert (whole(slide)[:, :40] == 255).all()

@@ -20,12 +20,14 @@ class Contents(NamedTuple):
       right: the readers that read this picture, and read it right, of `storage.READERS`. Whether they choose it is
         another question, except for Pillow, which reads the first picture.
       notes: what a user should know, a line each.
+      incomplete: width and height of the levels in which tiles are missing although the slide has all of its own.
     """
 
     size: tuple[int, int]
     orientation: int
     right: frozenset[str]
     notes: tuple[str, ...]
+    incomplete: frozenset[tuple[int, int]]
 
     @property
     def pixels(self) -> int:
@@ -55,7 +57,15 @@ def contents_of(path: Path) -> Contents | None:
         if not _plain(picture):
             right -= {PILLOW}
         size = (picture.width, picture.height)
-        return Contents(size, storages[0].orientation, right, chosen.notes + storages[0].notes)
+        whole = not _tiles_are_missing(picture)
+        incomplete = frozenset(
+            (each.width, each.height) for each in chosen.levels if whole and _tiles_are_missing(each)
+        )
+        return Contents(size, storages[0].orientation, right, chosen.notes + storages[0].notes, incomplete)
+
+
+def _tiles_are_missing(picture: Picture) -> bool:
+    return not all(picture.page.databytecounts)
 
 
 def _plain(picture: Picture) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tifffile
 
-from bcss_jax.slides.reading.backend import unsupported_pixels
+from bcss_jax.slides.reading.backend import PALETTE_NOTE, unsupported_pixels
 
 READERS = OPENSLIDE, PILLOW, TIFFSLIDE, TIFFFILE = "openslide", "pillow", "tiffslide", "tifffile"
 RGB, PALETTE, YCBCR = 2, 3, 6  # values of the tag PhotometricInterpretation
@@ -78,6 +78,8 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
             raise unsupported_pixels(path, "JPEG with the colors RGB but fewer pixels for two of its channels")
         if color in ("RGB", "YCbCr") and color != tagged:
             right -= {OPENSLIDE, PILLOW}
+    if page.photometric == PALETTE:
+        notes.append(PALETTE_NOTE)
     empty = sum(not count for count in page.databytecounts)
     if empty:
         notes.append(f"{empty} of its {len(page.databytecounts)} tiles are not in the file and are taken for glass")

@@ -138,9 +138,10 @@ def test_a_transparent_slide_is_shown_over_white(tmp_path, layout, kind):
 def test_gray_and_palettes(tmp_path, layout, photometric, compression):
     colors = np.random.default_rng(0).integers(1, 256, (3, 256)).astype(np.uint16)
     options = {"colormap": colors * 257} if photometric == "palette" else {}
-    found, _ = read(
+    found, notes = read(
         write(tmp_path / "a.tif", GRAY, photometric=photometric, compression=compression, **options, **layout)
     )
+    assert ("is it a mask" in notes) == (photometric == "palette")
     gray = np.repeat(GRAY[..., None], 3, -1)
     expected = {"minisblack": gray, "miniswhite": 255 - gray, "palette": np.moveaxis(colors, 0, -1)[GRAY]}[photometric]
     np.testing.assert_array_equal(found, expected)
