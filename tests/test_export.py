@@ -178,7 +178,9 @@ def test_the_file_is_written_whole_or_not_at_all(artifact, run, tmp_path, monkey
     monkeypatch.setattr(os, "replace", full)
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 5
     assert "unet.jaxexport: cannot be written (No space left on device)" in capsys.readouterr().err
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before and [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before and [entry.name for entry in tmp_path.iterdir()] == [
+        path.name
+    ]
     monkeypatch.undo()
     assert export.main([f"--checkpoint={run}", f"--output={path}"]) == 0
     assert path.read_bytes() == artifact.read_bytes() and path.stat().st_ino != before[0]

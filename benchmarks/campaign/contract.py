@@ -167,7 +167,9 @@ def setting_rows(source: Inputs) -> Iterator[Trial]:
     def prepare(work: Path) -> None:
         source.copier("tiles")(work)
         for patient in ("TCGA-A2-A0D2", "TCGA-OL-A5D6"):
-            for folder, pixels in zip(("images", "masks"), inputs.tissue(300, 300, seed=sum(map(ord, patient))), strict=True):
+            for folder, pixels in zip(
+                ("images", "masks"), inputs.tissue(300, 300, seed=sum(map(ord, patient))), strict=True
+            ):
                 (work / "regions" / folder).mkdir(parents=True, exist_ok=True)
                 name = f"{patient}-DX1_xmin100_ymin200_MPP-0.2500.png"
                 Image.fromarray(pixels).save(work / "regions" / folder / name)

@@ -101,7 +101,9 @@ def test_written_and_read_again(tmp_path):
         for name, array in to_torch_state(read.model(fold)).items():
             np.testing.assert_array_equal(array, state[name])
     assert list(result_folder.read_result_folder(folder, folds=[3]).folds) == [3]
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    files = sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    )
     assert files == ["dataset.json", "fold_0/checkpoint_final.pth", "fold_3/checkpoint_final.pth", "plans.json"]
     once = sum(array.nbytes for array in {id(v): np.asarray(v[...]) for v, _ in
                                           read.model(0).torch_entries().values()}.values())  # fmt: skip
