@@ -36,7 +36,7 @@ def tissue(width: int, height: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def tile_name(patient: str, number: int) -> str:
     """Returns the name of a tile, as in the data set, without suffix."""
-    return f"{patient}-DX1_xmin100_ymin200_MPP-0_{224 * number}_0_size224"
+    return f"{patient}-DX1_xmin100_ymin200_MPP-0_{SIDE * number}_0_size{SIDE}"
 
 
 def tiles(folder: Path) -> Path:
