@@ -266,6 +266,8 @@ def _folders(output, entry, segmenters) -> list[Path]:
 def _refuse_inputs(args, entries, folders):
     """Raises ConfigError if results would be written where the command reads."""
     inputs = [("--checkpoint", Path(path)) for path in args.checkpoint.split(",") if path]
+    checkpoints = [path / "checkpoints" if (path / "checkpoints").is_dir() else path for _, path in inputs]
+    data_folders = [("the checkpoints", path) for path in checkpoints if path.is_dir()]
     inputs += [("--slides", args.slides)] if args.slides is not None else []
     for entry in entries:
         files_of_slide = {"slide": entry.slide, "truth": entry.truth, "tissue": entry.tissue}
@@ -274,7 +276,7 @@ def _refuse_inputs(args, entries, folders):
     for paths in folders.values():
         parts += [path / name for path in paths for name in OUTPUTS]
         parts += [paths[0].parent / comparison.FILE] if len(paths) > 1 else []
-    refuse_inputs("--output", args.output, inputs, parts=parts)
+    refuse_inputs("--output", args.output, inputs, parts=parts, data_folders=data_folders)
 
 
 def _refuse_other_results(entries, segmenters, folders, replace):

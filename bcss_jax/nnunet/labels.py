@@ -92,6 +92,12 @@ def check_dataset(dataset: dict) -> None:
             )
         if not isinstance(label, numbers.Integral) or isinstance(label, bool):
             raise DataError(f"nnU-Net dataset.json: label {_short(name)} is {_short(label)}; expected an integer")
+    for name in found:
+        if str(name).casefold() in ("background", "ignore") and name not in ("background", "ignore"):
+            raise DataError(
+                f"nnU-Net dataset.json: the label {_short(name)} would be a class of its own; expected "
+                f"{str(name).casefold()}, in lower case; rename it"
+            )
     if found.get("background") != 0:
         raise DataError(
             f"nnU-Net dataset.json: background is {found.get('background', 'missing')}; "

@@ -79,6 +79,7 @@ def test_nnunet_reads_the_same_labels(name):
     [
         ({"labels": None}, "labels are None"),
         ({"labels": {}}, "labels are {}"),
+        ({"labels": {"background": 0, "tumor": 1, "Ignore": 2}}, "would be a class of its own"),
         ({"labels": {"tumor": 0, "stroma": 1}}, "background is missing"),
         ({"labels": {"background": 1, "tumor": 0}}, "background is 1"),
         ({"labels": {"background": 0, "tumor": 1, "stroma": 3}}, "without gaps"),

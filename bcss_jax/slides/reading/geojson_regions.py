@@ -46,6 +46,7 @@ def read_regions(
     content = read_json(
         path, "GeoJSON", "export the regions again, or give a mask image", finite=False
     )  # QuPath writes NaN
+    _say_what_qupath_leaves_out(path, content, warn)
     regions = []
     for number, geometry in enumerate(_geometries(content), 1):
         where = f"{path}: geometry {number}"
@@ -86,6 +87,36 @@ def _covered(shell: np.ndarray, holes: list[np.ndarray]) -> tuple[BaseGeometry, 
     inside = [hole for hole in cut if hole.intersects(covered)]
     stated = drawn_area(shell) - sum(drawn_area(hole) for hole in holes)
     return shapely.union_all([covered.difference(shapely.union_all(inside)), *outside]), stated
+
+
+def _say_what_qupath_leaves_out(path: Path, content: Any, warn: Callable[[str], None]) -> None:
+    """Warns of features that QuPath itself does not count on this plane: they are regions here like all others."""
+    features = list(_features(content))
+    ignored = sum(_class_name(feature).endswith("*") for feature in features)
+    planes = [(feature.get("geometry") or {}).get("plane") for feature in features]
+    elsewhere = sum(isinstance(plane, dict) and bool(plane.get("z") or plane.get("t")) for plane in planes)
+    for count, what in (
+        (ignored, "have a class that QuPath ignores (its name ends in *)"),
+        (elsewhere, "lie in another plane (z or t above 0)"),
+    ):
+        if count:
+            warn(f"{path}: {count} of {len(features)} features {what}; they count as regions like the others")
+
+
+def _features(content: Any) -> Iterator[dict]:
+    """Yields the features of a decoded GeoJSON file that have a geometry."""
+    if isinstance(content, dict) and isinstance(content.get("features"), list):
+        content = content["features"]
+    for entry in content if isinstance(content, list) else [content]:
+        if isinstance(entry, dict) and isinstance(entry.get("geometry"), dict):
+            yield entry
+
+
+def _class_name(feature: dict) -> str:
+    properties = feature.get("properties")
+    found = properties.get("classification") if isinstance(properties, dict) else None
+    name = found.get("name") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _geometries(content: Any) -> Iterator[Any]:

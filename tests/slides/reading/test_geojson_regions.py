@@ -123,3 +123,16 @@ def test_holes_that_leave_nothing_are_refused(tmp_path, rings, message):
     path.write_text(json.dumps({"type": "Polygon", "coordinates": rings}))
     with pytest.raises(DataError, match=message):
         geojson_regions.read_regions(path)
+
+
+def test_features_that_qupath_leaves_out_are_said(tmp_path):
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]]}
+    features = [
+        {"type": "Feature", "geometry": square, "properties": {"classification": {"name": "Ignore*"}}},
+        {"type": "Feature", "geometry": square | {"plane": {"c": -1, "z": 3, "t": 0}}, "properties": None},
+        {"type": "Feature", "geometry": square | {"plane": {"c": -1, "z": 0, "t": 0}}, "properties": {}},
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    said = []
+    assert len(geojson_regions.read_regions(tmp_path / "a.geojson", warn=said.append)) == 3
+    assert [re.findall(r"1 of 3 features (have|lie)", line) for line in said] == [["have"], ["lie"]]
