@@ -225,7 +225,7 @@ def test_a_slide_that_is_white_everywhere_is_said_to_be(runs, tmp_path, caplog):
     assert command(runs[0], tmp_path / "clear.tif", tmp_path / "out") == 0
     (said,) = [record.getMessage() for record in caplog.records if "clear.tif" in record.getMessage()]
     assert said.startswith("clear.tif: it is white everywhere: empty glass, or its pixels are transparent or missing")
-    assert summary_of(tmp_path / "out" / "clear")["notes"] == [said.removeprefix("clear.tif: ")]
+    assert summary_of(tmp_path / "out" / "clear")["notes"] == [said]
 
 
 def test_how_a_tiff_was_read_is_said_and_in_the_summary(runs, tmp_path, caplog):
