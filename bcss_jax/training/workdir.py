@@ -1,6 +1,8 @@
 """The folder of a run: it belongs to one config."""
 
+import fnmatch
 import json
+import os
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -54,7 +56,10 @@ def claim(workdir: Path, config: dict, fresh: bool) -> None:
     path = workdir / "config.json"
     with storage_errors(workdir):
         # The user may put the documents of nnU-Net there: the run uses or refuses them, and replaces none.
-        found = sorted(each.name for name in OUTPUTS if name not in DOCUMENTS for each in workdir.glob(name))
+        # `glob` would not list links that lead nowhere, which writing follows.
+        patterns = [name for name in OUTPUTS if name not in DOCUMENTS]
+        names = os.listdir(workdir) if workdir.is_dir() else []
+        found = sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
         if found and not written_files.has_record(workdir):
             if not _is_config_of_run(path):
                 raise ConfigError(
