@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcss_jax.data.resolution.check import StatedMpp
 from bcss_jax.slides.reading.backend import Slide, levels_of, unsupported_pixels
 
 
@@ -26,7 +27,9 @@ class NumpySlide(Slide):
         height, width = self._pixels.shape[:2]
         self.levels = levels_of([(width, height)])
         beside = path.with_suffix(".mpp")
-        self.mpp = (float(beside.read_text()),) * 2 if beside.exists() else None
+        if beside.exists():
+            mpp = float(beside.read_text())
+            self.stated_mpp = (StatedMpp((mpp, mpp), beside.name),)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Returns a region as uint8 [height, width, 3]."""

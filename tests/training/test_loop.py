@@ -317,7 +317,7 @@ def test_settings_may_be_corrected_while_nothing_is_saved(command, tmp_path):
 def test_fresh_does_not_delete_a_folder_that_is_not_a_run(command, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     result = run(command, tmp_path / "run", "--fresh")
-    assert result.returncode == 2 and "no config.json" in result.stderr
+    assert result.returncode == 2 and "which no run wrote" in result.stderr
     assert (tmp_path / "run" / "checkpoints").is_dir()
 
 

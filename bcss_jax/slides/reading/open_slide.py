@@ -38,14 +38,21 @@ def open_slide(path: str | os.PathLike) -> Slide:
     reasons: list[str] = []
     slide = _tried(_open_with_openslide, path, reasons)
     if slide is None or slide.format in TIFF_VENDORS:
-        if magic.startswith(TIFF_MAGIC):
-            slide = _tried(lambda path: _open_tiff(path, slide), path, reasons)
-        elif magic.startswith(IMAGE_MAGIC):
-            slide = _tried(_open_image, path, reasons)
+        backend = _other_backend(magic, slide)
+        slide = slide if backend is None else _tried(backend, path, reasons)
     if slide is None:
         found = reasons[-1] if reasons and magic.startswith(TIFF_MAGIC) else reasons[0] if reasons else "another format"
         raise _unusable(path, found)
     return slide
+
+
+def _other_backend(magic: bytes, with_openslide: Slide | None) -> Callable[[Path], Slide] | None:
+    """Returns what opens a file with these first bytes that OpenSlide does not open, or not for certain; or None."""
+    if magic.startswith(TIFF_MAGIC):
+        return lambda path: _open_tiff(path, with_openslide)
+    if magic.startswith(IMAGE_MAGIC):
+        return _open_image
+    return None
 
 
 def _tried(open_with_backend: Callable[[Path], Slide], path: Path, reasons: list[str]) -> Slide | None:
