@@ -81,7 +81,8 @@ def read_plan(path: Path | str) -> dict:
     try:
         _check_plan(plan)
     except (ConfigError, DataError) as error:
-        raise DataError(f"{path}: {error}") from error
+        text = str(error)  # it may quote a value of any length
+        raise DataError(f"{path}: {text if len(text) <= 600 else f'{text[:300]} ... {text[-200:]}'}") from error
     return plan
 
 

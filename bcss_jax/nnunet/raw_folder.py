@@ -127,7 +127,7 @@ def _check_fields(file: Path, dataset: dict) -> tuple[str, ...]:
     alike = [endings for endings in FORMATS.values() if isinstance(ending, str) and ending.lower() in endings]
     if not alike:
         raise DataError(
-            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending!r}; convert the images, or "
+            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending[:20]!r}; convert the images, or "
             "correct it"
         )
     for key in ("numTraining", "numTest"):
