@@ -257,7 +257,7 @@ def _reader(dataset):
         return dataset["overwrite_image_reader_writer"]
     ending = dataset.get("file_ending")
     if not isinstance(ending, str) or ending.lower() not in (".png", ".bmp", ".tif"):
-        raise DataError(f"nnU-Net dataset.json: file_ending is {str(ending)[:20]!r}; expected .png, .bmp or .tif")
+        raise DataError(f"nnU-Net dataset.json: file_ending is {repr(ending)[:40]}; expected .png, .bmp or .tif")
     return "NaturalImage2DIO"
 
 

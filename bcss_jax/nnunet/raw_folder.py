@@ -126,8 +126,9 @@ def _check_fields(file: Path, dataset: dict) -> tuple[str, ...]:
     ending = dataset.get("file_ending", ".png")
     alike = [endings for endings in FORMATS.values() if isinstance(ending, str) and ending.lower() in endings]
     if not alike:
+        found = repr(ending) if len(repr(ending)) <= 40 else f"{repr(ending)[:40]}..."
         raise DataError(
-            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {ending[:20]!r}; convert the images, or "
+            f"{printable(file)}: expected file_ending {', '.join(SUFFIXES)}, found {found}; convert the images, or "
             "correct it"
         )
     for key in ("numTraining", "numTest"):
