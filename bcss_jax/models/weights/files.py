@@ -3,7 +3,6 @@
 import _codecs
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import zipfile
@@ -14,6 +13,7 @@ import numpy as np
 from safetensors import safe_open
 
 from bcss_jax.common import npz_files
+from bcss_jax.common.digests import sha256_of_file
 from bcss_jax.common.json_files import parse_json
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import ConfigError, DataError, first_line
@@ -68,9 +68,7 @@ def read_weights(path: Path) -> WeightFile:
         raise ConfigError(f"{path}: unknown type of weights file; expected .safetensors, .npz or .pth")
     with _one_line_errors(path, reader):
         arrays = {name: _as_float32(name, array) for name, array in read_arrays(path).items()}
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return WeightFile(arrays, sha256)
+    return WeightFile(arrays, sha256_of_file(path))
 
 
 def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:

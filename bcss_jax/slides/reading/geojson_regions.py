@@ -79,7 +79,7 @@ def _covered(shell: np.ndarray, holes: list[np.ndarray]) -> tuple[BaseGeometry, 
 
     A hole that lies outside of the shell is drawn too, so it is covered.
     """
-    covered, outside = covered_by_outline(shell), []
+    covered = covered_by_outline(shell)
     cut = [covered_by_outline(hole) for hole in holes]
     if any(hole.contains(covered) and hole.area > covered.area for hole in cut):
         raise ValueError("a hole that contains the outline; the first ring must be the outline")
@@ -93,7 +93,7 @@ def _say_what_qupath_leaves_out(path: Path, content: Any, warn: Callable[[str], 
     """Warns of features that QuPath itself does not count on this plane: they are regions here like all others."""
     features = list(_features(content))
     ignored = sum(_class_name(feature).endswith("*") for feature in features)
-    planes = [(feature.get("geometry") or {}).get("plane") for feature in features]
+    planes = [feature["geometry"].get("plane") for feature in features]
     elsewhere = sum(isinstance(plane, dict) and bool(plane.get("z") or plane.get("t")) for plane in planes)
     for count, what in (
         (ignored, "have a class that QuPath ignores (its name ends in *)"),
