@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import os
 import re
@@ -128,6 +129,8 @@ def start(main: Callable[[], int]) -> NoReturn:
     """
     # `force`, because Orbax sets up logging when it is imported.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name need not be UTF-8
     try:
         code = main()
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from bcss_jax import labels
 from bcss_jax.data.discovery import Tile, require_splits
 from bcss_jax.data.tile_reader import TileStats, read_pairs
-from bcss_jax.errors import ConfigError, DataError, printable
+from bcss_jax.errors import ConfigError, DataError, one_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +135,11 @@ class CheckReport:
                 )
         for why, lines in (("their image or mask is missing", self.missing), ("they are unusable", self.bad)):
             if lines:
-                log.warning("%d pairs of files are left out because %s, first: %s", len(lines), why, lines[0])
+                log.warning("%d pairs of files are left out because %s, first: %s", len(lines), why, one_line(lines[0]))
         if self.repeated:
             log.warning("%d tiles repeat the pixels of another tile of their split", self.repeated)
         for line in self.warnings[:LOGGED_WARNINGS]:
-            log.warning("%s", line)
+            log.warning("%s", one_line(line))
         if len(self.warnings) > LOGGED_WARNINGS:
             log.warning("and %d more warnings of this kind", len(self.warnings) - LOGGED_WARNINGS)
 

@@ -1,6 +1,7 @@
 """The contract for bad input: for every kind, the command, the exit code and the words that the line must have."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pickle
@@ -256,7 +257,8 @@ def checkpoint_rows(source: Inputs) -> Iterator[Trial]:
             *(a for a in pretrained if "width" not in a and "depth" not in a),
             f"--config.pretrained={{work}}/weights.{name}",
         )
-        yield row(f"B30 object in .{name}", 3, f"weights.{name}", write, "train", arguments)
+        code = 2 if name == "pth" and importlib.util.find_spec("torch") is None else 3  # the remedy is to install it
+        yield row(f"B30 object in .{name}", code, f"weights.{name}", write, "train", arguments)
     yield row("B31 ZIP in place of a run", 3, "run", archive)
     yield row("B32 program in the run's folder", 0, "", program)
     evaluate = ("--checkpoints={work}/run", "--output={out}", "--data.dir={work}/tiles", "--prepared_dir={work}/tmp")

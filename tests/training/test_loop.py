@@ -381,8 +381,12 @@ def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     options = (f"--config.pretrained={file}", "--config.freeze_encoder_epochs=1", "--config.epochs=2")
     nnunet = {"system": "nnunet_plain", "small": SMALL_NNUNET}
 
+    first = run(command, tmp_path / "run", *options, "--config.epochs=1", **nnunet)
+    assert first.returncode == 0, first.stderr
     # A run that was killed during its first save has no checkpoint, so it still needs the weights.
-    (tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("*[0-9]")
+    saved.rename(saved.with_name(f"{saved.name}.orbax-checkpoint-tmp"))
+    (tmp_path / "run" / "summary.json").unlink()
     first = run(command, tmp_path / "run", *options, "--config.epochs=1", **nnunet)
     assert first.returncode == 0, first.stderr
     assert f"{file}: {len(weights)} tensors into the encoder" in first.stdout
