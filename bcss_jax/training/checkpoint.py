@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
 from bcss_jax.common.processes import is_main_process
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import ConfigError, DataError, NumericalError, StorageError, UserError, first_line
 from bcss_jax.models.apply import split_model
 from bcss_jax.training import step_folder
@@ -58,7 +60,7 @@ class Checkpoints:
         Raises:
           StorageError: the folder cannot be created or written.
         """
-        self.folder = Path(folder).resolve()
+        self.folder = real_path(folder)
         # `max_to_keep` with a best function would delete the latest checkpoint, and a resumed run would lose steps.
         keep = policies.AnyPreservationPolicy(
             [
@@ -76,6 +78,8 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
         self._saved_step: int | None = None  # the step that is being saved
+        if not isinstance(sys.unraisablehook, _LeavesOutEndedLoops):
+            sys.unraisablehook = _LeavesOutEndedLoops(sys.unraisablehook)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if is_main_process():
@@ -249,7 +253,7 @@ def load_trained(
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which must be best or latest, not {which}")
-    folder = Path(folder).resolve()
+    folder = real_path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the checkpoints of a run")
     numbers = _in_order(folder, which) if step is None else [step]
@@ -311,7 +315,7 @@ def read_record(folder: Path, step: int | None = None) -> dict:
     Returns:
       JSON; {} if it cannot be read.
     """
-    folder = Path(folder).resolve()
+    folder = real_path(folder)
     for number in reversed(step_folder.step_numbers(folder)) if step is None else (step,):
         if step_folder.damage(folder / str(number), ("about", "metrics", "progress")):
             continue
@@ -431,6 +435,20 @@ def _shapes(tree: dict) -> dict[str, str]:
     """Returns dtype and shape of each array by its path in the tree."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+class _LeavesOutEndedLoops:
+    """A `sys.unraisablehook` for failed saves, of which the first failed write is raised.
+
+    tensorstore reports the other ones to an event loop of Orbax that has ended, each of which would print a traceback.
+    """
+
+    def __init__(self, report: Callable[[Any], Any]):
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            self._report(unraisable)
 
 
 def _set_damaged_aside(folder: Path) -> None:
