@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,6 +383,42 @@ def test_after_a_fault_in_any_file_the_same_command_gives_the_same_bytes(
     assert command(runs[0], slide, tmp_path, "--probabilities") == 0
     assert contents(folder) == contents(finished)
     assert not (folder / ".work").exists() and not list(folder.rglob("*.tmp"))
+
+
+def test_finished_labels_that_changed_are_computed_again(runs, slide, finished, tmp_path, caplog, monkeypatch):
+    folder = tmp_path / "case"
+    shutil.copytree(finished, folder)
+    computed, label_slide = [], segment_slide.labeling.label_slide
+    monkeypatch.setattr(
+        segment_slide.labeling, "label_slide", lambda *args, **kw: computed.append(label_slide(*args, **kw))
+        or computed[-1]
+    )  # fmt: skip
+    for name in ("regions.geojson", "overlay.png"):
+        path, content = folder / name, (folder / name).read_bytes()
+        path.write_bytes(content + b" ")
+        assert command(runs[0], slide, tmp_path, "--probabilities") == 0 and not computed
+        assert f"{path}: has changed since it was written; it stays as it is" in caplog.text
+        path.write_bytes(content)
+    chunk, labels = folder / "probabilities.zarr" / "0" / "c" / "1" / "0" / "0", folder / "labels.ome.tif"
+    for number, (path, named) in enumerate(((labels, labels), (chunk, folder / "probabilities.zarr")), 1):
+        path.write_bytes(path.read_bytes()[:-1])
+        assert command(runs[0], slide, tmp_path, "--probabilities") == 0 and len(computed) == number
+        assert f"{named}: has changed since it was written; the slide is computed again" in caplog.text
+        for kept in folder.glob("*.kept-1"):
+            kept.unlink()
+        assert contents(folder) == contents(finished)
+
+
+def test_a_comparison_of_damaged_labels_is_one_error(runs, slide, tmp_path, capsys):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path) == 0
+    labels = tmp_path / "case" / "one" / "labels.ome.tif"
+    (tmp_path / "case" / "comparison.png").unlink()
+    (labels.parent / ".lock").unlink()  # as in results of earlier versions
+    labels.write_bytes(labels.read_bytes()[:500])
+    capsys.readouterr()
+    assert command(both, slide, tmp_path) == 3
+    assert f"{labels}: expected the labels of a slide as a tiled pyramid" in one_line(capsys)
 
 
 def test_a_list_ends_with_5_if_nothing_can_be_written(runs, tall, tmp_path, capsys):

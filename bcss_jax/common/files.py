@@ -20,9 +20,10 @@ from PIL import Image
 
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
-from bcss_jax.errors import InUseError, StorageError
+from bcss_jax.errors import InUseError, StorageError, UserError, first_line
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 LOCK_SECONDS = 0.1  # between two tries to get a lock that another process holds
 log = logging.getLogger(__name__)
 
@@ -196,20 +197,43 @@ def sync_tree(folder: Path) -> None:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Writes an image, or labels as one channel, as PNG, completely or not at all. Raises errors as `whole_file`."""
+    write_bytes(path, png_of(pixels))
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    """Returns an image, or labels as one channel, as PNG."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
-    write_bytes(path, content.getvalue())
+    return content.getvalue()
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError in the block into a StorageError of one line that names the file."""
+    """Turns an OSError in the block into a StorageError of one line that names the file.
+
+    Libraries that find the disk full may raise errors of any type while they handle that.
+    """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        found = error if isinstance(error, OSError) else _disk_error_behind(error)
+        if found is None:
+            raise
+        reason = found.strerror or first_line(found)
         raise StorageError(
-            f"{error.filename or path}: cannot be written ({error.strerror}); check space and permissions"
+            f"{found.filename or path}: cannot be written ({reason}); check space and permissions"
         ) from error
+
+
+def _disk_error_behind(error: BaseException) -> OSError | None:
+    """Returns the OSError of a full or broken disk that was being handled when another error was raised, or None."""
+    if isinstance(error, UserError):
+        return None
+    while error.__context__ is not None:
+        error = error.__context__
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            return error
+    return None
 
 
 def portable_stem(path: Path) -> str:

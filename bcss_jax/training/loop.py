@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from clu import metric_writers
 from flax import nnx
 from PIL import Image
 
@@ -40,6 +39,7 @@ from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch,
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, summary, versions
+from bcss_jax.training.tensorboard import TensorBoard
 
 SAMPLE_PICTURES = 6  # rows of samples.png
 BEFORE = "stopped before the first step; the same command starts again"
@@ -62,7 +62,7 @@ def train(config: Any, workdir: Path, interruption: Interruption) -> None:
     run = Run(config, workdir, interruption)
     session = run.session
     interruption.begin()
-    with contextlib.closing(session.checkpoints), metric_writers.ensure_flushes(run.writer):
+    with contextlib.closing(session.checkpoints), contextlib.closing(run.tensorboard):
         print_main(TABLE)
         while session.record.epoch < config.epochs and not _stalled(session.record, config.early_stopping):
             row = run.train_epoch()
@@ -95,7 +95,7 @@ class Run:
 
     Attributes:
       session: state, record and checkpoints; new, or as they were when the run was interrupted.
-      writer: of TensorBoard; writes nothing except in the main process.
+      tensorboard: event files; only the main process writes them.
     """
 
     def __init__(self, config: Any, workdir: Path, interruption: Interruption):
@@ -121,10 +121,7 @@ class Run:
             "threads": config.data.threads or None,
         }
         self.session = self._start_or_resume(state, pretrained, interruption)
-        main = is_main_process()
-        self.writer = (
-            metric_writers.SummaryWriter(str(workdir / "tensorboard")) if main else metric_writers.MultiWriter([])
-        )
+        self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
 
     def _load_pretrained(self, model: nnx.Module) -> dict | None:
@@ -267,7 +264,7 @@ class Run:
         if not is_main_process():
             return
         scalars = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
-        self.writer.write_scalars(row["step"], scalars)
+        self.tensorboard.write_scalars(row["step"], scalars)
         write_text(self._workdir / "history.csv", history_csv(self.session.record.history))
         if time.perf_counter() - self._curves_drawn > self._config.log_seconds:  # drawing takes half a second
             figures.curves(self.session.record.history, self._workdir / "curves.png", title=self._config.name)
@@ -355,7 +352,7 @@ class Run:
             title = f"{config.name}: validation images, {each[0][0]} epoch"
             figures.samples(images, truth, predictions, self._scheme, file, names=names, title=title)
             picture = np.asarray(Image.open(file).convert("RGB"))
-            self.writer.write_images(int(session.state.step), {"samples": picture[None]})
+            self.tensorboard.write_image(int(session.state.step), "samples", picture)
         return test_scores
 
     def write_report(self, test_scores: dict) -> None:

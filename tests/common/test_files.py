@@ -100,3 +100,23 @@ def test_a_lock_that_is_not_required_is_left_out_where_there_is_none(tmp_path, m
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
         with files.wait_for_lock(tmp_path / "table"):
             raise AssertionError("there is no lock")
+
+
+def test_an_error_of_a_library_that_found_the_disk_full_is_a_storage_error(tmp_path):
+    """Matplotlib and PyTorch raise other errors while they close a file that they cannot write."""
+    path = tmp_path / "a.pdf"
+
+    def library(number):
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError:
+            raise AttributeError("no attribute pos")
+
+    with pytest.raises(StorageError, match="a.pdf: cannot be written .No space left on device"):
+        with files.whole_file(path):
+            library(errno.ENOSPC)
+    with pytest.raises(AttributeError), files.whole_file(path):
+        library(errno.ENOENT)
+    with pytest.raises(StorageError, match="cannot be written .9 requested and 3 written"), files.whole_file(path):
+        raise OSError("9 requested and 3 written")
+    assert not list(tmp_path.iterdir())
