@@ -1,10 +1,12 @@
 """Compiles the steps of a network for an accelerator, on any machine, and prints what they need there.
 
     python -m bcss_jax.compile_for --target=h100 --model=unet --batch=128 --dtype=bfloat16 [--devices=8]
+    python -m bcss_jax.compile_for --target=h100 --all
 
 For training, evaluation and windows of a slide it prints the memory beside the device's, what moves between the device
 and its memory, the arithmetic, the least time that both take (no program is faster; kernels that miss the peaks are
-slower), the largest instructions with their place in the source, and warnings. Nothing is run. The compilers come with
+slower), the largest instructions with their place in the source, and warnings. With --all it prints a Markdown table of
+the training steps of all networks, each in as few micro-batches as fit. Nothing is run. The compilers come with
 pip install 'bcss_jax[compile-cuda]' (GPUs) and 'bcss_jax[compile-tpu]' (TPUs). Exit codes: 0 done, 2 settings or the
 compiler refuses, 75 stopped on request.
 """
@@ -12,15 +14,14 @@ compiler refuses, 75 stopped on request.
 import argparse
 import logging
 import sys
-from typing import Any
 
 import jax
 
-from bcss_jax import config as configs
 from bcss_jax import models
 from bcss_jax.accelerators.hlo_text import read_program
+from bcss_jax.accelerators.network_table import print_table
 from bcss_jax.accelerators.report import report_lines
-from bcss_jax.accelerators.steps import STEPS, DoesNotFit, compile_step
+from bcss_jax.accelerators.steps import STEPS, DoesNotFit, compile_step, recipe
 from bcss_jax.accelerators.targets import TARGETS, describe_devices, find_target
 from bcss_jax.accelerators.traffic import account
 from bcss_jax.common import command
@@ -48,6 +49,7 @@ def _parser():
     add("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="type of the computation")
     add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
     add("--devices", type=COUNT.parse, default=0, help="devices that share a batch (default 1, or the slice's)")
+    add("--all", action="store_true", help="print a table of the training steps of all networks")
     add("--steps", default=",".join(STEPS), help=f"which steps (default {','.join(STEPS)})")
     command.add_debug(parser)
     return parser
@@ -61,6 +63,9 @@ def _run(args: argparse.Namespace) -> None:
     devices = args.devices or of_slice or 1
     jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
     mesh = make_mesh(describe_devices(target, devices))
+    if args.all:
+        print_table(target, devices, args.dtype, args.batch, args.side)
+        return
     config = recipe(args.model, args.dtype, args.batch, args.micro_batches)
     scheme = find_scheme(config.labels)
     shared = f", shared by {devices} devices" if devices > 1 else ""
@@ -74,23 +79,6 @@ def _run(args: argparse.Namespace) -> None:
             continue
         for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices):
             print(line, flush=True)
-
-
-def recipe(model: str, dtype: str, batch: int, micro_batches: int) -> Any:
-    """Returns the config of the recipe that a network is trained with.
-
-    Args:
-      model: name of the network.
-      dtype: type of the computation.
-      batch: images of a batch, in training and otherwise.
-      micro_batches: parts of a training batch.
-    """
-    config: Any = configs.default(model)
-    config.data.layout = "kaggle224"
-    if model in ("nnunet", "nnunet_resenc"):
-        configs.train_as_nnunet(config)
-    config.dtype, config.batch_size, config.eval_batch_size, config.micro_batches = dtype, batch, batch, micro_batches
-    return config
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from bcss_jax import config as configs
 from bcss_jax.common.device_memory import is_out_of_memory
 from bcss_jax.errors import ConfigError, first_line
 from bcss_jax.inference.slide_model import make_window_step, probabilities_of
@@ -95,6 +96,23 @@ def compile_step(name: str, config: Any, scheme: LabelScheme, mesh: Mesh, side: 
         found.temp_size_in_bytes,
     )
     return CompiledStep(name, seconds, memory, compiled.as_text() or "")
+
+
+def recipe(model: str, dtype: str, batch: int, micro_batches: int) -> Any:
+    """Returns the config of the recipe that a network is trained with.
+
+    Args:
+      model: name of the network.
+      dtype: type of the computation.
+      batch: images of a batch, in training and otherwise.
+      micro_batches: parts of a training batch.
+    """
+    config: Any = configs.default(model)
+    config.data.layout = "kaggle224"
+    if model in ("nnunet", "nnunet_resenc"):
+        configs.train_as_nnunet(config)
+    config.dtype, config.batch_size, config.eval_batch_size, config.micro_batches = dtype, batch, batch, micro_batches
+    return config
 
 
 def _lower(name: str, config: Any, scheme: LabelScheme, mesh: Mesh, side: int) -> jax.stages.Lowered:

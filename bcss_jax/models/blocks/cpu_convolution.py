@@ -30,35 +30,6 @@ def plain_conv(
     return lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-# On CPUs the gradients of a matrix product are faster. On GPUs XLA fuses its neighbors into a matrix product; for maps
-# behind a strided slice or a normalization this fails, or ends the process, with jaxlib 0.10.2 and 0.11.2.
-@jax.custom_vjp
-def conv1x1(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns `plain_conv` with stride one and a 1x1 kernel."""
-    return lax.platform_dependent(x, kernel, cpu=_product_of_pixels, default=plain_conv)
-
-
-def _conv1x1_forward(x, kernel):
-    return conv1x1(x, kernel), (x, kernel)
-
-
-def _conv1x1_backward(saved, dy):
-    return lax.platform_dependent(*saved, dy, cpu=_gradients_of(_product_of_pixels), default=_gradients_of(plain_conv))
-
-
-conv1x1.defvjp(_conv1x1_forward, _conv1x1_backward)
-
-
-def _gradients_of(form: Callable):
-    """Returns `(x, kernel, cotangent of the output) -> gradients of x and kernel` of a form of the convolution."""
-    return lambda x, kernel, dy: jax.vjp(form, x, kernel)[1](dy)
-
-
-def _product_of_pixels(x, kernel):
-    """Returns `conv1x1` of the same arguments, computed as one matrix product."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
-
-
 # On CPUs XLA's strided convolution is fast, but its gradients are many times slower than matrix products. In training
 # the forward pass is a matrix product as well, which takes as long in total.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -75,6 +46,11 @@ def _strided_forward(x, kernel, stride, padding):
 def _strided_backward(stride, padding, saved, dy):
     cpu, default = map(_gradients_of, _strided_forms(stride, padding))
     return lax.platform_dependent(*saved, dy, cpu=cpu, default=default)
+
+
+def _gradients_of(form: Callable):
+    """Returns `(x, kernel, cotangent of the output) -> gradients of x and kernel` of a form of the convolution."""
+    return lambda x, kernel, dy: jax.vjp(form, x, kernel)[1](dy)
 
 
 def _strided_forms(stride, padding):
