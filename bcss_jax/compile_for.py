@@ -27,6 +27,7 @@ from bcss_jax.accelerators.traffic import account
 from bcss_jax.common import command
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.ranges import COUNT, WINDOW
+from bcss_jax.config import DTYPES
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import find_scheme
 from bcss_jax.training.sharding import make_mesh
@@ -46,7 +47,7 @@ def _parser():
     add("--model", default="unet", choices=sorted(models.MODELS), help="network, with its default arguments")
     add("--batch", type=COUNT.parse, default=128, help="images in a batch, over all devices (default 128)")
     add("--micro_batches", type=COUNT.parse, default=1, help="parts that a training batch is computed in (default 1)")
-    add("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="type of the computation")
+    add("--dtype", default="bfloat16", choices=DTYPES, help="type of the computation")
     add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
     add("--devices", type=COUNT.parse, default=0, help="devices that share a batch (default 1, or the slice's)")
     add("--all", action="store_true", help="print a table of the training steps of all networks")

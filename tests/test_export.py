@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.absent_modules import without_modules
-from helpers.small_networks import SMALL
+from helpers.small_networks import LONG_TO_COMPILE, SMALL
 from helpers.trained_small import WINDOW, write_run
 
 from bcss_jax import export
@@ -83,7 +83,9 @@ def test_the_small_networks_are_all_networks():
     assert {*SMALL, "unet_resnet50"} == set(MODELS)  # which is unet_resnet101 with fewer of the same blocks
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG_TO_COMPILE else ()) for name in SMALL]
+)
 def test_every_network_is_exported(name):
     model, images = in_memory(SMALL[name](num_classes=3, dtype=jnp.float32)), pictures(2)
     program = jax.export.deserialize(export.exported(model).serialize())

@@ -161,7 +161,7 @@ def read_shapes(text: str) -> tuple[Shape, ...]:
 
 def _shape(kind: str, sides_text: str, layout: str) -> Shape:
     sides = tuple(int(side.strip("<= ")) for side in sides_text.split(",") if side.strip("<= "))
-    bits = _BITS.get(kind) if kind in _BITS else int((re.search(r"\d+", kind) or ["0"])[0])
+    bits = _BITS[kind] if kind in _BITS else int((re.search(r"\d+", kind) or ["0"])[0])
     stored = list(sides)
     order, _, tiles = layout.strip("{}").partition(":")
     tile = re.search(r"T\(([\d,]+)\)", tiles)

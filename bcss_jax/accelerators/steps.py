@@ -17,6 +17,7 @@ from bcss_jax.inference.slide_model import make_window_step, probabilities_of
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ImageStatistics, ModelFunction, split_model
 from bcss_jax.training import build
+from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import check_batch_size, replicated, split_over_data
 from bcss_jax.training.step import TrainState
 
@@ -137,7 +138,12 @@ def _lower(name: str, config: Any, scheme: LabelScheme, mesh: Mesh, side: int) -
         return steps.evaluate.lower(params, model_state, images, labels)
     state = jax.eval_shape(
         lambda params, model_state: TrainState(
-            np.int32(0), params, model_state, steps.tx.init(params), steps.schedule.init()
+            np.int32(0),
+            params,
+            model_state,
+            steps.tx.init(params),
+            steps.schedule.init(),
+            loss_scale_for(config.dtype),
         ),
         params,
         model_state,

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from typing import Any
 
-import jaxlib
+import jax
 from jax.experimental import topologies
 
 from bcss_jax.errors import ConfigError, first_line
@@ -98,7 +98,8 @@ def _gpu(
         "major": capability[0],
         "minor": capability[1],
     }
-    peaks = {kind: 1e12 * peak for kind, peak in zip(("float16", "bfloat16", "float32"), tera_flops, strict=True)}
+    float16, bfloat16, float32 = (1e12 * peak for peak in tera_flops)
+    peaks = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
     return Target(name, device, "cuda", memory, bandwidth, peaks, GPU_SHARE * memory, gpu=described)
 
 
@@ -182,7 +183,7 @@ def describe_devices(target: Target, count: int) -> list[Any]:
         return list((_describe_tpus if target.platform == "tpu" else _describe_gpus)(target, count).devices)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise ConfigError(
-            f"--target={target.name}: its compiler is not there, or not the one of jaxlib {jaxlib.__version__} "
+            f"--target={target.name}: its compiler is not there, or not the one of jaxlib {jax.lib.__version__} "
             f"({first_line(error)[:80]}); pip install 'bcss_jax[{EXTRAS[target.platform]}]'"
         ) from error
 

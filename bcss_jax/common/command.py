@@ -61,9 +61,10 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def log_progress() -> None:
-    """Logs the progress of this package, and only errors of the libraries of JAX."""
+    """Logs the progress of this package, and nothing of the libraries of JAX, which raise what they log as errors."""
     logging.getLogger("bcss_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def run(action: Callable[[], Any], *, debug: bool = False, flags: Mapping[str, str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Refuses what is not a regular file before it is opened as one.
+"""Paths of files that a user gives: what is not a regular file is refused before it is opened as one.
 
 Opening a FIFO waits until something writes to it, and a device may be read without end.
 """
@@ -75,3 +75,15 @@ def read_regular_file(
     except OSError as error:
         raise error_type(f"{printable(path)}: expected {expected}, found: {error.strerror}; {remedy}") from error
     raise error_type(f"{printable(path)}: expected {expected}, found {found}; {remedy}")
+
+
+def real_path(path: str | os.PathLike, *, strict: bool = False) -> Path:
+    """Returns the absolute path without links and `..`; a link that leads to itself stays as it is.
+
+    `Path.resolve` raises a RuntimeError for such a link, which is not the OSError that callers expect.
+
+    Args:
+      path: of a file or folder.
+      strict: raise OSError unless it exists.
+    """
+    return Path(os.path.realpath(path, strict=strict))

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.common.regular_file import check_regular_file, real_path
 from bcss_jax.data import names, synthetic
 from bcss_jax.data.image_files import image_size
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images, misspelled
@@ -399,8 +399,8 @@ def _files(
 def _refuse_link(path: Path, root: Path) -> None:
     """Raises DataError for a path that leads in circles, to nothing, or out of the data folder."""
     try:
-        target, home = path.resolve(strict=True), root.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: how Python before 3.13 reports a loop
+        target, home = real_path(path, strict=True), real_path(root, strict=True)
+    except OSError as error:
         raise DataError(
             f"{printable(path)}: expected a file or folder, found a link that leads nowhere or in circles; remove it"
         ) from error

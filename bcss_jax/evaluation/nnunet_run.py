@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bcss_jax import config
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.evaluation import nnunet_folds
 from bcss_jax.evaluation.nnunet_folds import WHICH, TrainedFolds
@@ -228,5 +229,5 @@ def read_nnunet_run(path: Path, mesh: Mesh) -> NnunetRun:
     Raises:
       UserError: A checkpoint or file of the run cannot be used, as in `nnunet_folds.read_folds`.
     """
-    run_folder = Path(path).expanduser().resolve()
+    run_folder = real_path(Path(path).expanduser())
     return NnunetRun(sanitized_name(run_folder.name), run_folder, nnunet_folds.read_folds(run_folder, mesh))

@@ -40,6 +40,7 @@ from jaxlib.mlir.dialects import stablehlo
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import portable_stem
 from bcss_jax.common.json_files import parse_json
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.data.resolution.check import why_impossible
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
@@ -107,7 +108,7 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         "label_scheme": scheme.to_json(),
         "params_sha256": metadata["params_sha256"],
         "checkpoint": {
-            "artefact": str(Path(path).resolve()),
+            "artefact": str(real_path(path)),
             "exported_from": metadata["name"],
             **metadata["checkpoint"],
         },

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.config import validate
 from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
@@ -228,7 +229,7 @@ def _checkpoints_of(path):
         raise DataError(f"{printable(path)}: no such folder; expected the folder of a run, such as runs/unet")
     for folder in (path / "checkpoints", path):
         if step_numbers(folder):
-            return folder.resolve()
+            return real_path(folder)
     if trained_fold_names(path):
         raise ConfigError(
             f"{printable(path)}: a run of nnU-Net's method, which crops and normalizes images and joins its folds in "

@@ -28,7 +28,7 @@ from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import COUNT, Range
-from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.common.regular_file import check_regular_file, real_path
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images
@@ -244,7 +244,7 @@ def plan(args: argparse.Namespace) -> None:
     print(found.line)
     fingerprint = store.fingerprint_of(found)
     decided = make_plan(
-        fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=args.raw.resolve().name
+        fingerprint, found.dataset, args.preset, rule_before_2_3_1=args.old_rule, dataset_name=real_path(args.raw).name
     )
     print(plan_file.plan_table(decided, fingerprint, found.dataset, rule_before_2_3_1=args.old_rule))
     plan_file.write_plan(args.out, decided)

@@ -4,7 +4,8 @@ A checkpoint has these items:
 
 * `params`: the parameters.
 * `rest`: the other state of the model (BatchNorm statistics), `model_state` in the code.
-* `optimizer`: the state of the optimizer and of the learning-rate schedule, and the step.
+* `optimizer`: the state of the optimizer, of the learning-rate schedule and, in float16, of the loss scale, and the
+  step.
 * `progress`: the position in the run and its history so far (JSON).
 * `about`: config, label scheme, data, versions (JSON), `metadata` in the code.
 
@@ -19,6 +20,7 @@ import dataclasses
 import functools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from bcss_jax import models
 from bcss_jax.common.processes import is_main_process
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import ConfigError, DataError, NumericalError, StorageError, UserError, first_line
 from bcss_jax.models.apply import split_model
 from bcss_jax.training import step_folder
@@ -57,7 +60,7 @@ class Checkpoints:
         Raises:
           StorageError: the folder cannot be created or written.
         """
-        self.folder = Path(folder).resolve()
+        self.folder = real_path(folder)
         # `max_to_keep` with a best function would delete the latest checkpoint, and a resumed run would lose steps.
         keep = policies.AnyPreservationPolicy(
             [
@@ -75,6 +78,8 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
         self._saved_step: int | None = None  # the step that is being saved
+        if not isinstance(sys.unraisablehook, _LeavesOutEndedLoops):
+            sys.unraisablehook = _LeavesOutEndedLoops(sys.unraisablehook)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if is_main_process():
@@ -187,7 +192,12 @@ class Checkpoints:
         restored: Any = self._manager.restore(step, args=ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore()))
         optimizer, model_state = restored.optimizer, restored.rest if "rest" in arrays else {}
         state = TrainState(
-            optimizer["step"], restored.params, model_state, optimizer["opt_state"], optimizer["schedule"]
+            optimizer["step"],
+            restored.params,
+            model_state,
+            optimizer["opt_state"],
+            optimizer["schedule"],
+            optimizer.get("loss_scale"),
         )
         return state, restored.progress, metadata
 
@@ -243,7 +253,7 @@ def load_trained(
     """
     if which not in ("best", "latest"):
         raise ValueError(f"which must be best or latest, not {which}")
-    folder = Path(folder).resolve()
+    folder = real_path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the checkpoints of a run")
     numbers = _in_order(folder, which) if step is None else [step]
@@ -305,7 +315,7 @@ def read_record(folder: Path, step: int | None = None) -> dict:
     Returns:
       JSON; {} if it cannot be read.
     """
-    folder = Path(folder).resolve()
+    folder = real_path(folder)
     for number in reversed(step_folder.step_numbers(folder)) if step is None else (step,):
         if step_folder.damage(folder / str(number), ("about", "metrics", "progress")):
             continue
@@ -427,6 +437,20 @@ def _shapes(tree: dict) -> dict[str, str]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
+class _LeavesOutEndedLoops:
+    """A `sys.unraisablehook` for failed saves, of which the first failed write is raised.
+
+    tensorstore reports the other ones to an event loop of Orbax that has ended, each of which would print a traceback.
+    """
+
+    def __init__(self, report: Callable[[Any], Any]):
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            self._report(unraisable)
+
+
 def _set_damaged_aside(folder: Path) -> None:
     """Renames incomplete checkpoints, and those with damaged descriptions: Orbax would refuse the whole folder."""
     for step in [folder / str(number) for number in step_folder.step_numbers(folder)]:
@@ -464,6 +488,8 @@ def _copy(tree):
 def _array_items(state: TrainState) -> dict:
     """Returns the state as separate items, so that evaluation can read some of them. Orbax takes no empty item."""
     optimizer = {"step": state.step, "opt_state": state.opt_state, "schedule": state.schedule}
+    if state.loss_scale is not None:  # checkpoints without one are as they were before there was one
+        optimizer["loss_scale"] = state.loss_scale
     items = {"params": state.params, "rest": state.model_state, "optimizer": optimizer}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary
@@ -52,7 +53,7 @@ def find(folder: Path) -> dict[str, Result]:
       DataError: the folder cannot be read.
     """
     try:
-        top = folder.resolve(strict=True)
+        top = real_path(folder, strict=True)
         folders = [top, *_subfolders(top, top)]
     except OSError as error:
         raise DataError(
@@ -76,8 +77,8 @@ def inside(path: Path, top: Path) -> bool:
       top: a folder whose path has no links.
     """
     try:
-        return path.resolve(strict=True).is_relative_to(top)
-    except (OSError, RuntimeError):  # RuntimeError: links form a circle
+        return real_path(path, strict=True).is_relative_to(top)
+    except OSError:  # also if links form a circle
         return False
 
 

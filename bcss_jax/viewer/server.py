@@ -23,6 +23,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 import bcss_jax
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.slide_summary import SlideSummary
 from bcss_jax.viewer import page, results, thumbnail
@@ -65,7 +66,7 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
       slide_files: finds the slides.
       allowed_hosts: host names that requests may use for the server.
     """
-    viewer = _Viewer(folder.resolve(), open_pool, slide_files)
+    viewer = _Viewer(real_path(folder), open_pool, slide_files)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):

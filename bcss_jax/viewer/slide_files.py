@@ -9,6 +9,7 @@ import os
 import threading
 from pathlib import Path
 
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.slides.slide_summary import SlideSummary
@@ -32,7 +33,7 @@ class SlideFiles:
         self._unread: list[OSError] = []
         if folder is not None:
             try:
-                self._folder = folder.resolve(strict=True)
+                self._folder = real_path(folder, strict=True)
                 os.listdir(self._folder)
             except OSError as error:
                 raise DataError(

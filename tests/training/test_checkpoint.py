@@ -1,12 +1,15 @@
 """The latest and the best checkpoint are kept, survive damage and restarts, and are restored onto other devices."""
 
 import dataclasses
+import resource
+import sys
 
 import jax
 import numpy as np
 import pytest
 from helpers.tiny_checkpoints import abstract, assert_equal, at, new_state, save
 
+from bcss_jax.common import command
 from bcss_jax.errors import DataError, StorageError
 from bcss_jax.training import checkpoint
 
@@ -150,3 +153,23 @@ def test_a_folder_that_cannot_be_created_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="checkpoints cannot be kept here"):
         checkpoint.Checkpoints(tmp_path / "file" / "checkpoints")
+
+
+def test_a_save_that_finds_no_space_is_one_error_and_prints_nothing(tmp_path, monkeypatch, capfd):
+    """As on a full disk, no file gets longer than a few bytes."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    command.log_progress()
+    save(tmp_path, (1,))
+    checkpoints, (state, _) = checkpoint.Checkpoints(tmp_path), new_state()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="checkpoint not saved .*; the one before it is kept"):
+            checkpoints.save(at(state, 2), {}, {})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not printed and "Traceback" not in capfd.readouterr().err
+    restored = checkpoint.Checkpoints(tmp_path).restore(abstract(state))
+    assert restored is not None and int(restored[0].step) == 1

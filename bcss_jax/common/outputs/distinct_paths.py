@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import ConfigError, printable
 
 Keys = set[str | tuple[int, int]]
@@ -33,12 +34,12 @@ def refuse_inputs(
     inner = {key: path for path in parts for key in _keys(path)}
     written = inner | dict.fromkeys(_keys(root), root)
     for name, path in (*inputs, *data_folders):
-        above = (key for parent in path.resolve().parents for key in _keys(parent))
+        above = (key for parent in real_path(path).parents for key in _keys(parent))
         key = next((key for key in _keys(path) if key in written), None) or next((k for k in above if k in inner), None)
         if key is not None:
             what = "is" if written[key] is root else f"would replace {printable(written[key])}, which is"
             raise ConfigError(f"{option}={printable(root)}: {what} {name}, an input of this command; {_REMEDY}")
-    around = {key for parent in root.resolve().parents for key in _keys(parent)}
+    around = {key for parent in real_path(root).parents for key in _keys(parent)}
     for name, folder in data_folders:
         if around & _keys(folder):
             raise ConfigError(f"{option}={printable(root)}: lies in {name}, whose files are read; {_REMEDY}")
@@ -49,7 +50,7 @@ _REMEDY = "choose another place for the results"
 
 def _keys(path: Path) -> Keys:
     """Returns what a file or folder is recognized by: its path without links, and, if it exists, its number."""
-    keys: Keys = {os.fspath(path.resolve())}
+    keys: Keys = {os.fspath(real_path(path))}
     try:
         status = os.stat(path)
     except OSError:

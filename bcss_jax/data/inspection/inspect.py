@@ -17,6 +17,7 @@ from bcss_jax.common.json_files import as_json, describe_differences, difference
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.inspection import pictures
 from bcss_jax.data.inspection.report import report, report_lines
@@ -121,7 +122,7 @@ def _recorded_settings(settings: DataSettings, scheme: labels.LabelScheme, patch
         recorded["label_scheme"] = as_json(scheme.to_json())
     if settings.folder is not None:
         recorded |= {
-            "data.dir": str(settings.folder.resolve()),
+            "data.dir": str(real_path(settings.folder)),
             "data.split": settings.split_by,
             "data.mpp": settings.mpp,
         }

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.data import synthetic
 from bcss_jax.data.discovery import DataSettings, Tile, find_tiles
 from bcss_jax.data.image_folder import LeftOut
@@ -18,7 +19,7 @@ def title_of(settings: DataSettings) -> str:
     folder = settings.folder
     if folder is None:
         return "built-in sample"
-    return f"{folder.resolve().name} ({settings.layout}, split {settings.effective_split_by})"
+    return f"{real_path(folder).name} ({settings.layout}, split {settings.effective_split_by})"
 
 
 class Source:

@@ -20,6 +20,11 @@ def _pair(size: Size) -> tuple[int, int]:
     return height, width
 
 
+def spread(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns a bias in the shape and the type of `y`, so that its gradient, a sum over `y`, is added in float32."""
+    return jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+
+
 class Conv(nnx.Module):
     """Convolution with zero padding: PyTorch's `Conv2d(inputs, outputs, size, stride, padding=size // 2)`.
 
@@ -86,7 +91,7 @@ class Conv(nnx.Module):
         return self._with_bias(y)
 
     def _with_bias(self, y: Any) -> jax.Array:
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else y + spread(self.bias[...], y)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Conv2d`."""
@@ -143,7 +148,7 @@ class ConvTranspose(nnx.Module):
         y = _product(x.astype(self.dtype).reshape(-1, inputs), kernel.reshape(inputs, -1))
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
-            y = y + jnp.tile(self.bias[...].astype(self.dtype), kw)
+            y = y + spread(jnp.tile(self.bias[...], kw), y)
         return y.swapaxes(1, 2).reshape(n, kh * h, kw * w, -1)
 
     def torch_entries(self) -> TorchEntries:
@@ -185,7 +190,8 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., inputs) -> (..., outputs)."""
         y = _product(x.astype(self.dtype).reshape(-1, x.shape[-1]), self.kernel[...].astype(self.dtype))
-        return y.reshape(*x.shape[:-1], -1) + self.bias[...].astype(self.dtype)
+        y = y.reshape(*x.shape[:-1], -1)
+        return y + spread(self.bias[...], y)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Linear`."""

@@ -17,6 +17,7 @@ from PIL import Image
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
+from bcss_jax.common.regular_file import real_path
 from bcss_jax.common.timing import StageClock
 from bcss_jax.data.names import contradicts, mpp_of
 from bcss_jax.data.resolution.check import resolved_mpp, warn_if_other_size
@@ -361,7 +362,7 @@ class SlideSegmenter:
         tissue_pixels = counts.sum() - counts[BACKGROUND]
         return SlideSummary(
             slide=SegmentedSlide(
-                path=str(entry.slide.resolve()),
+                path=str(real_path(entry.slide)),
                 name=entry.slide.name,
                 format=info.format,
                 width=info.width,

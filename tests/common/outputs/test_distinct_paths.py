@@ -42,3 +42,9 @@ def test_neighbors_are_allowed(tmp_path, images):
     refuse_inputs("--out", tmp_path, [("--images", images)], data_folders=[("--images", images)])
     refuse_inputs("--out", tmp_path / "images2", [("--images", images)], data_folders=[("--images", images)])
     refuse_inputs("--output", tmp_path / "out", [("slide", images / "a.png")], parts=[tmp_path / "out" / "a"])
+
+
+def test_a_link_to_itself_is_left_to_those_who_read_it(tmp_path, images):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refuse_inputs("--output", tmp_path / "out", [("slide", tmp_path / "loop")])
+    refuse_inputs("--output", tmp_path / "loop", [("slide", images / "a.png")])
