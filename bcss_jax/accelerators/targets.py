@@ -8,6 +8,7 @@ reach their peaks in long computations.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Target:
     platform: str
     memory: float
     bandwidth: float
-    peaks: dict[str, float]
+    peaks: Mapping[str, float]
     usable: float
     axes: int = 0
     gpu: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -183,7 +184,7 @@ def describe_devices(target: Target, count: int) -> list[Any]:
         return list((_describe_tpus if target.platform == "tpu" else _describe_gpus)(target, count).devices)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise ConfigError(
-            f"--target={target.name}: its compiler is not there, or not the one of jaxlib {jax.lib.__version__} "
+            f"--target={target.name}: its compiler is not there, or not the one of jaxlib {jax.__version__} "
             f"({first_line(error)[:80]}); pip install 'bcss_jax[{EXTRAS[target.platform]}]'"
         ) from error
 
