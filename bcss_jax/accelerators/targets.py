@@ -8,7 +8,6 @@ reach their peaks in long computations.
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,7 +40,7 @@ class Target:
     platform: str
     memory: float
     bandwidth: float
-    peaks: Mapping[str, float]
+    peaks: dict[str, float]
     usable: float
     axes: int = 0
     gpu: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -100,13 +99,13 @@ def _gpu(
         "minor": capability[1],
     }
     float16, bfloat16, float32 = (1e12 * peak for peak in tera_flops)
-    peaks = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
+    peaks: dict[str, float] = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
     return Target(name, device, "cuda", memory, bandwidth, peaks, GPU_SHARE * memory, gpu=described)
 
 
 def _tpu(name: str, device: str, *, gib: float, bandwidth: float, tera_flops: float, axes: int) -> Target:
     """Returns a TPU; `gib` is the memory of a chip, of which the compiler leaves 1.6 % to the runtime."""
-    peaks = dict.fromkeys(("float16", "bfloat16", "float32"), 1e12 * tera_flops)
+    peaks: dict[str, float] = dict.fromkeys(("float16", "bfloat16", "float32"), 1e12 * tera_flops)
     return Target(name, device, "tpu", gib * 2**30, bandwidth, peaks, gib * 2**30 * 63 / 64, axes=axes)
 
 
