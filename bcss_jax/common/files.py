@@ -20,7 +20,7 @@ from PIL import Image
 
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
-from bcss_jax.errors import InUseError, StorageError
+from bcss_jax.errors import ConfigError, InUseError, StorageError, printable
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
 LOCK_SECONDS = 0.1  # between two tries to get a lock that another process holds
@@ -203,13 +203,37 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError in the block into a StorageError of one line that names the file."""
+    """Turns an OSError in the block into an error of one line that names the file.
+
+    Raises:
+      ConfigError: a file stands where a folder would be made, or a folder where a file would be written.
+      StorageError: any other OSError was raised.
+    """
     try:
         yield
     except OSError as error:
+        refuse_wrong_kind(Path(error.filename) if isinstance(error.filename, str) else path, error)
         raise StorageError(
             f"{error.filename or path}: cannot be written ({error.strerror}); check space and permissions"
         ) from error
+
+
+def refuse_wrong_kind(path: Path, error: OSError) -> None:
+    """Raises ConfigError if an error means that a file stands in the place of a folder, or a folder in that of a file.
+
+    Args:
+      path: that the error is about.
+      error: raised by the operating system.
+    """
+    if error.errno == errno.EISDIR:
+        raise ConfigError(f"{printable(path)}: expected a file, found a folder; choose another name") from error
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        found = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+        what = "a link that leads nowhere" if found.is_symlink() and not found.exists() else "a file"
+        if not found.is_dir():
+            raise ConfigError(
+                f"{printable(found)}: expected a folder for what is written, found {what}; choose another name"
+            ) from error
 
 
 def portable_stem(path: Path) -> str:
