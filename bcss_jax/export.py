@@ -112,8 +112,8 @@ def _check_output(model: SlideModel) -> None:
 def exported(model: SlideModel) -> jax.export.Exported:
     """Returns the network as a program.
 
-    The layers have variants for the CPU (`models.blocks.layers.Conv`) that differ only in their gradients, so one
-    program is correct on every platform.
+    The layers have variants for the CPU (`models.blocks.cpu_convolution`) for their gradients only, so one program
+    serves every platform.
 
     Args:
       model: a network with its weights.

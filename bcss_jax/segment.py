@@ -31,6 +31,7 @@ from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
 from bcss_jax.labels import CODE_BOOKS, LabelScheme
 from bcss_jax.slides.batch import batch_summary, comparison, runner
+from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
@@ -110,6 +111,7 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     _refuse_inputs(args, entries, folders)
     _refuse_other_results(entries, segmenters, folders, args.overwrite)
+    check_mask_colors(entries, args.truth_codes)
     if args.slides is not None:
         batch_summary.check_table(args.output)
     if len(segmenters) > 1:

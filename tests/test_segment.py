@@ -458,6 +458,20 @@ def test_a_list_scores_finished_slides_and_names_the_mask_that_fails(runs, masks
     assert "bad.png" in rows[0]["reason"] and not rows[1]["reason"]
 
 
+def test_masks_whose_palettes_contradict_one_another_are_refused_before_anything_is_computed(runs, tmp_path, capsys):
+    codes = np.indices((150, 200)).sum(0).astype(np.uint8) % 3
+    for name, order in (("a", (0, 1, 2)), ("b", (0, 2, 1))):
+        slide_files.tiled(tmp_path / f"{name}.tif", tissue_picture(150, 200)[0])
+        mask = Image.fromarray(np.array(order, np.uint8)[codes], "P")
+        mask.putpalette([value for code in order for value in ((0, 0, 255), (255, 0, 0), (0, 255, 0))[code]])
+        mask.save(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("slide,truth\na.tif,a.png\nb.tif,b.png\n")
+    options = ("--readers=1", *EVERYTHING, f"--checkpoint={runs[0]}", f"--output={tmp_path / 'out'}")
+    assert call(f"--slides={tmp_path / 'list.csv'}", *options) == 3
+    assert "b.png: expected a color that stands for the same code in all masks" in one_line(capsys)
+    assert not list((tmp_path / "out").rglob("labels.ome.tif"))
+
+
 def test_tissue_from_a_mask_or_from_regions(runs, slide, tmp_path):
     mask = np.zeros((15, 20), np.uint8)
     mask[3:9, 5:12] = 255

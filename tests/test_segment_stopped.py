@@ -421,12 +421,13 @@ def test_a_comparison_of_damaged_labels_is_one_error(runs, slide, tmp_path, caps
     assert f"{labels}: expected the labels of a slide as a tiled pyramid" in one_line(capsys)
 
 
-def test_a_list_ends_with_5_if_nothing_can_be_written(runs, tall, tmp_path, capsys):
+def test_an_output_below_a_file_is_refused(runs, tall, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "list.csv").write_text(f"slide\n{tall}\n")
     for slides in (f"--slide={tall}", f"--slides={tmp_path / 'list.csv'}"):
-        assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'file' / 'out'}") == 5
-        assert "cannot be written (Not a directory)" in one_line(capsys)
+        for output in (tmp_path / "file", tmp_path / "file" / "out"):
+            assert call(f"--checkpoint={runs[0]}", slides, f"--output={output}") == 2
+            assert "file: expected a folder for what is written, found a file" in one_line(capsys)
 
 
 @pytest.mark.parametrize("tiles, code", ((1, 0), (6, 3)))

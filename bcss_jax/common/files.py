@@ -20,7 +20,7 @@ from PIL import Image
 
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
-from bcss_jax.errors import InUseError, StorageError, UserError, first_line
+from bcss_jax.errors import ConfigError, InUseError, StorageError, UserError, first_line, printable
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -209,9 +209,13 @@ def png_of(pixels: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError in the block into a StorageError of one line that names the file.
+    """Turns an OSError in the block into an error of one line that names the file.
 
     Libraries that find the disk full may raise errors of any type while they handle that.
+
+    Raises:
+      ConfigError: a file stands where a folder would be made, or a folder where a file would be written.
+      StorageError: any other OSError was raised.
     """
     try:
         yield
@@ -219,6 +223,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         found = error if isinstance(error, OSError) else _disk_error_behind(error)
         if found is None:
             raise
+        refuse_wrong_kind(Path(found.filename) if isinstance(found.filename, str) else path, found)
         reason = found.strerror or first_line(found)
         raise StorageError(
             f"{found.filename or path}: cannot be written ({reason}); check space and permissions"
@@ -234,6 +239,24 @@ def _disk_error_behind(error: BaseException) -> OSError | None:
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             return error
     return None
+
+
+def refuse_wrong_kind(path: Path, error: OSError) -> None:
+    """Raises ConfigError if an error means that a file stands in the place of a folder, or a folder in that of a file.
+
+    Args:
+      path: that the error is about.
+      error: raised by the operating system.
+    """
+    if error.errno == errno.EISDIR:
+        raise ConfigError(f"{printable(path)}: expected a file, found a folder; choose another name") from error
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        found = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+        what = "a link that leads nowhere" if found.is_symlink() and not found.exists() else "a file"
+        if not found.is_dir():
+            raise ConfigError(
+                f"{printable(found)}: expected a folder for what is written, found {what}; choose another name"
+            ) from error
 
 
 def portable_stem(path: Path) -> str:

@@ -123,12 +123,15 @@ def read_mask(
     return _as_shown(checked_codes(path, samples, codes), stored)
 
 
-def read_tissue_mask(path: Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+def read_tissue_mask(
+    path: Path, warn: Callable[[str], None] = log.warning, colors: PaletteColors | None = None
+) -> np.ndarray:
     """Reads a mask of tissue: bool [H, W], true where the mask is not shown black.
 
     Args:
       path: as in `read_mask`.
       warn: as in `read_mask`.
+      colors: which colors are tissue (code 1) in the masks of other slides.
 
     Raises:
       DataError: as `read_mask`, except that there are no codes.
@@ -137,7 +140,7 @@ def read_tissue_mask(path: Path, warn: Callable[[str], None] = log.warning) -> n
     mask_codes.check_one_channel(stored)
     samples = decoded(stored)
     if mask_codes.needs_table(stored):
-        samples = mask_codes.tissue_table(stored, np.unique(samples), warn)[samples]
+        samples = mask_codes.tissue_table(stored, np.unique(samples), warn, colors)[samples]
     elif samples.min() < 0:
         raise unusable(path, "a tissue mask without negative values", f"{samples.min()}", "save it as 8-bit gray")
     warn_of_file(stored, warn)

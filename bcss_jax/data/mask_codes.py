@@ -15,11 +15,15 @@ import numpy as np
 
 from bcss_jax.data.decoding.open_image import describe_floats
 from bcss_jax.data.decoding.stored_image import StoredImage, unusable
-from bcss_jax.errors import printable
+from bcss_jax.errors import DataError, printable
 
 SAVE_GRAY = "save the codes themselves as an 8-bit gray image"
 SORTED = "a program that makes files smaller may have sorted the palette: " + SAVE_GRAY
 MAX_BITS = 16  # of samples that a table translates
+
+
+class ContradictoryColorsError(DataError):
+    """Raised when a color stands for different codes in two masks."""
 
 
 class PaletteColors:
@@ -34,17 +38,15 @@ class PaletteColors:
         """Adds the colors of a mask.
 
         Raises:
-          DataError: another mask has one of these colors for another code.
+          ContradictoryColorsError: another mask has one of these colors for another code.
         """
         with self._lock:
             for color, code in colors.items():
                 other, where = self._codes.get(color, (code, path))
                 if other != code:
-                    raise unusable(
-                        path,
-                        "a color that stands for the same code in all masks",
-                        f"{color} for code {code}, which is code {other} in {printable(where)}",
-                        SORTED,
+                    raise ContradictoryColorsError(
+                        f"{printable(path)}: expected a color that stands for the same code in all masks, found "
+                        f"{color} for code {code}, which is code {other} in {printable(where)}; {SORTED}"
                     )
             for color, code in colors.items():
                 self._codes.setdefault(color, (code, path))
@@ -127,7 +129,9 @@ def code_table(
     return table.astype(np.min_scalar_type(table.max()))  # the smallest type, because masks may be large
 
 
-def tissue_table(stored: StoredImage, used: np.ndarray, warn: Callable[[str], None]) -> np.ndarray:
+def tissue_table(
+    stored: StoredImage, used: np.ndarray, warn: Callable[[str], None], colors: PaletteColors | None = None
+) -> np.ndarray:
     """Returns 1 for each sample that is tissue, else 0: tissue is what is not shown black.
 
     In a palette with colors, the index 0 is no tissue.
@@ -136,6 +140,7 @@ def tissue_table(stored: StoredImage, used: np.ndarray, warn: Callable[[str], No
       stored: as in `code_table`.
       used: as in `code_table`.
       warn: as in `code_table`.
+      colors: which colors are tissue (code 1) and which are not (code 0) in the masks of other slides.
 
     Raises:
       DataError: the samples can be read in two ways.
@@ -152,14 +157,14 @@ def tissue_table(stored: StoredImage, used: np.ndarray, warn: Callable[[str], No
     looks = _looks(stored, used)
     gray = (looks == looks[:, :1]).all(axis=1)
     black = (looks == 0).all(axis=1)
-    if gray.all():
-        table[used] = ~black
-        return table
-    if black[used != 0].any():
+    if not gray.all() and black[used != 0].any():
         found = f"black under the index {used[black][-1]} of a palette"
         raise unusable(path, "a tissue mask whose index 0 is no tissue", found, SAVE_GRAY)
-    table[used] = used != 0
-    warn(f"{printable(path)}: the palette holds colors; every index but 0 is tissue")
+    table[used] = ~black if gray.all() else used != 0
+    if colors is not None:
+        colors.check(path, dict(zip(map(tuple, looks.tolist()), table[used].tolist(), strict=True)))
+    if not gray.all():
+        warn(f"{printable(path)}: the palette holds colors; every index but 0 is tissue")
     return table
 
 

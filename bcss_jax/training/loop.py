@@ -33,8 +33,18 @@ from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
+from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.history import RunRecord, RunRecordJson, SplitTotals, epoch_row, history_csv, restored_record
+from bcss_jax.training.history import (
+    RunRecord,
+    RunRecordJson,
+    SplitTotals,
+    epoch_row,
+    history_csv,
+    restored_record,
+    skipped_text,
+)
+from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
@@ -109,8 +119,9 @@ class Run:
         self._steps = build.make_steps(config, self._scheme, model, self._mesh)
         pretrained = self._load_pretrained(model)
         safe_point(BEFORE)
-        state = place_replicated(TrainState.create(model, self._steps.tx, self._steps.schedule), self._mesh)
-        del model  # otherwise its arrays would stay in device memory in addition to the state
+        start = TrainState.create(model, self._steps.tx, self._steps.schedule, loss_scale_for(config.dtype))
+        state = place_replicated(start, self._mesh)
+        del model, start  # otherwise their arrays would stay in device memory in addition to the state
         self._data = self._prepare_data()
         safe_point(BEFORE)
         self._pipeline = {
@@ -172,6 +183,8 @@ class Run:
         print_main(
             f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)"
         )
+        if advice := advice_on_dtype(config.dtype, jax.local_devices()):
+            print_main(advice)
         checkpoints, record = Checkpoints(self._workdir / "checkpoints"), RunRecord()
         metadata = {
             "config": config.to_dict(),
@@ -239,6 +252,7 @@ class Run:
                 input_wait=report.input_wait,
                 images_per_second=report.steps * config.batch_size / report.seconds,
                 seconds=record.tick(),
+                **record.loss_scale_columns(session.state.loss_scale),
             )
             session.end_epoch(row, self._steps.schedule, self._mesh)
             line.print(_table_line(record.history[-1]))
@@ -247,12 +261,15 @@ class Run:
     def _record_step(self, step: int, report: dict) -> float:
         """Adds the report of a finished step to the record. Returns its loss."""
         record, loss = self.session.record, float(report["loss"])
-        if not report["finite"]:
+        if report["skipped_by_loss_scale"]:
+            record.skipped_by_loss_scale += 1
+        elif not report["finite"]:
             names = ", ".join(self._data.table("train")[i]["key"] for i in report["index"] if i >= 0)
             self.session.record_bad_step(
                 f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
                 f"left out; batch: {names}",
-                "Try a lower --config.optimizer.learning_rate",
+                "Try a lower --config.optimizer.learning_rate"
+                + (", or --config.dtype=float32 in a new run" if self._config.dtype == "float16" else ""),
             )
             return loss
         record.empty_steps += not report["has_truth"]
@@ -409,5 +426,5 @@ def _table_line(row: dict) -> str:
         f"{row['epoch']:5d}  {format_score(row['train_loss']):>10}  {format_score(row['val_loss']):>8}  "
         f"{format_score(row['val_dice']):>8}  {format_score(row['val_iou']):>8}  {row['learning_rate']:13.2e}  "
         f"{row['images_per_second']:8.2f}  {row['input_wait']:10.1%}  "
-        f"{duration(row['seconds']):>6}{'  best' if row['best'] else ''}"
+        f"{duration(row['seconds']):>6}{'  best' if row['best'] else ''}{skipped_text(row)}"
     )

@@ -28,6 +28,7 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 LIMIT_S = 30.0
 # From the start of the interpreter to its first import of the package, a signal has the effect that Python gives it.
 FIRST_MOMENT_S = 0.3
+SERVED_S = 6.0  # moments at which the viewer is asked lie within these seconds after its start
 
 
 class Row(NamedTuple):
@@ -59,12 +60,12 @@ class Command(NamedTuple):
 
     Attributes:
       arguments: of Python.
-      output: file or folder of its results.
+      output: file or folder of its results; None for a server, which ends only when it is asked to.
       result: returns what two finished commands must agree on.
     """
 
     arguments: list[str]
-    output: Path
+    output: Path | None
     result: Callable[[], object]
 
 
@@ -95,6 +96,8 @@ def requests(rounds: int, seed: int) -> Iterator[Row]:
         seconds, expected = {}, {}
         for number in range(rounds):
             what = list(stopped)[number % len(stopped)]
+            if stopped[what].output is None:
+                seconds[what], expected[what] = SERVED_S, None
             if what not in expected:
                 begin = time.monotonic()
                 code = start(whole[what]).wait()
@@ -104,7 +107,8 @@ def requests(rounds: int, seed: int) -> Iterator[Row]:
                 expected[what] = whole[what].result()
             row = ask(what, stopped[what], moments.uniform(FIRST_MOMENT_S, seconds[what]), moments.choice(SIGNALS))
             is_last = number + len(stopped) >= rounds
-            yield finished(row, stopped[what], expected[what]) if is_last or row.code == 0 else row
+            finish = stopped[what].output is not None and (is_last or row.code == 0)
+            yield finished(row, stopped[what], expected[what]) if finish else row
 
 
 def finished(row: Row, command: Command, expected: object) -> Row:
@@ -177,6 +181,9 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
     options += [f"--config.data.dir={shared / 'tiles'}", f"--config.data.prepared_dir={folder / 'prepared'}"]
     plan = [f"--raw={raw}", f"--out={folder / 'plans.json'}", f"--prepared_dir={folder / 'prepared'}"]
     segment = ["--tissue=all", "--readers=1", "--mpp=0.25", f"--slide={slide}", f"--output={folder / 'slides'}"]
+    nnunet = ["--config.fold=0", "--config.epochs=2", "--config.iterations=2", "--config.val_iterations=1"]
+    nnunet += [f"--config.data.dir={raw}", f"--config.data.prepared_dir={folder / 'prepared'}"]
+    predict = ["--no-mirror", f"--images={raw / 'imagesTr'}", f"--out={folder / 'predicted'}"]
     module = ["-m"]
     return {
         "train": Command(
@@ -207,6 +214,17 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
             folder / "plans.json",
             lambda: json.loads((folder / "plans.json").read_text())["configurations"],
         ),
+        "nnunet": Command(
+            [*module, "bcss_jax.main", "--config=configs/nnunet.py:nnunet", f"--workdir={folder / 'folds'}", *nnunet],
+            folder / "folds",
+            lambda: json.loads((folder / "folds" / "fold_0" / "summary.json").read_text())["params_sha256"],
+        ),
+        "predict": Command(
+            [*module, "bcss_jax.nnunet", "predict", f"--model={shared / 'whole' / 'folds'}", *predict],
+            folder / "predicted",
+            lambda: [path.read_bytes() for path in sorted((folder / "predicted").glob("*.png"))],
+        ),
+        "view": Command([*module, "bcss_jax.view", f"{shared / 'whole' / 'slides'}", "--port=0"], None, lambda: None),
         "inspect": Command(
             [*module, "bcss_jax.data", "inspect", "--data.layout=sample", f"--output={folder / 'inspect'}"],
             folder / "inspect",

@@ -84,3 +84,12 @@ def test_a_command_as_a_process_logs_to_stderr():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (6, "", "INFO: a\n")
+
+
+def test_standard_output_takes_names_that_are_not_utf_8():
+    code = "from bcss_jax.common import command\ncommand.start(lambda: print('a\\udcff.png') or 0)"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "a\\udcff.png\n", "")

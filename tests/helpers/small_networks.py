@@ -29,3 +29,5 @@ SMALL = {
         models.create, "nnunet_resenc", **PLAN, n_blocks_per_stage=1, n_conv_per_stage_decoder=1
     ),
 }  # fmt: skip
+# These compile longer than the others, so some tests of them are slow.
+LONG_TO_COMPILE = ("unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121", "nnunet_resenc", "transunet")

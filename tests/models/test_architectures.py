@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers.small_networks import SMALL
+from helpers.small_networks import LONG_TO_COMPILE, SMALL
 
 from bcss_jax import models
 from bcss_jax.losses import Objective
@@ -15,7 +15,6 @@ from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.training import optimizer, sharding, step
 
 NO_BATCH_STATISTICS = ("nnunet", "nnunet_resenc")
-LONG_TO_COMPILE = ("unet_resnet34", "unet_resnet101", "dense_unet_121", "transunet")
 every_architecture = pytest.mark.parametrize("name", SMALL)
 
 

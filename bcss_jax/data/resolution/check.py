@@ -178,7 +178,11 @@ def _first_possible(path, stated, found, warn) -> tuple[float, float]:
         also = f" (and {', '.join(others)})" if others else ""
         raise DataError(
             f"{path}: expected um per pixel such as 0.25, found {impossible} by {used.source} in the slide{also}; "
-            "give the right one with --mpp"
+            + (
+                "pixels of this size are those of an overview or a thumbnail: give the file of the scan itself"
+                if COARSEST_MPP <= min(mpp) < math.inf and not impossible.endswith(")")
+                else "give the right one with --mpp"
+            )
         )
     if max(mpp) > MOST_OBLONG * min(mpp):
         raise DataError(

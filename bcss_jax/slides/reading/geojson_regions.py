@@ -1,5 +1,6 @@
 """Reads polygons from GeoJSON files, for example tissue regions drawn in QuPath."""
 
+import collections
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 _NAMED_CHANGE = 0.01  # share of the area by which a geometry may differ from its outlines without a warning
 _MAX_BYTES = 1 << 29  # larger files are refused
+_WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")  # types of geometries that cover nothing
+_NO_GEOMETRY = {"type": "Feature without a geometry"}  # stands for the null that such a Feature has
+_DETECTIONS = ("cell", "detection", "tile", "tma_core")  # QuPath's objects that are no annotations
 _MAX_COORDINATE = 1e8  # pixels; larger coordinates are not on any slide
 
 
@@ -31,12 +35,12 @@ def read_regions(
       warn: called with one line about each geometry that covers another area than its outlines state.
 
     Returns:
-      A valid geometry for each Polygon and MultiPolygon: what its outlines cover (`covered_by_outline`), however often,
-      without its holes.
+      A valid geometry for each Polygon and MultiPolygon; points and lines are left out, and `warn` is called with their
+      number. A geometry is what its outlines cover (`covered_by_outline`), however often, without its holes.
 
     Raises:
-      DataError: the file does not exist, is too large, is not JSON or contains no polygon, contains something else than
-        polygons, or has coordinates that are not finite numbers.
+      DataError: the file does not exist, is too large, is not JSON, contains no polygon or something
+        that is no geometry, or has coordinates that are not finite numbers.
     """
     if path.is_file() and path.stat().st_size > _MAX_BYTES:
         raise DataError(
@@ -44,13 +48,19 @@ def read_regions(
             "give a mask image instead"
         )
     content = read_json(
-        path, "GeoJSON", "export the regions again, or give a mask image", finite=False
-    )  # QuPath writes NaN
+        path,
+        "GeoJSON",
+        "export the regions again, or give a mask image",
+        finite=False,  # QuPath writes NaN
+    )
     _say_what_qupath_leaves_out(path, content, warn)
-    regions = []
+    regions, without_area = [], collections.Counter()
     for number, geometry in enumerate(_geometries(content), 1):
         where = f"{path}: geometry {number}"
         kind = geometry.get("type") if isinstance(geometry, dict) else geometry
+        if geometry is _NO_GEOMETRY or isinstance(kind, str) and kind in _WITHOUT_AREA:
+            without_area[kind] += 1
+            continue
         if not isinstance(geometry, dict) or kind not in ("Polygon", "MultiPolygon"):
             raise DataError(f"{where} is {ascii(kind)[:60]}, expected Polygon or MultiPolygon; remove it from the file")
         polygons: Any = geometry.get("coordinates")
@@ -69,8 +79,14 @@ def read_regions(
                 f"({100 * abs(region.area - stated) / region.area:.1f} % of it); look at overlay.png"
             )
         regions.append(region)
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(without_area.items()))
     if not regions:
-        raise DataError(f"{path}: no polygon; expected a FeatureCollection, a Feature or a geometry with polygons")
+        also = f", only {listed}" if listed else ""
+        raise DataError(
+            f"{path}: no polygon{also}; expected a FeatureCollection, a Feature or a geometry with polygons"
+        )
+    if listed:
+        warn(f"{path}: {listed} are left out, because they have no area; regions are Polygon and MultiPolygon")
     return regions
 
 
@@ -95,9 +111,11 @@ def _say_what_qupath_leaves_out(path: Path, content: Any, warn: Callable[[str], 
     ignored = sum(_class_name(feature).endswith("*") for feature in features)
     planes = [feature["geometry"].get("plane") for feature in features]
     elsewhere = sum(isinstance(plane, dict) and bool(plane.get("z") or plane.get("t")) for plane in planes)
+    detected = sum(_property(feature, "objectType") in _DETECTIONS for feature in features)
     for count, what in (
         (ignored, "have a class that QuPath ignores (its name ends in *)"),
         (elsewhere, "lie in another plane (z or t above 0)"),
+        (detected, "are cells, detections or tiles, not annotations"),
     ):
         if count:
             warn(f"{path}: {count} of {len(features)} features {what}; they count as regions like the others")
@@ -113,10 +131,15 @@ def _features(content: Any) -> Iterator[dict]:
 
 
 def _class_name(feature: dict) -> str:
-    properties = feature.get("properties")
-    found = properties.get("classification") if isinstance(properties, dict) else None
+    found = _property(feature, "classification")
     name = found.get("name") if isinstance(found, dict) else None
     return name if isinstance(name, str) else ""
+
+
+def _property(feature: dict, name: str) -> Any:
+    properties = feature.get("properties")
+    found = properties.get(name) if isinstance(properties, dict) else None
+    return found if isinstance(found, str | dict) else None
 
 
 def _geometries(content: Any) -> Iterator[Any]:
@@ -129,9 +152,10 @@ def _geometries(content: Any) -> Iterator[Any]:
     if kind == "FeatureCollection" and isinstance(content.get("features"), list):
         yield from _geometries(content["features"])
     elif kind == "Feature":
-        yield content.get("geometry")
+        geometry = content.get("geometry")
+        yield from [_NO_GEOMETRY] if geometry is None else _geometries(geometry)
     elif kind == "GeometryCollection" and isinstance(content.get("geometries"), list):
-        yield from content["geometries"]
+        yield from _geometries(content["geometries"])
     else:
         yield content
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from bcss_jax.data.image_files import (
     read_mask,
     warn_of_file,
 )
+from bcss_jax.data.mask_codes import PaletteColors
 from bcss_jax.errors import DataError, printable
 
 BAND = 1 << 24  # pixels that are read at a time to find the indices of a palette
@@ -45,7 +46,9 @@ class Mask(Protocol):
 
 
 @contextlib.contextmanager
-def open_mask(path: Path, codes: str) -> Iterator[Mask]:
+def open_mask(
+    path: Path, codes: str, colors: PaletteColors | None = None, warn: Callable[[str], None] = log.warning
+) -> Iterator[Mask]:
     """Opens a mask; it accepts and refuses the same files as `image_files.read_mask`, with the same messages.
 
     A TIFF with one channel may have any size, because it is never read as a whole; of a pyramid, the full resolution is
@@ -54,6 +57,8 @@ def open_mask(path: Path, codes: str) -> Iterator[Mask]:
     Args:
       path: a PNG or TIFF file.
       codes: its code book, a key of `labels.CODE_BOOKS`.
+      colors: what colors stand for in the masks of other slides.
+      warn: called with one line about something unusual but usable.
 
     Raises:
       DataError: as raised by `read_mask`.
@@ -72,15 +77,15 @@ def open_mask(path: Path, codes: str) -> Iterator[Mask]:
             except UnreadableTiff as error:
                 unsupported = str(error)
         if tiff is None:
-            yield _WholeMask(_read_whole(path, codes, unsupported))
+            yield _WholeMask(_read_whole(path, codes, unsupported, colors, warn))
         else:
-            warn_of_file(stored, log.warning)
-            yield _MaskRows(stored, tiff, codes)
+            warn_of_file(stored, warn)
+            yield _MaskRows(stored, tiff, codes, colors, warn)
 
 
-def _read_whole(path, codes, unsupported):
+def _read_whole(path, codes, unsupported, colors, warn):
     try:
-        return read_mask(path, codes)
+        return read_mask(path, codes, warn, colors)
     except TooManyPixelsError as error:
         raise DataError(
             f"{printable(path)}: expected a TIFF with one channel in tiles or strips, without loss, "
@@ -97,11 +102,11 @@ class _WholeMask:
 
 
 class _MaskRows:
-    def __init__(self, stored: StoredImage, tiff: TiffRows, codes: str):
+    def __init__(self, stored: StoredImage, tiff: TiffRows, codes: str, colors, warn):
         self.shape, self._path, self._tiff, self._codes = (tiff.height, tiff.width), stored.path, tiff, codes
         self._table = None
         if mask_codes.needs_table(stored):
-            self._table = mask_codes.code_table(stored, self._used(), number_of_codes(codes), log.warning)
+            self._table = mask_codes.code_table(stored, self._used(), number_of_codes(codes), warn, colors)
 
     def rows(self, start, stop):
         samples = self._samples(start, stop)

@@ -19,6 +19,7 @@ from bcss_jax.slides.tissue.tissue_mask import Tissue
 
 log = logging.getLogger(__name__)
 
+REGIONS = (".json", ".geojson")  # endings of files of regions; all others are masks
 ASPECT = 0.02  # relative difference that is allowed between the aspect ratios of mask and slide
 OUTSIDE = 0.01  # share of a region outside the slide from which on it is named
 SIDE = 4096  # longest side in pixels of the mask that regions are drawn into
@@ -45,7 +46,7 @@ def read_tissue(
             f"{printable(path)}: expected a tissue mask or regions, found no such file; "
             "--tissue takes a file, or one of the words colour and all"
         )
-    is_regions = path.suffix.lower() in (".json", ".geojson")
+    is_regions = path.suffix.lower() in REGIONS
     return Tissue(_draw_regions(path, grid, origin, warn) if is_regions else _read_mask(path, grid, warn), grid)
 
 

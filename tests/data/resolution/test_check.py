@@ -35,7 +35,7 @@ def test_a_slide_without_a_value_needs_the_option():
     assert resolved(None, 0.25) == ((0.25, 0.25), [])
 
 
-@pytest.mark.parametrize("value", [0.0, -0.25, math.nan, math.inf, 250.0, 0.00025, 11.0])
+@pytest.mark.parametrize("value", [0.0, -0.25, math.nan, math.inf, 250.0, 0.00025, 20.0])
 def test_impossible_values_are_refused_in_the_slide_and_in_the_option(value):
     with pytest.raises(DataError, match="found .*by its header in the slide; give the right one with --mpp"):
         resolved((value, value))
@@ -43,6 +43,16 @@ def test_impossible_values_are_refused_in_the_slide_and_in_the_option(value):
         resolved((0.25, value))
     with pytest.raises(ConfigError, match="^--mpp="):
         resolved((0.25, 0.25), value)
+
+
+@pytest.mark.parametrize("mpp", [11.0, 28.97, 64.5])
+def test_the_option_is_not_advised_for_an_overview_of_a_slide(mpp):
+    with pytest.raises(
+        DataError, match="those of an overview or a thumbnail: give the file of the scan itself"
+    ) as error:
+        resolved((mpp, mpp))
+    assert "--mpp" not in str(error.value)
+    assert resolved((mpp, mpp), 0.25)[0] == (0.25, 0.25)
 
 
 def test_the_message_guesses_the_unit():

@@ -48,8 +48,10 @@ def with_points(*points):
         ("[]", "no polygon"),
         ('{"type": "FeatureCollection", "features": []}', "no polygon"),
         ("7", "geometry 1 is 7, expected Polygon"),
-        ('{"type": "Point", "coordinates": [1, 2]}', "geometry 1 is 'Point', expected Polygon"),
-        ('{"type": "Feature", "geometry": null}', "geometry 1 is None"),
+        ('{"type": "Point", "coordinates": [1, 2]}', "no polygon, only 1 Point;"),
+        ('{"type": "Feature", "geometry": null}', "no polygon, only 1 Feature without a geometry;"),
+        ('{"type": "Circle", "coordinates": [1, 2]}', "geometry 1 is 'Circle', expected Polygon"),
+        ('{"type": "GeometryCollection", "geometries": [7]}', "geometry 1 is 7, expected Polygon"),
         ('{"type": ["Polygon"]}', "geometry 1 is"),
         ('{"type": "Polygon"}', "coordinates are not a list of rings"),
         ('{"type": "MultiPolygon", "coordinates": 5}', "geometry 1: "),
@@ -136,3 +138,28 @@ def test_features_that_qupath_leaves_out_are_said(tmp_path):
     said = []
     assert len(geojson_regions.read_regions(tmp_path / "a.geojson", warn=said.append)) == 3
     assert [re.findall(r"1 of 3 features (have|lie)", line) for line in said] == [["have"], ["lie"]]
+
+
+def test_points_and_lines_are_left_out_and_counted(tmp_path):
+    point, line = {"type": "Point", "coordinates": [3, 4]}, {"type": "LineString", "coordinates": [[0, 0], [5, 5]]}
+    inner = {"type": "GeometryCollection", "geometries": [POLYGON]}
+    nested = {"type": "GeometryCollection", "geometries": [point, inner]}
+    features = [
+        {"type": "Feature", "geometry": geometry, "properties": {"objectType": "annotation"}}
+        for geometry in (POLYGON, point, line, nested, None)
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    said = []
+    assert [each.area for each in geojson_regions.read_regions(tmp_path / "a.geojson", warn=said.append)] == [100, 100]
+    assert len(said) == 1
+    assert "1 Feature without a geometry, 1 LineString, 2 Point are left out, because they have no area" in said[0]
+
+
+def test_objects_that_are_no_annotations_are_said(tmp_path):
+    cell = FEATURE | {"properties": {"objectType": "cell"}, "nucleusGeometry": POLYGON}
+    (tmp_path / "a.geojson").write_text(json.dumps([cell, FEATURE | {"properties": {"objectType": "annotation"}}]))
+    said = []
+    assert len(geojson_regions.read_regions(tmp_path / "a.geojson", warn=said.append)) == 2
+    assert (
+        len(said) == 1 and "1 of 2 features are cells, detections or tiles, not annotations; they count as" in said[0]
+    )

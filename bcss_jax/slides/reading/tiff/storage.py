@@ -59,7 +59,9 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
         raise unsupported_pixels(path, found)
     right, notes = set(READERS), []
     orientation = _numbers(page, "Orientation", 1)[0]
-    orientation = orientation if 1 <= orientation <= 8 else 1
+    if not 1 <= orientation <= 8:
+        notes.append(f"its Orientation tag has the invalid value {orientation}; read as stored")
+        orientation = 1
     if orientation != 1:
         notes.append(f"turned or mirrored, as its Orientation tag says ({orientation})")
         right -= {OPENSLIDE}  # it scrambles the tiles; Pillow turns the picture, and the others leave it as it is

@@ -76,6 +76,14 @@ def test_a_turned_slide_is_shown_as_its_tag_says(tmp_path, layout, orientation, 
     assert all(f"as its Orientation tag says ({orientation})" in note for note in slide.notes)
 
 
+@pytest.mark.parametrize("value", [0, 9, 255])
+def test_an_orientation_without_a_meaning_is_said(tmp_path, layout, value):
+    path = write(tmp_path / "a.tif", SMOOTH, compression="none", extratags=[(274, 3, 1, value, True)], **layout)
+    slide = open_slide(path)
+    np.testing.assert_array_equal(whole(slide), SMOOTH)
+    assert any(f"the invalid value {value}; read as stored" in note for note in slide.notes)
+
+
 def test_levels_of_a_turned_slide(tmp_path):
     pixels, tags = picture(256, 193), [(274, 3, 1, 6, True)]
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
