@@ -3,7 +3,8 @@
     python benchmarks/number_types.py --data_dir=FOLDER_WITH_LAYOUT_KAGGLE224
 
 Each type is compiled once. For every seed, all types start from the same weights and see the same crops, flipped and
-turned by quarters, in the same order. Evaluation takes the four corners of each validation tile.
+turned by quarters, in the same order. The learning rate falls to 0 in the course of a run. Evaluation takes the four
+corners of each validation tile.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from PIL import Image
 from bcss_jax import labels, losses, metrics, models
 from bcss_jax.data.discovery import CODES
 from bcss_jax.training import loss_scale, sharding, step
-from bcss_jax.training.optimizer import Plateau, adamw
+from bcss_jax.training.optimizer import Poly, adamw
 
 SCHEME = labels.find_scheme("tumor_stroma")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -66,7 +67,8 @@ class Contestant:
 
     def __init__(self, dtype: str, args: argparse.Namespace):
         """Builds the steps; they are compiled when they are first called."""
-        self.dtype, self.args, self.mesh, self.tx = dtype, args, sharding.make_mesh(), adamw(args.learning_rate, 1e-4)
+        self.dtype, self.args, self.mesh = dtype, args, sharding.make_mesh()
+        self.tx, self.schedule = adamw(args.learning_rate, 1e-4), Poly(args.steps)
         objective = losses.Objective(SCHEME.num_classes, SCHEME.ignore_index, SCHEME.evaluated)
         model = self._model(0)
         self._train = step.make_train_step(model, self.tx, self.mesh, objective)
@@ -79,13 +81,13 @@ class Contestant:
     def dice(self, seed: int, train, validation) -> str:
         """Trains from a seed. Returns the Dice of each class and their mean, the skipped steps, and the time."""
         start, skipped = time.perf_counter(), 0
-        state = step.TrainState.create(
-            self._model(seed), self.tx, Plateau(0.5, 5), loss_scale.loss_scale_for(self.dtype)
-        )
+        state = step.TrainState.create(self._model(seed), self.tx, self.schedule, loss_scale.loss_scale_for(self.dtype))
         state = sharding.place_replicated(state, self.mesh)
         for images, truth in crops(*train, self.args, seed):
             placed = sharding.place_batch({"image": images, "label": truth}, self.mesh)
             state, report = self._train(state, placed["image"], placed["label"])
+            scale = self.schedule.update(jax.device_get(state.schedule), float(report["loss"]))
+            state.schedule = sharding.place_replicated(scale, self.mesh)
             skipped += bool(report["skipped_by_loss_scale"])
             if not report["finite"] and not report["skipped_by_loss_scale"]:
                 sys.exit(f"{self.dtype}: loss {report['loss']}, gradient norm {report['grad_norm']}")
@@ -100,10 +102,10 @@ class Contestant:
             report = self._evaluate(state.params, state.model_state, placed["image"], placed["label"])
             counts = counts + np.asarray(report["confusion"], np.int64).sum(0)
         values = metrics.dice(counts, SCHEME.evaluated)
-        scale = f", {skipped} steps skipped, loss scale {float(state.loss_scale.scale):g}" if state.loss_scale else ""
+        skips = f", {skipped} steps skipped, loss scale {float(state.loss_scale.scale):g}" if state.loss_scale else ""
         named = zip((*SCHEME.evaluated_names, "mean"), (*values, values.mean()), strict=True)
         dice = ", ".join(f"{name} {value:.4f}" for name, value in named)
-        return f"{dice}{scale}; {time.perf_counter() - start:.0f} s"
+        return f"{dice}{skips}; {time.perf_counter() - start:.0f} s"
 
 
 def main() -> None:
