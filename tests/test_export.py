@@ -191,11 +191,13 @@ def test_the_file_is_written_whole_or_not_at_all(artifact, run, tmp_path, monkey
     [
         (["--checkpoint=/nowhere", "--output={tmp}/a"], 3, "/nowhere: no such folder"),
         (["--checkpoint={run}", "--output={tmp}"], 2, "is a folder; name a file"),
+        (["--checkpoint={run}", "--output={tmp}/fifo"], 2, "expected a new file or an exported network"),
         (["--checkpoint={run}", "--output={tmp}/file/below"], 2, "expected a folder for what is written, found a file"),
     ],
 )
 def test_bad_input(run, tmp_path, capsys, arguments, code, said):
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
     assert export.main([each.format(run=run, tmp=tmp_path) for each in arguments]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1

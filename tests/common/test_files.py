@@ -102,6 +102,26 @@ def test_a_lock_that_is_not_required_is_left_out_where_there_is_none(tmp_path, m
             raise AssertionError("there is no lock")
 
 
+def test_an_error_of_a_library_that_found_the_disk_full_is_a_storage_error(tmp_path):
+    """Matplotlib and PyTorch raise other errors while they close a file that they cannot write."""
+    path = tmp_path / "a.pdf"
+
+    def library(number):
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError:
+            raise AttributeError("no attribute pos")  # noqa: B904
+
+    with pytest.raises(StorageError, match="a.pdf: cannot be written .No space left on device"):
+        with files.whole_file(path):
+            library(errno.ENOSPC)
+    with pytest.raises(AttributeError), files.whole_file(path):
+        library(errno.ENOENT)
+    with pytest.raises(StorageError, match="cannot be written .9 requested and 3 written"), files.whole_file(path):
+        raise OSError("9 requested and 3 written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_in_the_place_of_a_folder_is_an_error_of_the_user(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
