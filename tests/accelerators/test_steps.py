@@ -45,6 +45,7 @@ def test_steps_of_a_small_unet(step, target):
     assert network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["h100", "v5e"])
 def test_a_small_transformer(target):
     """Its maps of 14 x 14 pixels are no multiples of the tiles of a matrix product."""
