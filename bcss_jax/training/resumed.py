@@ -14,10 +14,6 @@ class _Pretrained(TypedDict):
     sha256: str
 
 
-class _Data(TypedDict, total=False):
-    content_sha256: str
-
-
 class _Config(TypedDict):
     data: dict[str, Any]
 
@@ -27,7 +23,6 @@ class _Metadata(TypedDict):
 
     config: _Config
     label_scheme: dict[str, Any]
-    data: NotRequired[_Data]
     data_sha256: NotRequired[str]
     pretrained: NotRequired[_Pretrained | None]
 
@@ -58,8 +53,9 @@ def check_same_run(folder: Path, saved: Any, metadata: dict) -> None:
             f"{printable(folder)}: the checkpoint was saved by a run with other settings ({'; '.join(changed)}); move "
             "it away, or use --fresh or another --workdir"
         )
-    for name in ("data", "data_sha256", "pretrained"):
-        if name in metadata and name not in saved:
+    # nnU-Net's method compares another digest of the data; its older checkpoints do not describe them.
+    for name in ("data_sha256",) if "data_sha256" in metadata else ("data", "pretrained"):
+        if name not in saved or (name == "data" and not isinstance(saved[name], dict)):
             raise DataError(
                 f"{printable(folder)}: expected {name} in the description of a run in its checkpoint, found none; "
                 "delete the damaged checkpoint, or start over with --fresh"

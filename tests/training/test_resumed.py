@@ -24,6 +24,11 @@ def saved(**changes):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     check_same_run(tmp_path, saved(), metadata())
     check_same_run(tmp_path, saved(log_seconds=3.0), metadata())  # changes no result
+    raw = {"data": None, "data_sha256": "a"}  # of nnU-Net's method and a raw data folder
+    check_same_run(tmp_path, saved() | raw, metadata() | raw)
+    check_same_run(
+        tmp_path, {name: value for name, value in (saved() | raw).items() if name != "data"}, metadata() | raw
+    )
     older = saved()
     del older["config"]["early_stopping"]  # a setting that an earlier version did not have
     check_same_run(tmp_path, older, metadata())
