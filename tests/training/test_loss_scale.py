@@ -189,17 +189,24 @@ FIVE_POOLINGS = ("unet_resnet34", "unet_resnet101", "dense_unet_121")
 LONG_TO_COMPILE = (*FIVE_POOLINGS, "transunet", "dense_unet", "nnunet", "nnunet_resenc")
 
 
+def gradient(name, dtype):
+    """Returns the gradient of all parameters in one vector."""
+    size = 96 if name in FIVE_POOLINGS else 32  # with 32, BatchNorms over four values would amplify any rounding
+    states, reports = trained(SMALL[name], dtype, start(SMALL[name], dtype, 2.0**12), size=size)
+    assert reports[0]["finite"]
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(states[1].params))
+    updates = jax.tree.map(lambda a, b: 10 * (a - b), states[0].params, states[1].params)
+    return np.concatenate([update.ravel() for update in jax.tree.leaves(updates)])
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG_TO_COMPILE else ()) for name in SMALL]
 )
 def test_gradients_are_those_of_float32_within_rounding(name):
-    size = 96 if name in FIVE_POOLINGS else 32  # with 32, BatchNorms over four values would amplify any rounding
-    gradients = {}
-    for dtype in ("float32", HALF):
-        states, reports = trained(SMALL[name], dtype, start(SMALL[name], dtype, 2.0**12), size=size)
-        assert reports[0]["finite"]
-        gradients[dtype] = jax.tree.map(lambda a, b: 10 * (a - b), states[0].params, states[1].params)
-        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(states[1].params))
-    exact, rounded = (np.concatenate([g.ravel() for g in jax.tree.leaves(gradients[d])]) for d in ("float32", HALF))
+    exact, rounded = gradient(name, "float32"), gradient(name, HALF)
+    allowed = 0.02
+    if name in FIVE_POOLINGS:  # deep ReLUs amplify rounding; that of bfloat16 is eight times larger
+        allowed = 0.6 * np.linalg.norm(exact - gradient(name, "bfloat16")) / np.linalg.norm(exact)
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
-    assert 0 < error < 0.02
+    print(f"{name}: relative error of the gradient {error}, allowed {allowed}")
+    assert 0 < error < allowed
