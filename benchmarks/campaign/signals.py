@@ -217,7 +217,7 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
         "nnunet": Command(
             [*module, "bcss_jax.main", "--config=configs/nnunet.py:nnunet", f"--workdir={folder / 'folds'}", *nnunet],
             folder / "folds",
-            lambda: json.loads((folder / "folds" / "fold_0" / "summary.json").read_text())["params_sha256"],
+            lambda: [path.read_bytes() for path in sorted((folder / "folds" / "fold_0" / "validation").glob("*.png"))],
         ),
         "predict": Command(
             [*module, "bcss_jax.nnunet", "predict", f"--model={shared / 'whole' / 'folds'}", *predict],
