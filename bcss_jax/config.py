@@ -25,6 +25,9 @@ RUNTIME_FIELDS = (
     "data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
 )  # fmt: skip
 
+DTYPES = ("float32", "bfloat16", "float16")  # of the computation
+RECIPES = ("few", "kaggle_t4")  # after the layout in the argument of a config file
+
 # What the numbers of a config may be. Above these limits memory or time would not suffice, or nothing would be learned.
 _COUNTER = Range(0, 10**9, whole=True)
 RANGES = {
@@ -73,7 +76,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
     config.image_mean = IMAGENET.mean  # subtracted from the images; RGB values from 0 to 1
     config.image_std = IMAGENET.std  # the images are divided by it after that
-    config.dtype = "float32"  # type of the computation: float32 or bfloat16; parameters are float32
+    config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16; parameters are float32
     _set_augmentation(config)
     _set_loss(config)
     _set_optimizer(config)
@@ -145,40 +148,52 @@ def _set_optimizer(config: Any) -> None:
     config.plateau.min_scale = 1e-4  # lower limit of the learning rate, as a share of the first
 
 
-def apply_data_preset(config: Any, system: str, argument: str, *, few_rate: float | None = None) -> str:
+def apply_data_preset(
+    config: Any, system: str, argument: str, *, few_rate: float | None = None, t4_parts: int = 1
+) -> str:
     """Sets name and layout from the text after the colon of `--config=configs/unet.py:kaggle224,few`.
 
     The built-in sample, and any layout with `,few` (a few hundred tiles), get settings for short runs: batch 8, a
     learning rate that is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping.
-    With `few`, images are flipped and rotated by quarter turns, nothing else.
+    With `few`, images are flipped and rotated by quarter turns, nothing else. With `,kaggle_t4`, the computation is in
+    float16, and a batch is computed in as many parts as fit the memory of two T4s.
 
     Args:
       config: changed in place.
       system: name of the system.
-      argument: a layout, optionally followed by `,few`.
+      argument: a layout, optionally followed by `,few`, `,kaggle_t4` or both.
       few_rate: learning rate with `few`; None: the same as without.
+      t4_parts: micro-batches with `kaggle_t4`, where the batch is that of the published recipe.
 
     Returns:
       The layout.
 
     Raises:
-      ConfigError: the text after the comma is not `few`.
+      ConfigError: the text after a comma is neither, or is there twice.
     """
-    layout, comma, recipe = argument.partition(",")
-    if comma and recipe != "few":
-        raise ConfigError(f"{argument}: expected ',few' (recipe for few tiles) after the layout, found ',{recipe}'")
+    layout, *recipes = argument.split(",")
+    if sorted(set(recipes) & set(RECIPES)) != sorted(recipes):
+        raise ConfigError(
+            f"{argument}: expected ',few' (recipe for few tiles) or ',kaggle_t4' (float16, for two T4s) after the "
+            f"layout, found ',{','.join(recipes)}'"
+        )
+    few = "few" in recipes
     config.data.layout = layout
-    config.name = system if layout == "sample" else "_".join([system, layout, *([recipe] if recipe else [])])
-    if layout == "sample" or recipe:
+    short = layout == "sample" and "kaggle_t4" not in recipes
+    config.name = system if short else "_".join([system, layout, *recipes])
+    if layout == "sample" or few:
         config.batch_size = 8
         config.eval_batch_size = 8 if layout == "sample" else 10
         # Few steps an epoch: the validation loss is noisy until the rate falls.
         config.plateau.factor, config.plateau.patience = 0.3, 1
         config.early_stopping = 0
-    if recipe:
+    if few:
         config.optimizer.learning_rate = few_rate or config.optimizer.learning_rate
         for change in ("rotate", "elastic", "color_jitter", "blur"):
             config.augment[change] = 0.0
+    if "kaggle_t4" in recipes:
+        config.dtype = "float16"
+        config.micro_batches = 1 if config.batch_size == 8 else t4_parts
     return layout
 
 
@@ -207,7 +222,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
     check_masks(config, scheme or find_scheme(config.labels))
-    check_one_of(config, "dtype", ("float32", "bfloat16"))
+    check_one_of(config, "dtype", DTYPES)
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))
     check_ranges(config, RANGES)

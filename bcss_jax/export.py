@@ -88,11 +88,13 @@ def _check_file(path: Path) -> None:
     """Raises ConfigError if something stands there that is no exported network."""
     if not os.path.lexists(path):
         return
-    try:
-        with zipfile.ZipFile(path) as file:
-            own = not path.is_symlink() and {METADATA, PROGRAM} <= set(file.namelist())
-    except (OSError, zipfile.BadZipFile):
-        own = False
+    own = path.is_file() and not path.is_symlink()
+    if own:
+        try:
+            with zipfile.ZipFile(path) as file:
+                own = {METADATA, PROGRAM} <= set(file.namelist())
+        except (OSError, zipfile.BadZipFile):
+            own = False
     if not own:
         raise ConfigError(
             f"--output={printable(path)}: expected a new file or an exported network, which is replaced, found another "
@@ -110,8 +112,8 @@ def _check_output(model: SlideModel) -> None:
 def exported(model: SlideModel) -> jax.export.Exported:
     """Returns the network as a program.
 
-    The layers have variants for the CPU (`models.blocks.layers.Conv`) that differ only in their gradients, so one
-    program is correct on every platform.
+    The layers have variants for the CPU (`models.blocks.cpu_convolution`) for their gradients only, so one program
+    serves every platform.
 
     Args:
       model: a network with its weights.

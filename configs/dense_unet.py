@@ -16,10 +16,10 @@ def get_config(argument: str = "sample"):
     The sample and the recipe for few tiles use a smaller network and batch so that a laptop's CPU is enough.
     """
     config = default("dense_unet", growth=32, layers=(4, 4, 4, 4), bottleneck_layers=4, init_width=64, compression=0.5)
-    layout = apply_data_preset(config, "dense_unet", argument, few_rate=1e-3)
+    layout = apply_data_preset(config, "dense_unet", argument, few_rate=1e-3, t4_parts=4)
     if layout == "sample":
         config.epochs = 4
         config.optimizer.learning_rate = 1e-3
-    if layout == "sample" or argument.endswith(",few"):
+    if layout == "sample" or "few" in argument.split(","):
         config.model.update(growth=12, init_width=24)  # about an eighth of the computation
     return config

@@ -12,5 +12,5 @@ def get_config(layout: str = "kaggle224"):
     """Returns the recipe for a layout. The settings are the same for every layout."""
     config = default("unet", width=32, depth=4, bilinear=False)
     apply_data_preset(config, "unet_w32", f"{layout},few", few_rate=1e-3)
-    config.name = f"unet_w32_{layout}"
+    config.name = "_".join(["unet_w32", *layout.split(",")])
     return config

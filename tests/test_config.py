@@ -43,8 +43,22 @@ def test_recipe_for_few_tiles():
     config = load("unet", "kaggle224,few")
     assert (config.name, config.batch_size, config.optimizer.learning_rate) == ("unet_kaggle224_few", 8, 1e-3)
     assert config.augment.rotate == 0 and config.augment.horizontal_flip > 0
-    with pytest.raises(ConfigError, match=",few"):
-        load("unet", "kaggle224,small")
+    for wrong in ("small", "few,few", "few,small", ""):
+        with pytest.raises(ConfigError, match=f"found ',{wrong}'"):
+            load("unet", f"kaggle224,{wrong}")
+
+
+def test_recipe_for_t4s():
+    config, plain = load("unet", "kaggle224,kaggle_t4"), load("unet", "kaggle224")
+    assert (config.name, config.dtype) == ("unet_kaggle224_kaggle_t4", "float16")
+    assert (config.batch_size, config.optimizer, config.augment) == (128, plain.optimizer, plain.augment)
+    assert load("dense_unet", "kaggle224,kaggle_t4").micro_batches > 1
+    for argument in ("kaggle224,few,kaggle_t4", "kaggle224,kaggle_t4,few"):
+        config, few = load("dense_unet", argument), load("dense_unet", "kaggle224,few")
+        assert (config.dtype, config.batch_size, config.micro_batches) == ("float16", 8, 1)
+        assert config.model == few.model and config.optimizer == few.optimizer
+    assert load("unet_w32", "kaggle224,kaggle_t4").name == "unet_w32_kaggle224_kaggle_t4"
+    assert load("unet", "sample,kaggle_t4").name != load("unet", "sample").name == "unet"
 
 
 @pytest.mark.parametrize("layout", configs.LAYOUTS)
@@ -70,7 +84,7 @@ def test_recipe_is_the_published_one():
     (
         ("data.layout", "kagle224", "did you mean kaggle224"),
         ("data.split", "random", "must be one of published, institute"),
-        ("dtype", "float16", "must be one of float32, bfloat16"),
+        ("dtype", "float64", "must be one of float32, bfloat16, float16; did you mean float"),
         ("batch_size", 0, "must be a whole number from 1 to"),
         ("epochs", -1, "must be a whole number from 1 to"),
         ("early_stopping", -1, "must be a whole number from 0 to"),

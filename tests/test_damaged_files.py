@@ -17,6 +17,7 @@ from helpers.slide_summaries import slide_summary
 from ml_collections import ConfigDict
 
 from bcss_jax import labels, metrics
+from bcss_jax.common import files
 from bcss_jax.common.json_files import parse_json
 from bcss_jax.config import default
 from bcss_jax.data import checks, tfrecords
@@ -328,3 +329,18 @@ def test_the_damages_find_a_reader_that_trusts_its_file(tmp_path):
     )
     with pytest.raises(AssertionError, match="TypeError"):
         check(kind, tmp_path, damage.sample(kind.damages(kind.content), SAMPLE))
+
+
+def test_a_changed_picture_of_the_gallery_counts_as_missing(tmp_path, caplog):
+    evaluation, _ = evaluation_small.evaluation()
+    write_results(tmp_path)
+    folder, picture = ResultsFolder(tmp_path, {"tta": False}, True), tmp_path / "unet" / "gallery" / "a.png"
+    picture.parent.mkdir()
+    files.write_bytes(picture, b"picture")
+    evaluation |= {
+        "gallery": [{"rank": "worst", "place": 1, "key": "t0", "dice": 0.5, "files": {"i": "gallery/a.png"}}]
+    }
+    folder.finish("unet", IDENTITY, evaluation | {"seconds": {"input": 1.0}})
+    assert folder.load_finished("unet", IDENTITY) is not None
+    picture.write_bytes(b"another")
+    assert folder.load_finished("unet", IDENTITY) is None and "missing or damaged; evaluating again" in caplog.text

@@ -15,6 +15,7 @@ NEEDS_THEM = {
     "bcss_jax.data.input_pipeline",
     "bcss_jax.data.tfrecords",
     "bcss_jax.training.loop",
+    "bcss_jax.training.tensorboard",
     "benchmarks.input_pipeline",
 }
 NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox

@@ -18,6 +18,7 @@ LAYERS = (
     ("training",),
     ("nnunet",),
     ("inference",),
+    ("accelerators",),
     ("evaluation.statistics",),
     ("evaluation.reporting",),
     ("evaluation",),
@@ -31,7 +32,7 @@ LAYERS = (
     ("slides.scoring",),
     ("slides.batch",),
     ("viewer",),
-    ("main", "evaluate", "segment", "view", "export"),
+    ("main", "evaluate", "segment", "view", "export", "compile_for"),
 )
 MAX_LINES = 80
 LONG = "# Long: "  # in the line above a function (and its decorators), followed by the reason

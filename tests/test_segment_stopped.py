@@ -4,8 +4,10 @@
 
 import csv
 import errno
+import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +23,11 @@ from helpers.segmented_slide import finished, runs, slide  # noqa: F401 (fixture
 from helpers.slides_small import tissue_picture
 
 from bcss_jax import segment
+from bcss_jax.common import files
 from bcss_jax.errors import Preempted, StorageError
-from bcss_jax.slides.batch import segment_slide
+from bcss_jax.slides.batch import segment_slide, slide_folder
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
+from bcss_jax.slides.store import probability_store
 
 
 @pytest.mark.parametrize("place", ("finish", "delete_work", "pyramid", "regions", "overlay", "labelling"))
@@ -311,12 +315,119 @@ def test_a_full_or_read_only_output_ends_with_5_and_the_same_command_resumes(
     assert summary_of(folder)["resumed"] and contents(folder) == contents(tall_finished)
 
 
-def test_a_list_ends_with_5_if_nothing_can_be_written(runs, tall, tmp_path, capsys):
+WRITTEN = ("labels.ome.tif", "regions.geojson", "overlay.png", "summary.json", "row-000000", "tiles-000000.json",
+           "seam-counts-000000.json", "identity.json", "probabilities.zarr/0/c/1/0/0")  # fmt: skip
+
+FAULTS = ("EIO", "half of it", "killed before", "killed after")
+
+
+class Fault:
+    """Fails when one file is written: while it is flushed, or before or after it gets its name."""
+
+    def __init__(self, patch, name, kind):
+        self.kind, self.name, self.happened = kind, name, False
+        self._sync, self._replace = files.sync, os.replace
+        patch.setattr(files, "sync", self.sync)
+        patch.setattr(probability_store, "sync", self.sync)
+        patch.setattr(os, "replace", self.replace)
+
+    def sync(self, path):
+        is_chunk = path.as_posix().endswith(self.name)
+        if is_chunk or re.fullmatch(rf"\.{re.escape(self.name)}\.[0-9a-f]+\.tmp", path.name):
+            if self.kind in ("EIO", "half of it"):
+                self.happened = True
+                os.truncate(path, path.stat().st_size // (2 if self.kind == "half of it" else 1))
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            if is_chunk:
+                self.happened = True
+                if self.kind == "killed before":
+                    os.truncate(path, path.stat().st_size // 2)
+                raise Killed
+        self._sync(path)
+
+    def replace(self, source, destination):
+        here = os.path.basename(destination) == self.name
+        if here and self.kind == "killed before":
+            self.happened = True
+            half = os.path.join(os.path.dirname(destination), f".{self.name}.{'a' * 16}.tmp")
+            with open(source, "rb") as file, open(half, "wb") as kept:
+                kept.write(file.read()[: os.path.getsize(source) // 2])
+            raise Killed
+        self._replace(source, destination)
+        if here and self.kind == "killed after":
+            self.happened = True
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        pytest.param(name, kind, marks=[] if number % 7 == 0 else [pytest.mark.slow])
+        for number, (name, kind) in enumerate(itertools.product(WRITTEN, FAULTS))
+    ],
+)
+def test_after_a_fault_in_any_file_the_same_command_gives_the_same_bytes(
+    runs, slide, finished, tmp_path, monkeypatch, capsys, name, kind
+):
+    folder = tmp_path / "case"
+    with monkeypatch.context() as patch:
+        fault = Fault(patch, name, kind)
+        if kind.startswith("killed"):
+            with pytest.raises(Killed):
+                command(runs[0], slide, tmp_path, "--probabilities")
+        else:
+            assert command(runs[0], slide, tmp_path, "--probabilities") == 5
+            assert "cannot be written (Input/output error)" in one_line(capsys)
+    assert fault.happened
+    assert slide_folder.status_of(folder).name != "done" or (name, kind) == ("summary.json", "killed after")
+    assert command(runs[0], slide, tmp_path, "--probabilities") == 0
+    assert contents(folder) == contents(finished)
+    assert not (folder / ".work").exists() and not list(folder.rglob("*.tmp"))
+
+
+def test_finished_labels_that_changed_are_computed_again(runs, slide, finished, tmp_path, caplog, monkeypatch):
+    folder = tmp_path / "case"
+    shutil.copytree(finished, folder)
+    computed, label_slide = [], segment_slide.labeling.label_slide
+    monkeypatch.setattr(
+        segment_slide.labeling, "label_slide", lambda *args, **kw: computed.append(label_slide(*args, **kw))
+        or computed[-1]
+    )  # fmt: skip
+    for name in ("regions.geojson", "overlay.png"):
+        path, content = folder / name, (folder / name).read_bytes()
+        path.write_bytes(content + b" ")
+        assert command(runs[0], slide, tmp_path, "--probabilities") == 0 and not computed
+        assert f"{path}: has changed since it was written; it stays as it is" in caplog.text
+        path.write_bytes(content)
+    chunk, labels = folder / "probabilities.zarr" / "0" / "c" / "1" / "0" / "0", folder / "labels.ome.tif"
+    for number, (path, named) in enumerate(((labels, labels), (chunk, folder / "probabilities.zarr")), 1):
+        path.write_bytes(path.read_bytes()[:-1])
+        assert command(runs[0], slide, tmp_path, "--probabilities") == 0 and len(computed) == number
+        assert f"{named}: has changed since it was written; the slide is computed again" in caplog.text
+        for kept in folder.glob("*.kept-1"):
+            kept.unlink()
+        assert contents(folder) == contents(finished)
+
+
+def test_a_comparison_of_damaged_labels_is_one_error(runs, slide, tmp_path, capsys):
+    both = ",".join(map(str, runs))
+    assert command(both, slide, tmp_path) == 0
+    labels = tmp_path / "case" / "one" / "labels.ome.tif"
+    (tmp_path / "case" / "comparison.png").unlink()
+    (labels.parent / ".lock").unlink()  # as in results of earlier versions
+    labels.write_bytes(labels.read_bytes()[:500])
+    capsys.readouterr()
+    assert command(both, slide, tmp_path) == 3
+    assert f"{labels}: expected the labels of a slide as a tiled pyramid" in one_line(capsys)
+
+
+def test_an_output_below_a_file_is_refused(runs, tall, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "list.csv").write_text(f"slide\n{tall}\n")
     for slides in (f"--slide={tall}", f"--slides={tmp_path / 'list.csv'}"):
-        assert call(f"--checkpoint={runs[0]}", slides, f"--output={tmp_path / 'file' / 'out'}") == 5
-        assert "cannot be written (Not a directory)" in one_line(capsys)
+        for output in (tmp_path / "file", tmp_path / "file" / "out"):
+            assert call(f"--checkpoint={runs[0]}", slides, f"--output={output}") == 2
+            assert "file: expected a folder for what is written, found a file" in one_line(capsys)
 
 
 @pytest.mark.parametrize("tiles, code", ((1, 0), (6, 3)))

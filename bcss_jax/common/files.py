@@ -20,9 +20,10 @@ from PIL import Image
 
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
-from bcss_jax.errors import InUseError, StorageError
+from bcss_jax.errors import ConfigError, InUseError, StorageError, UserError, first_line, printable
 
 LOCKED_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EAGAIN)  # other errors of flock do not mean that
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 LOCK_SECONDS = 0.1  # between two tries to get a lock that another process holds
 log = logging.getLogger(__name__)
 
@@ -196,20 +197,66 @@ def sync_tree(folder: Path) -> None:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Writes an image, or labels as one channel, as PNG, completely or not at all. Raises errors as `whole_file`."""
+    write_bytes(path, png_of(pixels))
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    """Returns an image, or labels as one channel, as PNG."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
-    write_bytes(path, content.getvalue())
+    return content.getvalue()
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError in the block into a StorageError of one line that names the file."""
+    """Turns an OSError in the block into an error of one line that names the file.
+
+    Libraries that find the disk full may raise errors of any type while they handle that.
+
+    Raises:
+      ConfigError: a file stands where a folder would be made, or a folder where a file would be written.
+      StorageError: any other OSError was raised.
+    """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        found = error if isinstance(error, OSError) else _disk_error_behind(error)
+        if found is None:
+            raise
+        refuse_wrong_kind(Path(found.filename) if isinstance(found.filename, str) else path, found)
+        reason = found.strerror or first_line(found)
         raise StorageError(
-            f"{error.filename or path}: cannot be written ({error.strerror}); check space and permissions"
+            f"{found.filename or path}: cannot be written ({reason}); check space and permissions"
         ) from error
+
+
+def _disk_error_behind(error: BaseException) -> OSError | None:
+    """Returns the OSError of a full or broken disk that was being handled when another error was raised, or None."""
+    if isinstance(error, UserError):
+        return None
+    while error.__context__ is not None:
+        error = error.__context__
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            return error
+    return None
+
+
+def refuse_wrong_kind(path: Path, error: OSError) -> None:
+    """Raises ConfigError if an error means that a file stands in the place of a folder, or a folder in that of a file.
+
+    Args:
+      path: that the error is about.
+      error: raised by the operating system.
+    """
+    if error.errno == errno.EISDIR:
+        raise ConfigError(f"{printable(path)}: expected a file, found a folder; choose another name") from error
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        found = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+        what = "a link that leads nowhere" if found.is_symlink() and not found.exists() else "a file"
+        if not found.is_dir():
+            raise ConfigError(
+                f"{printable(found)}: expected a folder for what is written, found {what}; choose another name"
+            ) from error
 
 
 def portable_stem(path: Path) -> str:

@@ -30,12 +30,12 @@ from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common import digests
-from bcss_jax.common.files import sync, sync_tree, wait_for_lock
+from bcss_jax.common.files import refuse_wrong_kind, sync, sync_tree, wait_for_lock
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
-from bcss_jax.data.cache import digest_of_files
+from bcss_jax.data.cache import digest_of_files, is_decoded_as_today, mark_decoder
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.data.image_files import read_pair
 from bcss_jax.data.image_folder import LeftOut
@@ -232,18 +232,21 @@ def prepare(
 
     left_out = LeftOut()
     if layout == "sample":
-        tiles, mpp = [], synthetic.MPP
+        tiles, files, mpp = [], [], synthetic.MPP
         options = {"layout": layout, "data_version": DATA_VERSION, "drawn_by": synthetic.VERSION}
         fingerprint = digest_of_files(options, [], None)
     else:
         tiles, mpp = discovery.find_tiles(settings, left_out=left_out), settings.mpp
-        files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
+        files = [path for tile in tiles for path in (tile.image, tile.mask) if path]
         fingerprint = digest_of_files(_options(settings), files, settings.folder)
     folder = Path(prepared_dir).expanduser() / f"{layout}-{fingerprint[:16]}"
     with _as_storage_error(prepared_dir):
-        if not folder.is_dir():
+        if not folder.is_dir() or not is_decoded_as_today(folder, files):
             with wait_for_lock(folder):
-                if not folder.is_dir():  # no other process made it during the wait
+                # Another process may have made it during the wait.
+                if folder.is_dir() and not is_decoded_as_today(folder, files):
+                    shutil.rmtree(folder)
+                if not folder.is_dir():
                     _make(folder, settings, tiles)
     _check_descriptions(folder)
     stored = _read_prepared(folder / "report.json", checks.CheckReportJson)
@@ -313,6 +316,7 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
         (partial / "tables.json").write_text(json.dumps(tables))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
         digests.write_digests(partial, digests.sha256_of_files(partial, digests.files_in(partial)))
+        mark_decoder(partial)
         sync_tree(partial)
         partial.rename(folder)
         sync(folder.parent)
@@ -444,6 +448,8 @@ def _as_storage_error(folder: str | os.PathLike) -> Iterator[None]:
             failure = failure.__cause__  # tfds wraps the errors of others
             if failure is None:
                 raise
+        if isinstance(failure, OSError):
+            refuse_wrong_kind(Path(failure.filename) if isinstance(failure.filename, str) else Path(folder), failure)
         found = " ".join(str(failure).split())
         raise StorageError(
             f"{printable(folder)}: expected to write and read prepared data there, found: {found}; "

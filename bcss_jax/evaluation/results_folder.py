@@ -189,8 +189,9 @@ class ResultsFolder:
             if sha256 is not None and sha256_of_file(self.folder / name / "per_image.csv") != sha256:
                 raise DataError("changed")
             self.per_image(name)
-            complete = all((self.folder / name / file).exists() for each in found["evaluation"]["gallery"]
-                           for file in each["files"].values())  # fmt: skip
+            gallery = [self.folder / name / file for each in found["evaluation"]["gallery"]
+                       for file in each["files"].values()]  # fmt: skip
+            complete = all(path.exists() and written_files.is_as_written(path) for path in gallery)
         except (DataError, OSError):
             complete = False
         if not complete:

@@ -14,6 +14,7 @@ from bcss_jax.errors import ConfigError, NumericalError, first_line
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY, log_probabilities
 from bcss_jax.inference.trained_run import TrainedRun
 from bcss_jax.labels import LabelScheme
+from bcss_jax.models.apply import ModelFunction
 from bcss_jax.training import sharding
 
 LAYOUT_WINDOWS = {"sample": SAMPLE_SIZE, "kaggle224": 224, "kaggle512": 512}  # pixels of the training images
@@ -58,11 +59,6 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
       DataError: the checkpoint cannot be read.
     """
     params, model_state = run.weights(mesh)
-    evaluated = np.asarray(run.scheme.evaluated)
-
-    def probabilities(arrays, images):
-        return jnp.exp(log_probabilities(run.function, run.scheme, tta, *arrays, images))[..., evaluated]
-
     data = run.config["data"]
     metadata = {
         "name": run.name,
@@ -80,8 +76,37 @@ def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
         {**run.identity(), "tta": tta},
         metadata,
         (params, model_state),
-        probabilities,
+        probabilities_of(run.function, run.scheme, tta),
     )
+
+
+def probabilities_of(function: ModelFunction, scheme: LabelScheme, tta: bool) -> Callable[[Any, jax.Array], jax.Array]:
+    """Returns `SlideModel.probabilities` of a network, whose arrays are (params, model_state)."""
+    evaluated = np.asarray(scheme.evaluated)
+
+    def probabilities(arrays, images):
+        return jnp.exp(log_probabilities(function, scheme, tta, *arrays, images))[..., evaluated]
+
+    return probabilities
+
+
+def make_window_step(probabilities: Callable[[Any, jax.Array], jax.Array], mesh: Mesh):
+    """Builds the compiled step of a slide.
+
+    Args:
+      probabilities: see `SlideModel`.
+      mesh: devices; the windows are split over its `data` axis.
+
+    Returns:
+      `step(arrays, weights, images)` with float32 weights [window, window] and uint8 images [N, window, window, 3]
+      returns probabilities times weights, float32 [N, K, window, window], and whether each window's are finite, [N].
+    """
+
+    def weighted(arrays, weights, images):
+        result = jnp.moveaxis(probabilities(arrays, images), -1, 1) * weights
+        return result, jnp.isfinite(result).all((1, 2, 3))
+
+    return jax.jit(weighted, out_shardings=sharding.split_over_data(mesh))
 
 
 def check_window(model: SlideModel, window: int) -> None:
@@ -126,12 +151,7 @@ class WindowPredictor:
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._at_once = mesh.size if on_cpu else -(-batch_size // mesh.size) * mesh.size
         self._weights = jax.device_put(weights, sharding.replicated(mesh))
-
-        def weighted(arrays, weights, images):
-            result = jnp.moveaxis(model.probabilities(arrays, images), -1, 1) * weights
-            return result, jnp.isfinite(result).all((1, 2, 3))
-
-        self._run = jax.jit(weighted, out_shardings=sharding.split_over_data(mesh))
+        self._run = make_window_step(model.probabilities, mesh)
 
     def __call__(self, images: np.ndarray) -> Callable[[], Iterator[np.ndarray]]:
         """Starts the computation and returns immediately.

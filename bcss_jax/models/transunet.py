@@ -82,7 +82,7 @@ class Encoder(nnx.Module):
         x, skips = self.hybrid(images)
         x = self.patches(x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        x = self.dropout(x + self.positions[...].astype(x.dtype), dropout_keys)
+        x = self.dropout(x + layers.spread(self.positions[...], x), dropout_keys)
         return self.transformer(x, dropout_keys), skips
 
     def torch_entries(self) -> TorchEntries:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from bcss_jax import errors
 from bcss_jax.common import command, figures
-from bcss_jax.common.files import storage_errors, whole_file, write_png
+from bcss_jax.common.files import png_of, storage_errors, whole_file
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json
 from bcss_jax.common.outputs import written_files
@@ -143,9 +143,8 @@ def predict(args: argparse.Namespace) -> None:
             labels = _labels(image, path, models, predictors)
             for decision in decisions:
                 labels = postprocess.apply_postprocessing(labels, decision)
-            write_png(target, labels)
             _write_overlay(args.out / "overlays" / f"{path.stem}.jpg", figures.overlay(image, labels, scheme))
-            written.add(target)
+            written.write(target, png_of(labels))  # last: it is what counts as done
             line.update(done)
     written.end()
     if decisions:

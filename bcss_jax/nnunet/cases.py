@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bcss_jax.common.files import storage_errors, wait_for_lock
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import checks, discovery, synthetic, tile_reader
-from bcss_jax.data.cache import digest_of_files
+from bcss_jax.data.cache import digest_of_files, is_decoded_as_today, mark_decoder
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.image_files import read_pair
 from bcss_jax.data.image_folder import LeftOut
@@ -131,10 +132,11 @@ def find(settings: DataSettings, *, prepared_dir: str | os.PathLike, scheme: Lab
     left_out = LeftOut()
     tiles = discovery.find_tiles(dataclasses.replace(settings, patch_size=None), required=(), left_out=left_out)
     options |= {"split": settings.split_by, "allow_missing": settings.allow_missing, "max_bad": settings.max_bad}
-    files = (path for tile in tiles for path in (tile.image, tile.mask) if path)
+    files = [path for tile in tiles for path in (tile.image, tile.mask) if path]
     digest = digest_of_files(options, files, settings.folder)
     folder = prepared_dir / f"nnunet-{layout}-{digest[:16]}"
     with storage_errors(prepared_dir), wait_for_lock(folder):
+        _make_folder(folder, files)
         usable, report = _checked(tiles, folder, settings.allow_missing, settings.max_bad)
     report = dataclasses.replace(report, left_out=left_out.counts())
     description = _description(settings, settings.mpp, digest, report)
@@ -168,7 +170,6 @@ def _checked(tiles, folder, allow_missing, max_bad):
                 required=(),
                 progress=line.update,
             )
-        folder.mkdir(parents=True, exist_ok=True)
         digests.write_text_with_digest(
             file, json.dumps({"usable": [tile.key for tile in usable], "report": report.to_json()})
         )
@@ -178,6 +179,15 @@ def _checked(tiles, folder, allow_missing, max_bad):
     if not len(found["usable"]) == len(usable) == sum(report.tiles.values()) or not usable <= {t.key for t in tiles}:
         raise StorageError(f"{printable(file)}: expected {expected}, found another number of them; {remedy}")
     return usable, report
+
+
+def _make_folder(folder: Path, files: list[Path]) -> None:
+    """Makes the folder for derived data, and empties it if the files were decoded by other rules. Raises OSError."""
+    if folder.is_dir() and not is_decoded_as_today(folder, files):
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        mark_decoder(folder)
 
 
 def _description(settings, mpp, digest, report):
@@ -238,11 +248,8 @@ def _raw(root, prepared_dir, allow_missing):
     """Returns the cases of a folder in nnU-Net's layout."""
     raw = raw_folder.read_raw_folder(root, allow_missing=allow_missing)
     dataset, num_codes = raw.dataset, len(raw.dataset["labels"])
-    digest = digest_of_files(
-        {"layout": RAW, "dataset": dataset, "version": VERSION},
-        [path for case in raw.cases for path in (case.image, case.mask)],
-        root,
-    )
+    files = [path for case in raw.cases for path in (case.image, case.mask)]
+    digest = digest_of_files({"layout": RAW, "dataset": dataset, "version": VERSION}, files, root)
     warn, colors = _warn_once(), PaletteColors()
     cases = [
         Case(
@@ -261,6 +268,8 @@ def _raw(root, prepared_dir, allow_missing):
     unstated = sum(case.patient is None for case in train)
     counts = {**raw.counts(), "patients": None if unstated else len(patients), "cases_without_patient": unstated}
     folder = prepared_dir / f"nnunet-raw-{digest[:16]}"
+    with storage_errors(prepared_dir), wait_for_lock(folder):
+        _make_folder(folder, files)
     return Cases(train, test, dataset, scheme_of(dataset), None, folder, None, counts, line)
 
 

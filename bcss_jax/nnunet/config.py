@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bcss_jax.common.ranges import Range
+from bcss_jax.config import DTYPES, check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.config import RANGES as TRAINING_RANGES
-from bcss_jax.config import check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
@@ -50,7 +50,7 @@ def default() -> ConfigDict:
     config.epochs = 1000
     config.iterations = 250  # training batches per epoch
     config.val_iterations = 50  # validation batches per epoch
-    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    config.dtype = "float32"  # of the computation: float32, bfloat16 or float16; parameters are float32
     config.micro_batches = 1  # number of parts a batch is computed in; more parts need less memory
     config.postprocessing = False  # decide by the folds whether to keep only largest components; not useful for tissue
 
@@ -77,7 +77,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     if config.data.layout != RAW:
         check_masks(config, scheme)
     check_one_of(config, "preset", tuple(PRESETS))
-    check_one_of(config, "dtype", ("float32", "bfloat16"))
+    check_one_of(config, "dtype", DTYPES)
     if not is_file_of_folds(config.folds):
         check_one_of(config, "folds", FOLDS)
     check_one_of(config, "fold", (EACH, ALL, *_numbered(config)))

@@ -66,7 +66,7 @@ def missing_documents(workdir: Path, documents: dict[str, Any]) -> list[str]:
 
 def _is_empty_list(file):
     """Returns whether a file holds no folds, as older versions wrote it for a network that is trained on all cases."""
-    return file.stat().st_size < 5 and file.read_bytes().split() in ([b"[]"], [b"[", b"]"])
+    return file.is_file() and file.stat().st_size < 5 and file.read_bytes().split() in ([b"[]"], [b"[", b"]"])
 
 
 def _found(places, patterns) -> list[Path]:

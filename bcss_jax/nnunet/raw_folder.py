@@ -5,12 +5,15 @@ out without being counted: `dataset.json` says how many training cases there are
 files, and the folders must hold exactly these.
 """
 
+import collections
 import dataclasses
 import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bcss_jax.common.digests import sha256_of_file
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.ranges import Range
 from bcss_jax.common.regular_file import check_regular_file
@@ -118,6 +121,7 @@ def read_raw_folder(root: Path, *, allow_missing: bool = False) -> RawFolder:
     if dataset.get("numTest", tests) != tests:
         remarks.append(f"dataset.json says {dataset['numTest']} test images, imagesTs holds {tests}")
     _check_listed(file, dataset, train)
+    remarks += _equal_images(cases)
     return RawFolder(root, dataset, tuple(cases), left_out, tuple(remarks))
 
 
@@ -238,6 +242,36 @@ def _refuse_common_names(cases: list[RawCase]) -> None:
                 f"{printable(case.image)}: expected a name that no training case has, found {printable(other.image)}; "
                 "rename or remove one of the cases"
             )
+
+
+def _equal_images(cases: list[RawCase]) -> list[str]:
+    """Returns a phrase if images of several cases are the same but for their names: folds do not keep them together.
+
+    Only files of one size are read, and of these the whole content only if their beginnings are equal.
+    """
+    groups = [cases]
+    for key in (lambda path: path.stat().st_size, _beginning, sha256_of_file):
+        found = collections.defaultdict(list)
+        for number, group in enumerate(groups):
+            for case in group:
+                safe_point()
+                try:
+                    found[number, key(case.image)].append(case)
+                except OSError:  # whoever reads the pixels reports what is wrong with the file
+                    continue
+        groups = [group for group in found.values() if len(group) > 1]
+    if not groups:
+        return []
+    first, second = groups[0][:2]
+    return [
+        f"{sum(map(len, groups))} cases repeat the image of another case (first {printable(first.name)} and "
+        f"{printable(second.name)}); where one is trained on and another one scored, the score is too high"
+    ]
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4096)
 
 
 def _check_listed(file: Path, dataset: dict, cases: list[RawCase]) -> None:

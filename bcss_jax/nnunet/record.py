@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ SMOOTHING = 0.9  # weight of the old value in the smoothed pseudo-Dice
 class _Row(TypedDict):
     epoch: Annotated[int, Field(ge=1)]
     smoothed_dice: float | None
+    skipped_by_loss_scale: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 class FoldRecordJson(TypedDict):
@@ -34,6 +35,7 @@ class FoldRecordJson(TypedDict):
     loss_sum: float
     counted: Annotated[int, Field(ge=0)]
     counts: list[list[Annotated[int, Field(ge=0)]]] | None
+    skipped_by_loss_scale: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 @dataclasses.dataclass

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from bcss_jax import models
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
@@ -26,6 +28,7 @@ from bcss_jax.nnunet.steps import Length, Steps, make_steps
 from bcss_jax.nnunet.train import train_fold
 from bcss_jax.nnunet.validate import validate
 from bcss_jax.training.checkpoint import load_model
+from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings
 from bcss_jax.training.summary import device, versions
 
@@ -117,6 +120,8 @@ def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
     configuration, num_classes = plan["configurations"]["2d"], cases.scheme.num_classes
     arguments = {**settings, "num_classes": num_classes, "dtype": config.dtype, "seed": config.seed}
     models.check_size(**arguments)
+    if advice := advice_on_dtype(config.dtype, jax.local_devices()):
+        print_main(advice)
     steps = make_steps(
         models.create(**arguments),
         configuration,
@@ -125,6 +130,7 @@ def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
         seed=config.seed,
         batch_size=configuration["batch_size"],
         micro_batches=config.micro_batches,
+        dtype=config.dtype,
     )
     metadata = {
         "config": config.to_dict() | {"model": settings},

@@ -16,6 +16,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.losses import Objective
 from bcss_jax.nnunet.augment import augment
 from bcss_jax.nnunet.batches import padded_size
+from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.optimizer import Poly, clipped, sgd
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
@@ -76,6 +77,7 @@ def make_steps(
     seed: int,
     batch_size: int,
     micro_batches: int = 1,
+    dtype: str = "float32",
 ) -> Steps:
     """Builds the compiled steps of a plan.
 
@@ -87,6 +89,7 @@ def make_steps(
       seed: of patches and augmentation.
       batch_size: examples per batch.
       micro_batches: number of parts that a batch is computed in.
+      dtype: type of the network's computation.
 
     Raises:
       ConfigError: the batch does not divide into that many parts.
@@ -120,5 +123,5 @@ def make_steps(
     )
     evaluate = make_eval_step(model, mesh, objective, statistics=None, choose_among=tuple(range(num_classes)))
     # On the host: the training step overwrites the state that it is given.
-    start = jax.device_get(TrainState.create(model, tx, schedule))
+    start = jax.device_get(TrainState.create(model, tx, schedule, loss_scale_for(dtype)))
     return Steps(train, evaluate, schedule, start, mesh, objective, patch_size, batch_size, seed, length)

@@ -26,7 +26,7 @@ from bcss_jax.nnunet.record import COLUMNS, FoldRecord, FoldRecordJson
 from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.history import history_csv, restored_record
+from bcss_jax.training.history import history_csv, restored_record, skipped_text
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState
 
@@ -135,7 +135,9 @@ class _Fold:
 
         def record_step(step, report):
             loss = float(report["loss"]) - OFFSET
-            if report["finite"]:
+            if report["skipped_by_loss_scale"]:
+                record.skipped_by_loss_scale += 1
+            if report["finite"] or report["skipped_by_loss_scale"]:
                 record.add(loss, report["confusion"])
             else:
                 session.record_bad_step(
@@ -163,6 +165,7 @@ class _Fold:
                 "images_per_second": report.steps * steps.batch_size / report.seconds,
                 "input_wait": report.input_wait,
                 "seconds": record.tick(),
+                **record.loss_scale_columns(session.state.loss_scale),
                 **{f"dice_{name}": float(value) for name, value in zip(self.class_names[1:], dice, strict=True)},
             }
             session.end_epoch(row, steps.schedule, steps.mesh)
@@ -217,5 +220,5 @@ def _table_line(row):
     return (
         f"{row['epoch']:5d}  {loss:>10}  {val_loss:>8}  {dice:>11}  {smoothed:>8}  {row['learning_rate']:13.2e}"
         f"  {row['images_per_second']:8.2f}  {row['input_wait']:10.1%}  {duration(row['seconds']):>6}"
-        f"{'  best' if row['best'] else ''}"
+        f"{'  best' if row['best'] else ''}{skipped_text(row)}"
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from bcss_jax.common.digests import sha256_of_file, sha256_of_json
-from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.digests import sha256_of, sha256_of_file, sha256_of_json
+from bcss_jax.common.files import storage_errors, write_bytes, write_text
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import ConfigError, DataError
 
@@ -56,10 +56,15 @@ class UnfinishedPredictions:
         if others and not overwrite:
             raise ConfigError(f"{others[0]}: this prediction already exists; use another --out, or --overwrite")
 
-    def add(self, path: Path) -> None:
-        """Records a finished prediction."""
-        self._sha256[path.name] = sha256_of_file(path)
+    def write(self, path: Path, content: bytes) -> None:
+        """Writes a finished prediction. It is recorded first, so that a command that stops in between knows it.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        self._sha256[path.name] = sha256_of(content)
         write_text(self._file, json.dumps({"identity": self._identity, "sha256": self._sha256}) + "\n")
+        write_bytes(path, content)
 
     def end(self) -> None:
         """Forgets the predictions, which are all there."""

@@ -4,7 +4,8 @@ A checkpoint has these items:
 
 * `params`: the parameters.
 * `rest`: the other state of the model (BatchNorm statistics), `model_state` in the code.
-* `optimizer`: the state of the optimizer and of the learning-rate schedule, and the step.
+* `optimizer`: the state of the optimizer, of the learning-rate schedule and, in float16, of the loss scale, and the
+  step.
 * `progress`: the position in the run and its history so far (JSON).
 * `about`: config, label scheme, data, versions (JSON), `metadata` in the code.
 
@@ -191,7 +192,12 @@ class Checkpoints:
         restored: Any = self._manager.restore(step, args=ocp.args.Composite(**arrays, progress=ocp.args.JsonRestore()))
         optimizer, model_state = restored.optimizer, restored.rest if "rest" in arrays else {}
         state = TrainState(
-            optimizer["step"], restored.params, model_state, optimizer["opt_state"], optimizer["schedule"]
+            optimizer["step"],
+            restored.params,
+            model_state,
+            optimizer["opt_state"],
+            optimizer["schedule"],
+            optimizer.get("loss_scale"),
         )
         return state, restored.progress, metadata
 
@@ -482,6 +488,8 @@ def _copy(tree):
 def _array_items(state: TrainState) -> dict:
     """Returns the state as separate items, so that evaluation can read some of them. Orbax takes no empty item."""
     optimizer = {"step": state.step, "opt_state": state.opt_state, "schedule": state.schedule}
+    if state.loss_scale is not None:  # checkpoints without one are as they were before there was one
+        optimizer["loss_scale"] = state.loss_scale
     items = {"params": state.params, "rest": state.model_state, "optimizer": optimizer}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 

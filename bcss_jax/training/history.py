@@ -17,6 +17,7 @@ from bcss_jax.common.json_files import check_shape
 from bcss_jax.common.timing import Timed
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.losses import Objective
+from bcss_jax.training.loss_scale import LossScale
 
 # Columns of history.csv, which has one row per epoch. Scores are of the validation split unless they begin with train_.
 COLUMNS = (
@@ -24,6 +25,8 @@ COLUMNS = (
     "dice_batch", "iou_image", "iou_batch", "learning_rate", "grad_norm", "input_wait", "images_per_second", "seconds",
     "best",
 )  # fmt: skip
+# Further columns in float16: number of steps of the epoch that were skipped, and the scale at its end.
+LOSS_SCALE_COLUMNS = ("skipped_by_loss_scale", "loss_scale")
 
 
 class SplitTotals:
@@ -64,20 +67,32 @@ class EpochRecord(Timed):
       step_in_epoch: number of finished steps of the current epoch.
       history: one row per finished epoch.
       bad_steps: number of steps with a non-finite loss or gradient so far.
+      skipped_by_loss_scale: number of steps whose gradient was not finite because of the loss scale; not bad steps.
     """
 
     epoch: int = 0
     step_in_epoch: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
     bad_steps: int = 0
+    skipped_by_loss_scale: int = 0
 
     def end_epoch(self, row: dict) -> bool:
         """Adds the row of the finished epoch and starts the next. Returns whether this epoch is the best so far."""
         raise NotImplementedError
 
+    def loss_scale_columns(self, state: LossScale | None) -> dict:
+        """Returns the `LOSS_SCALE_COLUMNS` of the epoch that ends; none without a loss scale."""
+        if state is None:
+            return {}
+        before = sum(row.get("skipped_by_loss_scale", 0) for row in self.history)
+        return {"skipped_by_loss_scale": self.skipped_by_loss_scale - before, "loss_scale": float(state.scale)}
+
     def to_json(self) -> dict:
         """Returns the whole record as JSON."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.skipped_by_loss_scale:  # earlier versions do not know it
+            del values["skipped_by_loss_scale"]
+        return values
 
 
 @dataclasses.dataclass
@@ -131,6 +146,7 @@ class RunRecord(EpochRecord):
 class _Row(TypedDict):
     epoch: Annotated[int, Field(ge=1)]
     val_loss: float | None
+    skipped_by_loss_scale: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 class _Totals(TypedDict):
@@ -148,6 +164,7 @@ class RunRecordJson(TypedDict):
     bad_steps: Annotated[int, Field(ge=0)]
     totals: _Totals
     empty_steps: NotRequired[Annotated[int, Field(ge=0)]]
+    skipped_by_loss_scale: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 Record = TypeVar("Record", bound=EpochRecord)
@@ -179,12 +196,20 @@ def restored_record(read: Callable[[dict], Record], kind: Any, values: Any, fold
 
 
 def history_csv(history: list[dict], columns: Sequence[str] = COLUMNS) -> str:
-    """Returns the text of history.csv."""
+    """Returns the text of history.csv. Runs in float16 have the `LOSS_SCALE_COLUMNS` as well."""
+    if any(name in row for row in history for name in LOSS_SCALE_COLUMNS):
+        columns = (*columns, *LOSS_SCALE_COLUMNS)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
+
+
+def skipped_text(row: dict) -> str:
+    """Returns what the table of epochs says of skipped steps; nothing if there are none."""
+    count = row.get("skipped_by_loss_scale")
+    return f"  {count} skipped, loss scale {row['loss_scale']:g}" if count else ""
 
 
 def epoch_row(record: RunRecord, validation: SplitTotals, scores: dict, objective: Objective, **more) -> dict:

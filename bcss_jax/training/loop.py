@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import sys
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from clu import metric_writers
 from flax import nnx
 from PIL import Image
 
 from bcss_jax import labels, metrics
 from bcss_jax.common import figures
+from bcss_jax.common.digests import sha256_of_file
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption, safe_point, work_has_ended
@@ -28,19 +29,32 @@ from bcss_jax.data import tfrecords
 from bcss_jax.data.augmentation import Augmentation
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import eval_batches, train_batches
-from bcss_jax.errors import ConfigError, NumericalError
+from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
+from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.history import RunRecord, RunRecordJson, SplitTotals, epoch_row, history_csv, restored_record
+from bcss_jax.training.history import (
+    RunRecord,
+    RunRecordJson,
+    SplitTotals,
+    epoch_row,
+    history_csv,
+    restored_record,
+    skipped_text,
+)
+from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
 from bcss_jax.training.step import TrainState
+from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, summary, versions
+from bcss_jax.training.tensorboard import TensorBoard
 
 SAMPLE_PICTURES = 6  # rows of samples.png
 BEFORE = "stopped before the first step; the same command starts again"
 TRAINED = "stopped after the training; the same command writes the report"
+log = logging.getLogger(__name__)
 TABLE = "epoch  train loss  val loss  val Dice  val mIoU  learning rate  images/s  input wait    time"
 
 
@@ -58,7 +72,7 @@ def train(config: Any, workdir: Path, interruption: Interruption) -> None:
     run = Run(config, workdir, interruption)
     session = run.session
     interruption.begin()
-    with contextlib.closing(session.checkpoints), metric_writers.ensure_flushes(run.writer):
+    with contextlib.closing(session.checkpoints), contextlib.closing(run.tensorboard):
         print_main(TABLE)
         while session.record.epoch < config.epochs and not _stalled(session.record, config.early_stopping):
             row = run.train_epoch()
@@ -91,7 +105,7 @@ class Run:
 
     Attributes:
       session: state, record and checkpoints; new, or as they were when the run was interrupted.
-      writer: of TensorBoard; writes nothing except in the main process.
+      tensorboard: event files; only the main process writes them.
     """
 
     def __init__(self, config: Any, workdir: Path, interruption: Interruption):
@@ -105,8 +119,9 @@ class Run:
         self._steps = build.make_steps(config, self._scheme, model, self._mesh)
         pretrained = self._load_pretrained(model)
         safe_point(BEFORE)
-        state = place_replicated(TrainState.create(model, self._steps.tx, self._steps.schedule), self._mesh)
-        del model  # otherwise its arrays would stay in device memory in addition to the state
+        start = TrainState.create(model, self._steps.tx, self._steps.schedule, loss_scale_for(config.dtype))
+        state = place_replicated(start, self._mesh)
+        del model, start  # otherwise their arrays would stay in device memory in addition to the state
         self._data = self._prepare_data()
         safe_point(BEFORE)
         self._pipeline = {
@@ -117,23 +132,28 @@ class Run:
             "threads": config.data.threads or None,
         }
         self.session = self._start_or_resume(state, pretrained, interruption)
-        main = is_main_process()
-        self.writer = (
-            metric_writers.SummaryWriter(str(workdir / "tensorboard")) if main else metric_writers.MultiWriter([])
-        )
+        self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
 
     def _load_pretrained(self, model: nnx.Module) -> dict | None:
         """Loads pretrained weights into the model of a run that has no checkpoint. Returns what is known of them."""
         config = self._config
-        # Checkpoints are named by their step; the temporary folder of a killed save does not count.
-        begun = any(path.name.isdecimal() for path in (self._workdir / "checkpoints").glob("*"))
-        if begun or not config.pretrained:
+        if step_numbers(self._workdir / "checkpoints") or not config.pretrained:
             return None
-        pretrained = load_pretrained(model, Path(config.pretrained))
+        pretrained = load_pretrained(model, Path(config.pretrained).expanduser())
         skipped = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
         print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{skipped}")
         return pretrained
+
+    def _compare_pretrained(self, begun_with: dict | None) -> None:
+        """Warns if the file of pretrained weights is no longer the one that the resumed run began with."""
+        file = Path(self._config.pretrained).expanduser()
+        if begun_with and is_main_process() and _another_content(file, begun_with["sha256"]):
+            log.warning(
+                "%s: has changed since the run began with it; the run goes on with the weights of its checkpoint (to "
+                "begin with the new ones, use --fresh or another --workdir)",
+                printable(file),
+            )
 
     def _prepare_data(self) -> tfrecords.PreparedData:
         config, scheme = self._config, self._scheme
@@ -163,6 +183,8 @@ class Run:
         print_main(
             f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)"
         )
+        if advice := advice_on_dtype(config.dtype, jax.local_devices()):
+            print_main(advice)
         checkpoints, record = Checkpoints(self._workdir / "checkpoints"), RunRecord()
         metadata = {
             "config": config.to_dict(),
@@ -182,6 +204,7 @@ class Run:
                 )
             record = restored_record(RunRecord.from_json, RunRecordJson, record_json, checkpoints.folder)
             metadata["pretrained"] = saved_metadata["pretrained"]
+            self._compare_pretrained(saved_metadata["pretrained"])
             if record.epoch >= config.epochs or _stalled(record, config.early_stopping):
                 metadata = saved_metadata  # nothing will be trained: the description of the training stays true
             print_main(f"resuming after epoch {record.epoch}, batch {record.step_in_epoch} (step {int(state.step)})")
@@ -229,6 +252,7 @@ class Run:
                 input_wait=report.input_wait,
                 images_per_second=report.steps * config.batch_size / report.seconds,
                 seconds=record.tick(),
+                **record.loss_scale_columns(session.state.loss_scale),
             )
             session.end_epoch(row, self._steps.schedule, self._mesh)
             line.print(_table_line(record.history[-1]))
@@ -237,12 +261,15 @@ class Run:
     def _record_step(self, step: int, report: dict) -> float:
         """Adds the report of a finished step to the record. Returns its loss."""
         record, loss = self.session.record, float(report["loss"])
-        if not report["finite"]:
+        if report["skipped_by_loss_scale"]:
+            record.skipped_by_loss_scale += 1
+        elif not report["finite"]:
             names = ", ".join(self._data.table("train")[i]["key"] for i in report["index"] if i >= 0)
             self.session.record_bad_step(
                 f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
                 f"left out; batch: {names}",
-                "Try a lower --config.optimizer.learning_rate",
+                "Try a lower --config.optimizer.learning_rate"
+                + (", or --config.dtype=float32 in a new run" if self._config.dtype == "float16" else ""),
             )
             return loss
         record.empty_steps += not report["has_truth"]
@@ -254,7 +281,7 @@ class Run:
         if not is_main_process():
             return
         scalars = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
-        self.writer.write_scalars(row["step"], scalars)
+        self.tensorboard.write_scalars(row["step"], scalars)
         write_text(self._workdir / "history.csv", history_csv(self.session.record.history))
         if time.perf_counter() - self._curves_drawn > self._config.log_seconds:  # drawing takes half a second
             figures.curves(self.session.record.history, self._workdir / "curves.png", title=self._config.name)
@@ -342,7 +369,7 @@ class Run:
             title = f"{config.name}: validation images, {each[0][0]} epoch"
             figures.samples(images, truth, predictions, self._scheme, file, names=names, title=title)
             picture = np.asarray(Image.open(file).convert("RGB"))
-            self.writer.write_images(int(session.state.step), {"samples": picture[None]})
+            self.tensorboard.write_image(int(session.state.step), "samples", picture)
         return test_scores
 
     def write_report(self, test_scores: dict) -> None:
@@ -381,6 +408,14 @@ class Run:
             print_main(f"on BCSS:   {python} -m bcss_jax.main {layout} --config.data.dir=FOLDER")
 
 
+def _another_content(file: Path, sha256: str) -> bool:
+    """Returns whether a file can be read and has another SHA-256."""
+    try:
+        return file.is_file() and sha256_of_file(file) != sha256
+    except OSError:
+        return False
+
+
 def _stalled(record: RunRecord, patience: int) -> bool:
     """Returns whether early stopping ends the run."""
     return bool(patience) and record.stalled_epochs() >= patience
@@ -391,5 +426,5 @@ def _table_line(row: dict) -> str:
         f"{row['epoch']:5d}  {format_score(row['train_loss']):>10}  {format_score(row['val_loss']):>8}  "
         f"{format_score(row['val_dice']):>8}  {format_score(row['val_iou']):>8}  {row['learning_rate']:13.2e}  "
         f"{row['images_per_second']:8.2f}  {row['input_wait']:10.1%}  "
-        f"{duration(row['seconds']):>6}{'  best' if row['best'] else ''}"
+        f"{duration(row['seconds']):>6}{'  best' if row['best'] else ''}{skipped_text(row)}"
     )

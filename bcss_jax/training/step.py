@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from bcss_jax import losses, metrics
 from bcss_jax.losses import Objective
 from bcss_jax.models.apply import IMAGENET, ImageStatistics, ModelFunction, split_model
+from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.optimizer import Plateau, Poly
 from bcss_jax.training.sharding import replicated, split_over_data
 
@@ -30,6 +31,7 @@ class TrainState:
       model_state: nested dict of the other state of the model (BatchNorm statistics).
       opt_state: state of the optimizer.
       schedule: state of the learning-rate scale (`optimizer.Plateau` or `optimizer.Poly`).
+      loss_scale: state of the loss scale (`loss_scale.loss_scale_for`); None: the loss is not scaled.
     """
 
     step: jax.Array | np.int32
@@ -37,12 +39,19 @@ class TrainState:
     model_state: Any
     opt_state: Any
     schedule: Any
+    loss_scale: LossScale | None = None
 
     @classmethod
-    def create(cls, model: nnx.Module, tx: optax.GradientTransformation, schedule: Plateau | Poly) -> "TrainState":
+    def create(
+        cls,
+        model: nnx.Module,
+        tx: optax.GradientTransformation,
+        schedule: Plateau | Poly,
+        loss_scale: LossScale | None = None,
+    ) -> "TrainState":
         """Returns the state before the first step. It shares the arrays of the model."""
         _, params, model_state = split_model(model)
-        return cls(np.int32(0), params, model_state, tx.init(params), schedule.init())
+        return cls(np.int32(0), params, model_state, tx.init(params), schedule.init(), loss_scale)
 
 
 def make_train_step(
@@ -74,9 +83,9 @@ def make_train_step(
     Returns:
       `train_step(state, images, labels) -> (state, report)`; the state is donated. `images` uint8 [N, H, W, 3],
       `labels` uint8 [N, H, W], both split over the mesh. The report holds replicated arrays: `loss` and `grad_norm`
-      (scalars), `sums` (`losses.loss_sums` of the full-resolution logits), `confusion` int32 [C, C], `finite` and
-      `has_truth` (bool). A step whose loss or gradient is not finite, or whose pixels are all ignored, changes only
-      `step`.
+      (scalars), `sums` (`losses.loss_sums` of the full-resolution logits), `confusion` int32 [C, C], `finite`,
+      `has_truth` and `skipped_by_loss_scale` (bool). A step whose loss or gradient is not finite, or whose pixels are
+      all ignored, changes only `step` and, if the gradient alone is not finite, `loss_scale`.
     """
     forward = _forward(ModelFunction(model, statistics), objective, frozen)
     if micro_batches == 1:
@@ -89,12 +98,16 @@ def make_train_step(
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(images)))
         if augment:
             images, labels = augment(images, labels, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
-        grads, sums, model_state, counts = gradients(state.params, state.model_state, images, labels, keys)
+        grads, sums, model_state, counts = gradients(
+            state.params, state.model_state, state.loss_scale, images, labels, keys
+        )
+        grads = unscaled(grads, state.loss_scale)
         loss, grad_norm = losses.deep_supervision_loss(sums, objective), optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.schedule.scale, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         has_truth = sums[0]["pixels"] > 0
+        loss_scale, skipped = after_step(state.loss_scale, has_truth & jnp.isfinite(loss), jnp.isfinite(grad_norm))
         old = (state.params, state.model_state, state.opt_state)
         new = (optax.apply_updates(state.params, updates), model_state, opt_state)
         new = _with_frozen(new, old, frozen)
@@ -106,8 +119,9 @@ def make_train_step(
             "confusion": counts,
             "finite": finite,
             "has_truth": has_truth,
+            "skipped_by_loss_scale": skipped,
         }
-        return TrainState(state.step + 1, params, model_state, opt_state, state.schedule), report
+        return TrainState(state.step + 1, params, model_state, opt_state, state.schedule, loss_scale), report
 
     everywhere, split = replicated(mesh), split_over_data(mesh)
     # Fixed output shardings: without them the second call would see another sharding and compile again.
@@ -137,12 +151,15 @@ def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...]):
 
 
 def _gradients_of_whole_batch(forward, objective: Objective):
-    """Returns `(params, model_state, images, labels, keys) -> (gradients, sums, model_state, confusion [C, C])`."""
+    """Returns `(params, model_state, loss_scale, images, labels, keys) -> (gradients, sums, model_state, confusion)`.
 
-    def gradients(params, model_state, *batch):
+    The gradients are those of the scaled loss; the confusion counts are [C, C].
+    """
+
+    def gradients(params, model_state, loss_scale, *batch):
         def loss(params):
             sums, aux = forward(params, model_state, *batch)
-            return losses.deep_supervision_loss(sums, objective), (sums, aux)
+            return scaled(losses.deep_supervision_loss(sums, objective), loss_scale), (sums, aux)
 
         (_, (sums, (model_state, counts))), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return grads, sums, model_state, counts
@@ -157,7 +174,7 @@ def _gradients_of_micro_batches(forward, objective: Objective, micro_batches: in
     totals. This gives Dice and cross-entropy of the whole batch exactly, at the price of a second forward pass.
     """
 
-    def gradients(params, model_state, *batch):
+    def gradients(params, model_state, loss_scale, *batch):
         # Every n-th example, so that each device keeps its own examples in each part.
         batch = [jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for x in batch]
 
@@ -177,7 +194,7 @@ def _gradients_of_micro_batches(forward, objective: Objective, micro_batches: in
             jax.eval_shape(forward, params, model_state, *(x[0] for x in batch))[0],
         )
         sums, _ = jax.lax.scan(add_sums, zeros, batch)
-        slope = jax.grad(lambda sums: losses.deep_supervision_loss(sums, objective))(sums)
+        slope = jax.grad(lambda sums: scaled(losses.deep_supervision_loss(sums, objective), loss_scale))(sums)
         no_grads = jax.tree.map(jnp.zeros_like, params)
         no_counts = jnp.zeros((objective.num_classes, objective.num_classes), jnp.int32)
         start = (no_grads, model_state, no_counts)

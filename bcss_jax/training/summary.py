@@ -72,6 +72,11 @@ def summary(*, name: str, metadata: dict, record, scheme, params: dict, stopped_
         "seconds": round(record.seconds, 3),
         "bad_steps": record.bad_steps,
         "empty_steps": record.empty_steps,
+        **(
+            {"skipped_by_loss_scale": record.skipped_by_loss_scale}
+            if metadata["config"].get("dtype") == "float16"
+            else {}
+        ),
         "params_sha256": params_sha256(params),
         "parameters": int(sum(np.prod(value.shape) for value in jax.tree.leaves(params))),
         "label_scheme": scheme.to_json(),

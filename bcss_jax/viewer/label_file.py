@@ -80,18 +80,16 @@ class LabelFile:
             for of_rows, tile_row in _by_tile(rows, page.imagelength, page.tilelength):
                 for of_columns, tile_column in _by_tile(columns, page.imagewidth, page.tilewidth):
                     tile = self._tile(page, tile_row, tile_column)
-                    if tile is not None:
-                        labels[of_rows, of_columns] = tile[
-                            np.ix_(rows[of_rows] % page.tilelength, columns[of_columns] % page.tilewidth)
-                        ]
+                    inside = np.ix_(rows[of_rows] % page.tilelength, columns[of_columns] % page.tilewidth)
+                    labels[of_rows, of_columns] = tile[inside]
         return labels
 
-    def _tile(self, page, row, column) -> np.ndarray | None:
-        """Returns a tile, uint8 [tilelength, tilewidth]; None if the file leaves it out because it is empty."""
+    def _tile(self, page, row, column) -> np.ndarray:
+        """Returns a tile, uint8 [tilelength, tilewidth]. Raises ValueError if it is missing: it is not background."""
         index = row * -(-page.imagewidth // page.tilewidth) + column
         offset, count = page.dataoffsets[index], page.databytecounts[index]
         if not count:
-            return None
+            raise ValueError("a tile is missing")
         if count > MAX_ENCODED * page.tilelength * page.tilewidth:
             raise ValueError(f"a tile of {count} bytes")
         with self._lock:

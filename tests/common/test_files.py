@@ -12,7 +12,7 @@ import pytest
 from helpers.paths import ROOT
 
 from bcss_jax.common import files
-from bcss_jax.errors import InUseError, StorageError
+from bcss_jax.errors import ConfigError, InUseError, StorageError
 
 HOLDER = """
 import sys
@@ -100,3 +100,38 @@ def test_a_lock_that_is_not_required_is_left_out_where_there_is_none(tmp_path, m
     with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
         with files.wait_for_lock(tmp_path / "table"):
             raise AssertionError("there is no lock")
+
+
+def test_an_error_of_a_library_that_found_the_disk_full_is_a_storage_error(tmp_path):
+    """Matplotlib and PyTorch raise other errors while they close a file that they cannot write."""
+    path = tmp_path / "a.pdf"
+
+    def library(number):
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError:
+            raise AttributeError("no attribute pos")  # noqa: B904
+
+    with pytest.raises(StorageError, match="a.pdf: cannot be written .No space left on device"):
+        with files.whole_file(path):
+            library(errno.ENOSPC)
+    with pytest.raises(AttributeError), files.whole_file(path):
+        library(errno.ENOENT)
+    with pytest.raises(StorageError, match="cannot be written .9 requested and 3 written"), files.whole_file(path):
+        raise OSError("9 requested and 3 written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error_of_the_user(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for folder, found in (("file", "a file"), ("file/below/it", "a file"), ("link", "a link that leads nowhere")):
+        with pytest.raises(ConfigError, match=f"{folder.split('/')[0]}: expected a folder .*, found {found}; choose"):
+            with files.storage_errors(tmp_path):
+                (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ConfigError, match="expected a file, found a folder"):
+        with files.storage_errors(tmp_path / "a"):
+            tmp_path.read_bytes()
+    with pytest.raises(StorageError, match="cannot be written"):
+        with files.storage_errors(tmp_path / "a"):
+            (tmp_path / "none" / "a").write_text("")

@@ -123,7 +123,7 @@ def test_describe_is_json(data):
 def test_the_prepared_folder_contains_nothing_else(data, prepared_dir):
     assert {path.name for path in prepared_dir.iterdir()} == {data.folder.name, f"{data.folder.name}.lock"}
     assert {path.name for path in data.folder.iterdir()} == {
-        "bcss_tiles", "digests.json", "report.json", "tables.json",
+        ".decoder", "bcss_tiles", "digests.json", "report.json", "tables.json",
     }  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_programming_errors_are_raised_as_they_are(root, tmp_path, monkeypatch):
 
 def test_prepared_dir_that_is_a_file(root, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="file: expected to write"):
+    with pytest.raises(ConfigError, match="file: expected a folder for what is written, found a file"):
         prepare(root, tmp_path / "file")
 
 
@@ -349,11 +349,34 @@ def test_prepared_data_of_earlier_versions_are_found(tmp_path, monkeypatch):
     assert found == hashlib.sha256(content.encode()).hexdigest()
 
 
+@pytest.mark.parametrize("has_palette", [False, True])
+def test_prepared_data_of_other_rules_of_decoding_are_prepared_anew(tmp_path, caplog, has_palette):
+    """The folder and the record of the data keep their names; plain files are decoded alike by all versions."""
+    root = kaggle512(tmp_path / "data", tiles_each=2)
+    if has_palette:
+        path = sorted((root / "train_mask_512").iterdir())[0]
+        codes = Image.open(path).convert("L")
+        indexed = Image.fromarray(np.asarray(codes), "P")
+        indexed.putpalette([value for i in range(256) for value in (255 - i, i, 7)])
+        indexed.save(path)
+    data = prepare(root, tmp_path / "prepared")
+    (data.folder / ".decoder").unlink()  # as earlier versions left it
+    before = (data.folder / "report.json").stat().st_mtime_ns
+    caplog.clear()
+    again = prepare(root, tmp_path / "prepared")
+    assert (again.folder, again.fingerprint, again.report) == (data.folder, data.fingerprint, data.report)
+    assert ((data.folder / "report.json").stat().st_mtime_ns != before) is has_palette
+    assert ("prepared by another version, which may have read" in caplog.text) is has_palette
+    assert (data.folder / ".decoder").exists()
+    caplog.clear()
+    assert prepare(root, tmp_path / "prepared") == again and "another version" not in caplog.text
+
+
 def test_every_flipped_bit_of_prepared_data_is_found(root, data, prepared_dir, tmp_path):
     rng = random.Random(0)
     copy = tmp_path / "prepared"
     shutil.copytree(prepared_dir, copy)
-    for path in sorted(path for path in (copy / data.folder.name).rglob("*") if path.is_file()):
+    for path in sorted(path for path in (copy / data.folder.name).rglob("[!.]*") if path.is_file()):
         content = path.read_bytes()
         changed = bytearray(content)
         place = rng.randrange(8 * len(content))

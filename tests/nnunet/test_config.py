@@ -72,3 +72,9 @@ def test_invalid_combinations_are_refused():
             configs.validate(config)
     with pytest.raises(ConfigError, match="not ',few'"):
         load("kaggle224,few")
+
+
+def test_float16_by_the_name_of_the_config():
+    config = load("kaggle224,recipe,kaggle_t4")
+    assert (config.name, config.dtype, config.epochs) == ("nnunet_kaggle224_recipe_kaggle_t4", "float16", 15)
+    assert load("kaggle224,recipe").dtype == "float32"

@@ -1,6 +1,7 @@
 """Plans and folds of a user beside those of a run."""
 
 import json
+import os
 
 import pytest
 
@@ -67,3 +68,12 @@ def test_a_file_of_folds_gives_the_number_of_folds(tmp_path):
     config.fold = "3"
     with pytest.raises(ConfigError, match="config.fold=3: must be one of each, all, 0, 1, 2"):
         validate(config)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "splits_final.json")
+    with pytest.raises(
+        ConfigError,
+        match="splits_final.json: expected the splits_final of this run",
+    ):
+        given_files.missing_documents(tmp_path, {"splits_final": SPLITS})

@@ -20,7 +20,7 @@ DATASET = {
 
 @pytest.fixture
 def raw(tmp_path):
-    """Writes a folder of three cases; their files are empty, because no pixel is read."""
+    """Writes a folder of three cases; their files hold their names, because no pixel is read."""
     for name in ("imagesTr/case_0_0000.png", "imagesTr/case_1_0000.png", "imagesTr/case_2_0000.png"):
         touch(tmp_path, name, name.replace("images", "labels").replace("_0000", ""))
     write(tmp_path)
@@ -30,7 +30,7 @@ def raw(tmp_path):
 def touch(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+        (root / name).write_text(name)
 
 
 def write(root, **changes):
@@ -188,3 +188,15 @@ def test_empty_folders_of_test_cases_are_no_test_cases(raw):
     (raw / "imagesTs").mkdir()
     (raw / "labelsTs").mkdir()
     assert len(read_raw_folder(raw).cases) == 3
+
+
+def test_images_that_are_equal_are_said(raw):
+    assert "repeat the image" not in read_raw_folder(raw).line()
+    touch(raw, "imagesTs/test_0000.png", "labelsTs/test.png")
+    for name in ("imagesTr/case_2_0000.png", "imagesTs/test_0000.png"):
+        (raw / name).write_bytes((raw / "imagesTr/case_0_0000.png").read_bytes())
+    said = "3 cases repeat the image of another case (first case_0 and case_2); where one is trained on"
+    assert said in read_raw_folder(raw).line()
+    (raw / "imagesTs/test_0000.png").write_bytes(b"x" * 5000)
+    (raw / "imagesTr/case_2_0000.png").write_bytes(b"x" * 4999 + b"y")
+    assert "repeat the image" not in read_raw_folder(raw).line()

@@ -57,3 +57,18 @@ def test_masks_whose_colors_contradict_each_other_are_refused(raw):
     first.read()
     with pytest.raises(DataError, match="case_1.png: expected a color that stands for the same code in all masks"):
         second.read()
+
+
+@pytest.mark.parametrize("has_palette", [True, False])
+def test_what_was_derived_by_other_rules_of_decoding_is_not_used(raw, has_palette):
+    if not has_palette:
+        for number in range(2):
+            Image.fromarray(codes(number)).save(raw / f"labelsTr/case_{number}.png")
+    found(raw)
+    (folder,) = (each for each in (raw / "cache").iterdir() if each.is_dir())
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    found(raw)
+    assert (folder / "dataset_fingerprint.json").exists()
+    (folder / ".decoder").unlink()  # as earlier versions left it
+    found(raw)
+    assert (folder / "dataset_fingerprint.json").exists() is not has_palette and (folder / ".decoder").exists()

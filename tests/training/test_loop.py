@@ -402,6 +402,12 @@ def test_from_pretrained_weights_with_a_frozen_encoder(command, tmp_path):
     assert any((array != weights[name]).any() for name, array in to_torch_state(model.encoder).items())
     np.testing.assert_allclose(column(tmp_path / "two", "learning_rate"), [0.01, 0.01 * 0.5**0.9], rtol=1e-6)
 
+    (tmp_path / "two" / "samples.png").unlink()
+    np.savez(file, **{f"module.{name}": array + 1 for name, array in weights.items()})
+    third = run(command, tmp_path / "two", *options, **nnunet)
+    assert third.returncode == 0 and f"{file}: has changed since the run began with it" in third.stderr
+    assert summary(tmp_path / "two")["pretrained"]["sha256"] == digest
+
     file.unlink()  # the weights are in the checkpoint now
     (tmp_path / "two" / "samples.png").unlink()
     third = run(command, tmp_path / "two", *options, **nnunet)

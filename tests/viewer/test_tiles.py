@@ -119,7 +119,7 @@ def test_tiles_include_a_margin_of_neighboring_labels(tmp_path):
         assert tiles.gzipped(tile) is tiles.gzipped(tile)
 
 
-def test_tiles_that_the_file_leaves_out_are_background(tmp_path):
+def test_tiles_that_the_file_leaves_out_are_damage_and_not_background(tmp_path):
     labels = np.zeros((256, 320), np.uint8)
     labels[70:90, 200:250] = 2
     path = tmp_path / "labels.ome.tif"
@@ -136,7 +136,8 @@ def test_tiles_that_the_file_leaves_out_are_background(tmp_path):
     with tifffile.TiffFile(path) as file:
         assert 0 in file.pages[0].databytecounts
     tiles = LabelTiles(LabelFile(path, Grid(320, 256, 0.25, (1, 1))), 320, 256, Grid(320, 256, 0.25, (1, 1)))
-    np.testing.assert_array_equal(assembled(tiles.geometry, 9, lambda tile: inner(tiles, tile)), labels)
+    with pytest.raises(DataError, match="found: a tile is missing; segment the slide again"):
+        assembled(tiles.geometry, 9, lambda tile: inner(tiles, tile))
 
 
 def test_a_file_that_does_not_hold_labels_is_refused_in_one_line(tmp_path):

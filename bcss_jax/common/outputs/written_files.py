@@ -157,6 +157,18 @@ def keep_if_changed(path: Path) -> None:
     log.warning("%s: was changed since this program wrote it; kept as %s", printable(path), printable(kept.name))
 
 
+def is_as_written(path: Path) -> bool:
+    """Returns whether a file is as this program wrote it, or has been written before there were records.
+
+    A folder in `TREES` counts as one file; see `add_tree`.
+    """
+    known = _contents(path.parent).get(path.name)
+    try:
+        return known is None or (_tree_content(path) if path.name in TREES else content_of(path)) in known
+    except OSError:
+        return False
+
+
 def is_hidden_own(name: str) -> bool:
     """Returns whether a name is that of a file which this program keeps beside its results."""
     return name == RECORD or bool(_UNFINISHED.fullmatch(name) or _KEPT.fullmatch(name))
@@ -202,9 +214,23 @@ def add(path: Path, content: Content) -> None:
     _append(path.parent, [_line(path.name, content)])
 
 
+def add_tree(folder: Path) -> None:
+    """Records what a folder in `TREES` holds: its JSON, and the names and sizes of its other files. Raises OSError."""
+    _append(folder.parent, [_line(folder.name, _tree_content(folder))])
+
+
+def _tree_content(folder: Path) -> Content:
+    found, total = [], 0
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        size = path.lstat().st_size
+        total += size
+        found.append([path.relative_to(folder).as_posix(), content_of(path) if path.suffix == ".json" else size])
+    return total, hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]
+
+
 def content_of(path: Path) -> Content:
     """Returns what a file is recognized by: its size, and the digest of both its ends."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         ends = file.read(HASHED_BYTES)
         file.seek(max(0, size - HASHED_BYTES))
@@ -255,7 +281,9 @@ def check_record(path: Path, descriptor: int) -> None:
 
 def set_holder(descriptor: int, text: str) -> None:
     """Writes the first line of an open `RECORD`; raises OSError."""
-    os.pwrite(descriptor, text.encode()[: HOLDER - 1].ljust(HOLDER - 1) + b"\n", 0)
+    line = text.encode()[: HOLDER - 1].ljust(HOLDER - 1) + b"\n"
+    if os.pwrite(descriptor, line, 0) < HOLDER:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _contents(folder: Path) -> dict[str, set[Content]]:
@@ -264,7 +292,7 @@ def _contents(folder: Path) -> dict[str, set[Content]]:
     if not stat.S_ISREG(_mode(folder / RECORD) or 0):
         return found
     for line in (folder / RECORD).read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError, TypeError):  # a line that was cut short
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that was cut short
             name, size, digest = json.loads(line)
             found.setdefault(str(name), set()).add((int(size), str(digest)))
     return found
@@ -279,9 +307,10 @@ def _append(folder: Path, lines: list[str]) -> None:
             set_holder(descriptor, holder(descriptor))
     finally:
         os.close(descriptor)
-    with os.fdopen(open_own(path, os.O_APPEND), "ab", buffering=0) as file:
+    with os.fdopen(open_own(path, os.O_APPEND), "ab") as file:
         # An empty line comes first, after a line that was cut short.
         file.write("".join(f"\n{line}" for line in lines).encode() + b"\n")
+        file.flush()  # all of it or an error, while a single call may write a part and say so only in its result
         os.fsync(file.fileno())
 
 
@@ -293,5 +322,7 @@ def _mode(path: Path) -> int | None:
     """Returns the mode of a path without following links; None if there is nothing."""
     try:
         return os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # the last if a folder is a link to itself
+            raise
         return None

@@ -1,7 +1,10 @@
-"""Convolutions in a form that XLA runs fast on CPUs. Values and gradients are those of plain convolutions."""
+"""Convolutions whose gradients XLA runs fast on CPUs too. Values and gradients are those of plain convolutions.
+
+Which form is compiled depends on the platform that the program is lowered for, not on the devices of the machine.
+"""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +39,23 @@ def strided_conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], paddi
 
 
 def _strided_forward(x, kernel, stride, padding):
-    return _product_of_patches(x, kernel, stride, padding), (x, kernel)
+    cpu, default = _strided_forms(stride, padding)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default), (x, kernel)
 
 
 def _strided_backward(stride, padding, saved, dy):
-    return jax.vjp(lambda x, kernel: _product_of_patches(x, kernel, stride, padding), *saved)[1](dy)
+    cpu, default = map(_gradients_of, _strided_forms(stride, padding))
+    return lax.platform_dependent(*saved, dy, cpu=cpu, default=default)
+
+
+def _gradients_of(form: Callable):
+    """Returns `(x, kernel, cotangent of the output) -> gradients of x and kernel` of a form of the convolution."""
+    return lambda x, kernel, dy: jax.vjp(form, x, kernel)[1](dy)
+
+
+def _strided_forms(stride, padding):
+    """Returns the forms for CPUs and for other platforms."""
+    return [functools.partial(form, stride=stride, padding=padding) for form in (_product_of_patches, plain_conv)]
 
 
 strided_conv.defvjp(_strided_forward, _strided_backward)
@@ -78,7 +93,13 @@ def _conv3x3_forward(x, kernel):
 def _conv3x3_backward(saved, dy):
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: plain_conv(x, kernel), x)(dy)
-    return dx, conv3x3_kernel_gradient(x, dy).astype(kernel.dtype)
+    dkernel = lax.platform_dependent(
+        x,
+        dy,
+        cpu=lambda x, dy: conv3x3_kernel_gradient(x, dy).astype(kernel.dtype),
+        default=lambda x, dy: jax.linear_transpose(lambda kernel: plain_conv(x, kernel), kernel)(dy)[0],
+    )
+    return dx, dkernel
 
 
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)

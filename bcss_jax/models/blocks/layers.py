@@ -20,6 +20,11 @@ def _pair(size: Size) -> tuple[int, int]:
     return height, width
 
 
+def spread(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns a bias in the shape and the type of `y`, so that its gradient, a sum over `y`, is added in float32."""
+    return jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+
+
 class Conv(nnx.Module):
     """Convolution with zero padding: PyTorch's `Conv2d(inputs, outputs, size, stride, padding=size // 2)`.
 
@@ -74,12 +79,10 @@ class Conv(nnx.Module):
         if kernel.shape[:2] == (1, 1):
             sh, sw = self.stride
             x = jnp.concatenate([m[:, ::sh, ::sw] for m in converted], axis=-1)
-            y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
+            y = _product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
             return self._with_bias(y)
         x = jnp.concatenate(converted, axis=-1)
-        if jax.default_backend() != "cpu":
-            y = cpu_convolution.plain_conv(x, kernel, self.stride, self.padding)
-        elif self.stride != (1, 1):
+        if self.stride != (1, 1):
             y = cpu_convolution.strided_conv(x, kernel, self.stride, self.padding)
         elif kernel.shape[:2] == (3, 3):
             y = cpu_convolution.conv3x3(x, kernel)
@@ -88,7 +91,7 @@ class Conv(nnx.Module):
         return self._with_bias(y)
 
     def _with_bias(self, y: Any) -> jax.Array:
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else y + spread(self.bias[...], y)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Conv2d`."""
@@ -142,10 +145,10 @@ class ConvTranspose(nnx.Module):
         # Stride and kernel size are equal, so the kernel's positions do not overlap. One matrix product gives all (a,
         # b, o), and its gradients are matrix products too. On CPUs, the gradients of XLA's transposed convolution take
         # more than ten times as long.
-        y = x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+        y = _product(x.astype(self.dtype).reshape(-1, inputs), kernel.reshape(inputs, -1))
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
-            y = y + jnp.tile(self.bias[...].astype(self.dtype), kw)
+            y = y + spread(jnp.tile(self.bias[...], kw), y)
         return y.swapaxes(1, 2).reshape(n, kh * h, kw * w, -1)
 
     def torch_entries(self) -> TorchEntries:
@@ -186,8 +189,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., inputs) -> (..., outputs)."""
-        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ self.kernel[...].astype(self.dtype)
-        return y.reshape(*x.shape[:-1], -1) + self.bias[...].astype(self.dtype)
+        y = _product(x.astype(self.dtype).reshape(-1, x.shape[-1]), self.kernel[...].astype(self.dtype))
+        y = y.reshape(*x.shape[:-1], -1)
+        return y + spread(self.bias[...], y)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Linear`."""
@@ -221,6 +225,17 @@ class Dropout(nnx.Module):
             return bits >= round(self.rate * 2**16)
 
         return jnp.where(jax.vmap(kept)(keys), x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns the matrix product of pixels or tokens (M, inputs) and a kernel (inputs, outputs).
+
+    XLA for GPUs (jaxlib 0.10.2 and 0.11.2) fuses what comes before a matrix product into it. If that looks at rows and
+    columns of a map, as normalization and strided slices do, and these are not multiples of the product's tiles, as 14
+    is not, the compiler fails or ends the process. The barriers, which have no effect on values, keep the product and
+    those of its gradient by themselves.
+    """
+    return jax.lax.optimization_barrier(jax.lax.optimization_barrier(x) @ kernel)
 
 
 def _torch_bias(rngs: nnx.Rngs, outputs: int, fan_in: int) -> nnx.Param:

@@ -7,6 +7,7 @@ github.com/google-research/vision_transformer.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
@@ -70,7 +71,10 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         """(N, T, features) and one key per example (N,) -> the same shape as the tokens."""
         x = x + self.attention_dropout(self.attention(self.attention_norm(x)), dropout_keys)
-        y = self.dropout1(jax.nn.gelu(self.dense1(self.mlp_norm(x)), approximate=self.google), dropout_keys)
+        y = self.dense1(self.mlp_norm(x))
+        # float16 does not hold the third power of 41, which the tanh form takes.
+        wide = y.astype(jnp.float32) if y.dtype == jnp.float16 else y
+        y = self.dropout1(jax.nn.gelu(wide, approximate=self.google).astype(y.dtype), dropout_keys)
         return x + self.dropout2(self.dense2(y), dropout_keys)
 
     def torch_entries(self) -> TorchEntries:

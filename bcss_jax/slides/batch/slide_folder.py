@@ -14,6 +14,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from bcss_jax.slides.store import probability_store
 
 HASHED_BYTES = 1 << 16  # at both ends of a slide, to recognize it
 FAILURE = "failure.json"
+log = logging.getLogger(__name__)
 OUTPUTS = (
     "labels.ome.tif",
     "regions.geojson",
@@ -88,12 +90,25 @@ class SlideFolder:
             written_files.delete_tree(self.labels, WORK_FILES.replace("labels/", ""))
 
     def finished(self) -> SlideSummary | None:
-        """Returns the summary if the slide was finished with this identity, regardless of its ground truth."""
+        """Returns the summary if the slide was finished with this identity, regardless of its ground truth.
+
+        Results that are missing are computed again, and so are labels and probabilities that have changed since they
+        were written. Regions and the overlay, which the user may have edited, stay as they are.
+        """
         summary = _finished_summary(self.path)
         if summary is None or _without_truth(summary.identity) != self.identity:
             return None
-        if not all((self.path / name).exists() for name in summary.files.values() if name):
+        results = {kind: self.path / name for kind, name in summary.files.items() if name}
+        if not all(path.exists() for path in results.values()):
             return None
+        for kind, path in results.items():
+            if written_files.is_as_written(path):
+                continue
+            changed = f"{printable(path)}: has changed since it was written"
+            if kind in ("labels", "probabilities"):
+                log.warning("%s; the slide is computed again", changed)
+                return None
+            log.warning("%s; it stays as it is (--overwrite computes the slide again)", changed)
         self.delete_work()
         return summary
 
@@ -196,6 +211,10 @@ class SlideFolder:
         Raises:
           StorageError: it cannot be written.
         """
+        probabilities = summary.files.get("probabilities")
+        if probabilities:
+            with storage_errors(self.path):
+                written_files.add_tree(self.path / probabilities)
         self._write(summary, self.identity)
         self.delete_work()
 

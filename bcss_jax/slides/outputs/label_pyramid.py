@@ -26,6 +26,7 @@ import tifffile
 from bcss_jax.common.files import storage_errors, whole_file
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
+from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, SlideClass
 from bcss_jax.slides.grid import nearest_indices
 from bcss_jax.slides.store.tile_store import TileStore
@@ -74,11 +75,23 @@ def read_resized(path: Path, height: int, width: int) -> np.ndarray:
     """Returns the labels of a pyramid at the size of a thumbnail of the whole slide: uint8 [height, width].
 
     They are the labels at the centers of the pixels, from the smallest level that has at least that size.
+
+    Raises:
+      DataError: the file is damaged.
     """
-    with tifffile.TiffFile(path) as file:
-        levels = file.series[0].levels
-        enough = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
-        labels = (enough[-1] if enough else levels[0]).asarray()
+    try:
+        with tifffile.TiffFile(path) as file:
+            levels = file.series[0].levels
+            enough = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
+            chosen = enough[-1] if enough else levels[0]
+            if not all(chosen.keyframe.databytecounts):  # tifffile reads missing tiles as zeros
+                raise ValueError("a tile is missing")
+            labels = chosen.asarray()
+    except Exception as error:  # tifffile and the decoders raise many kinds of errors for a damaged file
+        raise DataError(
+            f"{printable(path)}: expected the labels of a slide as a tiled pyramid, found: {first_line(error)}; "
+            "segment the slide again"
+        ) from error
     rows, columns = (nearest_indices(new, old) for new, old in zip((height, width), labels.shape, strict=True))
     return labels[rows[:, None], columns]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # tifffile is imported for TIFFs alone
     from bcss_jax.slides.reading.tiff.contents import Contents
 
 TIFF_VENDORS = ("aperio", "generic-tiff")  # OpenSlide's names of formats that are plain TIFFs
+HAMAMATSU = "hamamatsu"  # its name of NDPI
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 TURNED_AXES = (5, 6, 7, 8)  # values of the tag Orientation that exchange width and height
@@ -85,7 +86,12 @@ def _magic(path: Path) -> bytes:
 def _open_with_openslide(path: Path) -> Slide:
     from bcss_jax.slides.reading.openslide_backend import OpenSlideSlide
 
-    return OpenSlideSlide(path)
+    slide = OpenSlideSlide(path)
+    if slide.format == HAMAMATSU:
+        from bcss_jax.slides.reading.tiff.focal_planes import note_of_focal_planes
+
+        slide.notes += note_of_focal_planes(path)
+    return slide
 
 
 def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:

@@ -8,7 +8,6 @@ resumes at the first missing row and writes the same bytes.
 import collections
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.stitching.seams import SeamCounter
-from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, seams_file
+from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, read_seams
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
@@ -154,7 +153,7 @@ def too_unreadable(name: str) -> DataError:
 
 def seam_counts(store: TileStore) -> np.ndarray:
     """Returns the sum of the seam counts of all rows of tiles, int64 [2, 2, 2]."""
-    counts = [json.loads(seams_file(store, row).read_text()) for row in range(store.rows)]
+    counts = [read_seams(store, row) for row in range(store.rows)]
     return np.asarray(np.sum(counts, axis=0, dtype=np.int64))
 
 

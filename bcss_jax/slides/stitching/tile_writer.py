@@ -8,13 +8,16 @@ import collections
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bcss_jax.common.digests import sha256_of_json
 from bcss_jax.common.files import write_text
 from bcss_jax.common.outputs.written_files import Content
+from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.common.timing import Stopwatch
+from bcss_jax.errors import DataError
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.stitching.seams import no_counts
 from bcss_jax.slides.store.probability_store import ProbabilityStore
@@ -154,9 +157,9 @@ class TileWriter:
         for column in columns:
             tiles[column] = self._encoded.pop((row, column))
         if self._probabilities is not None:
-            chunks = {column: self._chunks.pop((row, column)) for column in columns}
-            write_text(chunks_file(self._store, row), json.dumps(chunks), private=True)
-        write_text(seams_file(self._store, row), json.dumps(seams), private=True)
+            chunks = {str(column): self._chunks.pop((row, column)) for column in columns}
+            _write_record(chunks_file(self._store, row), chunks)
+        _write_record(seams_file(self._store, row), seams)
         self._store.write_tiles(row, tiles)
 
     def _wait_until_waiting(self, count):
@@ -175,19 +178,50 @@ def chunks_file(store: TileStore, row: int) -> Path:
     return store.folder / f"tiles-{row:06d}.json"
 
 
+def read_seams(store: TileStore, row: int) -> np.ndarray:
+    """Returns the seam counts of a row of tiles, int64 [2, 2, 2].
+
+    Raises:
+      DataError: or OSError, ValueError, TypeError: the file is missing or damaged.
+    """
+    counts = np.asarray(_read_record(seams_file(store, row), list))
+    if counts.shape != no_counts().shape or counts.dtype.kind != "i":
+        raise ValueError("no seam counts")
+    return counts
+
+
 def is_written(store: TileStore, probabilities: ProbabilityStore | None, row: int) -> bool:
     """Returns whether a row of tiles was written completely: labels, seam counts, and probabilities if wanted."""
     if not store.has_row(row):
         return False
     try:
-        counts = np.asarray(json.loads(seams_file(store, row).read_bytes()))
-        chunks = json.loads(chunks_file(store, row).read_bytes()) if probabilities is not None else {}
+        read_seams(store, row)
+        if probabilities is None:
+            return True
+        chunks = _read_record(chunks_file(store, row), dict)
         chunks = {int(column): [each and (each[0], each[1]) for each in values] for column, values in chunks.items()}
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # missing or damaged
+    except (DataError, OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):  # or missing
         return False
-    if counts.shape != no_counts().shape or counts.dtype.kind != "i":
-        return False
-    return probabilities is None or all(probabilities.has_tile(row, column, chunks[column]) for column in chunks)
+    labeled = {column for column in range(store.columns) if store.constant(row, column) != BACKGROUND}
+    return labeled <= chunks.keys() and all(probabilities.has_tile(row, each, chunks[each]) for each in chunks)
+
+
+def _write_record(path: Path, value: list | dict) -> None:
+    write_text(path, json.dumps({"value": value, "sha256": sha256_of_json(value)}), private=True)
+
+
+def _read_record(path: Path, kind: type) -> Any:
+    """Returns what `_write_record` wrote; those of earlier versions have no digest."""
+    check_regular_file(path, "a record of a row of tiles", "delete it")
+    found = json.loads(path.read_bytes())
+    if isinstance(found, dict) and "sha256" in found:
+        value = found["value"]
+        if found["sha256"] != sha256_of_json(value):
+            raise ValueError("another digest")
+        found = value
+    if not isinstance(found, kind):
+        raise ValueError("another type")
+    return found
 
 
 def _overlap(start, length, other_start, other_length):

@@ -130,7 +130,7 @@ def delete(folder: Path) -> None:
 def _attributes_in(document: Path) -> dict:
     try:
         return json.loads(document.read_bytes())["attributes"]
-    except (ValueError, KeyError, TypeError):  # cut short when the process was killed
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut short when the process was killed
         return {"bcss_jax": None}
 
 
@@ -155,7 +155,7 @@ def _open(folder: Path, shape: tuple[int, int, int], attributes: dict) -> zarr.A
         array = cast(zarr.Array, group["0"])
         same = (array.shape, array.chunks, array.dtype) == (shape, (1, CHUNK, CHUNK), np.dtype(np.uint8))
         same = same and dict(group.attrs) == attributes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or partly written
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # absent or damaged
         return None
     return array.with_config({"write_empty_chunks": False}) if same else None
 

@@ -201,6 +201,8 @@ class TileStore:
     def _table(self, row: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns the entries of the row's tiles and where their streams start; None if it is absent or damaged."""
         if row not in self._tables:
+            if not self.path(row).is_file():
+                return None
             try:
                 content = self.path(row).read_bytes()
             except OSError:

@@ -1,6 +1,7 @@
 """What this program wrote is replaced; files of others, links and changed files are not."""
 
 import os
+import resource
 
 import pytest
 
@@ -206,3 +207,53 @@ def test_the_lock_of_a_folder_keeps_its_record(tmp_path):
             assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     assert written_files.names(tmp_path) == {"table.md"}
     assert (tmp_path / ".lock").read_bytes().split(b"\n")[0].endswith(b" ")
+
+
+def test_a_record_is_written_as_a_whole_or_the_file_is_not_replaced(tmp_path):
+    """A single write to a full disk may write a part, and say so only in its result."""
+    path = tmp_path / "table.md"
+    files.write_text(path, "one")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / written_files.RECORD).stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(StorageError):
+            files.write_text(path, "two")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "one"
+    files.write_text(path, "three")
+    assert path.read_text() == "three" and {each.name for each in tmp_path.iterdir()} == {path.name, ".lock"}
+
+
+def test_a_damaged_line_of_the_record_is_passed_over(tmp_path):
+    files.write_text(tmp_path / "table.md", "one")
+    with open(tmp_path / written_files.RECORD, "a") as file:
+        file.write("\n" + "[" * 100_000 + '\n[1]\n{"a": 1}\n[null, "x", []]\n')
+    files.write_text(tmp_path / "table.md", "two")
+    assert (tmp_path / "table.md").read_text() == "two" and written_files.has_record(tmp_path)
+
+
+def test_a_folder_that_is_a_link_to_itself_holds_nothing(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    written_files.check([tmp_path / "loop" / "table.md"])
+    with pytest.raises(StorageError):
+        files.write_text(tmp_path / "loop" / "table.md", "one")
+
+
+def test_results_are_compared_with_what_was_written(tmp_path):
+    tree = tmp_path / "probabilities.zarr"
+    for name, content in (("zarr.json", "{}"), ("0/c/0", "chunk")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(content)
+    assert written_files.is_as_written(tree)  # nothing is known of it
+    written_files.add_tree(tree)
+    files.write_text(tmp_path / "labels", "one")
+    assert written_files.is_as_written(tree) and written_files.is_as_written(tmp_path / "labels")
+    (tree / "0/c/0").write_text("half")
+    assert not written_files.is_as_written(tree)
+    for damage in (lambda path: path.write_text("on"), os.unlink, os.mkdir):
+        damage(tmp_path / "labels")
+        assert not written_files.is_as_written(tmp_path / "labels")
+    os.rmdir(tmp_path / "labels")
+    os.mkfifo(tmp_path / "labels")
+    assert not written_files.is_as_written(tmp_path / "labels")

@@ -1,6 +1,7 @@
 """Layers: implementations that are optimized for speed have the values and gradients of plain ones."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -158,3 +159,18 @@ def test_initial_values_are_the_same_when_they_are_traced():
     assert len(np.unique(drawn)) > 0.99 * drawn.size
     huge = nnx.eval_shape(lambda: initializers.normal(nnx.Rngs(3), (3, 3, 10**7, 10**7), 1.0))
     assert huge.shape == (3, 3, 10**7, 10**7)  # no time and no memory
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_form_of_a_convolution_depends_on_the_platform_that_it_is_lowered_for(stride):
+    conv = layers.Conv(4, 4, 3, stride=stride, use_bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(conv)
+
+    def loss(params, x):
+        return jnp.square(nnx.merge(graphdef, params)(x)).sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, jnp.zeros((2, 96, 96, 4)))
+    text = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda", "tpu")}
+    # Forward, and the gradients of input and kernel.
+    assert {p: len(re.findall(r"stablehlo\.convolution", text[p])) for p in ("cuda", "tpu")} == {"cuda": 3, "tpu": 3}
+    assert "dot_general" not in text["cuda"] and "dot_general" in text["cpu"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -95,7 +96,18 @@ def test_each_write_that_fails_is_made_again(tmp_path, monkeypatch, failing):
 
 
 @pytest.mark.parametrize(
-    "loss", ["a chunk", "a changed chunk", "the record", "a damaged record", "the seams", "bad seams"]
+    "loss",
+    [
+        "a chunk",
+        "a changed chunk",
+        "the record",
+        "a damaged record",
+        "an empty record",
+        "a FIFO",
+        "the seams",
+        "bad seams",
+        "changed seams",
+    ],
 )
 def test_a_row_with_lost_files_is_not_taken_for_written(tmp_path, loss):
     store, probabilities = open_stores(tmp_path)
@@ -103,7 +115,7 @@ def test_a_row_with_lost_files_is_not_taken_for_written(tmp_path, loss):
     assert is_written(store, probabilities, 0) and is_written(store, None, 0)
     chunk = tmp_path / "p.zarr" / "0" / "c" / "1" / "0" / "2"
     record, seams = tile_writer.chunks_file(store, 0), tile_writer.seams_file(store, 0)
-    assert json.loads(record.read_text()).keys() == {"0", "1", "2"}
+    assert json.loads(record.read_text())["value"].keys() == {"0", "1", "2"}
     if loss == "a chunk":
         chunk.unlink()
     elif loss == "a changed chunk":
@@ -112,8 +124,15 @@ def test_a_row_with_lost_files_is_not_taken_for_written(tmp_path, loss):
         record.unlink()
     elif loss == "a damaged record":
         record.write_text('{"0": [3]}')
+    elif loss == "an empty record":  # as earlier versions wrote it, without a digest
+        record.write_text("{}")
+    elif loss == "a FIFO":
+        record.unlink()
+        os.mkfifo(record)
     elif loss == "the seams":
         seams.unlink()
+    elif loss == "changed seams":
+        seams.write_text(seams.read_text().replace("[[[", "[[[1", 1))
     else:
         seams.write_text("[1]")
     assert not is_written(store, probabilities, 0) and is_written(store, probabilities, 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zarr
 
-from bcss_jax.errors import StorageError
+from bcss_jax.errors import ConfigError
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.store.probability_store import CHUNK, ProbabilityStore
 
@@ -110,5 +110,5 @@ def test_wrong_tiles_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_created_gives_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="expected a folder for what is written, found a file"):
         opened(tmp_path / "file" / "p.zarr", probabilities())

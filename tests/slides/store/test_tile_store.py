@@ -7,7 +7,7 @@ from helpers.filled_store import filled_store, read_back, some_labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bcss_jax.errors import DataError, StorageError
+from bcss_jax.errors import ConfigError, DataError, StorageError
 from bcss_jax.slides.store.tile_store import TILE, TileStore
 
 
@@ -145,5 +145,5 @@ def test_a_row_that_cannot_be_written_gives_one_error_and_keeps_the_old_one(tmp_
 
 def test_a_folder_that_cannot_be_created_gives_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="expected a folder for what is written, found a file"):
         TileStore(tmp_path / "file" / "store", 10, 10)

@@ -11,6 +11,8 @@ SPOTS = 4  # along each side, at which two levels are compared
 SPOT = 32  # pixels of the coarser level, at most, along each side of a spot
 READ = 256  # pixels of the finer level, at most
 DIFFERENT = 40  # gray levels between the mean colors of a spot on two levels; sound levels differ by a few
+CELLS = 4  # along each side of a spot, whose colors show another picture, or a mirrored one, of the same mean color
+DIFFERENT_CELLS = 20  # gray levels between the colors of these cells, on average over a spot
 
 
 def true_levels(slide: Slide, incomplete: frozenset[tuple[int, int]]) -> tuple[tuple[Level, ...], tuple[str, ...]]:
@@ -51,17 +53,21 @@ def _alike(slide: Slide, number: int) -> bool:
                 max(1, min(round(side * ratio), size - start))
                 for size, start in ((finer.width, x0), (finer.height, y0))
             )
+            cells = CELLS if min(side, width, height) >= SPOT // 2 else 1
             try:
-                colors = [
-                    pixels.mean(axis=(0, 1))
-                    for pixels in (
-                        slide.read(number, x, y, side, side),
-                        slide.read(number - 1, x0, y0, width, height),
-                    )
-                ]
+                difference = np.abs(
+                    _colors_of_cells(slide.read(number, x, y, side, side), cells)
+                    - _colors_of_cells(slide.read(number - 1, x0, y0, width, height), cells)
+                )
             except TileError:  # damage is reported where it is needed
                 slide.reopen()
                 continue
-            if np.abs(colors[0] - colors[1]).max() > DIFFERENT:
+            if difference[0].max() > DIFFERENT or difference[1:].max(axis=1).mean() > DIFFERENT_CELLS:
                 return False
     return True
+
+
+def _colors_of_cells(pixels: np.ndarray, count: int) -> np.ndarray:
+    """Returns the mean colors of a spot and of its cells, `count` along each side, float [1 + cells, 3]."""
+    cells = [cell for row in np.array_split(pixels, count) for cell in np.array_split(row, count, axis=1)]
+    return np.array([part.mean(axis=(0, 1)) for part in (pixels, *cells)])

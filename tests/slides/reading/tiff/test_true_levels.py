@@ -42,6 +42,23 @@ def test_levels_that_show_something_else_are_not_used(tmp_path, kind):
     np.testing.assert_array_equal(whole(slide), SLIDE)
 
 
+@pytest.mark.parametrize("kind", ["sound", "mirrored", "another slide"])
+def test_levels_of_the_same_mean_color_are_compared_in_detail(tmp_path, kind):
+    """Tissue everywhere, in patches of 32 pixels whose colors are spread by 40 gray levels around one mean."""
+    one, other = (
+        np.random.default_rng(seed).integers(-40, 41, (24, 32, 1)).repeat(32, 0).repeat(32, 1) + (190, 110, 170)
+        for seed in range(2)
+    )
+    level = {"sound": one, "mirrored": one[:, ::-1], "another slide": other}[kind][::2, ::2]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for pixels in (one, level):
+            pixels = np.ascontiguousarray(pixels.astype(np.uint8))
+            tiff.write(pixels, tile=(64, 64), subfiletype=int(pixels.shape[0] < 768), **TAGS)
+    slide = open_slide(tmp_path / "a.tif")
+    assert len(slide.levels) == (2 if kind == "sound" else 1)
+    assert any("shows something else than the finest level" in note for note in slide.notes) is (kind != "sound")
+
+
 def test_a_level_with_tiles_that_are_not_in_the_file_is_not_used(tmp_path):
     path = write(tmp_path / "a.tif", LEVELS)
     with tifffile.TiffFile(path) as tiff:

@@ -1,0 +1,1 @@
+"""What the compiled steps need on accelerators, found without one: memory, traffic, arithmetic."""

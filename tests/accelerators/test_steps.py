@@ -1,0 +1,90 @@
+"""Production steps are compiled for accelerators that this machine does not have."""
+
+import importlib.util
+
+import pytest
+
+from bcss_jax import compile_for
+from bcss_jax.accelerators.hlo_text import read_program
+from bcss_jax.accelerators.network_table import measure
+from bcss_jax.accelerators.report import warnings
+from bcss_jax.accelerators.steps import compile_step, recipe
+from bcss_jax.accelerators.targets import TARGETS, describe_devices
+from bcss_jax.accelerators.traffic import account
+from bcss_jax.labels import find_scheme
+from bcss_jax.models import MODELS
+from bcss_jax.training.sharding import make_mesh
+
+COMPILERS = {"cuda": "jax_cuda13_plugin", "tpu": "libtpu"}
+
+
+def mesh_of(name, devices=1):
+    target = TARGETS[name]
+    if importlib.util.find_spec(COMPILERS[target.platform]) is None:
+        pytest.skip(f"{COMPILERS[target.platform]} is not installed: no compiler for {target.platform}")
+    return make_mesh(describe_devices(target, devices))
+
+
+def compiled(step, mesh, batch, **model):
+    config = recipe("unet", "bfloat16", batch, 1)
+    config.model.update(model)
+    return compile_step(step, config, find_scheme(config.labels), mesh, 32)
+
+
+@pytest.mark.parametrize("target", ["h100", "v5e"])
+@pytest.mark.parametrize("step", ["train", "evaluate", "slide"])
+def test_steps_of_a_small_unet(step, target):
+    found = compiled(step, mesh_of(target), 4, width=8, depth=1)
+    done = account(read_program(found.text))
+    forward = 3 if step == "train" else 1  # forward, and the gradients of inputs and kernels
+    # Eight 3x3 convolutions of which two are at half the resolution, at least.
+    assert done.operations() > forward * 2 * 4 * 32 * 32 * 9 * 8 * 8 * 2
+    assert found.memory.total() > 4 * 32 * 32 * 3 and done.bytes() > found.memory.arguments
+    assert not [line for line in warnings(done) if "float64" in line or "host" in line]
+    network = [work for work in done.works if any("unet.py" in f.file for f in done.program.stack(work.instruction))]
+    assert network
+
+
+def test_several_gpus_add_up_gradients():
+    found = account(read_program(compiled("train", mesh_of("h100", 2), 4, width=8, depth=1).text))
+    assert sum(work.bytes for work in found.collectives()) > 0
+    assert "all-reduce" in found.bytes_by_kind()
+
+
+def test_gradients_on_gpus_are_convolutions_of_cudnn():
+    """The form for CPUs, a loop over matrix products, must not be compiled for GPUs."""
+    found = account(read_program(compiled("train", mesh_of("h100"), 4, width=8, depth=1).text))
+    targets = {work.instruction.attribute("custom_call_target") for work in found.works}
+    assert {"__cudnn$convForward", "__cudnn$convBackwardInput", "__cudnn$convBackwardFilter"} <= targets
+    assert all(work.times == 1 for work in found.works)
+
+
+def test_the_command_prints_all_steps(capsys):
+    mesh_of("h100")
+    assert compile_for.main(["--target=h100", "--batch=2", "--side=32", "--steps=evaluate,slide"]) == 0
+    printed = capsys.readouterr().out
+    assert "evaluate step: compiled in" in printed and "slide step: compiled in" in printed
+    assert "images/s a device" in printed and "bcss_jax/models/unet.py" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target=h101"], "there is no such target"),
+        (["--target=h100", "--steps=test"], "--steps=test: must be some of train, evaluate, slide"),
+        (["--model=unet"], "--target"),
+        (["--target=h100", "--batch=0"], "--batch=0"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+    assert compile_for.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["h100", "a100", "t4"])
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_network_is_compiled(model, target):
+    mesh_of(target)
+    assert measure(TARGETS[target], 1, model, "float32" if target == "t4" else "bfloat16", 8, 224).micro_batches == 1
