@@ -13,7 +13,10 @@ compiler refuses, 75 stopped on request.
 
 import argparse
 import logging
+import os
 import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compiler says in several lines that it takes long
 
 import jax
 
@@ -44,39 +47,45 @@ def _parser():
     parser = command.parser("python -m bcss_jax.compile_for", __doc__)
     add = parser.add_argument
     add("--target", required=True, help=f"accelerator: {', '.join(TARGETS)}; of TPUs also a slice, as v5e:2x2")
-    add("--model", default="unet", choices=sorted(models.MODELS), help="network, with its default arguments")
+    add("--model", choices=sorted(models.MODELS), help="network, with its default arguments (default unet)")
     add("--batch", type=COUNT.parse, default=128, help="images in a batch, over all devices (default 128)")
-    add("--micro_batches", type=COUNT.parse, default=1, help="parts that a training batch is computed in (default 1)")
+    add("--micro_batches", type=COUNT.parse, help="parts that a training batch is computed in (default 1)")
     add("--dtype", default="bfloat16", choices=DTYPES, help="type of the computation")
     add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
-    add("--devices", type=COUNT.parse, default=0, help="devices that share a batch (default 1, or the slice's)")
+    add("--devices", type=COUNT.parse, help="devices that share a batch (default 1, or the slice's)")
     add("--all", action="store_true", help="print a table of the training steps of all networks")
-    add("--steps", default=",".join(STEPS), help=f"which steps (default {','.join(STEPS)})")
+    add("--steps", help=f"which steps (default {','.join(STEPS)})")
     command.add_debug(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    steps = args.steps.split(",")
-    if not set(steps) <= set(STEPS):
-        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
     target, of_slice = find_target(args.target)
+    if of_slice and args.devices not in (None, of_slice):
+        raise ConfigError(f"--target={args.target} has {of_slice} devices; leave out --devices={args.devices}")
     devices = args.devices or of_slice or 1
     jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
     mesh = make_mesh(describe_devices(target, devices))
     if args.all:
+        for option in ("model", "micro_batches", "steps"):
+            if getattr(args, option):
+                raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
         print_table(target, devices, args.dtype, args.batch, args.side)
         return
-    config = recipe(args.model, args.dtype, args.batch, args.micro_batches)
+    steps = args.steps.split(",") if args.steps else STEPS
+    if not set(steps) <= set(STEPS):
+        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
+    model = args.model or "unet"
+    config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side)
     scheme = find_scheme(config.labels)
     shared = f", shared by {devices} devices" if devices > 1 else ""
-    print(f"{args.model}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels, for {target.device}")
+    print(f"{model}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels, for {target.device}", flush=True)
     for name in steps:
         safe_point()
         try:
             step = compile_step(name, config, scheme, mesh, args.side)
         except DoesNotFit as error:
-            print(f"{name} step: does not fit into {target.memory / 1e9:.3g} GB: {error}")
+            print(f"{name} step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
             continue
         for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices):
             print(line, flush=True)

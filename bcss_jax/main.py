@@ -166,7 +166,8 @@ def _run(interruption: Interruption) -> None:
         smaller_batches = "" if nnunet else "a smaller --config.eval_batch_size, "
         with out_of_memory_errors(
             f"a batch in {config.micro_batches} micro-batch(es)",
-            f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16",
+            f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16; "
+            "python -m bcss_jax.compile_for says before a run what fits",
         ):
             train(config, workdir, interruption)
 

@@ -19,10 +19,11 @@ INK = "#1a1a1a"
 
 # Each layer of the package, top to bottom: name, what it contains, color. A layer imports from those below it only.
 LAYERS = (
-    ("commands", "main.py  evaluate.py  segment.py  view.py  export.py", GRAY),
+    ("commands", "main.py  evaluate.py  segment.py  view.py  export.py  compile_for.py", GRAY),
     ("viewer/", "pages and image tiles for a browser", PURPLE),
     ("slides/", "reading  tissue  stitching  store  regions  outputs  scoring  batch", PURPLE),
     ("evaluation/", "scores of trained runs; statistics, reporting", SKY),
+    ("accelerators/", "steps compiled for devices that are not there: memory, traffic, arithmetic", SKY),
     ("inference/", "trained runs, probabilities, test-time augmentation, exported models", SKY),
     ("nnunet/", "nnU-Net as a method: one file for each of its steps", ORANGE),
     ("training/", "loop, step, optimizer, checkpoints, history, summary", ORANGE),

@@ -111,7 +111,7 @@ def measure(target: Target, devices: int, model: str, dtype: str, batch: int, si
     mesh = make_mesh(describe_devices(target, devices))
     parts = 1
     while batch % (parts * devices) == 0:
-        config = recipe(model, dtype, batch, parts)
+        config = recipe(model, dtype, batch, parts, side)
         try:
             step = compile_step("train", config, find_scheme(config.labels), mesh, side)
         except DoesNotFit:

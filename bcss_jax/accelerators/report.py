@@ -10,6 +10,7 @@ from bcss_jax.accelerators.targets import Target
 from bcss_jax.accelerators.traffic import Account, Work
 
 LARGEST = 12  # instructions that are listed
+SHOWN = 0.001  # share of the traffic from which a kind is listed
 NOTABLE = 0.01  # share of the traffic from which a copy or transpose is a warning
 PADDED = 0.1  # share of the traffic from which the padding of layouts is a warning
 _PACKAGE = re.compile(r".*[/\\](?=bcss_jax[/\\])")
@@ -32,7 +33,8 @@ def report_lines(step: CompiledStep, account: Account, target: Target, images: i
     if memory.total() > target.usable:
         yield f"  does not fit: a program may take {_gb(target.usable)}; use more micro-batches or a smaller batch"
     counts = account.count_by_kind()
-    kinds = ", ".join(f"{kind} {_gb(size)} ({counts[kind]})" for kind, size in account.bytes_by_kind().items())
+    shown = {kind: size for kind, size in account.bytes_by_kind().items() if size > SHOWN * account.bytes()}
+    kinds = ", ".join(f"{kind} {_gb(size)} ({counts[kind]})" for kind, size in shown.items())
     yield f"  traffic {_gb(account.bytes())}: {kinds}"
     yield (
         f"  arithmetic {account.operations() / 1e12:.3g} TFLOP; at least {1e3 * least.total:.3g} ms "

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bcss_jax import config as configs
+from bcss_jax import models
 from bcss_jax.common.device_memory import is_out_of_memory
 from bcss_jax.errors import ConfigError, first_line
 from bcss_jax.inference.slide_model import make_window_step, probabilities_of
@@ -99,7 +100,7 @@ def compile_step(name: str, config: Any, scheme: LabelScheme, mesh: Mesh, side: 
     return CompiledStep(name, seconds, memory, compiled.as_text() or "")
 
 
-def recipe(model: str, dtype: str, batch: int, micro_batches: int) -> Any:
+def recipe(model: str, dtype: str, batch: int, micro_batches: int, side: int) -> Any:
     """Returns the config of the recipe that a network is trained with.
 
     Args:
@@ -107,8 +108,10 @@ def recipe(model: str, dtype: str, batch: int, micro_batches: int) -> Any:
       dtype: type of the computation.
       batch: images of a batch, in training and otherwise.
       micro_batches: parts of a training batch.
+      side: of the images, in pixels.
     """
-    config: Any = configs.default(model)
+    fixed_size = "image_size" in models.default_arguments(model)
+    config: Any = configs.default(model, **({"image_size": side} if fixed_size else {}))
     config.data.layout = "kaggle224"
     if model in ("nnunet", "nnunet_resenc"):
         configs.train_as_nnunet(config)

@@ -19,6 +19,7 @@ FREE = {
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _ENDS = {f"{name}-done" for name in COLLECTIVES}
+_TRANSFERS = {"copy-start", "copy-done", "slice-start", "slice-done"}
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _MOVES = {"copy", "transpose"}
 _TRIVIAL = {"parameter", "bitcast", "convert", "reshape", "constant", "tuple"}
@@ -29,7 +30,8 @@ class Work(NamedTuple):
 
     Attributes:
       instruction: the instruction.
-      kind: "convolution", "matrix product", "copy", "transpose", a collective such as "all-reduce", or the opcode.
+      kind: "convolution", "matrix product", "copy", "transpose", "transfer" (between a TPU's memories), a collective
+        such as "all-reduce", or the opcode.
       times: how often it runs.
       bytes: that it reads and writes, each time it runs.
       dense_bytes: the same without the padding of the arrays' layouts.
@@ -161,6 +163,8 @@ def _inside(program: Program, instruction: Instruction) -> list[dict[str, Instru
 
 
 def _kind(instruction: Instruction, inner: list[dict[str, Instruction]], products: list[Instruction]) -> str:
+    if instruction.opcode in _TRANSFERS:
+        return "transfer"
     opcode = re.sub(r"-(start|done)$", "", instruction.opcode)
     if any(map(is_convolution, products)):
         return "convolution"
@@ -186,6 +190,8 @@ def _read(
             part = _part_that_is_read(body, number) if body else None
             if instruction.opcode in _SLICES and number == 0:
                 part = instruction.results[0].bytes
+            if instruction.opcode == "slice-start":  # its results begin with its operand
+                part = instruction.results[1].bytes
             if instruction.opcode == "dynamic-update-slice" and number == 0:
                 part = 0
             read.append(_scaled(shape, part))

@@ -253,7 +253,7 @@ def refuse_wrong_kind(path: Path, error: OSError) -> None:
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         found = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
         what = "a link that leads nowhere" if found.is_symlink() and not found.exists() else "a file"
-        if not found.is_dir():
+        if not found.is_dir() and not written_files.is_hidden_own(found.name):
             raise ConfigError(
                 f"{printable(found)}: expected a folder for what is written, found {what}; choose another name"
             ) from error

@@ -191,7 +191,7 @@ class ResultsFolder:
             self.per_image(name)
             gallery = [self.folder / name / file for each in found["evaluation"]["gallery"]
                        for file in each["files"].values()]  # fmt: skip
-            complete = all(path.exists() and written_files.is_as_written(path) for path in gallery)
+            complete = all(path.exists() and not written_files.changed(path.parent, [path.name]) for path in gallery)
         except (DataError, OSError):
             complete = False
         if not complete:

@@ -11,7 +11,9 @@ from PIL import Image
 from bcss_jax import metrics
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
-from bcss_jax.errors import DataError
+from bcss_jax.common.outputs import written_files
+from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.errors import DataError, UserError, first_line, printable
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet import postprocess
 from bcss_jax.nnunet.cases import Case
@@ -91,12 +93,29 @@ def decide_postprocessing(workdir: Path, cases: dict[str, Case], splits: list[di
     """
     where = [(number, name) for number, split in enumerate(splits) for name in split["val"]]
     predictions = _LazyArrays(
-        lambda number, name: Image.open(workdir / f"fold_{number}" / "validation" / f"{name}.png"), where
+        lambda number, name: _prediction(workdir / f"fold_{number}" / "validation", f"{name}.png"), where
     )
     truths = _LazyArrays(lambda number, name: cases[name].read()[1], where)
     decision = postprocess.determine_postprocessing(predictions, truths, scheme.evaluated, scheme.ignore_index)
     write_text(workdir / "postprocessing.json", json.dumps(decision, indent=1) + "\n")
     return decision
+
+
+def _prediction(folder: Path, name: str) -> np.ndarray:
+    """Returns labels that `validate` wrote. Raises DataError if they are missing or have changed."""
+    found = "a file that has changed" if written_files.changed(folder, [name]) else ""
+    try:
+        check_regular_file(folder / name, "the labels of a validation case", "run its fold again")
+        labels = np.asarray(Image.open(folder / name))
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        if isinstance(error, UserError):
+            raise
+        found = first_line(error)
+    if found:
+        raise DataError(
+            f"{printable(folder / name)}: expected the labels of a validation case, found: {found}; run its fold again"
+        )
+    return labels
 
 
 class _LazyArrays(Sequence[np.ndarray]):

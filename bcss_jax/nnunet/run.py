@@ -26,7 +26,7 @@ from bcss_jax.nnunet.plan import make_plan
 from bcss_jax.nnunet.predict import make_predictor
 from bcss_jax.nnunet.steps import Length, Steps, make_steps
 from bcss_jax.nnunet.train import train_fold
-from bcss_jax.nnunet.validate import validate
+from bcss_jax.nnunet.validate import is_validated, validate
 from bcss_jax.training.checkpoint import load_model
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings
@@ -170,7 +170,7 @@ def _train_and_validate(
         interruption=interruption,
         title=title,
     )
-    if not is_main_process() or fold == ALL or (folder / "validation" / "summary.json").exists():
+    if not is_main_process() or fold == ALL or is_validated(folder / "validation", [case for case, _ in val_cases]):
         return
     scores = validate(
         _predictor([folder], planned.plan),
@@ -265,7 +265,7 @@ def _conclude(config: Any, workdir: Path, planned: _Planned) -> None:
             postprocess_labels = functools.partial(postprocess.apply_postprocessing, decision=decision)
             print_main(f"post-processing: keep only the largest component of {decision['keep_largest'] or 'nothing'}")
         print_main(f"scores:    {workdir / 'cross_validation.json'}")
-    if cases.test and not (workdir / "test" / "summary.json").exists():
+    if cases.test and not is_validated(workdir / "test", cases.test):
         names = [ALL] if not splits else [str(number) for number in range(len(splits))]
         scores = validate(
             _predictor([workdir / f"fold_{name}" for name in names], planned.plan),

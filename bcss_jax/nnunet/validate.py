@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from bcss_jax import metrics
 from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_png, write_text
 from bcss_jax.common.interruption import safe_point
+from bcss_jax.common.outputs import written_files
 from bcss_jax.common.progress import ProgressLine
-from bcss_jax.errors import NumericalError
+from bcss_jax.errors import NumericalError, printable
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
 from bcss_jax.nnunet.predict import predicted_labels
 from bcss_jax.nnunet.store import StoredCase
 
 PICTURES, PICTURE_SIDE = 6, 512
+log = logging.getLogger(__name__)
 
 
 def validate(
@@ -83,6 +86,24 @@ def validate(
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return summary
+
+
+def is_validated(folder: Path, cases: Sequence[Case]) -> bool:
+    """Returns whether `validate` has finished there. If its files have changed since, a line says so, and it has not.
+
+    Args:
+      folder: as in `validate`.
+      cases: as in `validate`.
+    """
+    if not (folder / "summary.json").exists():
+        return False
+    changed = written_files.changed(folder, ["summary.json", *(f"{case.name}.png" for case in cases)])
+    if changed:
+        log.warning(
+            "%s: is missing or has changed since it was written; the cases are predicted again",
+            printable(folder / changed[0]),
+        )
+    return not changed
 
 
 def confusion(labels: np.ndarray, truth: np.ndarray, scheme: LabelScheme) -> np.ndarray:

@@ -25,8 +25,8 @@ def mesh_of(name, devices=1):
     return make_mesh(describe_devices(target, devices))
 
 
-def compiled(step, mesh, batch, **model):
-    config = recipe("unet", "bfloat16", batch, 1)
+def compiled(step, mesh, batch, name="unet", **model):
+    config = recipe(name, "bfloat16", batch, 1, 32)
     config.model.update(model)
     return compile_step(step, config, find_scheme(config.labels), mesh, 32)
 
@@ -43,6 +43,20 @@ def test_steps_of_a_small_unet(step, target):
     assert not [line for line in warnings(done) if "float64" in line or "host" in line]
     network = [work for work in done.works if any("unet.py" in f.file for f in done.program.stack(work.instruction))]
     assert network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["h100", "v5e"])
+def test_a_small_transformer(target):
+    """Its maps of 14 x 14 pixels are no multiples of the tiles of a matrix product."""
+    mesh = mesh_of(target)
+    config = recipe("transunet", "bfloat16", 2, 1, 224)
+    config.model.update(
+        width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels=(256, 128, 32, 0), decoder_channels=(8, 8, 8, 8),
+        hidden_size=64, mlp_size=64, num_heads=2, num_layers=1,
+    )  # fmt: skip
+    found = account(read_program(compile_step("train", config, find_scheme(config.labels), mesh, 224).text))
+    assert found.bytes_by_kind()["matrix product" if target == "h100" else "convolution"] > 0
 
 
 def test_several_gpus_add_up_gradients():
@@ -65,15 +79,19 @@ def test_the_command_prints_all_steps(capsys):
     printed = capsys.readouterr().out
     assert "evaluate step: compiled in" in printed and "slide step: compiled in" in printed
     assert "images/s a device" in printed and "bcss_jax/models/unet.py" in printed
+    assert compile_for.main(["--target=h100", "--steps=test"]) == 2
+    assert "--steps=test: must be some of train, evaluate, slide" in capsys.readouterr().err
+    assert compile_for.main(["--target=h100", "--all", "--model=unet"]) == 2
+    assert "--all chooses --model itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--target=h101"], "there is no such target"),
-        (["--target=h100", "--steps=test"], "--steps=test: must be some of train, evaluate, slide"),
         (["--model=unet"], "--target"),
         (["--target=h100", "--batch=0"], "--batch=0"),
+        (["--target=v5e:2x2", "--devices=8"], "--target=v5e:2x2 has 4 devices"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):

@@ -162,6 +162,20 @@ def test_layouts_of_tpus_pad_and_leave_the_memory():
     assert (close.bytes, close.memory_bytes) == (4096, 0)
 
 
+def test_transfers_into_the_close_memory_of_a_tpu():
+    program = read_program(
+        """ENTRY %main (weights.1: f32[512,512]) -> f32[128,512] {
+  %weights.1 = f32[512,512]{1,0:T(8,128)} parameter(0)
+  %slice-start = ((f32[512,512]{1,0:T(8,128)}), f32[128,512]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%weights.1), slice={[0:128], [0:512]}
+  %slice-done = f32[128,512]{1,0:T(8,128)S(1)} slice-done(%slice-start)
+  %copy-start = (f32[512,512]{1,0:T(8,128)S(1)}, f32[512,512]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%weights.1)
+  %copy-done = f32[512,512]{1,0:T(8,128)S(1)} copy-done(%copy-start)
+  ROOT %negate = f32[128,512]{1,0:T(8,128)S(1)} negate(%slice-done)
+}"""  # noqa: E501
+    )
+    assert account(program).bytes_by_kind() == {"transfer": (128 + 512) * 512 * 4, "negate": 0}
+
+
 def test_a_program_of_this_jax():
     """A change in how XLA writes programs shows here."""
 

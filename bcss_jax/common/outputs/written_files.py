@@ -157,16 +157,24 @@ def keep_if_changed(path: Path) -> None:
     log.warning("%s: was changed since this program wrote it; kept as %s", printable(path), printable(kept.name))
 
 
-def is_as_written(path: Path) -> bool:
-    """Returns whether a file is as this program wrote it, or has been written before there were records.
+def changed(folder: Path, names: Iterable[str]) -> list[str]:
+    """Returns the names of those files that are missing or no longer as this program wrote them.
 
-    A folder in `TREES` counts as one file; see `add_tree`.
+    Files that are not in the record, as those that were written before there were records, are not looked at. A folder
+    in `TREES` counts as one file; see `add_tree`.
     """
-    known = _contents(path.parent).get(path.name)
-    try:
-        return known is None or (_tree_content(path) if path.name in TREES else content_of(path)) in known
-    except OSError:
-        return False
+    contents, found = _contents(folder), []
+    for name in names:
+        try:
+            same = (
+                name not in contents
+                or (_tree_content(folder / name) if name in TREES else content_of(folder / name)) in contents[name]
+            )
+        except OSError:
+            same = False
+        if not same:
+            found.append(name)
+    return found
 
 
 def is_hidden_own(name: str) -> bool:

@@ -145,7 +145,7 @@ class ConvTranspose(nnx.Module):
         # Stride and kernel size are equal, so the kernel's positions do not overlap. One matrix product gives all (a,
         # b, o), and its gradients are matrix products too. On CPUs, the gradients of XLA's transposed convolution take
         # more than ten times as long.
-        y = _product(x.astype(self.dtype).reshape(-1, inputs), kernel.reshape(inputs, -1))
+        y = x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1)
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
             y = y + spread(jnp.tile(self.bias[...], kw), y)
@@ -233,7 +233,7 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     XLA for GPUs (jaxlib 0.10.2 and 0.11.2) fuses what comes before a matrix product into it. If that looks at rows and
     columns of a map, as normalization and strided slices do, and these are not multiples of the product's tiles, as 14
     is not, the compiler fails or ends the process. The barriers, which have no effect on values, keep the product and
-    those of its gradient by themselves.
+    those of its gradient by themselves. `ConvTranspose`, whose results are moved apart, compiles without them.
     """
     return jax.lax.optimization_barrier(jax.lax.optimization_barrier(x) @ kernel)
 

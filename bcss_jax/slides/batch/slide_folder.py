@@ -98,17 +98,15 @@ class SlideFolder:
         summary = _finished_summary(self.path)
         if summary is None or _without_truth(summary.identity) != self.identity:
             return None
-        results = {kind: self.path / name for kind, name in summary.files.items() if name}
-        if not all(path.exists() for path in results.values()):
+        kinds = {name: kind for kind, name in summary.files.items() if name}
+        if not all((self.path / name).exists() for name in kinds):
             return None
-        for kind, path in results.items():
-            if written_files.is_as_written(path):
-                continue
-            changed = f"{printable(path)}: has changed since it was written"
-            if kind in ("labels", "probabilities"):
-                log.warning("%s; the slide is computed again", changed)
+        for name in written_files.changed(self.path, kinds):
+            what = f"{printable(self.path / name)}: has changed since it was written"
+            if kinds[name] in ("labels", "probabilities"):
+                log.warning("%s; the slide is computed again", what)
                 return None
-            log.warning("%s; it stays as it is (--overwrite computes the slide again)", changed)
+            log.warning("%s; it stays as it is (--overwrite computes the slide again)", what)
         self.delete_work()
         return summary
 

@@ -1,9 +1,11 @@
 """Sums up a TIFF before its pixels are trusted: which picture is the slide, and which readers read it right."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from bcss_jax.slides.reading.tiff.inventory import Picture, open_tiff
+import tifffile
+
+from bcss_jax.slides.reading.tiff.inventory import MASK, REDUCED, Picture, open_tiff
 from bcss_jax.slides.reading.tiff.main_picture import main_picture
 from bcss_jax.slides.reading.tiff.storage import PILLOW, TIFFFILE, storage_of
 
@@ -17,8 +19,8 @@ class Contents(NamedTuple):
     Attributes:
       size: width and height in pixels of the picture that is the slide.
       orientation: 1 to 8, value of its tag Orientation.
-      right: the readers that read this picture, and read it right, of `storage.READERS`. Whether they choose it is
-        another question, except for Pillow, which reads the first picture.
+      right: the readers that read this picture right, of `storage.READERS`; OpenSlide and tiffslide may choose a
+        picture of another size.
       notes: what a user should know, a line each.
       incomplete: width and height of the levels in which tiles are missing although the slide has all of its own.
     """
@@ -54,7 +56,9 @@ def contents_of(path: Path) -> Contents | None:
             right &= {TIFFFILE}  # the others read one of the planes
         if any(storage.orientation != storages[0].orientation for storage in storages):
             right &= {PILLOW, TIFFFILE}  # they leave those levels out
-        if not _plain(picture):
+        if picture.number or picture.below is not None:
+            right &= {TIFFFILE}  # the others may take the first picture, even for one of the same size
+        if not _plain(picture) or _has_other_pictures(tiff):
             right -= {PILLOW}
         size = (picture.width, picture.height)
         whole = not _tiles_are_missing(picture)
@@ -66,6 +70,12 @@ def contents_of(path: Path) -> Contents | None:
 
 def _tiles_are_missing(picture: Picture) -> bool:
     return not all(picture.page.databytecounts)
+
+
+def _has_other_pictures(tiff: tifffile.TiffFile) -> bool:
+    """Returns whether there are pages besides the first one that are not called reduced copies."""
+    pages = [cast(tifffile.TiffPage, page) for page in tiff.pages]
+    return any(not int(page.subfiletype) & REDUCED or int(page.subfiletype) & MASK for page in pages[1:])
 
 
 def _plain(picture: Picture) -> bool:

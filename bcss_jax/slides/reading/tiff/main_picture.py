@@ -77,6 +77,9 @@ def main_picture(path: Path, tiff: tifffile.TiffFile) -> MainPicture:
             "save the slide alone in a file of its own",
         )
     notes += _others(pictures, largest, planes)
+    notes += tuple(
+        f"its mask of transparency ({each.place}) is not used" for each in pictures if each.mask and not each.reduced
+    )[:1]
     levels = _levels(pictures, largest) if len(planes) == 1 else ()
     return MainPicture(planes, levels, notes)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import tifffile
 
+from bcss_jax.data.decoding.orientation import agreed_orientation, orientation_in_xmp
 from bcss_jax.slides.reading.backend import PALETTE_NOTE, unsupported_pixels
 
 READERS = OPENSLIDE, PILLOW, TIFFSLIDE, TIFFFILE = "openslide", "pillow", "tiffslide", "tifffile"
@@ -47,7 +48,7 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
       page: the picture.
 
     Raises:
-      DataError: its pixels are not 8-bit RGB or gray, or have two readings.
+      DataError: its pixels are not 8-bit RGB or gray, or have two readings, or its orientations contradict each other.
       ValueError: its size is impossible.
       Exception: tifffile can raise anything for a damaged file.
     """
@@ -58,10 +59,11 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
     if found:
         raise unsupported_pixels(path, found)
     right, notes = set(READERS), []
-    orientation = _numbers(page, "Orientation", 1)[0]
-    if not 1 <= orientation <= 8:
-        notes.append(f"its Orientation tag has the invalid value {orientation}; read as stored")
-        orientation = 1
+    tagged, xmp = _numbers(page, "Orientation", 1)[0], page.tags.valueof("XMP", b"")
+    if not 1 <= tagged <= 8:
+        notes.append(f"its Orientation tag has the invalid value {tagged}; read as stored")
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp if isinstance(xmp, bytes) else b""
+    orientation, _ = agreed_orientation(path, [tagged], [orientation_in_xmp(xmp)])
     if orientation != 1:
         notes.append(f"turned or mirrored, as its Orientation tag says ({orientation})")
         right -= {OPENSLIDE}  # it scrambles the tiles; Pillow turns the picture, and the others leave it as it is

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 import tifffile
-from helpers.slide_files import picture, whole
+from helpers.slide_files import overwrite, picture, whole
 
 from bcss_jax.errors import DataError
 from bcss_jax.slides.reading.open_slide import open_slide
@@ -195,5 +195,24 @@ def test_a_mask_page_is_not_the_slide(tmp_path):
     with tifffile.TiffFile(path, mode="r+") as tiff:
         tiff.pages[1].tags["NewSubfileType"].overwrite(4)
     pixels, notes = read(path)
+    np.testing.assert_array_equal(pixels, SLIDE)
+    assert notes == "its mask of transparency (page 1) is not used"
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+@pytest.mark.parametrize("layout", [TILED, STRIPED])
+def test_a_mask_of_the_size_of_the_slide_is_not_the_slide(tmp_path, layout, place):
+    """GDAL writes such masks of transparency; OpenSlide and tiffslide take the first picture of a size."""
+    mask = (np.full((192, 256), 255, np.uint8), {**layout, "subfiletype": 1})
+    slide = (SLIDE, layout)
+    path = pages(tmp_path / "a.tif", *((mask, slide) if place == "first" else (slide, mask)), (HALF, REDUCED))
+    overwrite(path, page=int(place == "second"), NewSubfileType=4)
+    pixels, notes = read(path)
+    np.testing.assert_array_equal(pixels, SLIDE)
+    assert f"its mask of transparency (page {int(place == 'second')}) is not used" in notes
+
+
+def test_strips_are_read_whatever_pages_follow(tmp_path):
+    pixels, notes = read(pages(tmp_path / "a.tif", (SLIDE, STRIPED), (HALF, STRIPED), (QUARTER, STRIPED)))
     np.testing.assert_array_equal(pixels, SLIDE)
     assert notes == ""

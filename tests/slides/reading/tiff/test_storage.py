@@ -84,6 +84,18 @@ def test_an_orientation_without_a_meaning_is_said(tmp_path, layout, value):
     assert any(f"the invalid value {value}; read as stored" in note for note in slide.notes)
 
 
+@pytest.mark.parametrize("tag", [None, 1, 6])
+def test_an_orientation_that_xmp_contradicts_is_refused(tmp_path, layout, tag):
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    tags = [(700, 1, len(xmp), xmp, True)] + ([] if tag is None else [(274, 3, 1, tag, True)])
+    path = write(tmp_path / "a.tif", SMOOTH, compression="none", extratags=tags, **layout)
+    if tag == 6:
+        np.testing.assert_array_equal(whole(open_slide(path)), np.rot90(SMOOTH, -1))
+    else:
+        with pytest.raises(DataError, match="expected one orientation, found .* in its Exif data and 6 in its XMP"):
+            open_slide(path)
+
+
 def test_levels_of_a_turned_slide(tmp_path):
     pixels, tags = picture(256, 193), [(274, 3, 1, 6, True)]
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
