@@ -76,7 +76,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
     config.image_mean = IMAGENET.mean  # subtracted from the images; RGB values from 0 to 1
     config.image_std = IMAGENET.std  # the images are divided by it after that
-    config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16; parameters are float32
+    config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
     _set_augmentation(config)
     _set_loss(config)
     _set_optimizer(config)

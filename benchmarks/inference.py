@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--images", type=int, default=16, help="images per round")
     parser.add_argument("--size", type=int, default=224, help="size of random images")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--data_dir", type=pathlib.Path, help="folder with the layout kaggle224; default: random images"

@@ -50,7 +50,7 @@ class Torch:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        self.bfloat16 = args.dtype == "bfloat16"
+        self.half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(args.dtype)
         kwargs = {} if args.width is None else {"width": args.width}
         model = torch_twins.build(args.model, scheme.num_classes, **kwargs)
         if hasattr(model, "decoder") and hasattr(model.decoder, "deep_supervision"):
@@ -99,7 +99,7 @@ class Torch:
     def _logits(self, images):
         x = images.to(self.device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         x = (x.float() - 255 * self.mean) / (255 * self.std)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(self.device, self.half, enabled=self.half is not None):
             return self.model(x)
 
     def _log_probabilities(self, images):

@@ -32,6 +32,7 @@ from bcss_jax.losses import Objective  # noqa: E402
 from bcss_jax.models.apply import IMAGENET, ModelFunction  # noqa: E402
 from bcss_jax.models.cost import forward_flops  # noqa: E402
 from bcss_jax.training import sharding, step  # noqa: E402
+from bcss_jax.training.loss_scale import loss_scale_for  # noqa: E402
 from bcss_jax.training.optimizer import Plateau, adamw  # noqa: E402
 
 NUM_CLASSES, IGNORED, EVALUATED = 3, 0, (1, 2)
@@ -61,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="only for models that have one")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--versus", choices=("torch",))
@@ -87,7 +88,7 @@ class Jax:
         )
         run = ModelFunction(model)
         forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])
-        state = step.TrainState.create(model, tx, Plateau(0.5, 5))
+        state = step.TrainState.create(model, tx, Plateau(0.5, 5), loss_scale_for(args.dtype))
         self.parameters = sum(p.size for p in jax.tree.leaves(state.params))
         # A copy, because the step overwrites its state, and the arrays belong to the model.
         self.state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
@@ -133,7 +134,8 @@ class Torch:
         # TF32, which is JAX's default on GPUs, and cuDNN's tuning, for a fair comparison.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        self.bfloat16 = args.dtype == "bfloat16"
+        self.half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(args.dtype)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=args.dtype == "float16")
         kwargs = {} if args.width is None else {"width": args.width}
         model = torch_twins.build(args.model, NUM_CLASSES, **kwargs)
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -146,7 +148,7 @@ class Torch:
 
     def _logits(self):
         x = (self.images.float() - 255 * self.mean) / (255 * self.std)
-        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.bfloat16):
+        with self.torch.autocast(self.device, self.half, enabled=self.half is not None):
             return self.model(x)
 
     def _loss(self, logits):
@@ -179,8 +181,9 @@ class Torch:
         start = time.perf_counter()
         for _ in range(steps):
             self.optimizer.zero_grad(set_to_none=True)
-            self._loss(self._logits()).backward()
-            self.optimizer.step()
+            self.scaler.scale(self._loss(self._logits())).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self._synchronize()
         return (time.perf_counter() - start) / steps
 
@@ -198,9 +201,9 @@ class Torch:
 def peak_flops(dtype: str) -> tuple[float, str]:
     """Returns the peak FLOP/s of all devices together, and its source: the table, or a measured matrix product."""
     kind = jax.devices()[0].device_kind
-    for name, bfloat16, float32 in PEAK_TFLOPS:
+    for name, half, float32 in PEAK_TFLOPS:
         if name.lower() in kind.lower():
-            return 1e12 * (bfloat16 if dtype == "bfloat16" else float32) * jax.device_count(), f"data sheet of {name}"
+            return 1e12 * (float32 if dtype == "float32" else half) * jax.device_count(), f"data sheet of {name}"
     size = 2048
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)

@@ -3,7 +3,8 @@
     python -m bcss_jax.main --config=configs/dense_unet_121.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/dense_unet_121.py:kaggle224 --config.data.dir=FOLDER
 
-The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles,
+and `,kaggle_t4` to compute in float16 on two T4s.
 Pretrained weights of the encoder are optional: --config.pretrained=densenet121.pth.
 """
 

@@ -3,7 +3,8 @@
     python -m bcss_jax.main --config=configs/nnunet_plain.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/nnunet_plain.py:kaggle224 --config.data.dir=FOLDER
 
-The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles,
+and `,kaggle_t4` to compute in float16 on two T4s.
 Training uses deep supervision, SGD with Nesterov momentum, and a learning rate that decreases as
 (1 - epoch / epochs)^0.9. The augmentation and the number of epochs are those of this project's recipe.
 For the complete method of nnU-Net, which plans the network from the data, use configs/nnunet.py.

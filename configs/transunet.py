@@ -3,7 +3,8 @@
     python -m bcss_jax.main --config=configs/transunet.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/transunet.py:kaggle224 --config.data.dir=FOLDER
 
-The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles,
+and `,kaggle_t4` to compute in float16 on two T4s.
 The network is built for one image size: 512 with the layout kaggle512, otherwise 224. For other sizes, set
 --config.model.image_size. Pretrained weights are optional: --config.pretrained=R50+ViT-B_16.npz. Images are centered on
 0.5, as the weights of Google's ViT expect. The published recipe for CT used SGD. This recipe uses AdamW like the other

@@ -3,7 +3,8 @@
     python -m bcss_jax.main --config=configs/unet_resnet101.py                the built-in sample; minutes on two cores
     python -m bcss_jax.main --config=configs/unet_resnet101.py:kaggle224 --config.data.dir=FOLDER
 
-The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles.
+The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles,
+and `,kaggle_t4` to compute in float16 on two T4s.
 Pretrained weights of the encoder are optional: --config.pretrained=resnet101.pth. For a smaller encoder, use
 --config.model.name=unet_resnet50 or unet_resnet34 with a separate --workdir.
 """

@@ -37,7 +37,28 @@ names are settings too (`--config.model.width=32`).
 
 The sample and any layout with `,few` (a few hundred tiles) get settings for short runs: batch 8, a learning rate that
 is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping. With `,few`, images
-are flipped and rotated by quarter turns, nothing else.
+are flipped and rotated by quarter turns, nothing else. `,kaggle_t4` computes in float16, on both T4s that Kaggle lends.
+By its [compiled program](accelerators.md), the published U-Net's batch of 128 takes 8.8 GB of each.
+
+## Types of the computation
+
+`dtype` is the type in which the network computes. Parameters, batch statistics, softmax and losses are float32 with
+each. Checkpoints of all three are evaluated, exported and used for slides by the same commands.
+
+- `float32` is the most exact. NVIDIA's cards from Ampere on multiply it as TF32.
+- `bfloat16` is for cards from Ampere on (A100, L4, H100) and for TPUs.
+- `float16` is for T4 and V100, whose tensor cores have neither bfloat16 nor TF32. The program says so on such a card.
+  It has not been timed on one.
+
+In float16 the loss is multiplied by a scale before the backward pass, because the gradients would be too small, and
+the gradients are divided by it in float32 before they are clipped. The scale starts at 65536, is doubled after 2000
+steps with finite gradients (at most 16777216), and is halved when gradients overflow (at least 1). Such a step is left
+out and counted as `skipped_by_loss_scale` in `summary.json`, `history.csv` and the table of epochs. It is no bad step
+(`max_bad_steps`): those are steps whose loss is not finite, or whose gradients overflow although the scale is 1. The
+scale is part of the checkpoint, so a resumed run goes on to the same numbers. The scores are
+[compared with those of float32](results.md#float16).
+
+## Resuming
 
 A run can be resumed with other values of the settings that change only how fast or how often something is done:
 {runtime}. A change of any other setting is refused, because the result would be that of another run.

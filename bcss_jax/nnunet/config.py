@@ -50,7 +50,7 @@ def default() -> ConfigDict:
     config.epochs = 1000
     config.iterations = 250  # training batches per epoch
     config.val_iterations = 50  # validation batches per epoch
-    config.dtype = "float32"  # of the computation: float32, bfloat16 or float16; parameters are float32
+    config.dtype = "float32"  # of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
     config.micro_batches = 1  # number of parts a batch is computed in; more parts need less memory
     config.postprocessing = False  # decide by the folds whether to keep only largest components; not useful for tissue
 

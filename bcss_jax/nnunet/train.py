@@ -27,6 +27,7 @@ from bcss_jax.nnunet.steps import LEARNING_RATE, Steps
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
 from bcss_jax.training.history import history_csv, restored_record, skipped_text
+from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState
 
@@ -101,6 +102,7 @@ def _start_or_resume(
     restored = checkpoints.restore(state)
     if restored:
         state, record_json, saved_metadata = restored
+        check_same_run(checkpoints.folder, saved_metadata, metadata)
         record = restored_record(FoldRecord.from_json, FoldRecordJson, record_json, checkpoints.folder)
         if saved_metadata["data_sha256"] != metadata["data_sha256"]:
             raise ConfigError(

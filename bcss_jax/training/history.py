@@ -209,7 +209,7 @@ def history_csv(history: list[dict], columns: Sequence[str] = COLUMNS) -> str:
 def skipped_text(row: dict) -> str:
     """Returns what the table of epochs says of skipped steps; nothing if there are none."""
     count = row.get("skipped_by_loss_scale")
-    return f"  {count} skipped, loss scale {row['loss_scale']:g}" if count else ""
+    return f"  {count} skipped by the loss scale, now {row['loss_scale']:g}" if count else ""
 
 
 def epoch_row(record: RunRecord, validation: SplitTotals, scores: dict, objective: Objective, **more) -> dict:

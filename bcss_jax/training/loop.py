@@ -45,6 +45,7 @@ from bcss_jax.training.history import (
     skipped_text,
 )
 from bcss_jax.training.loss_scale import loss_scale_for
+from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
@@ -197,7 +198,8 @@ class Run:
         restored = checkpoints.restore(state)
         if restored:
             state, record_json, saved_metadata = restored
-            if saved_metadata["data"]["content_sha256"] != metadata["data"]["content_sha256"]:
+            check_same_run(checkpoints.folder, saved_metadata, metadata)
+            if saved_metadata["data"].get("content_sha256") != metadata["data"]["content_sha256"]:
                 raise ConfigError(
                     f"{self._workdir}: the data set is not the one this run was trained on (its tiles, splits or masks "
                     "differ); put it back, or use --fresh or another --workdir"

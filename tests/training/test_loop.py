@@ -169,10 +169,17 @@ def rows_without_times(workdir):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_parameters_are_bit_identical(command, tmp_path):
+@pytest.mark.parametrize("dtype", ("float32", "float16"))
+def test_killed_at_random_moments_the_parameters_are_bit_identical(command, tmp_path, dtype):
     # With a checkpoint after every step, nearly every moment is during a save.
     epochs = f"--config.epochs={4 * KILLS}"
-    options = (*EVERY_STEP, epochs, "--config.early_stopping=0", "--config.checkpoint_steps=1")
+    options = (
+        *EVERY_STEP,
+        epochs,
+        f"--config.dtype={dtype}",
+        "--config.early_stopping=0",
+        "--config.checkpoint_steps=1",
+    )
     undisturbed = run(command, tmp_path / "undisturbed", *options)
     assert undisturbed.returncode == 0, undisturbed.stderr
     moments, resumed_at, cut_saves = random.Random(0), set(), 0
@@ -192,6 +199,8 @@ def test_killed_at_random_moments_the_parameters_are_bit_identical(command, tmp_
     a, b = summary(tmp_path / "undisturbed"), summary(tmp_path / "killed")
     assert a["params_sha256"] == b["params_sha256"]
     assert a["last_epoch"] == b["last_epoch"] and a["best_epoch"] == b["best_epoch"]
+    assert a.get("skipped_by_loss_scale") == b.get("skipped_by_loss_scale")
+    assert ("skipped_by_loss_scale" in a) == (dtype == "float16") and a["bad_steps"] == 0
     assert rows_without_times(tmp_path / "undisturbed") == rows_without_times(tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
 

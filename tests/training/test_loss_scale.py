@@ -1,5 +1,9 @@
 """The loss scale of float16: flax's rule, steps that overflow, and gradients like those of float32."""
 
+import functools
+import json
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +15,10 @@ from helpers.small_networks import SMALL
 
 from bcss_jax.losses import Objective
 from bcss_jax.models.blocks import layers, norms
-from bcss_jax.training import loss_scale, optimizer, sharding, step
+from bcss_jax.nnunet.record import FoldRecord, FoldRecordJson
+from bcss_jax.training import checkpoint, loss_scale, optimizer, sharding, step
+from bcss_jax.training.device_advice import advice_on_dtype
+from bcss_jax.training.history import COLUMNS, RunRecord, RunRecordJson, history_csv, restored_record, skipped_text
 from bcss_jax.training.loss_scale import LossScale, after_step
 
 TX = optax.sgd(0.1)  # an update is a tenth of the negative gradient
@@ -74,21 +81,33 @@ def learned(state):
     return jax.tree.leaves((state.params, state.model_state, state.opt_state))
 
 
-def trained(network, dtype, scale=loss_scale.START, steps=1, micro_batches=1, size=32):
-    """Returns the states before and after each step on one batch, and the reports."""
-    model, mesh = network(num_classes=3, dtype=jnp.dtype(dtype)), sharding.make_mesh(jax.devices()[:1])
+MESH = sharding.make_mesh(jax.devices()[:1])
+
+
+@functools.cache
+def compiled(network, dtype, micro_batches):
+    """Returns the network and its training step."""
+    model = network(num_classes=3, dtype=jnp.dtype(dtype))
     heads = tuple(0.5 ** (i + 1) for i in range(model.num_scales)) if hasattr(model, "all_logits") else ()
     objective = Objective(num_classes=3, ignore_index=0, classes=(1, 2), deep_supervision=heads)
-    train_step = step.make_train_step(model, TX, mesh, objective, micro_batches=micro_batches)
-    start = loss_scale.loss_scale_for(dtype)
-    start = start and start._replace(scale=jnp.float32(scale))
-    state = step.TrainState.create(model, TX, optimizer.Plateau(0.5, 2), start)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4, size, size, 3), np.uint8)
+    return model, step.make_train_step(model, TX, MESH, objective, micro_batches=micro_batches)
+
+
+def start(network, dtype, scale=loss_scale.START, micro_batches=1):
+    """Returns the state before the first step."""
+    first = loss_scale.loss_scale_for(dtype)
+    first = first and first._replace(scale=jnp.float32(scale))
+    state = step.TrainState.create(compiled(network, dtype, micro_batches)[0], TX, optimizer.Plateau(0.5, 2), first)
+    return sharding.place_replicated(jax.device_get(state), MESH)
+
+
+def trained(network, dtype, state, steps=1, micro_batches=1, size=32):
+    """Returns the states before and after each step on one batch, and the reports."""
+    _, train_step = compiled(network, dtype, micro_batches)
+    images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
     labels = (1 + (images.mean(-1) > 128)).astype(np.uint8)
-    data = sharding.place_batch({"image": images, "label": labels}, mesh)
-    state, states, reports = sharding.place_replicated(state, mesh), [], []
-    states.append(jax.tree.map(np.array, jax.device_get(state)))
+    data = sharding.place_batch({"image": images, "label": labels}, MESH)
+    states, reports = [jax.tree.map(np.array, jax.device_get(state))], []
     for _ in range(steps):
         state, report = train_step(state, data["image"], data["label"])
         states.append(jax.tree.map(np.array, jax.device_get(state)))
@@ -98,7 +117,8 @@ def trained(network, dtype, scale=loss_scale.START, steps=1, micro_batches=1, si
 
 @pytest.mark.parametrize("micro_batches", (1, 2))
 def test_a_step_that_overflows_is_skipped_and_training_goes_on(micro_batches):
-    states, reports = trained(Plain, HALF, scale=2.0**24, steps=16, micro_batches=micro_batches)
+    first = start(Plain, HALF, 2.0**24, micro_batches)
+    states, reports = trained(Plain, HALF, first, steps=16, micro_batches=micro_batches)
     skipped = [bool(report["skipped_by_loss_scale"]) for report in reports]
     assert skipped[0] and not skipped[-1]
     for before, after, report, passed_over in zip(states, states[1:], reports, skipped, strict=False):
@@ -110,15 +130,63 @@ def test_a_step_that_overflows_is_skipped_and_training_goes_on(micro_batches):
     assert reports[-1]["loss"] < reports[0]["loss"]
 
 
-def test_a_loss_that_is_not_finite_is_not_blamed_on_the_scale(monkeypatch):
-    monkeypatch.setattr(step.losses, "deep_supervision_loss", lambda sums, objective: jnp.nan * sums[0]["pixels"])
-    states, reports = trained(Plain, HALF)
+def test_a_run_in_float16_resumes_to_the_same_bits(tmp_path):
+    """The scale, which falls at first, is part of the checkpoint."""
+    whole, _ = trained(Plain, HALF, start(Plain, HALF, 2.0**24), steps=12)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(sharding.place_replicated(whole[5], MESH), {}, {})
+    checkpoints.close()
+    restored, _, _ = checkpoint.Checkpoints(tmp_path).restore(start(Plain, HALF))
+    assert isinstance(restored.loss_scale, LossScale) and restored.loss_scale == whole[5].loss_scale
+    assert restored.loss_scale.scale < 2.0**24
+    resumed, _ = trained(Plain, HALF, restored, steps=7)
+    for a, b in zip(jax.tree.leaves(resumed[-1]), jax.tree.leaves(whole[-1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_checkpoints_do_not_change():
+    """Without a loss scale the same items are saved as before there was one, and the same record."""
+    state = step.TrainState.create(Plain(3, jnp.float32), TX, optimizer.Plateau(0.5, 2))
+    assert set(checkpoint._array_items(state)["optimizer"]) == {"step", "opt_state", "schedule"}
+    assert "skipped_by_loss_scale" not in RunRecord().to_json()
+    row = {"epoch": 1, "val_loss": 1.0, **RunRecord().loss_scale_columns(None)}
+    assert history_csv([row]).splitlines()[0].split(",") == list(COLUMNS) and not skipped_text(row)
+
+
+@pytest.mark.parametrize("kind, shape", ((RunRecord, RunRecordJson), (FoldRecord, FoldRecordJson)))
+def test_skipped_steps_are_counted_by_epoch(kind, shape, tmp_path):
+    record = kind(skipped_by_loss_scale=3)
+    state = LossScale(jnp.float32(8192), jnp.int32(0))
+    row = {"epoch": 1, "val_loss": 1.0, "smoothed_dice": 0.5, **record.loss_scale_columns(state)}
+    assert row["skipped_by_loss_scale"] == 3 and row["loss_scale"] == 8192
+    assert skipped_text(row) == "  3 skipped by the loss scale, now 8192"
+    record.end_epoch(row)
+    record.skipped_by_loss_scale += 1
+    assert record.loss_scale_columns(state)["skipped_by_loss_scale"] == 1
+    again = restored_record(kind.from_json, shape, json.loads(json.dumps(record.to_json())), tmp_path)
+    assert again.skipped_by_loss_scale == 4 and again.bad_steps == 0
+    assert history_csv(again.history).splitlines()[0].endswith("best,skipped_by_loss_scale,loss_scale")
+    assert history_csv(again.history).splitlines()[1].endswith("True,3,8192.0")
+
+
+def test_float16_is_advised_on_cards_that_are_fast_in_nothing_else():
+    t4, a100, amd = (SimpleNamespace(compute_capability=c, device_kind=f"card {c}") for c in ("7.5", "8.0", "gfx90a"))
+    assert advice_on_dtype("bfloat16", [t4]).startswith("card 7.5 has tensor cores for float16 alone")
+    assert "--config.dtype=float16" in advice_on_dtype("float32", [a100, t4])
+    assert advice_on_dtype("float16", [t4]) is None
+    assert advice_on_dtype("float32", [a100, amd, *jax.devices()]) is None
+
+
+def test_a_loss_that_is_not_finite_is_not_blamed_on_the_scale():
+    state = start(Plain, HALF)
+    state.params["head"]["bias"] = sharding.place_replicated(np.full(3, np.nan, np.float32), MESH)
+    states, reports = trained(Plain, HALF, state)
     assert not reports[0]["skipped_by_loss_scale"] and not reports[0]["finite"]
     assert states[1].loss_scale == states[0].loss_scale
 
 
 FIVE_POOLINGS = ("unet_resnet34", "unet_resnet101", "dense_unet_121")
-LONG_TO_COMPILE = (*FIVE_POOLINGS, "transunet", "dense_unet", "nnunet_resenc")
+LONG_TO_COMPILE = (*FIVE_POOLINGS, "transunet", "dense_unet", "nnunet", "nnunet_resenc")
 
 
 @pytest.mark.parametrize(
@@ -128,11 +196,10 @@ def test_gradients_are_those_of_float32_within_rounding(name):
     size = 96 if name in FIVE_POOLINGS else 32  # with 32, BatchNorms over four values would amplify any rounding
     gradients = {}
     for dtype in ("float32", HALF):
-        states, reports = trained(SMALL[name], dtype, scale=2.0**12, size=size)
+        states, reports = trained(SMALL[name], dtype, start(SMALL[name], dtype, 2.0**12), size=size)
         assert reports[0]["finite"]
         gradients[dtype] = jax.tree.map(lambda a, b: 10 * (a - b), states[0].params, states[1].params)
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(states[1].params))
     exact, rounded = (np.concatenate([g.ravel() for g in jax.tree.leaves(gradients[d])]) for d in ("float32", HALF))
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
-    print(name, "relative error of the gradient", error)
     assert 0 < error < 0.02
