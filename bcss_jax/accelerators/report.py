@@ -11,6 +11,7 @@ from bcss_jax.accelerators.traffic import Account, Work
 
 LARGEST = 12  # instructions that are listed
 SHOWN = 0.001  # share of the traffic from which a kind is listed
+LARGEST_EXCHANGES = 6  # that are listed
 NOTABLE = 0.01  # share of the traffic from which a copy or transpose is a warning
 PADDED = 0.1  # share of the traffic from which the padding of layouts is a warning
 _PACKAGE = re.compile(r".*[/\\](?=bcss_jax[/\\])")
@@ -41,8 +42,12 @@ def report_lines(step: CompiledStep, account: Account, target: Target, images: i
         f"(memory {1e3 * least.memory:.3g}, arithmetic {1e3 * least.arithmetic:.3g}), at most "
         f"{images / max(least.total, 1e-12):.0f} images/s a device"
     )
-    for work in account.collectives():
-        yield f"  between devices: {_work_line(work, account)}"
+    between = account.collectives()
+    if between:
+        total = sum(work.total_bytes for work in between)
+        yield f"  between devices: {sum(work.times for work in between)} exchanges of {_gb(total)}; the largest:"
+    for work in between[:LARGEST_EXCHANGES]:
+        yield f"    {_work_line(work, account)}"
     yield "  largest instructions:"
     largest = sorted(account.works, key=lambda work: -seconds(work, target))[:LARGEST]
     for work in largest:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from bcss_jax import errors
 from bcss_jax.common import command, figures
-from bcss_jax.common.files import png_of, storage_errors, whole_file
+from bcss_jax.common.files import locked, png_of, storage_errors, whole_file
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json
 from bcss_jax.common.outputs import written_files
@@ -113,6 +113,11 @@ def predict(args: argparse.Namespace) -> None:
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
     _check_output(args, targets)
+    with locked(args.out):
+        _predict(args, images, targets)
+
+
+def _predict(args: argparse.Namespace, images: list[Path], targets: list[Path]) -> None:
     models = [load_trained_folds(folder, args.folds) for folder in args.model]
     if any(model.dataset["labels"] != models[0].dataset["labels"] for model in models):
         raise DataError("the models have different labels; only models with the same labels can be averaged")

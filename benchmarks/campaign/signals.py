@@ -41,7 +41,7 @@ class Row(NamedTuple):
       code: exit code; None if it had to be killed.
       seconds: from the request to the end.
       traceback: it printed one.
-      survived: it ended in time, with an allowed code and without a traceback, and could be finished afterward.
+      survived: it ended in time, with an allowed code, said so, without a traceback, and could be finished afterward.
       note: last line of its errors, or what was wrong.
     """
 
@@ -71,44 +71,46 @@ class Command(NamedTuple):
 
 def outcomes(source: Inputs, rounds: int, seed: int, keep: Path, only: str) -> Iterator[Outcome]:
     """Asks commands to stop; each request is a trial."""
-    for row in requests(rounds, seed):
+    for row in requests(rounds, seed, only):
         what = f"{row.what}: {row.signal} after {row.moment:.1f} s"
         code = -signal.SIGKILL if row.code is None else row.code
         faults = () if row.survived else (row.note or "does not end in time",)
         yield Outcome("signals", what, code, row.note, row.seconds, faults)
 
 
-def run(rounds: int, seed: int) -> list[Row]:
+def requests(rounds: int, seed: int, only: str = "") -> Iterator[Row]:
     """Asks commands to stop, one after the other.
 
     Args:
       rounds: number of requests; the commands take turns.
       seed: of the moments and signals.
+      only: text that the names of the commands must contain.
     """
-    return list(requests(rounds, seed))
-
-
-def requests(rounds: int, seed: int) -> Iterator[Row]:
-    """Does the same as `run`, and yields each row as soon as it is known."""
     moments = random.Random(seed)
-    with tempfile.TemporaryDirectory() as name:
-        whole, stopped = commands(Path(name) / "whole", Path(name)), commands(Path(name) / "stopped", Path(name))
-        seconds, expected = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        whole, stopped = (
+            commands(Path(folder) / "whole", Path(folder)),
+            commands(Path(folder) / "stopped", Path(folder)),
+        )
+        names = [name for name in stopped if only in name]
+        # Undisturbed first; later commands read what earlier ones wrote.
+        seconds = {what: _seconds(whole[what], what) for what in list(stopped)[: list(stopped).index(names[-1]) + 1]}
         for number in range(rounds):
-            what = list(stopped)[number % len(stopped)]
-            if stopped[what].output is None:
-                seconds[what], expected[what] = SERVED_S, None
-            if what not in expected:
-                begin = time.monotonic()
-                code = start(whole[what]).wait()
-                seconds[what] = time.monotonic() - begin
-                if code:
-                    raise RuntimeError(f"{what}: exit code {code} without any request to stop")
-                expected[what] = whole[what].result()
+            what = names[number % len(names)]
             row = ask(what, stopped[what], moments.uniform(FIRST_MOMENT_S, seconds[what]), moments.choice(SIGNALS))
-            is_last = number + len(stopped) >= rounds
+            is_last = number + len(names) >= rounds
             finish = stopped[what].output is not None and (is_last or row.code == 0)
-            yield finished(row, stopped[what], expected[what]) if finish else row
+            yield finished(row, stopped[what], whole[what].result()) if finish else row
+
+
+def _seconds(command: Command, what: str) -> float:
+    """Runs a command without any request to stop. Returns the seconds within which it may be asked."""
+    if command.output is None:
+        return SERVED_S
+    begin = time.monotonic()
+    if code := start(command).wait():
+        raise RuntimeError(f"{what}: exit code {code} without any request to stop")
+    return time.monotonic() - begin
 
 
 def finished(row: Row, command: Command, expected: object) -> Row:
@@ -137,8 +139,10 @@ def ask(what: str, command: Command, moment: float, name: str) -> Row:
         code = None
     seconds = time.monotonic() - begin
     traceback = "Traceback" in errors
-    note = (errors.splitlines() or [""])[-1]
-    survived = code in (0, 75) and seconds <= LIMIT_S and not traceback
+    lines = [line for line in errors.splitlines() if line.strip()]
+    note = lines[-1] if lines else ""
+    said = code != 75 or any(line.startswith("note: ") for line in lines)
+    survived = code in (0, 75) and seconds <= LIMIT_S and not traceback and said
     if not group_ends(process.pid):
         survived, note = False, "processes are left over"
     return Row(what, moment, name, code, seconds, traceback, survived, note)
@@ -217,7 +221,7 @@ def commands(folder: Path, shared: Path) -> dict[str, Command]:
         "nnunet": Command(
             [*module, "bcss_jax.main", "--config=configs/nnunet.py:nnunet", f"--workdir={folder / 'folds'}", *nnunet],
             folder / "folds",
-            lambda: json.loads((folder / "folds" / "fold_0" / "summary.json").read_text())["params_sha256"],
+            lambda: [path.read_bytes() for path in sorted((folder / "folds" / "fold_0" / "validation").glob("*.png"))],
         ),
         "predict": Command(
             [*module, "bcss_jax.nnunet", "predict", f"--model={shared / 'whole' / 'folds'}", *predict],

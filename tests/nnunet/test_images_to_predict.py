@@ -1,7 +1,10 @@
 """Folders of images to predict: what is found, left out, and refused before a model is loaded."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from bcss_jax.common import files
 from bcss_jax.nnunet.__main__ import main
 
 
@@ -41,3 +44,11 @@ def test_a_folder_without_images_names_what_it_holds(capsys, tmp_path):
     error = predict(capsys, folder, tmp_path)[1]
     assert "found none (left out: 1 hidden (first images/.a.png))" in error
     assert "found no such file" in predict(capsys, tmp_path / "absent", tmp_path)[1]
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path, capsys):
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image)
+    with files.locked(tmp_path / "out"):
+        assert main(["predict", f"--model={tmp_path / 'run'}", f"--images={image}", f"--out={tmp_path / 'out'}"]) == 5
+    assert "out: in use by process" in capsys.readouterr().err
