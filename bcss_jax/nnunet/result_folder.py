@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.common.files import storage_errors, whole_file, write_text
+from bcss_jax.common.files import locked, storage_errors, whole_file, write_text
 from bcss_jax.common.json_files import as_json, read_json
 from bcss_jax.common.outputs import written_files
 from bcss_jax.errors import ConfigError, DataError
@@ -146,7 +146,7 @@ def write_result_folder(
     Raises:
       DataError: the folder holds the results of another plan or data set.
       ConfigError: PyTorch, which writes the checkpoints, is not installed.
-      StorageError: it cannot be written.
+      StorageError: it cannot be written, or another process works in it.
     """
     folder = Path(folder).expanduser()
     if importlib.util.find_spec("torch") is None:
@@ -154,31 +154,32 @@ def write_result_folder(
     import torch  # pyright: ignore[reportMissingImports]  # optional
 
     plan, dataset = (as_json(content) for content in (plan, dataset))  # copies of plain types
-    missing = {}
-    written_files.check(folder / name for name in ("plans.json", "dataset.json") if (folder / name).is_symlink())
-    for name, content in (("plans.json", plan), ("dataset.json", dataset)):
-        if not (folder / name).exists():
-            missing[name] = content
-        elif _read_json(folder / name) != content:
-            raise DataError(f"{folder / name}: the existing file differs from the new one; use another folder")
-    for fold in folds:
-        written_files.check_folders(folder / f"fold_{fold}")
-        written_files.check([folder / f"fold_{fold}" / checkpoint])
-    for fold, state in folds.items():
-        init_args = {"plans": plan, "configuration": _CONFIGURATION, "fold": fold, "dataset_json": dataset}
-        metadata = {
-            "init_args": init_args | {"device": torch.device("cpu")},
-            "trainer_name": trainer,
-            "inference_allowed_mirroring_axes": tuple(mirror_axes) or None,
-            "optimizer_state": None,
-            "grad_scaler_state": None,
-            "logging": {},
-            "_best_ema": None,
-            "current_epoch": 0,
-        }
-        _write_checkpoint(folder / f"fold_{fold}" / checkpoint, state, metadata)
-    for name, content in missing.items():
-        write_text(folder / name, json.dumps(content, indent=4) + "\n")
+    with locked(folder):
+        missing = {}
+        written_files.check(folder / name for name in ("plans.json", "dataset.json") if (folder / name).is_symlink())
+        for name, content in (("plans.json", plan), ("dataset.json", dataset)):
+            if not (folder / name).exists():
+                missing[name] = content
+            elif _read_json(folder / name) != content:
+                raise DataError(f"{folder / name}: the existing file differs from the new one; use another folder")
+        for fold in folds:
+            written_files.check_folders(folder / f"fold_{fold}")
+            written_files.check([folder / f"fold_{fold}" / checkpoint])
+        for fold, state in folds.items():
+            init_args = {"plans": plan, "configuration": _CONFIGURATION, "fold": fold, "dataset_json": dataset}
+            metadata = {
+                "init_args": init_args | {"device": torch.device("cpu")},
+                "trainer_name": trainer,
+                "inference_allowed_mirroring_axes": tuple(mirror_axes) or None,
+                "optimizer_state": None,
+                "grad_scaler_state": None,
+                "logging": {},
+                "_best_ema": None,
+                "current_epoch": 0,
+            }
+            _write_checkpoint(folder / f"fold_{fold}" / checkpoint, state, metadata)
+        for name, content in missing.items():
+            write_text(folder / name, json.dumps(content, indent=4) + "\n")
 
 
 def _read_json(path: Path) -> dict:

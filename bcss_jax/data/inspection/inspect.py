@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from bcss_jax import labels
 from bcss_jax.common import figures
-from bcss_jax.common.files import storage_errors, write_text
+from bcss_jax.common.files import locked, storage_errors, write_text
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.outputs import written_files
@@ -71,16 +71,32 @@ def inspect(
     _check_output(output, recorded, overwrite)
     source = Source(settings)
     chosen = _find_patches([tile.key for tile in source.tiles], patches) if patches else None
-    with storage_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        if (output / RESULT).exists():
-            written_files.adopt(output)  # of an inspection before there were records
-        written_files.delete(output, _files())
+    with locked(output):
+        with storage_errors(output):
+            if (output / RESULT).exists():
+                written_files.adopt(output)  # of an inspection before there were records
+            written_files.delete(output, _files())
+        found = {"settings": recorded, **_write_figures(source, scheme, output, chosen, title)}
+        found["seconds"] = round(time.perf_counter() - start, 1)
+        write_text(output / RESULT, json.dumps(found, indent=1) + "\n")
+    text = report_lines(found, title, settings.layout)
+    if line := source.left_out.line():
+        text.append(f"left out: {line}")
+    drawn = [name for name in PICTURES if f"{name}.{FORMATS[0]}" in found["pictures"]]
+    if "copies" not in drawn:
+        text.append("no figure of copies, because there are none")
+    return [*text, f"written to {output}: {RESULT} and, as {' and '.join(FORMATS)}, {', '.join(drawn)}"]
+
+
+def _write_figures(
+    source: Source, scheme: labels.LabelScheme, output: Path, chosen: list[int] | None, title: str
+) -> dict[str, Any]:
+    """Reads the tiles and draws the figures. Returns what was found."""
     with contextlib.closing(ProgressLine("reading", len(source.tiles))) as line:
         survey = take_survey(source, line.update)
     found = report(survey, scheme)
     safe_point()
-    why = "chosen patches" if patches else "two very different patches"
+    why = "chosen patches" if chosen else "two very different patches"
     if chosen is None:
         chosen = list(dict.fromkeys(most_different(survey.histograms)))
     shown = pictures.choose_examples(survey, scheme)
@@ -103,16 +119,8 @@ def inspect(
         "rgb_histograms": {"values_per_bin": 256 // BINS, "pixels": _histograms(survey, chosen)},
         "examples": [survey.tiles[index].key for index in shown],
         "pictures": written,
-        "seconds": round(time.perf_counter() - start, 1),
     }
-    write_text(output / RESULT, json.dumps({"settings": recorded, **found}, indent=1) + "\n")
-    text = report_lines(found, title, settings.layout)
-    if line := source.left_out.line():
-        text.append(f"left out: {line}")
-    if figures_by_name["copies"] is None:
-        text.append("no figure of copies, because there are none")
-    names = ", ".join(name for name, figure in figures_by_name.items() if figure)
-    return [*text, f"written to {output}: {RESULT} and, as {' and '.join(FORMATS)}, {names}"]
+    return found
 
 
 def _recorded_settings(settings: DataSettings, scheme: labels.LabelScheme, patches: list[str] | None) -> dict:

@@ -10,7 +10,7 @@ from helpers.tile_files import image, kaggle512, mask, name, save
 from PIL import Image
 
 from bcss_jax import labels
-from bcss_jax.common import figures
+from bcss_jax.common import figures, files
 from bcss_jax.data import synthetic
 from bcss_jax.data.__main__ import main
 from bcss_jax.data.discovery import DataSettings, find_tiles
@@ -331,7 +331,13 @@ def test_an_output_that_is_a_file(tmp_path, capfd):
     code, _, err = run(capfd, kaggle512(tmp_path / "data"), tmp_path / "out")
     assert code == 2 and "expected a folder, found a file" in err
     code, _, err = run(capfd, kaggle512(tmp_path / "data"), tmp_path / "out" / "below")
-    assert code == 5 and (tmp_path / "out").read_text() == "mine"
+    assert code == 2 and (tmp_path / "out").read_text() == "mine"
+
+
+def test_two_inspections_do_not_write_into_one_folder(tmp_path, capfd):
+    with files.locked(tmp_path / "out"):
+        code, _, err = run(capfd, kaggle512(tmp_path / "data"), tmp_path / "out")
+    assert code == 5 and "out: in use by process" in err
 
 
 def test_images_without_masks_are_included(tmp_path, capfd, tissue, undrawn):
