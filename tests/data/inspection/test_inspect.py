@@ -304,7 +304,7 @@ def test_bad_data_make_one_line(tmp_path, capfd, spoil, code, line):
     spoil(root)
     found, _, err = run(capfd, root, tmp_path / "out")
     assert found == code and re.search(line, err) and len(err.splitlines()) == 1
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").glob("[!.]*"))
 
 
 @pytest.mark.parametrize(
