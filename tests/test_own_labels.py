@@ -116,6 +116,7 @@ def test_sample_pictures_have_the_colors_of_the_scheme(trained):
         assert (picture == list(bytes.fromhex(color[1:]))).all(-1).sum() > 50, color
 
 
+@pytest.mark.slow
 def test_training_resumes_with_the_same_file_and_refuses_a_changed_one(trained, tmp_path):
     workdir, tiles, file = trained
     shutil.copytree(workdir, tmp_path / "run")
@@ -146,6 +147,7 @@ def test_evaluation_has_the_names_and_colors_of_the_scheme(trained, tmp_path):
     assert evaluate.main(arguments) == 0  # nothing is computed again
 
 
+@pytest.mark.slow
 def test_runs_of_different_schemes_do_not_share_a_table(trained, tmp_path):
     """Both schemes have the same name and classes, but map different codes to them."""
     workdir, tiles, _ = trained

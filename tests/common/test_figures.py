@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bcss_jax.common import figures, files
-from bcss_jax.errors import StorageError
+from bcss_jax.errors import ConfigError, StorageError
 from bcss_jax.labels import SCHEMES
 
 SCHEME = SCHEMES["tumor_stroma"]
@@ -179,7 +179,7 @@ def test_path_that_cannot_be_written(tmp_path):
         figures.curves(history(2), tmp_path / "missing" / "curves.png", "t")
     assert "\n" not in str(raised.value)
     (tmp_path / "taken.png").mkdir()  # a folder cannot be replaced by a file
-    with pytest.raises(StorageError):
+    with pytest.raises(ConfigError, match="expected a file, found a folder"):
         figures.curves(history(2), tmp_path / "taken.png", "t")
     assert sorted(os.listdir(tmp_path)) == [".lock", "taken.png"]  # no incomplete file is left
 

@@ -63,7 +63,7 @@ def train(steps, folder, interruption=None):
         [random_case(2)],
         class_names=NAMES,
         folder=folder,
-        metadata={"config": config, "label_scheme": {"class_names": NAMES}, "data_sha256": "x"},
+        metadata={"config": config | {"data": {}}, "label_scheme": {"class_names": NAMES}, "data_sha256": "x"},
         settings=LoopSettings(steps_per_epoch=3),
         interruption=interruption or Stop(),
         title="test",

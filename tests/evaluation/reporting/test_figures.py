@@ -7,7 +7,7 @@ import pytest
 from helpers.evaluation_small import evaluation, history
 from PIL import Image
 
-from bcss_jax.errors import StorageError
+from bcss_jax.errors import ConfigError
 from bcss_jax.evaluation.reporting import figures
 from bcss_jax.labels import SCHEMES
 
@@ -48,9 +48,9 @@ def test_equal_evaluations_give_equal_files(tmp_path, small):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
-def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file"):
+    with pytest.raises(ConfigError, match="file: expected a folder"):
         figures.save(figures.curves({"a": history()}), tmp_path / "file" / "curves")
 
 

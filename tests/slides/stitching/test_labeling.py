@@ -131,7 +131,7 @@ def test_blended_probabilities_are_the_weighted_means_of_the_windows(tmp_path):
     assert found.std() > 1  # the probabilities are not all equal
 
 
-@pytest.mark.parametrize("name", ("unet", "unet_resnet34"))
+@pytest.mark.parametrize("name", ("unet", pytest.param("unet_resnet34", marks=pytest.mark.slow)))
 def test_bits_do_not_depend_on_batches_and_devices(tmp_path, name):
     pixels, expected = tissue_picture(100, 130)
     model, files = network(64, name), set()
