@@ -205,7 +205,7 @@ def gradient(name, dtype):
 def test_gradients_are_those_of_float32_within_rounding(name):
     exact, rounded = gradient(name, "float32"), gradient(name, HALF)
     allowed = 0.02
-    if name in FIVE_POOLINGS:  # deep ReLUs amplify rounding; that of bfloat16 is eight times larger
+    if name in (*FIVE_POOLINGS, "transunet"):  # deep ReLUs amplify rounding; that of bfloat16 is eight times larger
         allowed = 0.6 * np.linalg.norm(exact - gradient(name, "bfloat16")) / np.linalg.norm(exact)
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     print(f"{name}: relative error of the gradient {error}, allowed {allowed}")
