@@ -1,13 +1,14 @@
 """Measures what the digests of a checkpoint cost when it is loaded.
 
-    python benchmarks/checkpoint_digests.py [--parameters=100] [--repeats=5]
+    python benchmarks/checkpoint_digests.py [--parameters=100] [--repeats=5] [--cold]
 
 Saves a state of so many million random parameters with Adam's moments, as training does, and prints the seconds of
 loading it without and with comparing digests: of the weights, as evaluation reads them, and of all, as a resumed run
-does. The two are measured in turn, with the files in the memory of the file system.
+does. The two are measured in turn, with the files in the memory of the file system or, with --cold, on the disk alone.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=100, help="millions")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="take the files out of memory before each load")
     args = parser.parse_args()
     mesh, rng = sharding.make_mesh(jax.local_devices()[:1]), np.random.default_rng(0)
     side = args.parameters * 1_000_000 // ARRAYS // 1000
@@ -50,10 +52,11 @@ def main() -> None:
         ):
             without, with_digests, alone = [], [], []
             for _ in range(args.repeats + 1):
+                evicted = saved if args.cold else None
                 with no_digests:
-                    without.append(_seconds(load))
-                with_digests.append(_seconds(load))
-                alone.append(_seconds(lambda items=items: step_folder.damage(saved, items)))
+                    without.append(_seconds(load, evicted))
+                with_digests.append(_seconds(load, evicted))
+                alone.append(_seconds(lambda items=items: step_folder.damage(saved, items), evicted))
             before, now, comparing = (np.median(each[1:]) for each in (without, with_digests, alone))
             print(
                 f"{name}: loading {before:.2f} s, with digests {now:.2f} s ({now / before - 1:+.1%}); "
@@ -63,7 +66,12 @@ def main() -> None:
         checkpoints.close()
 
 
-def _seconds(work) -> float:
+def _seconds(work, evicted: Path | None) -> float:
+    for path in evicted.rglob("*") if evicted else ():
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
     jax.block_until_ready(jax.tree.leaves(work()))
     return time.perf_counter() - start

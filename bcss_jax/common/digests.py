@@ -16,6 +16,7 @@ from bcss_jax.errors import printable
 
 NAME = "digests.json"
 _REMEDY = "the folder is damaged"
+_PART = 1 << 24  # bytes that are read at once
 
 
 class _Digests(TypedDict):
@@ -42,8 +43,13 @@ def sha256_of_file(path: str | os.PathLike) -> str:
       OSError: it cannot be read.
     """
     check_regular_file(path, "a file with digests", _REMEDY)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        # Large parts, because after each one a thread waits for the interpreter's lock, which others may hold.
+        part = memoryview(bytearray(max(1, min(os.fstat(file.fileno()).st_size, _PART))))
+        while count := file.readinto(part):
+            digest.update(part[:count])
+    return digest.hexdigest()
 
 
 def sha256_of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
