@@ -178,10 +178,11 @@ def apply_data_preset(
             f"layout, found ',{','.join(recipes)}'"
         )
     few = "few" in recipes
+    short_run = layout == "sample" or few
     config.data.layout = layout
-    short = layout == "sample" and "kaggle_t4" not in recipes
-    config.name = system if short else "_".join([system, layout, *recipes])
-    if layout == "sample" or few:
+    is_plain_sample = layout == "sample" and "kaggle_t4" not in recipes
+    config.name = system if is_plain_sample else "_".join([system, layout, *recipes])
+    if short_run:
         config.batch_size = 8
         config.eval_batch_size = 8 if layout == "sample" else 10
         # Few steps an epoch: the validation loss is noisy until the rate falls.
@@ -193,7 +194,7 @@ def apply_data_preset(
             config.augment[change] = 0.0
     if "kaggle_t4" in recipes:
         config.dtype = "float16"
-        config.micro_batches = 1 if config.batch_size == 8 else t4_parts
+        config.micro_batches = 1 if short_run else t4_parts
     return layout
 
 

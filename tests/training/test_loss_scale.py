@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training import dynamic_scale
-from helpers.small_networks import SMALL
+from helpers.small_networks import LONG_TO_COMPILE, SMALL
 
 from bcss_jax.losses import Objective
 from bcss_jax.models.blocks import layers, norms
@@ -186,7 +186,6 @@ def test_a_loss_that_is_not_finite_is_not_blamed_on_the_scale():
 
 
 FIVE_POOLINGS = ("unet_resnet34", "unet_resnet101", "dense_unet_121")
-LONG_TO_COMPILE = (*FIVE_POOLINGS, "transunet", "dense_unet", "nnunet", "nnunet_resenc")
 
 
 def gradient(name, dtype):
@@ -200,7 +199,8 @@ def gradient(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG_TO_COMPILE else ()) for name in SMALL]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in (*LONG_TO_COMPILE, "nnunet") else ()) for name in SMALL],
 )
 def test_gradients_are_those_of_float32_within_rounding(name):
     exact, rounded = gradient(name, "float32"), gradient(name, HALF)
