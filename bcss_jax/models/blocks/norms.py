@@ -1,5 +1,6 @@
 """Normalization layers. Maps are (N, H, W, C); statistics are float32 for maps of any type."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ from flax import nnx
 from jax import lax
 
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries
+
+
+_EPS = 1e-5  # added to the variance by batch normalization
 
 
 class MapWithStatistics(NamedTuple):
@@ -25,16 +29,59 @@ class MapWithStatistics(NamedTuple):
     var: jax.Array
 
 
+@jax.custom_vjp
 def with_statistics(x: jax.Array) -> MapWithStatistics:
     """Returns a map (N, H, W, C) with its statistics."""
-    xf = x.astype(jnp.float32)
     # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small
     # difference of large numbers where the mean is much larger than the standard deviation.
-    shift = lax.stop_gradient(xf[0, 0, 0])
-    shifted = xf - shift
+    shift = x[0, 0, 0].astype(jnp.float32)
+    shifted = x.astype(jnp.float32) - shift
     mean = shifted.mean((0, 1, 2))
     var = jnp.maximum((shifted * shifted).mean((0, 1, 2)) - mean * mean, 0)
     return MapWithStatistics(x, mean + shift, var)
+
+
+def _with_statistics_forward(x):
+    measured = with_statistics(x)
+    return measured, (x, measured.mean)
+
+
+def _with_statistics_backward(saved, cotangent):
+    x, mean = saved
+    pixels = x.size // x.shape[-1]
+    dx = cotangent.mean / pixels + (x.astype(jnp.float32) - mean) * (2 / pixels * cotangent.var)
+    return ((cotangent.values.astype(jnp.float32) + dx).astype(x.dtype),)
+
+
+with_statistics.defvjp(_with_statistics_forward, _with_statistics_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _normalize(x, mean, var, scale, bias, relu: bool):
+    """Returns `(x - mean) / sqrt(var + eps) * scale + bias`, followed by ReLU if requested, in the type of `x`."""
+    y = ((x.astype(jnp.float32) - mean) * (scale * lax.rsqrt(var + _EPS)) + bias).astype(x.dtype)
+    return jax.nn.relu(y) if relu else y
+
+
+def _normalize_forward(x, mean, var, scale, bias, relu):
+    return _normalize(x, mean, var, scale, bias, relu), (x, mean, var, scale, bias)
+
+
+def _normalize_backward(relu, saved, dy):
+    # Only the input is kept. What the sums and the gradient need of it is computed twice, which costs less than to
+    # write it and to read it again.
+    x, mean, var, scale, bias = saved
+    rstd = lax.rsqrt(var + _EPS)
+    normalized = (x.astype(jnp.float32) - mean) * rstd
+    dy = dy.astype(jnp.float32)
+    if relu:
+        dy = jnp.where(normalized * scale + bias > 0, dy, 0)
+    dbias, dscale = dy.sum((0, 1, 2)), (dy * normalized).sum((0, 1, 2))
+    dx = (dy * (scale * rstd)).astype(x.dtype)
+    return dx, -scale * rstd * dbias, -0.5 * scale * rstd**2 * dscale, dscale, dbias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
@@ -72,14 +119,13 @@ class BatchNorm(nnx.Module):
             count = measured[0].values.size // measured[0].values.shape[-1]
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
             self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / max(count - 1, 1))
-        a = self.scale[...] * lax.rsqrt(var + 1e-5)
+        scale, bias = self.scale[...], self.bias[...]
         # Maps are normalized one by one. Concatenating them first would keep one more large array for the gradient.
         normalized, first = [], 0
         for m in maps:
             x = m.values if isinstance(m, MapWithStatistics) else m
             own = slice(first, first + x.shape[-1])
-            y = ((x.astype(jnp.float32) - mean[own]) * a[own] + self.bias[own]).astype(x.dtype)
-            normalized.append(jax.nn.relu(y) if self.relu else y)
+            normalized.append(_normalize(x, mean[own], var[own], scale[own], bias[own], self.relu))
             first = own.stop
         return jnp.concatenate(normalized, axis=-1)
 
