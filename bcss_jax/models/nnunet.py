@@ -69,7 +69,7 @@ class ConvNorm(nnx.Module):
             inputs, outputs, size, stride=stride, use_bias=use_bias, zero_bias=True, init=_he_normal, dtype=dtype,
             rngs=rngs,
         )  # fmt: skip
-        self.norm = norms.GroupNorm(outputs, outputs, activation=_leaky_relu if activated else None)
+        self.norm = norms.GroupNorm(outputs, outputs, negative_slope=SLOPE if activated else 1.0)
 
     def __call__(self, *maps: jax.Array) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H / stride, W / stride, outputs).

@@ -79,6 +79,8 @@ class Conv(nnx.Module):
         if kernel.shape[:2] == (1, 1):
             sh, sw = self.stride
             x = jnp.concatenate([m[:, ::sh, ::sw] for m in converted], axis=-1)
+            if kernel.shape[-1] <= FEW:
+                return self._with_bias(_few_outputs(x, kernel[0, 0]))
             y = _product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
             return self._with_bias(y)
         x = jnp.concatenate(converted, axis=-1)
@@ -149,7 +151,7 @@ class ConvTranspose(nnx.Module):
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
             y = y + spread(jnp.tile(self.bias[...], kw), y)
-        return y.swapaxes(1, 2).reshape(n, kh * h, kw * w, -1)
+        return jnp.stack([y[:, :, a] for a in range(kh)], axis=1).reshape(n, kh * h, kw * w, -1)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.ConvTranspose2d`."""
@@ -225,6 +227,25 @@ class Dropout(nnx.Module):
             return bits >= round(self.rate * 2**16)
 
         return jnp.where(jax.vmap(kept)(keys), x / (1 - self.rate), 0).astype(x.dtype)
+
+
+FEW = 8
+
+
+@jax.custom_vjp
+def _few_outputs(x, kernel):
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def _few_outputs_backward(saved, dy):
+    x, kernel = saved
+    dyf = dy.astype(jnp.float32)
+    dx = sum(dyf[..., k, None] * kernel[:, k].astype(jnp.float32) for k in range(kernel.shape[-1])).astype(x.dtype)
+    dkernel = x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    return dx, dkernel
+
+
+_few_outputs.defvjp(lambda x, kernel: (_few_outputs(x, kernel), (x, kernel)), _few_outputs_backward)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,7 +1,10 @@
-"""Normalization layers. Maps are (N, H, W, C); statistics are float32 for maps of any type."""
+"""Normalization layers. Maps are (N, H, W, C); statistics are float32 for maps of any type.
+
+The gradients are written out so that a training step moves little memory: only the input of a norm is kept, two passes
+over it and the incoming gradient give the result, and gradients that meet at a map are added there.
+"""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,16 +15,13 @@ from jax import lax
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries
 
 
-_EPS = 1e-5  # added to the variance by batch normalization
-
-
 class MapWithStatistics(NamedTuple):
     """A map with its statistics, which are computed once for several `BatchNorm`s.
 
     Attributes:
       values: (N, H, W, C).
-      mean: float32 (C,), over N, H and W.
-      var: float32 (C,), the biased variance over N, H and W.
+      mean: float32 (P, C), over H, W and each of P parts of the batch: 1 is the whole batch, N are single images.
+      var: float32 (P, C), the biased variance over the same.
     """
 
     values: jax.Array
@@ -29,64 +29,84 @@ class MapWithStatistics(NamedTuple):
     var: jax.Array
 
 
-@jax.custom_vjp
-def with_statistics(x: jax.Array) -> MapWithStatistics:
-    """Returns a map (N, H, W, C) with its statistics."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def with_statistics(x: jax.Array, parts: int = 1) -> MapWithStatistics:
+    """Returns a map (N, H, W, C) with the statistics of `parts` consecutive parts of the batch of the same size."""
     # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small
     # difference of large numbers where the mean is much larger than the standard deviation.
-    shift = x[0, 0, 0].astype(jnp.float32)
-    shifted = x.astype(jnp.float32) - shift
-    mean = shifted.mean((0, 1, 2))
-    var = jnp.maximum((shifted * shifted).mean((0, 1, 2)) - mean * mean, 0)
+    shift = x[:: x.shape[0] // parts, 0, 0].astype(jnp.float32)
+    shifted = _by_parts(x, parts) - _spread(shift)
+    pixels = x.size // shift.size
+    mean = _sum(shifted, parts) / pixels
+    var = jnp.maximum(_sum(shifted * shifted, parts) / pixels - mean * mean, 0)
     return MapWithStatistics(x, mean + shift, var)
 
 
-def _with_statistics_forward(x):
-    measured = with_statistics(x)
+def _with_statistics_forward(x, parts):
+    measured = with_statistics(x, parts)
     return measured, (x, measured.mean)
 
 
-def _with_statistics_backward(saved, cotangent):
+def _with_statistics_backward(parts, saved, cotangent):
     x, mean = saved
-    pixels = x.size // x.shape[-1]
-    dx = cotangent.mean / pixels + (x.astype(jnp.float32) - mean) * (2 / pixels * cotangent.var)
-    return ((cotangent.values.astype(jnp.float32) + dx).astype(x.dtype),)
+    pixels = x.size // mean.size
+    dx = _spread(cotangent.mean / pixels) + (_by_parts(x, parts) - _spread(mean)) * _spread(2 / pixels * cotangent.var)
+    return ((_by_parts(cotangent.values, parts) + dx).astype(x.dtype).reshape(x.shape),)
 
 
 with_statistics.defvjp(_with_statistics_forward, _with_statistics_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _normalize(x, mean, var, scale, bias, relu: bool):
-    """Returns `(x - mean) / sqrt(var + eps) * scale + bias`, followed by ReLU if requested, in the type of `x`."""
-    y = ((x.astype(jnp.float32) - mean) * (scale * lax.rsqrt(var + _EPS)) + bias).astype(x.dtype)
-    return jax.nn.relu(y) if relu else y
+def _by_parts(x, parts):
+    """Returns a map (N, H, W, C) as float32 (P or 1, N / P * H, W, C), the parts of the batch one below the other."""
+    x = x.astype(jnp.float32)
+    return x if parts in (1, len(x)) else x.reshape(parts, -1, *x.shape[2:])
 
 
-def _normalize_forward(x, mean, var, scale, bias, relu):
-    return _normalize(x, mean, var, scale, bias, relu), (x, mean, var, scale, bias)
+def _spread(statistic):
+    """Returns (P, C) as (P, 1, 1, C)."""
+    return statistic[:, None, None]
 
 
-def _normalize_backward(relu, saved, dy):
-    # Only the input is kept. What the sums and the gradient need of it is computed twice, which costs less than to
-    # write it and to read it again.
-    x, mean, var, scale, bias = saved
-    rstd = lax.rsqrt(var + _EPS)
-    normalized = (x.astype(jnp.float32) - mean) * rstd
-    dy = dy.astype(jnp.float32)
-    if relu:
-        dy = jnp.where(normalized * scale + bias > 0, dy, 0)
-    dbias, dscale = dy.sum((0, 1, 2)), (dy * normalized).sum((0, 1, 2))
-    dx = (dy * (scale * rstd)).astype(x.dtype)
-    return dx, -scale * rstd * dbias, -0.5 * scale * rstd**2 * dscale, dscale, dbias
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
+def _sum(x, parts):
+    """Returns the sums of the parts of a map from `_by_parts`: (P, C)."""
+    return x.sum((0, 1, 2) if parts == 1 else (1, 2)).reshape(parts, -1)
 
 
 def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
     """Returns maps (N, H, W, C1), (N, H, W, C2), ... as one map, concatenated over channels."""
     return MapWithStatistics(*(jnp.concatenate(values, axis=-1) for values in zip(*maps, strict=True)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(measured: MapWithStatistics, scale, bias, eps: float, negative_slope: float) -> jax.Array:
+    """Normalizes a map (N, H, W, C) by its statistics, applies scale and bias (C,) and LeakyReLU; in the map's type."""
+    x, mean, var = measured
+    y = (_by_parts(x, len(mean)) - _spread(mean)) * _spread(scale * lax.rsqrt(var + eps)) + bias
+    y = y.astype(x.dtype).reshape(x.shape)
+    if negative_slope == 1:
+        return y
+    return jnp.where(y > 0, y, negative_slope * y) if negative_slope else jax.nn.relu(y)
+
+
+def _normalize_forward(measured, scale, bias, eps, negative_slope):
+    return _normalize(measured, scale, bias, eps, negative_slope), (measured, scale, bias)
+
+
+def _normalize_backward(eps, negative_slope, saved, dy):
+    (x, mean, var), scale, bias = saved
+    rstd, parts = lax.rsqrt(var + eps), len(mean)
+    normalized = (_by_parts(x, parts) - _spread(mean)) * _spread(rstd)
+    dy = _by_parts(dy, parts)
+    if negative_slope != 1:
+        dy = jnp.where(normalized * scale + bias > 0, dy, negative_slope * dy)
+    dbias, dscale = _sum(dy, parts), _sum(dy * normalized, parts)
+    dx = (dy * _spread(scale * rstd)).astype(x.dtype).reshape(x.shape)
+    dmeasured = MapWithStatistics(dx, -scale * rstd * dbias, -0.5 * scale * rstd**2 * dscale)
+    return dmeasured, dscale.sum(0), dbias.sum(0)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nnx.Module):
@@ -111,23 +131,30 @@ class BatchNorm(nnx.Module):
 
         The result has the type of the maps. In training the running statistics are updated.
         """
-        if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            measured = [m if isinstance(m, MapWithStatistics) else with_statistics(m) for m in maps]
-            mean, var = jnp.concatenate([m.mean for m in measured]), jnp.concatenate([m.var for m in measured])
-            count = measured[0].values.size // measured[0].values.shape[-1]
-            self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
-            self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / max(count - 1, 1))
-        scale, bias = self.scale[...], self.bias[...]
+        measured = self._by_running_average(maps) if self.use_running_average else self._by_batch(maps)
         # Maps are normalized one by one. Concatenating them first would keep one more large array for the gradient.
         normalized, first = [], 0
-        for m in maps:
-            x = m.values if isinstance(m, MapWithStatistics) else m
-            own = slice(first, first + x.shape[-1])
-            normalized.append(_normalize(x, mean[own], var[own], scale[own], bias[own], self.relu))
+        for m in measured:
+            own = slice(first, first + m.values.shape[-1])
+            slope = 0.0 if self.relu else 1.0
+            normalized.append(_normalize(m, self.scale[own], self.bias[own], 1e-5, slope))
             first = own.stop
         return jnp.concatenate(normalized, axis=-1)
+
+    def _by_running_average(self, maps):
+        values = [m.values if isinstance(m, MapWithStatistics) else m for m in maps]
+        ends = [sum(x.shape[-1] for x in values[: i + 1]) for i in range(len(values) - 1)]
+        mean, var = (jnp.split(running[None], ends, axis=-1) for running in (self.mean[...], self.var[...]))
+        return [MapWithStatistics(*measured) for measured in zip(values, mean, var, strict=True)]
+
+    def _by_batch(self, maps):
+        """Returns the maps with the statistics of the batch, by which it updates the running ones."""
+        measured = [m if isinstance(m, MapWithStatistics) else with_statistics(m) for m in maps]
+        _, mean, var = concatenate(*measured)
+        count = measured[0].values.size // measured[0].values.shape[-1]
+        self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean.mean(0)
+        self.var[...] = 0.9 * self.var[...] + 0.1 * var.mean(0) * (count / max(count - 1, 1))
+        return measured
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.BatchNorm2d`."""
@@ -140,42 +167,36 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalization of each image over H, W and a group of consecutive channels, followed by an optional activation.
+    """Normalization of each image over H, W and a group of consecutive channels, followed by LeakyReLU if requested.
 
     It computes what PyTorch's `GroupNorm` does; with one group per channel, what `InstanceNorm2d(affine=True)` does.
     """
 
-    def __init__(
-        self,
-        features: int,
-        groups: int,
-        *,
-        eps: float = 1e-5,
-        activation: Callable[[jax.Array], jax.Array] | None = None,
-    ):
+    def __init__(self, features: int, groups: int, *, eps: float = 1e-5, negative_slope: float = 1.0):
         """Builds the layer.
 
         Args:
           features: number of channels.
           groups: number of groups of channels.
           eps: added to the variance.
-          activation: applied to the result; None: nothing.
+          negative_slope: of the LeakyReLU that follows; 0: ReLU, 1: nothing follows.
         """
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
-        self.groups, self.eps, self.activation = groups, eps, activation
+        self.groups, self.eps, self.negative_slope = groups, eps, negative_slope
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) -> the same shape and type."""
-        n, h, w, c = x.shape
-        xf = x.astype(jnp.float32).reshape(n, h * w, self.groups, c // self.groups)
-        mean = xf.mean((1, 3), keepdims=True)
-        # E[x^2] - E[x]^2 would be inexact, because the mean of a map can be much larger than its standard deviation.
-        var = jnp.square(xf - mean).mean((1, 3), keepdims=True)
-        mean, var = (jnp.broadcast_to(v, (n, 1, *xf.shape[2:])).reshape(n, 1, 1, c) for v in (mean, var))
-        y = (x.astype(jnp.float32) - mean) * (self.scale[...] * lax.rsqrt(var + self.eps)) + self.bias[...]
-        y = y.astype(x.dtype)
-        return y if self.activation is None else self.activation(y)
+        n, features = len(x), x.shape[-1]
+        measured = with_statistics(x, n)
+        if self.groups < features:
+            # The variance of a group is the mean of the channels' variances plus the variance of their means.
+            mean, var = (s.reshape(n, self.groups, -1) for s in measured[1:])
+            group_mean = mean.mean(-1, keepdims=True)
+            group_var = (var + (mean - group_mean) ** 2).mean(-1, keepdims=True)
+            of_groups = (jnp.broadcast_to(s, mean.shape).reshape(n, features) for s in (group_mean, group_var))
+            measured = MapWithStatistics(measured.values, *of_groups)
+        return _normalize(measured, self.scale[...], self.bias[...], self.eps, self.negative_slope)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.GroupNorm`."""

@@ -7,37 +7,41 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@jax.custom_vjp
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """(N, H, W, C) -> (N, H // 2, W // 2, C): the maximum of each 2x2 block; an odd last row or column is dropped.
 
     As in PyTorch, the first pixel of a block that has the maximum gets its gradient.
     """
-    # `nnx.max_pool` is not used because XLA's gradient of a windowed maximum is seven times slower on CPUs.
+    return _max_of_blocks(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+
+
+# `nnx.max_pool` is not used because XLA's gradient of a windowed maximum is seven times slower on CPUs.
+@jax.custom_vjp
+def _max_of_blocks(x):
     return functools.reduce(jnp.maximum, _pixels_of_blocks(x))
 
 
 def _pixels_of_blocks(x):
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    return [x[:, a:h:2, b:w:2] for a in range(2) for b in range(2)]
+    return [x[:, a::2, b::2] for a in range(2) for b in range(2)]
 
 
-def _max_pool_2x2_forward(x):
-    pixels, y = _pixels_of_blocks(x), max_pool_2x2(x)
-    # The place of the maximum takes a byte for a block. Neither `x` nor what is greater than what has to be kept.
-    place = functools.reduce(lambda later, at: jnp.where(pixels[at] == y, jnp.uint8(at), later), (2, 1, 0), jnp.uint8(3))
-    return y, (place, x)
+def _max_of_blocks_forward(x):
+    y = _max_of_blocks(x)
+    # Only the place of the maximum is kept, a byte for each block.
+    place = jnp.full(y.shape, 3, jnp.uint8)
+    for at, pixels in reversed([*enumerate(_pixels_of_blocks(x))][:3]):
+        place = jnp.where(pixels == y, jnp.uint8(at), place)
+    return y, place
 
 
-def _max_pool_2x2_backward(saved, dy):
-    place, x = saved
-    (n, h, w, c), (height, width) = dy.shape, x.shape[1:3]
+def _max_of_blocks_backward(place, dy):
+    n, h, w, c = dy.shape
     pixels = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
-    dx = jnp.where(place[:, :, None, :, None] == pixels, dy[:, :, None, :, None], 0).reshape(n, 2 * h, 2 * w, c)
-    return (jnp.pad(dx, ((0, 0), (0, height - 2 * h), (0, width - 2 * w), (0, 0))),)
+    dx = jnp.where(place[:, :, None, :, None] == pixels, dy[:, :, None, :, None], 0)
+    return (dx.reshape(n, 2 * h, 2 * w, c),)
 
 
-max_pool_2x2.defvjp(_max_pool_2x2_forward, _max_pool_2x2_backward)
+_max_of_blocks.defvjp(_max_of_blocks_forward, _max_of_blocks_backward)
 
 
 def upsample_bilinear_2x(x: jax.Array) -> jax.Array:

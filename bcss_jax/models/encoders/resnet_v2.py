@@ -54,9 +54,9 @@ class Unit(nnx.Module):
         """
         common: dict[str, Any] = dict(google=google, dtype=dtype, rngs=rngs)
         self.conv1 = StdConv(inputs, middle, 1, **common)
-        self.norm1 = norms.GroupNorm(middle, GROUPS, eps=1e-6, activation=jax.nn.relu)
+        self.norm1 = norms.GroupNorm(middle, GROUPS, eps=1e-6, negative_slope=0.0)
         self.conv2 = StdConv(middle, middle, 3, stride=stride, **common)
-        self.norm2 = norms.GroupNorm(middle, GROUPS, eps=1e-6, activation=jax.nn.relu)
+        self.norm2 = norms.GroupNorm(middle, GROUPS, eps=1e-6, negative_slope=0.0)
         self.conv3 = StdConv(middle, outputs, 1, **common)
         self.norm3 = norms.GroupNorm(outputs, GROUPS, eps=1e-6)
         self.projects = stride != 1 or inputs != outputs
@@ -103,7 +103,7 @@ class ResNetV2(nnx.Module):
         """
         self.google, self.units = google, tuple(units)
         self.root = StdConv(in_channels, width, 7, stride=2, google=google, dtype=dtype, rngs=rngs)
-        self.root_norm = norms.GroupNorm(width, GROUPS, eps=1e-6, activation=jax.nn.relu)
+        self.root_norm = norms.GroupNorm(width, GROUPS, eps=1e-6, negative_slope=0.0)
         inputs = width
         for block, count in enumerate(self.units, 1):
             middle = width * 2 ** (block - 1)

@@ -1,6 +1,5 @@
 """Layers: implementations that are optimized for speed have the values and gradients of plain ones."""
 
-import functools
 import re
 
 import jax
@@ -48,7 +47,7 @@ def test_kernel_gradient_of_bfloat16_maps():
     np.testing.assert_allclose(fast.astype(jnp.float32), plain, atol=0.02 * float(plain.std()), rtol=0.01)
 
 
-def test_max_pool_equals_reduce_window_and_shares_the_gradient_of_ties():
+def test_max_pool_equals_reduce_window_and_the_first_of_ties_gets_the_gradient():
     x = normal(0, 2, 7, 8, 3)
     flax_pool = nnx.max_pool(x, (2, 2), strides=(2, 2))
     np.testing.assert_array_equal(resampling.max_pool_2x2(x), flax_pool)
@@ -60,7 +59,7 @@ def test_max_pool_equals_reduce_window_and_shares_the_gradient_of_ties():
         gradient(resampling.max_pool_2x2, x), gradient(lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)), x)
     )
     tied = jax.grad(lambda x: resampling.max_pool_2x2(x).sum())(jnp.zeros((1, 2, 2, 1)))
-    np.testing.assert_array_equal(tied, jnp.full((1, 2, 2, 1), 0.25))
+    np.testing.assert_array_equal(tied[0, :, :, 0], [[1, 0], [0, 0]])
 
 
 def test_transposed_convolution_equals_flax():
@@ -115,21 +114,21 @@ def plainly(x, scale, bias, shape, axes):
     return parts.reshape(x.shape) * scale + bias
 
 
-@pytest.mark.parametrize("activation", [None, jax.nn.relu, functools.partial(jax.nn.leaky_relu, negative_slope=0.01)])
+@pytest.mark.parametrize("negative_slope", [1.0, 0.0, 0.01])
 @pytest.mark.parametrize("groups", [6, 2, 1])
-def test_the_gradient_of_group_norm_matches_its_definition(groups, activation):
+def test_the_gradient_of_group_norm_matches_its_definition(groups, negative_slope):
     x, dy = 3 + normal(0, 2, 5, 4, 6), normal(1, 2, 5, 4, 6)
     scale, bias = 1 + 0.3 * normal(2, 6), normal(3, 6)
     shape, axes = (2, 20, groups, 6 // groups), (1, 3)
 
     def ours(x, scale, bias):
-        layer = norms.GroupNorm(6, groups, activation=activation)
+        layer = norms.GroupNorm(6, groups, negative_slope=negative_slope)
         layer.scale, layer.bias = nnx.Param(scale), nnx.Param(bias)
         return layer(x)
 
     def theirs(x, scale, bias):
         y = plainly(x, scale, bias, shape, axes)
-        return y if activation is None else activation(y)
+        return jnp.where(y > 0, y, negative_slope * y)
 
     for a, b in zip(jax.vjp(ours, x, scale, bias)[1](dy), jax.vjp(theirs, x, scale, bias)[1](dy), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
