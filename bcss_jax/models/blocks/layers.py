@@ -13,6 +13,7 @@ from bcss_jax.models.blocks import cpu_convolution, initializers
 from bcss_jax.models.weights.torch_layout import CONV, CONV_TRANSPOSE, LINEAR, SAME, TorchEntries
 
 Size = int | Sequence[int]
+FEW_OUTPUTS = 8
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -79,9 +80,8 @@ class Conv(nnx.Module):
         if kernel.shape[:2] == (1, 1):
             sh, sw = self.stride
             x = jnp.concatenate([m[:, ::sh, ::sw] for m in converted], axis=-1)
-            if kernel.shape[-1] <= FEW:
-                return self._with_bias(_few_outputs(x, kernel[0, 0]))
-            y = _product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
+            product = _product_with_few_outputs if kernel.shape[-1] <= FEW_OUTPUTS else _product
+            y = product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
             return self._with_bias(y)
         x = jnp.concatenate(converted, axis=-1)
         if self.stride != (1, 1):
@@ -151,6 +151,7 @@ class ConvTranspose(nnx.Module):
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
             y = y + spread(jnp.tile(self.bias[...], kw), y)
+        # Stacked slices, as the gradient of a transposition would be a pass of its own on GPUs.
         return jnp.stack([y[:, :, a] for a in range(kh)], axis=1).reshape(n, kh * h, kw * w, -1)
 
     def torch_entries(self) -> TorchEntries:
@@ -229,25 +230,6 @@ class Dropout(nnx.Module):
         return jnp.where(jax.vmap(kept)(keys), x / (1 - self.rate), 0).astype(x.dtype)
 
 
-FEW = 8
-
-
-@jax.custom_vjp
-def _few_outputs(x, kernel):
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
-
-
-def _few_outputs_backward(saved, dy):
-    x, kernel = saved
-    dyf = dy.astype(jnp.float32)
-    dx = sum(dyf[..., k, None] * kernel[:, k].astype(jnp.float32) for k in range(kernel.shape[-1])).astype(x.dtype)
-    dkernel = x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
-    return dx, dkernel
-
-
-_few_outputs.defvjp(lambda x, kernel: (_few_outputs(x, kernel), (x, kernel)), _few_outputs_backward)
-
-
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the matrix product of pixels or tokens (M, inputs) and a kernel (inputs, outputs).
 
@@ -257,6 +239,24 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     those of its gradient by themselves. `ConvTranspose`, whose results are moved apart, compiles without them.
     """
     return jax.lax.optimization_barrier(jax.lax.optimization_barrier(x) @ kernel)
+
+
+@jax.custom_vjp
+def _product_with_few_outputs(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns `_product` of the same arguments, whose result is small beside `x`, as logits are.
+
+    The gradient of `x` is not a product, so that GPUs compute it in the passes that need it. It is never stored.
+    """
+    return _product(x, kernel)
+
+
+def _few_outputs_backward(saved, dy):
+    x, kernel = saved
+    terms = dy.astype(jnp.float32)[:, None] * kernel.astype(jnp.float32)  # (M, inputs, outputs)
+    return terms.sum(-1).astype(x.dtype), _product(x.T, dy)
+
+
+_product_with_few_outputs.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _few_outputs_backward)
 
 
 def _torch_bias(rngs: nnx.Rngs, outputs: int, fan_in: int) -> nnx.Param:

@@ -96,12 +96,21 @@ def _normalize_forward(measured, scale, bias, eps, negative_slope):
 def _normalize_backward(eps, negative_slope, saved, dy):
     (x, mean, var), scale, bias = saved
     rstd, parts = lax.rsqrt(var + eps), len(mean)
-    normalized = (_by_parts(x, parts) - _spread(mean)) * _spread(rstd)
-    dy = _by_parts(dy, parts)
-    if negative_slope != 1:
-        dy = jnp.where(normalized * scale + bias > 0, dy, negative_slope * dy)
-    dbias, dscale = _sum(dy, parts), _sum(dy * normalized, parts)
-    dx = (dy * _spread(scale * rstd)).astype(x.dtype).reshape(x.shape)
+
+    def before_activation(mean, rstd):
+        """Returns the normalized map and the gradient of its scaled and shifted form."""
+        normalized = (_by_parts(x, parts) - _spread(mean)) * _spread(rstd)
+        dz = _by_parts(dy, parts)
+        if negative_slope != 1:
+            dz = jnp.where(normalized * scale + bias > 0, dz, negative_slope * dz)
+        return normalized, dz
+
+    normalized, dz = before_activation(mean, rstd)
+    dbias, dscale = _sum(dz, parts), _sum(dz * normalized, parts)
+    # Computed again: to store the map or its signs and to read them costs more. The barrier keeps the two apart.
+    mean, rstd, dbias, dscale = lax.optimization_barrier((mean, rstd, dbias, dscale))
+    _, dz = before_activation(mean, rstd)
+    dx = (dz * _spread(scale * rstd)).astype(x.dtype).reshape(x.shape)
     dmeasured = MapWithStatistics(dx, -scale * rstd * dbias, -0.5 * scale * rstd**2 * dscale)
     return dmeasured, dscale.sum(0), dbias.sum(0)
 
