@@ -12,36 +12,56 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
     As in PyTorch, the first pixel of a block that has the maximum gets its gradient.
     """
-    return _max_of_blocks(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+    return _max_of_windows(x, 2)
 
 
-# `nnx.max_pool` is not used because XLA's gradient of a windowed maximum is seven times slower on CPUs.
-@jax.custom_vjp
-def _max_of_blocks(x):
-    return functools.reduce(jnp.maximum, _pixels_of_blocks(x))
+def max_pool_3x3(x: jax.Array, padding: tuple[int, int] = (1, 1)) -> jax.Array:
+    """Returns the 3x3 maximum at every second pixel, as PyTorch's `MaxPool2d(3, 2, padding)`.
+
+    Ties are treated as in `max_pool_2x2`.
+
+    Args:
+      x: (N, H, W, C).
+      padding: pixels of minus infinity before and after the map, on both axes.
+    """
+    low = jnp.asarray(-jnp.inf, x.dtype)
+    return _max_of_windows(jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=low), 3)
 
 
-def _pixels_of_blocks(x):
-    return [x[:, a::2, b::2] for a in range(2) for b in range(2)]
+# `nnx.max_pool` is not used because XLA's gradient of a windowed maximum is seven times slower on CPUs. Of the forward
+# pass only the place of each maximum is kept, one byte.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_of_windows(x, size):
+    """Returns the maximum of windows of `size` x `size` pixels at every second row and column."""
+    return functools.reduce(jnp.maximum, _pixels_of_windows(x, size))
 
 
-def _max_of_blocks_forward(x):
-    y = _max_of_blocks(x)
-    # Only the place of the maximum is kept, a byte for each block.
-    place = jnp.full(y.shape, 3, jnp.uint8)
-    for at, pixels in reversed([*enumerate(_pixels_of_blocks(x))][:3]):
+def _pixels_of_windows(x, size):
+    """Returns the first pixels of all windows, the second ones, ..., row by row."""
+    h, w = (2 * ((side - size) // 2 + 1) for side in x.shape[1:3])
+    return [x[:, a : a + h - 1 : 2, b : b + w - 1 : 2] for a in range(size) for b in range(size)]
+
+
+def _max_of_windows_forward(x, size):
+    y = _max_of_windows(x, size)
+    place = jnp.full(y.shape, size * size - 1, jnp.uint8)
+    for at, pixels in reversed([*enumerate(_pixels_of_windows(x, size))][:-1]):
         place = jnp.where(pixels == y, jnp.uint8(at), place)
-    return y, place
+    return y, (place, jnp.zeros((0, *x.shape[1:3])))  # an empty array, for the size of the map
 
 
-def _max_of_blocks_backward(place, dy):
-    n, h, w, c = dy.shape
-    pixels = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
-    dx = jnp.where(place[:, :, None, :, None] == pixels, dy[:, :, None, :, None], 0)
-    return (dx.reshape(n, 2 * h, 2 * w, c),)
+def _max_of_windows_backward(size, saved, dy):
+    place, sides = saved
+    dx = []
+    for at in range(size * size):
+        pads = [(0, 0, 0)]
+        for first, of_map, windows in zip(divmod(at, size), sides.shape[1:], dy.shape[1:3], strict=True):
+            pads.append((first, of_map - first - (2 * windows - 1), 1))
+        dx.append(jax.lax.pad(jnp.where(place == at, dy, 0), jnp.zeros((), dy.dtype), (*pads, (0, 0, 0))))
+    return (functools.reduce(jnp.add, dx),)
 
 
-_max_of_blocks.defvjp(_max_of_blocks_forward, _max_of_blocks_backward)
+_max_of_windows.defvjp(_max_of_windows_forward, _max_of_windows_backward)
 
 
 def upsample_bilinear_2x(x: jax.Array) -> jax.Array:
@@ -65,26 +85,6 @@ def pad_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if height == width == 0:
         return x
     return jnp.pad(x, ((0, 0), (height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0)))
-
-
-def max_pool_3x3(x: jax.Array, padding: tuple[int, int] = (1, 1)) -> jax.Array:
-    """Returns the 3x3 maximum at every second pixel, as PyTorch's `MaxPool2d(3, 2, padding)`.
-
-    Ties are treated as in `max_pool_2x2`.
-
-    Args:
-      x: (N, H, W, C).
-      padding: pixels of minus infinity before and after the map, on both axes.
-    """
-    low = jnp.asarray(-jnp.inf, x.dtype)
-    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=low)
-    h, w = ((size - 3) // 2 + 1 for size in x.shape[1:3])
-
-    def maximum(maps):
-        return jnp.maximum(jnp.maximum(maps[0], maps[1]), maps[2])
-
-    x = maximum([x[:, a : a + 2 * h - 1 : 2] for a in range(3)])
-    return maximum([x[:, :, b : b + 2 * w - 1 : 2] for b in range(3)])
 
 
 def avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
