@@ -52,6 +52,7 @@ def default() -> ConfigDict:
     config.val_iterations = 50  # validation batches per epoch
     config.dtype = "float32"  # of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
     config.micro_batches = 1  # number of parts a batch is computed in; more parts need less memory
+    config.remat = False  # keep less for the gradient and compute it again: less memory, somewhat more time
     config.postprocessing = False  # decide by the folds whether to keep only largest components; not useful for tissue
 
     config.max_bad_steps = 3  # iterations with a non-finite loss after which training ends

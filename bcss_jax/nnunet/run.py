@@ -130,6 +130,7 @@ def _make_steps(config: Any, planned: _Planned) -> tuple[Steps, dict]:
         seed=config.seed,
         batch_size=configuration["batch_size"],
         micro_batches=config.micro_batches,
+        remat=config.remat,
         dtype=config.dtype,
     )
     metadata = {

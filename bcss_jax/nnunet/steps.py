@@ -77,6 +77,7 @@ def make_steps(
     seed: int,
     batch_size: int,
     micro_batches: int = 1,
+    remat: bool = False,
     dtype: str = "float32",
 ) -> Steps:
     """Builds the compiled steps of a plan.
@@ -89,6 +90,7 @@ def make_steps(
       seed: of patches and augmentation.
       batch_size: examples per batch.
       micro_batches: number of parts that a batch is computed in.
+      remat: keep less for the gradient (`training.step.make_train_step`).
       dtype: type of the network's computation.
 
     Raises:
@@ -117,6 +119,7 @@ def make_steps(
         statistics=None,  # patches are normalized by the plan
         seed=seed,
         micro_batches=micro_batches,
+        remat=remat,
         augment=functools.partial(
             augment, patch_size=patch_size, masked_channels=tuple(int(c) for c in np.flatnonzero(masked))
         ),

@@ -88,6 +88,7 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
         objective,
         statistics=statistics,
         micro_batches=config.micro_batches,
+        remat=config.remat,
         seed=config.seed,
     )
     return Steps(

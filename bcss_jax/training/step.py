@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from bcss_jax import losses, metrics
 from bcss_jax.losses import Objective
 from bcss_jax.models.apply import IMAGENET, ImageStatistics, ModelFunction, split_model
+from bcss_jax.models.blocks.layers import PRODUCT
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.optimizer import Plateau, Poly
 from bcss_jax.training.sharding import replicated, split_over_data
@@ -65,6 +66,7 @@ def make_train_step(
     seed: int = 0,
     frozen: tuple[str, ...] = (),
     augment: Callable | None = None,
+    remat: bool = False,
 ):
     """Builds the compiled training step.
 
@@ -79,6 +81,8 @@ def make_train_step(
       seed: of dropout and `augment`, which depend only on it, on the step and on the example's position in the batch.
       frozen: parts of the model (`encoder`) whose parameters, other state and optimizer state do not change.
       augment: `(images, labels, keys) -> (images, labels)` on the device, with one random key per example (N,).
+      remat: keep only the results of convolutions and dense layers for the gradient and compute what lies between them
+        again, which takes less memory and somewhat more time.
 
     Returns:
       `train_step(state, images, labels) -> (state, report)`; the state is donated. `images` uint8 [N, H, W, 3],
@@ -87,7 +91,7 @@ def make_train_step(
       `has_truth` and `skipped_by_loss_scale` (bool). A step whose loss or gradient is not finite, or whose pixels are
       all ignored, changes only `step` and, if the gradient alone is not finite, `loss_scale`.
     """
-    forward = _forward(ModelFunction(model, statistics), objective, frozen)
+    forward = _forward(ModelFunction(model, statistics), objective, frozen, remat)
     if micro_batches == 1:
         gradients = _gradients_of_whole_batch(forward, objective)
     else:
@@ -133,15 +137,20 @@ def make_train_step(
     )
 
 
-def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...]):
+def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], remat: bool):
     """Returns `(params, model_state, images, labels, keys) -> (sums at each head, (model_state, confusion [C, C]))`."""
+
+    deep = bool(objective.deep_supervision)
+
+    def network(params, model_state, images, keys):
+        return run(params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=deep)
+
+    if remat:
+        network = jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
 
     def forward(params, model_state, images, labels, keys):
         params = {name: jax.lax.stop_gradient(p) if name in frozen else p for name, p in params.items()}
-        deep = bool(objective.deep_supervision)
-        logits, model_state = run(
-            params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=deep
-        )
+        logits, model_state = network(params, model_state, images, keys)
         logits = logits if deep else (logits,)
         predictions = metrics.predict(logits[0], objective.classes)
         counts = metrics.confusion(predictions, labels, objective.num_classes, objective.ignore_index)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 
 from bcss_jax.models.blocks import cpu_convolution, initializers
 from bcss_jax.models.weights.torch_layout import CONV, CONV_TRANSPOSE, LINEAR, SAME, TorchEntries
 
 Size = int | Sequence[int]
 FEW_OUTPUTS = 8
+PRODUCT = "product"  # name of what convolutions and dense layers compute, for rematerialization
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -82,7 +84,7 @@ class Conv(nnx.Module):
             x = jnp.concatenate([m[:, ::sh, ::sw] for m in converted], axis=-1)
             product = _product_with_few_outputs if kernel.shape[-1] <= FEW_OUTPUTS else _product
             y = product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:3], -1)  # faster gradients on CPUs
-            return self._with_bias(y)
+            return self._finished(y)
         x = jnp.concatenate(converted, axis=-1)
         if self.stride != (1, 1):
             y = cpu_convolution.strided_conv(x, kernel, self.stride, self.padding)
@@ -90,10 +92,10 @@ class Conv(nnx.Module):
             y = cpu_convolution.conv3x3(x, kernel)
         else:
             y = cpu_convolution.plain_conv(x, kernel)
-        return self._with_bias(y)
+        return self._finished(y)
 
-    def _with_bias(self, y: Any) -> jax.Array:
-        return y if self.bias is None else y + spread(self.bias[...], y)
+    def _finished(self, y: Any) -> jax.Array:
+        return checkpoint_name(y if self.bias is None else y + spread(self.bias[...], y), PRODUCT)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Conv2d`."""
@@ -147,7 +149,7 @@ class ConvTranspose(nnx.Module):
         # Stride and kernel size are equal, so the kernel's positions do not overlap. One matrix product gives all (a,
         # b, o), and its gradients are matrix products too. On CPUs, the gradients of XLA's transposed convolution take
         # more than ten times as long.
-        y = x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+        y = checkpoint_name(x.astype(self.dtype).reshape(-1, inputs) @ kernel.reshape(inputs, -1), PRODUCT)
         y = y.reshape(n * h, w, kh, -1)
         if self.bias is not None:
             y = y + spread(jnp.tile(self.bias[...], kw), y)
@@ -194,7 +196,7 @@ class Linear(nnx.Module):
         """(..., inputs) -> (..., outputs)."""
         y = _product(x.astype(self.dtype).reshape(-1, x.shape[-1]), self.kernel[...].astype(self.dtype))
         y = y.reshape(*x.shape[:-1], -1)
-        return y + spread(self.bias[...], y)
+        return checkpoint_name(y + spread(self.bias[...], y), PRODUCT)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Linear`."""
