@@ -35,8 +35,8 @@ def usable_memory(devices: Sequence[Any]) -> float | None:
       devices: of JAX; those of other processes do not say it and are taken to be like those of this one.
     """
     own = [device for device in devices if device.process_index == jax.process_index()]
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in own]
-    return float(min(limits)) if limits and all(limits) else None
+    limits = [(device.memory_stats() or {}).get("bytes_limit") or 0 for device in own]
+    return float(min(limits, default=0)) or None
 
 
 @contextlib.contextmanager

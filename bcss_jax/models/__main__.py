@@ -50,9 +50,8 @@ def _parser():
 
 def print_table() -> None:
     """Prints one line per network and type."""
-    print(
-        f"{'network':<16}{'parameters':>13}{'GFLOPs':>9}  {'type':<10}{'memory at batch 128':>20}{'part that fits 16 GB':>22}"
-    )
+    titles = f"{'type':<10}{'memory at batch 128':>20}{'part that fits 16 GB':>22}"
+    print(f"{'network':<16}{'parameters':>13}{'GFLOPs':>9}  {titles}")
     for name in sorted(models.MODELS):
         safe_point()
         parameters, gflops = measure(name)
