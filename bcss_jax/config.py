@@ -14,7 +14,7 @@ from bcss_jax import models
 from bcss_jax.common.json_files import as_json, describe_differences
 from bcss_jax.common.json_files import differences as json_differences
 from bcss_jax.common.ranges import COUNT, WINDOW, Range
-from bcss_jax.data import augmentation
+from bcss_jax.data.augmentation import settings as augmentation
 from bcss_jax.data.discovery import CODES, LAYOUTS, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
@@ -107,7 +107,7 @@ def _set_data(config: Any) -> None:
 
 
 def _set_augmentation(config: Any) -> None:
-    """Sets the fields of `data.augmentation.Augmentation`."""
+    """Sets the fields of `data.augmentation.settings.Augmentation`."""
     config.augment = ConfigDict()  # probability and strength of each change of the training images
     config.augment.rotate90 = 1.0  # probability of a rotation by 0, 90, 180 or 270 degrees
     config.augment.horizontal_flip = 0.5  # probability of exchanging left and right

@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 
 from bcss_jax import config, models
 from bcss_jax import config as configs
-from bcss_jax.data.augmentation import FULL, Augmentation
+from bcss_jax.data.augmentation.settings import FULL, Augmentation
 from bcss_jax.errors import ConfigError
 from bcss_jax.nnunet import config as nnunet_config
 

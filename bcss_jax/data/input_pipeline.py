@@ -21,8 +21,8 @@ from typing import cast
 
 import numpy as np
 
-from bcss_jax.data.augment import augment
-from bcss_jax.data.augmentation import Augmentation
+from bcss_jax.data.augmentation.on_host import augment
+from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.errors import ConfigError, DataError, UserError
 from bcss_jax.labels import UNMAPPED

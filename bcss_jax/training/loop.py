@@ -26,7 +26,7 @@ from bcss_jax.common.interruption import Interruption, safe_point, work_has_ende
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.data import tfrecords
-from bcss_jax.data.augmentation import Augmentation
+from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import eval_batches, train_batches
 from bcss_jax.errors import ConfigError, NumericalError, printable

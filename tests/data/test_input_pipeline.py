@@ -12,7 +12,7 @@ from PIL import Image
 
 from bcss_jax import labels
 from bcss_jax.data import input_pipeline
-from bcss_jax.data.augmentation import FLIPS_AND_QUARTER_TURNS, FULL, NONE
+from bcss_jax.data.augmentation.settings import FLIPS_AND_QUARTER_TURNS, FULL, NONE
 from bcss_jax.data.input_pipeline import encoded_from_png, eval_batches, train_batches
 from bcss_jax.errors import ConfigError, DataError
 
