@@ -82,6 +82,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     _set_optimizer(config)
     config.batch_size = 128  # images in a training batch, over all devices
     config.micro_batches = 1  # number of parts in which the batch is computed; more parts need less memory
+    config.sync_batch_norm = True  # BatchNorm's statistics are those of all devices; False: of each device's own images
     config.remat = False  # keep less for the gradient and compute it again: less memory, somewhat more time
     config.eval_batch_size = 128  # images in an evaluation batch, over all devices
     config.epochs = 15  # number of epochs

@@ -144,16 +144,16 @@ class DenseUNet(nnx.Module):
         x = self.stem(images.astype(self.dtype))
         skips = []
         for level in range(1, self.depth + 1):
-            maps = getattr(self, f"down{level}")(norms.with_statistics(x))
+            maps = getattr(self, f"down{level}")(norms.with_batch_statistics(x))
             skips.append(maps)
             transition = getattr(self, f"down{level}_transition")
             # Taking the mean before the convolution gives the same result with a quarter of the work.
             x = transition.conv(resampling.avg_pool(transition.norm(*maps), (2, 2)))
-        x = jnp.concatenate([m.values for m in self.bottleneck(norms.with_statistics(x))], axis=-1)
+        x = jnp.concatenate([m.values for m in self.bottleneck(norms.with_batch_statistics(x))], axis=-1)
         for step in range(1, self.depth + 1):
             skip = skips.pop()
             x = resampling.pad_to(getattr(self, f"upsample{step}")(x), skip[0].values.shape)
-            maps = getattr(self, f"up{step}")(norms.with_statistics(x), *skip)
+            maps = getattr(self, f"up{step}")(norms.with_batch_statistics(x), *skip)
             x = getattr(self, f"up{step}_transition")(*maps)
         return self.head(self.norm(x)).astype(jnp.float32)
 

@@ -89,6 +89,7 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
         statistics=statistics,
         micro_batches=config.micro_batches,
         remat=config.remat,
+        sync_batch_norm=config.sync_batch_norm,
         seed=config.seed,
     )
     return Steps(

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from bcss_jax import losses, metrics
 from bcss_jax.losses import Objective
 from bcss_jax.models.apply import IMAGENET, ImageStatistics, ModelFunction, split_model
+from bcss_jax.models.blocks import norms
 from bcss_jax.models.blocks.layers import PRODUCT
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.optimizer import Plateau, Poly
@@ -67,6 +68,7 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     augment: Callable | None = None,
     remat: bool = False,
+    sync_batch_norm: bool = True,
 ):
     """Builds the compiled training step.
 
@@ -83,6 +85,7 @@ def make_train_step(
       augment: `(images, labels, keys) -> (images, labels)` on the device, with one random key per example (N,).
       remat: keep only the results of convolutions and dense layers for the gradient and compute what lies between them
         again, which takes less memory and somewhat more time.
+      sync_batch_norm: BatchNorm normalizes by the statistics of all devices; False: by those of each device's images.
 
     Returns:
       `train_step(state, images, labels) -> (state, report)`; the state is donated. `images` uint8 [N, H, W, 3],
@@ -91,7 +94,7 @@ def make_train_step(
       `has_truth` and `skipped_by_loss_scale` (bool). A step whose loss or gradient is not finite, or whose pixels are
       all ignored, changes only `step` and, if the gradient alone is not finite, `loss_scale`.
     """
-    forward = _forward(ModelFunction(model, statistics), objective, frozen, remat)
+    forward = _forward(ModelFunction(model, statistics), objective, frozen, remat, 1 if sync_batch_norm else mesh.size)
     if micro_batches == 1:
         gradients = _gradients_of_whole_batch(forward, objective)
     else:
@@ -137,13 +140,17 @@ def make_train_step(
     )
 
 
-def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], remat: bool):
-    """Returns `(params, model_state, images, labels, keys) -> (sums at each head, (model_state, confusion [C, C]))`."""
+def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], remat: bool, norm_parts: int):
+    """Returns `(params, model_state, images, labels, keys) -> (sums at each head, (model_state, confusion [C, C]))`.
+
+    `norm_parts` is the number of parts of the batch that BatchNorm normalizes by themselves.
+    """
 
     deep = bool(objective.deep_supervision)
 
     def network(params, model_state, images, keys):
-        return run(params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=deep)
+        with norms.parts_of_batch(norm_parts):
+            return run(params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=deep)
 
     if remat:
         network = jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))

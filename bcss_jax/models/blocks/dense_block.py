@@ -58,7 +58,7 @@ class DenseBlock(nnx.Module):
           The same maps followed by one (N, H, W, growth) per layer; if `joined`, a single map of all channels.
         """
         for i in range(self.num_layers):
-            new = norms.with_statistics(getattr(self, f"layer{i + 1}")(*maps))
+            new = norms.with_batch_statistics(getattr(self, f"layer{i + 1}")(*maps))
             maps = (norms.concatenate(*maps, new),) if self.joined else (*maps, new)
         return maps
 

@@ -4,7 +4,10 @@ The gradients are written out so that a training step moves little memory: only 
 over it and the incoming gradient give the result, and gradients that meet at a map are added there.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -27,6 +30,27 @@ class MapWithStatistics(NamedTuple):
     values: jax.Array
     mean: jax.Array
     var: jax.Array
+
+
+_PARTS = contextvars.ContextVar("parts of the batch that BatchNorm normalizes by themselves", default=1)
+
+
+@contextlib.contextmanager
+def parts_of_batch(parts: int) -> Iterator[None]:
+    """Lets `with_batch_statistics` take each of so many parts of the batch by itself, in what is traced in the block.
+
+    With as many parts as devices, statistics are computed without exchanges between the devices.
+    """
+    token = _PARTS.set(parts)
+    try:
+        yield
+    finally:
+        _PARTS.reset(token)
+
+
+def with_batch_statistics(x: jax.Array) -> MapWithStatistics:
+    """Returns a map (N, H, W, C) with the statistics of the batch, or of its parts (`parts_of_batch`)."""
+    return with_statistics(x, _PARTS.get())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -123,7 +147,8 @@ class BatchNorm(nnx.Module):
 
     It computes what PyTorch's `BatchNorm2d` does (eps 1e-5, momentum 0.1): the batch is normalized by its biased
     variance, and the running variance averages the unbiased one. Statistics are float32 for maps of any type. Under jit
-    with a sharded batch they are those of the whole batch.
+    with a sharded batch they are those of the whole batch. With `parts_of_batch` they are those of each part, and the
+    running statistics average means and variances of the parts.
     """
 
     def __init__(self, features: int, *, relu: bool):
@@ -158,9 +183,9 @@ class BatchNorm(nnx.Module):
 
     def _by_batch(self, maps):
         """Returns the maps with the statistics of the batch, by which it updates the running ones."""
-        measured = [m if isinstance(m, MapWithStatistics) else with_statistics(m) for m in maps]
+        measured = [m if isinstance(m, MapWithStatistics) else with_batch_statistics(m) for m in maps]
         _, mean, var = concatenate(*measured)
-        count = measured[0].values.size // measured[0].values.shape[-1]
+        count = measured[0].values.size // mean[..., : measured[0].values.shape[-1]].size
         self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean.mean(0)
         self.var[...] = 0.9 * self.var[...] + 0.1 * var.mean(0) * (count / max(count - 1, 1))
         return measured

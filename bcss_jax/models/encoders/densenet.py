@@ -97,7 +97,7 @@ class DenseNet(nnx.Module):
         features = [x]
         x = resampling.max_pool_3x3(x)
         for i in range(1, self.blocks + 1):
-            x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.with_statistics(x)))
+            x = getattr(self, f"norm{i}")(*getattr(self, f"block{i}")(norms.with_batch_statistics(x)))
             features.append(x)
             if i < self.blocks:
                 # The reference takes the mean after the convolution. The result is the same; this is a quarter of the
