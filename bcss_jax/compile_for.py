@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> None:
         except DoesNotFit as error:
             print(f"{name} step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
             continue
-        for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices):
+        for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
             print(line, flush=True)
 
 

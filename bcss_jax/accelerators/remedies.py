@@ -55,7 +55,7 @@ def _line(step: str, config: Mapping[str, Any]) -> Line | None:
     if config.get("method") == "nnunet":
         return None
     data = config["data"]
-    side = LAYOUT_WINDOWS.get(data["layout"], data["patch_size"])
+    side = LAYOUT_WINDOWS[data["layout"]] if data["layout"] in LAYOUT_WINDOWS else data["patch_size"]
     return memory_line(step, config["model"], config["dtype"], side)
 
 
