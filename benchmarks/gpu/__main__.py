@@ -26,6 +26,8 @@ from benchmarks.gpu.scheduler import ROOT, Outcome, Scheduler
 MOST_AT_ONCE = 6  # parts that compile; all of them hold memory of the GPU
 CORES_OF_A_PART = 2
 REFERENCE = ROOT.parent / "shared/parity"
+MINUTES = {False: 8, True: 20}  # by whether the run is dry
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
 SKIPPED, FAILED = 2, 1  # exit codes
 # A part takes the memory it needs instead of three quarters of the GPU, because JAX and PyTorch share it.
 SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -38,11 +40,13 @@ def main() -> int:
     os.environ.update(SHARED_MEMORY)
     if args.dry:
         os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_TO_COMPILE}"
+    minutes = args.minutes or MINUTES[args.dry]
     started = time.monotonic()
     folder = args.out or ROOT / time.strftime(f"runs/gpu{'-dry' if args.dry else ''}-%Y%m%d-%H%M%S")
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {outcome.name: outcome for outcome in results.read(folder)}
-    about = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "minutes": args.minutes, "dry": args.dry}
+    about = {"started": time.strftime("%Y-%m-%d %H:%M:%S"), "minutes": minutes, "dry": args.dry}
 
     def finished(outcome: Outcome) -> None:
         # A part that was done before keeps its rows if there is no time to run it again.
@@ -54,7 +58,7 @@ def main() -> int:
         results.write(folder, list(outcomes.values()), {**about, "seconds": round(passed)})
 
     at_once = max(1, min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) // CORES_OF_A_PART))
-    scheduler = Scheduler(folder.resolve(), started + 60 * args.minutes, at_once, finished)
+    scheduler = Scheduler(folder.resolve(), started + 60 * minutes, at_once, finished)
     machine = environment(args.dry)
     scheduler.run([machine])
     if outcomes[machine.name].state != "done":
@@ -79,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add: Any = parser.add_argument
-    add("--minutes", type=float, default=8, help="after which everything ends (default 8)")
+    add("--minutes", type=float, help="after which everything ends (default 8; dry 20)")
     add("--out", type=Path, help="folder of the results (default: a new one in runs/)")
     add("--only", default="", help="parts whose names begin so, separated by commas: parity, training, resume, ...")
     add("--reference", type=Path, help="folder of reference values (default ../shared/parity, if it is there)")

@@ -80,7 +80,7 @@ def _full_parts(reference: Path | None) -> list[Part]:
 
 def _speed(network: str, dtype: str) -> Part:
     settings = {"network": network, "dtypes": [dtype], "batch": 64, "side": 224, "steps": 5, "rounds": 5}
-    return Part(f"speed-{network}-{dtype}", "speed", {**settings, "small": False, "compile_torch": True}, 280)
+    return Part(f"speed-{network}-{dtype}", "speed", {**settings, "small": False, "torch_compiler": "inductor"}, 280)
 
 
 def _dry_parts(reference: Path | None) -> list[Part]:
@@ -90,10 +90,10 @@ def _dry_parts(reference: Path | None) -> list[Part]:
         Part("resume", "resume", {"width": 4, "depth": 2, "side": 32, "steps": 20}, 120),
         *(
             Part(f"speed-{network}", "speed", {
-                "network": network, "dtypes": list(DTYPES), "batch": 2, "side": 32, "steps": 1, "rounds": 2,
-                "small": True, "compile_torch": network == "unet",
+                "network": network, "dtypes": [DTYPES[number % len(DTYPES)]], "batch": 2, "side": 32, "steps": 1,
+                "rounds": 2, "small": True, "torch_compiler": "" if number else "aot_eager",
             }, 150)
-            for network in NETWORKS
+            for number, network in enumerate(NETWORKS)
         ),
         Part("kernels", "kernels", {"width": 4, "batch": 2, "side": 64, "dtype": "float32"}, 90),
         Part("slide", "slide", {"width": 4, "side": 600, "batch": 4, "dtype": "float32"}, 90),

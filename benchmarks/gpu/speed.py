@@ -37,7 +37,7 @@ def run(
     steps: int,
     rounds: int,
     small: bool,
-    compile_torch: bool,
+    torch_compiler: str,
 ) -> None:
     """Measures a network.
 
@@ -50,7 +50,7 @@ def run(
       steps: that are timed in a round.
       rounds: number of rounds.
       small: see `networks.create`.
-      compile_torch: also time PyTorch with `torch.compile`.
+      torch_compiler: of `torch.compile`; "": PyTorch is timed without it.
     """
     images = train_step.random_batch(batch, side)
     for dtype in dtypes:
@@ -62,7 +62,7 @@ def run(
         ours = train_step.Jax(model, dtype, *images)
         contestants: dict[str, Any] = {"here": ours}
         if twin is not None:
-            compiled, why_not = _compiled_torch(twin, dtype, images) if compile_torch else (None, "")
+            compiled, why_not = _compiled_torch(twin, torch_compiler, dtype, images) if torch_compiler else (None, "")
             contestants["pytorch"] = train_step.Torch(twin, dtype, *images)
             if compiled is not None:
                 contestants["torch_compile"] = compiled
@@ -115,14 +115,14 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / theirs.std())
 
 
-def _compiled_torch(twin: Any, dtype: str, images: Any) -> tuple[train_step.Torch | None, str]:
+def _compiled_torch(twin: Any, compiler: str, dtype: str, images: Any) -> tuple[train_step.Torch | None, str]:
     """Returns PyTorch with a compiled copy of the network, or why there is none."""
     import torch
 
     try:
         # A step in each mode compiles. It needs as much memory as measuring, so only one part compiles at a time.
         with _one_at_a_time(), _time_limit(COMPILE_SECONDS):
-            compiled = train_step.Torch(torch.compile(copy.deepcopy(twin)), dtype, *images)
+            compiled = train_step.Torch(torch.compile(copy.deepcopy(twin), backend=compiler), dtype, *images)
             compiled.train(1)
             compiled.forward(1)
     except Exception as error:  # the compiler raises many kinds
