@@ -1,26 +1,29 @@
 """Compiles the steps of a network for an accelerator, on any machine, and prints what they need there.
 
     python -m bcss_jax.compile_for --target=h100 --model=unet --batch=128 --dtype=bfloat16 [--devices=8]
-    python -m bcss_jax.compile_for --target=h100 --all
+    python -m bcss_jax.compile_for --target=h100 --all [--write=rows.json]
 
 For training, evaluation and windows of a slide it prints the memory beside the device's, what moves between the device
 and its memory, the arithmetic, the least time that both take (no program is faster; kernels that miss the peaks are
 slower), the largest instructions with their place in the source, and warnings. With --all it prints a Markdown table of
-the training steps of all networks, each in as few micro-batches as fit. Nothing is run. The compilers come with
+the training steps of all networks, each in as few micro-batches as fit. With --write the rows are kept in a file as
+they come, with the memory of all steps, and a command that was stopped goes on. Nothing is run. The compilers come with
 pip install 'bcss_jax[compile-cuda]' (GPUs) and 'bcss_jax[compile-tpu]' (TPUs). Exit codes: 0 done, 2 settings or the
-compiler refuses, 75 stopped on request.
+compiler refuses, 3 the file is not of this program, 75 stopped on request.
 """
 
 import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compiler says in several lines that it takes long
 
 import jax
 
 from bcss_jax import models
+from bcss_jax.accelerators import computed_steps
 from bcss_jax.accelerators.hlo_text import read_program
 from bcss_jax.accelerators.network_table import print_table
 from bcss_jax.accelerators.report import report_lines
@@ -54,6 +57,8 @@ def _parser():
     add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
     add("--devices", type=COUNT.parse, help="devices that share a batch (default 1, or the slice's)")
     add("--all", action="store_true", help="print a table of the training steps of all networks")
+    add("--write", nargs="?", type=Path, const=computed_steps.FILE,
+        help="with --all: keep the rows in this file (default: the one that the package reads)")  # fmt: skip
     add("--steps", help=f"which steps (default {','.join(STEPS)})")
     command.add_debug(parser)
     return parser
@@ -70,8 +75,10 @@ def _run(args: argparse.Namespace) -> None:
         for option in ("model", "micro_batches", "steps"):
             if getattr(args, option):
                 raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
-        print_table(target, devices, args.dtype, args.batch, args.side)
+        print_table(target, devices, args.dtype, args.batch, args.side, args.write)
         return
+    if args.write:
+        raise ConfigError("--write keeps the rows of --all; add --all, or leave --write out")
     steps = args.steps.split(",") if args.steps else STEPS
     if not set(steps) <= set(STEPS):
         raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
@@ -87,7 +94,7 @@ def _run(args: argparse.Namespace) -> None:
         except DoesNotFit as error:
             print(f"{name} step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
             continue
-        for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices):
+        for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
             print(line, flush=True)
 
 

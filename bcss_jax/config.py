@@ -14,7 +14,7 @@ from bcss_jax import models
 from bcss_jax.common.json_files import as_json, describe_differences
 from bcss_jax.common.json_files import differences as json_differences
 from bcss_jax.common.ranges import COUNT, WINDOW, Range
-from bcss_jax.data import augmentation
+from bcss_jax.data.augmentation import settings as augmentation
 from bcss_jax.data.discovery import CODES, LAYOUTS, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
@@ -22,9 +22,11 @@ from bcss_jax.models.apply import IMAGENET
 
 # Settings that change only how fast or how often something is done. A run may resume with other values of these.
 RUNTIME_FIELDS = (
-    "data.threads", "data.dir", "data.prepared_dir", "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
+    "data.threads", "data.memory_share", "data.dir", "data.prepared_dir",
+    "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
 )  # fmt: skip
 
+AUGMENT_ON = ("host", "device")
 DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 RECIPES = ("few", "kaggle_t4")  # after the layout in the argument of a config file
 
@@ -36,6 +38,7 @@ RANGES = {
     "data.stride": Range(1, 10**6, whole=True),
     "data.max_bad": Range(0, 1),
     "data.threads": Range(0, 1024, whole=True),
+    "data.memory_share": Range(0, 1),
     **{f"augment.{name}": allowed for name, allowed in augmentation.RANGES.items()},
     "loss.smooth": Range(0, 10**6),
     "optimizer.learning_rate": Range(0, 1e38, above=True),  # what float32 holds
@@ -77,6 +80,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.image_mean = IMAGENET.mean  # subtracted from the images; RGB values from 0 to 1
     config.image_std = IMAGENET.std  # the images are divided by it after that
     config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
+    config.augment_on = "host"  # where training images are augmented: host (CPU cores) or device
     _set_augmentation(config)
     _set_loss(config)
     _set_optimizer(config)
@@ -103,10 +107,11 @@ def _set_data(config: Any) -> None:
     config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
     config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
     config.data.threads = 0  # threads for decoding and augmentation; 0: one per core
+    config.data.memory_share = 0.25  # hold training tiles decoded if they take at most this share of the free memory
 
 
 def _set_augmentation(config: Any) -> None:
-    """Sets the fields of `data.augmentation.Augmentation`."""
+    """Sets the fields of `data.augmentation.settings.Augmentation`."""
     config.augment = ConfigDict()  # probability and strength of each change of the training images
     config.augment.rotate90 = 1.0  # probability of a rotation by 0, 90, 180 or 270 degrees
     config.augment.horizontal_flip = 0.5  # probability of exchanging left and right
@@ -223,6 +228,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
     check_masks(config, scheme or find_scheme(config.labels))
+    check_one_of(config, "augment_on", AUGMENT_ON)
     check_one_of(config, "dtype", DTYPES)
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))

@@ -22,6 +22,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import jax
 
 from bcss_jax import labels
+from bcss_jax.accelerators.remedies import remedy_for_evaluation
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
@@ -115,7 +116,10 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
             elif interruption.requested:
                 raise Preempted(f"stopped before {target.name}; run the same command again to resume")
             else:
-                with out_of_memory_errors(f"{target.name}: a batch of {batch_size} images", "a smaller --batch_size"):
+                with out_of_memory_errors(
+                    f"{target.name}: a batch of {batch_size} images",
+                    lambda target=target: remedy_for_evaluation(batch_size, target.runs[0].config, jax.local_devices()),
+                ):
                     evaluation = evaluate(
                         target, results, batch_size=batch_size, tta=args.tta, mesh=mesh, interruption=interruption
                     )

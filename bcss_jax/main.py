@@ -24,6 +24,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
+from bcss_jax.accelerators.remedies import remedy_for_training
 from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption, act_together
@@ -163,11 +164,12 @@ def _run(interruption: Interruption) -> None:
         else:
             from bcss_jax.training.loop import train
 
-        smaller_batches = "" if nnunet else "a smaller --config.eval_batch_size, "
         with out_of_memory_errors(
             f"a batch in {config.micro_batches} micro-batch(es)",
-            f"--config.micro_batches={2 * config.micro_batches}, {smaller_batches}or --config.dtype=bfloat16; "
-            "python -m bcss_jax.compile_for says before a run what fits",
+            lambda: (
+                f"{remedy_for_training(config, jax.devices())}; "
+                "python -m bcss_jax.compile_for says before a run what fits"
+            ),
         ):
             train(config, workdir, interruption)
 

@@ -29,8 +29,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from bcss_jax.data.augment import augment  # noqa: E402
-from bcss_jax.data.augmentation import FLIPS_AND_QUARTER_TURNS, FULL, NONE  # noqa: E402
+from bcss_jax.data.augmentation.on_host import augment  # noqa: E402
+from bcss_jax.data.augmentation.settings import FLIPS_AND_QUARTER_TURNS, FULL, NONE  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
 
 SCHEME = SCHEMES["tumor_stroma"]

@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 
 from bcss_jax import config, models
 from bcss_jax import config as configs
-from bcss_jax.data.augmentation import FULL, Augmentation
+from bcss_jax.data.augmentation.settings import FULL, Augmentation
 from bcss_jax.errors import ConfigError
 from bcss_jax.nnunet import config as nnunet_config
 
@@ -84,6 +84,8 @@ def test_recipe_is_the_published_one():
     (
         ("data.layout", "kagle224", "did you mean kaggle224"),
         ("data.split", "random", "must be one of published, institute"),
+        ("augment_on", "gpu", "must be one of host, device"),
+        ("data.memory_share", 1.5, "must be"),
         ("dtype", "float64", "must be one of float32, bfloat16, float16; did you mean float"),
         ("batch_size", 0, "must be a whole number from 1 to"),
         ("epochs", -1, "must be a whole number from 1 to"),

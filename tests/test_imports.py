@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 ABSENT = ("tensorflow", "tensorflow_datasets", "albumentations", "clu", "tensorboard")
 # What reads data through TensorFlow, or logs for TensorBoard. Everything else is compute core.
 NEEDS_THEM = {
-    "bcss_jax.data.augment",
+    "bcss_jax.data.augmentation.on_host",
     "bcss_jax.data.host_tensorflow",
     "bcss_jax.data.input_pipeline",
     "bcss_jax.data.tfrecords",
@@ -61,6 +61,6 @@ def test_the_compute_core_imports_without_the_data_and_logging_libraries():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", ["bcss_jax.data.tfrecords", "bcss_jax.data.augment"])
+@pytest.mark.parametrize("name", ["bcss_jax.data.tfrecords", "bcss_jax.data.augmentation.on_host"])
 def test_the_block_blocks(name):
     assert f"{name}: No module named " in imports(name).stderr

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 
+from bcss_jax.accelerators.exchanges import exchanges, timeline
 from bcss_jax.accelerators.hlo_text import Frame, Program
+from bcss_jax.accelerators.links import LINKS
 from bcss_jax.accelerators.roofline import roofline, seconds
 from bcss_jax.accelerators.steps import CompiledStep
 from bcss_jax.accelerators.targets import Target
@@ -17,7 +19,7 @@ PADDED = 0.1  # share of the traffic from which the padding of layouts is a warn
 _PACKAGE = re.compile(r".*[/\\](?=bcss_jax[/\\])")
 
 
-def report_lines(step: CompiledStep, account: Account, target: Target, images: int) -> Iterator[str]:
+def report_lines(step: CompiledStep, account: Account, target: Target, images: int, devices: int = 1) -> Iterator[str]:
     """Yields the lines of the report.
 
     Args:
@@ -25,6 +27,7 @@ def report_lines(step: CompiledStep, account: Account, target: Target, images: i
       account: of its program.
       target: that it was compiled for.
       images: of a batch on one device.
+      devices: that share a batch.
     """
     memory, least = step.memory, roofline(account, target)
     yield (
@@ -42,18 +45,36 @@ def report_lines(step: CompiledStep, account: Account, target: Target, images: i
         f"(memory {1e3 * least.memory:.3g}, arithmetic {1e3 * least.arithmetic:.3g}), at most "
         f"{images / max(least.total, 1e-12):.0f} images/s a device"
     )
-    between = account.collectives()
-    if between:
-        total = sum(work.total_bytes for work in between)
-        yield f"  between devices: {sum(work.times for work in between)} exchanges of {_gb(total)}; the largest:"
-    for work in between[:LARGEST_EXCHANGES]:
-        yield f"    {_work_line(work, account)}"
+    yield from _exchange_lines(account, target, images, devices)
     yield "  largest instructions:"
     largest = sorted(account.works, key=lambda work: -seconds(work, target))[:LARGEST]
     for work in largest:
         yield f"    {1e3 * seconds(work, target):8.3f} ms {_work_line(work, account)}"
     for warning in warnings(account):
         yield f"  warning: {warning}"
+
+
+def _exchange_lines(account: Account, target: Target, images: int, devices: int) -> Iterator[str]:
+    found = exchanges(account)
+    if not found:
+        return
+    groups = []
+    for purpose in dict.fromkeys(each.purpose for each in found):
+        own = [each for each in found if each.purpose == purpose]
+        size, waits = sum(each.times * each.size for each in own), sum(each.times for each in own if each.at_once)
+        count = sum(each.times for each in own)
+        groups.append(f"{purpose} {_gb(size)} in {count}" + (f" (the computation waits for {waits})" if waits else ""))
+    yield f"  exchanges between devices: {'; '.join(groups)}"
+    links = LINKS.get(target.name)
+    if links and devices > 1:
+        time = timeline(account, target, links, devices)
+        yield (
+            f"    by {links.describe(devices)}: {1e3 * time.exchanges:.3g} ms of exchanges; with them at least "
+            f"{1e3 * time.total:.3g} ms, at most {devices * images / time.total:.0f} images/s of {devices} devices, "
+            f"{100 * time.efficiency:.1f} % of what they do without exchanges"
+        )
+    for work in account.collectives()[:LARGEST_EXCHANGES]:
+        yield f"    {_work_line(work, account)}"
 
 
 def warnings(account: Account) -> Iterator[str]:

@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
 
 from bcss_jax.errors import StorageError, UserError, first_line
 
@@ -25,17 +28,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and _WORDS.search(str(error)) is not None
 
 
+def usable_memory(devices: Sequence[Any]) -> float | None:
+    """Returns the bytes that a program may take of the smallest device; None if a device does not say it, as CPUs.
+
+    Args:
+      devices: of JAX; those of other processes do not say it and are taken to be like those of this one.
+    """
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    limits = [(device.memory_stats() or {}).get("bytes_limit") or 0 for device in own]
+    return float(min(limits, default=0)) or None
+
+
 @contextlib.contextmanager
-def out_of_memory_errors(what: str, remedy: str) -> Iterator[None]:
+def out_of_memory_errors(what: str, remedy: Callable[[], str]) -> Iterator[None]:
     """Raises a StorageError if the block runs out of memory.
 
     Args:
       what: was to be held in memory, for example "a batch of 8 images".
-      remedy: what the user can try, for example "a smaller --batch_size".
+      remedy: returns what the user can try, for example "a smaller --batch_size".
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise StorageError(f"{what}: does not fit into memory ({first_line(error)}); try {remedy}") from error
+        raise StorageError(f"{what}: does not fit into memory ({first_line(error)}); try {remedy()}") from error

@@ -3,7 +3,8 @@
 Every function takes a data set of *encoded* examples in a fixed order. An example is a dict with `image` (PNG bytes,
 RGB), `mask` (PNG bytes, one channel of codes), `index` (int64, number of the example in its split) and any other
 description, such as a file name, which is used in error messages. Examples are decoded, labeled and augmented after
-shuffling and skipping, so that these handle compressed bytes only.
+shuffling and skipping, so that these handle compressed bytes only. Where memory suffices, the examples of the training
+are decoded once (`decode_tiles`); their batches are the same.
 
 The pixels of an example depend on (seed, epoch, index), and the order on (seed, epoch), never on the number of threads,
 processes or resumptions. No example is dropped: the last batch is filled up with further examples whose labels are all
@@ -21,8 +22,9 @@ from typing import cast
 
 import numpy as np
 
-from bcss_jax.data.augment import augment
-from bcss_jax.data.augmentation import Augmentation
+from bcss_jax.data.augmentation.on_host import augment
+from bcss_jax.data.augmentation.settings import Augmentation
+from bcss_jax.data.decoded_tiles import DecodedTiles
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.errors import ConfigError, DataError, UserError
 from bcss_jax.labels import UNMAPPED
@@ -61,7 +63,7 @@ def encoded_from_png(image_paths: Sequence[str | os.PathLike], mask_paths: Seque
 
 
 def train_batches(
-    encoded: tf.data.Dataset,
+    examples: tf.data.Dataset | DecodedTiles,
     num_examples: int,
     *,
     table: np.ndarray,
@@ -69,7 +71,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    augmentation: Augmentation,
+    augmentation: Augmentation | None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -84,15 +86,15 @@ def train_batches(
     depend on the number of threads and processes. Every process reads all encoded examples and decodes its share.
 
     Args:
-      encoded: see the docstring of the module.
+      examples: encoded ones (see the docstring of the module), or decoded ones.
       num_examples: their number.
-      table: uint8 [256], code -> label (`labels.lookup_table`).
+      table: uint8 [256], code -> label (`labels.lookup_table`); decoded examples have their labels already.
       ignore_index: label of pixels without ground truth: those that augmentation adds, and those of the examples that
         fill the last batch.
       batch_size: examples per step over all processes.
       seed: of the run; not negative.
       epoch: number of the epoch, from 0.
-      augmentation: the recipe.
+      augmentation: the recipe; None: the images stay as they are, because the device augments them.
       start_step: number of batches of this epoch to skip because they are done; they are not decoded.
       process_index: which of the `process_count` equal shares of each batch to return.
       process_count: number of processes that share a batch.
@@ -110,15 +112,18 @@ def train_batches(
         it).
     """
     order = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-    ordered = encoded.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(
-        min(num_examples, shuffle_buffer) or 1, seed=order, reshuffle_each_iteration=False
-    )
 
-    def change(image, label, index):
+    def augmented(image, label, index):
+        assert augmentation is not None
         return augment(image, label, (seed, epoch, int(index)), augmentation, ignore_index)
 
-    batching = _Batching(table, ignore_index, batch_size, process_index, process_count, threads)
-    return _batches(ordered, num_examples, _image_size(encoded), batching, change, start_step)
+    change = augmented if augmentation is not None else None
+    source = _Decoded(examples, change) if isinstance(examples, DecodedTiles) else _Encoded(examples, table, change)
+    ordered = source.dataset.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(
+        min(num_examples, shuffle_buffer) or 1, seed=order, reshuffle_each_iteration=False
+    )
+    batching = _Batching(ignore_index, batch_size, process_index, process_count, threads)
+    return _batches(source, ordered, num_examples, batching, start_step)
 
 
 def eval_batches(
@@ -136,16 +141,116 @@ def eval_batches(
 
     Arguments, result and errors are as in `train_batches`. All processes get the same number of batches.
     """
+    source = _Encoded(encoded, table)
     ordered = encoded.apply(tf.data.experimental.assert_cardinality(num_examples))
-    batching = _Batching(table, ignore_index, batch_size, process_index, process_count, threads)
-    return _batches(ordered, num_examples, _image_size(encoded), batching)
+    batching = _Batching(ignore_index, batch_size, process_index, process_count, threads)
+    return _batches(source, ordered, num_examples, batching)
+
+
+def decode_tiles(
+    encoded: tf.data.Dataset,
+    num_examples: int,
+    *,
+    table: np.ndarray,
+    threads: int | None = None,
+    between_batches: Callable[[], None] = lambda: None,
+) -> DecodedTiles:
+    """Decodes all examples.
+
+    Args:
+      encoded: see the docstring of the module.
+      num_examples: their number.
+      table: as in `train_batches`.
+      threads: as in `train_batches`.
+      between_batches: called after every 64 examples.
+
+    Raises:
+      DataError: as `train_batches`.
+    """
+    height, width = image_size(encoded)
+    tiles = DecodedTiles(
+        np.empty((num_examples, height, width, 3), np.uint8),
+        np.empty((num_examples, height, width), np.uint8),
+        np.empty(num_examples, np.int64),
+    )
+    batches = eval_batches(encoded, num_examples, table=table, ignore_index=0, batch_size=64, threads=threads)
+    for number, batch in enumerate(batches):
+        first = 64 * number
+        valid = int(batch["valid"].sum())  # the examples that fill the last batch are at its end
+        for name, array in (("image", tiles.images), ("label", tiles.labels), ("index", tiles.indices)):
+            array[first : first + valid] = batch[name][:valid]
+        between_batches()
+    return tiles
+
+
+class _Encoded:
+    """Examples that are decoded, labeled and changed for each batch.
+
+    Attributes:
+      dataset: the encoded examples.
+      size: height and width of the first image; all others must have the same.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, table: np.ndarray, change: Callable | None = None):
+        """Stores the arguments; `change(image, label, index)` is the augmentation."""
+        self.dataset, self._table, self._change = dataset, np.asarray(table, np.uint8), change
+        self.size = image_size(dataset)
+
+    def arrays(self, example: dict) -> tuple:
+        """Returns image and label of an example, as operations of TensorFlow."""
+        image = tf.ensure_shape(tf.io.decode_png(example["image"], channels=3), (*self.size, 3))
+        mask = tf.ensure_shape(tf.io.decode_png(example["mask"], channels=1), (*self.size, 1))[..., 0]
+        label = tf.gather(tf.constant(self._table), tf.cast(mask, tf.int32))
+        with tf.control_dependencies([tf.debugging.assert_none_equal(label, np.uint8(UNMAPPED))]):
+            label = tf.identity(label)
+        if self._change is not None:
+            image, label = tf.numpy_function(self._change, (image, label, example["index"]), (tf.uint8, tf.uint8))
+        return image, label
+
+    def check(self, example: dict) -> None:
+        """Makes an example again. Raises DataError, or what the augmentation raises, if that fails."""
+        image, mask = _decoded(example, "image"), _decoded(example, "mask")
+        for name, array in (("image", image), ("mask", mask)):
+            if array.shape[:2] != self.size:
+                raise DataError(
+                    f"{_name(example)}: {name} of {array.shape[0]}x{array.shape[1]} pixels, but the first image"
+                    f" has {self.size[0]}x{self.size[1]}; all must have the same size"
+                )
+        label = self._table[mask[..., 0]]
+        if (label == UNMAPPED).any():
+            codes = np.unique(mask[..., 0][label == UNMAPPED]).tolist()
+            shown = ", ".join(map(str, codes[:5])) + (", ..." if len(codes) > 5 else "")
+            raise DataError(f"{_name(example)}: the mask has {shown}, not in this data set's code book")
+        if self._change is not None:
+            self._change(image, label, example["index"].numpy())
+
+
+class _Decoded:
+    """Examples that are decoded already, and changed for each batch. Attributes and methods as of `_Encoded`."""
+
+    def __init__(self, tiles: DecodedTiles, change: Callable | None = None):
+        """Stores the arguments."""
+        self._tiles, self._change = tiles, change
+        self.size = tiles.labels.shape[1], tiles.labels.shape[2]
+        rows = np.arange(len(tiles.indices))
+        numbers = tf.data.Dataset.from_tensor_slices((rows, tiles.indices))
+        self.dataset = numbers.map(lambda row, index: {"row": row, "index": index})
+
+    def _pair(self, row, index):
+        image, label = self._tiles.images[row], self._tiles.labels[row]
+        return (image, label) if self._change is None else self._change(image, label, index)
+
+    def arrays(self, example: dict) -> tuple:
+        return tf.numpy_function(self._pair, (example["row"], example["index"]), (tf.uint8, tf.uint8))
+
+    def check(self, example: dict) -> None:
+        self._pair(example["row"].numpy(), example["index"].numpy())
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batching:
-    """How labels are made and how batches are shared; the attributes are arguments of `train_batches`."""
+    """How batches are shared; the attributes are arguments of `train_batches`."""
 
-    table: np.ndarray
     ignore_index: int
     batch_size: int
     process_index: int
@@ -154,30 +259,18 @@ class _Batching:
 
 
 def _batches(
-    ordered: tf.data.Dataset,
-    num_examples: int,
-    size: tuple[int, int],
-    batching: _Batching,
-    change: Callable | None = None,
-    start_step: int = 0,
+    source: _Encoded | _Decoded, ordered: tf.data.Dataset, num_examples: int, batching: _Batching, start_step: int = 0
 ) -> Iterator[Batch]:
     batch_size, process_count = batching.batch_size, batching.process_count
     if batch_size % process_count:
         raise ConfigError(f"batch_size {batch_size} must be a multiple of the number of processes, {process_count}")
     rows = batch_size // process_count
     threads = batching.threads or os.cpu_count() or 1
-    table = np.asarray(batching.table, np.uint8)
 
     def example_arrays(position, example):
-        image = tf.ensure_shape(tf.io.decode_png(example["image"], channels=3), (*size, 3))
-        mask = tf.ensure_shape(tf.io.decode_png(example["mask"], channels=1), (*size, 1))[..., 0]
-        label = tf.gather(tf.constant(table), tf.cast(mask, tf.int32))
-        with tf.control_dependencies([tf.debugging.assert_none_equal(label, np.uint8(UNMAPPED))]):
-            label = tf.identity(label)
-        if change is not None:
-            image, label = tf.numpy_function(change, (image, label, example["index"]), (tf.uint8, tf.uint8))
-            image.set_shape((*size, 3))
-            label.set_shape(size)
+        image, label = source.arrays(example)
+        image.set_shape((*source.size, 3))
+        label.set_shape(source.size)
         valid = position < num_examples
         label = tf.where(valid, label, np.uint8(batching.ignore_index))
         return {"image": image, "label": label, "index": tf.where(valid, example["index"], -1), "valid": valid}
@@ -212,9 +305,8 @@ def _batches(
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise _explained(
-                    error, mine.skip(done * rows).take(rows).map(lambda _, example: example), size, table, change
-                ) from error
+                failed = mine.skip(done * rows).take(rows).map(lambda _, example: example)
+                raise _explained(error, failed, source) from error
             yield cast(Batch, batch)
             done += 1
 
@@ -238,7 +330,7 @@ def _close_unfinished() -> None:
             iterator.close()
 
 
-def _image_size(encoded: tf.data.Dataset) -> tuple[int, int]:
+def image_size(encoded: tf.data.Dataset) -> tuple[int, int]:
     """Returns height and width of the first image; all others must have the same size."""
     try:
         first = next(iter(encoded.take(1)), None)
@@ -250,7 +342,7 @@ def _image_size(encoded: tf.data.Dataset) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _explained(error: Exception, failed: tf.data.Dataset, size, table, change) -> UserError:
+def _explained(error: Exception, failed: tf.data.Dataset, source: _Encoded | _Decoded) -> UserError:
     """Returns the reason why a batch could not be made, with the name of the example.
 
     Errors inside tf.data name an operation, not an example. To keep good batches fast, the failed batch is made again
@@ -258,28 +350,13 @@ def _explained(error: Exception, failed: tf.data.Dataset, size, table, change) -
 
     Args:
       error: as tf.data raised it.
-      failed: the encoded examples of the batch.
-      size: height and width of the first image.
-      table: as in `train_batches`.
-      change: the augmentation, or None.
+      failed: the examples of the batch.
+      source: of the examples.
     """
     try:
         for example in failed:
             try:
-                image, mask = _decoded(example, "image"), _decoded(example, "mask")
-                for name, array in (("image", image), ("mask", mask)):
-                    if array.shape[:2] != size:
-                        return DataError(
-                            f"{_name(example)}: {name} of {array.shape[0]}x{array.shape[1]} pixels, but the first image"
-                            f" has {size[0]}x{size[1]}; all must have the same size"
-                        )
-                label = table[mask[..., 0]]
-                if (label == UNMAPPED).any():
-                    codes = np.unique(mask[..., 0][label == UNMAPPED]).tolist()
-                    shown = ", ".join(map(str, codes[:5])) + (", ..." if len(codes) > 5 else "")
-                    return DataError(f"{_name(example)}: the mask has {shown}, not in this data set's code book")
-                if change is not None:
-                    change(image, label, example["index"].numpy())
+                source.check(example)
             except UserError as cause:
                 return cause
             except Exception as cause:

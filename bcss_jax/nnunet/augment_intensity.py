@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from bcss_jax.data.augmentation.sampling import weighted_sum
+
 _TINY = 1e-7  # avoids division by 0 for images without contrast
 
 
@@ -37,14 +39,7 @@ def blur(image: jax.Array, sigma: jax.Array, largest: float = 1.0) -> jax.Array:
         s = sigma[axis]
         bell = jnp.exp(-0.5 * (offsets / jnp.where(s > 0, s, 1.0)) ** 2)
         bell = jnp.where(jnp.abs(offsets) <= jnp.floor(3 * s + 0.25), bell, 0.0)
-        padding = [(0, 0)] * 3
-        padding[axis] = (reach, reach)
-        padded = jnp.pad(image, padding, mode="reflect")
-        terms = [
-            weight * jax.lax.slice_in_dim(padded, i, i + image.shape[axis], axis=axis)
-            for i, weight in enumerate(bell / jnp.sum(bell, axis=0))
-        ]
-        image = sum(terms, start=jnp.zeros((), image.dtype))
+        image = weighted_sum(image, bell / jnp.sum(bell, axis=0), axis, "reflect")
     return image
 
 

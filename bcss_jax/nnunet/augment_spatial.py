@@ -6,6 +6,8 @@ Source: SpatialTransform and MirrorTransform of batchgeneratorsv2 0.3.6, as nnU-
 import jax
 import jax.numpy as jnp
 
+from bcss_jax.data.augmentation.sampling import four_neighbors
+
 OUTSIDE = -1  # label of pixels outside the image
 
 # Shares of a pixel that differ by less count as equal, because nnU-Net compares shares of 1000 in float16.
@@ -57,14 +59,7 @@ def rotate_and_scale(
     top, left = jnp.floor(rows), jnp.floor(columns)
     row_share, column_share = rows - top, columns - left
     start = jnp.stack([jnp.clip(top, -2, shape[0]), jnp.clip(left, -2, shape[1])], -1).astype(jnp.int32) + 2
-    windows = jax.lax.gather(
-        both,
-        start,
-        jax.lax.GatherDimensionNumbers(offset_dims=(2, 3, 4), collapsed_slice_dims=(), start_index_map=(0, 1)),
-        (2, 2, both.shape[-1]),
-        mode="promise_in_bounds",
-    )
-    neighbors = [windows[:, :, i, j] for i in (0, 1) for j in (0, 1)]
+    neighbors = four_neighbors(both, start)
     weights = [y * x for y in (1 - row_share, row_share) for x in (1 - column_share, column_share)]
 
     terms = [weight[..., None] * each[..., :-1] for weight, each in zip(weights, neighbors, strict=True)]

@@ -15,6 +15,8 @@ from flax import nnx
 
 from bcss_jax import losses, models
 from bcss_jax.data import synthetic
+from bcss_jax.data.augmentation.on_device import make_augment
+from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.losses import Objective
@@ -35,6 +37,7 @@ class Steps:
       train_frozen: the same with the encoder frozen; None if no epoch needs it.
       evaluate: as `step.make_eval_step` returns it.
       frozen_epochs: number of first epochs in which the encoder is frozen.
+      augment: of the images on the device, as `make_augment` returns it; None if the host augments them.
     """
 
     objective: Objective
@@ -44,6 +47,7 @@ class Steps:
     train_frozen: Callable | None
     evaluate: Callable
     frozen_epochs: int
+    augment: Callable | None
 
     def train_step(self, epoch: int) -> Callable:
         """Returns the training step of an epoch, counted from 0."""
@@ -98,6 +102,11 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
         train_frozen=make_train(frozen=("encoder",)) if config.freeze_encoder_epochs else None,
         evaluate=make_eval_step(model, mesh, objective, statistics=statistics),
         frozen_epochs=config.freeze_encoder_epochs,
+        augment=(
+            make_augment(Augmentation(**config.augment), scheme.ignore_index, mesh, config.seed)
+            if config.augment_on == "device"
+            else None
+        ),
     )
 
 

@@ -26,9 +26,10 @@ from bcss_jax.common.interruption import Interruption, safe_point, work_has_ende
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.data import tfrecords
-from bcss_jax.data.augmentation import Augmentation
+from bcss_jax.data.augmentation.settings import Augmentation
+from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.data.input_pipeline import eval_batches, train_batches
+from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size, train_batches
 from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
@@ -112,7 +113,7 @@ class Run:
     def __init__(self, config: Any, workdir: Path, interruption: Interruption):
         """Builds the run; mistakes in the settings show before any data are read. Errors as `train`."""
         self._config, self._workdir, self._scheme = config, workdir, labels.find_scheme(config.labels)
-        self._augmentation = Augmentation(**config.augment)
+        self._augmentation = Augmentation(**config.augment) if config.augment_on == "host" else None
         self._mesh = make_mesh()
         check_batch_size("config.batch_size", config.batch_size, config.micro_batches, self._mesh)
         check_batch_size("config.eval_batch_size", config.eval_batch_size, 1, self._mesh)
@@ -133,6 +134,7 @@ class Run:
             "threads": config.data.threads or None,
         }
         self.session = self._start_or_resume(state, pretrained, interruption)
+        self._tiles = self._load_training_tiles()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
 
@@ -218,13 +220,32 @@ class Run:
         )
         return TrainingSession(state, record, checkpoints, metadata, settings, interruption)
 
+    def _load_training_tiles(self):
+        """Returns the training tiles, decoded if they fit the memory, or as a data set of encoded ones."""
+        config, record = self._config, self.session.record
+        encoded, count = self._data.load("train"), self._data.splits["train"]
+        if record.epoch >= config.epochs or _stalled(record, config.early_stopping):
+            return encoded  # nothing will be trained
+        needed = decoded_bytes(count, image_size(encoded))
+        held, why = holds(needed, config.data.memory_share, jax.process_count(), free_memory())
+        print_main(f"training tiles are {'held decoded in memory' if held else 'decoded in every epoch'} ({why})")
+        if not held:
+            return encoded
+        return decode_tiles(
+            encoded,
+            count,
+            table=self._pipeline["table"],
+            threads=self._pipeline["threads"],
+            between_batches=functools.partial(safe_point, BEFORE),
+        )
+
     # --- One epoch ---
 
     def train_epoch(self) -> dict:
         """Trains the rest of the current epoch, evaluates, and saves. Returns the row of the history."""
         config, session, record = self._config, self.session, self.session.record
         batches = train_batches(
-            self._data.load("train"),
+            self._tiles,
             self._data.splits["train"],
             batch_size=config.batch_size,
             seed=config.seed,
@@ -236,8 +257,12 @@ class Run:
         compiled = self._steps.train_step(record.epoch)
 
         def train_step(state, batch):
-            placed = place_batch({"image": batch["image"], "label": batch["label"]}, self._mesh)
-            state, report = compiled(state, placed["image"], placed["label"])
+            index = batch["index"].astype(np.int32)
+            placed = place_batch({"image": batch["image"], "label": batch["label"], "index": index}, self._mesh)
+            pair = placed["image"], placed["label"]
+            if self._steps.augment:
+                pair = self._steps.augment(*pair, placed["index"], record.epoch)
+            state, report = compiled(state, *pair)
             return state, report | {"index": batch["index"]}
 
         with session.progress_line(f"epoch {record.epoch + 1}") as line:

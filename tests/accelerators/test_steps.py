@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 
 from bcss_jax import compile_for
+from bcss_jax.accelerators.computed_steps import Key
 from bcss_jax.accelerators.hlo_text import read_program
-from bcss_jax.accelerators.network_table import measure
+from bcss_jax.accelerators.network_table import compute_step
 from bcss_jax.accelerators.report import warnings
 from bcss_jax.accelerators.steps import compile_step, recipe
 from bcss_jax.accelerators.targets import TARGETS, describe_devices
@@ -105,4 +106,5 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_every_network_is_compiled(model, target):
     mesh_of(target)
-    assert measure(TARGETS[target], 1, model, "float32" if target == "t4" else "bfloat16", 8, 224).micro_batches == 1
+    key = Key(target, 1, model, "float16" if target == "t4" else "bfloat16", 8, 224)
+    assert compute_step(TARGETS[target], key).micro_batches == 1

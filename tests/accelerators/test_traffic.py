@@ -137,7 +137,7 @@ def test_the_report_names_the_largest_instructions_and_their_place():
     assert "memory 6 GB of 84.9 GB (state and batch 1 GB, temporary 3 GB, results 2 GB)" in text
     assert "forward bf16[8,16,16,8] conv, bcss_jax/models/blocks/layers.py:85 Conv.__call__" in text
     assert "bcss_jax/models/unet.py:110 UNet.__call__" in text and "someone" not in text
-    assert "between devices: 1 exchanges of 0.008 MB; the largest:\n    all-reduce 0.008 MB" in text
+    assert "exchanges between devices: losses and counts 0.004 MB in 1\n    all-reduce 0.008 MB" in text
 
 
 def test_warnings():

@@ -10,7 +10,7 @@ from bcss_jax.errors import DataError, StorageError
 def test_too_little_device_memory_is_one_line_with_a_remedy():
     with (
         pytest.raises(StorageError) as error,
-        out_of_memory_errors("a.svs: a batch of windows", "a smaller --batch_size"),
+        out_of_memory_errors("a.svs: a batch of windows", lambda: "a smaller --batch_size"),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore lines")
     assert str(error.value) == (
@@ -20,7 +20,7 @@ def test_too_little_device_memory_is_one_line_with_a_remedy():
 
 
 def test_other_errors_of_the_device_stay():
-    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory_errors("a batch", "less"):
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory_errors("a batch", lambda: "less"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -38,10 +38,10 @@ def test_other_errors_of_the_device_stay():
 )
 def test_out_of_memory_is_recognized_in_all_its_words(error):
     with pytest.raises(StorageError, match=r"^a batch: does not fit into memory \(.*\); try less$"):
-        with out_of_memory_errors("a batch", "less"):
+        with out_of_memory_errors("a batch", lambda: "less"):
             raise error
 
 
 def test_an_error_that_names_its_file_stays():
-    with pytest.raises(DataError, match="^a.png"), out_of_memory_errors("a batch", "less"):
+    with pytest.raises(DataError, match="^a.png"), out_of_memory_errors("a batch", lambda: "less"):
         raise DataError("a.png: out of memory")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from bcss_jax import labels
 from bcss_jax.data import input_pipeline
-from bcss_jax.data.augmentation import FLIPS_AND_QUARTER_TURNS, FULL, NONE
-from bcss_jax.data.input_pipeline import encoded_from_png, eval_batches, train_batches
+from bcss_jax.data.augmentation.settings import FLIPS_AND_QUARTER_TURNS, FULL, NONE
+from bcss_jax.data.input_pipeline import decode_tiles, encoded_from_png, eval_batches, train_batches
 from bcss_jax.errors import ConfigError, DataError
 
 SIZE, COUNT = 32, 11
@@ -149,6 +149,28 @@ def test_without_augmentation_training_gets_the_same_images():
                 np.testing.assert_array_equal(label, TABLE[masks[index]])
 
 
+@pytest.mark.parametrize("augmentation", [FULL, None])
+@pytest.mark.parametrize("changed", [{}, {"start_step": 2}, {"process_index": 1, "process_count": 2}])
+def test_decoded_tiles_give_the_same_batches(augmentation, changed):
+    tiles = decode_tiles(encoded(), COUNT, table=TABLE, threads=2)
+    changed = {"augmentation": augmentation, "shuffle_buffer": 4, **changed}
+    assert_same(train(tiles, **changed), train(**changed))
+
+
+def test_a_recipe_of_none_leaves_the_images_to_the_device():
+    assert_same(train(augmentation=None), train(augmentation=NONE))
+
+
+def test_decoded_tiles_are_complete_and_in_order():
+    images, masks = pictures()
+    calls = []
+    tiles = decode_tiles(encoded(), COUNT, table=TABLE, between_batches=lambda: calls.append(1))
+    np.testing.assert_array_equal(tiles.images, images)
+    np.testing.assert_array_equal(tiles.labels, TABLE[masks])
+    np.testing.assert_array_equal(tiles.indices, np.arange(COUNT))
+    assert calls
+
+
 def test_png_files_give_the_same_batches(tmp_path):
     images, masks = pictures()
     paths = {part: [tmp_path / f"{part}_{i}.png" for i in range(COUNT)] for part in ("image", "mask")}
@@ -177,7 +199,7 @@ BLACK = np.zeros((SIZE, SIZE), np.uint8)
     ],
     ids=["no_png", "truncated", "mask_size", "image_size", "code"],
 )
-@pytest.mark.parametrize("run", [train, evaluate])
+@pytest.mark.parametrize("run", [train, evaluate, lambda dataset: decode_tiles(dataset, COUNT, table=TABLE)])
 def test_bad_examples_are_named(run, replaced, message):
     with pytest.raises(DataError, match=f"example 9, key tile_9: {message}") as caught:
         run(encoded({9: replaced}))
@@ -190,7 +212,8 @@ def test_bad_first_example_is_named():
 
 
 @pytest.mark.parametrize("process_index", [0, 1])
-def test_failures_in_augmentation_are_named(monkeypatch, process_index):
+@pytest.mark.parametrize("decoded", [False, True])
+def test_failures_in_augmentation_are_named(monkeypatch, process_index, decoded):
     bad = train(process_index=process_index, process_count=2)[1]["index"][0]
 
     def failing(image, label, seed, settings, ignore_index):
@@ -199,8 +222,10 @@ def test_failures_in_augmentation_are_named(monkeypatch, process_index):
         return image, label
 
     monkeypatch.setattr(input_pipeline, "augment", failing)
-    with pytest.raises(DataError, match=f"example {bad}, key tile_{bad}: RuntimeError: out of paint"):
-        train(process_index=process_index, process_count=2)
+    examples = decode_tiles(encoded(), COUNT, table=TABLE) if decoded else encoded()
+    name = f"example {bad}" if decoded else f"example {bad}, key tile_{bad}"
+    with pytest.raises(DataError, match=f"{name}: RuntimeError: out of paint"):
+        train(examples, process_index=process_index, process_count=2)
 
 
 def test_quarter_turns_of_oblongs(tmp_path):

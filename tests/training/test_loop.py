@@ -242,6 +242,38 @@ def test_stopped_at_any_step_of_an_epoch_the_result_is_the_same(command, tmp_pat
     assert 3 * best in Checkpoints(tmp_path / "run" / "checkpoints").steps()
 
 
+def test_tiles_that_are_decoded_in_every_epoch_give_the_same_result(command, tmp_path, finished):
+    result = run(command, tmp_path / "run", "--config.data.memory_share=0")
+    assert result.returncode == 0, result.stderr
+    assert "training tiles are decoded in every epoch (config.data.memory_share is 0)" in result.stdout
+    assert "training tiles are held decoded in memory" in finished[1].stdout
+    assert summary(tmp_path / "run")["params_sha256"] == summary(finished[0])["params_sha256"]
+
+
+def test_a_run_that_is_augmented_on_the_device_is_another_run(command, tmp_path):
+    options = ("--config.dtype=float16", "--config.micro_batches=2", "--config.epochs=1")
+    options += ("--config.augment.elastic=0.0", "--config.augment.color_jitter=0.0")  # compiles faster
+    result = run(command, tmp_path / "run", "--config.augment_on=device", *options, devices=2)
+    assert result.returncode == 0, result.stderr
+    result = run(command, tmp_path / "run", *options, devices=2)
+    assert result.returncode == 2 and "config.augment_on: device -> host" in result.stderr, result.stderr
+
+
+@pytest.mark.slow
+def test_stopped_runs_that_are_augmented_on_the_device_go_on_with_the_same_images(command, tmp_path):
+    options = (*EVERY_STEP, "--config.augment_on=device")
+    undisturbed = run(command, tmp_path / "undisturbed", *options)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    process = subprocess.Popen(**command(tmp_path / "run", *options), stdout=-1, stderr=-1, text=True)
+    first_step(process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    result = run(command, tmp_path / "run", *options, "--config.data.memory_share=0")
+    assert result.returncode == 0 and "resuming" in result.stdout, result.stderr
+    assert summary(tmp_path / "run")["params_sha256"] == summary(tmp_path / "undisturbed")["params_sha256"]
+
+
 @pytest.mark.slow
 def test_the_step_is_compiled_once_in_a_run(command, tmp_path):
     options = (

@@ -16,6 +16,12 @@ def metadata(**changes):
     return {"config": config, "label_scheme": scheme, "data": {"content_sha256": "a"}, "pretrained": None}
 
 
+def less_memory():
+    config = default()
+    config.data.memory_share = 0.0
+    return config
+
+
 def saved(**changes):
     """Returns metadata as they are read from a checkpoint: tuples are lists."""
     return json.loads(json.dumps(metadata(**changes)))
@@ -32,6 +38,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     older = saved()
     del older["config"]["early_stopping"]  # a setting that an earlier version did not have
     check_same_run(tmp_path, older, metadata())
+    del older["config"]["augment_on"], older["config"]["data"]["memory_share"]
+    check_same_run(tmp_path, older, metadata())
+    with pytest.raises(ConfigError, match="config.augment_on: host -> device"):  # changes what is drawn
+        check_same_run(tmp_path, older, metadata(augment_on="device"))
+    check_same_run(tmp_path, saved(), metadata() | {"config": less_memory().to_dict()})  # changes no result
     with pytest.raises(ConfigError, match="saved by a run with other settings .*config.seed: 1 -> 0.*move it away"):
         check_same_run(tmp_path, saved(seed=1), metadata())
 

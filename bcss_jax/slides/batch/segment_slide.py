@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from bcss_jax.accelerators.remedies import remedy_for_slides
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
@@ -140,6 +141,9 @@ class SlideSegmenter:
         layout = windows_of(settings.window, settings.window, settings.window, settings.overlap)
         self._weights = blend_weights(layout, settings.blend)
         self._predictor = WindowPredictor(model, self._weights, batch_size, mesh)
+        self._smaller_batch = functools.partial(
+            remedy_for_slides, batch_size, model.identity, settings.window, list(mesh.devices.flat)
+        )
         self.classes = classes_of(model.scheme)
 
     def folder_of(self, entry: Entry, path: Path) -> SlideFolder:
@@ -189,7 +193,7 @@ class SlideSegmenter:
             try:
                 if summary is None:
                     with out_of_memory_errors(
-                        f"{printable(entry.slide.name)}: a batch of windows", "a smaller --batch_size"
+                        f"{printable(entry.slide.name)}: a batch of windows", self._smaller_batch
                     ):
                         summary, done = self._segment(entry, folder, interruption), Done.COMPUTED
                     folder.finish(summary)

@@ -1,6 +1,7 @@
 """The settings of augmentation: probability and strength of each change of a training image, with their ranges."""
 
 import dataclasses
+import math
 
 from bcss_jax.common.ranges import Range
 from bcss_jax.errors import ConfigError
@@ -55,6 +56,22 @@ class Augmentation:
             value = getattr(self, field.name)
             if value not in RANGES[field.name]:
                 raise ConfigError(f"augmentation: {field.name}={value}: must be {RANGES[field.name]}")
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Raises ConfigError if rotations by 90 degrees are on, and images of (height, width) are not square."""
+        if self.rotate90 and shape[0] != shape[1]:
+            raise ConfigError(
+                f"augmentation: rotate90 needs square images, these have {shape[0]}x{shape[1]} pixels; set rotate90 to"
+                " 0"
+            )
+
+    def displacement_factor(self) -> float:
+        """Returns the factor on smoothed noise with which the elastic deformation has its strength in pixels.
+
+        The noise has a standard deviation of about 1 / 4.5 (it is normal, and divided by its largest value). Smoothing
+        divides the deviation by 2 sqrt(pi) times that of the Gaussian.
+        """
+        return self.elastic_pixels * 4.5 * 2 * math.sqrt(math.pi) * self.elastic_smoothness
 
 
 PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur")

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bcss_jax.data.augmentation import Augmentation
-from bcss_jax.errors import ConfigError
+from bcss_jax.data.augmentation.settings import Augmentation
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
@@ -45,11 +44,7 @@ def augment(
     Raises:
       ConfigError: rotations by 90 degrees are on, and the image is not square.
     """
-    if settings.rotate90 and image.shape[0] != image.shape[1]:
-        raise ConfigError(
-            f"augmentation: rotate90 needs square images, these have {image.shape[0]}x{image.shape[1]} pixels;"
-            " set rotate90 to 0"
-        )
+    settings.check_shape((image.shape[0], image.shape[1]))
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     idle = _idle_recipes(settings, ignore_index)
     try:
@@ -76,9 +71,7 @@ def _idle_recipes(settings: Augmentation, ignore_index: int) -> queue.SimpleQueu
 
 def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
     s = settings
-    # Albumentations blurs noise with a standard deviation of about 1 / 4.5 (normal, divided by its largest value) and
-    # multiplies it by alpha. Blurring divides the deviation by 2 sqrt(pi) sigma.
-    alpha = s.elastic_pixels * 4.5 * 2 * np.sqrt(np.pi) * s.elastic_smoothness
+    alpha = s.displacement_factor()  # Albumentations smooths noise and multiplies it by alpha
     return A.Compose(
         [
             A.RandomRotate90(p=s.rotate90),

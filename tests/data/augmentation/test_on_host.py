@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bcss_jax.data import augment
-from bcss_jax.data.augmentation import FLIPS_AND_QUARTER_TURNS, FULL, NONE, Augmentation
+from bcss_jax.data.augmentation import on_host
+from bcss_jax.data.augmentation.settings import FLIPS_AND_QUARTER_TURNS, FULL, NONE, Augmentation
 from bcss_jax.errors import ConfigError
 
 IGNORED = 255
@@ -27,7 +27,7 @@ def blobs(size=96, seed=0):
 
 def apply(settings, seed=(0,), ignored=IGNORED, pair=None):
     image, label = pair or blobs()
-    return augment.augment(image, label, seed, settings, ignored)
+    return on_host.augment(image, label, seed, settings, ignored)
 
 
 def only(**settings):
@@ -83,7 +83,7 @@ def test_changes_are_drawn_independently():
     settings = only(horizontal_flip=0.5, vertical_flip=0.5)
     outcomes = np.zeros((2, 2), int)
     for i in range(400):
-        changed, _ = augment.augment(image, label, (i,), settings, IGNORED)
+        changed, _ = on_host.augment(image, label, (i,), settings, IGNORED)
         for h in (0, 1):
             for v in (0, 1):
                 outcomes[h, v] += np.array_equal(changed, image[:: 1 - 2 * v, :: 1 - 2 * h])
@@ -163,13 +163,13 @@ def test_settings_out_of_range(wrong):
 def test_quarter_turns_need_square_images():
     image, label = np.zeros((8, 6, 3), np.uint8), np.zeros((8, 6), np.uint8)
     with pytest.raises(ConfigError, match="8x6"):
-        augment.augment(image, label, (0,), FULL, 0)
-    assert augment.augment(image, label, (0,), only(horizontal_flip=1.0), 0)[0].shape == (8, 6, 3)
+        on_host.augment(image, label, (0,), FULL, 0)
+    assert on_host.augment(image, label, (0,), only(horizontal_flip=1.0), 0)[0].shape == (8, 6, 3)
 
 
 def test_import_does_not_use_the_network():
     code = (
-        "import socket; socket.socket.connect = None; import bcss_jax.data.augment, os; "
+        "import socket; socket.socket.connect = None; import bcss_jax.data.augmentation.on_host, os; "
         "print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
     )
     result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
