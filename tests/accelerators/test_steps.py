@@ -6,6 +6,7 @@ import pytest
 
 from bcss_jax import compile_for
 from bcss_jax.accelerators.computed_steps import Key
+from bcss_jax.accelerators.exchanges import STATISTICS, exchanges
 from bcss_jax.accelerators.hlo_text import read_program
 from bcss_jax.accelerators.network_table import compute_step
 from bcss_jax.accelerators.report import warnings
@@ -60,10 +61,19 @@ def test_a_small_transformer(target):
     assert found.bytes_by_kind()["matrix product" if target == "h100" else "convolution"] > 0
 
 
-def test_several_gpus_add_up_gradients():
-    found = account(read_program(compiled("train", mesh_of("h100", 2), 4, width=8, depth=1).text))
-    assert sum(work.bytes for work in found.collectives()) > 0
-    assert "all-reduce" in found.bytes_by_kind()
+def test_several_gpus_add_up_gradients_and_wait_less_with_statistics_of_their_own():
+    found = {}
+    for sync in (True, False):
+        config = recipe("unet", "bfloat16", 4, 1, 32)
+        config.model.update(width=8, depth=1)
+        config.sync_batch_norm = sync
+        text = compile_step("train", config, find_scheme(config.labels), mesh_of("h100", 2), 32).text
+        found[sync] = exchanges(account(read_program(text)))
+        assert "all-reduce" in {each.kind for each in found[sync]}
+    waits = {sync: sum(each.purpose == STATISTICS and each.at_once for each in found[sync]) for sync in found}
+    assert waits[True] >= 8 and waits[False] < 4  # of four layers, forward and backward
+    size = {sync: sum(each.size for each in found[sync]) for sync in found}
+    assert min(size.values()) > 2 * 9 * 8 * 8  # one 3x3 convolution at least, in bfloat16
 
 
 def test_gradients_on_gpus_are_convolutions_of_cudnn():

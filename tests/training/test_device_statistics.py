@@ -15,7 +15,12 @@ from bcss_jax.training import optimizer, sharding, step
 OBJECTIVE = losses.Objective(num_classes=3, ignore_index=0, classes=(1, 2))
 NETWORKS = {
     "unet": {"width": 4, "depth": 1},
-    "dense_unet": {"growth": 2, "layers": (1,), "bottleneck_layers": 1, "init_width": 4},  # statistics that several norms share
+    "dense_unet": {
+        "growth": 2,
+        "layers": (1,),
+        "bottleneck_layers": 1,
+        "init_width": 4,
+    },  # statistics that several norms share
 }
 PER_DEVICE, SIDE = 2, 16
 
