@@ -13,6 +13,7 @@ from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.training import optimizer, sharding, step
 
 OBJECTIVE = losses.Objective(num_classes=3, ignore_index=0, classes=(1, 2))
+# The statistics of dense blocks are shared by several norms.
 NETWORKS = {
     "unet": {"width": 4, "depth": 1},
     "dense_unet": {
@@ -20,7 +21,7 @@ NETWORKS = {
         "layers": (1,),
         "bottleneck_layers": 1,
         "init_width": 4,
-    },  # statistics that several norms share
+    },
 }
 PER_DEVICE, SIDE = 2, 16
 
