@@ -95,10 +95,7 @@ def make_train_step(
       all ignored, changes only `step` and, if the gradient alone is not finite, `loss_scale`.
     """
     forward = _forward(ModelFunction(model, statistics), objective, frozen, remat, 1 if sync_batch_norm else mesh.size)
-    if micro_batches == 1:
-        gradients = _gradients_of_whole_batch(forward, objective)
-    else:
-        gradients = _gradients_of_micro_batches(forward, objective, micro_batches)
+    gradients = _gradients(forward, objective, micro_batches)
 
     def train_step(state: TrainState, images, labels):
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -164,6 +161,13 @@ def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], 
         return losses.deep_supervision_sums(logits, labels, objective), (model_state, counts.sum(0))
 
     return forward
+
+
+def _gradients(forward, objective: Objective, micro_batches: int):
+    """Returns what `_gradients_of_whole_batch` returns, for a batch in one or several parts."""
+    if micro_batches == 1:
+        return _gradients_of_whole_batch(forward, objective)
+    return _gradients_of_micro_batches(forward, objective, micro_batches)
 
 
 def _gradients_of_whole_batch(forward, objective: Objective):
