@@ -32,6 +32,7 @@ COLUMNS = (
     "network", "images at once", "memory", "traffic", "TFLOP", "least ms (memory, arithmetic)", "images/s, at most",
     "compiles in",
 )  # fmt: skip
+GRADIENTS = 0.5  # bytes of all gradients, at most, as a share of parameters and optimizer state
 PREDICTED_AT_ONCE = 4  # images on a device for which evaluation and slides are compiled
 
 
@@ -103,7 +104,7 @@ def compute_step(target: Target, key: Key, every_step: bool = False) -> Computed
     Args:
       target: that the key names.
       key: what to compile.
-      every_step: compile evaluation and slides too, and the training step of a smaller batch, for their memory.
+      every_step: compile evaluation and slides too, for their memory.
 
     Raises:
       ConfigError: the compiler fails.
@@ -134,28 +135,23 @@ def _compile(name: str, mesh: Mesh, key: Key, batch: int, parts: int = 1) -> Com
 
 def _memory_lines(mesh: Mesh, key: Key, train: CompiledStep, at_once: int) -> dict[str, Line]:
     """Returns the memory of all steps, given the training step with `at_once` images on a device."""
-    fewer = max(at_once // 8, 1)
-    points = {at_once: train.memory.total()}
-    if fewer < at_once:
-        points[fewer] = _compile("train", mesh, key, fewer * key.devices).memory.total()
-    lines = {"train": straight_line(points)}
+    lines = {"train": memory_line(train.memory, at_once, GRADIENTS)}
     for name in STEPS:
         if name != "train":
-            memory = _compile(name, mesh, key, PREDICTED_AT_ONCE * key.devices).memory.total()
-            lines[name] = straight_line({PREDICTED_AT_ONCE: memory})
+            memory = _compile(name, mesh, key, PREDICTED_AT_ONCE * key.devices).memory
+            lines[name] = memory_line(memory, PREDICTED_AT_ONCE)
     return lines
 
 
-def straight_line(points: dict[int, int]) -> Line:
-    """Returns the line through the bytes of one or two numbers of images.
+def memory_line(memory: Memory, at_once: int, gradients: float = 0.0) -> Line:
+    """Returns the memory of a step as a line over the number of images, given that of `at_once` images.
 
-    It goes through the origin where there is one point, so it says too much for more images; and where the bytes grow
-    faster than the images, so it says too much for fewer.
+    Args:
+      memory: of the step.
+      at_once: images on a device.
+      gradients: bytes that do not depend on the images, as a share of what the step is given.
     """
-    (most, memory), (few, less) = max(points.items()), min(points.items())
-    if most == few or (per_image := (memory - less) / (most - few)) * few >= less:
-        return Line(0.0, memory / most)
-    return Line(less - per_image * few, per_image)
+    return Line((1 + gradients) * memory.arguments, (memory.temporary + memory.results) / at_once)
 
 
 def _factor(memory: Memory, usable: float) -> int:

@@ -8,7 +8,7 @@ import pytest
 from bcss_jax import models
 from bcss_jax.accelerators import network_table
 from bcss_jax.accelerators.computed_steps import FILE, ComputedStep, Key, Line, Row, code_digest, read_rows, write_row
-from bcss_jax.accelerators.network_table import compute_step, print_table, straight_line
+from bcss_jax.accelerators.network_table import compute_step, memory_line, print_table
 from bcss_jax.accelerators.roofline import Roofline
 from bcss_jax.accelerators.steps import STEPS, Memory
 from bcss_jax.accelerators.targets import TARGETS
@@ -90,9 +90,8 @@ def test_another_file_is_not_replaced(text, tmp_path):
 
 
 def test_the_memory_of_other_batches():
-    assert straight_line({100: 1100, 10: 200}) == Line(100, 10)
-    assert straight_line({4: 400}) == Line(0, 100)  # says too much for more images
-    assert straight_line({100: 1100, 10: 50}) == Line(0, 11)  # says too much for fewer
+    line = memory_line(Memory(1000, 8, 392), 4, gradients=0.5)
+    assert line == Line(1500, 100) and line.fixed + 4 * line.per_image >= 1400
 
 
 def test_the_rows_of_the_package():
