@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,12 +73,17 @@ def arguments() -> argparse.Namespace:
 class Jax:
     """The project's training step, and the forward pass of the same model in evaluation mode."""
 
-    def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
-        """Compiles both; `compile_s` and `compile_forward_s` are the compile times in seconds."""
-        kwargs = {} if args.width is None else {"width": args.width}
-        model = models.create(args.model, num_classes=NUM_CLASSES, dtype=jnp.dtype(args.dtype), **kwargs)
+    def __init__(self, model: Any, dtype: str, images: np.ndarray, labels: np.ndarray):
+        """Compiles both; `compile_s` and `compile_forward_s` are the compile times in seconds.
+
+        Args:
+          model: network of `bcss_jax.models` that computes in `dtype`.
+          dtype: "float32", "bfloat16" or "float16".
+          images: uint8 [N, H, W, 3].
+          labels: uint8 [N, H, W].
+        """
         mesh = sharding.make_mesh()
-        sharding.check_batch_size("batch", args.batch, 1, mesh)
+        sharding.check_batch_size("batch", len(images), 1, mesh)
         tx = adamw(LEARNING_RATE, WEIGHT_DECAY)
         heads = losses.deep_supervision_weights(model.num_scales) if hasattr(model, "all_logits") else ()
         train = step.make_train_step(
@@ -88,7 +94,7 @@ class Jax:
         )
         run = ModelFunction(model)
         forward = jax.jit(lambda params, model_state, images: run(params, model_state, images, train=False)[0])
-        state = step.TrainState.create(model, tx, Plateau(0.5, 5), loss_scale_for(args.dtype))
+        state = step.TrainState.create(model, tx, Plateau(0.5, 5), loss_scale_for(dtype))
         self.parameters = sum(p.size for p in jax.tree.leaves(state.params))
         # A copy, because the step overwrites its state, and the arrays belong to the model.
         self.state = jax.device_put(jax.tree.map(jnp.copy, state), sharding.replicated(mesh))
@@ -96,10 +102,10 @@ class Jax:
         self.images, self.labels = batch["images"], batch["labels"]
 
         start = time.perf_counter()
-        self._train = train.lower(self.state, self.images, self.labels).compile()
+        self.train_program = train.lower(self.state, self.images, self.labels).compile()
         self.compile_s = time.perf_counter() - start
         start = time.perf_counter()
-        self._forward = forward.lower(self.state.params, self.state.model_state, self.images).compile()
+        self.forward_program = forward.lower(self.state.params, self.state.model_state, self.images).compile()
         self.compile_forward_s = time.perf_counter() - start
         # The forward pass, the gradient of the maps and that of the weights take about the same number of operations.
         self.step_flops = 3 * forward_flops(run, self.state.params, self.state.model_state, self.images)
@@ -108,7 +114,7 @@ class Jax:
         """Returns the seconds per training step."""
         start = time.perf_counter()
         for _ in range(steps):
-            self.state, report = self._train(self.state, self.images, self.labels)
+            self.state, report = self.train_program(self.state, self.images, self.labels)
         jax.block_until_ready((self.state, report))
         return (time.perf_counter() - start) / steps
 
@@ -116,28 +122,39 @@ class Jax:
         """Returns the seconds per forward pass."""
         start = time.perf_counter()
         for _ in range(steps):
-            logits = self._forward(self.state.params, self.state.model_state, self.images)
+            logits = self._logits()
         jax.block_until_ready(logits)
         return (time.perf_counter() - start) / steps
+
+    def logits(self) -> np.ndarray:
+        """Returns the logits of the batch in evaluation mode, float32 [N, H, W, C]."""
+        return np.asarray(self._logits())
+
+    def _logits(self):
+        return self.forward_program(self.state.params, self.state.model_state, self.images)
 
 
 class Torch:
     """The same layers, loss and optimizer in PyTorch, channels last."""
 
-    def __init__(self, args: argparse.Namespace, images: np.ndarray, labels: np.ndarray):
-        """Places model and batch on the GPU if PyTorch has one."""
+    def __init__(self, model: Any, dtype: str, images: np.ndarray, labels: np.ndarray):
+        """Places model and batch on the GPU if PyTorch has one.
+
+        Args:
+          model: PyTorch network that returns logits (N, C, H, W), or those of all heads.
+          dtype: "float32", or the type of the autocast.
+          images: uint8 [N, H, W, 3].
+          labels: uint8 [N, H, W].
+        """
         import torch
-        import torch_twins
 
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # TF32, which is JAX's default on GPUs, and cuDNN's tuning, for a fair comparison.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-        self.half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(args.dtype)
-        self.scaler = torch.amp.GradScaler(self.device, enabled=args.dtype == "float16")
-        kwargs = {} if args.width is None else {"width": args.width}
-        model = torch_twins.build(args.model, NUM_CLASSES, **kwargs)
+        self.half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=dtype == "float16")
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -197,6 +214,21 @@ class Torch:
         self._synchronize()
         return (time.perf_counter() - start) / steps
 
+    def logits(self) -> np.ndarray:
+        """Returns the logits of the batch in evaluation mode, float32 [N, H, W, C]."""
+        self.model.eval()
+        with self.torch.inference_mode():
+            logits = self._logits()
+        logits = logits[0] if isinstance(logits, list | tuple) else logits
+        return logits.float().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def random_batch(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random images uint8 [batch, size, size, 3] and labels uint8 [batch, size, size], always the same."""
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (batch, size, size, 3), np.uint8)
+    return images, random.randint(0, NUM_CLASSES, (batch, size, size), np.uint8)
+
 
 def peak_flops(dtype: str) -> tuple[float, str]:
     """Returns the peak FLOP/s of all devices together, and its source: the table, or a measured matrix product."""
@@ -230,18 +262,20 @@ def main() -> int:
         if importlib.util.find_spec("torch") is None:
             print("--versus=torch needs PyTorch: pip install -e '.[benchmark]'", file=sys.stderr)
             return 2
-    random = np.random.RandomState(0)
-    images = random.randint(0, 256, (args.batch, args.size, args.size, 3), np.uint8)
-    labels = random.randint(0, NUM_CLASSES, (args.batch, args.size, args.size), np.uint8)
+    batch = random_batch(args.batch, args.size)
+    kwargs = {} if args.width is None else {"width": args.width}
     try:
-        ours = Jax(args, images, labels)
+        model = models.create(args.model, num_classes=NUM_CLASSES, dtype=jnp.dtype(args.dtype), **kwargs)
+        ours = Jax(model, args.dtype, *batch)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     contestants = [ours]
     if args.versus == "torch":
+        import torch_twins
+
         try:
-            contestants.append(Torch(args, images, labels))
+            contestants.append(Torch(torch_twins.build(args.model, NUM_CLASSES, **kwargs), args.dtype, *batch))
         except ModuleNotFoundError as error:
             print(f"the PyTorch twin of {args.model} needs {error.name}: pip install it", file=sys.stderr)
             return 2

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from bcss_jax.data.synthetic import SIZE as SAMPLE_SIZE
 from bcss_jax.errors import ConfigError, NumericalError, first_line
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY, log_probabilities
-from bcss_jax.inference.trained_run import TrainedRun
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction
 from bcss_jax.training import sharding
+
+if TYPE_CHECKING:  # reading runs needs packages that computing does not
+    from bcss_jax.inference.trained_run import TrainedRun
 
 LAYOUT_WINDOWS = {"sample": SAMPLE_SIZE, "kaggle224": 224, "kaggle512": 512}  # pixels of the training images
 
@@ -47,7 +49,7 @@ class SlideModel:
     any_window: bool = True
 
 
-def model_of_run(run: TrainedRun, mesh: Mesh, tta: bool) -> SlideModel:
+def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
     """Returns the model of a checkpoint.
 
     Args:

@@ -9,7 +9,7 @@ import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,12 @@ from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.stitching.seams import SeamCounter
 from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, read_seams
-from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, cut_window
+
+if TYPE_CHECKING:  # storing probabilities needs a package that storing labels does not
+    from bcss_jax.slides.store.probability_store import ProbabilityStore
 
 Event = tuple[int, int | None]  # the (row, column) of a window, or (row, None) where the row of windows ends
 Prediction = Callable[[], Iterator[np.ndarray]]  # waits for the result of a `WindowPredictor`
@@ -63,7 +65,7 @@ def label_slide(
     predictor: WindowPredictor,
     weights: np.ndarray,
     store: TileStore,
-    probabilities: ProbabilityStore | None,
+    probabilities: "ProbabilityStore | None",
     *,
     classes: int,
     readers: int,
@@ -157,7 +159,7 @@ def seam_counts(store: TileStore) -> np.ndarray:
     return np.asarray(np.sum(counts, axis=0, dtype=np.int64))
 
 
-def _first_missing_row(store: TileStore, probabilities: ProbabilityStore | None) -> int | None:
+def _first_missing_row(store: TileStore, probabilities: "ProbabilityStore | None") -> int | None:
     """Returns the first row of tiles that was not written completely, or None."""
     return next((row for row in range(store.rows) if not is_written(store, probabilities, row)), None)
 

@@ -8,7 +8,7 @@ import collections
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import DataError
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.stitching.seams import no_counts
-from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
+
+if TYPE_CHECKING:  # storing probabilities needs a package that storing labels does not
+    from bcss_jax.slides.store.probability_store import ProbabilityStore
 
 MAX_WAITING = 64  # tiles and rows that wait to be written
 
@@ -41,7 +43,12 @@ class TileWriter:
     """
 
     def __init__(
-        self, store: TileStore, probabilities: ProbabilityStore | None, first_row: int, classes: int, seconds: Stopwatch
+        self,
+        store: TileStore,
+        probabilities: "ProbabilityStore | None",
+        first_row: int,
+        classes: int,
+        seconds: Stopwatch,
     ):
         """Starts the writing thread.
 
@@ -190,7 +197,7 @@ def read_seams(store: TileStore, row: int) -> np.ndarray:
     return counts
 
 
-def is_written(store: TileStore, probabilities: ProbabilityStore | None, row: int) -> bool:
+def is_written(store: TileStore, probabilities: "ProbabilityStore | None", row: int) -> bool:
     """Returns whether a row of tiles was written completely: labels, seam counts, and probabilities if wanted."""
     if not store.has_row(row):
         return False
