@@ -40,6 +40,18 @@ is multiplied by 0.3 when the validation loss has stalled for two epochs, and no
 are flipped and rotated by quarter turns, nothing else. `,kaggle_t4` computes in float16, on both T4s that Kaggle lends.
 By its [compiled program](accelerators.md), the published U-Net's batch of 128 takes 8.8 GB of each.
 
+## Where images are augmented
+
+With `augment_on=host`, the cores of the machine augment the training images with Albumentations. With `device`, the
+accelerator runs the same recipe: the same probabilities, strengths, order, borders and rounding, and labels from
+outside the image are ignored as on the host. The random numbers are others, so an image is changed differently, from
+the same distribution. Given the same parameters, turns and flips are equal; other images differ by at most one gray
+level in at most 2 % of the values (rounding), and by at most three in 6 % after several changes of color. Where the
+width of the images is not a multiple of 32, OpenCV rounds hues of the last columns differently. What an image becomes
+depends on the seed, the epoch and the image alone, not on batch, devices, processes or interruptions. Evaluation is
+the same with both. [What it brings](speed.md#input) depends on the cores; the scores are
+[compared](results.md#augmentation-on-the-device).
+
 ## Types of the computation
 
 `dtype` is the type in which the network computes. Parameters, batch statistics, softmax and losses are float32 with

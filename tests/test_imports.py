@@ -17,6 +17,7 @@ NEEDS_THEM = {
     "bcss_jax.training.loop",
     "bcss_jax.training.tensorboard",
     "benchmarks.input_pipeline",
+    "benchmarks.input_rates",
 }
 NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.tiatoolbox_side",

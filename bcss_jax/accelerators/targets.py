@@ -189,8 +189,9 @@ def describe_devices(target: Target, count: int) -> list[Any]:
 
 
 def _describe_tpus(target: Target, count: int) -> topologies.TopologyDescription:
-    # Otherwise the library asks the network for the TPU that this machine belongs to.
-    settings = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+    # Otherwise the library asks the network for the TPU that this machine belongs to, and loads in one process only.
+    settings = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+                "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     topology = SLICES[target.axes][count]
