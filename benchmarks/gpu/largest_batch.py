@@ -50,7 +50,7 @@ def run(report: Report, *, width: int, side: int, batch: int, dtype: str) -> Non
         planned, runs = _try(lowered(size, mesh), size, side, width, dtype, mesh)
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
         report.add(
-            network=f"unet {width}", type=dtype, batch=size, should_run=size == largest, runs=runs,
+            network=f"unet {width}", type=dtype, batch=size, expected_to_run=size == largest, runs=runs,
             compile_for_gb=_gb(expected), planned_gb=_gb(planned), peak_gb=_gb(peak), limit_gb=_gb(limit), note=reason,
         )  # fmt: skip
 
