@@ -5,6 +5,7 @@ inside is not stored. Caches are not counted. The bodies of loops count as often
 """
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
 from typing import NamedTuple
@@ -200,17 +201,21 @@ def _read(
 
 def _part_that_is_read(body: dict[str, Instruction], number: int) -> int | None:
     """Returns the bytes that a fusion reads of an operand; None: all, at least."""
-    names, total = {each.name for each in body.values() if each.number == number}, 0
+    operands = [each for each in body.values() if each.number == number]
+    names, elements = {each.name for each in operands}, 0
     for each in body.values():
         if not names & set(each.operands):
             continue
-        if each.opcode == "bitcast":
+        if each.opcode in ("bitcast", "convert"):
             names.add(each.name)
         elif each.opcode in _SLICES and each.operands[0] in names:
-            total += each.results[0].bytes
+            elements += math.prod(each.results[0].sides)
         elif each.opcode != "dynamic-update-slice" or each.operands[0] not in names:
             return None
-    return total
+    if not operands:
+        return 0
+    whole = operands[0].results[0]
+    return elements * whole.bytes // max(math.prod(whole.sides), 1)
 
 
 def _written(

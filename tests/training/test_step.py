@@ -46,9 +46,9 @@ def batch(mesh, seed=0, n=8, size=16, ignored=0.2):
     return placed["image"], placed["label"]
 
 
-def run(model, devices, steps=5, micro_batches=1, objective=OBJECTIVE, **batch_kwargs):
+def run(model, devices, steps=5, micro_batches=1, objective=OBJECTIVE, remat=False, **batch_kwargs):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    train_step = step.make_train_step(model, TX, mesh, objective, micro_batches=micro_batches)
+    train_step = step.make_train_step(model, TX, mesh, objective, micro_batches=micro_batches, remat=remat)
     state, reports = start(model, mesh), []
     for i in range(steps):
         state, report = train_step(state, *batch(mesh, i, **batch_kwargs))
@@ -92,6 +92,29 @@ def test_a_network_with_batch_statistics_learns_one_batch_in_micro_batches():
         state, report = train_step(state, *data)
         values.append(float(report["loss"]))
     assert values[-1] < 0.6 * values[0]
+
+
+@pytest.mark.parametrize("micro_batches", (1, 2))
+def test_rematerialization_changes_memory_and_not_the_result(micro_batches):
+    (kept, reports), (again, same) = (run(unet(), 1, 3, micro_batches, remat=remat) for remat in (False, True))
+    np.testing.assert_allclose([r["loss"] for r in same], [r["loss"] for r in reports], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(again.model_state), jax.tree.leaves(kept.model_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_rematerialization_keeps_less_for_the_gradient():
+    model = unet()
+    _, params, model_state = split_model(model)
+    images, labels = batch(sharding.make_mesh(jax.devices()[:1]), size=64)
+
+    def kept(remat):
+        forward = step._forward(ModelFunction(model), OBJECTIVE, (), remat, 1)
+        pullback = jax.eval_shape(
+            lambda params: jax.vjp(lambda p: forward(p, model_state, images, labels, None)[0], params)[1], params
+        )
+        return sum(each.size * each.dtype.itemsize for each in jax.tree.leaves(pullback))
+
+    assert kept(True) < 0.7 * kept(False)
 
 
 def test_the_step_is_the_gradient_of_the_loss():
