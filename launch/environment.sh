@@ -1,15 +1,16 @@
 # The other scripts source this file. It creates .venv with the pinned versions and sets $root and $python.
-# PYTHON=python3.12 chooses the interpreter; EXTRAS=test,cuda chooses optional dependencies.
+# PYTHON=python3.12 chooses the interpreter, otherwise the first of $candidates that can be used; EXTRAS=test,cuda chooses optional dependencies.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
+candidates="python3 python3.13 python3.12 python3.11 python"
 
 # The pinned versions support these versions of Python; newer ones may have no wheels.
 usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+  for candidate in ${PYTHON:-$candidates}; do
     if usable "$candidate"; then
       echo "$candidate"
       return

@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def with_statistics(x: jax.Array, parts: int = 1) -> MapWithStatistics:
 
 
 def _with_statistics_forward(x, parts):
-    measured = with_statistics(x, parts)
+    measured: Any = with_statistics(x, parts)
     return measured, (x, measured.mean)
 
 
@@ -222,7 +222,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) -> the same shape and type."""
         n, features = len(x), x.shape[-1]
-        measured = with_statistics(x, n)
+        measured: Any = with_statistics(x, n)
         if self.groups < features:
             # The variance of a group is the mean of the channels' variances plus the variance of their means.
             mean, var = (s.reshape(n, self.groups, -1) for s in measured[1:])

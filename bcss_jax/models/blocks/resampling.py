@@ -1,6 +1,7 @@
 """Pooling, upsampling and padding of maps (N, H, W, C)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def _pixels_of_windows(x, size):
 
 
 def _max_of_windows_forward(x, size):
-    y = _max_of_windows(x, size)
+    y: Any = _max_of_windows(x, size)
     place = jnp.full(y.shape, size * size - 1, jnp.uint8)
     for at, pixels in reversed([*enumerate(_pixels_of_windows(x, size))][:-1]):
         place = jnp.where(pixels == y, jnp.uint8(at), place)
