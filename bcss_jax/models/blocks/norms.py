@@ -7,6 +7,7 @@ over it and the incoming gradient give the result, and gradients that meet at a 
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -58,9 +59,10 @@ def with_statistics(x: jax.Array, parts: int = 1) -> MapWithStatistics:
     """Returns a map (N, H, W, C) with the statistics of `parts` consecutive parts of the batch of the same size."""
     # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small
     # difference of large numbers where the mean is much larger than the standard deviation.
-    shift = x[:: x.shape[0] // parts, 0, 0].astype(jnp.float32)
+    first = x[:, 0, 0] if parts == x.shape[0] else x[:: x.shape[0] // parts, 0, 0]
+    shift = first.astype(jnp.float32)
     shifted = _by_parts(x, parts) - _spread(shift)
-    pixels = x.size // shift.size
+    pixels = math.prod(shifted.shape[:3] if parts == 1 else shifted.shape[1:3])
     mean = _sum(shifted, parts) / pixels
     var = jnp.maximum(_sum(shifted * shifted, parts) / pixels - mean * mean, 0)
     return MapWithStatistics(x, mean + shift, var)
@@ -84,7 +86,7 @@ with_statistics.defvjp(_with_statistics_forward, _with_statistics_backward)
 def _by_parts(x, parts):
     """Returns a map (N, H, W, C) as float32 (P or 1, N / P * H, W, C), the parts of the batch one below the other."""
     x = x.astype(jnp.float32)
-    return x if parts in (1, len(x)) else x.reshape(parts, -1, *x.shape[2:])
+    return x if parts in (1, x.shape[0]) else x.reshape(parts, -1, *x.shape[2:])
 
 
 def _spread(statistic):
@@ -94,7 +96,7 @@ def _spread(statistic):
 
 def _sum(x, parts):
     """Returns the sums of the parts of a map from `_by_parts`: (P, C)."""
-    return x.sum((0, 1, 2) if parts == 1 else (1, 2)).reshape(parts, -1)
+    return x.sum((0, 1, 2))[None] if parts == 1 else x.sum((1, 2))
 
 
 def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
@@ -106,7 +108,7 @@ def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
 def _normalize(measured: MapWithStatistics, scale, bias, eps: float, negative_slope: float) -> jax.Array:
     """Normalizes a map (N, H, W, C) by its statistics, applies scale and bias (C,) and LeakyReLU; in the map's type."""
     x, mean, var = measured
-    y = (_by_parts(x, len(mean)) - _spread(mean)) * _spread(scale * lax.rsqrt(var + eps)) + bias
+    y = (_by_parts(x, mean.shape[0]) - _spread(mean)) * _spread(scale * lax.rsqrt(var + eps)) + bias
     y = y.astype(x.dtype).reshape(x.shape)
     if negative_slope == 1:
         return y
@@ -119,7 +121,7 @@ def _normalize_forward(measured, scale, bias, eps, negative_slope):
 
 def _normalize_backward(eps, negative_slope, saved, dy):
     (x, mean, var), scale, bias = saved
-    rstd, parts = lax.rsqrt(var + eps), len(mean)
+    rstd, parts = lax.rsqrt(var + eps), mean.shape[0]
 
     def before_activation(mean, rstd):
         """Returns the normalized map and the gradient of its scaled and shifted form."""
@@ -221,7 +223,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) -> the same shape and type."""
-        n, features = len(x), x.shape[-1]
+        n, features = x.shape[0], x.shape[-1]  # N may be symbolic in exported networks
         measured: Any = with_statistics(x, n)
         if self.groups < features:
             # The variance of a group is the mean of the channels' variances plus the variance of their means.
