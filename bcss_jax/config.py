@@ -230,7 +230,8 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
     check_masks(config, scheme or find_scheme(config.labels))
-    check_one_of(config, "augment_on", AUGMENT_ON)
+    if "augment_on" in config:  # runs of before the setting lack it
+        check_one_of(config, "augment_on", AUGMENT_ON)
     check_one_of(config, "dtype", DTYPES)
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 from bcss_jax.errors import StorageError, UserError, first_line
 
 # The words of XLA and its allocators, CUDA, cuDNN, C++, TensorFlow and OpenCV. XLA:CPU reports a failed allocation in
@@ -34,6 +32,8 @@ def usable_memory(devices: Sequence[Any]) -> float | None:
     Args:
       devices: of JAX; those of other processes do not say it and are taken to be like those of this one.
     """
+    import jax  # here, so that commands that compute nothing start without it
+
     own = [device for device in devices if device.process_index == jax.process_index()]
     limits = [(device.memory_stats() or {}).get("bytes_limit") or 0 for device in own]
     return float(min(limits, default=0)) or None
