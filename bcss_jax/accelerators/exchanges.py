@@ -75,8 +75,9 @@ def exchanges(account: Account) -> tuple[Exchange, ...]:
 
 def timeline(account: Account, target: Target, links: Links, devices: int) -> Timeline:
     """Returns the least time of a step on several devices, from the order of the program's instructions."""
-    costs = {each.name: links.seconds(each.kind, each.size, devices) for each in exchanges(account)}
-    total = sum(cost * each.times for each, cost in zip(exchanges(account), costs.values(), strict=True))
+    found = exchanges(account)
+    costs = {each.name: links.seconds(each.kind, each.size, devices) for each in found}
+    total = sum(costs[each.name] * each.times for each in found)
     return Timeline(_Clock(account, target, {}).run(), total, _Clock(account, target, costs).run())
 
 
