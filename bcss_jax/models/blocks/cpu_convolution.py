@@ -4,6 +4,7 @@ Which form is compiled depends on the platform that the program is lowered for, 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -132,34 +133,40 @@ def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     dy = jnp.pad(dy, ((0, 0), (0, below) if nine_of_x else (1, 1 + below), (0, 0), (0, 0)))
     down_x, down_dy = (range(3), [0]) if nine_of_x else ([0], (2, 1, 0))
 
-    def product(images, top, x, dy):
-        """Returns a function from the first image to the sum over rows `top` onward of `images` images."""
+    def shifted(images, top, down, along):
+        """Returns the pixels of a band (N, rows, w) from row `top`, each with its shifted copies: (N * rows * w, C)."""
+        height = rows + max(down)
+        band = lax.dynamic_slice_in_dim(images, top, height, axis=1)
+        copies = [band[:, a : a + rows, b : b + w] for a in down for b in along]
+        return jnp.concatenate(copies, axis=-1).reshape(images.shape[0] * rows * w, -1)
 
-        def shifted(array, image, down, along):
-            height = rows + max(down)
-            band = lax.dynamic_slice(array, (image, top, 0, 0), (images, height, *array.shape[2:]))
-            copies = [band[:, a : a + rows, b : b + w] for a in down for b in along]
-            return jnp.concatenate(copies, axis=-1).reshape(images * rows * w, -1)
-
-        return lambda image: lax.dot_general(
-            shifted(x, image, down_x, range(3)),
-            shifted(dy, image, down_dy, [0]),
+    def product(x, dy, top):
+        """Returns the sum over the rows from `top` onward of these images."""
+        return lax.dot_general(
+            shifted(x, top, down_x, range(3)),
+            shifted(dy, top, down_dy, [0]),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
 
-    if n * h * w <= 4096:
-        total = product(n, 0, x, dy)(0)
-    else:
+    def sum_of_products(x, dy):
+        """Returns the sum over all bands of these images, taken one by one."""
+
+        def add(i, total):
+            image, top = i // bands, i % bands * rows
+            return total + product(*(lax.dynamic_slice_in_dim(array, image, 1) for array in (x, dy)), top)
+
         shape = (len(down_x) * 3 * inputs, len(down_dy) * outputs)
-        # Slicing single images from a batch that is sharded over devices would gather the batch on each device.
-        at_once = 1 if jax.device_count() == 1 else n
-        total = lax.fori_loop(
-            0,
-            n // at_once * bands,
-            lambda i, total: total + product(at_once, i % bands * rows, x, dy)(i // bands * at_once),
-            jnp.zeros(shape, jnp.float32),
-        )
+        return lax.fori_loop(0, x.shape[0] * bands, add, jnp.zeros(shape, jnp.float32))
+
+    if n * h * w <= 4096:
+        total = product(x, dy, 0)
+    elif (parts := math.gcd(n, jax.device_count())) == 1:
+        total = sum_of_products(x, dy)
+    else:
+        # Each device adds up its own images. In one loop over all images, each turn would wait for all devices.
+        by_device = (array.reshape(parts, n // parts, *array.shape[1:]) for array in (x, dy))
+        total = jax.vmap(sum_of_products)(*by_device).sum(0)
     if nine_of_x:
         return total.reshape(3, 3, inputs, outputs)
     return total.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)

@@ -59,7 +59,7 @@ def with_statistics(x: jax.Array, parts: int = 1) -> MapWithStatistics:
     """Returns a map (N, H, W, C) with the statistics of `parts` consecutive parts of the batch of the same size."""
     # Mean and variance take one pass. A value of the map is subtracted first, because E[x^2] - E[x]^2 is a small
     # difference of large numbers where the mean is much larger than the standard deviation.
-    first = x[:, 0, 0] if parts == x.shape[0] else x[:: x.shape[0] // parts, 0, 0]
+    first = x[:1, 0, 0] if parts == 1 else x[:: x.shape[0] // parts, 0, 0]
     shift = first.astype(jnp.float32)
     shifted = _by_parts(x, parts) - _spread(shift)
     pixels = math.prod(shifted.shape[:3] if parts == 1 else shifted.shape[1:3])
