@@ -24,6 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("slides.grid", "slides.windows", "slides.classes", "slides.slide_summary"),
     ("slides.reading",),
+    ("slides.annotations",),
     ("slides.store",),
     ("slides.regions",),
     ("slides.tissue",),
