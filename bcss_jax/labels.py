@@ -5,7 +5,7 @@ masks (gtruth_codes.tsv of the data set), and `kaggle3`, the codes 0, 1 and 2 of
 `LabelScheme` says which code gives which label. It is stored in every checkpoint and metric file, because scores under
 different schemes cannot be compared.
 
-Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
+Four schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
 
     # my_labels.toml
     class_names = ["ignored", "tumor", "stroma"]   # one output of the network each; the position is the label
@@ -509,7 +509,7 @@ def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -
 
 def _shipped() -> dict[str, LabelScheme]:
     schemes = {}
-    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes"):
+    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes", "tiatoolbox_bcss"):
         text = (Path(__file__).with_name("label_schemes") / f"{name}.toml").read_text(encoding="utf-8")
         schemes[name] = _scheme_of_toml(name, tomllib.loads(text))
     return schemes
