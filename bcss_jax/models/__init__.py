@@ -14,6 +14,9 @@ from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import densenet121
 from bcss_jax.models.encoders.resnet import resnet34, resnet50, resnet101
 from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
+from bcss_jax.models.report.dense_unet import ReportDenseUNet
+from bcss_jax.models.report.transunet import ReportTransUNet
+from bcss_jax.models.report.unet import ReportUNet
 from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
@@ -23,6 +26,9 @@ MODELS = {
     "dense_unet_121": functools.partial(EncoderUNet, encoder=densenet121),
     "nnunet": PlainConvUNet,
     "nnunet_resenc": ResidualEncoderUNet,
+    "report_dense_unet": ReportDenseUNet,
+    "report_transunet": ReportTransUNet,
+    "report_unet": ReportUNet,
     "tiatoolbox_unet": functools.partial(TIAToolboxUNet, encoder=resnet50),
     "transunet": TransUNet,
     "unet": UNet,

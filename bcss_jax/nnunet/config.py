@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from bcss_jax.common.ranges import Range
 from bcss_jax.config import DTYPES, check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.config import RANGES as TRAINING_RANGES
+from bcss_jax.data.sampling.folds import NUM_FOLDS
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
-from bcss_jax.nnunet.folds import ALL, NUM_FOLDS, read_splits
+from bcss_jax.nnunet.folds import ALL, read_splits
 from bcss_jax.nnunet.plan import PRESETS
 
 RANGES = TRAINING_RANGES | {name: Range(1, 10**6, whole=True) for name in ("iterations", "val_iterations")}

@@ -32,8 +32,16 @@ SMALL = {
     "nnunet_resenc": functools.partial(
         models.create, "nnunet_resenc", **PLAN, n_blocks_per_stage=1, n_conv_per_stage_decoder=1
     ),
+    "report_unet": functools.partial(models.create, "report_unet", width=4),
+    "report_transunet": functools.partial(
+        models.create, "report_transunet", image_size=32, patch_size=4, hidden_size=8, num_heads=2, num_layers=1
+    ),
+    "report_dense_unet": functools.partial(
+        models.create, "report_dense_unet", growth=4, layers=(1, 1, 1), init_width=8
+    ),
 }  # fmt: skip
 # These compile longer than the others, so some tests of them are slow.
 LONG_TO_COMPILE = (
     "unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121", "nnunet_resenc", "tiatoolbox_unet", "transunet",
+    "report_unet", "report_transunet", "report_dense_unet",
 )  # fmt: skip
