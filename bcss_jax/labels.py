@@ -5,7 +5,7 @@ masks (gtruth_codes.tsv of the data set), and `kaggle3`, the codes 0, 1 and 2 of
 `LabelScheme` says which code gives which label. It is stored in every checkpoint and metric file, because scores under
 different schemes cannot be compared.
 
-Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
+Four schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
 
     # my_labels.toml
     class_names = ["ignored", "tumor", "stroma"]   # one output of the network each; the position is the label
@@ -21,7 +21,7 @@ Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the 
     stroma = ["stroma"]
     ignored = "rest"                               # all codes that the table does not list
 
-    [annotations]                                  # names of annotations, from the class that wins where two overlap
+    [annotations]                                  # names of annotations; if two overlap, the first class counts
     ignored = ["Ignore*", "artifact"]
     tumor = ["invasive tumor", "DCIS"]
     stroma = ["tumor-associated stroma"]
@@ -145,7 +145,7 @@ class LabelScheme:
         return SCHEMES.get(self.name) == self
 
     def to_json(self) -> dict:
-        """Returns a plain dict for checkpoints and metric files; fields of annotations are left out if they are unset."""
+        """Returns a plain dict for checkpoints and metric files, without fields of annotations that are unset."""
         values = dataclasses.asdict(self) | {"code_labels": dict(self.code_labels)}
         unset = [name for name, value in _OPTIONAL.items() if values[name] == value]
         return {name: value for name, value in values.items() if name not in unset}
@@ -652,7 +652,7 @@ def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -
 
 def _shipped() -> dict[str, LabelScheme]:
     schemes = {}
-    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes"):
+    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes", "tiatoolbox_bcss"):
         text = (Path(__file__).with_name("label_schemes") / f"{name}.toml").read_text(encoding="utf-8")
         schemes[name] = _scheme_of_toml(name, tomllib.loads(text))
     return schemes

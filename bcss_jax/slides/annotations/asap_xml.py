@@ -98,7 +98,9 @@ def _area(path: Path, place: str, element: ElementTree.Element):
             raise ValueError("coordinates whose Order is not 0, 1, 2, ...")
         area, stated = covered(checked_ring([(x, y) for _, x, y in points], (0, 0)), [])
     except (ValueError, shapely.errors.GEOSException) as error:
-        raise DataError(f"{printable(path)}: {place}: expected an outline, found {first_line(error)}; draw it again") from error
+        raise DataError(
+            f"{printable(path)}: {place}: expected an outline, found {first_line(error)}; draw it again"
+        ) from error
     if area.area == 0 or abs(area.area - stated) > _NAMED_CHANGE * area.area:
         x, y = np.array([(x, y) for _, x, y in points]).min(0)
         raise DataError(

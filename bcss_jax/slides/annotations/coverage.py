@@ -30,9 +30,7 @@ class Coverage:
         self._polygons = shapely.orient_polygons(parts)
         self._index = shapely.STRtree(self._polygons)
 
-    def block(
-        self, x: float, y: float, width: int, height: int, downsample: tuple[float, float]
-    ) -> np.ndarray:
+    def block(self, x: float, y: float, width: int, height: int, downsample: tuple[float, float]) -> np.ndarray:
         """Returns which pixels of a block are covered: bool [height, width].
 
         Args:

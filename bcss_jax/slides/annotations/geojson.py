@@ -141,9 +141,7 @@ def _entries(path: Path) -> list[_Entry]:
     return [_Entry(number, *found) for number, found in enumerate(_geometries(content), 1)]
 
 
-def _with_area(
-    path: Path, entries: list[_Entry], warn: Callable[[str], None], what: str
-) -> Iterator[_Entry]:
+def _with_area(path: Path, entries: list[_Entry], warn: Callable[[str], None], what: str) -> Iterator[_Entry]:
     """Yields Polygons and MultiPolygons; raises a DataError if there is none or something is no geometry."""
     found, without_area = [], collections.Counter()
     for entry in entries:

@@ -130,7 +130,9 @@ class _MaskRows:
         """Returns the different samples of the mask, which takes one pass over the file."""
         height, width = self.shape
         step = max(1, BAND // width)
-        bands = [np.unique(self._samples(start, min(height, start + step), 0, width)) for start in range(0, height, step)]
+        bands = [
+            np.unique(self._samples(start, min(height, start + step), 0, width)) for start in range(0, height, step)
+        ]
         return np.unique(np.concatenate(bands))
 
     def _samples(self, top, bottom, left, right):
