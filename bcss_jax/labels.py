@@ -29,9 +29,9 @@ Four schemes come with the package, in `bcss_jax/label_schemes`. A file of the s
 The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
 is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
 
-Annotations, such as QuPath's, have names instead of codes (`annotation_labels`). A class also has its own name and the
-one that `regions.geojson` gives it. Without the table, the names of the codes count too. `unannotated = "stroma"`, above
-the tables, is the class of pixels in no annotation; without it, they have no truth.
+Annotations, such as QuPath's, have names instead of codes (`annotation_labels`). A class has its own name too and the
+one that `regions.geojson` gives it. Without the table, the names of the codes count too. `unannotated = "stroma"`,
+above the tables, is the class of pixels in no annotation; without it, they have no truth.
 
 In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in
 the BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude)

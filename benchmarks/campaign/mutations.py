@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import safetensors.numpy
 import tifffile
-from bcss_jax.slides.reading.geojson_regions import read_regions
 from inputs import Inputs
 from PIL import Image
 from trials import Outcome
@@ -27,6 +26,7 @@ from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.labels import find_scheme
 from bcss_jax.models.weights.files import read_weights
 from bcss_jax.nnunet.plan_file import read_plan
+from bcss_jax.slides.annotations.geojson import read_regions
 from bcss_jax.slides.batch.slide_list import read_list
 from bcss_jax.slides.reading.backend import TileError
 from bcss_jax.slides.reading.mask_file import open_mask
