@@ -80,9 +80,8 @@ def _remat(config: Any, devices: Sequence[Any]) -> str:
     if not (line and memory and "batch_size" in config):
         return "--config.remat=True"
     at_once = config.batch_size // len(devices) // config.micro_batches
-    return (
-        f"--config.remat=True ({_computed(line, at_once, memory)})" if at_once <= images_that_fit(line, memory) else ""
-    )
+    fits = at_once <= images_that_fit(line, memory)
+    return f"--config.remat=True ({_computed(line, at_once, memory)})" if fits else ""
 
 
 def _smaller_batch(option: str, batch: int, line: Line | None, devices: Sequence[Any]) -> str:
