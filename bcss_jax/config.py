@@ -292,7 +292,8 @@ def _label_differences(old: dict, new: dict) -> list[str]:
         return []
     if a is None or b is None or names[0] != names[1]:
         return [f"config.labels: {names[0]} -> {names[1]}"]
-    fields = [field for field, value in a.to_json().items() if b.to_json()[field] != value]
+    old_values, new_values = a.to_json(), b.to_json()
+    fields = [field for field in old_values | new_values if old_values.get(field) != new_values.get(field)]
     return [f"config.labels: {names[0]} has changed ({', '.join(fields)}) since the run was started"]
 
 

@@ -108,8 +108,8 @@ def find_slides(
     split_by = "slide" if unknown else "patient"
     if unknown:
         log.warning(
-            "%s: the patient of %d of %d slides is not known (first %s), so each counts as one; if a patient has several"
-            " of them, scores are too high: give the patients in a column of --config.data.list",
+            "%s: the patient of %d of %d slides is not known (first %s), so each counts as one; if a patient has "
+            "several of them, scores are too high: give the patients in a column of --config.data.list",
             where,
             len(unknown),
             len(slides),

@@ -1,6 +1,7 @@
 """Cuts the annotated parts of a slide into patches at the model's resolution, read by the slide's reader processes."""
 
 import collections
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -12,13 +13,16 @@ from bcss_jax.data.resolution.check import differ, resolved_mpp
 from bcss_jax.data.slides.annotated_slides import AnnotatedSlide
 from bcss_jax.errors import DataError, UserError, printable
 from bcss_jax.labels import LabelScheme
-from bcss_jax.slides.annotations.label_source import LabelSource, open_labels
+from bcss_jax.slides.annotations.slide_labels import open_slide_labels
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.tissue.tissue_by_color import tissue_by_color
 
 log = logging.getLogger(__name__)
 
 LABELED_AT_ONCE = 8  # patches along each side of the blocks in which annotations are drawn
+THUMBNAIL = 1024  # longest side in pixels
+LARGEST_FOR_THUMBNAIL = 8192  # longest side of the coarsest level from which a thumbnail is made
 REQUESTED = 4  # patches that are requested ahead, for each reader process
 
 
@@ -74,25 +78,49 @@ class SlidePatches:
         """
         self._slide, self._scheme, self._readers = slide, scheme, readers
         self.without_truth = 0
-        name = printable(slide.slide.name)
-        self._pool = ReaderPool(slide.slide, readers)
-        try:
-            info = self._pool.info
-            for note in info.notes:
-                log.warning("%s: %s", name, note)
-            found = _with_remedies_of_lists(lambda warn: resolved_mpp(slide.slide, info.stated_mpp, slide.mpp, warn))
-            if found[0] > mpp and differ(found[0], mpp):
-                log.warning(
-                    "%s: scanned at %.4g um per pixel, patches of %g um per pixel are enlarged from it and blurred",
-                    name,
-                    found[0],
-                    mpp,
+        with contextlib.ExitStack() as stack:
+            pool = self._pool = stack.enter_context(ReaderPool(slide.slide, readers))
+            found = self._resolution(mpp)
+            self.grid: Grid = grid_of(pool.info.width, pool.info.height, found, mpp)
+            self._labels = stack.enter_context(
+                open_slide_labels(
+                    slide.annotations,
+                    scheme,
+                    (pool.info.width, pool.info.height),
+                    mpp=found,
+                    origin=pool.info.bounds[:2] if pool.info.bounds else (0, 0),
+                    region=region or None,
+                    codes=next((book for book, _ in scheme.code_labels), "bcss22"),
+                    tissue=self._tissue(found),
                 )
-            self.grid: Grid = grid_of(info.width, info.height, found, mpp)
-            self._labels: LabelSource = open_labels(slide.annotations, info, found, scheme, region=region)
-        except BaseException:
-            self._pool.close()
-            raise
+            )
+            self._stack = stack.pop_all()
+
+    def _resolution(self, mpp: float) -> tuple[float, float]:
+        """Returns the um per pixel of level 0, and warns of what is odd in the slide."""
+        slide, info, name = self._slide, self._pool.info, printable(self._slide.slide.name)
+        for note in info.notes:
+            log.warning("%s: %s", name, note)
+        found = _with_remedies_of_lists(lambda warn: resolved_mpp(slide.slide, info.stated_mpp, slide.mpp, warn))
+        if found[0] > mpp and differ(found[0], mpp):
+            log.warning(
+                "%s: scanned at %.4g um per pixel, patches of %g um per pixel are enlarged from it and blurred",
+                name,
+                found[0],
+                mpp,
+            )
+        return found
+
+    def _tissue(self, mpp: tuple[float, float]) -> np.ndarray | None:
+        """Returns where the slide shows tissue: bool [h, w]; None if a thumbnail would take long to read."""
+        info = self._pool.info
+        if max(info.levels[-1][:2]) > LARGEST_FOR_THUMBNAIL:
+            return None
+        thumbnail = self._pool.thumbnail(THUMBNAIL)
+        height, width = thumbnail.pixels.shape[:2]
+        return tissue_by_color(
+            thumbnail.pixels, (mpp[0] * info.width / width, mpp[1] * info.height / height), thumbnail.unreadable
+        )
 
     def patches(self, size: int, stride: int) -> Iterator[Patch]:
         """Yields the patches with truth, by blocks of rows and columns.
@@ -124,8 +152,8 @@ class SlidePatches:
                 future.cancel()
 
     def close(self) -> None:
-        """Ends the reader processes."""
-        self._pool.close()
+        """Ends the reader processes and closes the annotations."""
+        self._stack.close()
 
     def __enter__(self) -> "SlidePatches":
         """Returns itself."""
@@ -142,8 +170,12 @@ class SlidePatches:
         columns, rows = (_starts(side, size, stride) for side in (self.grid.width, self.grid.height))
         for ys in _groups(rows):
             for xs in _groups(columns):
-                box = xs[0], ys[0], xs[-1] - xs[0] + size, ys[-1] - ys[0] + size
-                labels = self._labels.labels(self.grid, *box)
+                width, height = xs[-1] - xs[0] + size, ys[-1] - ys[0] + size
+                if not self._may_have_truth(xs[0], ys[0], width, height):
+                    self.without_truth += len(xs) * len(ys)
+                    continue
+                across, down = self.grid.scale
+                labels = self._labels.labels(xs[0] * across, ys[0] * down, width, height, (across, down))
                 has_truth = evaluated[labels]
                 for y in ys:
                     for x in xs:
@@ -152,6 +184,13 @@ class SlidePatches:
                             yield Position(x, y, labels[window].copy())
                         else:
                             self.without_truth += 1
+
+    def _may_have_truth(self, x: int, y: int, width: int, height: int) -> bool:
+        """Returns whether a block of the grid meets one of the boxes that have truth."""
+        (across, down), boxes = self.grid.scale, self._labels.boxes
+        left, top, right, bottom = x * across, y * down, (x + width) * across, (y + height) * down
+        meets = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
+        return bool(meets.any())
 
     def _read(self, position: Position, future) -> Patch:
         try:
