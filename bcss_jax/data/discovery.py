@@ -74,8 +74,6 @@ class DataSettings:
       max_bad: share of the pairs of files, from 0 to 1, that may be unusable and are then left out.
       slide_list: CSV list of slides with their annotations, in place of `dir`.
       region: slides: name of the annotations within which everything is annotated; "": none.
-      folds: number of folds into which the images for training and validation are divided by patient; 0: none.
-      fold: the fold that is held out as "val"; the others are "train".
     """
 
     layout: str
@@ -88,8 +86,6 @@ class DataSettings:
     max_bad: float = 0.0
     slide_list: str | os.PathLike | None = None
     region: str = ""
-    folds: int = 0
-    fold: int = 0
 
     @property
     def folder(self) -> Path | None:

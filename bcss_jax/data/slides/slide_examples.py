@@ -137,7 +137,7 @@ class SlideExamples:
             patients={split: len({slide.patient for slide, _, _ in rows}) for split, rows in self._rows.items()},
             patients_in_two_parts=[],
             code_pixels={
-                split: {code_names[code]: int(counts[code]) for code in np.flatnonzero(counts)}
+                split: {code_names[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()}
                 for split, counts in self._code_counts.items()
             },
             all_ignored={},
