@@ -72,16 +72,17 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
       **arguments: arguments of the network that can be changed on the command line.
     """
     config: Any = ConfigDict()
+    statistics = models.image_statistics(model) or IMAGENET
     config.name = ""  # name of the system; the default workdir is runs/<name>
     config.seed = 0  # seed of initialization, order of the examples and augmentation
     _set_data(config)
-    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file
+    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, tiatoolbox_bcss, or a TOML file
     # name and arguments of the network; the arguments are described at its class in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
     config.pretrained = ""  # file of weights (.safetensors, .npz, .pth) for the encoder or the whole network
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
-    config.image_mean = IMAGENET.mean  # subtracted from the images; RGB values from 0 to 1
-    config.image_std = IMAGENET.std  # the images are divided by it after that
+    config.image_mean = statistics.mean  # subtracted from the images; RGB values from 0 to 1
+    config.image_std = statistics.std  # the images are divided by it after that
     config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
     config.augment_on = "host"  # where training images are augmented: host (CPU cores) or device
     _set_augmentation(config)
@@ -250,6 +251,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
             raise ConfigError(
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
+    check_image_statistics(config)
     check_data_folder(config, "configs/unet.py")
     check_folds(config)
     if "balance" in config.data:  # runs of before the setting lack it
@@ -312,6 +314,18 @@ def _get(config: Any, field: str) -> Any:
     for part in field.split("."):
         config = config[part]
     return config
+
+
+def check_image_statistics(config: Any) -> None:
+    """Raises ConfigError if the network normalizes images itself and the config normalizes them too."""
+    statistics = models.image_statistics(config.model.get("name", ""))
+    given = (tuple(config.image_mean), tuple(config.image_std))
+    if statistics is not None and given != (statistics.mean, statistics.std):
+        raise ConfigError(
+            f"config.image_mean={given[0]}, config.image_std={given[1]}: {config.model.name} divides the pixels by 255 "
+            "itself and was trained so; start from --config=configs/tiatoolbox_unet.py, or set config.image_mean="
+            f"{statistics.mean} and config.image_std={statistics.std}"
+        )
 
 
 def check_masks(config: Any, scheme: LabelScheme) -> None:

@@ -5,7 +5,7 @@ masks (gtruth_codes.tsv of the data set), and `kaggle3`, the codes 0, 1 and 2 of
 `LabelScheme` says which code gives which label. It is stored in every checkpoint and metric file, because scores under
 different schemes cannot be compared.
 
-Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
+Four schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
 
     # my_labels.toml
     class_names = ["ignored", "tumor", "stroma"]   # one output of the network each; the position is the label
@@ -21,7 +21,7 @@ Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the 
     stroma = ["stroma"]
     ignored = "rest"                               # all codes that the table does not list
 
-    [annotations]                                  # names of annotations, from the class that wins where two overlap
+    [annotations]                                  # names of annotations; if two overlap, the first class counts
     ignored = ["Ignore*", "artifact"]
     tumor = ["invasive tumor", "DCIS"]
     stroma = ["tumor-associated stroma"]
@@ -29,9 +29,9 @@ Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the 
 The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
 is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
 
-Annotations, such as QuPath's, have names instead of codes (`annotation_labels`). A class also has its own name and the
-one that `regions.geojson` gives it. Without the table, the names of the codes count too. `unannotated = "stroma"`, above
-the tables, is the class of pixels in no annotation; without it, they have no truth.
+Annotations, such as QuPath's, have names instead of codes (`annotation_labels`). A class has its own name too and the
+one that `regions.geojson` gives it. Without the table, the names of the codes count too. `unannotated = "stroma"`,
+above the tables, is the class of pixels in no annotation; without it, they have no truth.
 
 In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in
 the BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude)
@@ -146,7 +146,7 @@ class LabelScheme:
         return SCHEMES.get(self.name) == self
 
     def to_json(self) -> dict:
-        """Returns a plain dict for checkpoints and metric files; fields of annotations are left out if they are unset."""
+        """Returns a plain dict for checkpoints and metric files, without fields of annotations that are unset."""
         values = dataclasses.asdict(self) | {"code_labels": dict(self.code_labels)}
         unset = [name for name, value in _OPTIONAL.items() if values[name] == value]
         return {name: value for name, value in values.items() if name not in unset}
@@ -665,7 +665,7 @@ def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -
 
 def _shipped() -> dict[str, LabelScheme]:
     schemes = {}
-    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes"):
+    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes", "tiatoolbox_bcss"):
         text = (Path(__file__).with_name("label_schemes") / f"{name}.toml").read_text(encoding="utf-8")
         schemes[name] = _scheme_of_toml(name, tomllib.loads(text))
     return schemes

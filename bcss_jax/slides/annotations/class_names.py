@@ -73,8 +73,8 @@ def label_annotations(
         warn(f"{printable(path)}: annotations of the class {ascii(specific)[:70]} count as {ascii(taken)[:70]}")
     if region is not None and not regions:
         raise DataError(
-            f"{printable(path)}: expected an annotation of the class {ascii(region)[:70]}, which bounds what is annotated, "
-            f"found only {_listed(annotations)}; draw it, or leave the setting out"
+            f"{printable(path)}: expected an annotation of the class {ascii(region)[:70]}, which bounds what is "
+            f"annotated, found only {_listed(annotations)}; draw it, or leave the setting out"
         )
     found = {label: areas for label, areas in by_label.items() if areas}
     if not found and scheme.unannotated is None:
@@ -91,7 +91,7 @@ def _unknown(path, annotation: Annotation, scheme, known: dict[str, int], region
     outline = "" if region is not None else "; an outline of what is annotated is named by config.data.region"
     return DataError(
         f"{printable(path)}: {annotation.place}: expected a class that the label scheme {scheme.name} knows, found "
-        f"{ascii(name)[:70]}{hint}; correct it, or add it to [annotations] in the scheme's file{outline}"
+        f"{ascii(name)[:70]}; correct it, or add it to [annotations] in the scheme's file{outline}{hint}"
     )
 
 

@@ -184,9 +184,11 @@ class AnnotatedLabels:
     def _count(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the number of pixels that some and that several labels cover, on a drawing of the whole slide."""
         scale = max(1.0, max(size) / _SIDE)
-        block = (0, 0, *(max(1, int(side / scale)) for side in size), (scale, scale))
-        count = sum(coverage.block(*block).astype(np.uint8) for coverage in self._coverages.values())
-        return np.count_nonzero(count), np.count_nonzero(np.asarray(count) > 1)
+        width, height = (max(1, int(side / scale)) for side in size)
+        count = np.zeros((height, width), np.uint8)
+        for coverage in self._coverages.values():
+            count += coverage.block(0, 0, width, height, (scale, scale))
+        return int(np.count_nonzero(count)), int(np.count_nonzero(count > 1))
 
 
 class MaskLabels:
