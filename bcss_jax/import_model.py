@@ -47,12 +47,15 @@ def _parser():
     add("--format", required=True, choices=tuple(OPTIONS), help="what wrote the weights")
     add("--weights", required=True, type=Path, help="file of weights; nnunet: result folder of nnU-Net v2")
     add("--output", required=True, type=Path, help="folder of the run")
-    add("--labels", help=f"what the outputs mean: {', '.join(labels.SCHEMES)}, or a TOML file; not for tiatoolbox's BCSS")
-    add("--mpp", type=float, help="um per pixel of the images that it was trained on; not for tiatoolbox's BCSS")
+    add(
+        "--labels",
+        help=f"what the outputs mean: {', '.join(labels.SCHEMES)}, or a TOML file; known for tiatoolbox's BCSS",
+    )
+    add("--mpp", type=float, help="um per pixel of the images that it was trained on; known for tiatoolbox's BCSS")
     add("--window", type=WINDOW.parse, help="side of the windows of slides in pixels (default: that of the format)")
     add("--fold", help="nnunet: number of the fold, or all")
     add("--model", help="torch: name of the network, as in python -m bcss_jax.models")
-    add("--arguments", help='torch: arguments of the network as JSON, such as \'{"width": 32}\'')
+    add("--arguments", help="torch: arguments of the network as JSON, such as '{\"width\": 32}'")
     add("--overwrite", action="store_true", help="replace the run in --output")
     command.add_debug(parser)
     return parser
@@ -89,10 +92,10 @@ def _arguments(text: str | None) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--arguments={text[:80]}: expected JSON such as '{{\"width\": 32}}', found: {error}") from error
+    except (ValueError, RecursionError):
+        values = None
     if not isinstance(values, dict):
-        raise ConfigError(f"--arguments={text[:80]}: expected a JSON object such as '{{\"width\": 32}}'")
+        raise ConfigError(f"--arguments={ascii(text[:80])}: expected a JSON object, such as '{{\"width\": 32}}'")
     reserved = sorted({"num_classes", "dtype", "seed", "name"} & values.keys())
     if reserved:
         raise ConfigError(f"--arguments: {reserved[0]} cannot be given; the label scheme and the file decide it")
@@ -121,9 +124,10 @@ def _print(folder: Path, network: Any) -> None:
     print(f"{printable(network.file)}: {network.tensors} tensors into {network.name}{passed_over}")
     print(f"outputs:   {', '.join(network.scheme.class_names)} (label scheme {network.scheme.name})")
     print(
-        f"images:    RGB at {network.mpp:g} um/px, minus {_three(mean)}, divided by {_three(deviation)} (of values from "
-        f"0 to 1); slides in windows of {network.window} pixels, overlap {network.overlap:g}, blended by {network.blend}"
+        f"images:    RGB at {network.mpp:g} um/px; values from 0 to 1, minus {_three(mean)}, divided by "
+        f"{_three(deviation)}"
     )
+    print(f"slides:    windows of {network.window} pixels, overlap {network.overlap:g}, blended by {network.blend}")
     print(f"license:   {origin.license or 'not known; look at the source of the weights'}")
     print(f"run:       {printable(folder)}  (python -m bcss_jax.segment --checkpoint={printable(folder)} --slide=...)")
 

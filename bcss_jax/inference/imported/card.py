@@ -11,6 +11,10 @@ def card(folder: Path, network: ImportedNetwork) -> str:
     scheme = network.scheme
     used = ", ".join(f"`{name}`" for name in network.passed_over[:20])
     more = f" and {len(network.passed_over) - 20} more" if len(network.passed_over) > 20 else ""
+    if origin.trained_on:
+        data = f"Trained by its publisher on {origin.trained_on}, so such images may be among its training images"
+    else:
+        data = "Training data: not known"
     lines = [
         f"# {folder.name}",
         "",
@@ -29,13 +33,9 @@ def card(folder: Path, network: ImportedNetwork) -> str:
         "",
         f"- File: `{network.file}`, SHA-256 `{network.sha256}`; {network.tensors} tensors were loaded.",
         f"- Not used: {used}{more}." if used else "- All tensors of the file were used.",
-        f"- Source: {origin.source}." if origin.source else "- Source: not known.",
-        f"- License of the weights: {origin.license}." if origin.license else "- License of the weights: not known; "
-        "look at their source.",
-        f"- Trained by its publisher on {origin.trained_on}, so images of {origin.trained_on} may be among its training "
-        "images."
-        if origin.trained_on
-        else "- Training data: not known.",
+        f"- Source: {origin.source or 'not known'}.",
+        f"- License of the weights: {origin.license or 'not known; look at their source'}.",
+        f"- {data}.",
     ]
     if origin.source:
         lines.append(

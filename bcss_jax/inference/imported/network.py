@@ -125,7 +125,8 @@ def load_all(
     except DataError as error:
         raise DataError(f"{printable(path)}: {error}") from error
     counters = [each for each in state if each.endswith("num_batches_tracked")]
-    return model, len(state) - len(skipped) - len(counters), tuple(skipped)
+    named = [f"{len(counters)} counters (num_batches_tracked)"] if counters else []
+    return model, len(state) - len(skipped) - len(counters), (*skipped, *named)
 
 
 def check_number_of_classes(path: Path, num_classes: int, scheme: LabelScheme) -> None:

@@ -21,12 +21,14 @@ from bcss_jax.models.weights.files import read_weights
 EXPECTED = "a U-Net of segmentation_models_pytorch"
 WINDOW = 512
 _HEAD = "segmentation_head.0.weight"
-_RESNETS = {  # (blocks of the four stages, whether they are bottlenecks) -> network
+_RESNETS: dict[
+    tuple[tuple[int, ...], bool], str
+] = {  # (blocks of the four stages, whether they are bottlenecks) -> network
     ((3, 4, 6, 3), False): "unet_resnet34",
     ((3, 4, 6, 3), True): "unet_resnet50",
     ((3, 4, 23, 3), True): "unet_resnet101",
 }
-_DENSENETS = {(6, 12, 24, 16): "dense_unet_121"}  # layers of the four blocks -> network
+_DENSENETS: dict[tuple[int, ...], str] = {(6, 12, 24, 16): "dense_unet_121"}  # layers of the four blocks -> network
 
 
 def read(path: Path, *, scheme: LabelScheme, mpp: float, window: int | None = None) -> ImportedNetwork:
