@@ -55,10 +55,8 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
     theirs = trained.metadata["config"]
     arrays = [_flat(tree) for tree in (trained.params, trained.model_state)]
     own = [_flat(tree) for tree in split_model(model)[1:]]
-    same_classes = trained.metadata["label_scheme"]["class_names"] == [*scheme.class_names] or (
-        trained.metadata["label_scheme"]["class_names"] == scheme.class_names
-    )
-    head = set() if same_classes else _head(config)
+    same_classes = tuple(trained.metadata["label_scheme"]["class_names"]) == scheme.class_names
+    head = set() if same_classes else _head(config, scheme.num_classes, own[0])
     if any(_shapes(a, head) != _shapes(b, head) for a, b in zip(arrays, own, strict=True)):
         raise DataError(
             f"{printable(folder)}: expected a run of {_described(config.model)}, found one of "
@@ -92,15 +90,11 @@ def _shapes(arrays: _Arrays, head: set[tuple]) -> dict[tuple, Any]:
     return {path: None if path in head else array.shape for path, array in arrays.items()}
 
 
-def _head(config: Any) -> set[tuple]:
+def _head(config: Any, num_classes: int, own: _Arrays) -> set[tuple]:
     """Returns the paths of the parameters whose shape depends on the number of classes."""
-    shapes = []
-    for num_classes in (2, 3):
-        model = nnx.eval_shape(
-            lambda num_classes=num_classes: models.create(**config.model, num_classes=num_classes, dtype=config.dtype)
-        )
-        shapes.append({path: array.shape for path, array in _flat(split_model(model)[1]).items()})
-    return {path for path, shape in shapes[0].items() if shapes[1][path] != shape}
+    arguments = {**config.model, "num_classes": num_classes + 1, "dtype": config.dtype}
+    other = _flat(split_model(nnx.eval_shape(lambda: models.create(**arguments)))[1])
+    return {path for path, array in own.items() if other[path].shape != array.shape}
 
 
 def _described(model: Any) -> str:

@@ -21,9 +21,8 @@ from bcss_jax.models.weights.files import read_weights
 EXPECTED = "a U-Net of segmentation_models_pytorch"
 WINDOW = 512
 _HEAD = "segmentation_head.0.weight"
-_RESNETS: dict[
-    tuple[tuple[int, ...], bool], str
-] = {  # (blocks of the four stages, whether they are bottlenecks) -> network
+# (Blocks of the four stages, whether they are bottlenecks) -> network.
+_RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((3, 4, 6, 3), False): "unet_resnet34",
     ((3, 4, 6, 3), True): "unet_resnet50",
     ((3, 4, 23, 3), True): "unet_resnet101",
