@@ -35,7 +35,7 @@ LAYERS = (
     ("slides.scoring",),
     ("slides.batch",),
     ("viewer",),
-    ("main", "evaluate", "segment", "view", "export", "compile_for", "models.__main__"),
+    ("main", "evaluate", "segment", "view", "export", "import_model", "compile_for", "models.__main__"),
 )
 MAX_LINES = 80
 LONG = "# Long: "  # in the line above a function (and its decorators), followed by the reason
