@@ -158,7 +158,7 @@ def _run(interruption: Interruption) -> None:
     for of_fold, folder in _folds(config, workdir):
         _train(of_fold, folder, scheme, interruption)
     if config.data.get("folds") and config.data.fold == ALL:
-        print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={workdir} --output={workdir / 'evaluation'}")
+        print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={workdir} --output={workdir}_evaluation")
 
 
 def _folds(config: Any, workdir: Path) -> list[tuple[Any, Path]]:

@@ -92,7 +92,7 @@ def read_cross_validated_run(path: Path, mesh: Mesh, which: str) -> CrossValidat
             )
     if len(set(numbers)) < len(numbers):
         twice = max(numbers, key=numbers.count)
-        raise DataError(f"{printable(folder)}: expected each fold once, found fold {twice} twice; move one of them away")
+        raise DataError(f"{printable(folder)}: expected each fold once, found fold {twice} twice; move one away")
     missing = sorted(set(range(first.trained_on["folds"]["count"])) - set(numbers))
     if missing:
         log.warning(
