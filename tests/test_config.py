@@ -132,6 +132,16 @@ def test_invalid_value_is_refused_with_its_field_name(field, value, message):
     assert f"config.{field}=" in str(error.value)
 
 
+def test_statistics_that_a_network_applies_itself_are_refused():
+    config = load("unet", "sample")
+    config.model = {"name": "tiatoolbox_unet"}
+    with pytest.raises(
+        ConfigError, match=r"tiatoolbox_unet divides the pixels by 255 itself .*configs/tiatoolbox_unet"
+    ):
+        configs.validate(config)
+    configs.validate(load("tiatoolbox_unet", "sample"))
+
+
 def test_incompatible_scheme_and_layout_are_refused():
     config = load("unet", "kaggle224")
     config.data.dir = "somewhere"

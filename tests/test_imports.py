@@ -13,6 +13,8 @@ NEEDS_THEM = {
     "bcss_jax.data.augmentation.on_host",
     "bcss_jax.data.host_tensorflow",
     "bcss_jax.data.input_pipeline",
+    "bcss_jax.data.sampling.code_counts",
+    "bcss_jax.data.sampling.folded_data",
     "bcss_jax.data.tfrecords",
     "bcss_jax.training.loop",
     "bcss_jax.training.tensorboard",
