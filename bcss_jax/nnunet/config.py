@@ -39,9 +39,7 @@ def default() -> ConfigDict:
     config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
     config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
 
-    config.labels = (
-        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file; not for layout nnunet
-    )
+    config.labels = "tumor_stroma"  # name of a shipped scheme, or a TOML file; not for layout nnunet
     config.plan = ""  # file of a plan; empty: make a plan for the data set
     config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
     config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most

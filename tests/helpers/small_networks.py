@@ -6,6 +6,7 @@ from bcss_jax import models
 from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import DenseNet
 from bcss_jax.models.encoders.resnet import ResNet
+from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 
 TRANSUNET_RESNET = dict(width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels=(256, 128, 32, 0))
 PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
@@ -20,6 +21,9 @@ SMALL = {
     "dense_unet_121": functools.partial(EncoderUNet, encoder=functools.partial(DenseNet, 4, (1, 2, 1, 1), 8)),
     "unet_resnet34": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False)),
     "unet_resnet101": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), True)),
+    "tiatoolbox_unet": functools.partial(
+        TIAToolboxUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False), decoder_kernels=(3,)
+    ),
     "transunet": functools.partial(
         models.create, "transunet", **TRANSUNET_RESNET, image_size=32, hidden_size=16, mlp_size=16, num_heads=2,
         num_layers=1, decoder_channels=(8, 8, 8, 8),
@@ -37,6 +41,7 @@ SMALL = {
     ),
 }  # fmt: skip
 # These compile longer than the others, so some tests of them are slow.
-LONG_TO_COMPILE = ("unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121",
-                   "nnunet_resenc", "transunet",
-                   "report_unet", "report_transunet", "report_dense_unet")  # fmt: skip
+LONG_TO_COMPILE = (
+    "unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121", "nnunet_resenc", "tiatoolbox_unet", "transunet",
+    "report_unet", "report_transunet", "report_dense_unet",
+)  # fmt: skip
