@@ -86,8 +86,8 @@ def test_file_maps_codes_by_name_and_by_number(tmp_path):
 
 
 def test_the_task_of_the_report_has_a_class_for_each_code_of_the_tiles(tmp_path):
-    found = {name: scheme.report_classes for name, scheme in labels.SCHEMES.items()}
-    assert found == {"tumor_stroma": (), "five_classes": (), "tumor_stroma_other": (1, 2)}
+    found = {name: scheme.report_classes for name, scheme in labels.SCHEMES.items() if scheme.report_classes}
+    assert found == {"tumor_stroma_other": (1, 2)}
     names = 'class_names = ["t", "s", "o"]\n[colors]\nt = "#E69F00"\ns = "#0072B2"\no = "#CC79A7"\n[kaggle3]\n'
     for order, classes in (("ts", (0, 1)), ("st", (1, 0))):
         codes = f'{order[0]} = ["tumor"]\n{order[1]} = ["stroma"]\no = "rest"'
