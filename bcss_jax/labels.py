@@ -60,6 +60,7 @@ BCSS22_NAMES = (
 )  # fmt: skip
 KAGGLE3_NAMES = ("other_or_outside", "tumor", "stroma")
 CODE_BOOKS = {"bcss22": BCSS22_NAMES, "kaggle3": KAGGLE3_NAMES}
+SCHEME_CODES = "labels"  # instead of a code book: masks that hold the labels of the run's scheme, as slides' patches do
 CODES_WITHOUT_TISSUE = {"bcss22": (0, 7, 15), "kaggle3": ()}  # outside the region of interest, excluded, undetermined
 DATA_OF_BOOKS = {"bcss22": "kaggle512 or roi", "kaggle3": "kaggle224"}  # layouts whose masks use a code book
 
@@ -614,7 +615,7 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
 
     Args:
       scheme: the target labels.
-      codes: code book of the masks, a key of `CODE_BOOKS`.
+      codes: code book of the masks, a key of `CODE_BOOKS`, or `SCHEME_CODES` if they hold labels already.
 
     Returns:
       uint8 array of 256 entries; `table[mask]` gives labels. Numbers that are not codes give `UNMAPPED`.
@@ -623,6 +624,11 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
       ValueError: the masks cannot express the scheme (five classes from three codes).
     """
     of_books = dict(scheme.code_labels)
+    if codes == SCHEME_CODES:
+        table = np.full(256, UNMAPPED, np.uint8)
+        labels = [*range(scheme.num_classes), scheme.ignore_index]
+        table[labels] = labels
+        return table
     if codes not in of_books:
         names = ", ".join(f"{number} {name}" for number, name in enumerate(CODE_BOOKS[codes][:3]))
         more = ", ..." if len(CODE_BOOKS[codes]) > 3 else ""
@@ -636,6 +642,11 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
     return table
 
 
+def names_of_codes(scheme: LabelScheme) -> dict[int, str]:
+    """Returns the name of each code of masks that hold the scheme's labels (`SCHEME_CODES`)."""
+    return {scheme.ignore_index: IGNORED} | dict(enumerate(scheme.class_names))
+
+
 def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -> list[str]:
     """Returns the evaluated classes that masks hold no pixel of.
 
@@ -644,6 +655,8 @@ def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -
       codes: code book of the masks.
       pixels: number of pixels by the name of their code; a missing code has none.
     """
+    if codes == SCHEME_CODES:
+        return [name for name in scheme.evaluated_names if not pixels.get(name)]
     of_codes = dict(scheme.code_labels).get(codes, ())
     names = zip(of_codes, CODE_BOOKS.get(codes, ()), strict=False)
     present = {label for label, name in names if pixels.get(name)}

@@ -18,7 +18,7 @@ LAYERS = (
     ("slides.reading",),
     ("slides.store",),
     ("slides.regions",),
-    ("slides.annotations",),
+    ("slides.annotations", "slides.tissue.tissue_by_color"),
     ("data",),
     ("config",),
     ("training",),

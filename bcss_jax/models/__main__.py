@@ -23,12 +23,12 @@ from bcss_jax.accelerators.step_memory import images_that_fit, memory_line
 from bcss_jax.accelerators.targets import GPU_SHARE
 from bcss_jax.common import command
 from bcss_jax.common.interruption import safe_point
+from bcss_jax.config import DTYPES
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.cost import forward_flops
 
 SIZE, BATCH, NUM_CLASSES = 224, 128, 3
 MEMORY = 16e9
-TYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def measure(name: str) -> tuple[int, float]:
 def memory_cells(name: str) -> list[tuple[str, str, str]]:
     """Returns type, memory at batch 128 and the part that fits, for each type that was computed."""
     cells = []
-    for dtype in TYPES:
+    for dtype in DTYPES:
         line = memory_line("train", {"name": name}, dtype, SIZE)
         if line:
             part = fitting_part(images_that_fit(line, GPU_SHARE * MEMORY))
