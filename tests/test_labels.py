@@ -233,8 +233,14 @@ def test_annotations_have_names_of_the_scheme_in_its_order(tmp_path):
 def test_shipped_schemes_know_the_names_of_qupath_and_of_the_codes(name):
     found = labels.annotation_labels(labels.SCHEMES[name])
     table = labels.lookup_table(labels.SCHEMES[name], "bcss22")
-    expected = {"tumor": 1, "stroma": 2, "immune cells": table[3], "necrosis": table[4], "other": table[21]}
-    expected |= {"ignore*": labels.SCHEMES[name].ignore_index, "dcis": 1, "plasma cells": table[10]}
+    expected = {
+        "tumor": table[1],
+        "stroma": table[2],
+        "immune cells": table[3],
+        "necrosis": table[4],
+        "other": table[21],
+    }
+    expected |= {"ignore*": labels.SCHEMES[name].ignore_index, "dcis": table[20], "plasma cells": table[10]}
     assert {key: found[key] for key in expected} == expected
     assert next(iter(found.values())) == labels.SCHEMES[name].ignore_index
 
@@ -257,7 +263,7 @@ def test_every_name_that_regions_have_is_read_as_its_class():
         ('["Adipose"]', '"Adipose"', "fat tissue: expected a list of names, found 'Adipose'"),
         ('["Adipose"]', '[""]', "fat tissue: expected a name, found ''"),
         ('["Adipose"]', '["a\\nb"]', r"fat tissue: expected a name, found 'a\\nb'"),
-        ('"fat tissue" = ["', 'fat = ["', "annotations.*found 'fat'; did you mean fat tissue"),
+        ('"fat tissue" = ["', '"fat tisue" = ["', "annotations.*found 'fat tisue'; did you mean fat tissue"),
         ('unannotated = "stroma"', 'unannotated = "stoma"', "unannotated: .* found 'stoma'; did you mean stroma"),
         ('unannotated = "stroma"', "unannotated = 3", "unannotated: expected the name of a class, found 3"),
         ('"fat tissue" = "#009E73"\n', "", "expected a color for fat tissue, found none"),

@@ -34,7 +34,7 @@ def test_annotations_in_pixels_are_accepted():
 
 
 def test_annotations_in_micrometers_are_refused_where_tissue_tells():
-    with pytest.raises(DataError, match=r"pixels of level 0, found .* where 0 % .* as micrometers it is 100 %"):
+    with pytest.raises(DataError, match=r"pixels of level 0, found .* where 14 % .* as micrometers it is 100 %"):
         check(IN_PIXELS, 0.25, tissue_of(IN_PIXELS))
     with pytest.raises(DataError, match="as millimeters it is 100 %"):
         check(IN_PIXELS, 0.25 / 1000, tissue_of(IN_PIXELS))
