@@ -15,17 +15,19 @@ from bcss_jax.common.json_files import as_json, describe_differences
 from bcss_jax.common.json_files import differences as json_differences
 from bcss_jax.common.ranges import COUNT, WINDOW, Range
 from bcss_jax.data.augmentation import settings as augmentation
-from bcss_jax.data.discovery import CODES, LAYOUTS, check_mpp_setting
+from bcss_jax.data.discovery import CODES, LAYOUTS, SLIDES, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
 from bcss_jax.models.apply import IMAGENET
 
 # Settings that change only how fast or how often something is done. A run may resume with other values of these.
 RUNTIME_FIELDS = (
-    "data.threads", "data.memory_share", "data.dir", "data.prepared_dir",
+    "data.threads", "data.memory_share", "data.dir", "data.list", "data.prepared_dir",
     "checkpoint_steps", "log_seconds", "max_bad_steps", "fold",
 )  # fmt: skip
 
+ALL = "all"  # folds
+BALANCE = ("none", "classes")
 AUGMENT_ON = ("host", "device")
 DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 RECIPES = ("few", "kaggle_t4")  # after the layout in the argument of a config file
@@ -37,6 +39,7 @@ RANGES = {
     "data.patch_size": WINDOW,
     "data.stride": Range(1, 10**6, whole=True),
     "data.max_bad": Range(0, 1),
+    "data.folds": Range(0, 100, whole=True),
     "data.threads": Range(0, 1024, whole=True),
     "data.memory_share": Range(0, 1),
     **{f"augment.{name}": allowed for name, allowed in augmentation.RANGES.items()},
@@ -69,16 +72,17 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
       **arguments: arguments of the network that can be changed on the command line.
     """
     config: Any = ConfigDict()
+    statistics = models.image_statistics(model) or IMAGENET
     config.name = ""  # name of the system; the default workdir is runs/<name>
     config.seed = 0  # seed of initialization, order of the examples and augmentation
     _set_data(config)
-    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file
+    config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, tiatoolbox_bcss, or a TOML file
     # name and arguments of the network; the arguments are described at its class in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
     config.pretrained = ""  # file of weights (.safetensors, .npz, .pth) for the encoder or the whole network
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
-    config.image_mean = IMAGENET.mean  # subtracted from the images; RGB values from 0 to 1
-    config.image_std = IMAGENET.std  # the images are divided by it after that
+    config.image_mean = statistics.mean  # subtracted from the images; RGB values from 0 to 1
+    config.image_std = statistics.std  # the images are divided by it after that
     config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
     config.augment_on = "host"  # where training images are augmented: host (CPU cores) or device
     _set_augmentation(config)
@@ -99,13 +103,18 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
 
 def _set_data(config: Any) -> None:
     config.data = ConfigDict()
-    config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi
+    config.data.layout = "sample"  # sample, kaggle224, kaggle512, roi, slides
     config.data.dir = ""  # folder of the data set; the sample needs none
+    config.data.list = ""  # slides: CSV list of slides and annotations, instead of a folder
+    config.data.region = ""  # slides: class of the annotations within which everything is annotated; empty: none
     config.data.prepared_dir = "~/.cache/bcss_jax"  # folder for prepared TFRecords
     config.data.split = "published"  # published, or institute: hold out OL, LL, E2, EW, GM, S3
-    config.data.mpp = 0.25  # um per pixel of the images
-    config.data.patch_size = 224  # roi: side of the patches in pixels
-    config.data.stride = 224  # roi: distance between patches in pixels
+    config.data.folds = 0  # cross-validation: number of folds by patient, in place of train and val; 0: none
+    config.data.fold = "all"  # fold to hold out, from 0; all: train all folds, one after the other
+    config.data.balance = "none"  # none, or classes: draw images of rare classes more often
+    config.data.mpp = 0.25  # um per pixel of the images; of the patches that are cut from slides
+    config.data.patch_size = 224  # roi, slides: side of the patches in pixels
+    config.data.stride = 224  # roi, slides: distance between patches in pixels
     config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
     config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
     config.data.threads = 0  # threads for decoding and augmentation; 0: one per core
@@ -242,7 +251,11 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
             raise ConfigError(
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
+    check_image_statistics(config)
     check_data_folder(config, "configs/unet.py")
+    check_folds(config)
+    if "balance" in config.data:  # runs of before the setting lack it
+        check_one_of(config, "data.balance", BALANCE)
 
 
 def unknown_field(config: ConfigDict, field: str) -> str:
@@ -292,7 +305,8 @@ def _label_differences(old: dict, new: dict) -> list[str]:
         return []
     if a is None or b is None or names[0] != names[1]:
         return [f"config.labels: {names[0]} -> {names[1]}"]
-    fields = [field for field, value in a.to_json().items() if b.to_json()[field] != value]
+    old_values, new_values = a.to_json(), b.to_json()
+    fields = [field for field in old_values | new_values if old_values.get(field) != new_values.get(field)]
     return [f"config.labels: {names[0]} has changed ({', '.join(fields)}) since the run was started"]
 
 
@@ -300,6 +314,18 @@ def _get(config: Any, field: str) -> Any:
     for part in field.split("."):
         config = config[part]
     return config
+
+
+def check_image_statistics(config: Any) -> None:
+    """Raises ConfigError if the network normalizes images itself and the config normalizes them too."""
+    statistics = models.image_statistics(config.model.get("name", ""))
+    given = (tuple(config.image_mean), tuple(config.image_std))
+    if statistics is not None and given != (statistics.mean, statistics.std):
+        raise ConfigError(
+            f"config.image_mean={given[0]}, config.image_std={given[1]}: {config.model.name} divides the pixels by 255 "
+            "itself and was trained so; start from --config=configs/tiatoolbox_unet.py, or set config.image_mean="
+            f"{statistics.mean} and config.image_std={statistics.std}"
+        )
 
 
 def check_masks(config: Any, scheme: LabelScheme) -> None:
@@ -318,6 +344,25 @@ def check_data_folder(config: Any, file: str) -> None:
     `file` is a config file to name in the message.
     """
     check_mpp_setting(config.data.mpp, config.data.layout)
+    slide_list, region = (config.data.get(name, "") for name in ("list", "region"))  # older runs lack them
+    for name, value in (("list", slide_list), ("region", region)):
+        if value and config.data.layout != SLIDES:
+            raise ConfigError(
+                f"config.data.{name}={printable(value)}: is for slides with annotations, as in --config={file}:slides"
+            )
+    if config.data.layout == SLIDES:
+        if config.data.split != "published":
+            raise ConfigError(
+                f"config.data.split={config.data.split}: slides are split by patient, or by the column split of "
+                "--config.data.list; leave it out"
+            )
+        if bool(config.data.dir) == bool(slide_list):
+            found = "both" if slide_list else "neither"
+            raise ConfigError(
+                f"config.data.layout={SLIDES}: expected --config.data.dir=FOLDER (slides beside their annotations) or "
+                f"--config.data.list=FILE.csv, found {found}"
+            )
+        return
     if config.data.layout == "sample" and (config.data.dir or config.data.split != "published"):
         given = "dir" if config.data.dir else "split"
         raise ConfigError(
@@ -330,6 +375,18 @@ def check_data_folder(config: Any, file: str) -> None:
             "(BCSS: kaggle.com/datasets/whats2000/breast-cancer-semantic-segmentation-bcss; "
             f"to try the built-in sample: --config={file})"
         )
+
+
+def check_folds(config: Any) -> None:
+    """Raises ConfigError unless the fold to hold out is one of the folds. Runs of before the settings lack them."""
+    folds, fold = config.data.get("folds", 0), str(config.data.get("fold", ALL))
+    if folds == 1:
+        raise ConfigError("config.data.folds=1: must be 0 (no cross-validation), or 2 or more")
+    if fold != ALL and not (fold.isdecimal() and int(fold) < max(folds, 1)):
+        allowed = f"{ALL}, or a fold from 0 to {folds - 1}" if folds else f"{ALL} unless --config.data.folds is given"
+        raise ConfigError(f"config.data.fold={printable(fold)[:40]}: must be {allowed}")
+    if fold != ALL and not folds:
+        raise ConfigError(f"config.data.fold={fold}: needs the number of folds; add --config.data.folds=5")
 
 
 def check_one_of(config: Any, field: str, values: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ masks (gtruth_codes.tsv of the data set), and `kaggle3`, the codes 0, 1 and 2 of
 `LabelScheme` says which code gives which label. It is stored in every checkpoint and metric file, because scores under
 different schemes cannot be compared.
 
-Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
+Four schemes come with the package, in `bcss_jax/label_schemes`. A file of the same form defines another one:
 
     # my_labels.toml
     class_names = ["ignored", "tumor", "stroma"]   # one output of the network each; the position is the label
@@ -21,8 +21,17 @@ Three schemes come with the package, in `bcss_jax/label_schemes`. A file of the 
     stroma = ["stroma"]
     ignored = "rest"                               # all codes that the table does not list
 
+    [annotations]                                  # names of annotations; if two overlap, the first class counts
+    ignored = ["Ignore*", "artifact"]
+    tumor = ["invasive tumor", "DCIS"]
+    stroma = ["tumor-associated stroma"]
+
 The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
 is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
+
+Annotations, such as QuPath's, have names instead of codes (`annotation_labels`). A class has its own name too and the
+one that `regions.geojson` gives it. Without the table, the names of the codes count too. `unannotated = "stroma"`,
+above the tables, is the class of pixels in no annotation; without it, they have no truth.
 
 In the shipped schemes the codes tumor = {1, 19, 20}, inflammatory = {3, 10, 11} and necrosis = {4} are grouped as in
 the BCSS challenge's baseline. Code 0 is "outside the ROI" in the original masks and carries no information; 7 (exclude)
@@ -51,15 +60,33 @@ BCSS22_NAMES = (
 )  # fmt: skip
 KAGGLE3_NAMES = ("other_or_outside", "tumor", "stroma")
 CODE_BOOKS = {"bcss22": BCSS22_NAMES, "kaggle3": KAGGLE3_NAMES}
+SCHEME_CODES = "labels"  # instead of a code book: masks that hold the labels of the run's scheme, as slides' patches do
 CODES_WITHOUT_TISSUE = {"bcss22": (0, 7, 15), "kaggle3": ()}  # outside the region of interest, excluded, undetermined
 DATA_OF_BOOKS = {"bcss22": "kaggle512 or roi", "kaggle3": "kaggle224"}  # layouts whose masks use a code book
 
 MAX_TOML = 1 << 20  # bytes of a file
+MAX_NAME = 200  # characters of an annotation's name
 CLASS_NAME = re.compile(r"\w[\w +.-]{0,63}")  # names go into tables, file columns and web pages
 IGNORED = "ignored"  # the class without truth
 NO_OUTPUT = 255  # label of ignored pixels where the network has no output for them
 UNMAPPED = 254  # what the look-up table gives for a number that is not a code; never reaches a model
 REST = "rest"  # in a file: all codes that are not listed
+# Names of QuPath's built-in classes that correspond to our classes, and the code that each stands for.
+QUPATH_NAMES = {
+    "tumor": "Tumor",
+    "stroma": "Stroma",
+    "inflammatory": "Immune cells",
+    "necrosis": "Necrosis",
+    "other": "Other",
+}
+_QUPATH_CODES = {
+    "Tumor": "tumor",
+    "Stroma": "stroma",
+    "Immune cells": "lymphocytic_infiltrate",
+    "Necrosis": "necrosis_or_debris",
+    "Other": "other",
+}
+QUPATH_IGNORED = "Ignore*"  # QuPath's class of what should not count
 # Names used next to the class names in scores, label images and nnU-Net's data sets.
 RESERVED_NAMES = ("macro", "background", "ignore", "unreadable", "not segmented")
 # White is the background of label images and a correct pixel in error maps; gray is an unreadable or ignored pixel.
@@ -78,8 +105,10 @@ class LabelScheme:
       ignore_index: the label without truth. It may be one of the logits (0) or outside them (255).
       evaluated: labels over which losses, predictions and metrics run.
       colors: one per class. Empty only for labels of nnU-Net's raw data folders, which define none.
-      code_labels: for each code book that the scheme can express, the label of each code. Empty only for nnU-Net's
-        raw data folders.
+      code_labels: for each code book that the scheme can express, the label of each code. May be empty if there are
+        annotations.
+      annotations: names of annotations with their labels, as the file lists them; see `annotation_labels`.
+      unannotated: label of pixels in no annotation; None: they have no truth.
     """
 
     name: str
@@ -88,6 +117,8 @@ class LabelScheme:
     evaluated: tuple[int, ...]
     colors: tuple[Color, ...] = ()
     code_labels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    annotations: tuple[tuple[str, int], ...] = ()
+    unannotated: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -115,8 +146,10 @@ class LabelScheme:
         return SCHEMES.get(self.name) == self
 
     def to_json(self) -> dict:
-        """Returns a plain dict for checkpoints and metric files."""
-        return dataclasses.asdict(self) | {"code_labels": dict(self.code_labels)}
+        """Returns a plain dict for checkpoints and metric files, without fields of annotations that are unset."""
+        values = dataclasses.asdict(self) | {"code_labels": dict(self.code_labels)}
+        unset = [name for name, value in _OPTIONAL.items() if values[name] == value]
+        return {name: value for name, value in values.items() if name not in unset}
 
     def identity(self) -> dict:
         """Returns what results of the scheme are recognized by, as JSON.
@@ -128,6 +161,7 @@ class LabelScheme:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(LabelScheme))
+_OPTIONAL = {"annotations": (), "unannotated": None}  # fields that files lack where they have these values
 _FIRST_FIELDS = _FIELDS[:4]  # all that files had before schemes could be defined in files
 
 
@@ -191,7 +225,7 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
 
 def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
     """Returns the scheme that the content of a file describes by names; `check` follows. Raises ValueError."""
-    known = ("class_names", "evaluated", "colors", *CODE_BOOKS)
+    known = ("class_names", "evaluated", "unannotated", "colors", *CODE_BOOKS, "annotations")
     _check_keys("", values, known)
     class_names = _names("class_names", values.get("class_names"))
     _check_names(name, class_names)
@@ -210,6 +244,10 @@ def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
     missing = [class_name for class_name in class_names if class_name not in colors]
     if missing:
         raise ValueError(f'[colors]: expected a color for {missing[0]}, found none; add {missing[0]} = "#RRGGBB"')
+    unannotated = values.get("unannotated", IGNORED)
+    if not isinstance(unannotated, str):
+        raise ValueError(f"unannotated: expected the name of a class, found {_short(unannotated)}")
+    _check_keys("unannotated: ", [unannotated], [*class_names, IGNORED])
     ignore_index = labels.setdefault(IGNORED, NO_OUTPUT)
     return LabelScheme(
         name,
@@ -218,7 +256,83 @@ def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
         tuple(labels[class_name] for class_name in evaluated),
         tuple(_color(class_name, colors[class_name]) for class_name in class_names),
         tuple((book, _labels_of_codes(book, values[book], labels)) for book in CODE_BOOKS if book in values),
+        _labels_of_names(values["annotations"], labels) if "annotations" in values else (),
+        None if unannotated == IGNORED else labels[unannotated],
     )
+
+
+def _labels_of_names(table: Any, labels: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """Returns the names of annotations in the order of the file, each with its label. Raises ValueError."""
+    where = "[annotations]"
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"{where}: expected a table of classes with names of annotations, found {_short(table)}")
+    _check_keys(f"{where}: ", table, labels)
+    found: dict[str, tuple[str, str]] = {}  # the name as it is compared -> as it is written, class
+    for class_name, names in table.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{where} {class_name}: expected a list of names, found {_short(names)}")
+        if not names:
+            raise ValueError(f"{where} {class_name}: expected names of annotations, found none; add them, or remove it")
+        for name in names:
+            compared = comparable(name)
+            if not compared or not name.isprintable() or len(name) > MAX_NAME:
+                raise ValueError(f"{where} {class_name}: expected a name, found {_short(name)}; correct it")
+            written, other = found.setdefault(compared, (name, class_name))
+            if other != class_name:
+                raise ValueError(
+                    f"{where}: expected each name in one class, found {_short(written)} in {other} and {class_name}; "
+                    "remove one"
+                )
+    own = {comparable(class_name): class_name for class_name in labels}
+    for compared, (name, class_name) in found.items():
+        if own.get(compared, class_name) != class_name:
+            raise ValueError(
+                f"{where} {class_name}: expected names that are no other class, found {_short(name)}, which is the "
+                f"class {own[compared]}: the names run in a circle; remove it"
+            )
+    return tuple((name, labels[class_name]) for name, class_name in found.values())
+
+
+def comparable(name: str) -> str:
+    """Returns an annotation's name as names are compared: case, underscores and repeated spaces make no difference."""
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def annotation_labels(scheme: LabelScheme) -> dict[str, int]:
+    """Returns what annotations may be called: each name, as `comparable` returns it, with its label.
+
+    These are the names in the scheme's file; the classes' own names, which `regions.geojson` writes in QuPath's
+    spelling; and QuPath's `Ignore*` for pixels without truth. If the file lists no names, they are also the names of
+    the codes, and QuPath's built-in classes, which stand for codes.
+
+    Where annotations overlap, the label that comes first counts: in the order of the scheme's file; without a list,
+    first what has no truth, then in the order of the classes.
+    """
+    of_class = {name: label for label, name in enumerate(scheme.class_names)} | {IGNORED: scheme.ignore_index}
+    own = {name: label for class_name, label in of_class.items() for name in _names_of_class(class_name)}
+    if scheme.annotations:
+        pairs = [*scheme.annotations, *own.items()]
+    else:
+        codes = {
+            name: label
+            for book, labels in reversed(scheme.code_labels)  # the larger book, which is first, decides
+            for name, label in zip(CODE_BOOKS[book], labels, strict=True)
+        }
+        qupath = {name: codes[code] for name, code in _QUPATH_CODES.items() if code in codes}
+        pairs = [*own.items(), *(codes | qupath).items()]
+    found: dict[str, int] = {}
+    for name, label in pairs:
+        found.setdefault(comparable(name), label)
+    listed = {label for _, label in scheme.annotations}
+    order = {label: place for place, label in enumerate(dict.fromkeys(label for _, label in scheme.annotations))}
+    if scheme.ignore_index not in listed:
+        order[scheme.ignore_index] = -1
+    return dict(sorted(found.items(), key=lambda pair: order.get(pair[1], len(order) + pair[1])))
+
+
+def _names_of_class(class_name: str) -> list[str]:
+    names = [class_name, QUPATH_NAMES.get(class_name, class_name)]
+    return [*names, QUPATH_IGNORED] if class_name == IGNORED else names
 
 
 def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[int, ...]:
@@ -307,8 +421,14 @@ def check(scheme: LabelScheme) -> None:
                 f"expected a color that nothing else has, found {_hex(color)} for {name}, which shows pixels without a "
                 "class; change it"
             )
-    if not scheme.code_labels:
-        raise ValueError(f"expected a table [{'] or ['.join(CODE_BOOKS)}] with the codes of each class, found none")
+    if not (scheme.code_labels or scheme.annotations):
+        raise ValueError(
+            f"expected a table [{'] or ['.join(CODE_BOOKS)}] with the codes of each class, or [annotations], found none"
+        )
+    of_names = [label for _, label in scheme.annotations]
+    unknown = {*of_names, scheme.unannotated} - {*scheme.evaluated, scheme.ignore_index, None}
+    if unknown:
+        raise ValueError(f"annotations: expected labels of the classes, found {unknown.pop()}")
     for book, labels in scheme.code_labels:
         unknown = set(labels) - {*scheme.evaluated, scheme.ignore_index}
         if unknown:
@@ -369,7 +489,10 @@ def scheme_from_json(values: Any) -> LabelScheme:
     Raises:
       ValueError: one line on what is wrong.
     """
-    if not isinstance(values, dict) or sorted(values) not in (sorted(_FIELDS), sorted(_FIRST_FIELDS)):
+    if not isinstance(values, dict) or sorted(values.keys() | _OPTIONAL) not in (
+        sorted(_FIELDS),
+        sorted({*_FIRST_FIELDS, *_OPTIONAL}),
+    ):
         raise ValueError(f"a label scheme has the fields {', '.join(_FIELDS)}")
     names, evaluated = values["class_names"], values["evaluated"]
     if not all(isinstance(value, list | tuple) and value for value in (names, evaluated)):
@@ -384,7 +507,11 @@ def scheme_from_json(values: Any) -> LabelScheme:
     known, complete = SCHEMES.get(given.name), "colors" in values
     if complete:
         given = dataclasses.replace(
-            given, colors=_colors_of_json(values["colors"]), code_labels=_code_labels_of_json(values["code_labels"])
+            given,
+            colors=_colors_of_json(values["colors"]),
+            code_labels=_code_labels_of_json(values["code_labels"]),
+            annotations=_annotations_of_json(values.get("annotations", ())),
+            unannotated=_unannotated_of_json(values.get("unannotated")),
         )
     if known is None:
         if not complete:
@@ -407,6 +534,21 @@ def _colors_of_json(values: Any) -> tuple[Color, ...]:
     ):
         raise ValueError("the colors of a label scheme must be lists of three integers from 0 to 255")
     return tuple((red, green, blue) for red, green, blue in values)
+
+
+def _annotations_of_json(values: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(values, list | tuple) or not all(
+        isinstance(each, list | tuple) and len(each) == 2 and isinstance(each[0], str) and _are_integers(each[1:])
+        for each in values
+    ):
+        raise ValueError("annotations of a label scheme must be pairs of a name and an integer")
+    return tuple((name, label) for name, label in values)
+
+
+def _unannotated_of_json(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError("unannotated of a label scheme must be an integer")
+    return value
 
 
 def _code_labels_of_json(values: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -445,6 +587,8 @@ def unchecked_scheme(values: dict) -> LabelScheme:
         tuple(values["evaluated"]),
         tuple(map(tuple, values.get("colors", ()))),
         tuple((book, tuple(labels)) for book, labels in values.get("code_labels", {}).items()),
+        tuple((name, label) for name, label in values.get("annotations", ())),
+        values.get("unannotated"),
     )
 
 
@@ -471,7 +615,7 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
 
     Args:
       scheme: the target labels.
-      codes: code book of the masks, a key of `CODE_BOOKS`.
+      codes: code book of the masks, a key of `CODE_BOOKS`, or `SCHEME_CODES` if they hold labels already.
 
     Returns:
       uint8 array of 256 entries; `table[mask]` gives labels. Numbers that are not codes give `UNMAPPED`.
@@ -480,6 +624,11 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
       ValueError: the masks cannot express the scheme (five classes from three codes).
     """
     of_books = dict(scheme.code_labels)
+    if codes == SCHEME_CODES:
+        table = np.full(256, UNMAPPED, np.uint8)
+        labels = [*range(scheme.num_classes), scheme.ignore_index]
+        table[labels] = labels
+        return table
     if codes not in of_books:
         names = ", ".join(f"{number} {name}" for number, name in enumerate(CODE_BOOKS[codes][:3]))
         more = ", ..." if len(CODE_BOOKS[codes]) > 3 else ""
@@ -493,6 +642,11 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
     return table
 
 
+def names_of_codes(scheme: LabelScheme) -> dict[int, str]:
+    """Returns the name of each code of masks that hold the scheme's labels (`SCHEME_CODES`)."""
+    return {scheme.ignore_index: IGNORED} | dict(enumerate(scheme.class_names))
+
+
 def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -> list[str]:
     """Returns the evaluated classes that masks hold no pixel of.
 
@@ -501,6 +655,8 @@ def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -
       codes: code book of the masks.
       pixels: number of pixels by the name of their code; a missing code has none.
     """
+    if codes == SCHEME_CODES:
+        return [name for name in scheme.evaluated_names if not pixels.get(name)]
     of_codes = dict(scheme.code_labels).get(codes, ())
     names = zip(of_codes, CODE_BOOKS.get(codes, ()), strict=False)
     present = {label for label, name in names if pixels.get(name)}
@@ -509,7 +665,7 @@ def absent_classes(scheme: LabelScheme, codes: str, pixels: Mapping[str, int]) -
 
 def _shipped() -> dict[str, LabelScheme]:
     schemes = {}
-    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes"):
+    for name in ("tumor_stroma", "tumor_stroma_other", "five_classes", "tiatoolbox_bcss"):
         text = (Path(__file__).with_name("label_schemes") / f"{name}.toml").read_text(encoding="utf-8")
         schemes[name] = _scheme_of_toml(name, tomllib.loads(text))
     return schemes

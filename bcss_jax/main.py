@@ -30,9 +30,9 @@ from bcss_jax.common import command
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption, act_together
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
-from bcss_jax.common.processes import is_main_process
+from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.regular_file import check_regular_file
-from bcss_jax.config import default, field_names, unknown_field, validate
+from bcss_jax.config import ALL, default, field_names, unknown_field, validate
 from bcss_jax.config_file import find_config_file
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
@@ -168,11 +168,34 @@ def _run(interruption: Interruption) -> None:
         if jax.process_count() > 1:
             act_together()
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    for of_fold, folder in _folds(config, workdir):
+        _train(of_fold, folder, scheme, interruption)
+    if config.data.get("folds") and config.data.fold == ALL:
+        print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={workdir} --output={workdir}_evaluation")
+
+
+def _folds(config: Any, workdir: Path) -> list[tuple[Any, Path]]:
+    """Returns the config and the folder of each run to train: one, or one for each fold of a cross-validation.
+
+    nnU-Net's method has folds of its own, which it trains in one run.
+    """
+    if not config.data.get("folds"):
+        return [(config, workdir)]
+    runs = []
+    for fold in range(config.data.folds) if config.data.fold == ALL else [config.data.fold]:
+        of_fold = config.copy_and_resolve_references()
+        of_fold.data.fold = str(fold)
+        runs.append((of_fold, workdir / f"fold_{fold}"))
+    return runs
+
+
+def _train(config: Any, workdir: Path, scheme: LabelScheme, interruption: Interruption) -> None:
+    """Trains one run in its folder, or resumes it."""
     with contextlib.ExitStack() as locks:
         _in_main_process(lambda: _refuse_inputs(workdir, config))
         _in_main_process(lambda: _claim(workdir, config, scheme, locks))
         # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
-        if nnunet:
+        if config.get("method") == "nnunet":
             from bcss_jax.nnunet.run import run as train
         else:
             from bcss_jax.training.loop import train
@@ -193,6 +216,8 @@ def _refuse_inputs(workdir: Path, config: Any) -> None:
     inputs = [(f"--config.{name}", Path(config[name]).expanduser()) for name in given if config.get(name)]
     if config.get("pretrained"):
         inputs.append(("--config.pretrained", Path(config.pretrained).expanduser()))
+    if config.data.get("list"):
+        inputs.append(("--config.data.list", Path(config.data.list).expanduser()))
     folders = read_folders("--config.data.dir", Path(config.data.dir).expanduser()) if config.data.dir else []
     parts = [path for name in workdirs.OUTPUTS for path in workdir.glob(name)]
     parts += [workdir / name for name in workdirs.OUTPUTS if "*" not in name]

@@ -33,7 +33,7 @@ from bcss_jax.labels import CODE_BOOKS, LabelScheme
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
+from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.stitching.blend import BLENDS
@@ -86,6 +86,12 @@ def _parser():
         default="colour",
         help="what is segmented: colour (default): tissue, found by its color; all: the whole slide; or the path of a "
         "mask or a .geojson file",
+    )
+    add(
+        "--glass",
+        choices=GLASS,
+        help="glass inside tissue, such as lumina: background takes it out of labels, areas and probabilities, keep "
+        "labels it (default: background if the model has no class for tissue that is not among its classes)",
     )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
@@ -215,6 +221,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             min_area_um2=args.min_area_um2,
             truth_codes=args.truth_codes,
             truth_region=region,
+            glass=args.glass,
         )
         default = max(1, per_device * 224**2 // window**2) * mesh.size
         segmenters.append(SlideSegmenter(model, settings, args.batch_size or default, readers, mesh))

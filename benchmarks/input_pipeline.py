@@ -17,12 +17,14 @@ it, synthetic tiles are made. PyTorch is optional: pip install -e ".[benchmark]"
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -49,6 +51,20 @@ def synthetic_tiles(folder: pathlib.Path, count: int = 64, size: int = 224) -> N
         mask = np.digitize(smooth[..., 0], (122, 132)).astype(np.uint8)
         cv2.imwrite(str(folder / "train" / f"{i}.png"), noisy)
         cv2.imwrite(str(folder / "train_mask" / f"{i}.png"), mask)
+
+
+@contextlib.contextmanager
+def tile_files(folder: pathlib.Path | None) -> Iterator[tuple[list[str], list[str]]]:
+    """Yields the paths of images and masks in a folder with train/ and train_mask/; None: of synthetic tiles."""
+    with tempfile.TemporaryDirectory() as made:
+        if folder is None:
+            folder = pathlib.Path(made)
+            synthetic_tiles(folder)
+        names = sorted(path.name for path in (folder / "train").glob("*.png"))
+        if not names:
+            raise SystemExit(f"no PNG files in {folder / 'train'}")
+        images, masks = ([str(folder / part / name) for name in names] for part in ("train", "train_mask"))
+        yield images, masks
 
 
 class Tiles:
@@ -142,26 +158,18 @@ def main():
     parser.add_argument("--examples", type=int, default=720, help="tiles per epoch; the files are repeated to reach it")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        folder = arguments.data_dir
-        if folder is None:
-            folder = pathlib.Path(made)
-            synthetic_tiles(folder)
-        run(folder, arguments)
+    with tile_files(arguments.data_dir) as (images, masks):
+        run(images, masks, arguments)
 
 
-def run(folder: pathlib.Path, arguments) -> None:
-    """Prints the measurements for the tiles in `folder`."""
-    names = sorted(path.name for path in (folder / "train").glob("*.png"))
-    if not names:
-        raise SystemExit(f"no PNG files in {folder / 'train'}")
-    names = [names[i % len(names)] for i in range(arguments.examples)]
-    images = [str(folder / "train" / name) for name in names]
-    masks = [str(folder / "train_mask" / name) for name in names]
+def run(images: list[str], masks: list[str], arguments) -> None:
+    """Prints the measurements for the tiles with these paths."""
+    tiles = len(images)
+    images, masks = ([paths[i % tiles] for i in range(arguments.examples)] for paths in (images, masks))
     kilobytes = statistics.mean(os.path.getsize(path) for path in images) / 1e3
     height, width = cv2.imread(images[0]).shape[:2]
     print(
-        f"{len(set(names))} tiles of {height}x{width} ({kilobytes:.0f} kB), {len(images)} per epoch, batch"
+        f"{len(set(images))} tiles of {height}x{width} ({kilobytes:.0f} kB), {len(images)} per epoch, batch"
         f" {arguments.batch_size}, {arguments.threads} threads here and worker processes there, {os.cpu_count()} CPUs;"
         f" images/s, median [least, most] of {arguments.rounds} rounds"
     )

@@ -18,7 +18,6 @@ import dataclasses
 import os
 import pathlib
 import sys
-import tempfile
 import time
 
 import cv2
@@ -30,7 +29,7 @@ from bcss_jax.data import input_pipeline  # noqa: E402
 from bcss_jax.data.augmentation.on_host import augment  # noqa: E402
 from bcss_jax.data.augmentation.settings import FLIPS_AND_QUARTER_TURNS, FULL, NONE  # noqa: E402
 from bcss_jax.data.host_tensorflow import tf  # noqa: E402
-from benchmarks.input_pipeline import SCHEME, TABLE, synthetic_tiles  # noqa: E402
+from benchmarks.input_pipeline import SCHEME, TABLE, tile_files  # noqa: E402
 
 CHANGES = {
     "nothing": NONE,
@@ -125,15 +124,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="epochs, of which the median counts")
     parser.add_argument("--seconds", type=float, default=3, help="time for each row of the first table")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        folder = arguments.data_dir
-        if folder is None:
-            folder = pathlib.Path(made)
-            synthetic_tiles(folder)
-        names = sorted(path.name for path in (folder / "train").glob("*.png"))
-        if not names:
-            raise SystemExit(f"no PNG files in {folder / 'train'}")
-        images, masks = ([str(folder / part / name) for name in names] for part in ("train", "train_mask"))
+    with tile_files(arguments.data_dir) as (images, masks):
         print_rates(images, masks, arguments.seconds)
         print()
         print_waiting(images, masks, arguments)

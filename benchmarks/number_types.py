@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from bcss_jax import labels, losses, metrics, models
+from bcss_jax.config import DTYPES
 from bcss_jax.data.discovery import CODES
 from bcss_jax.training import loss_scale, sharding, step
 from bcss_jax.training.optimizer import Poly, adamw
 
 SCHEME = labels.find_scheme("tumor_stroma")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def arguments() -> argparse.Namespace:

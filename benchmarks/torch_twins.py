@@ -12,7 +12,7 @@ def build(model: str, num_classes: int, **kwargs) -> torch.nn.Module:
 
     Raises:
       ModuleNotFoundError: the package with the network is not installed (segmentation_models_pytorch for ResNet and
-        DenseNet encoders, dynamic_network_architectures for nnU-Net's networks).
+        DenseNet encoders, dynamic_network_architectures for nnU-Net's networks, tiatoolbox for its U-Net).
     """
     if model == "unet":
         from torch_unet import UNet
@@ -28,6 +28,10 @@ def build(model: str, num_classes: int, **kwargs) -> torch.nn.Module:
         return DenseUNet(num_classes, **kwargs)
     if model in ("nnunet", "nnunet_resenc"):
         return _nnunet(model, num_classes)
+    if model == "tiatoolbox_unet":
+        from tiatoolbox.models.architecture.unet import UNetModel
+
+        return UNetModel(3, num_classes, encoder="resnet50", decoder_block=(3, 3))
     return _smp(model, num_classes)
 
 

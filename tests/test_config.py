@@ -61,6 +61,28 @@ def test_recipe_for_t4s():
     assert load("unet", "sample,kaggle_t4").name != load("unet", "sample").name == "unet"
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"folds": 5, "fold": "5"}, "config.data.fold=5: must be all, or a fold from 0 to 4"),
+        ({"folds": 5, "fold": "-1"}, "must be all, or a fold from 0 to 4"),
+        ({"dir": "d", "list": "l"}, "expected --config.data.dir=FOLDER .* or --config.data.list=FILE.csv, found both"),
+        ({"dir": ""}, "found neither"),
+        ({"split": "institute"}, "slides are split by patient"),
+    ],
+)
+def test_folds_and_slides_that_cannot_be_are_refused(values, message):
+    config = load("unet", "slides")
+    config.data.update({"dir": "d"} | values)
+    with pytest.raises(ConfigError, match=message):
+        configs.validate(config)
+    config.data.update({"dir": "d", "list": "", "folds": 5, "fold": "4", "split": "published", "balance": "classes"})
+    configs.validate(config)
+    for name in ("list", "region", "folds", "fold", "balance"):  # as in runs of before these settings
+        del config.data[name]
+    configs.validate(config)
+
+
 @pytest.mark.parametrize("layout", configs.LAYOUTS)
 def test_every_layout_has_a_valid_config(layout):
     config = load("unet", layout)
@@ -84,6 +106,12 @@ def test_recipe_is_the_published_one():
     (
         ("data.layout", "kagle224", "did you mean kaggle224"),
         ("data.split", "random", "must be one of published, institute"),
+        ("data.folds", 1, r"must be 0 \(no cross-validation\), or 2 or more"),
+        ("data.folds", 101, "must be a whole number from 0 to 100"),
+        ("data.fold", "2", "needs the number of folds|must be all unless --config.data.folds is given"),
+        ("data.list", "slides.csv", "is for slides with annotations, as in --config=configs/unet.py:slides"),
+        ("data.region", "ROI", "is for slides with annotations"),
+        ("data.balance", "clases", "must be one of none, classes; did you mean classes"),
         ("augment_on", "gpu", "must be one of host, device"),
         ("data.memory_share", 1.5, "must be"),
         ("dtype", "float64", "must be one of float32, bfloat16, float16; did you mean float"),
@@ -130,6 +158,16 @@ def test_invalid_value_is_refused_with_its_field_name(field, value, message):
     with pytest.raises(ConfigError, match=message) as error:
         configs.validate(config)
     assert f"config.{field}=" in str(error.value)
+
+
+def test_statistics_that_a_network_applies_itself_are_refused():
+    config = load("unet", "sample")
+    config.model = {"name": "tiatoolbox_unet"}
+    with pytest.raises(
+        ConfigError, match=r"tiatoolbox_unet divides the pixels by 255 itself .*configs/tiatoolbox_unet"
+    ):
+        configs.validate(config)
+    configs.validate(load("tiatoolbox_unet", "sample"))
 
 
 def test_incompatible_scheme_and_layout_are_refused():

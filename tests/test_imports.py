@@ -13,11 +13,14 @@ NEEDS_THEM = {
     "bcss_jax.data.augmentation.on_host",
     "bcss_jax.data.host_tensorflow",
     "bcss_jax.data.input_pipeline",
+    "bcss_jax.data.sampling.code_counts",
+    "bcss_jax.data.sampling.folded_data",
     "bcss_jax.data.tfrecords",
     "bcss_jax.training.loop",
     "bcss_jax.training.tensorboard",
     "benchmarks.input_pipeline",
     "benchmarks.input_rates",
+    "benchmarks.slides_memory",
 }
 NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.tiatoolbox_side",

@@ -10,6 +10,7 @@ SHARED_CODES = {  # for each scheme, the label of each of the 22 codes, written 
     "tumor_stroma": [0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0],
     "tumor_stroma_other": [255, 1, 2, 0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 1, 1, 0],
     "five_classes": [0, 1, 2, 3, 4, 5, 5, 0, 5, 5, 3, 3, 5, 5, 5, 0, 5, 5, 5, 1, 1, 5],
+    "tiatoolbox_bcss": [255, 0, 1, 2, 3, 4, 4, 255, 4, 4, 2, 2, 4, 4, 4, 255, 4, 4, 4, 0, 0, 4],
 }
 
 
@@ -198,4 +199,4 @@ def test_absent_classes_and_tissue_without_a_class(tmp_path):
     scheme = write_and_load(tmp_path, CUSTOM)
     assert labels.absent_classes(scheme, "bcss22", {"dcis": 3, "fat": 9}) == ["benign"]
     assert scheme.ignores_tissue
-    assert [each.ignores_tissue for each in labels.SCHEMES.values()] == [True, False, False]
+    assert [each.ignores_tissue for each in labels.SCHEMES.values()] == [True, False, False, False]

@@ -16,6 +16,7 @@ from bcss_jax.accelerators.steps import Memory
 from bcss_jax.common.files import write_text
 from bcss_jax.errors import DataError
 
+REMAT = "train with remat"  # name of the training step with `--config.remat=True` among the memory lines
 FILE = Path(__file__).with_name("computed_steps.json")
 # What decides the compiled steps.
 _SOURCES = ("models/**/*.py", "training/step.py", "training/optimizer.py", "losses.py", "metrics.py")
@@ -66,7 +67,8 @@ class ComputedStep:
       operations: of convolutions and matrix products of a device.
       least: time of a step.
       seconds: that compiling took.
-      memory_lines: name of a step -> its memory; empty if only the training step was compiled.
+      memory_lines: name of a step, or `REMAT` -> its memory; empty if only the training step was compiled. Rows of
+        before have no `REMAT`, nor have networks that the compiler refuses with it.
     """
 
     micro_batches: int

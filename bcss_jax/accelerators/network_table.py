@@ -1,5 +1,6 @@
 """The table of `python -m bcss_jax.compile_for --all`: the training step of every network on one target."""
 
+import contextlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from bcss_jax import models
 from bcss_jax.accelerators.computed_steps import (
+    REMAT,
     ComputedStep,
     Key,
     Line,
@@ -24,7 +26,7 @@ from bcss_jax.accelerators.steps import STEPS, CompiledStep, DoesNotFit, Memory,
 from bcss_jax.accelerators.targets import Target, describe_devices
 from bcss_jax.accelerators.traffic import account
 from bcss_jax.common.interruption import safe_point
-from bcss_jax.errors import first_line
+from bcss_jax.errors import ConfigError, first_line
 from bcss_jax.labels import find_scheme
 from bcss_jax.training.sharding import make_mesh
 
@@ -128,8 +130,8 @@ def compute_step(target: Target, key: Key, every_step: bool = False) -> Computed
     raise DoesNotFit("a single image does not fit")
 
 
-def _compile(name: str, mesh: Mesh, key: Key, batch: int, parts: int = 1) -> CompiledStep:
-    config = recipe(key.network, key.dtype, batch, parts, key.side)
+def _compile(name: str, mesh: Mesh, key: Key, batch: int, parts: int = 1, remat: bool = False) -> CompiledStep:
+    config = recipe(key.network, key.dtype, batch, parts, key.side, remat)
     return compile_step(name, config, find_scheme(config.labels), mesh, key.side)
 
 
@@ -140,6 +142,9 @@ def _memory_lines(mesh: Mesh, key: Key, train: CompiledStep, at_once: int) -> di
         if name != "train":
             memory = _compile(name, mesh, key, PREDICTED_AT_ONCE * key.devices).memory
             lines[name] = memory_line(memory, PREDICTED_AT_ONCE)
+    with contextlib.suppress(ConfigError, DoesNotFit):  # a compiler that refuses it leaves the row
+        memory = _compile("train", mesh, key, at_once * key.devices, remat=True).memory
+        lines[REMAT] = memory_line(memory, at_once, GRADIENTS)
     return lines
 
 

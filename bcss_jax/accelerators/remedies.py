@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bcss_jax.accelerators.computed_steps import Line
+from bcss_jax.accelerators.computed_steps import REMAT, Line
 from bcss_jax.accelerators.step_memory import images_that_fit, memory_line
 from bcss_jax.common.device_memory import usable_memory
 from bcss_jax.inference.slide_model import LAYOUT_WINDOWS
@@ -17,7 +17,8 @@ def remedy_for_training(config: Any, devices: Sequence[Any]) -> str:
       config: all settings of the run.
       devices: that share a batch.
     """
-    remedies = [_more_micro_batches(config, _line("train", config), devices)]
+    line = _line(REMAT if config.remat else "train", config)
+    remedies = [_more_micro_batches(config, line, devices), _remat(config, devices)]
     if "eval_batch_size" in config:  # evaluation may be what does not fit
         line = _line("evaluate", config)
         remedies.append(_smaller_batch("--config.eval_batch_size", config.eval_batch_size, line, devices))
@@ -69,6 +70,18 @@ def _more_micro_batches(config: Any, line: Line | None, devices: Sequence[Any]) 
         return f"--config.micro_batches={chosen}" if chosen else ""
     chosen = next((each for each in more if share // each <= images_that_fit(line, memory)), 0)
     return f"--config.micro_batches={chosen} ({_computed(line, share // chosen, memory)})" if chosen else ""
+
+
+def _remat(config: Any, devices: Sequence[Any]) -> str:
+    """Returns the setting that computes more again; "" if it is set, or if the images do not fit with it either."""
+    if config.remat:
+        return ""
+    line, memory = _line(REMAT, config), usable_memory(devices)
+    if not (line and memory and "batch_size" in config):
+        return "--config.remat=True"
+    at_once = config.batch_size // len(devices) // config.micro_batches
+    fits = at_once <= images_that_fit(line, memory)
+    return f"--config.remat=True ({_computed(line, at_once, memory)})" if fits else ""
 
 
 def _smaller_batch(option: str, batch: int, line: Line | None, devices: Sequence[Any]) -> str:

@@ -18,7 +18,7 @@ def memory_line(step: str, network: Mapping[str, Any], dtype: str, side: int) ->
     """Returns the memory of a step, or None if it has not been computed.
 
     Args:
-      step: a name of `steps.STEPS`.
+      step: a name of `steps.STEPS`, or `computed_steps.REMAT`.
       network: `name` and arguments.
       dtype: type of the computation.
       side: of the images, in pixels. What was computed for another side is scaled by the pixels.

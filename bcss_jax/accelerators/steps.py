@@ -100,7 +100,7 @@ def compile_step(name: str, config: Any, scheme: LabelScheme, mesh: Mesh, side: 
     return CompiledStep(name, seconds, memory, compiled.as_text() or "")
 
 
-def recipe(model: str, dtype: str, batch: int, micro_batches: int, side: int) -> Any:
+def recipe(model: str, dtype: str, batch: int, micro_batches: int, side: int, remat: bool = False) -> Any:
     """Returns the config of the recipe that a network is trained with.
 
     Args:
@@ -109,6 +109,7 @@ def recipe(model: str, dtype: str, batch: int, micro_batches: int, side: int) ->
       batch: images of a batch, in training and otherwise.
       micro_batches: parts of a training batch.
       side: of the images, in pixels.
+      remat: keep less for the gradient and compute it again.
     """
     fixed_size = "image_size" in models.default_arguments(model)
     config: Any = configs.default(model, **({"image_size": side} if fixed_size else {}))
@@ -116,6 +117,7 @@ def recipe(model: str, dtype: str, batch: int, micro_batches: int, side: int) ->
     if model in ("nnunet", "nnunet_resenc"):
         configs.train_as_nnunet(config)
     config.dtype, config.batch_size, config.eval_batch_size, config.micro_batches = dtype, batch, batch, micro_batches
+    config.remat = remat
     return config
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from bcss_jax.common import command
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import WINDOW
-from bcss_jax.data.discovery import LAYOUTS, DataSettings, check_mpp_setting
+from bcss_jax.data.discovery import TILE_LAYOUTS, DataSettings, check_mpp_setting
 from bcss_jax.data.inspection.inspect import inspect
 from bcss_jax.data.inspection.report import number_of
 from bcss_jax.data.inspection.source import Source
@@ -50,7 +50,7 @@ def _parser():
     data.add_argument(
         "--data.dir", dest="dir", type=Path, metavar="FOLDER", help="folder of the data set; the sample needs none"
     )
-    data.add_argument("--data.layout", dest="layout", default="kaggle224", help=", ".join(LAYOUTS))
+    data.add_argument("--data.layout", dest="layout", default="kaggle224", help=", ".join(TILE_LAYOUTS))
     data.add_argument(
         "--data.split", dest="split", default="published", help="how the tiles are split: published, or institute"
     )
@@ -82,7 +82,7 @@ def _parser():
 
 
 def _settings(args: argparse.Namespace) -> DataSettings:
-    _one_of("--data.layout", args.layout, LAYOUTS)
+    _one_of("--data.layout", args.layout, TILE_LAYOUTS)
     if args.layout == "sample" and args.dir:
         raise ConfigError(
             f"--data.dir={args.dir}: the built-in sample has no folder; give the layout of your data with --data.layout"

@@ -1,6 +1,6 @@
 """Finds the tiles of a data folder and the split (train, val, test) that each belongs to.
 
-There are three layouts:
+There are three layouts of tiles, and slides with annotations, which `data/slides` finds:
 
 * `kaggle224`: the 224-pixel tiles of Kaggle `whats2000/breast-cancer-semantic-segmentation-bcss`: folders `train`,
   `train_mask`, `val`, `val_mask`, `test` and (never published) `test_mask`, in the data folder or in its `BCSS`.
@@ -26,6 +26,7 @@ from bcss_jax.data.image_files import image_size
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images, misspelled
 from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
+from bcss_jax.labels import SCHEME_CODES
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,13 @@ FOLDERS = {
     "kaggle512": tuple((f"{split}_512", f"{split}_mask_512", split) for split in ("train", "val")),
     "roi": (("images", "masks", "train"),),
 }
-LAYOUTS = ("sample", *FOLDERS)  # the sample is drawn, not found
+TILE_LAYOUTS = ("sample", *FOLDERS)  # the sample is drawn, not found
+SLIDES = "slides"
+LAYOUTS = (*TILE_LAYOUTS, SLIDES)
 _RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesVal", "labelsVal", "imagesTs", "labelsTs")  # of nnU-Net
 _READ_FOLDERS = {name for folders in FOLDERS.values() for images, masks, _ in folders for name in (images, masks)}
 SUBFOLDER = {"kaggle224": "BCSS", "kaggle512": "BCSS_512", "roi": "."}  # where the Kaggle archive keeps them
-CODES = {"sample": "bcss22", "kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22"}
+CODES = {"sample": "bcss22", "kaggle224": "kaggle3", "kaggle512": "bcss22", "roi": "bcss22", SLIDES: SCHEME_CODES}
 
 HOW_TO_GET = (
     "get BCSS (CC0) from Kaggle whats2000/breast-cancer-semantic-segmentation-bcss, or the regions through github "
@@ -58,16 +61,19 @@ class DataSettings:
     Only `layout` matters for the built-in sample.
 
     Attributes:
-      layout: "sample" (drawn by `data/synthetic.py`), "kaggle224", "kaggle512" or "roi".
+      layout: "sample" (drawn by `data/synthetic.py`), "kaggle224", "kaggle512", "roi" or "slides".
       dir: the data folder.
       split_by: "published", or "institute": val = `HOLD_OUT_INSTITUTES`, train = all others, in any folder.
         Regions have no published split, so both values split them by institute.
-      mpp: micrometers per pixel of the files.
-      patch_size: side of the patches that are cut from regions, in pixels; None: whole regions. The other layouts are
-        already cut.
-      stride: distance between patches in a region, in pixels. The remainder at the right and lower edge is not used.
+      mpp: micrometers per pixel of the files; for slides, of the patches that are cut from them.
+      patch_size: side of the patches that are cut from regions and slides, in pixels; None: whole regions. The other
+        layouts are already cut.
+      stride: distance between patches, in pixels. The remainder at the right and lower edge of a region is not used; in
+        a slide, the last patch ends at the edge.
       allow_missing: leave out images without a mask and masks without an image, instead of raising an error.
       max_bad: share of the pairs of files, from 0 to 1, that may be unusable and are then left out.
+      slide_list: CSV list of slides with their annotations, in place of `dir`.
+      region: slides: name of the annotations within which everything is annotated; "": none.
     """
 
     layout: str
@@ -78,6 +84,8 @@ class DataSettings:
     stride: int = 224
     allow_missing: bool = False
     max_bad: float = 0.0
+    slide_list: str | os.PathLike | None = None
+    region: str = ""
 
     @property
     def folder(self) -> Path | None:
@@ -85,8 +93,13 @@ class DataSettings:
         return Path(self.dir).expanduser() if self.dir else None
 
     @property
+    def list_file(self) -> Path | None:
+        """The list of slides, with `~` expanded; None without one."""
+        return Path(self.slide_list).expanduser() if self.slide_list else None
+
+    @property
     def codes(self) -> str:
-        """The code book of the masks, "bcss22" or "kaggle3"."""
+        """The code book of the masks, "bcss22" or "kaggle3", or "labels" if they hold labels."""
         return CODES[self.layout]
 
     @property

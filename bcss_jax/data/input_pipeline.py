@@ -77,6 +77,7 @@ def train_batches(
     process_count: int = 1,
     shuffle_buffer: int = 4096,
     threads: int | None = None,
+    draws: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Returns the batches of one training epoch: every example once, shuffled and augmented.
 
@@ -100,6 +101,8 @@ def train_batches(
       process_count: number of processes that share a batch.
       shuffle_buffer: number of encoded examples in memory to draw from.
       threads: number of threads that decode and augment; None: the number of CPUs.
+      draws: int64 [num_examples] with that sum, how often each example occurs in the epoch (`sampling.balance.draws`);
+        None: once. The k-th copy of example i has the index i + k * num_examples, and an augmentation of its own.
 
     Returns:
       Iterator of dicts with b = batch_size // process_count: `image` uint8 [b, H, W, 3], `label` uint8 [b, H, W],
@@ -119,11 +122,23 @@ def train_batches(
 
     change = augmented if augmentation is not None else None
     source = _Decoded(examples, change) if isinstance(examples, DecodedTiles) else _Encoded(examples, table, change)
-    ordered = source.dataset.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(
+    dataset = source.dataset if draws is None else _drawn(source.dataset, draws)
+    ordered = dataset.apply(tf.data.experimental.assert_cardinality(num_examples)).shuffle(
         min(num_examples, shuffle_buffer) or 1, seed=order, reshuffle_each_iteration=False
     )
     batching = _Batching(ignore_index, batch_size, process_index, process_count, threads)
     return _batches(source, ordered, num_examples, batching, start_step)
+
+
+def _drawn(dataset: tf.data.Dataset, draws: np.ndarray) -> tf.data.Dataset:
+    """Returns each example as often as it is drawn; see `train_batches`."""
+    counts = tf.constant(draws, tf.int64)
+
+    def copies(example):
+        numbers = tf.data.Dataset.range(tf.gather(counts, example["index"]))
+        return numbers.map(lambda copy: example | {"index": example["index"] + copy * len(draws)})
+
+    return dataset.flat_map(copies)
 
 
 def eval_batches(

@@ -72,6 +72,12 @@ def stated_patient(name: str) -> str | None:
     return match and (match[0].upper() if match.re is _TCGA_PATIENT else match[0].lower())
 
 
+def stated_institute(patient: str) -> str | None:
+    """Returns the institute that a patient's barcode says, or None."""
+    match = _TCGA_PATIENT.match(patient)
+    return match and match["institute"].upper()
+
+
 def region_of(key: str) -> str:
     """Returns the key of a tile without its place: the same text for all tiles of a region."""
     return _PLACE.sub("", key)

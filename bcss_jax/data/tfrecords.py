@@ -20,12 +20,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from pydantic import Field
+from tensorflow_datasets.core import shuffle
 from typing_extensions import TypedDict
 
 from bcss_jax import labels
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 DATA_VERSION = "1.0.1"  # raise it if the written data change: everything is then prepared again
 SAMPLE_SEED = 0
+SORTED_IN_MEMORY = 1 << 26  # bytes of examples that are sorted in memory; more are sorted in files
+SORTED_FILES = 256  # the largest split divided by this number is in memory at a time
+WEIGHTS = "weights.json"  # how often the patches of each slide are drawn, unless all are equal
 _REMEDY = "delete that folder, or choose another one with --config.data.prepared_dir"
 
 
@@ -61,6 +65,10 @@ class Example(discovery.TileOrigin):
     index: int
     image: np.ndarray
     mask: np.ndarray
+
+    def features(self) -> dict[str, Any]:
+        """Returns the fields by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 class BcssTiles(tfds.core.GeneratorBasedBuilder):
@@ -113,7 +121,7 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, examples: Iterable[Example]) -> Iterator[tuple[str, dict]]:
         for example in examples:
-            features = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
+            features = example.features()
             features["image"] = _png(cv2.cvtColor(example.image, cv2.COLOR_RGB2BGR))
             features["mask"] = _png(example.mask)
             yield example.key, features
@@ -174,6 +182,12 @@ class PreparedData:
             raise StorageError(f"{printable(path)}: expected the tiles {self.splits}, found {found}; {_REMEDY}")
         return tables
 
+    @functools.cached_property
+    def slide_weights(self) -> dict[str, float]:
+        """The weight of each slide, by its barcode in `table`; empty if all are equal."""
+        path = self.folder / WEIGHTS
+        return _read_prepared(path, dict[str, Annotated[float, Field(gt=0)]]) if path.exists() else {}
+
     def load(self, split: str) -> tf.data.Dataset:
         """Returns the tiles of a split, not decoded, in stored order: shuffled by a hash of the key, always the same.
 
@@ -231,31 +245,97 @@ def prepare(
         raise ConfigError(f"scheme {scheme.name} with layout {layout}: {error}") from error
 
     left_out = LeftOut()
-    if layout == "sample":
-        tiles, files, mpp = [], [], synthetic.MPP
-        options = {"layout": layout, "data_version": DATA_VERSION, "drawn_by": synthetic.VERSION}
-        fingerprint = digest_of_files(options, [], None)
-    else:
-        tiles, mpp = discovery.find_tiles(settings, left_out=left_out), settings.mpp
-        files = [path for tile in tiles for path in (tile.image, tile.mask) if path]
-        fingerprint = digest_of_files(_options(settings), files, settings.folder)
-    folder = Path(prepared_dir).expanduser() / f"{layout}-{fingerprint[:16]}"
+    source = _source(settings, scheme, left_out)
+    folder = Path(prepared_dir).expanduser() / f"{layout}-{source.fingerprint[:16]}"
     with _as_storage_error(prepared_dir):
-        if not folder.is_dir() or not is_decoded_as_today(folder, files):
+        if not folder.is_dir() or not is_decoded_as_today(folder, source.files):
             with wait_for_lock(folder):
                 # Another process may have made it during the wait.
-                if folder.is_dir() and not is_decoded_as_today(folder, files):
+                if folder.is_dir() and not is_decoded_as_today(folder, source.files):
                     shutil.rmtree(folder)
                 if not folder.is_dir():
-                    _make(folder, settings, tiles)
+                    _make(folder, layout, source.read)
     _check_descriptions(folder)
     stored = _read_prepared(folder / "report.json", checks.CheckReportJson)
-    report = checks.CheckReport.from_json(stored | {"left_out": left_out.counts()})
+    report = checks.CheckReport.from_json(stored | {"left_out": stored.get("left_out", {}) | left_out.counts()})
     log.info("prepared data: %s", folder)
     if line := left_out.line():
         log.info("%s: left out: %s", printable(settings.folder or ""), line)
     report.log(scheme, settings.codes)
-    return PreparedData(folder, layout, settings.effective_split_by, settings.codes, mpp, fingerprint, report)
+    return PreparedData(folder, layout, source.split_by, settings.codes, source.mpp, source.fingerprint, report)
+
+
+class _Source(NamedTuple):
+    """Where the examples of a data set come from.
+
+    Attributes:
+      fingerprint: of all input files and options.
+      files: all input files.
+      mpp: nominal um per pixel.
+      split_by: how the examples are split.
+      read: checks the files and returns the examples; it is called only if the data have not been prepared before.
+    """
+
+    fingerprint: str
+    files: list[Path]
+    mpp: float
+    split_by: str
+    read: Callable[[], "_Content"]
+
+
+class _Content(NamedTuple):
+    """What is written.
+
+    Attributes:
+      examples: of each split.
+      count: number of examples; None if it is known only after they are read.
+      report: returns what the checks found; called after all examples are read, as the next two.
+      tables: returns the entries of `PreparedData.table` of each split.
+      weights: returns the weights of slides.
+    """
+
+    examples: Mapping[str, Iterable]
+    count: int | None
+    report: Callable[[], checks.CheckReport]
+    tables: Callable[[], dict[str, list[dict]]]
+    weights: Callable[[], dict[str, float]] = dict
+
+
+def _source(settings: discovery.DataSettings, scheme: labels.LabelScheme, left_out: LeftOut) -> _Source:
+    """Finds the files of a data set. Raises ConfigError or DataError if they are not a data set."""
+    if settings.layout == "sample":
+        options = {"layout": settings.layout, "data_version": DATA_VERSION, "drawn_by": synthetic.VERSION}
+        fingerprint = digest_of_files(options, [], None)
+        return _Source(fingerprint, [], synthetic.MPP, settings.effective_split_by, _sample_content)
+    if settings.layout == discovery.SLIDES:
+        return _slides_source(settings, scheme, left_out)
+    tiles = discovery.find_tiles(settings, left_out=left_out)
+    files = [path for tile in tiles for path in (tile.image, tile.mask) if path]
+    fingerprint = digest_of_files(_options(settings), files, settings.folder)
+    read = functools.partial(_tile_content, settings, tiles)
+    return _Source(fingerprint, files, settings.mpp, settings.effective_split_by, read)
+
+
+def _slides_source(settings: discovery.DataSettings, scheme: labels.LabelScheme, left_out: LeftOut) -> _Source:
+    from bcss_jax.data.slides.annotated_slides import find_slides  # the readers of slides are needed for slides alone
+    from bcss_jax.data.slides.slide_examples import PatchSettings, SlideExamples
+
+    list_file = settings.list_file
+    found = find_slides(settings.folder, list_file, allow_missing=settings.allow_missing, left_out=left_out)
+    files = [path for slide in found.slides for path in (slide.slide, slide.annotations)]
+    of_slides = [[slide.name, slide.patient, slide.split, slide.mpp, slide.weight] for slide in found.slides]
+    label_scheme = {name: value for name, value in scheme.to_json().items() if name != "colors"}
+    options = _options(settings) | {"split": found.split_by, "slides": of_slides, "label_scheme": label_scheme}
+    fingerprint = digest_of_files(options, files, list_file.parent if list_file else settings.folder)
+    assert settings.patch_size is not None, "the settings are checked"
+    patches = PatchSettings(settings.mpp, settings.patch_size, settings.stride, settings.region, settings.max_bad)
+
+    def read():
+        examples = SlideExamples(found, patches, scheme)
+        of_split = {split: examples.of_split(split) for split in examples.splits}
+        return _Content(of_split, None, examples.finish, examples.tables, examples.weights)
+
+    return _Source(fingerprint, files, settings.mpp, found.split_by, read)
 
 
 def _options(settings: discovery.DataSettings) -> dict:
@@ -268,53 +348,70 @@ def _options(settings: discovery.DataSettings) -> dict:
         "allow_missing": settings.allow_missing,
         "max_bad": settings.max_bad,
     }
-    if settings.layout == "roi":
+    if settings.layout in ("roi", discovery.SLIDES):
         options |= {"patch_size": settings.patch_size, "stride": settings.stride}
-    return options
+    return options | ({"region": settings.region} if settings.region else {})
 
 
-def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.Tile]) -> None:
+def _sample_content() -> _Content:
+    examples = _sample_examples()
+    checked = [
+        checks.CheckedTile(example.key, split, example.patient, tile_reader.tile_stats(example.image, example.mask))
+        for split, group in examples.items()
+        for example in group
+    ]
+    report = checks.report_on(checked, "bcss22")
+    tables = {split: [_table_row(example) for example in group] for split, group in examples.items()}
+    return _Content(examples, sum(report.tiles.values()), lambda: report, lambda: tables)
+
+
+def _tile_content(settings: discovery.DataSettings, tiles: list[discovery.Tile]) -> _Content:
+    with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
+        tiles, report = checks.check_tiles(
+            tiles,
+            allow_missing=settings.allow_missing,
+            max_bad=settings.max_bad,
+            patients_may_recur=settings.layout == "kaggle224" and settings.split_by == "published",
+            progress=line.update,
+        )
+    by_split = {
+        split: sorted((tile for tile in tiles if tile.split == split), key=lambda tile: tile.key)
+        for split in report.tiles
+    }
+    examples = {split: _tile_examples(group) for split, group in by_split.items()}
+    tables = {split: [_table_row(tile) for tile in group] for split, group in by_split.items()}
+    return _Content(examples, sum(report.tiles.values()), lambda: report, lambda: tables)
+
+
+def _make(folder: Path, layout: str, read: Callable[[], _Content]) -> None:
     """Checks and writes everything under another name, then renames it. The caller holds the lock."""
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         log.info("%s: left over from a run that was stopped; starting again", partial)
         shutil.rmtree(partial)
     log.info("checking the data set and writing it to %s; this is done once", folder)
-    if settings.layout == "sample":
-        examples = _sample_examples()
-        checked = [
-            checks.CheckedTile(example.key, split, example.patient, tile_reader.tile_stats(example.image, example.mask))
-            for split, group in examples.items()
-            for example in group
-        ]
-        report = checks.report_on(checked, "bcss22")
-        tables = {split: [_table_row(example) for example in group] for split, group in examples.items()}
-    else:
-        with contextlib.closing(ProgressLine("checking", len(tiles))) as line:
-            tiles, report = checks.check_tiles(
-                tiles,
-                allow_missing=settings.allow_missing,
-                max_bad=settings.max_bad,
-                patients_may_recur=settings.layout == "kaggle224" and settings.split_by == "published",
-                progress=line.update,
-            )
-        by_split = {
-            split: sorted((tile for tile in tiles if tile.split == split), key=lambda tile: tile.key)
-            for split in report.tiles
-        }
-        examples = {split: _tile_examples(group) for split, group in by_split.items()}
-        tables = {split: [_table_row(tile) for tile in group] for split, group in by_split.items()}
+    content = read()
     try:
         partial.mkdir(parents=True)
-        with contextlib.closing(ProgressLine("writing", sum(report.tiles.values()))) as line, _no_bars_of_tfds():
-            done = itertools.count(1)
-            counted = {split: _counted(group, lambda: line.update(next(done))) for split, group in examples.items()}
-            BcssTiles(config=settings.layout, data_dir=partial, examples=counted).download_and_prepare(
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_no_bars_of_tfds())
+            stack.enter_context(_little_memory_of_tfds())
+            examples = content.examples
+            if content.count is not None:
+                line = stack.enter_context(contextlib.closing(ProgressLine("writing", content.count)))
+                done = itertools.count(1)
+                examples = {
+                    split: _counted(group, lambda: line.update(next(done))) for split, group in examples.items()
+                }
+            BcssTiles(config=layout, data_dir=partial, examples=examples).download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="tfrecord"
             )
+        report = content.report()
         shutil.rmtree(partial / "downloads")  # tfds makes it even if there is nothing to download
-        (partial / "tables.json").write_text(json.dumps(tables))
+        (partial / "tables.json").write_text(json.dumps(content.tables()))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+        if weights := content.weights():
+            (partial / WEIGHTS).write_text(json.dumps(weights))
         digests.write_digests(partial, digests.sha256_of_files(partial, digests.files_in(partial)))
         mark_decoder(partial)
         sync_tree(partial)
@@ -323,6 +420,20 @@ def _make(folder: Path, settings: discovery.DataSettings, tiles: list[discovery.
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _little_memory_of_tfds() -> Iterator[None]:
+    """Lets tfds hold less than a gigabyte while it sorts the examples; the order of the examples stays the same."""
+    names = {"MAX_MEM_BUFFER_SIZE": SORTED_IN_MEMORY, "BUCKETS_NUMBER": SORTED_FILES}
+    before = {name: getattr(shuffle, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(shuffle, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(shuffle, name, value)
 
 
 @contextlib.contextmanager

@@ -8,11 +8,16 @@ import jax
 from flax import nnx
 
 from bcss_jax.errors import ConfigError
+from bcss_jax.models.apply import ImageStatistics
 from bcss_jax.models.dense_unet import DenseUNet
 from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import densenet121
 from bcss_jax.models.encoders.resnet import resnet34, resnet50, resnet101
 from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
+from bcss_jax.models.report.dense_unet import ReportDenseUNet
+from bcss_jax.models.report.transunet import ReportTransUNet
+from bcss_jax.models.report.unet import ReportUNet
+from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
 
@@ -21,6 +26,10 @@ MODELS = {
     "dense_unet_121": functools.partial(EncoderUNet, encoder=densenet121),
     "nnunet": PlainConvUNet,
     "nnunet_resenc": ResidualEncoderUNet,
+    "report_dense_unet": ReportDenseUNet,
+    "report_transunet": ReportTransUNet,
+    "report_unet": ReportUNet,
+    "tiatoolbox_unet": functools.partial(TIAToolboxUNet, encoder=resnet50),
     "transunet": TransUNet,
     "unet": UNet,
     "unet_resnet34": functools.partial(EncoderUNet, encoder=resnet34),
@@ -33,6 +42,7 @@ MAX_PARAMETERS = 2e9  # with gradients and the two moments of AdamW, 32 GB
 def create(name: str, **kwargs) -> nnx.Module:
     """Builds a model that maps float32 images (N, H, W, C) to float32 logits (N, H, W, num_classes).
 
+    The logits of a model with `full_size_logits` have another size; that method returns those of every pixel.
     The model is in evaluation mode; `model.train()` changes that.
 
     Args:
@@ -75,6 +85,13 @@ def check_size(name: str, **kwargs) -> None:
 def default_arguments(name: str) -> dict:
     """Returns the arguments of a model that have a default value, with these values."""
     return {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
+
+
+def image_statistics(name: str) -> ImageStatistics | None:
+    """Returns what images must be normalized with for a network that accepts no other statistics, or None."""
+    model = MODELS.get(name)
+    model = model.func if isinstance(model, functools.partial) else model
+    return getattr(model, "image_statistics", None)
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

@@ -23,12 +23,12 @@ from bcss_jax.accelerators.step_memory import images_that_fit, memory_line
 from bcss_jax.accelerators.targets import GPU_SHARE
 from bcss_jax.common import command
 from bcss_jax.common.interruption import safe_point
+from bcss_jax.config import DTYPES
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.cost import forward_flops
 
 SIZE, BATCH, NUM_CLASSES = 224, 128, 3
 MEMORY = 16e9
-TYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,11 +51,11 @@ def _parser():
 def print_table() -> None:
     """Prints one line per network and type."""
     titles = f"{'type':<10}{'memory at batch 128':>20}{'part that fits 16 GB':>22}"
-    print(f"{'network':<16}{'parameters':>13}{'GFLOPs':>9}  {titles}")
+    print(f"{'network':<18}{'parameters':>13}{'GFLOPs':>9}  {titles}")
     for name in sorted(models.MODELS):
         safe_point()
         parameters, gflops = measure(name)
-        start = f"{name:<16}{parameters:>13,}{gflops:>9.1f}"
+        start = f"{name:<18}{parameters:>13,}{gflops:>9.1f}"
         for cells in memory_cells(name) or [("", "not computed", "")]:
             print(f"{start}  {cells[0]:<10}{cells[1]:>20}{cells[2]:>22}")
             start = " " * len(start)
@@ -63,7 +63,8 @@ def print_table() -> None:
 
 def measure(name: str) -> tuple[int, float]:
     """Returns the number of parameters and the GFLOPs of a forward pass over one image."""
-    model = nnx.eval_shape(lambda: models.create(name, num_classes=NUM_CLASSES))
+    size = {"image_size": SIZE} if "image_size" in models.default_arguments(name) else {}
+    model = nnx.eval_shape(lambda: models.create(name, num_classes=NUM_CLASSES, **size))
     _, params, model_state = split_model(model)
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
     flops = forward_flops(ModelFunction(model), params, model_state, images)
@@ -73,7 +74,7 @@ def measure(name: str) -> tuple[int, float]:
 def memory_cells(name: str) -> list[tuple[str, str, str]]:
     """Returns type, memory at batch 128 and the part that fits, for each type that was computed."""
     cells = []
-    for dtype in TYPES:
+    for dtype in DTYPES:
         line = memory_line("train", {"name": name}, dtype, SIZE)
         if line:
             part = fitting_part(images_that_fit(line, GPU_SHARE * MEMORY))

@@ -86,7 +86,8 @@ class ModelFunction:
           all_logits: return the logits of every head, for deep supervision, instead of the first only.
 
         Returns:
-          float32 logits [N, H, W, C], or a tuple of them at decreasing resolution, and the new `model_state`.
+          float32 logits [N, H, W, C], or a tuple of them at decreasing resolution, and the new `model_state`. A model
+          whose own logits have another size provides them by its method `full_size_logits`.
         """
         param_variables, state_variables = jax.tree.map(lambda x: x, (self._params, self._model_state))
         nnx.replace_by_pure_dict(param_variables, params)
@@ -97,5 +98,6 @@ class ModelFunction:
             getattr(model, name).eval()
         keys = {"dropout_keys": dropout_keys} if self._drops_out else {}
         images = images if self._statistics is None else normalize(images, self._statistics)
-        logits = (model.all_logits if all_logits else model)(images, **keys)
+        forward = model.all_logits if all_logits else getattr(model, "full_size_logits", model)
+        logits = forward(images, **keys)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

@@ -38,20 +38,28 @@ class NormConv(nnx.Module):
     It takes several maps, which count as concatenated over channels.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, dtype: Dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int = 3,
+        *,
+        init: initializers.Initializer = initializers.kaiming_normal,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
         """Builds the layer.
 
         Args:
           inputs: channels of the input, all maps together.
           outputs: channels of the result.
           size: height and width of the kernel.
+          init: initializer of the kernel.
           dtype: type of the computation.
           rngs: random keys.
         """
         self.norm = norms.BatchNorm(inputs, relu=True)
-        self.conv = Conv(
-            inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, dtype=dtype, rngs=rngs
-        )
+        self.conv = Conv(inputs, outputs, size, use_bias=False, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, *maps: norms.MapWithStatistics) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, outputs)."""

@@ -30,10 +30,6 @@ PairPerStage = int | Sequence[int | Sequence[int]]
 SLOPE = 0.01  # of LeakyReLU for negative values
 
 
-def _leaky_relu(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, SLOPE * x)  # unlike jax.nn's, it has PyTorch's gradient at zero
-
-
 def _he_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
     return initializers.normal(rngs, shape, (2 / (1 + SLOPE**2) / math.prod(shape[:-1])) ** 0.5)
 
@@ -144,7 +140,7 @@ class ResidualBlock(nnx.Module):
         y = self.conv2(self.conv1(x))
         if self.stride != (1, 1):
             x = resampling.avg_pool(x, self.stride)
-        return _leaky_relu(y + (x if self.skip is None else self.skip(x)))
+        return norms.leaky_relu(y + (x if self.skip is None else self.skip(x)), SLOPE)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `BasicBlockD`, whose shortcut has the pooling as its first module."""

@@ -33,7 +33,7 @@ from bcss_jax.labels import LabelScheme, lookup_table
 from bcss_jax.nnunet import labels, raw_folder
 
 RAW = "nnunet"  # the layout of nnU-Net's raw data folders
-LAYOUTS = (*discovery.LAYOUTS, RAW)
+LAYOUTS = (*discovery.TILE_LAYOUTS, RAW)
 log = logging.getLogger(__name__)
 VERSION = 1  # version of the prepared data; increase it when they change
 

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from bcss_jax.common.ranges import Range
 from bcss_jax.config import DTYPES, check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.config import RANGES as TRAINING_RANGES
+from bcss_jax.data.sampling.folds import NUM_FOLDS
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet.cases import LAYOUTS, RAW
-from bcss_jax.nnunet.folds import ALL, NUM_FOLDS, read_splits
+from bcss_jax.nnunet.folds import ALL, read_splits
 from bcss_jax.nnunet.plan import PRESETS
 
 RANGES = TRAINING_RANGES | {name: Range(1, 10**6, whole=True) for name in ("iterations", "val_iterations")}
@@ -38,9 +39,7 @@ def default() -> ConfigDict:
     config.data.allow_missing = False  # skip images without mask (and masks without image) instead of failing
     config.data.max_bad = 0.0  # share of unreadable files that is skipped instead of failing
 
-    config.labels = (
-        "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, or a TOML file; not for layout nnunet
-    )
+    config.labels = "tumor_stroma"  # name of a shipped scheme, or a TOML file; not for layout nnunet
     config.plan = ""  # file of a plan; empty: make a plan for the data set
     config.preset = "nnUNetPlans"  # nnUNetPlans, ResEnc, ResEncM, ResEncL, ResEncXL
     config.rule_before_2_3_1 = False  # shrink patches as nnU-Net did before 2.3.1, to 512x512 at most

@@ -14,6 +14,7 @@ from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.data.discovery import DataSettings
+from bcss_jax.data.sampling.folds import by_case, by_patient
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
@@ -209,9 +210,14 @@ def _splits(config: Any, cases: case_sets.Cases) -> list[dict]:
     if config.fold == ALL:
         return []
     if config.folds == "patient":
-        splits = folds.by_patient(names, [patient_of[name] for name in names])
+        splits = by_patient(
+            names,
+            [patient_of[name] for name in names],
+            remedy="add data, give folds of your own with --config.folds=FILE (or published, the split of a data set "
+            "that has one), or train on everything with --config.fold=all",
+        )
     elif config.folds == "case":
-        splits = folds.by_case(names)
+        splits = by_case(names)
     elif is_file_of_folds(config.folds):
         splits = folds.read_splits(config.folds)
         remarks = folds.check_splits(config.folds, splits, names)

@@ -63,7 +63,8 @@ def create_model(config: Any, scheme: LabelScheme) -> Any:
     arguments = {**config.model, "num_classes": scheme.num_classes, "dtype": config.dtype, "seed": config.seed}
     models.check_size(**arguments)
     model = models.create(**arguments)
-    side = {"sample": synthetic.SIZE, "roi": config.data.patch_size}.get(config.data.layout)
+    cut = config.data.patch_size
+    side = {"sample": synthetic.SIZE, "roi": cut, "slides": cut}.get(config.data.layout)
     if side:  # the image size of the other layouts is known only when they are read
         jax.eval_shape(model, jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
     return model

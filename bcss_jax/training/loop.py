@@ -30,6 +30,9 @@ from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size, train_batches
+from bcss_jax.data.sampling.balance import class_weights, draws, with_slide_weights
+from bcss_jax.data.sampling.code_counts import code_counts
+from bcss_jax.data.sampling.folded_data import hold_out
 from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
@@ -134,6 +137,7 @@ class Run:
             "threads": config.data.threads or None,
         }
         self.session = self._start_or_resume(state, pretrained, interruption)
+        self._weights = self._draw_weights()
         self._tiles = self._load_training_tiles()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
@@ -169,8 +173,12 @@ class Run:
             config.data.stride,
             config.data.allow_missing,
             config.data.max_bad,
+            config.data.list or None,
+            config.data.region,
         )
         data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
+        if config.data.folds:
+            data = hold_out(data, config.data.folds, int(config.data.fold), scheme)
         print_main(
             f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
             f"classes {', '.join(scheme.evaluated_names)}"
@@ -220,6 +228,24 @@ class Run:
         )
         return TrainingSession(state, record, checkpoints, metadata, settings, interruption)
 
+    def _draw_weights(self) -> np.ndarray | None:
+        """Returns how often each training tile is drawn, with mean 1; None: all equally often."""
+        data, scheme, of_slides = self._data, self._scheme, self._data.slide_weights
+        weights = None
+        if self._config.data.balance == "classes":
+            counts = code_counts(data.load("train"), data.splits["train"])
+            table = self._pipeline["table"]
+            weights = class_weights(np.stack([counts[:, table == label].sum(1) for label in scheme.evaluated], axis=1))
+        if of_slides:
+            rows = data.table("train")
+            weights = np.ones(len(rows)) if weights is None else weights
+            weights = with_slide_weights(weights, [of_slides[row["barcode"]] for row in rows])
+        if weights is not None:
+            print_main(
+                f"training images are drawn {weights.min():.2g} to {weights.max():.2g} times an epoch on average"
+            )
+        return weights
+
     def _load_training_tiles(self):
         """Returns the training tiles, decoded if they fit the memory, or as a data set of encoded ones."""
         config, record = self._config, self.session.record
@@ -252,6 +278,7 @@ class Run:
             epoch=record.epoch,
             start_step=record.step_in_epoch,
             augmentation=self._augmentation,
+            draws=None if self._weights is None else draws(self._weights, config.seed, record.epoch),
             **self._pipeline,
         )
         compiled = self._steps.train_step(record.epoch)
@@ -291,7 +318,8 @@ class Run:
         if report["skipped_by_loss_scale"]:
             record.skipped_by_loss_scale += 1
         elif not report["finite"]:
-            names = ", ".join(self._data.table("train")[i]["key"] for i in report["index"] if i >= 0)
+            table = self._data.table("train")
+            names = ", ".join(table[i % len(table)]["key"] for i in report["index"] if i >= 0)
             self.session.record_bad_step(
                 f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
                 f"left out; batch: {names}",

@@ -26,9 +26,9 @@ from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.labels import find_scheme
 from bcss_jax.models.weights.files import read_weights
 from bcss_jax.nnunet.plan_file import read_plan
+from bcss_jax.slides.annotations.geojson import read_regions
 from bcss_jax.slides.batch.slide_list import read_list
 from bcss_jax.slides.reading.backend import TileError
-from bcss_jax.slides.reading.geojson_regions import read_regions
 from bcss_jax.slides.reading.mask_file import open_mask
 from bcss_jax.slides.reading.open_slide import open_slide
 from bcss_jax.training.sharding import make_mesh

@@ -35,6 +35,8 @@ def create_twin(network: str, *, small: bool) -> tuple[Any, str]:
     """Returns (the same network in PyTorch, ""), or (None, why there is none)."""
     if small and network not in _TWINS_WITH_ARGUMENTS:
         return None, "the twin exists at full size only"
+    if network.startswith("report_"):
+        return None, "there is no twin"
     try:
         import torch
         import torch_twins

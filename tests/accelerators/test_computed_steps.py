@@ -7,7 +7,17 @@ import pytest
 
 from bcss_jax import models
 from bcss_jax.accelerators import network_table
-from bcss_jax.accelerators.computed_steps import FILE, ComputedStep, Key, Line, Row, code_digest, read_rows, write_row
+from bcss_jax.accelerators.computed_steps import (
+    FILE,
+    REMAT,
+    ComputedStep,
+    Key,
+    Line,
+    Row,
+    code_digest,
+    read_rows,
+    write_row,
+)  # fmt: skip
 from bcss_jax.accelerators.network_table import compute_step, memory_line, print_table
 from bcss_jax.accelerators.roofline import Roofline
 from bcss_jax.accelerators.steps import STEPS, Memory
@@ -100,6 +110,6 @@ def test_the_rows_of_the_package():
         assert bool(row.reason) == (row.step is None)
         if row.step:
             assert row.step.memory.total() <= TARGETS[row.key.target].usable
-            assert set(row.step.memory_lines) == set(STEPS)
+            assert set(row.step.memory_lines) - {REMAT} == set(STEPS)
             assert all(line.fixed >= 0 and line.per_image > 0 for line in row.step.memory_lines.values())
     assert FILE.parent.name == "accelerators"

@@ -7,7 +7,7 @@ import pytest
 
 from bcss_jax import config as configs
 from bcss_jax.accelerators import step_memory
-from bcss_jax.accelerators.computed_steps import Line
+from bcss_jax.accelerators.computed_steps import REMAT, Line
 from bcss_jax.accelerators.remedies import remedy_for_evaluation, remedy_for_slides, remedy_for_training
 from bcss_jax.accelerators.step_memory import images_that_fit, memory_line
 from bcss_jax.nnunet import config as nnunet_config
@@ -15,6 +15,7 @@ from bcss_jax.nnunet import config as nnunet_config
 LINES = {
     ("train", "unet", "float32"): [(Line(0.5e9, 0.25e9), 224)],
     ("train", "unet", "bfloat16"): [(Line(0.5e9, 0.125e9), 224), (Line(0.5e9, 0.12e9), 224)],
+    (REMAT, "unet", "bfloat16"): [(Line(0.5e9, 0.08e9), 224)],
     ("evaluate", "unet", "float32"): [(Line(0.1e9, 0.1e9), 224)],
     ("slide", "unet", "float32"): [(Line(0.1e9, 0.1e9), 224)],
 }
@@ -48,6 +49,7 @@ def config(**settings):
 def test_the_fewest_micro_batches_that_fit_are_named():
     assert remedy_for_training(config(), [T4]) == (
         "--config.micro_batches=4 (needs 8.5 of 11.7 GB a device: computed, not measured), or "
+        "--config.remat=True, or "
         "--config.eval_batch_size=64 (needs 6.5 of 11.7 GB a device: computed, not measured), or "
         "--config.dtype=float16 in a new run"
     )
@@ -58,6 +60,22 @@ def test_the_fewest_micro_batches_that_fit_are_named():
 def test_what_fits_by_the_table_and_yet_did_not_gets_more_micro_batches():
     remedy = remedy_for_training(config(micro_batches=4), [T4])
     assert remedy.startswith("--config.micro_batches=8 (needs 4.5 of 11.7 GB")
+
+
+def test_rematerialization_is_named_where_the_images_fit_with_it():
+    fits = remedy_for_training(config(dtype="bfloat16"), [T4, T4])  # 64 images each
+    assert "or --config.remat=True (needs 5.6 of 11.7 GB a device: computed, not measured)" in fits
+    assert "remat" not in remedy_for_training(config(dtype="bfloat16", batch_size=512), [T4])  # 41 GB
+    assert "remat=True (needs 10.7 of" in remedy_for_training(
+        config(dtype="float16", micro_batches=2, batch_size=256), [T4]
+    )
+
+
+def test_with_rematerialization_the_figures_are_those_with_it():
+    remedy = remedy_for_training(config(dtype="bfloat16", remat=True, batch_size=256), [T4])
+    assert remedy.startswith("--config.micro_batches=2 (needs 10.7 of 11.7 GB") and "remat" not in remedy
+    unknown = remedy_for_training(config(remat=True), [T4])
+    assert unknown.startswith("--config.micro_batches=2, or --config.eval_batch_size=64")
 
 
 def test_bfloat16_is_advised_where_the_card_has_it_and_only_if_it_is_not_set():
@@ -79,7 +97,9 @@ def test_larger_images_need_more():
 )
 def test_what_is_not_known_is_not_claimed(settings, devices):
     remedy = remedy_for_training(config(**settings), devices or [Device(None)])
-    assert remedy.startswith("--config.micro_batches=2, or a smaller --config.eval_batch_size, or --config.dtype=")
+    assert remedy.startswith(
+        "--config.micro_batches=2, or --config.remat=True, or a smaller --config.eval_batch_size, or --config.dtype="
+    )
     assert "computed" not in remedy
 
 
@@ -90,7 +110,7 @@ def test_no_number_of_parts_that_does_not_divide_the_batch():
 
 def test_the_plan_of_nnunet_has_the_batch():
     remedy = remedy_for_training(nnunet_config.default(), [T4])
-    assert remedy == "--config.micro_batches=2, or --config.dtype=float16 in a new run"
+    assert remedy == "--config.micro_batches=2, or --config.remat=True, or --config.dtype=float16 in a new run"
 
 
 def test_batches_of_predictions():

@@ -193,8 +193,7 @@ def test_all_modules_import_on_a_host_that_has_only_jax_and_pytorch():
     assert result.returncode == 0, result.stderr
 
 
-# All networks would take more than twenty minutes. Resume is left out: etils asks for TensorFlow by another way.
-DRY = "environment,parity,training,kernels,slide"
+DRY = "environment,parity,training,resume,kernels,slide"  # all networks would take more than twenty minutes
 
 
 @pytest.mark.slow

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 
 def without_modules(names: Sequence[str]) -> str:
-    """Returns Python code after which importing the packages raises ModuleNotFoundError."""
+    """Returns Python code after which the packages are neither found nor imported, as where they are not installed."""
     return f"""
 import sys
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {tuple(names)}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+_find_spec = PathFinder.find_spec
 
-sys.meta_path.insert(0, Absent())
+def _find_other_spec(name, path=None, target=None):
+    return None if name.split(".")[0] in {tuple(names)} else _find_spec(name, path, target)
+
+PathFinder.find_spec = _find_other_spec
 """

@@ -6,6 +6,7 @@ from bcss_jax import models
 from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import DenseNet
 from bcss_jax.models.encoders.resnet import ResNet
+from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 
 TRANSUNET_RESNET = dict(width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels=(256, 128, 32, 0))
 PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
@@ -20,6 +21,9 @@ SMALL = {
     "dense_unet_121": functools.partial(EncoderUNet, encoder=functools.partial(DenseNet, 4, (1, 2, 1, 1), 8)),
     "unet_resnet34": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False)),
     "unet_resnet101": functools.partial(EncoderUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), True)),
+    "tiatoolbox_unet": functools.partial(
+        TIAToolboxUNet, encoder=functools.partial(ResNet, (1, 1, 1, 1), False), decoder_kernels=(3,)
+    ),
     "transunet": functools.partial(
         models.create, "transunet", **TRANSUNET_RESNET, image_size=32, hidden_size=16, mlp_size=16, num_heads=2,
         num_layers=1, decoder_channels=(8, 8, 8, 8),
@@ -28,6 +32,16 @@ SMALL = {
     "nnunet_resenc": functools.partial(
         models.create, "nnunet_resenc", **PLAN, n_blocks_per_stage=1, n_conv_per_stage_decoder=1
     ),
+    "report_unet": functools.partial(models.create, "report_unet", width=4),
+    "report_transunet": functools.partial(
+        models.create, "report_transunet", image_size=32, patch_size=4, hidden_size=8, num_heads=2, num_layers=1
+    ),
+    "report_dense_unet": functools.partial(
+        models.create, "report_dense_unet", growth=4, layers=(1, 1, 1), init_width=8
+    ),
 }  # fmt: skip
 # These compile longer than the others, so some tests of them are slow.
-LONG_TO_COMPILE = ("unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121", "nnunet_resenc", "transunet")
+LONG_TO_COMPILE = (
+    "unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121", "nnunet_resenc", "tiatoolbox_unet", "transunet",
+    "report_unet", "report_transunet", "report_dense_unet",
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """Whole runs of nnU-Net's method on a few tiny cases, started by the command."""
 
 import copy
+import csv
 import json
 import os
 import signal
@@ -184,3 +185,25 @@ def test_bad_input_gives_one_line(raw, tmp_path):
     assert "at least 5 patients, found 3" in refused(f"--config.data.dir={bad}", code=3)
     missing = refused(f"--config.plan={tmp_path / 'none.json'}", code=3)
     assert "none.json" in missing
+
+
+@pytest.mark.slow
+def test_a_fold_in_float16_is_trained_validated_exported_and_resumed(raw, planned, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch, which writes the exported folder, is not installed")
+    from bcss_jax.nnunet.__main__ import main
+
+    run, options = tmp_path / "run", (f"--config.plan={planned}", "--config.dtype=float16")
+    result = start(raw, run, *options, "--fresh")
+    assert result.returncode == 0, result.stderr
+    history = list(csv.DictReader((run / "fold_0" / "history.csv").open()))
+    assert len(history) == 2 and all(float(row["loss_scale"]) >= 1 and float(row["train_loss"]) for row in history)
+    summary = json.loads((run / "fold_0" / "validation" / "summary.json").read_text())
+    assert all(np.sum(counts) for counts in summary["counts"].values())
+    assert main(["export", f"--model={run}", f"--out={tmp_path / 'exported'}"]) == 0
+    predicted = []
+    for model, out in ((run, tmp_path / "own"), (tmp_path / "exported", tmp_path / "theirs")):
+        assert main(["predict", f"--model={model}", f"--images={raw / 'imagesTs'}", f"--out={out}"]) == 0
+        predicted.append(np.asarray(Image.open(out / "case6_0000.png")))
+    assert (predicted[0] == predicted[1]).mean() > 0.95  # an exported fold computes in float32
+    resumed = start(raw, run, *options)
+    assert resumed.returncode == 0 and "resuming after epoch 2" in resumed.stdout

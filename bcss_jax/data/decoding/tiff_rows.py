@@ -112,6 +112,31 @@ class TiffRows:
                 pixels[first - start : last - start] = self._decoded(number)[first - top : last - top]
             return pixels[..., 0] if self.channels == 1 else pixels
 
+    def block(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Returns the samples of a block, [bottom - top, right - left(, channels)] of `dtype`.
+
+        Only the tiles that it touches are decoded, and nothing is kept for the next call; of strips, whole rows are.
+
+        Raises:
+          UnreadableTiff: these tiles of the file are damaged or cut off.
+        """
+        if not (0 <= top < bottom <= self.height and 0 <= left < right <= self.width):
+            raise ValueError(f"no block ({left}, {top}) to ({right}, {bottom}) in {self.width}x{self.height}")
+        if self._columns == 1:
+            return self.rows(top, bottom)[:, left:right]
+        with _one_error():
+            pixels = np.empty((bottom - top, right - left, self.channels), self.dtype)
+            for row in range(top // self._high, -(-bottom // self._high)):
+                for column in range(left // self._wide, -(-right // self._wide)):
+                    y, x = row * self._high, column * self._wide
+                    tile = np.empty(
+                        (min(self._high, self.height - y), min(self._wide, self.width - x), self.channels), self.dtype
+                    )
+                    self._decode_tile(tile, row, column)
+                    y0, y1, x0, x1 = max(y, top), min(y + self._high, bottom), max(x, left), min(x + self._wide, right)
+                    pixels[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+            return pixels[..., 0] if self.channels == 1 else pixels
+
     def _from_file(self, start, stop):
         stride = self.width * self.dtype.itemsize
         order = self.page.parent.byteorder
@@ -124,14 +149,17 @@ class TiffRows:
             self._last_decoded = (-1, np.empty((0, 0, 0), self.dtype))  # freed first: memory for two is not needed
             rows = min(self._high, self.height - number * self._high)
             pixels = np.empty((rows, self.width, self.channels), self.dtype)
-            for plane in range(self._planes):
-                channels = slice(None) if self._planes == 1 else slice(plane, plane + 1)
-                for column in range(self._columns):
-                    target = pixels[:, column * self._wide : (column + 1) * self._wide, channels]
-                    index = plane * self._pieces + number * self._columns + column
-                    target[...] = self._piece(index, target.shape)
+            for column in range(self._columns):
+                self._decode_tile(pixels[:, column * self._wide : (column + 1) * self._wide], number, column)
             self._last_decoded = (number, pixels)
         return self._last_decoded[1]
+
+    def _decode_tile(self, target, row, column):
+        """Writes the samples of a tile or strip into an array [h, w, channels]."""
+        for plane in range(self._planes):
+            of_plane = target[..., slice(None) if self._planes == 1 else slice(plane, plane + 1)]
+            index = plane * self._pieces + row * self._columns + column
+            of_plane[...] = self._piece(index, of_plane.shape)
 
     def _piece(self, index, shape):
         """Returns the samples of one tile or strip that lie in the image, of that shape or one number for all."""

@@ -187,7 +187,11 @@ def _loading_networks(evaluation, members):
     yield "```"
     if "members" in evaluation["checkpoint"]:
         yield ""
-        yield "This is an ensemble: its prediction is the mean of the probabilities of its members."
+        yield (
+            "This is a cross-validation: each image was predicted by the network that was not trained on it."
+            if evaluation["checkpoint"].get("cross_validation")
+            else "This is an ensemble: its prediction is the mean of the probabilities of its members."
+        )
     elif evaluation["config"]:
         yield ""
         mean, deviation = (json.dumps(evaluation["config"][name]) for name in ("image_mean", "image_std"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
@@ -162,6 +163,38 @@ class ConvTranspose(nnx.Module):
         return {"weight": (self.kernel, CONV_TRANSPOSE), **bias}
 
 
+class ConvTranspose3x3(nnx.Module):
+    """Learned upsampling by two with a 3x3 kernel and no bias.
+
+    PyTorch's `ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the layer for `inputs` and `outputs` channels, initialized with PyTorch's default."""
+        # Inputs and outputs are exchanged, as in `ConvTranspose`.
+        self.kernel = nnx.Param(initializers.torch_default(rngs, (3, 3, outputs, inputs))[...].swapaxes(2, 3))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, inputs) -> (N, 2H, 2W, outputs)."""
+        n, h, w, inputs = x.shape
+        # An even row of the result sees one row of the map through the middle of the kernel; an odd row sees that row
+        # and the next one through the kernel's ends. Columns are the same. One matrix product gives the four pixels of
+        # each block, as in `ConvTranspose`; entry 3 is a row of zeros.
+        ends = np.array([[1, 3], [2, 0]])  # (row of the block, row of the map) -> row of the kernel
+        kernel = jnp.pad(self.kernel[...].astype(self.dtype), ((0, 1), (0, 1), (0, 0), (0, 0)))
+        kernel = kernel[ends][:, :, ends].transpose(1, 3, 4, 0, 2, 5)  # row, column, I, row and column of the block, O
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (0, 1), (0, 1), (0, 0)))
+        near = jnp.concatenate([padded[:, a : a + h, b : b + w] for a in range(2) for b in range(2)], axis=-1)
+        y = _product(near.reshape(-1, 4 * inputs), kernel.reshape(4 * inputs, -1))
+        y = checkpoint_name(y, PRODUCT).reshape(n * h, w, 2, -1)
+        return jnp.stack([y[:, :, a] for a in range(2)], axis=1).reshape(n, 2 * h, 2 * w, -1)
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entry under the name of `torch.nn.ConvTranspose2d`."""
+        return {"weight": (self.kernel, CONV_TRANSPOSE)}
+
+
 class Linear(nnx.Module):
     """Product with a matrix plus a bias: PyTorch's `Linear`."""
 
@@ -209,9 +242,15 @@ class Dropout(nnx.Module):
     Which features of an example are dropped depends only on its key and the number of the layer, not on the batch.
     """
 
-    def __init__(self, rate: float, number: int):
-        """Sets the probability and the number of the layer, which no other dropout of the network may have."""
-        self.rate, self.number = rate, number
+    def __init__(self, rate: float, number: int, *, whole_channels: bool = False):
+        """Builds the layer.
+
+        Args:
+          rate: probability.
+          number: number of the layer, which no other dropout of the network may have.
+          whole_channels: drop all pixels of a channel together, as PyTorch's `Dropout2d`.
+        """
+        self.rate, self.number, self.whole_channels = rate, number, whole_channels
         self.deterministic = False
 
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
@@ -225,8 +264,10 @@ class Dropout(nnx.Module):
         if keys is None:
             raise ValueError("training with dropout needs dropout_keys, one random key per example")
 
+        shape = (*(1 for _ in x.shape[1:-1]), x.shape[-1]) if self.whole_channels else x.shape[1:]
+
         def kept(key):
-            bits = jax.random.bits(jax.random.fold_in(key, self.number), x.shape[1:], jnp.uint16)
+            bits = jax.random.bits(jax.random.fold_in(key, self.number), shape, jnp.uint16)
             return bits >= round(self.rate * 2**16)
 
         return jnp.where(jax.vmap(kept)(keys), x / (1 - self.rate), 0).astype(x.dtype)

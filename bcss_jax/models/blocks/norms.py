@@ -104,6 +104,11 @@ def concatenate(*maps: MapWithStatistics) -> MapWithStatistics:
     return MapWithStatistics(*(jnp.concatenate(values, axis=-1) for values in zip(*maps, strict=True)))
 
 
+def leaky_relu(x: jax.Array, negative_slope: float) -> jax.Array:
+    """Returns `x` where it is positive and `negative_slope * x` elsewhere, with PyTorch's gradient at zero."""
+    return jnp.where(x > 0, x, negative_slope * x)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalize(measured: MapWithStatistics, scale, bias, eps: float, negative_slope: float) -> jax.Array:
     """Normalizes a map (N, H, W, C) by its statistics, applies scale and bias (C,) and LeakyReLU; in the map's type."""
@@ -112,7 +117,7 @@ def _normalize(measured: MapWithStatistics, scale, bias, eps: float, negative_sl
     y = y.astype(x.dtype).reshape(x.shape)
     if negative_slope == 1:
         return y
-    return jnp.where(y > 0, y, negative_slope * y) if negative_slope else jax.nn.relu(y)
+    return leaky_relu(y, negative_slope) if negative_slope else jax.nn.relu(y)
 
 
 def _normalize_forward(measured, scale, bias, eps, negative_slope):

@@ -67,14 +67,23 @@ _max_of_windows.defvjp(_max_of_windows_forward, _max_of_windows_backward)
 
 def upsample_bilinear_2x(x: jax.Array) -> jax.Array:
     """(N, H, W, C) -> (N, 2H, 2W, C): bilinear with aligned corners, as PyTorch's `UpsamplingBilinear2d(2)`."""
+    return resize_bilinear(x, 2 * x.shape[1], 2 * x.shape[2])
 
-    def interpolation_matrix(size: int) -> jax.Array:
-        source = np.arange(2 * size) * (size - 1) / (2 * size - 1)
+
+def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """(N, H, W, C) -> (N, height, width, C): bilinear with aligned corners.
+
+    As PyTorch's `interpolate(mode="bilinear", align_corners=True)`: the centers of the corner pixels stay corners, and
+    a side of one pixel takes the first one.
+    """
+
+    def interpolation_matrix(size: int, to: int) -> jax.Array:
+        source = np.arange(to) * (size - 1) / max(to - 1, 1)
         weights = np.maximum(0, 1 - np.abs(source[:, None] - np.arange(size)[None]))
         return jnp.asarray(weights, x.dtype)
 
-    x = jnp.einsum("ph,nhwc->npwc", interpolation_matrix(x.shape[1]), x)
-    return jnp.einsum("qw,npwc->npqc", interpolation_matrix(x.shape[2]), x)
+    x = jnp.einsum("ph,nhwc->npwc", interpolation_matrix(x.shape[1], height), x)
+    return jnp.einsum("qw,npwc->npqc", interpolation_matrix(x.shape[2], width), x)
 
 
 def pad_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -18,19 +18,35 @@ from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries, 
 BOTTLENECK = 4  # channels between the convolutions of a layer, as a multiple of the growth
 
 
-def _conv(inputs: int, outputs: int, size: int, **kwargs) -> layers.Conv:
-    return layers.Conv(inputs, outputs, size, use_bias=False, init=initializers.kaiming_normal, **kwargs)
+def _conv(inputs: int, outputs: int, size: int, *, init=initializers.kaiming_normal, **kwargs) -> layers.Conv:
+    return layers.Conv(inputs, outputs, size, use_bias=False, init=init, **kwargs)
 
 
 class DenseLayer(nnx.Module):
     """Two blocks of BatchNorm, ReLU and convolution: 1x1 to four times the growth, then 3x3 to the growth."""
 
-    def __init__(self, inputs: int, growth: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        """Builds the layer for `inputs` channels, all maps together, and `growth` channels of the result."""
+    def __init__(
+        self,
+        inputs: int,
+        growth: int,
+        *,
+        init: initializers.Initializer = initializers.kaiming_normal,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the layer.
+
+        Args:
+          inputs: channels of the input, all maps together.
+          growth: channels of the result.
+          init: initializer of the kernels.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
         self.norm1 = norms.BatchNorm(inputs, relu=True)
-        self.conv1 = _conv(inputs, BOTTLENECK * growth, 1, dtype=dtype, rngs=rngs)
+        self.conv1 = _conv(inputs, BOTTLENECK * growth, 1, init=init, dtype=dtype, rngs=rngs)
         self.norm2 = norms.BatchNorm(BOTTLENECK * growth, relu=True)
-        self.conv2 = _conv(BOTTLENECK * growth, growth, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = _conv(BOTTLENECK * growth, growth, 3, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, *maps: norms.MapWithStatistics) -> jax.Array:
         """Maps (N, H, W, C1), (N, H, W, C2), ... -> (N, H, W, growth)."""

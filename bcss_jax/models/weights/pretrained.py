@@ -11,12 +11,12 @@ from flax import nnx
 from bcss_jax.errors import DataError
 from bcss_jax.models.weights import google_npz
 from bcss_jax.models.weights.files import read_weights
-from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries
+from bcss_jax.models.weights.torch_layout import HasTorchConstants, HasTorchEntries, TorchEntries
 
 # Prefixes that training programs add to the names of a network when they wrap it; `features` is torchvision's DenseNet.
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|backbone|encoder|features|transformer)\.)*")
 # Classifiers of ImageNet networks, which a segmentation network does not have.
-_CLASSIFIER = re.compile(r"(?:fc|classifier)\.(?:weight|bias)")
+_CLASSIFIER = re.compile(r"(?:backbone\.)?(?:fc|classifier)\.(?:weight|bias)")
 # The first release of DenseNets has `denselayer1.norm.1.weight`, later ones `denselayer1.norm1.weight`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _MAX_LISTED = 20  # tensors in an error
@@ -32,7 +32,7 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
 
     Returns:
       JSON for the checkpoint: `file`, `sha256`, `part` (`encoder` or `model`), `tensors` (number of tensors that were
-      loaded) and `passed_over` (skipped names of an ImageNet classifier).
+      loaded) and `passed_over` (skipped names of an ImageNet classifier and of constants).
 
     Raises:
       DataError: the file cannot be read or does not fit. The message lists all problems and what was expected.
@@ -73,7 +73,7 @@ def load_torch_state(model: nnx.Module, state: Mapping[str, np.ndarray]) -> nnx.
         has several names (nnU-Net), one of them is enough; if there are several, they must be equal.
       state: PyTorch name -> array in PyTorch's layout. `num_batches_tracked` entries are ignored: older files do not
         have them, and they are not needed with a fixed momentum. A classifier (`fc`, `classifier`) and a common prefix
-        such as `module.` are ignored as well.
+        such as `module.` are ignored as well, and so are the constants that the reference saves (`torch_constants`).
 
     Returns:
       `model`, changed in place. It is not changed if there is any problem.
@@ -104,10 +104,15 @@ def _torch_entries(model: nnx.Module) -> TorchEntries:
 
 
 def _load(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
-    """Loads the state into the model; returns the names of a classifier that were skipped."""
+    """Loads the state into the model; returns the names of a classifier and of constants that were skipped."""
     entries = _torch_entries(model)
+    constants = model.torch_constants() if isinstance(model, HasTorchConstants) else {}
     state = _renamed(state, entries)
-    skipped = [name for name in state if name not in entries and _CLASSIFIER.fullmatch(name)]
+    skipped = [
+        name
+        for name, array in state.items()
+        if name not in entries and (_CLASSIFIER.fullmatch(name) or _is_constant(array, constants.get(name)))
+    ]
     state = {name: np.asarray(array) for name, array in state.items() if name not in skipped}
     names: dict[int, list[str]] = {}  # id of a variable -> its names
     for name, (variable, _) in entries.items():
@@ -136,6 +141,10 @@ def _load(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
         variable, layout = entries[name]
         variable[...] = jnp.asarray(layout.from_torch(array), variable.dtype)
     return skipped
+
+
+def _is_constant(array: np.ndarray, constant: np.ndarray | None) -> bool:
+    return constant is not None and np.array_equal(array, constant)
 
 
 def _renamed(state: Mapping[str, np.ndarray], expected: TorchEntries | Iterable[str]) -> dict[str, np.ndarray]:

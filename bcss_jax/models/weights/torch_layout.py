@@ -53,6 +53,15 @@ class HasTorchEntries(Protocol):
         ...
 
 
+@runtime_checkable
+class HasTorchConstants(Protocol):
+    """A network whose reference saves constants among the weights."""
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Returns the constants under the names of the reference."""
+        ...
+
+
 def prefixed(prefix: str, entries: TorchEntries) -> TorchEntries:
     """Returns the entries with `prefix` and a dot before their names."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}

@@ -15,20 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.common.files import whole_file
+from bcss_jax.labels import QUPATH_NAMES
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.regions.polygons import Region, regions
 from bcss_jax.slides.store.tile_store import TileStore
 
 MIN_AREA_UM2 = 100.0  # about one cell
-# Names of QuPath's built-in classes that correspond to our classes.
-QUPATH_NAMES = {
-    "tumor": "Tumor",
-    "stroma": "Stroma",
-    "inflammatory": "Immune cells",
-    "necrosis": "Necrosis",
-    "other": "Other",
-}
 _POINTS_AT_A_TIME = 50_000  # that are written
 
 

@@ -44,6 +44,14 @@ class Mask(Protocol):
         """
         ...
 
+    def block(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Returns the codes of a block: uint8 [bottom - top, right - left]; of a tiled TIFF, only its tiles are read.
+
+        Raises:
+          DataError: as `rows`.
+        """
+        ...
+
 
 @contextlib.contextmanager
 def open_mask(
@@ -100,6 +108,9 @@ class _WholeMask:
     def rows(self, start, stop):
         return self._mask[start:stop]
 
+    def block(self, top, bottom, left, right):
+        return self._mask[top:bottom, left:right]
+
 
 class _MaskRows:
     def __init__(self, stored: StoredImage, tiff: TiffRows, codes: str, colors, warn):
@@ -109,19 +120,26 @@ class _MaskRows:
             self._table = mask_codes.code_table(stored, self._used(), number_of_codes(codes), warn, colors)
 
     def rows(self, start, stop):
-        samples = self._samples(start, stop)
+        return self.block(start, stop, 0, self.shape[1])
+
+    def block(self, top, bottom, left, right):
+        samples = self._samples(top, bottom, left, right)
         return checked_codes(self._path, samples if self._table is None else self._table[samples], self._codes)
 
     def _used(self) -> np.ndarray:
         """Returns the different samples of the mask, which takes one pass over the file."""
         height, width = self.shape
         step = max(1, BAND // width)
-        bands = [np.unique(self._samples(start, min(height, start + step))) for start in range(0, height, step)]
+        bands = [
+            np.unique(self._samples(start, min(height, start + step), 0, width)) for start in range(0, height, step)
+        ]
         return np.unique(np.concatenate(bands))
 
-    def _samples(self, start, stop):
+    def _samples(self, top, bottom, left, right):
         try:
-            return self._tiff.rows(start, stop)
+            if (left, right) == (0, self.shape[1]):
+                return self._tiff.rows(top, bottom)
+            return self._tiff.block(top, bottom, left, right)
         except UnreadableTiff as error:
             expected, remedy = "a readable PNG or TIFF file", "fetch or export the file again"
             raise unusable(self._path, expected, str(error), remedy) from error

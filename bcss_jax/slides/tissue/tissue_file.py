@@ -13,8 +13,8 @@ from bcss_jax.data.image_files import read_tissue_mask
 from bcss_jax.data.resolution.check import warn_if_other_size
 from bcss_jax.data.resolution.stated import stated_in_file
 from bcss_jax.errors import DataError, printable
+from bcss_jax.slides.annotations.geojson import read_regions
 from bcss_jax.slides.grid import Grid
-from bcss_jax.slides.reading.geojson_regions import read_regions
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 
 log = logging.getLogger(__name__)

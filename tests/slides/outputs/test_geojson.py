@@ -12,10 +12,10 @@ from scipy import ndimage
 
 from bcss_jax.common import files
 from bcss_jax.errors import StorageError
+from bcss_jax.slides.annotations import geojson as geojson_regions
 from bcss_jax.slides.classes import SlideClass
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import geojson
-from bcss_jax.slides.reading import geojson_regions
 
 CLASSES = (SlideClass(1, "tumor", (230, 159, 0)), SlideClass(2, "stroma", (0, 114, 178)))
 

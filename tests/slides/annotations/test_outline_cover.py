@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import shapely
 
-from bcss_jax.slides.reading.outline_cover import covered_by_outline, drawn_area
+from bcss_jax.slides.annotations.outline_cover import covered_by_outline, drawn_area
 
 SQUARE = [(0, 0), (10, 0), (10, 10), (0, 10), (0, 0)]
 

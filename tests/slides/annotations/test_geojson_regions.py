@@ -6,7 +6,7 @@ import re
 import pytest
 
 from bcss_jax.errors import DataError
-from bcss_jax.slides.reading import geojson_regions
+from bcss_jax.slides.annotations import geojson as geojson_regions
 
 SQUARE = [[[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]]
 POLYGON = {"type": "Polygon", "coordinates": SQUARE}

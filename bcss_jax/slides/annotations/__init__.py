@@ -1,0 +1,1 @@
+"""Annotations of slides: read from files, and drawn as labels of a label scheme."""
