@@ -7,6 +7,7 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 import contextlib
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.config import ALL, default, field_names, unknown_field, validate
+from bcss_jax.config_file import find_config_file
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
@@ -77,6 +79,7 @@ def _parse() -> None:
     Raises:
       ConfigError: one line that says what is wrong with the command line.
     """
+    _replace_config_names()
     for given in filter(None, _given("config")):
         check_regular_file(
             given.partition(":")[0], "a config file", "try --config=configs/unet.py", error_type=ConfigError
@@ -124,6 +127,16 @@ def _file_settings() -> ConfigDict:
         return runpy.run_path(path)["get_config"](*[argument] if argument else [])
     except Exception:  # the file may raise anything; the caller reports it
         return default()
+
+
+def _replace_config_names() -> None:
+    """Replaces the name of a config file of the package in sys.argv, because ml_collections reads it there."""
+    for i, argument in enumerate(sys.argv):
+        if re.match("--?config=", argument):
+            option, _, value = argument.partition("=")
+            sys.argv[i] = f"{option}={find_config_file(value)}"
+        elif i and sys.argv[i - 1] in ("--config", "-config"):
+            sys.argv[i] = find_config_file(argument)
 
 
 def _given(name: str, prefix: bool = False) -> list[str]:
