@@ -53,6 +53,7 @@ def _parser():
     add("--model", choices=sorted(models.MODELS), help="network, with its default arguments (default unet)")
     add("--batch", type=COUNT.parse, default=128, help="images in a batch, over all devices (default 128)")
     add("--micro_batches", type=COUNT.parse, help="parts that a training batch is computed in (default 1)")
+    add("--remat", action="store_true", help="with --config.remat=True: keep less for the gradient, compute it again")
     add("--dtype", default="bfloat16", choices=DTYPES, help="type of the computation")
     add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
     add("--devices", type=COUNT.parse, help="devices that share a batch (default 1, or the slice's)")
@@ -72,7 +73,7 @@ def _run(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
     mesh = make_mesh(describe_devices(target, devices))
     if args.all:
-        for option in ("model", "micro_batches", "steps"):
+        for option in ("model", "micro_batches", "remat", "steps"):
             if getattr(args, option):
                 raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
         print_table(target, devices, args.dtype, args.batch, args.side, args.write)
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace) -> None:
     if not set(steps) <= set(STEPS):
         raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
     model = args.model or "unet"
-    config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side)
+    config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side, args.remat)
     scheme = find_scheme(config.labels)
     shared = f", shared by {devices} devices" if devices > 1 else ""
     print(f"{model}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels, for {target.device}", flush=True)

@@ -3,6 +3,8 @@
     python -m bcss_jax.evaluate --checkpoints=runs/unet,runs/transunet --output=results
         [--split=val] [--data.dir=FOLDER --data.layout=kaggle224] [--tta] [--ensemble]
 
+The folds of a cross-validation are scored together, each on the images that it has not seen.
+
 Network, label scheme, image statistics and data settings come from each checkpoint. To resume a stopped evaluation, run
 the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
 """
@@ -12,6 +14,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from bcss_jax.common import files
@@ -20,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
+from jax.sharding import Mesh
 
 from bcss_jax import labels
 from bcss_jax.accelerators.remedies import remedy_for_evaluation
@@ -38,11 +42,16 @@ from bcss_jax.evaluation.nnunet_run import NnunetRun, is_nnunet_run, read_nnunet
 from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.results_folder import SUMMARY_FILES, ResultsFolder
 from bcss_jax.evaluation.target import EvaluationTarget, evaluate, paired_differences
+from bcss_jax.inference.cross_validated_run import CrossValidatedRun, joint_description, read_cross_validated_run
 from bcss_jax.inference.trained_run import TrainedRun, read_trained_run, with_unique_names
 from bcss_jax.training.sharding import check_batch_size, make_mesh
+from bcss_jax.training.workdir import cross_validated_folds
+
+log = logging.getLogger("bcss_jax")
+AnyRun = TrainedRun | NnunetRun | CrossValidatedRun
 
 # Flags of training, as errors name them -> flags of this command.
-FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "layout", "split", "mpp")}
+FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "list", "layout", "split", "mpp")}
 FLAGS["--config.data.prepared_dir"] = "--prepared_dir"
 
 
@@ -65,6 +74,7 @@ def _parser():
     from_checkpoint = "default: as in the checkpoint"
     add("--data.layout", dest="layout", choices=discovery.LAYOUTS, help=f"layout of the data set; {from_checkpoint}")
     add("--data.dir", dest="data_dir", help=f"folder of the data set; {from_checkpoint}")
+    add("--data.list", dest="data_list", help=f"list of slides with their annotations; {from_checkpoint}")
     add(
         "--data.split",
         dest="data_split",
@@ -141,16 +151,18 @@ def _refuse_inputs(args, runs) -> None:
     refuse_inputs("--prepared_dir", prepared_dir, [each for each in inputs if each not in inner], data_folders=inner)
 
 
-def _read_runs(args, mesh) -> list[TrainedRun | NnunetRun]:
+def _read_runs(args, mesh) -> list[AnyRun]:
     """Reads the runs that --checkpoints names, with unique names."""
     paths = [Path(path) for path in args.checkpoints.split(",") if path]
     if not paths:
         raise ConfigError("--checkpoints names no folder; name one or more runs, such as runs/unet")
-    runs: list[TrainedRun | NnunetRun] = [
-        read_nnunet_run(path, mesh) if is_nnunet_run(path) else read_trained_run(path, mesh, args.which)
-        for path in paths
-    ]
-    return with_unique_names(runs, SUMMARY_FILES)
+    return with_unique_names([_read_run(path, mesh, args.which) for path in paths], SUMMARY_FILES)
+
+
+def _read_run(path: Path, mesh: Mesh, which: str) -> AnyRun:
+    if cross_validated_folds(path.expanduser()):
+        return read_cross_validated_run(path, mesh, which)
+    return read_nnunet_run(path, mesh) if is_nnunet_run(path) else read_trained_run(path, mesh, which)
 
 
 def _targets(args, runs, batch_size) -> list[EvaluationTarget]:
@@ -160,18 +172,64 @@ def _targets(args, runs, batch_size) -> list[EvaluationTarget]:
         settings = _data_settings(args, run)
         key = settings, run.scheme
         if key not in prepared:
-            prepared[key] = _splits(settings, args, run.scheme, batch_size)
-        split, fit_split = prepared[key]
+            prepared[key] = _prepare(settings, args, run.scheme)
+        data = prepared[key]
+        if isinstance(run, CrossValidatedRun):
+            targets.append(_cross_validation(args, run, data, batch_size))
+            continue
+        if isinstance(run, TrainedRun):
+            data = _with_its_fold(run, data)
+        split, fit_split = _splits(data, settings, args, run.scheme, batch_size)
         if isinstance(run, NnunetRun):
             split, fit_split = _unseen_splits(run, split, fit_split)
         targets.append(EvaluationTarget(run.name, run.name, (run,), split, fit_split))
     return targets + _ensembles(targets) if args.ensemble else targets
 
 
+def _with_its_fold(run: TrainedRun, data):
+    """Returns the data set divided as for the training of a run that held out a fold of it; else as it is."""
+    from bcss_jax.data.sampling.folded_data import hold_out
+
+    fold = run.trained_on.get("folds")
+    if not fold:
+        return data
+    if fold["content_sha256"] != data.report.content_sha256:
+        log.info("%s: held out a fold of another data set; all images of the split are scored", run.name)
+        return data
+    return hold_out(data, fold["count"], fold["held_out"], run.scheme)
+
+
+def _cross_validation(args, run: CrossValidatedRun, data, batch_size) -> EvaluationTarget:
+    """Returns the folds of a run on the images that they held out; on test images, they predict as an ensemble."""
+    from bcss_jax.data.sampling.folded_data import hold_out
+
+    if args.split == "test":
+        settings = _data_settings(args, run)
+        split, _ = _splits(data, settings, args, run.scheme, batch_size)
+        return EvaluationTarget(run.name, run.name, run.folds, split, split)
+    if args.split == "train":
+        raise ConfigError("--split=train: the folds of a cross-validation were trained on it; use val or test")
+    if run.content_sha256 != data.report.content_sha256:
+        raise ConfigError(
+            f"{run.run_folder}: its folds hold out images of another data set; give the data set that they were "
+            "trained on, or name the folds one by one"
+        )
+    folded = [hold_out(data, run.count, fold.trained_on["folds"]["held_out"], run.scheme) for fold in run.folds]
+    held_out = tuple(_split(each, "val", run.scheme, batch_size) for each in folded)
+    together = EvaluationSplit("val", joint_description(folded), sum((list(s.table) for s in held_out), []), _no, _no)
+    return EvaluationTarget(run.name, run.name, run.folds, together, together, held_out)
+
+
+def _no(_) -> Iterator[dict]:
+    raise AssertionError("the images of a cross-validation are read fold by fold")
+
+
 def _ensembles(targets) -> list[EvaluationTarget]:
     """Returns an ensemble for each label scheme and data set that several of the targets share."""
     groups = {}
     for target in targets:
+        if target.held_out:
+            continue  # an image has the prediction of one fold alone
         groups.setdefault((target.scheme, target.split.data["content_sha256"]), []).append(target)
     groups = [group for group in groups.values() if len(group) > 1]
     if not groups:
@@ -209,24 +267,37 @@ def _data_settings(args, run) -> DataSettings:
             "--data.layout and --data.dir"
         )
     # Runs of nnU-Net's method have no patches and use the defaults.
-    names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad")
+    names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad", "region")
     settings = DataSettings(
-        saved["layout"], saved["dir"] or None, saved["split"], **{name: saved[name] for name in names if name in saved}
+        saved["layout"],
+        saved["dir"] or None,
+        saved["split"],
+        slide_list=saved.get("list") or None,
+        **{name: saved[name] for name in names if name in saved},
     )
     if args.layout and args.layout != settings.layout:
-        settings = dataclasses.replace(settings, layout=args.layout, split_by="published", dir=None)
-    given = {"dir": args.data_dir, "split_by": args.data_split, "mpp": args.mpp}
+        settings = dataclasses.replace(
+            settings, layout=args.layout, split_by="published", dir=None, slide_list=None, region=""
+        )
+    if args.data_list or args.data_dir:
+        settings = dataclasses.replace(settings, dir=None, slide_list=None)
+    given = {"slide_list": args.data_list, "dir": args.data_dir, "split_by": args.data_split, "mpp": args.mpp}
     settings = dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
     if settings.layout == "sample" and args.mpp is None:
         settings = dataclasses.replace(settings, mpp=SAMPLE_MPP)
     discovery.check_mpp_setting(settings.mpp, settings.layout)
     if differ(settings.mpp, saved["mpp"]):
-        logging.getLogger("bcss_jax").warning(
+        log.warning(
             "%s: was trained at %g um per pixel, the images to score have %g; the scores do not tell how good it is at "
             "its own resolution",
             run.name,
             saved["mpp"],
             settings.mpp,
+        )
+    if bool(args.data_list) and (settings.layout != discovery.SLIDES or args.data_dir):
+        raise ConfigError(
+            f"--data.list={args.data_list}: is for slides with annotations, in place of --data.dir; "
+            "add --data.layout=slides, or leave it out"
         )
     if settings.layout == "sample" and args.data_dir:
         raise ConfigError(
@@ -236,19 +307,23 @@ def _data_settings(args, run) -> DataSettings:
     return settings
 
 
-def _splits(settings, args, scheme, batch_size) -> tuple[EvaluationSplit, EvaluationSplit]:
+def _prepare(settings, args, scheme):
+    """Returns the prepared data set."""
+    from bcss_jax.data import tfrecords  # imported here: TensorFlow takes seconds, and a typo should fail before that
+
+    return tfrecords.prepare(settings, prepared_dir=args.prepared_dir, scheme=scheme)
+
+
+def _splits(data, settings, args, scheme, batch_size) -> tuple[EvaluationSplit, EvaluationSplit]:
     """Returns the split to score and the split to fit the temperature on.
 
     The second one is val if test is scored and val has images. Otherwise it is the first one.
     """
-    from bcss_jax.data import tfrecords  # imported here: TensorFlow takes seconds, and a typo should fail before that
-
-    data = tfrecords.prepare(settings, prepared_dir=args.prepared_dir, scheme=scheme)
     if not data.splits.get(args.split):
         available = ", ".join(f"{name} {count}" for name, count in data.splits.items())
         raise DataError(
-            f"{settings.dir or 'the built-in sample'}: expected images with masks in the split {args.split}, found "
-            f"none ({available}); choose another --split"
+            f"{settings.dir or settings.slide_list or 'the built-in sample'}: expected images with masks in the split "
+            f"{args.split}, found none ({available}); choose another --split"
         )
     split = _split(data, args.split, scheme, batch_size)
     return split, _split(data, "val", scheme, batch_size) if args.split == "test" and data.splits.get("val") else split

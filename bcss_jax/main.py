@@ -7,6 +7,7 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 import contextlib
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.config import ALL, default, field_names, unknown_field, validate
+from bcss_jax.config_file import find_config_file
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
@@ -77,6 +79,7 @@ def _parse() -> None:
     Raises:
       ConfigError: one line that says what is wrong with the command line.
     """
+    _replace_config_names()
     for given in filter(None, _given("config")):
         check_regular_file(
             given.partition(":")[0], "a config file", "try --config=configs/unet.py", error_type=ConfigError
@@ -126,6 +129,16 @@ def _file_settings() -> ConfigDict:
         return default()
 
 
+def _replace_config_names() -> None:
+    """Replaces the name of a config file of the package in sys.argv, because ml_collections reads it there."""
+    for i, argument in enumerate(sys.argv):
+        if re.match("--?config=", argument):
+            option, _, value = argument.partition("=")
+            sys.argv[i] = f"{option}={find_config_file(value)}"
+        elif i and sys.argv[i - 1] in ("--config", "-config"):
+            sys.argv[i] = find_config_file(argument)
+
+
 def _given(name: str, prefix: bool = False) -> list[str]:
     """Returns the values of an option on the command line, written --name=value or --name value.
 
@@ -158,7 +171,7 @@ def _run(interruption: Interruption) -> None:
     for of_fold, folder in _folds(config, workdir):
         _train(of_fold, folder, scheme, interruption)
     if config.data.get("folds") and config.data.fold == ALL:
-        print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={workdir} --output={workdir / 'evaluation'}")
+        print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={workdir} --output={workdir}_evaluation")
 
 
 def _folds(config: Any, workdir: Path) -> list[tuple[Any, Path]]:

@@ -33,7 +33,7 @@ from bcss_jax.labels import CODE_BOOKS, LabelScheme
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
+from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
 from bcss_jax.slides.windows import BLEND, BLENDS, MAX_OVERLAP, OVERLAP
@@ -59,7 +59,11 @@ def _parser():
     add("--checkpoint", required=True, help="folder of a run, or file written by bcss_jax.export; several: a,b")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run (default best)")
     slides = parser.add_mutually_exclusive_group(required=True)
-    slides.add_argument("--slide", type=Path, help="slide to segment: SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
+    slides.add_argument(
+        "--slide",
+        type=Path,
+        help="slide to segment: SVS, NDPI, MRXS, SCN, DICOM (a file, or the folder of a slide), TIFF, PNG or JPEG",
+    )
     slides.add_argument("--slides", type=Path, help="CSV with a column slide, and optionally mpp, tissue, truth, name")
     add("--name", help="name of the slide's folder in --output (default: the file name without its extension)")
     add("--shard", help="i/n: every n-th slide of the list, starting with the i-th (0 to n-1), for job arrays")
@@ -84,6 +88,12 @@ def _parser():
         default="colour",
         help="what is segmented: colour (default): tissue, found by its color; all: the whole slide; or the path of a "
         "mask or a .geojson file",
+    )
+    add(
+        "--glass",
+        choices=GLASS,
+        help="glass inside tissue, such as lumina: background takes it out of labels, areas and probabilities, keep "
+        "labels it (default: background if the model has no class for tissue that is not among its classes)",
     )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
@@ -213,6 +223,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             min_area_um2=args.min_area_um2,
             truth_codes=args.truth_codes,
             truth_region=region,
+            glass=args.glass,
         )
         default = max(1, per_device * 224**2 // window**2) * mesh.size
         segmenters.append(SlideSegmenter(model, settings, args.batch_size or default, readers, mesh))

@@ -21,7 +21,7 @@ find_python() {
 }
 
 prepare_environment() {
-  local extras=$1 wanted
+  local extras=train,$1 wanted
   # If there is a working GPU, the CUDA build is installed.
   if nvidia-smi >/dev/null 2>&1; then extras=$extras,cuda; fi
   wanted=$(cat "$root/pyproject.toml" "$root/constraints.txt" <(echo "$extras") | cksum)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from helpers.paths import ROOT
 
-from bcss_jax import config, models
+from bcss_jax import config, labels, models
 from bcss_jax import config as configs
 from bcss_jax.data.augmentation.settings import FULL, Augmentation
 from bcss_jax.errors import ConfigError
@@ -61,6 +61,28 @@ def test_recipe_for_t4s():
     assert load("unet", "sample,kaggle_t4").name != load("unet", "sample").name == "unet"
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"folds": 5, "fold": "5"}, "config.data.fold=5: must be all, or a fold from 0 to 4"),
+        ({"folds": 5, "fold": "-1"}, "must be all, or a fold from 0 to 4"),
+        ({"dir": "d", "list": "l"}, "expected --config.data.dir=FOLDER .* or --config.data.list=FILE.csv, found both"),
+        ({"dir": ""}, "found neither"),
+        ({"split": "institute"}, "slides are split by patient"),
+    ],
+)
+def test_folds_and_slides_that_cannot_be_are_refused(values, message):
+    config = load("unet", "slides")
+    config.data.update({"dir": "d"} | values)
+    with pytest.raises(ConfigError, match=message):
+        configs.validate(config)
+    config.data.update({"dir": "d", "list": "", "folds": 5, "fold": "4", "split": "published", "balance": "classes"})
+    configs.validate(config)
+    for name in ("list", "region", "folds", "fold", "balance"):  # as in runs of before these settings
+        del config.data[name]
+    configs.validate(config)
+
+
 @pytest.mark.parametrize("layout", configs.LAYOUTS)
 def test_every_layout_has_a_valid_config(layout):
     config = load("unet", layout)
@@ -84,6 +106,12 @@ def test_recipe_is_the_published_one():
     (
         ("data.layout", "kagle224", "did you mean kaggle224"),
         ("data.split", "random", "must be one of published, institute"),
+        ("data.folds", 1, r"must be 0 \(no cross-validation\), or 2 or more"),
+        ("data.folds", 101, "must be a whole number from 0 to 100"),
+        ("data.fold", "2", "needs the number of folds|must be all unless --config.data.folds is given"),
+        ("data.list", "slides.csv", "is for slides with annotations, as in --config=configs/unet.py:slides"),
+        ("data.region", "ROI", "is for slides with annotations"),
+        ("data.balance", "clases", "must be one of none, classes; did you mean classes"),
         ("augment_on", "gpu", "must be one of host, device"),
         ("data.memory_share", 1.5, "must be"),
         ("dtype", "float64", "must be one of float32, bfloat16, float16; did you mean float"),
@@ -198,3 +226,35 @@ def test_every_number_has_a_range(settings):
     assert sorted(set(numbers_of(settings.default().to_dict())) - set(settings.RANGES)) == [
         "data.mpp"
     ]  # `data.resolution.check`
+
+
+@pytest.mark.parametrize("system", configs.REPORT_SYSTEMS)
+def test_recipe_of_the_report(system):
+    config = load(system, "kaggle224,report")
+    config.data.dir = "somewhere"
+    configs.validate(config)
+    assert (config.name, config.model.name) == (f"{system}_kaggle224_report", f"report_{system}")
+    scheme = labels.find_scheme(config.labels)
+    assert scheme.report_classes == (1, 2) and scheme.ignore_index == 255  # class 0 is trained
+    assert (config.batch_size, config.micro_batches, config.eval_batch_size) == (128, 1, 128)
+    assert (config.optimizer.weight_decay, config.optimizer.clip_norm) == (1e-5, 1.0)
+    assert (config.plateau.factor, config.plateau.patience, config.early_stopping) == (0.85, 3, 0)
+    assert (config.loss.smooth, config.validation_loss, config.dtype) == (1e-6, "batches", "float16")
+    assert Augmentation(**config.augment).displacement_factor() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("system", "argument", "message"),
+    [
+        ("unet", "roi,report", "roi,report: expected kaggle224,report"),
+        ("unet", "kaggle224,report,few", "goes with no other"),
+        (
+            "unet_resnet101",
+            "kaggle224,report",
+            "the report's own code has no unet_resnet101; ',report' is for",
+        ),
+    ],
+)
+def test_the_recipe_of_the_report_is_refused_elsewhere(system, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load(system, argument)

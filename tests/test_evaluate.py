@@ -22,7 +22,8 @@ from bcss_jax import config, evaluate, labels, models
 from bcss_jax.common.files import write_bytes
 from bcss_jax.data import tfrecords
 from bcss_jax.data.discovery import DataSettings
-from bcss_jax.errors import in_flags_of_command
+from bcss_jax.data.sampling.folded_data import hold_out
+from bcss_jax.errors import DataError, in_flags_of_command
 from bcss_jax.evaluation import accumulate, image_counts, per_image_csv, results_folder
 from bcss_jax.evaluation.reporting import gallery
 from bcss_jax.evaluation.statistics.surface_distance import surface_scores
@@ -703,3 +704,83 @@ def test_weights_or_an_output_that_are_not_finite_are_reported(
     assert command([folder], tmp_path / "here") == 4
     assert said in one_line(capsys)
     assert not list((tmp_path / "here").rglob("scores.json"))
+
+
+FOLDS = 2
+
+
+@pytest.fixture(scope="module")
+def cross_validated(tiles, prepared, tmp_path_factory):
+    """Returns the folder of a cross-validation with random weights, and its data set."""
+    folder, scheme = tmp_path_factory.mktemp("runs") / "cv", labels.SCHEMES["tumor_stroma"]
+    whole = tfrecords.prepare(DataSettings("kaggle512", tiles), prepared_dir=prepared, scheme=scheme)
+    for fold in range(FOLDS):
+        settings = config.default("unet", width=4, depth=1)
+        settings.update(name="cv", eval_batch_size=BATCH)
+        settings.data.update(layout="kaggle512", dir=str(tiles), folds=FOLDS, fold=str(fold))
+        _, params, model_state = split_model(models.create(**settings.model, num_classes=3, seed=fold))
+        data = hold_out(whole, FOLDS, fold, scheme).describe()
+        metadata = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": data, "pretrained": None}
+        save_checkpoint(folder / f"fold_{fold}" / "checkpoints", params, model_state, metadata)
+        (folder / f"fold_{fold}" / "config.json").write_text(settings.to_json())
+    return folder, whole
+
+
+def counts_by_key(file):
+    found = per_image_csv.read_per_image(file)
+    return dict(zip(found.key, np.stack([found.tp, found.fp, found.fn], 1).tolist(), strict=True))
+
+
+def test_folds_are_scored_together_each_image_by_the_fold_that_held_it_out(cross_validated, command, tmp_path):
+    folder, whole = cross_validated
+    # One of the folds is given by itself too: it is scored on what it held out.
+    assert command([folder, folder / "fold_1"], tmp_path / "out") == 0
+    together = counts_by_key(tmp_path / "out" / "cv" / "per_image.csv")
+    apart = counts_by_key(tmp_path / "out" / "fold_1" / "per_image.csv")
+    rows = hold_out(whole, FOLDS, 1, labels.SCHEMES["tumor_stroma"]).table("val")
+    assert sorted(apart) == sorted(row["key"] for row in rows)
+    assert apart == {key: together[key] for key in apart}
+    assert sorted(together) == sorted(row["key"] for split in ("train", "val") for row in whole.table(split))
+    evaluation, _ = json.loads((tmp_path / "out" / "evaluation.json").read_text())["evaluations"]
+    assert evaluation["scores"]["number"]["patients"] == 5
+    content = whole.report.content_sha256
+    assert evaluation["data"]["folds"] == {"count": FOLDS, "held_out": [0, 1], "content_sha256": content}
+    low, high = evaluation["scores"]["intervals"]["dice_global"]["macro"]
+    assert low <= evaluation["scores"]["scores"]["dice_global"]["macro"] <= high
+    assert "not trained on it" in (tmp_path / "out" / "cv" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_stopped_evaluation_of_folds_resumes_within_a_fold(cross_validated, command, tmp_path, monkeypatch):
+    folder, _ = cross_validated
+    assert command([folder], tmp_path / "whole") == 0
+    monkeypatch.setattr(accumulate, "SAVE_EVERY", 0.0)
+    calls, count = [], accumulate._count_batches
+
+    def stops(counter, batches, *rest):
+        for each in count(counter, batches, *rest):
+            calls.append(each)
+            if len(calls) == 4:
+                raise DataError("stopped by the test")
+            yield each
+
+    monkeypatch.setattr(accumulate, "_count_batches", stops)
+    assert command([folder], tmp_path / "stopped") == 3
+    monkeypatch.setattr(accumulate, "_count_batches", count)
+    assert command([folder], tmp_path / "stopped") == 0
+    files = [(tmp_path / name / "cv" / "per_image.csv").read_text() for name in ("whole", "stopped")]
+    assert files[0] == files[1]
+
+
+def test_folds_of_other_data_or_found_twice_are_refused(cross_validated, command, tmp_path, capsys):
+    folder, _ = cross_validated
+    other = kaggle512(tmp_path / "tiles")
+    assert command([folder], tmp_path / "out", f"--data.dir={other}") == 2
+    assert "its folds hold out images of another data set" in capsys.readouterr().err
+    assert command([folder], tmp_path / "out", "--split=train") == 2
+    assert "were trained on it" in capsys.readouterr().err
+    copy = tmp_path / "cv"
+    shutil.copytree(folder, copy)
+    shutil.copytree(copy / "fold_1", copy / "fold_7")
+    assert command([copy], tmp_path / "out") == 3
+    assert "expected each fold once, found fold 1 twice" in capsys.readouterr().err

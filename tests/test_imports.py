@@ -20,6 +20,7 @@ NEEDS_THEM = {
     "bcss_jax.training.tensorboard",
     "benchmarks.input_pipeline",
     "benchmarks.input_rates",
+    "benchmarks.slides_memory",
 }
 NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.tiatoolbox_side",

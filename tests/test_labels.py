@@ -85,6 +85,15 @@ def test_file_maps_codes_by_name_and_by_number(tmp_path):
         labels.lookup_table(scheme, "kaggle3")
 
 
+def test_the_task_of_the_report_has_a_class_for_each_code_of_the_tiles(tmp_path):
+    found = {name: scheme.report_classes for name, scheme in labels.SCHEMES.items() if scheme.report_classes}
+    assert found == {"tumor_stroma_other": (1, 2)}
+    names = 'class_names = ["t", "s", "o"]\n[colors]\nt = "#E69F00"\ns = "#0072B2"\no = "#CC79A7"\n[kaggle3]\n'
+    for order, classes in (("ts", (0, 1)), ("st", (1, 0))):
+        codes = f'{order[0]} = ["tumor"]\n{order[1]} = ["stroma"]\no = "rest"'
+        assert write_and_load(tmp_path, names + codes, f"{order}.toml").report_classes == classes
+
+
 def test_ignored_pixels_without_a_class_have_no_output(tmp_path):
     text = CUSTOM.replace('["ignored", "tumor"', '["tumor"').replace('ignored = "#808080"\n', "")
     scheme = write_and_load(tmp_path, text)
@@ -200,3 +209,93 @@ def test_absent_classes_and_tissue_without_a_class(tmp_path):
     assert labels.absent_classes(scheme, "bcss22", {"dcis": 3, "fat": 9}) == ["benign"]
     assert scheme.ignores_tissue
     assert [each.ignores_tissue for each in labels.SCHEMES.values()] == [True, False, False, False]
+
+
+ANNOTATED = """
+class_names = ["ignored", "tumor", "stroma", "fat tissue"]
+unannotated = "stroma"
+
+[colors]
+ignored = "#969696"
+tumor = "#E69F00"
+stroma = "#0072B2"
+"fat tissue" = "#009E73"
+
+[annotations]
+"fat tissue" = ["Adipose"]
+tumor = ["invasive tumor", "DCIS"]
+ignored = ["Artifact"]
+"""
+
+
+def test_annotations_have_names_of_the_scheme_in_its_order(tmp_path):
+    scheme = write_and_load(tmp_path, ANNOTATED)
+    found = labels.annotation_labels(scheme)
+    assert list(dict.fromkeys(found.values())) == [3, 1, 0, 2]  # as in the file, then the classes that it leaves out
+    assert found == {"adipose": 3, "fat tissue": 3, "invasive tumor": 1, "dcis": 1, "tumor": 1, "artifact": 0,
+                     "ignored": 0, "ignore*": 0, "stroma": 2}  # fmt: skip
+    assert scheme.unannotated == 2 and labels.comparable("Invasive__TUMOR ") == "invasive tumor"
+    assert not scheme.code_labels
+
+
+@pytest.mark.parametrize("name", labels.SCHEMES)
+def test_shipped_schemes_know_the_names_of_qupath_and_of_the_codes(name):
+    found = labels.annotation_labels(labels.SCHEMES[name])
+    table = labels.lookup_table(labels.SCHEMES[name], "bcss22")
+    expected = {
+        "tumor": table[1],
+        "stroma": table[2],
+        "immune cells": table[3],
+        "necrosis": table[4],
+        "other": table[21],
+    }
+    expected |= {"ignore*": labels.SCHEMES[name].ignore_index, "dcis": table[20], "plasma cells": table[10]}
+    assert {key: found[key] for key in expected} == expected
+    assert next(iter(found.values())) == labels.SCHEMES[name].ignore_index
+
+
+def test_every_name_that_regions_have_is_read_as_its_class():
+    scheme = labels.SCHEMES["five_classes"]
+    found = labels.annotation_labels(scheme)
+    for class_name, name in labels.QUPATH_NAMES.items():
+        assert found[labels.comparable(name)] == scheme.class_names.index(class_name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    (
+        ('"DCIS"', '"Adipose"', "each name in one class, found 'Adipose' in fat tissue and tumor; remove one"),
+        ('"DCIS"', '"ADIPOSE "', "each name in one class, found 'Adipose' in fat tissue and tumor; remove one"),
+        ('"DCIS"', '"Stroma"', "found 'Stroma', which is the class stroma: the names run in a circle"),
+        ('["Adipose"]', '["tumor"]', "found 'tumor', which is the class tumor: the names run in a circle"),
+        ('["Adipose"]', "[]", "fat tissue: expected names of annotations, found none"),
+        ('["Adipose"]', '"Adipose"', "fat tissue: expected a list of names, found 'Adipose'"),
+        ('["Adipose"]', '[""]', "fat tissue: expected a name, found ''"),
+        ('["Adipose"]', '["a\\nb"]', r"fat tissue: expected a name, found 'a\\nb'"),
+        ('"fat tissue" = ["', '"fat tisue" = ["', "annotations.*found 'fat tisue'; did you mean fat tissue"),
+        ('unannotated = "stroma"', 'unannotated = "stoma"', "unannotated: .* found 'stoma'; did you mean stroma"),
+        ('unannotated = "stroma"', "unannotated = 3", "unannotated: expected the name of a class, found 3"),
+        ('"fat tissue" = "#009E73"\n', "", "expected a color for fat tissue, found none"),
+    ),
+)
+def test_invalid_names_of_annotations_are_refused(tmp_path, old, new, message):
+    assert old in ANNOTATED
+    with pytest.raises(ConfigError, match=message) as error:
+        write_and_load(tmp_path, ANNOTATED.replace(old, new))
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_annotations_come_back_from_json_and_others_are_not_written(tmp_path):
+    scheme = write_and_load(tmp_path, ANNOTATED)
+    values = json.loads(json.dumps(scheme.to_json()))
+    assert labels.scheme_from_json(values) == scheme == labels.unchecked_scheme(values)
+    plain = write_and_load(tmp_path, CUSTOM)
+    assert not {"annotations", "unannotated"} & plain.to_json().keys()
+    for change, message in (
+        ({"annotations": [["a", 9]]}, "expected labels of the classes, found 9"),
+        ({"annotations": {"a": 1}}, "must be pairs of a name and an integer"),
+        ({"unannotated": "stroma"}, "unannotated of a label scheme must be an integer"),
+        ({"unannotated": 9}, "expected labels of the classes, found 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            labels.scheme_from_json(values | change)

@@ -26,6 +26,7 @@ from bcss_jax.errors import (
     printable,
 )
 
+TRAINING_MODULES = ("albumentations", "clu", "tensorboard", "tensorflow", "tensorflow_datasets")  # of the extra `train`
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # how writing to standard output fails
 
 
@@ -103,6 +104,11 @@ def as_user_error(error: Exception) -> UserError | None:
     """Returns an error that the user can correct as such; None for others, which are faults of the program."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in TRAINING_MODULES:
+        return ConfigError(
+            f"{error.name} is not installed: reading and training on data sets needs more than the package alone; "
+            'python -m pip install "bcss_jax[train]"'
+        )
     if is_out_of_memory(error):
         return StorageError(f"out of memory ({first_line(error)}); use a machine with more memory, or smaller settings")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -113,7 +113,7 @@ def accumulate(
     def save_progress() -> None:
         finish_pending(keep=0)
         if ready:
-            save(_concatenate(ready))
+            save(concatenate(ready))
 
     with (
         _saved_if_stopped(save_progress),
@@ -135,7 +135,7 @@ def accumulate(
                     f"{label}: stopped after {done} of {len(split.table)} images; run the same command again to resume"
                 )
         finish_pending(keep=0)
-    return _concatenate(ready)
+    return concatenate(ready)
 
 
 @contextlib.contextmanager
@@ -173,7 +173,7 @@ def sample_logits(counter: ImageCounter, split: EvaluationSplit, seconds: Evalua
         sampled.append({name: arrays[name] for name in ("logits", "labels")})
         if sum(len(each["labels"]) for each in sampled) >= FIT_IMAGES:
             break
-    return _concatenate(sampled)
+    return concatenate(sampled)
 
 
 def _count_batches(counter, batches, table, seconds, images=None):
@@ -223,5 +223,6 @@ def _outlines(scheme, table, index, truth, prediction):
     return surface_scores(truth, prediction, scheme.evaluated, scheme.ignore_index, mpp=mpp, tolerance_um=TOLERANCE_UM)
 
 
-def _concatenate(parts):
+def concatenate(parts: Sequence[Arrays]) -> Arrays:
+    """Returns the results of several groups of images as one."""
     return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}

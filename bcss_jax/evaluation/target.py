@@ -1,8 +1,10 @@
 """Evaluates one target, a run or an ensemble of runs on one split of a data set, and writes its files."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,6 +20,7 @@ from bcss_jax.evaluation.accumulate import (
     EvaluationSeconds,
     EvaluationSplit,
     accumulate,
+    concatenate,
     predict_images,
     sample_logits,
 )
@@ -46,6 +49,7 @@ class EvaluationTarget:
       runs: one run, or the runs of an ensemble. All have the same label scheme.
       split: the images.
       fit_split: the images that the temperature is fitted on. It is `split` itself if there are no others.
+      held_out: for a cross-validation, the images that each of the runs has not seen, which together are `split`.
     """
 
     name: str
@@ -53,6 +57,18 @@ class EvaluationTarget:
     runs: tuple[TrainedRun | NnunetRun, ...]
     split: EvaluationSplit
     fit_split: EvaluationSplit
+    held_out: tuple[EvaluationSplit, ...] = ()
+
+    @property
+    def parts(self) -> list["TargetPart"]:
+        """What is predicted by the same runs: the whole split, or the images of each fold."""
+        if not self.held_out:
+            return [TargetPart(self.runs, self.split, 0)]
+        ends = np.cumsum([0, *(len(split.table) for split in self.held_out)]).tolist()
+        return [
+            TargetPart((run,), split, first)
+            for run, split, first in zip(self.runs, self.held_out, ends[:-1], strict=True)
+        ]
 
     @property
     def scheme(self) -> LabelScheme:
@@ -67,7 +83,8 @@ class EvaluationTarget:
     def identity(self) -> dict:
         """Returns everything that decides the results, except for the settings, as JSON."""
         data = {name: self.split.data[name] for name in ("content_sha256", "mpp")}
-        return {"members": [run.identity() for run in self.runs], "data": data}
+        together = {"cross_validation": True} if self.held_out else {}
+        return {"members": [run.identity() for run in self.runs], "data": data, **together}
 
     def describe(self) -> dict:
         """Returns the entry of evaluation.json without the results."""
@@ -89,15 +106,37 @@ class EvaluationTarget:
         }
         if len(self.runs) == 1:
             return description
+        members = {"members": [{"name": run.name, **run.describe_checkpoint()} for run in self.runs]}
+        joint = {"params_sha256": joint_sha256([run.sha256["params"] for run in self.runs]), "history": []}
+        if self.held_out:
+            trained_on = self.split.data  # the folds together
+            return description | joint | {"trained_on": trained_on, "checkpoint": {"cross_validation": True} | members}
         same_data = all(run.trained_on == first.trained_on for run in self.runs)
         return description | {
             "model": "ensemble",
             "trained_on": first.trained_on if same_data else None,
-            "params_sha256": joint_sha256([run.sha256["params"] for run in self.runs]),
-            "checkpoint": {"members": [{"name": run.name, **run.describe_checkpoint()} for run in self.runs]},
+            **joint,
+            "checkpoint": members,
             **{name: None for name in ("config", "versions", "pretrained")},
-            "history": [],
         }
+
+
+class TargetPart(NamedTuple):
+    """Images that the same runs predict.
+
+    Attributes:
+      runs: one run, or the runs of an ensemble.
+      split: the images.
+      first: position of the first of them in the split of the target.
+    """
+
+    runs: tuple[TrainedRun | NnunetRun, ...]
+    split: EvaluationSplit
+    first: int
+
+    def counter(self, target: EvaluationTarget, mesh: Mesh, tta: bool) -> ImageCounter:
+        """Loads the runs and returns what counts the pixels of their predictions."""
+        return ImageCounter([run.member(mesh, tta) for run in self.runs], target.scheme, mesh)
 
 
 def evaluate(
@@ -117,7 +156,12 @@ def evaluate(
     Raises:
       UserError: One line for the user.
     """
-    seconds, counter, counts = _run_model(target, results, tta=tta, mesh=mesh, interruption=interruption)
+
+    @functools.cache
+    def counter_of(part: int) -> ImageCounter:
+        return target.parts[part].counter(target, mesh, tta)
+
+    seconds, counts = _run_model(target, results, counter_of, interruption)
     image_results = ImageResults(
         images=[target.split.table[index] for index in counts["index"]],
         confusion=counts["confusion"],
@@ -130,7 +174,7 @@ def evaluate(
         with seconds.counted("metrics"):
             found = scores(image_results, batch_size=batch_size, tolerance_um=TOLERANCE_UM)
         in_sample = target.fit_split is target.split
-        sampled = counts if in_sample else sample_logits(counter, target.fit_split, seconds)
+        sampled = counts if in_sample else sample_logits(counter_of(0), target.fit_split, seconds)
         with seconds.counted("metrics"):
             temperature = temperature_summary(
                 sampled["logits"],
@@ -142,7 +186,7 @@ def evaluate(
     except NumericalError as error:
         raise NumericalError(f"{target.name}: {error}") from error
     safe_point(COUNTED)
-    gallery_entries, (height, width) = _write_gallery(target, results, counter, counts)
+    gallery_entries, (height, width) = _write_gallery(target, results, counter_of, counts)
     per_image_csv.write_per_image(results.folder / target.folder / "per_image.csv", image_results.per_image())
     evaluation = target.describe() | {
         "augmentation": [view._asdict() for view in target.views(height, width, tta)],
@@ -175,8 +219,13 @@ def paired_differences(targets: Sequence[EvaluationTarget], results: ResultsFold
     return found
 
 
-def _run_model(target, results, *, tta, mesh, interruption) -> tuple[EvaluationSeconds, ImageCounter, Arrays]:
-    """Runs the model over the split, resuming from saved progress. Returns stopwatch, model and results per image."""
+def _run_model(
+    target: EvaluationTarget,
+    results: ResultsFolder,
+    counter_of: Callable[[int], ImageCounter],
+    interruption: Interruption,
+) -> tuple[EvaluationSeconds, Arrays]:
+    """Runs the model over the split, resuming from saved progress. Returns stopwatch and results per image."""
     identity = target.identity()
     saved = results.load_progress(target.folder, identity)
     if saved:
@@ -184,19 +233,42 @@ def _run_model(target, results, *, tta, mesh, interruption) -> tuple[EvaluationS
     else:
         results.start(target.folder)
     seconds = EvaluationSeconds(*saved.pop("seconds").tolist()) if saved else EvaluationSeconds()
-    counter = ImageCounter([run.member(mesh, tta) for run in target.runs], target.scheme, mesh)
+    done = []  # results of the parts that are complete
 
     def save(arrays):
         spent = np.array(dataclasses.astuple(seconds))
-        results.save_progress(target.folder, identity, arrays | {"seconds": spent})
+        results.save_progress(target.folder, identity, concatenate([*done, arrays]) | {"seconds": spent})
 
-    try:
-        counts = accumulate(
-            counter, target.split, seconds, saved=saved, save=save, interruption=interruption, label=target.name
-        )
-    except NumericalError as error:
-        raise NumericalError(f"{target.name}: {error}") from error
-    return seconds, counter, counts
+    for number, part in enumerate(target.parts):
+        known = {name: each[part.first : part.first + len(part.split.table)] for name, each in saved.items()}
+        known = known if known and len(known["index"]) else {}
+        if known and len(known["index"]) == len(part.split.table):
+            done.append(known)
+            continue
+        label = target.name if len(target.parts) == 1 else f"{target.name}, {part.runs[0].name}"
+        try:
+            done.append(
+                _at(
+                    part.first,
+                    accumulate(
+                        counter_of(number),
+                        part.split,
+                        seconds,
+                        saved=_at(-part.first, known),
+                        save=lambda arrays, part=part: save(_at(part.first, arrays)),
+                        interruption=interruption,
+                        label=label,
+                    ),
+                )
+            )
+        except NumericalError as error:
+            raise NumericalError(f"{label}: {error}") from error
+    return seconds, concatenate(done)
+
+
+def _at(first: int, arrays: Arrays) -> Arrays:
+    """Returns the results with their index moved to another place."""
+    return arrays | {"index": arrays["index"] + first} if arrays and first else arrays
 
 
 def _difference(a, b):
@@ -229,12 +301,17 @@ def _dice_of_sums(totals):
     return np.concatenate([dice, metrics.mean_of_known(dice, axis=-1)[:, None]], axis=1)
 
 
-def _write_gallery(target, results, counter, counts):
+def _write_gallery(target, results, counter_of, counts):
     """Writes the gallery. Returns its entries for evaluation.json, and height and width of the images."""
     dice = metrics.mean_of_known(metrics.dice(counts["confusion"], target.scheme.evaluated), axis=-1)
     chosen = gallery.choose(dice)
     indices = counts["index"].tolist()
-    found = predict_images(counter, target.split, sorted(indices[each.position] for each in chosen))
+    wanted, found = sorted(indices[each.position] for each in chosen), {}
+    for number, part in enumerate(target.parts):
+        own = [index - part.first for index in wanted if 0 <= index - part.first < len(part.split.table)]
+        if own:
+            pictures = predict_images(counter_of(number), part.split, own)
+            found |= {index + part.first: each for index, each in pictures.items()}
     gallery.write(
         results.folder / target.folder, chosen, {each.position: found[indices[each.position]] for each in chosen}
     )

@@ -31,6 +31,7 @@ from bcss_jax.training import checkpoint
 from bcss_jax.training.history import COLUMNS
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import params_sha256
+from bcss_jax.training.workdir import cross_validated_folds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +253,11 @@ def _checkpoints_of(path):
     for folder in (path / "checkpoints", path):
         if step_numbers(folder):
             return real_path(folder)
+    if folds := cross_validated_folds(path):
+        raise ConfigError(
+            f"{printable(path)}: expected one run, found the folds of a cross-validation; name one of them, such as "
+            f"{printable(folds[0])} (python -m bcss_jax.evaluate scores them together)"
+        )
     if trained_fold_names(path):
         raise ConfigError(
             f"{printable(path)}: a run of nnU-Net's method, which crops and normalizes images and joins its folds in "

@@ -130,4 +130,6 @@ def folds_of_ensemble(run: Path) -> list[str]:
 
 
 def _names_with_checkpoints(run):
-    return sorted(folder.parent.name.removeprefix("fold_") for folder in run.glob("fold_*/checkpoints"))
+    folders = [path.parent for path in run.glob("fold_*/checkpoints")]
+    # Folds with a config of their own are runs of the other recipe (`training.workdir.cross_validated_folds`).
+    return sorted(each.name.removeprefix("fold_") for each in folders if not (each / "config.json").exists())

@@ -73,7 +73,7 @@ class SlideSummary:
       model: JSON: `name`, `network`, `label_scheme`, `params_sha256`, `checkpoint`, `tta`, `mpp`, `window`.
       grid: of the labels.
       classes: the evaluated classes.
-      tissue_area_mm2: area that was segmented.
+      tissue_area_mm2: area that was segmented, without the glass inside it if that was taken out.
       unreadable_area_mm2: tissue whose pixels could not be decoded.
       tumor_stroma_ratio: area of tumor over area of stroma; None if there is no such ratio.
       windows: how many were `computed`, `of` how many.
@@ -89,6 +89,8 @@ class SlideSummary:
       scores_of_region: as `scores`, for the region that was scored in addition.
       identity: JSON, what the labels depend on and what they were scored against (`slide_folder.SlideFolder`).
       notes: what a user should know of how the slide was read, a line each; None if there is nothing.
+      glass_area_mm2: glass inside the tissue, which was taken out of it; None if all tissue was labeled, as earlier
+        versions did.
     """
 
     slide: SegmentedSlide
@@ -110,6 +112,7 @@ class SlideSummary:
     scores_of_region: dict[str, Any] | None
     identity: dict[str, Any]
     notes: tuple[str, ...] | None = None
+    glass_area_mm2: float | None = None
 
     @property
     def dice(self) -> dict[str, float | None] | None:
@@ -171,7 +174,7 @@ class SlideSummary:
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(SlideSummary))
-_OPTIONAL = ("notes", "resumed", "scores", "scores_of_region")
+_OPTIONAL = ("glass_area_mm2", "notes", "resumed", "scores", "scores_of_region")
 _CLASS_KEYS = ("value", "name", "colour", "pixels", "area_mm2")
 
 
@@ -266,6 +269,7 @@ def _check(summary: SlideSummary) -> None:
     _number(summary.model["mpp"], "mpp of the model", positive=True)
     for name in ("tissue_area_mm2", "unreadable_area_mm2"):
         _number(getattr(summary, name), name)
+    _optional_number(summary.glass_area_mm2, "glass_area_mm2")
     _optional_number(summary.tumor_stroma_ratio, "tumor_stroma_ratio")
     for name in ("computed", "of"):
         _integer(summary.windows[name], f"{name} windows", 0, 1 << 62)

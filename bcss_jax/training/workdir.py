@@ -114,3 +114,15 @@ def _delete(workdir: Path, found: list[str]) -> None:
     for tree in trees:
         written_files.delete_tree(tree, CHECKPOINT_FILES)
     written_files.delete(workdir, found)
+
+
+def cross_validated_folds(folder: Path) -> list[Path]:
+    """Returns the folders of the trained folds of a cross-validation, by number; empty for other folders.
+
+    Each fold is a run with a config of its own, which the folds of nnU-Net's method are not.
+    """
+    if (folder / "checkpoints").exists():
+        return []
+    found = [path.parent for path in folder.glob("fold_*/config.json") if (path.parent / "checkpoints").exists()]
+    numbered = {int(number): path for path in found if (number := path.name.removeprefix("fold_")).isdecimal()}
+    return [numbered[number] for number in sorted(numbered)]

@@ -47,6 +47,15 @@ def test_steps_of_a_small_unet(step, target):
     assert network
 
 
+def test_rematerialization_takes_less_memory():
+    mesh, scheme, temporary = mesh_of("h100"), find_scheme("tumor_stroma"), []
+    for remat in (False, True):
+        config = recipe("unet", "bfloat16", 16, 1, 64, remat)
+        config.model.update(width=8, depth=1)
+        temporary.append(compile_step("train", config, scheme, mesh, 64).memory.temporary)
+    assert temporary[1] < temporary[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["h100", "v5e"])
 def test_a_small_transformer(target):
@@ -94,6 +103,8 @@ def test_the_command_prints_all_steps(capsys):
     assert "--steps=test: must be some of train, evaluate, slide" in capsys.readouterr().err
     assert compile_for.main(["--target=h100", "--all", "--model=unet"]) == 2
     assert "--all chooses --model itself" in capsys.readouterr().err
+    assert compile_for.main(["--target=h100", "--all", "--remat"]) == 2
+    assert "--all chooses --remat itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

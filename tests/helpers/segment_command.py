@@ -5,8 +5,8 @@ import json
 
 from bcss_jax import segment
 
-# Slides with a side of 0.05 mm are smaller than what is removed as dust.
-EVERYTHING = ("--tissue=all", "--min_area_um2=0")
+# Slides with a side of 0.05 mm are smaller than what is removed as dust, and their glass is labeled too.
+EVERYTHING = ("--tissue=all", "--glass=keep", "--min_area_um2=0")
 SESSION_FIELDS = ("seconds", "peak_memory_mb", "resumed")  # fields of a summary that differ between sessions
 
 

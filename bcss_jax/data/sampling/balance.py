@@ -33,14 +33,14 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
     weights = shares @ rarity
     with_truth = pixels[:, 0] > 0
     if with_truth.any():
-        weights /= weights[with_truth].mean()
+        weights[with_truth] = _limited(weights[with_truth])
     weights[~with_truth] = 1.0
-    return _with_mean_one(np.minimum(weights, MOST_DRAWS))
+    return weights
 
 
 def with_slide_weights(weights: np.ndarray, of_slides: Sequence[float]) -> np.ndarray:
-    """Returns the weights times those of the slides, with mean 1. Both have one entry per example."""
-    return _with_mean_one(weights * np.asarray(of_slides, np.float64))
+    """Returns the weights times those of the slides, with mean 1; both have one entry per example."""
+    return _limited(weights * np.asarray(of_slides, np.float64))
 
 
 def draws(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -63,5 +63,12 @@ def draws(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return drawn
 
 
-def _with_mean_one(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.mean()
+def _limited(weights: np.ndarray) -> np.ndarray:
+    """Returns the weights with mean 1 and none above `MOST_DRAWS`; the others keep their proportions."""
+    weights = weights / weights.mean()
+    limited = np.zeros(len(weights), bool)
+    while (weights[~limited] > MOST_DRAWS).any():
+        limited |= weights > MOST_DRAWS
+        weights[limited] = MOST_DRAWS
+        weights[~limited] *= (len(weights) - MOST_DRAWS * limited.sum()) / weights[~limited].sum()
+    return weights

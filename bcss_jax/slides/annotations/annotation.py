@@ -32,11 +32,10 @@ def checked_ring(points: list[tuple[float, float]], origin: tuple[float, float])
     Raises:
       ValueError: fewer than three of the points are different.
     """
-    array = np.array(points, np.float64)
-    different = len(np.unique(array, axis=0))
+    different = len({(x, y) for x, y in points})
     if different < 3:
         raise ValueError(f"a ring of {different} points")
-    return array + origin
+    return np.array(points, np.float64) + origin
 
 
 def covered(shell: np.ndarray, holes: list[np.ndarray]) -> tuple[BaseGeometry, float]:
@@ -48,6 +47,8 @@ def covered(shell: np.ndarray, holes: list[np.ndarray]) -> tuple[BaseGeometry, f
       ValueError: a hole contains the shell, or an outline crosses itself too often.
     """
     whole = covered_by_outline(shell)
+    if not holes:
+        return whole, drawn_area(shell)
     cut = [covered_by_outline(hole) for hole in holes]
     if any(hole.contains(whole) and hole.area > whole.area for hole in cut):
         raise ValueError("a hole that contains the outline; the first ring must be the outline")

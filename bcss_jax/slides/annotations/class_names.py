@@ -50,6 +50,11 @@ def label_annotations(
     wanted = None if region is None else comparable(region)
     by_label: dict[int, list[BaseGeometry]] = {label: [] for label in known.values()}
     regions, without_class, general = [], 0, {}
+    if wanted is not None and not any(wanted in map(comparable, annotation.names) for annotation in annotations):
+        raise DataError(
+            f"{printable(path)}: expected an annotation of the class {ascii(region)[:70]}, which bounds what is "
+            f"annotated, found only {_listed(annotations)}; draw it, or leave the setting out"
+        )
     for annotation in annotations:
         names = [comparable(name) for name in annotation.names]
         if wanted is not None and wanted in names:
@@ -71,11 +76,6 @@ def label_annotations(
         )
     for specific, taken in general.items():
         warn(f"{printable(path)}: annotations of the class {ascii(specific)[:70]} count as {ascii(taken)[:70]}")
-    if region is not None and not regions:
-        raise DataError(
-            f"{printable(path)}: expected an annotation of the class {ascii(region)[:70]}, which bounds what is "
-            f"annotated, found only {_listed(annotations)}; draw it, or leave the setting out"
-        )
     found = {label: areas for label, areas in by_label.items() if areas}
     if not found and scheme.unannotated is None:
         raise DataError(

@@ -6,6 +6,7 @@ GsonTools): a FeatureCollection, an array of Features or one Feature, whose geom
 """
 
 import collections
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -273,13 +274,27 @@ def _rings(rings: object, origin: tuple[float, float]) -> tuple[np.ndarray, list
         raise ValueError("coordinates are not a list of rings")
     arrays = []
     for ring in rings:
-        for point in ring:
-            if not isinstance(point, list) or len(point) < 2:
-                raise ValueError(f"{ascii(point)[:60]} is not a point")
-            for number in point[:2]:
-                if isinstance(number, bool) or not isinstance(number, int | float):
-                    raise ValueError(f"the coordinate {ascii(number)[:60]} is not a number")
-                if not abs(number) <= MAX_COORDINATE:
-                    raise ValueError(f"the coordinate {ascii(number)[:60]} is not a pixel of a slide")
+        if not _are_points(ring):
+            _refuse(ring)
         arrays.append(checked_ring([point[:2] for point in ring], origin))
     return arrays[0], arrays[1:]
+
+
+def _are_points(ring: list) -> bool:
+    """Returns whether a ring consists of points on slides; a file may have millions."""
+    if set(map(type, ring)) != {list} or min(map(len, ring)) < 2:
+        return False
+    numbers = list(itertools.chain.from_iterable(ring))
+    return set(map(type, numbers)) <= {int, float} and bool((np.abs(np.array(numbers)) <= MAX_COORDINATE).all())
+
+
+def _refuse(ring: list) -> None:
+    """Raises a ValueError with what is wrong with a ring, if it is within the first two numbers of a point."""
+    for point in ring:
+        if not isinstance(point, list) or len(point) < 2:
+            raise ValueError(f"{ascii(point)[:60]} is not a point")
+        for number in point[:2]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise ValueError(f"the coordinate {ascii(number)[:60]} is not a number")
+            if not abs(number) <= MAX_COORDINATE:
+                raise ValueError(f"the coordinate {ascii(number)[:60]} is not a pixel of a slide")

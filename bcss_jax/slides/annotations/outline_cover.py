@@ -39,5 +39,5 @@ def _winding(points: np.ndarray, point: shapely.Point) -> int:
 
 def drawn_area(points: np.ndarray) -> float:
     """Returns the area by the formula for outlines that do not cross themselves."""
-    x, y = (points - points[0]).T
-    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    x, y = (points - points[0]).T  # the first point, to which the outline returns, is 0
+    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))) / 2

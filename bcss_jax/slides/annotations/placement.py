@@ -42,7 +42,10 @@ def check_placement(
     """
     areas = np.array([annotation.area for annotation in annotations], object)
     slide = shapely.box(0, 0, *size)
-    inside = shapely.area(shapely.intersection(areas, slide)) / shapely.area(areas)
+    inside = np.ones(len(areas))
+    bounds = shapely.bounds(areas)
+    crossing = (bounds[:, :2] < 0).any(1) | (bounds[:, 2:] > size).any(1)
+    inside[crossing] = shapely.area(shapely.intersection(areas[crossing], slide)) / shapely.area(areas[crossing])
     if not inside.all():
         first = int(np.argmin(inside))
         left, top, right, bottom = annotations[first].area.bounds

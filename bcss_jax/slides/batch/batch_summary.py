@@ -16,6 +16,7 @@ from bcss_jax.slides.slide_summary import SlideSummary
 
 TABLE = "summary.csv"
 INTERVAL_S = 30.0  # between two updates of summary.csv
+GLASS = "glass_inside_tissue_mm2"  # a column only where glass was taken out
 COLUMNS = (
     "slide",
     "model",
@@ -41,6 +42,8 @@ def line_of(summary: SlideSummary, position: str, folder: Path, done: Done) -> s
     """
     classes = ", ".join(f"{each.name} {each.area_mm2:.2f}" for each in summary.classes)
     parts = [f"{summary.tissue_area_mm2:.2f} mm2 of tissue ({classes})"]
+    if summary.glass_area_mm2:
+        parts.append(f"{summary.glass_area_mm2:.2f} mm2 of glass inside it left out")
     if summary.tumor_stroma_ratio is not None:
         parts.append(f"tumor to stroma {summary.tumor_stroma_ratio:.2f}")
     if summary.unreadable_area_mm2:
@@ -153,6 +156,9 @@ def _table(output: Path, entries: list[Entry], several: bool) -> str:
                     "seconds": _number(summary.seconds["total"]),
                     "resumed": "yes" if summary.resumed else "no",
                 }
+                if summary.glass_area_mm2 is not None:
+                    area_columns[GLASS] = None
+                    row[GLASS] = _number(summary.glass_area_mm2)
                 areas = {f"{each.name}_mm2": _number(each.area_mm2) for each in summary.classes}
                 area_columns |= dict.fromkeys(areas)
                 row |= areas

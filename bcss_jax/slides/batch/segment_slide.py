@@ -31,6 +31,7 @@ from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
+from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import Block, ReaderPool, SlideInfo
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
@@ -38,11 +39,12 @@ from bcss_jax.slides.slide_summary import ClassArea, SegmentedSlide, SlideSummar
 from bcss_jax.slides.stitching import labeling
 from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
+from bcss_jax.slides.stitching.slide_glass import SlideGlass
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.blank_slide import BLANK, is_blank
 from bcss_jax.slides.tissue.stain_check import out_of_domain
-from bcss_jax.slides.tissue.tissue_by_color import looks_like_glass, tissue_by_color
+from bcss_jax.slides.tissue.tissue_by_color import glass_of, looks_like_glass, scanned_area, tissue_by_color
 from bcss_jax.slides.tissue.tissue_file import read_tissue
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, windows_of
@@ -53,6 +55,8 @@ TISSUE_SIDE = 4096  # pixels, at most, of the longer side of that thumbnail
 NEARLY_ALL = 0.95  # share of tissue from which on a slide may be glass that was not recognized
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
 PROBABILITIES = "probabilities.zarr"
+GLASS = BACKGROUND_GLASS, KEEP_GLASS = ("background", "keep")
+MUCH_GLASS = 0.5  # share of the tissue from which on it is said that it was taken for glass
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +71,8 @@ class SegmentSettings:
       tissue: "colour" (found by color) or "all" (the whole slide); a file given for a slide takes precedence.
       probabilities: write the probabilities too.
       min_area_um2: smaller regions are left out of regions.geojson.
+      glass: one of `GLASS`, what becomes of the glass inside tissue: "background" takes it out, "keep" labels it. None:
+        "background" if the scheme has no class for it, unless a folder holds results that keep it.
       truth_codes: code book of ground truth masks; like the region it affects scores alone, not labels.
       truth_region: x, y, width, height in level-0 pixels to score in addition to the whole slide, or None.
     """
@@ -79,6 +85,7 @@ class SegmentSettings:
     min_area_um2: float
     truth_codes: str
     truth_region: tuple[int, int, int, int] | None
+    glass: str | None = None
 
 
 class _Overview(NamedTuple):
@@ -88,7 +95,7 @@ class _Overview(NamedTuple):
       info: format, size, resolution and bounds of the slide.
       mpp: um per level-0 pixel along x and y.
       grid: that the slide is segmented on.
-      thumbnail: uint8 [h, w, 3], the one that tissue is found on.
+      thumbnail: the one that tissue is found on.
       tissue: what to segment.
       notes: what a user should know of how the slide was read, a line each.
     """
@@ -96,7 +103,7 @@ class _Overview(NamedTuple):
     info: SlideInfo
     mpp: tuple[float, float]
     grid: Grid
-    thumbnail: np.ndarray
+    thumbnail: Block
     tissue: Tissue
     notes: tuple[str, ...]
 
@@ -145,21 +152,33 @@ class SlideSegmenter:
             remedy_for_slides, batch_size, model.identity, settings.window, list(mesh.devices.flat)
         )
         self.classes = classes_of(model.scheme)
+        self._glass = settings.glass or (BACKGROUND_GLASS if model.scheme.ignores_tissue else KEEP_GLASS)
 
-    def folder_of(self, entry: Entry, path: Path) -> SlideFolder:
+    def folder_of(self, entry: Entry, path: Path, *, begun: bool = True) -> SlideFolder:
         """Returns the folder of a slide's results.
+
+        Args:
+          entry: the slide.
+          path: of the folder.
+          begun: results that the folder holds, finished or not, keep their rule for glass unless the user names one.
+            Those of versions that labeled all tissue stay valid this way, and no slide mixes two rules.
 
         Raises:
           DataError: the slide, or a file that belongs to it, is missing.
         """
+        slide = slide_file(entry.slide)
         identity = {
-            "slide": entry.slide.name,
-            "files": fingerprints(entry.slide, tissue=entry.tissue, truth=entry.truth),
+            "slide": slide.name,
+            "files": fingerprints(slide, tissue=entry.tissue, truth=entry.truth),
             "mpp": entry.mpp,
             "model": self.model.identity,
-            "settings": dataclasses.asdict(self._settings),
         }
-        return SlideFolder(path, identity)
+        settings = dataclasses.asdict(self._settings)
+        del settings["glass"]
+        keeping = SlideFolder(path, identity | {"settings": settings})  # as versions that knew no other rule wrote it
+        if self._glass == KEEP_GLASS or (begun and self._settings.glass is None and keeping.is_begun()):
+            return keeping
+        return SlideFolder(path, identity | {"settings": {**settings, "glass": self._glass}})
 
     def segment(
         self, entry: Entry, path: Path, journal: OverwriteJournal | None, interruption: Interruption
@@ -179,12 +198,20 @@ class SlideSegmenter:
           UserError: one line for the user; written into the folder too, except for invalid settings.
         """
         with locked(path):
+            recompute = journal is not None and not journal.is_cleared(path)
             try:
-                folder = self.folder_of(entry, path)
+                folder = self.folder_of(entry, path, begun=not recompute)
             except DataError as error:
                 write_failure(path, error)
                 raise
-            recompute = journal is not None and not journal.is_cleared(path)
+            entry = entry._replace(slide=slide_file(entry.slide))  # of a folder, the file that the results name
+            if not _takes_out_glass(folder) and self._glass != KEEP_GLASS:
+                log.warning(
+                    "%s: %s holds results with glass inside tissue labeled as tissue, and so it stays; --overwrite "
+                    "computes them without it",
+                    printable(entry.slide.name),
+                    path,
+                )
             summary, done = None if recompute else folder.finished(), Done.BEFORE
             if summary is None:
                 folder.begin(replace=journal is not None, recompute=recompute)
@@ -228,7 +255,7 @@ class SlideSegmenter:
         # The pool ends first, and with it what is still being read for the overlay.
         with ThreadPoolExecutor(1) as background, ReaderPool(entry.slide, self._readers) as pool:
             overview = self._overview(entry, pool)
-            picture = background.submit(_overlay_thumbnail, overview.thumbnail, pool)
+            picture = background.submit(_overlay_thumbnail, overview.thumbnail.pixels, pool)
             clock.lap("thumbnail_and_tissue")
             labeled = self._label(name, overview, folder, pool, interruption)
             thumbnail = picture.result()
@@ -272,7 +299,7 @@ class SlideSegmenter:
         if problem:
             warn(f"{name}: has {problem}; the model was trained on H&E in bright field, so do not rely on its result")
         tissue = self._tissue(entry, thumbnail, grid, info.bounds, warn)
-        return _Overview(info, mpp, grid, thumbnail.pixels, tissue, tuple(notes))
+        return _Overview(info, mpp, grid, thumbnail, tissue, tuple(notes))
 
     def _tissue(
         self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None, warn: Callable[[str], None]
@@ -306,6 +333,11 @@ class SlideSegmenter:
                 folder.delete_labels()
         store = TileStore(folder.labels, grid.width, grid.height)
         resumed = store.has_row(0)  # rows are written from the first one on
+        glass = None
+        if _takes_out_glass(folder):
+            thumbnail = overview.thumbnail
+            color = glass_of(thumbnail.pixels, scanned_area(thumbnail.pixels, thumbnail.unreadable))
+            glass = SlideGlass(pool, overview.tissue, overview.mpp, color)
         seconds = labeling.label_slide(
             pool,
             overview.tissue,
@@ -318,6 +350,7 @@ class SlideSegmenter:
             readers=self._readers,
             interruption=interruption,
             label=name,
+            glass=glass,
         )
         return _Labeled(windows, store, probabilities, resumed, dataclasses.asdict(seconds))
 
@@ -363,7 +396,15 @@ class SlideSegmenter:
     ) -> SlideSummary:
         """Returns the summary of a slide, without scores; `counts` are pixels by label, int64 [256]."""
         model, info, grid, windows = self.model, overview.info, overview.grid, labeled.windows
-        tissue_pixels = counts.sum() - counts[BACKGROUND]
+        tissue_pixels, glass_mm2 = counts.sum() - counts[BACKGROUND], None
+        notes = overview.notes
+        if "glass" in identity["settings"]:
+            area = overview.tissue.area()
+            glass_mm2 = float((area - tissue_pixels) * grid.pixel_mm2)
+            if overview.tissue.share < 1 and area - tissue_pixels > MUCH_GLASS * area:
+                share = f"{100 * (1 - tissue_pixels / area):.0f} % of the tissue were taken out as glass"
+                notes += (f"{printable(entry.slide.name)}: {share}; look at overlay.png, or keep it with --glass=keep",)
+                log.warning("%s", notes[-1])
         return SlideSummary(
             slide=SegmentedSlide(
                 path=str(real_path(entry.slide)),
@@ -387,7 +428,8 @@ class SlideSegmenter:
             windows={"computed": int(overview.tissue.windows(windows).sum()), "of": windows.rows * windows.columns},
             seams=seam_score(labeling.seam_counts(labeled.store)),
             files=files,
-            notes=overview.notes or None,
+            notes=notes or None,
+            glass_area_mm2=glass_mm2,
             resumed=labeled.resumed,
             seconds=seconds,
             peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -397,6 +439,11 @@ class SlideSegmenter:
             scores_of_region=None,
             identity=identity,
         )
+
+
+def _takes_out_glass(folder: SlideFolder) -> bool:
+    """Returns whether the results in a folder have the glass inside tissue as background."""
+    return "glass" in folder.identity["settings"]
 
 
 def _stop_if_asked(interruption, name):

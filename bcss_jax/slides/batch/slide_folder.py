@@ -89,6 +89,10 @@ class SlideFolder:
         with storage_errors(self.labels):
             written_files.delete_tree(self.labels, WORK_FILES.replace("labels/", ""))
 
+    def is_begun(self) -> bool:
+        """Returns whether the folder holds results of this identity, finished or not."""
+        return self._found_identity() == self.identity
+
     def finished(self) -> SlideSummary | None:
         """Returns the summary if the slide was finished with this identity, regardless of its ground truth.
 

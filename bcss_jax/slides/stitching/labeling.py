@@ -23,6 +23,7 @@ from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.stitching.seams import SeamCounter
+from bcss_jax.slides.stitching.slide_glass import SlideGlass
 from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, read_seams
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
@@ -71,6 +72,7 @@ def label_slide(
     readers: int,
     interruption: Interruption,
     label: str,
+    glass: SlideGlass | None = None,
 ) -> LabelingSeconds:
     """Computes all labels that are not in the store.
 
@@ -80,13 +82,13 @@ def label_slide(
       windows: the windows of that grid.
       predictor: the model.
       weights: weights of a window's pixels, which the predictor applies.
-      store: receives the labels (values of `classes`); the counts of `SeamCounter` are written next to each row of
-        tiles.
+      store: receives the labels (values of `classes`), with the counts of `SeamCounter` next to each row of tiles.
       probabilities: receives the probabilities, or None if they are not requested.
       classes: K.
       readers: number of processes of the pool.
-      interruption: an active interruption; it says when to stop.
-      label: label of the progress line and of messages.
+      interruption: active; it says when to stop.
+      label: of the progress line and of messages.
+      glass: the glass inside the tissue, which gets no label; None: all tissue is labeled.
 
     Returns:
       The time spent on each stage.
@@ -101,8 +103,7 @@ def label_slide(
     first_missing = _first_missing_row(store, probabilities)
     if first_missing is None:
         return seconds
-    # The row of windows that finishes the first missing pixel row finishes others with it. All of these are computed,
-    # and also the pixel row above them, which the seams at their border are measured with.
+    # All pixel rows that one row of windows finishes are computed, and the one above, for the seams at their border.
     first_row_to_write = windows.row_that_finishes(first_missing * store.tile_size)
     first_row = windows.first_row_that_changes(max(windows.finished_rows(first_row_to_write)[0] - 1, 0))
     chosen = tissue.windows(windows)
@@ -110,7 +111,7 @@ def label_slide(
     blender = Blender(windows, weights, classes, first_row)
     tiles = TileWriter(store, probabilities, first_missing, classes, seconds)
     labeler = _PixelLabeler(
-        label, tissue, blocks, windows, tiles, seconds, classes, first_row_to_write, probabilities is not None
+        label, tissue, glass, blocks, windows, tiles, seconds, classes, first_row_to_write, probabilities is not None
     )
     done = int(chosen[:first_row].sum())
     with contextlib.closing(tiles), contextlib.closing(ProgressLine(label, int(chosen.sum()), done)) as line:
@@ -213,6 +214,7 @@ class _PixelLabeler:
         self,
         name: str,
         tissue: Tissue,
+        glass: SlideGlass | None,
         blocks: BlockCache,
         windows: Windows,
         tiles: TileWriter,
@@ -221,7 +223,7 @@ class _PixelLabeler:
         first_row_to_write: int,
         wants_steps: bool,
     ):
-        self._name, self._tissue, self._blocks, self._windows = name, tissue, blocks, windows
+        self._name, self._tissue, self._glass, self._blocks, self._windows = name, tissue, glass, blocks, windows
         self._tiles, self._seconds = tiles, seconds
         self._seams = SeamCounter(windows, classes)
         self._first_row_to_write, self._wants_steps = first_row_to_write, wants_steps
@@ -237,15 +239,20 @@ class _PixelLabeler:
         if row < self._first_row_to_write - 1:
             return
         with self._seconds.counted("blending"):
+            unreadable = self._blocks.unreadable_in(top, bottom, piece.left, piece.right)
             # Pixels without tissue have no label, and seams between them are not visible.
             is_tissue = self._tissue.pixels(top, bottom, piece.left, piece.right)
+            is_missing = bool((is_tissue & (piece.weights == 0)).any())
+            if self._glass is not None and is_tissue.any():
+                is_glass = self._glass.pixels(top, bottom, piece.left, piece.right)
+                is_tissue &= ~is_glass if unreadable is None else ~is_glass | unreadable
             piece = piece._replace(weights=np.where(is_tissue, piece.weights, 0))
             self._seams.add(top, piece)
             if row < self._first_row_to_write:
                 return
-            if (is_tissue & (piece.weights == 0)).any():  # every pixel of tissue lies in the cell of a window
+            if is_missing:  # every pixel of tissue lies in the cell of a window
                 raise RuntimeError(f"{self._name}: pixels of tissue from row {top} on were not computed")
-            labels = self._labels_of(piece, top, bottom)
+            labels = self._labels_of(piece, unreadable)
             steps = _steps_of(piece, labels) if self._wants_steps else None
         self._tiles.add(top, piece.left, labels, steps)
         if self._unreadable > self._max_unreadable:
@@ -256,13 +263,15 @@ class _PixelLabeler:
         top, bottom = self._windows.finished_rows(row)
         self._seams.end_row()
         self._blocks.forget_unreadable_above(bottom)
+        if self._glass is not None:
+            self._glass.forget_above(bottom)
         if row < self._first_row_to_write:
             self._seams.take()
         elif bottom > top:
             self._tiles.end(bottom, self._seams.take())
 
-    def _labels_of(self, piece: FinishedPixels, top: int, end: int) -> np.ndarray:
-        """Returns the value of the most probable class of each pixel, uint8 [h, w]."""
+    def _labels_of(self, piece: FinishedPixels, unreadable: np.ndarray | None) -> np.ndarray:
+        """Returns the value of the most probable class of each pixel, uint8 [h, w]; `unreadable` is bool [h, w]."""
         labels, best = np.ones(piece.weights.shape, np.uint8), piece.sums[0].copy()
         for value in range(1, len(piece.sums)):
             above = piece.sums[value] > best
@@ -271,9 +280,8 @@ class _PixelLabeler:
                 np.copyto(best, piece.sums[value], where=above)
         computed = piece.weights > 0
         labels[~computed] = BACKGROUND
-        unreadable = self._blocks.unreadable_in(top, end, piece.left, piece.right)
         if unreadable is not None:
-            unreadable &= computed
+            unreadable = unreadable & computed
             labels[unreadable] = UNREADABLE
             self._unreadable += int(unreadable.sum())
         return labels

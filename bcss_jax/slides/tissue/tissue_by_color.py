@@ -49,9 +49,7 @@ def tissue_by_color(
     Returns:
       bool [h, w], True for tissue.
     """
-    scanned = ~_padding(thumbnail)
-    if unreadable is not None:
-        scanned &= ~unreadable
+    scanned = scanned_area(thumbnail, unreadable)
     density = _density(thumbnail, glass_of(thumbnail, scanned))
     density[~scanned] = 0
     density = ndimage.gaussian_filter(density, [SMOOTHING_UM / mpp[1], SMOOTHING_UM / mpp[0]], mode="nearest")
@@ -64,6 +62,12 @@ def tissue_by_color(
     area = mpp[0] * mpp[1]
     tissue = ~_without_small(~_without_small(tissue, SMALLEST_UM2 / area), LARGEST_HOLE_UM2 / area)
     return tissue
+
+
+def scanned_area(thumbnail: np.ndarray, unreadable: np.ndarray | None = None) -> np.ndarray:
+    """Returns which pixels of a thumbnail show the slide, bool [h, w]: not black padding, and not `unreadable`."""
+    scanned = ~_padding(thumbnail)
+    return scanned if unreadable is None else scanned & ~unreadable
 
 
 def glass_of(thumbnail: np.ndarray, scanned: np.ndarray) -> np.ndarray | None:
@@ -104,10 +108,28 @@ def looks_like_glass(thumbnail: np.ndarray, tissue: np.ndarray) -> bool:
     return bool(density.size) and in_range.max() > ONE_COLOR * density.size
 
 
-def _density(thumbnail: np.ndarray, glass: np.ndarray | None) -> np.ndarray:
-    """Returns the optical density of the channel that is darkest relative to the glass, float32 [h, w]; 0 for ink."""
+def density_of_colors(pixels: np.ndarray, glass: np.ndarray | None) -> np.ndarray:
+    """Returns the optical density of the channel that is darkest relative to the glass, float32 [h, w].
+
+    Args:
+      pixels: uint8 RGB [h, w, 3].
+      glass: the color of the glass, float [3]; None: it is unknown, and densities are relative to white.
+    """
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+    # From a table, so that a pixel has the same density wherever it lies in an array.
+    of_levels = np.maximum(-np.log10(_relative(levels, glass)), 0)[:, 0]
+    return np.maximum.reduce([of_levels[pixels[..., channel], channel] for channel in range(3)])
+
+
+def _relative(pixels: np.ndarray, glass: np.ndarray | None) -> np.ndarray:
+    """Returns the pixels as shares of the glass, float32 [h, w, 3]."""
     white = np.full(3, 255) if glass is None else np.minimum(255, glass * 255 / USUAL_GLASS)
-    relative = (thumbnail.astype(np.float32) + 1) / (white + 1).astype(np.float32)
+    return (pixels.astype(np.float32) + 1) / (white + 1).astype(np.float32)
+
+
+def _density(thumbnail: np.ndarray, glass: np.ndarray | None) -> np.ndarray:
+    """Returns `density_of_colors`, and 0 for ink."""
+    relative = _relative(thumbnail, glass)
     density = np.maximum(-np.log10(relative.min(axis=2)), 0)
     density[relative[..., 0] + INK / 256 < relative[..., 1]] = 0
     return density

@@ -39,6 +39,14 @@ class Tissue:
         columns = self._nearest(np.arange(left, right), self.grid.width, 1)
         return self.mask[np.ix_(rows, columns)]
 
+    def area(self) -> int:
+        """Returns how many pixels of the grid are tissue, as `pixels` tells it."""
+        counts = self.mask
+        for axis, length in enumerate((self.grid.height, self.grid.width)):
+            spans = np.bincount(self._nearest(np.arange(length), length, axis), minlength=self.mask.shape[axis])
+            counts = np.tensordot(counts, spans, axes=(0, 0))
+        return int(counts)
+
     def _nearest(self, pixels, length, axis):
         return pixels * self.mask.shape[axis] // length
 

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from bcss_jax.errors import DataError
-from bcss_jax.labels import SCHEMES
+from bcss_jax.labels import SCHEMES, read_scheme
 from bcss_jax.slides.annotations.coverage import Coverage
 from bcss_jax.slides.annotations.slide_labels import open_slide_labels
 
@@ -119,3 +119,67 @@ def test_an_outline_that_crosses_itself_a_little_is_repaired(tmp_path):
     path = written(tmp_path / "a.geojson", feature("Tumor", ring))
     with open_slide_labels(path, SCHEME, (200, 200)) as truth:
         assert truth.labels(0, 0, 99, 99, 1).all()
+
+
+OWN = """
+class_names = ["tumor", "rest"]
+unannotated = "rest"
+
+[colors]
+tumor = "#E69F00"
+rest = "#0072B2"
+
+[annotations]
+tumor = ["Tumor"]
+"""
+
+
+def test_a_region_bounds_what_is_annotated(tmp_path):
+    (tmp_path / "own.toml").write_text(OWN)
+    scheme = read_scheme(tmp_path / "own.toml")
+    path = written(
+        tmp_path / "a.geojson",
+        feature("ROI", rectangle(2, 2, 12, 12)),
+        feature("Tumor", rectangle(0, 0, 5, 5)),
+    )
+    expected = np.full((20, 20), scheme.ignore_index)
+    expected[2:12, 2:12] = 1
+    expected[2:5, 2:5] = 0
+    with open_slide_labels(path, scheme, (20, 20), region="roi") as truth:
+        np.testing.assert_array_equal(truth.labels(0, 0, 20, 20, 1), expected)
+        assert truth.boxes.tolist() == [[2, 2, 12, 12]]
+    with (
+        pytest.raises(DataError, match="an annotation of the class 'Bounds', .* found only ROI, Tumor; draw it"),
+        open_slide_labels(path, scheme, (20, 20), region="Bounds"),
+    ):
+        pass
+    with (
+        pytest.raises(DataError, match="found 'ROI'.*named by config.data.region"),
+        open_slide_labels(path, scheme, (20, 20)),
+    ):
+        pass
+
+
+def test_more_general_names_count_and_are_said(tmp_path):
+    one = feature(None, rectangle(0, 0, 5, 5))
+    one["properties"]["classification"] = {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}
+    said = []
+    path = written(tmp_path / "a.geojson", one, feature(None, rectangle(0, 0, 9, 9)))
+    with open_slide_labels(path, SCHEME, (20, 20), warn=said.append) as truth:
+        assert (truth.labels(0, 0, 9, 9, 1) == TUMOR).sum() == 25
+    assert [line.removeprefix(f"{path}: ") for line in said] == [
+        "1 of 2 annotations have no class; they are left out, and their pixels count as not annotated",
+        "annotations of the class 'Tumor: Positive' count as 'Tumor'",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"slide,mask\n", b"\x00\x01"])
+def test_files_of_another_kind_are_one_line(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    with (
+        pytest.raises(
+            DataError, match="expected annotations as GeoJSON or ASAP's XML, or a mask as PNG or TIFF, found"
+        ),
+        open_slide_labels(tmp_path / "a.csv", SCHEME, (20, 20)),
+    ):
+        pass
