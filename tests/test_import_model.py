@@ -195,7 +195,7 @@ def test_training_goes_on_from_an_imported_run_with_a_new_head_for_other_classes
 
 def test_weights_of_a_run_with_other_classes_are_taken_over_except_for_the_head(run, tmp_path, caplog):
     from bcss_jax.config import default
-    from bcss_jax.training.pretrained_run import load_from_run
+    from bcss_jax.training.start.from_run import load_from_run
 
     config = default("tiatoolbox_unet", decoder_kernels=(3, 3))
     trained, _ = checkpoint.load_model(run / "checkpoints")

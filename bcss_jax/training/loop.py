@@ -50,9 +50,9 @@ from bcss_jax.training.history import (
     skipped_text,
 )
 from bcss_jax.training.loss_scale import loss_scale_for
-from bcss_jax.training.pretrained_run import load_from_run
 from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
+from bcss_jax.training.start.from_run import load_from_run
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, summary, versions
