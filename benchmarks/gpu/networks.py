@@ -33,10 +33,10 @@ def create(network: str, dtype: str, *, small: bool) -> Any:
 
 def create_twin(network: str, *, small: bool) -> tuple[Any, str]:
     """Returns (the same network in PyTorch, ""), or (None, why there is none)."""
-    if small and network not in _TWINS_WITH_ARGUMENTS:
-        return None, "the twin exists at full size only"
     if network.startswith("report_"):
         return None, "there is no twin"
+    if small and network not in _TWINS_WITH_ARGUMENTS:
+        return None, "the twin exists at full size only"
     try:
         import torch
         import torch_twins

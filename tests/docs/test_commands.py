@@ -18,6 +18,7 @@ import tomllib
 import numpy as np
 import pytest
 from helpers import tile_files
+from helpers.annotated_slides import listed_slides
 from helpers.doc_blocks import Block, blocks
 from helpers.paths import ROOT
 from helpers.slide_files import svs
@@ -54,6 +55,7 @@ def place(tmp_path_factory):
             tile_files.save(folder / "FOLDER" / f"{split}_mask" / f"{name}.png", labels)
     svs(folder / "case.svs", tissue_picture(3 * SIZE, 4 * SIZE)[0])
     (folder / "list.csv").write_text("slide\ncase.svs\n")
+    listed_slides(folder, ("P01", "P02", "P03", "P04", "P05"), name="slides.csv")
     options = ("--config.epochs=1", "--config.model.width=4", "--config.model.depth=1", "--config.batch_size=4")
     train = ["python", "-m", "bcss_jax.main", "--config=configs/unet.py:kaggle224", "--config.data.dir=FOLDER"]
     _run([*train, *options, "--config.eval_batch_size=3", "--workdir=runs/unet"], folder)
