@@ -179,9 +179,10 @@ class Run:
             config.data.list or None,
             config.data.region,
         )
-        data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
-        if config.data.folds:
-            data = hold_out(data, config.data.folds, int(config.data.fold), scheme)
+        prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
+        data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
+        if folds:
+            data = hold_out(data, folds, int(config.data.fold), scheme)
         print_main(
             f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
             f"classes {', '.join(scheme.evaluated_names)}"
