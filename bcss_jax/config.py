@@ -29,8 +29,11 @@ RUNTIME_FIELDS = (
 ALL = "all"  # folds
 BALANCE = ("none", "classes")
 AUGMENT_ON = ("host", "device")
+VALIDATION_LOSSES = ("pixels", "batches")
 DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 RECIPES = ("few", "kaggle_t4")  # after the layout in the argument of a config file
+REPORT = "report"  # likewise: the recipe of the report's own code
+REPORT_SYSTEMS = ("unet", "transunet", "dense_unet")
 
 # What the numbers of a config may be. Above these limits memory or time would not suffice, or nothing would be learned.
 _COUNTER = Range(0, 10**9, whole=True)
@@ -93,6 +96,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.sync_batch_norm = True  # BatchNorm's statistics are those of all devices; False: of each device's own images
     config.remat = False  # keep less for the gradient and compute it again: less memory, somewhat more time
     config.eval_batch_size = 128  # images in an evaluation batch, over all devices
+    config.validation_loss = "pixels"  # pixels: of all validation pixels together; batches: the mean over batches
     config.epochs = 15  # number of epochs
     config.early_stopping = 8  # training ends after so many epochs without a better validation loss; 0: never
     config.max_bad_steps = 3  # training fails after so many steps with a loss that is not finite
@@ -137,6 +141,7 @@ def _set_augmentation(config: Any) -> None:
     config.augment.contrast = 0.2  # largest change of contrast
     config.augment.saturation = 0.2  # largest change of saturation
     config.augment.hue = 0.05  # largest change of hue
+    config.augment.jitter_normalized = False  # change colors after the normalization, as the report's own code does
     config.augment.blur = 0.1  # probability of a Gaussian blur
     config.augment.blur_sigma = 1.5  # largest standard deviation of the blur in pixels
 
@@ -188,6 +193,11 @@ def apply_data_preset(
       ConfigError: the text after a comma is neither, or is there twice.
     """
     layout, *recipes = argument.split(",")
+    if REPORT in recipes and system not in REPORT_SYSTEMS:
+        raise ConfigError(
+            f"{argument}: the report's own code has no {system}; ',{REPORT}' is for "
+            f"{', '.join(f'configs/{name}.py' for name in REPORT_SYSTEMS)}"
+        )
     if sorted(set(recipes) & set(RECIPES)) != sorted(recipes):
         raise ConfigError(
             f"{argument}: expected ',few' (recipe for few tiles) or ',kaggle_t4' (float16, for two T4s) after the "
@@ -212,6 +222,48 @@ def apply_data_preset(
         config.dtype = "float16"
         config.micro_batches = 1 if short_run else t4_parts
     return layout
+
+
+def is_report(argument: str) -> bool:
+    """Returns whether the text after the colon of `--config=configs/unet.py:kaggle224,report` asks for that recipe."""
+    return REPORT in argument.split(",")[1:]
+
+
+def report_recipe(system: str, argument: str, **arguments) -> ConfigDict:
+    """Returns the recipe of the report's own code, which differs from the report's text.
+
+    docs/reproducing_the_report.md says where each setting is from, and what of that code is not reproduced.
+
+    Args:
+      system: one of `REPORT_SYSTEMS`.
+      argument: text after the colon.
+      **arguments: arguments of the network `report_<system>`.
+
+    Raises:
+      ConfigError: the layout is not that of the report's tiles, or another recipe is given too.
+    """
+    if argument != f"kaggle224,{REPORT}":
+        raise ConfigError(
+            f"{argument}: expected kaggle224,{REPORT}: the recipe is of the tiles of 224 pixels, and goes with no "
+            "other; change single settings on the command line, as --config.dtype=float32"
+        )
+    config: Any = default(f"report_{system}", **arguments)
+    config.data.layout = "kaggle224"
+    config.name = f"{system}_kaggle224_{REPORT}"
+    config.labels = "tumor_stroma_other"
+    config.dtype = "float16"
+    config.augment.update(rotate90=0.5, rotate=0.0, color_jitter=0.1, hue=0.1, jitter_normalized=True)
+    config.augment.update(blur=0.1, blur_sigma=1.4)
+    # Albumentations' alpha 1: smoothed noise, which moves pixels by hundredths of one.
+    elastic = augmentation.Augmentation(elastic=0.5, elastic_pixels=1.0, elastic_smoothness=50.0)
+    config.augment.update(elastic=0.5, elastic_smoothness=50.0, elastic_pixels=1 / elastic.displacement_factor())
+    config.loss.smooth = 1e-6
+    config.optimizer.weight_decay = 1e-5
+    config.optimizer.clip_norm = 1.0
+    config.plateau.factor, config.plateau.min_scale = 0.85, 0.0
+    config.validation_loss = "batches"
+    config.early_stopping = 0
+    return config
 
 
 def train_as_nnunet(config: Any) -> None:
@@ -241,6 +293,8 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     check_masks(config, scheme or find_scheme(config.labels))
     if "augment_on" in config:  # runs of before the setting lack it
         check_one_of(config, "augment_on", AUGMENT_ON)
+    if "validation_loss" in config:
+        check_one_of(config, "validation_loss", VALIDATION_LOSSES)
     check_one_of(config, "dtype", DTYPES)
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))

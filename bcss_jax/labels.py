@@ -141,6 +141,16 @@ class LabelScheme:
         )
 
     @property
+    def report_classes(self) -> tuple[int, ...]:
+        """Labels of tumor and stroma if this is the task of the report's own code; otherwise empty.
+
+        That task has one class for each of the three codes of the Kaggle masks, and ignores none of them.
+        """
+        labels = dict(self.code_labels).get("kaggle3", ())
+        is_task = self.num_classes == 3 and sorted(labels) == sorted(self.evaluated) == [0, 1, 2]
+        return labels[1:] if is_task else ()
+
+    @property
     def is_shipped(self) -> bool:
         """Whether the scheme is one of those that come with the package."""
         return SCHEMES.get(self.name) == self

@@ -11,6 +11,10 @@ scores there. Published scores are averaged in three ways, which give different 
 
 A class that is neither in the ground truth nor in the prediction has no score (NaN, `null` in files). A class that is
 only in one of the two scores 0.
+
+`dice_report` and `iou_report` (`report_scores`) are what the report's own code prints: batches of 128, and 1 for a
+class that is neither in the ground truth nor in the prediction of a batch. Its Table 1 can be compared with these
+alone.
 Source of the definitions: nnU-Net's compute_metrics (NaN where TP + FP + FN = 0), MONAI's DiceMetric.
 """
 
@@ -19,6 +23,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+REPORT_BATCH = 128  # images in a batch of `report_scores`; the last batch may have fewer
 
 
 def predict(logits: jax.Array, classes: Sequence[int] | None = None) -> jax.Array:
@@ -121,6 +127,33 @@ def scores(per_image: np.ndarray, batch_size: int, class_names: Sequence[str], c
         }
         for i, name in enumerate(names)
     }
+    return result
+
+
+def report_scores(per_image: np.ndarray, class_names: Sequence[str], classes: Sequence[int]) -> dict:
+    """Returns the Dice and the IoU of the report's own code.
+
+    They are computed for each class of each batch of `REPORT_BATCH` images, and are 1 where neither the truth nor the
+    prediction of the batch has the class. The class of other tissue is left out of the mean, but not of the task:
+    predictions are chosen among all classes, and other tissue that is predicted as tumor counts against tumor.
+
+    Args:
+      per_image: integer counts [N, C, C], in evaluation order, which decides the images that share a batch.
+      class_names: names of all C labels.
+      classes: labels of tumor and stroma (`LabelScheme.report_classes`).
+
+    Returns:
+      `{"dice_report": {class name: mean over batches, ..., "macro": mean over classes and batches}, "iou_report"}`.
+    """
+    per_image = np.asarray(per_image, np.int64)
+    batches = np.stack([per_image[i : i + REPORT_BATCH].sum(0) for i in range(0, len(per_image), REPORT_BATCH)])
+    result = {}
+    for measure in (dice, iou):
+        found = measure(batches, classes)
+        per_class = np.where(np.isnan(found), 1.0, found).mean(0)
+        values = [*per_class, per_class.mean()]
+        names = [*(class_names[label] for label in classes), "macro"]
+        result[f"{measure.__name__}_report"] = dict(zip(names, map(float, values), strict=True))
     return result
 
 

@@ -60,7 +60,11 @@ def _parser():
     add("--checkpoint", required=True, help="folder of a run, or file written by bcss_jax.export; several: a,b")
     add("--which", choices=("best", "latest"), default="best", help="checkpoint of the run (default best)")
     slides = parser.add_mutually_exclusive_group(required=True)
-    slides.add_argument("--slide", type=Path, help="slide to segment: SVS, NDPI, MRXS, SCN, DICOM, TIFF, PNG or JPEG")
+    slides.add_argument(
+        "--slide",
+        type=Path,
+        help="slide to segment: SVS, NDPI, MRXS, SCN, DICOM (a file, or the folder of a slide), TIFF, PNG or JPEG",
+    )
     slides.add_argument("--slides", type=Path, help="CSV with a column slide, and optionally mpp, tissue, truth, name")
     add("--name", help="name of the slide's folder in --output (default: the file name without its extension)")
     add("--shard", help="i/n: every n-th slide of the list, starting with the i-th (0 to n-1), for job arrays")

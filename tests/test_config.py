@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from helpers.paths import ROOT
 
-from bcss_jax import config, models
+from bcss_jax import config, labels, models
 from bcss_jax import config as configs
 from bcss_jax.data.augmentation.settings import FULL, Augmentation
 from bcss_jax.errors import ConfigError
@@ -226,3 +226,35 @@ def test_every_number_has_a_range(settings):
     assert sorted(set(numbers_of(settings.default().to_dict())) - set(settings.RANGES)) == [
         "data.mpp"
     ]  # `data.resolution.check`
+
+
+@pytest.mark.parametrize("system", configs.REPORT_SYSTEMS)
+def test_recipe_of_the_report(system):
+    config = load(system, "kaggle224,report")
+    config.data.dir = "somewhere"
+    configs.validate(config)
+    assert (config.name, config.model.name) == (f"{system}_kaggle224_report", f"report_{system}")
+    scheme = labels.find_scheme(config.labels)
+    assert scheme.report_classes == (1, 2) and scheme.ignore_index == 255  # class 0 is trained
+    assert (config.batch_size, config.micro_batches, config.eval_batch_size) == (128, 1, 128)
+    assert (config.optimizer.weight_decay, config.optimizer.clip_norm) == (1e-5, 1.0)
+    assert (config.plateau.factor, config.plateau.patience, config.early_stopping) == (0.85, 3, 0)
+    assert (config.loss.smooth, config.validation_loss, config.dtype) == (1e-6, "batches", "float16")
+    assert Augmentation(**config.augment).displacement_factor() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("system", "argument", "message"),
+    [
+        ("unet", "roi,report", "roi,report: expected kaggle224,report"),
+        ("unet", "kaggle224,report,few", "goes with no other"),
+        (
+            "unet_resnet101",
+            "kaggle224,report",
+            "the report's own code has no unet_resnet101; ',report' is for",
+        ),
+    ],
+)
+def test_the_recipe_of_the_report_is_refused_elsewhere(system, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load(system, argument)

@@ -85,6 +85,15 @@ def test_file_maps_codes_by_name_and_by_number(tmp_path):
         labels.lookup_table(scheme, "kaggle3")
 
 
+def test_the_task_of_the_report_has_a_class_for_each_code_of_the_tiles(tmp_path):
+    found = {name: scheme.report_classes for name, scheme in labels.SCHEMES.items() if scheme.report_classes}
+    assert found == {"tumor_stroma_other": (1, 2)}
+    names = 'class_names = ["t", "s", "o"]\n[colors]\nt = "#E69F00"\ns = "#0072B2"\no = "#CC79A7"\n[kaggle3]\n'
+    for order, classes in (("ts", (0, 1)), ("st", (1, 0))):
+        codes = f'{order[0]} = ["tumor"]\n{order[1]} = ["stroma"]\no = "rest"'
+        assert write_and_load(tmp_path, names + codes, f"{order}.toml").report_classes == classes
+
+
 def test_ignored_pixels_without_a_class_have_no_output(tmp_path):
     text = CUSTOM.replace('["ignored", "tumor"', '["tumor"').replace('ignored = "#808080"\n', "")
     scheme = write_and_load(tmp_path, text)

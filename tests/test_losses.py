@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.loss_cases import CASES, case
+from helpers.loss_cases import CASES, case, report_case
 
 from bcss_jax import losses
 from bcss_jax.losses import Objective
@@ -49,6 +49,17 @@ def test_sum_equals_nnunet_plus_one(shared, name, batch):
     expected = dict(expected[f"nnunet_dc_ce_batch{int(batch)}"])
     expected["value"] += 1.0
     check(lambda x: losses.ce_dice(x, labels, Objective(3, ignore, dice_batch=batch)), logits, expected)
+
+
+@pytest.mark.parametrize("name", ("seed1", "seed2"))
+def test_losses_equal_those_of_the_report(shared, name):
+    expected, logits, labels = report_case(shared, name)
+    objective = Objective(3, 255, (0, 1, 2), smooth=1e-6)
+    np.testing.assert_allclose(losses.cross_entropy(logits, labels, objective), expected["ce"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses.soft_dice(logits, labels, objective), expected["dice_loss"], rtol=0, atol=1e-5)
+    value, gradient = jax.value_and_grad(losses.ce_dice)(logits, labels, objective)
+    np.testing.assert_allclose(value, expected["total"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jnp.abs(gradient).sum(), expected["grad_abs_sum"], rtol=0, atol=1e-5)
 
 
 def random_batch(seed=0, n=3, h=7, w=5, c=3, ignore=0):

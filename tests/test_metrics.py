@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.loss_cases import CASES, case
+from helpers.loss_cases import CASES, case, report_case
 
 from bcss_jax import metrics
 
@@ -57,6 +57,29 @@ def test_metrics_equal_brute_force_on_random_masks(ignore):
     assert scores["dice_image"]["macro"] == pytest.approx(np.nanmean(dice, 0).mean(), abs=1e-12)
     batches = np.stack([counts[:2].sum(0), counts[2:4].sum(0), counts[4:].sum(0)])
     assert scores["iou_batch"]["b"] == pytest.approx(np.nanmean(metrics.iou(batches, (1,))), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ("seed1", "seed2"))
+def test_scores_of_a_batch_equal_those_of_the_report(shared, name):
+    expected, logits, labels = report_case(shared, name)
+    counts = metrics.confusion(metrics.predict(logits), labels, 3, 255)
+    found = metrics.report_scores(counts, ("other", "tumor", "stroma"), (1, 2))
+    for measure, theirs, mean in (("dice", "Dice_Class_{}", "mDice"), ("iou", "class_{}_iou", "mIoU")):
+        wanted = {"tumor": theirs.format(1), "stroma": theirs.format(2), "macro": mean}
+        wanted = {key: pytest.approx(expected[measure][value], abs=1e-7) for key, value in wanted.items()}
+        assert found[f"{measure}_report"] == wanted
+
+
+def test_the_report_averages_over_batches_of_128_images_in_which_an_absent_class_scores_one():
+    counts = np.zeros((130, 3, 3), np.int64)
+    counts[:128, 0, 0] = 5  # one batch with other tissue alone
+    counts[128:, 1] = [3, 1, 0]  # and one with tumor, three quarters of it called other tissue
+    found = metrics.report_scores(counts, ("other", "tumor", "stroma"), (1, 2))
+    dice, iou = 2 * 2 / (2 * 2 + 6), 1 / 4
+    assert found["dice_report"] == pytest.approx({"tumor": (1 + dice) / 2, "stroma": 1, "macro": (3 + dice) / 4})
+    assert found["iou_report"] == pytest.approx({"tumor": (1 + iou) / 2, "stroma": 1, "macro": (3 + iou) / 4})
+    # As one batch it would be another number, and the class that is nowhere none at all.
+    assert metrics.scores(counts, 130, tuple("abc"), (1, 2))["dice_batch"] == {"b": dice, "c": None, "macro": dice}
 
 
 def test_absent_missed_and_falsely_predicted_classes_are_counted_separately():

@@ -58,7 +58,7 @@ def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed:
       "macro", their mean:
 
       * `number`: number of images, patients, institutes, and pixels with ground truth.
-      * `scores`: `metrics.scores`.
+      * `scores`: `metrics.scores`; `metrics.report_scores` as well, if the task is that of the report's own code.
       * `precision`, `recall`: CLASSES, from the pixels of all images.
       * `confusion`: `{"truth": names of the rows, "prediction": names of the columns, "pixels": rows}`.
       * `by_patient`, `by_institute`: name -> `{"images", "dice_global": CLASSES, "iou_global": CLASSES}`.
@@ -87,6 +87,8 @@ def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed:
     if evaluated.sum() != total.sum():
         raise ValueError(f"{total.sum() - evaluated.sum()} pixels have classes that {scheme.name} does not evaluate")
     named = metrics.scores(confusion, batch_size, scheme.class_names, scheme.evaluated)
+    of_report = scheme.report_classes
+    reported = metrics.report_scores(confusion, scheme.class_names, of_report) if of_report else {}
     return {
         "number": {
             "images": len(results.images),
@@ -94,7 +96,7 @@ def scores(results: ImageResults, *, batch_size: int, tolerance_um: float, seed:
             "institutes": len(set(rows.institute)),
             "pixels": int(total.sum()),
         },
-        "scores": named,
+        "scores": named | reported,
         "precision": _by_class(scheme, _with_macro(metrics.precision(total, scheme.evaluated))),
         "recall": _by_class(scheme, _with_macro(metrics.recall(total, scheme.evaluated))),
         "confusion": {

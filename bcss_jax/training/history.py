@@ -212,12 +212,12 @@ def skipped_text(row: dict) -> str:
     return f"  {count} skipped by the loss scale, now {row['loss_scale']:g}" if count else ""
 
 
-def epoch_row(record: RunRecord, validation: SplitTotals, scores: dict, objective: Objective, **more) -> dict:
+def epoch_row(record: RunRecord, val_loss: float, scores: dict, objective: Objective, **more) -> dict:
     """Returns the row of a finished epoch.
 
     Args:
       record: with the totals of the training batches.
-      validation: totals of the validation split.
+      val_loss: of the validation split.
       scores: `metrics.scores` of the validation split.
       objective: of the run.
       **more: further columns.
@@ -226,7 +226,7 @@ def epoch_row(record: RunRecord, validation: SplitTotals, scores: dict, objectiv
     return {
         "epoch": record.epoch + 1,
         "train_loss": record.totals.loss(objective),
-        "val_loss": validation.loss(objective),
+        "val_loss": val_loss,
         "train_iou": record.totals.macro(metrics.iou, classes),
         "val_iou": scores["iou_global"]["macro"],
         "train_dice": record.totals.macro(metrics.dice, classes),

@@ -34,6 +34,7 @@ from bcss_jax.data.sampling.balance import class_weights, draws, with_slide_weig
 from bcss_jax.data.sampling.code_counts import code_counts
 from bcss_jax.data.sampling.folded_data import hold_out
 from bcss_jax.errors import ConfigError, NumericalError, printable
+from bcss_jax.losses import loss_from_sums
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
@@ -96,11 +97,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
       totals: loss sums and confusion counts.
+      loss: of the whole split, or the mean over batches (`config.validation_loss`).
       scores: `metrics.scores`.
       examples: (image, labels, predictions) of the examples that were asked for, by their number.
     """
 
     totals: SplitTotals
+    loss: float
     scores: dict
     examples: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -176,9 +179,10 @@ class Run:
             config.data.list or None,
             config.data.region,
         )
-        data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
-        if config.data.folds:
-            data = hold_out(data, config.data.folds, int(config.data.fold), scheme)
+        prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
+        data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
+        if folds:
+            data = hold_out(data, folds, int(config.data.fold), scheme)
         print_main(
             f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
             f"classes {', '.join(scheme.evaluated_names)}"
@@ -297,7 +301,7 @@ class Run:
             validation = self.evaluate(session.state)
             row = epoch_row(
                 record,
-                validation.totals,
+                validation.loss,
                 validation.scores,
                 self._steps.objective,
                 step=record.epoch * session.settings.steps_per_epoch + record.step_in_epoch,
@@ -364,7 +368,7 @@ class Run:
           NumericalError: the loss is not finite.
         """
         batch_size, count = self._config.eval_batch_size, self._data.splits[split]
-        totals, per_image, kept = SplitTotals(), [], {}
+        totals, losses, per_image, kept = SplitTotals(), [], [], {}
         batches = eval_batches(self._data.load(split), count, batch_size=batch_size, **self._pipeline)
         for number, batch in enumerate(batches):
             positions = range(number * batch_size, (number + 1) * batch_size)
@@ -375,6 +379,7 @@ class Run:
                 self._steps.evaluate(weights.params, weights.model_state, placed["image"], placed["label"])
             )
             totals.add(report["sums"], report["confusion"].sum(0))
+            losses.append(float(loss_from_sums(report["sums"], self._steps.objective)))
             per_image.append(report["confusion"][: count - number * batch_size])  # without padding
             for row, index in enumerate(batch["index"]):
                 if positions[row] in examples:
@@ -386,7 +391,9 @@ class Run:
                 "try a lower --config.optimizer.learning_rate"
             )
         scores = metrics.scores(np.concatenate(per_image), batch_size, self._scheme.class_names, self._scheme.evaluated)
-        return Evaluation(totals, scores, kept)
+        by_batches = self._config.validation_loss == "batches"
+        loss = float(np.mean(losses)) if by_batches else totals.loss(self._steps.objective)
+        return Evaluation(totals, loss, scores, kept)
 
     # --- Report ---
 

@@ -51,7 +51,9 @@ def test_the_scores_are_json_without_nan(case):
 
 def test_named_averages_equal_metrics(case):
     arguments, _, _, found = case
-    assert found["scores"] == metrics.scores(arguments["confusion"], 5, NAMES, (0, 1, 2))
+    of_report = metrics.report_scores(arguments["confusion"], NAMES, (1, 2))
+    assert found["scores"] == metrics.scores(arguments["confusion"], 5, NAMES, (0, 1, 2)) | of_report
+    assert {*of_report} == {"dice_report", "iou_report"}
     assert found["calibration"] == reliability(arguments["confidence"])
 
 

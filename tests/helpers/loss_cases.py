@@ -21,3 +21,12 @@ def case(shared, name):
 @functools.cache
 def _reference(folder):
     return json.loads((folder / "values.json").read_text()), module_at(folder / "inputs.py", "no reference values")
+
+
+def report_case(shared, name):
+    """Returns values that the report's own code gives (`seed1`, `seed2`), and their logits and labels, as `case`."""
+    folder = shared / "loss_values"
+    _, module = _reference(folder)
+    logits, labels = module.inputs(seed=int(name.removeprefix("seed")), c=3)
+    values = json.loads((folder / "report_losses.json").read_text())[name]
+    return values, jnp.asarray(logits.transpose(0, 2, 3, 1)), jnp.asarray(labels)

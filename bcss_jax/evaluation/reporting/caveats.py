@@ -1,5 +1,6 @@
 """Writes the caveats of an evaluation as sentences. Each one follows from facts in the evaluation."""
 
+from bcss_jax.data import names
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import unchecked_scheme
 
@@ -48,6 +49,8 @@ def _about_the_images(scores):
     number, intervals = scores["number"], scores["intervals"]
     if number["patients"] == 1:
         yield "All images come from one patient: the scores say nothing about other patients."
+    elif names.NOT_SAID in scores.get("by_institute", ()):
+        yield "The institutes of some images are not known; stains and scanners of other institutes may differ."
     elif number["institutes"] == 1:
         yield "All images come from one institute; stains and scanners of other institutes may differ."
     if intervals["over"] == "images":

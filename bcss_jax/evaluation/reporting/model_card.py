@@ -129,11 +129,16 @@ def _scores(evaluation, classes):
         f"HD95 and NSD (tolerance {found['surface']['tolerance_um']} µm) are means over images. An image where a "
         "class is missed or falsely predicted counts with its diagonal as HD95 and 0 as NSD.",
         f"Expected calibration error: {format_table_score(found['calibration']['ece'])}.",
-        f"Not comparable with the recipe's Table 1: {'; '.join(reasons)}."
-        if reasons
-        else f"{tables.COMPARABLE}; which average of Dice the recipe reports is not known.",
+        f"{tables.NOT_COMPARABLE}: {'; '.join(reasons)}." if reasons else f"{tables.COMPARABLE}.",
     ]
     fitted = evaluation["temperature"]
+    reported = found["scores"].get("dice_report")
+    if reported:
+        iou = format_table_score(found["scores"]["iou_report"]["macro"])
+        lines.append(
+            "Scored as the report's own code does, which has one class more than it averages over: dice_report "
+            f"{format_table_score(reported['macro'])}, iou_report {iou}."
+        )
     if fitted:
         lines.append(
             f"Temperature {fitted['value']:.3f}, fitted on {fitted['pixels']:,} pixels of {fitted['fitted_on']}. "

@@ -170,8 +170,9 @@ def _grouped(found: Iterable[tuple[str, Sequence[str]]]) -> list[dict]:
 def _published(evaluation):
     reasons = tables.not_comparable(evaluation)
     if reasons:
-        return [f"Not comparable with the recipe's Table 1: {'; '.join(reasons)}."]
-    return [f"{tables.COMPARABLE}; which average of Dice the recipe reports is not known."]
+        return [f"{tables.NOT_COMPARABLE}: {'; '.join(reasons)}."]
+    dice = evaluation["scores"]["scores"]["dice_report"]["macro"]
+    return [f"{tables.COMPARABLE}: {format_table_score(dice)}."]
 
 
 def _curves(evaluations):

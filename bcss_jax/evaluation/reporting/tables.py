@@ -1,4 +1,4 @@
-"""table.md and table.tex: the Dice of several models, next to the scores in the recipe's Table 1.
+"""table.md and table.tex: the Dice of several models, and the scores in the report's Table 1 next to `dice_report`.
 
 An evaluation is a dict with these entries:
   `name`: name of the run;
@@ -18,13 +18,16 @@ from pathlib import Path
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_interval, format_table_score
 from bcss_jax.errors import ConfigError, DataError
-from bcss_jax.labels import SCHEMES, complete_json
+from bcss_jax.labels import complete_json, unchecked_scheme
 
-PUBLISHED = {"unet": ("U-Net", 0.834), "dense_unet": ("Dense U-Net", 0.812),
-             "transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip
+PUBLISHED = {"report_unet": ("U-Net", 0.834), "report_dense_unet": ("Dense U-Net", 0.812),
+             "report_transunet": ("TransUNet", 0.823), "nnunet": ("nnU-Net", 0.809)}  # fmt: skip
+# These have the names of Table 1, and are other networks than those of the report's own code.
+NAMED_IN_TABLE = {"unet": "report_unet", "dense_unet": "report_dense_unet", "transunet": "report_transunet"}
 PUBLISHED_SPLIT = "kaggle224 published split"
 PUBLISHED_TILES = {"train": 30_760, "val": 5_429}  # of the kaggle224 data; its 4,021 test tiles have no masks
-COMPARABLE = "Comparable with the recipe's Table 1 by label scheme, split and tiles"
+COMPARABLE = "dice_report is comparable with the report's Table 1 by task, split and tiles"
+NOT_COMPARABLE = "Not comparable with the report's Table 1"
 
 MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|&~#]|(?<!\w)_|_(?!\w)")
 TEX_SPECIAL = {
@@ -78,7 +81,8 @@ def text(evaluations: Sequence[dict]) -> str:
     _refuse_different_schemes(evaluations)
     scheme = evaluations[0]["label_scheme"]
     names = [*(scheme["class_names"][label] for label in scheme["evaluated"]), "macro"]
-    rows = [["model", *names, "95 % interval", "HD95 um", "NSD", "ECE"]]
+    of_report = ["dice_report"] if _report_classes(evaluations[0]) else []
+    rows = [["model", *names, "95 % interval", "HD95 um", "NSD", "ECE", *of_report]]
     for evaluation in evaluations:
         found = evaluation["scores"]
         low, high = found["intervals"]["dice_global"]["macro"]
@@ -89,6 +93,7 @@ def text(evaluations: Sequence[dict]) -> str:
                 *(format_table_score(found["scores"]["dice_global"][name]) for name in names),
                 format_interval(low, high),
                 *map(format_table_score, (*surface, found["calibration"]["ece"])),
+                *(format_table_score(found["scores"].get(name, {}).get("macro")) for name in of_report),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -139,14 +144,20 @@ def latex(evaluations: Sequence[dict]) -> str:
 
 
 def not_comparable(evaluation: dict) -> list[str]:
-    """Returns the reasons why an evaluation cannot be compared with the recipe's Table 1; empty if none is known.
+    """Returns the reasons why an evaluation cannot be compared with the report's Table 1; empty if none is known.
 
-    It is not known which of the three averages of Dice the recipe reports, so at most one of ours is comparable.
+    Table 1 is the score of a task with three classes, averaged over batches: `dice_report` is the only score of ours
+    that it can be compared with.
     """
     trained_on, images = evaluation["trained_on"], evaluation["scores"]["number"]["images"]
     reasons = []
-    if scheme_key(evaluation) != json.dumps(SCHEMES["tumor_stroma"].to_json(), sort_keys=True):
-        reasons.append(f"the label scheme is {evaluation['label_scheme']['name']}, not tumor_stroma")
+    if not _report_classes(evaluation):
+        reasons.append(
+            f"the label scheme is {evaluation['label_scheme']['name']}; Table 1 is of three classes, as in "
+            "tumor_stroma_other"
+        )
+    elif "dice_report" not in evaluation["scores"]["scores"]:
+        reasons.append("an earlier version evaluated it without dice_report; evaluate again with --overwrite")
     if (_split(evaluation["data"]), evaluation["part"]) != (PUBLISHED_SPLIT, "val"):
         reasons.append(f"evaluated on {_data(evaluation)}, not on val of the {PUBLISHED_SPLIT}")
     elif images != PUBLISHED_TILES["val"]:
@@ -161,16 +172,28 @@ def not_comparable(evaluation: dict) -> list[str]:
     return reasons
 
 
+def _report_classes(evaluation):
+    """Returns the labels of tumor and stroma if the task is that of the report's own code."""
+    return unchecked_scheme(evaluation["label_scheme"]).report_classes
+
+
 def _rows(evaluations):
-    """Yields the header and a row for each model. Cells are plain text."""
+    """Yields the header and a row for each model. Cells are plain text.
+
+    Under a scheme of another task than the report's, no column has the scores of Table 1.
+    """
     _refuse_different_schemes(evaluations)
-    scheme = evaluations[0]["label_scheme"]
+    scheme, of_report = evaluations[0]["label_scheme"], _report_classes(evaluations[0])
     names = [scheme["class_names"][label] for label in scheme["evaluated"]]
-    yield ["model", "data", *names, "macro", "95 % interval", "dice_image", "dice_batch", "recipe's Table 1"]
+    of_report_columns = ["dice_report", "report's Table 1"] if of_report else []
+    yield ["model", "data", *names, "macro", "95 % interval", "dice_image", "dice_batch", *of_report_columns]
     for evaluation in evaluations:
         values, intervals = evaluation["scores"]["scores"], evaluation["scores"]["intervals"]
         low, high = intervals["dice_global"]["macro"]
         ends = format_interval(low, high) + ("" if low is None else f" ({intervals['n']} {intervals['over']})")
+        model = evaluation["model"]
+        published = PUBLISHED.get(NAMED_IN_TABLE.get(model, model), ("", None))[1]
+        beside = [format_table_score(values.get("dice_report", {}).get("macro")), format_table_score(published)]
         yield [
             evaluation["name"],
             _data(evaluation),
@@ -178,7 +201,7 @@ def _rows(evaluations):
             ends,
             format_table_score(values["dice_image"]["macro"]),
             format_table_score(values["dice_batch"]["macro"]),
-            format_table_score(PUBLISHED.get(evaluation["model"], ("", None))[1]),
+            *(beside if of_report else []),
         ]
 
 
@@ -191,18 +214,26 @@ def _notes(evaluations):
         "(mean over batches) are also means over the classes.",
         f"Intervals: bootstrap with {intervals['resamples']} resamples of the patients or images in parentheses. "
         "Intervals over images are too narrow, because images of the same patient are not independent.",
-        "The recipe's Table 1: " + ", ".join(f"{name} {dice:.3f}" for name, dice in PUBLISHED.values()) + ".",
     ]
-    names = {}
+    if _report_classes(evaluations[0]):
+        found = ", ".join(f"{name} {dice:.3f}" for name, dice in PUBLISHED.values())
+        notes.append(
+            "dice_report is the Dice of the report's own code: per batch of 128 images, 1 for a class that the batch "
+            "has neither in the truth nor in the prediction, then the mean of tumor and stroma and the mean over "
+            f"batches. The report's Table 1 can be compared with it alone: {found}."
+        )
+    names: dict[str, list[str]] = {}
     for evaluation in evaluations:
         names.setdefault("; ".join(not_comparable(evaluation)), []).append(evaluation["name"])
     for reasons, alike in names.items():
-        what = f"Not comparable with the recipe's Table 1 ({reasons})" if reasons else COMPARABLE
+        what = f"{NOT_COMPARABLE} ({reasons})" if reasons else COMPARABLE
         notes.append(f"{what}: {', '.join(alike)}.")
-    notes.append(
-        "The recipe does not say which average of Dice it reports. This table has dice_global, dice_image and "
-        "dice_batch; at most one of them is comparable."
-    )
+    others = [each["name"] for each in evaluations if each["model"] in NAMED_IN_TABLE]
+    if others and _report_classes(evaluations[0]):
+        notes.append(
+            f"Other networks than those of the report's own code, which are report_unet, report_dense_unet and "
+            f"report_transunet: {', '.join(others)}."
+        )
     return notes
 
 

@@ -31,6 +31,7 @@ from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
+from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import Block, ReaderPool, SlideInfo
 from bcss_jax.slides.scoring import slide_scores
 from bcss_jax.slides.scoring.truth import TruthError, check_truth
@@ -165,9 +166,10 @@ class SlideSegmenter:
         Raises:
           DataError: the slide, or a file that belongs to it, is missing.
         """
+        slide = slide_file(entry.slide)
         identity = {
-            "slide": entry.slide.name,
-            "files": fingerprints(entry.slide, tissue=entry.tissue, truth=entry.truth),
+            "slide": slide.name,
+            "files": fingerprints(slide, tissue=entry.tissue, truth=entry.truth),
             "mpp": entry.mpp,
             "model": self.model.identity,
         }
@@ -202,6 +204,7 @@ class SlideSegmenter:
             except DataError as error:
                 write_failure(path, error)
                 raise
+            entry = entry._replace(slide=slide_file(entry.slide))  # of a folder, the file that the results name
             if not _takes_out_glass(folder) and self._glass != KEEP_GLASS:
                 log.warning(
                     "%s: %s holds results with glass inside tissue labeled as tissue, and so it stays; --overwrite "

@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     """A slide to segment.
 
     Attributes:
-      slide: the file.
+      slide: the file, or a folder with the instances of one DICOM slide.
       mpp: um per pixel; None: the resolution that the slide states.
       tissue: file of a tissue mask or of regions; None: tissue is found by color.
       truth: ground truth mask to score against, if there is one.

@@ -12,6 +12,8 @@ from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.data.resolution.check import with_axes_exchanged
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.reading.backend import Slide
+from bcss_jax.slides.reading.dicom.series import INSTALL, MAGIC, MAGIC_AT, slide_file
+from bcss_jax.slides.reading.file_kind import FIRST_BYTES, is_unsupported, kind_of_file
 
 if TYPE_CHECKING:  # tifffile is imported for TIFFs alone
     from bcss_jax.slides.reading.tiff.contents import Contents
@@ -21,20 +23,24 @@ HAMAMATSU = "hamamatsu"  # its name of NDPI
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")
 TURNED_AXES = (5, 6, 7, 8)  # values of the tag Orientation that exchange width and height
+OTHER_FORMAT = "another format"  # what OpenSlide's backend says of a file that it does not know
 IN_MEMORY_PIXELS = 64_000_000  # untiled TIFFs of up to this size are decoded once and held; larger ones read by strips
 
 
 def open_slide(path: str | os.PathLike) -> Slide:
-    """Opens a slide with OpenSlide, or else a TIFF with tifffile, or else a PNG, JPEG or untiled TIFF as an image.
+    """Opens a slide with OpenSlide, or else a TIFF with tifffile, DICOM with wsidicom, or a PNG or JPEG as an image.
 
     Of a TIFF that is not a scanner's own format, it is first decided which of its pictures is the slide and how that is
     stored (`tiff.main_picture`, `tiff.storage`); then a reader is taken that reads this picture right.
+
+    Args:
+      path: the slide's file, or a folder that holds the instances of one DICOM slide.
 
     Raises:
       DataError: the file is not a slide, is damaged, does not tell which picture is the slide, or is large and cannot
         be read in parts.
     """
-    path = Path(path)
+    path = slide_file(path)
     magic = _magic(path)
     reasons: list[str] = []
     slide = _tried(_open_with_openslide, path, reasons)
@@ -42,15 +48,23 @@ def open_slide(path: str | os.PathLike) -> Slide:
         backend = _other_backend(magic, slide)
         slide = slide if backend is None else _tried(backend, path, reasons)
     if slide is None:
-        found = reasons[-1] if reasons and magic.startswith(TIFF_MAGIC) else reasons[0] if reasons else "another format"
-        raise _unusable(path, found)
+        is_tiff_or_dicom = magic.startswith(TIFF_MAGIC) or _is_dicom(magic)
+        found = reasons[-1] if reasons and is_tiff_or_dicom else reasons[0] if reasons else OTHER_FORMAT
+        kind = kind_of_file(magic) if found == OTHER_FORMAT else None
+        raise _unusable(path, f"{found} ({kind})" if kind else found)
     return slide
+
+
+def _is_dicom(magic: bytes) -> bool:
+    return magic[MAGIC_AT:].startswith(MAGIC)
 
 
 def _other_backend(magic: bytes, with_openslide: Slide | None) -> Callable[[Path], Slide] | None:
     """Returns what opens a file with these first bytes that OpenSlide does not open, or not for certain; or None."""
     if magic.startswith(TIFF_MAGIC):
         return lambda path: _open_tiff(path, with_openslide)
+    if _is_dicom(magic):
+        return _open_dicom
     if magic.startswith(IMAGE_MAGIC):
         return _open_image
     return None
@@ -74,7 +88,7 @@ def _magic(path: Path) -> bytes:
     check_regular_file(path, "a slide", "check the path")
     try:
         with open(path, "rb") as file:
-            magic = file.read(16)
+            magic = file.read(FIRST_BYTES)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{printable(path)}: expected a slide, cannot read it ({reason}); check permissions") from error
@@ -92,6 +106,17 @@ def _open_with_openslide(path: Path) -> Slide:
 
         slide.notes += note_of_focal_planes(path)
     return slide
+
+
+def _open_dicom(path: Path) -> Slide:
+    try:
+        from bcss_jax.slides.reading.dicom.wsidicom_backend import WsiDicomSlide
+    except ImportError as error:
+        raise DataError(
+            f"{printable(path)}: expected a slide, found DICOM that OpenSlide does not read; install its reader: "
+            f"{INSTALL}"
+        ) from error
+    return WsiDicomSlide(path)
 
 
 def _open_tiff(path: Path, with_openslide: Slide | None) -> Slide:
@@ -168,7 +193,11 @@ def _open_image(path: Path) -> Slide:
 
 def _reason(error: Exception, path: Path) -> str:
     text = first_line(error).replace(os.fspath(path), "the file").strip()
-    return text if isinstance(error, ValueError) and text else f"a damaged file ({text or type(error).__name__})"
+    if isinstance(error, ValueError) and text:
+        return text
+    if is_unsupported(text):
+        return f"a file that its reader does not support ({text})"
+    return f"a damaged file ({text or type(error).__name__})"
 
 
 def _unusable(path: Path, found: str) -> DataError:

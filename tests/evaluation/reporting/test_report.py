@@ -95,7 +95,7 @@ def test_the_scores_and_their_intervals(small, page):
         in (page.words())
     )
     assert "Every pixel is predicted as tumor or stroma" in page.text
-    assert "Not comparable with the recipe's Table 1" in page.text
+    assert "Not comparable with the report's Table 1" in page.text
 
 
 def test_it_needs_no_network(small):

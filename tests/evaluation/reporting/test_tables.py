@@ -11,7 +11,9 @@ from bcss_jax.evaluation.reporting import tables
 from bcss_jax.labels import SCHEMES
 
 
-def evaluation(name="unet", model="unet", scheme="tumor_stroma", layout="kaggle224", split="published", images=5429):
+def evaluation(
+    name="unet", model="unet", scheme="tumor_stroma_other", layout="kaggle224", split="published", images=5429
+):
     labels = SCHEMES[scheme].to_json()
     names = [labels["class_names"][label] for label in labels["evaluated"]]
     return {
@@ -27,6 +29,7 @@ def evaluation(name="unet", model="unet", scheme="tumor_stroma", layout="kaggle2
                 "dice_global": {n: 0.8512 + 0.01 * i for i, n in enumerate(names)} | {"macro": 0.8562},
                 "dice_image": {"macro": 0.7},
                 "dice_batch": {"macro": 0.75},
+                **({"dice_report": {"macro": 0.8}} if SCHEMES[scheme].report_classes else {}),
             },
             "intervals": {
                 "over": "patients", "n": 151, "resamples": 2000, "dice_global": {"macro": [0.8401, 0.8699]},
@@ -35,25 +38,46 @@ def evaluation(name="unet", model="unet", scheme="tumor_stroma", layout="kaggle2
     }  # fmt: skip
 
 
-def test_markdown_has_a_row_for_each_model_with_the_published_score():
-    text = tables.markdown([evaluation(), evaluation("resnet", "unet_resnet101")])
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells == [
-        "unet", "kaggle224 published split, val, 5429 images", "0.851", "0.861", "0.856",
-        "0.840 to 0.870 (151 patients)", "0.700", "0.750", "0.834",
+def rows(text):
+    """Returns the cells of the header and of the rows of the models."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert len({len(cells) for cells in lines}) == 1
+    return [lines[0], *lines[2:]]
+
+
+def test_table_1_stands_beside_the_dice_of_the_report_alone():
+    text = tables.markdown([evaluation("of its code", "report_unet"), evaluation(), evaluation("r", "unet_resnet101")])
+    header, *models = rows(text)
+    assert header[-3:] == ["dice_batch", "dice_report", "report's Table 1"]
+    assert models[0] == [
+        "of its code", "kaggle224 published split, val, 5429 images", "0.851", "0.861", "0.871", "0.856",
+        "0.840 to 0.870 (151 patients)", "0.700", "0.750", "0.800", "0.834",
     ]  # fmt: skip
-    assert lines[3].endswith("| – |")  # the recipe has no such network
-    assert "label scheme tumor_stroma" in text and "dice_global" in text
-    assert "U-Net 0.834, Dense U-Net 0.812, TransUNet 0.823, nnU-Net 0.809" in text
-    assert "does not say which average" in text
+    assert models[1][-2:] == ["0.800", "0.834"] and models[2][-2:] == ["0.800", "–"]  # it has no such network
+    assert "label scheme tumor_stroma_other" in text and "dice_global" in text
+    assert "can be compared with it alone: U-Net 0.834, Dense U-Net 0.812, TransUNet 0.823, nnU-Net 0.809" in text
+    assert "Other networks than those of the report's own code" in text and "report_transunet: unet." in text
+
+
+@pytest.mark.parametrize("scheme", ["tumor_stroma", "five_classes"])
+def test_table_1_is_not_in_tables_of_another_task(scheme):
+    text = tables.markdown([evaluation(scheme=scheme)])
+    assert rows(text)[0][-1] == "dice_batch" and "0.834" not in text and "dice_report" not in text
+    assert "0.834" not in tables.latex([evaluation(scheme=scheme)])
+    assert f"the label scheme is {scheme}; Table 1 is of three classes" in text
+
+
+def test_results_of_before_the_score_are_marked():
+    before = evaluation()
+    del before["scores"]["scores"]["dice_report"]
+    check_reason(before, "an earlier version evaluated it without dice_report")
+    assert rows(tables.markdown([before]))[1][-2:] == ["–", "0.834"]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     (
-        ({"scheme": "tumor_stroma_other"}, "the label scheme is tumor_stroma_other"),
+        ({"scheme": "tumor_stroma"}, "the label scheme is tumor_stroma;"),
         ({"split": "institute"}, "evaluated on kaggle224 institute split, val, 5429 images"),
         ({"layout": "roi"}, "evaluated on roi published split"),
         ({"images": 30}, "evaluated on 30 of the 5429"),
@@ -88,14 +112,14 @@ def check_reason(other, reason):
     (found,) = tables.not_comparable(other)
     assert reason in found
     text = tables.markdown([other])
-    assert f"Not comparable with the recipe's Table 1 ({found}): unet." in text and "- Comparable" not in text
+    assert f"Not comparable with the report's Table 1 ({found}): unet." in text and tables.COMPARABLE not in text
 
 
 def test_one_line_lists_the_comparable_models_and_one_line_each_kind_of_others():
     assert tables.not_comparable(evaluation()) == []
     text = tables.markdown([evaluation("a"), evaluation("b", images=30), evaluation("c"), evaluation("d", images=30)])
-    assert "- Comparable with the recipe's Table 1 by label scheme, split and tiles: a, c.\n" in text
-    assert re.search(r"- Not comparable with the recipe's Table 1 \(.*\): b, d\.\n", text)
+    assert "- dice_report is comparable with the report's Table 1 by task, split and tiles: a, c.\n" in text
+    assert re.search(r"- Not comparable with the report's Table 1 \(.*\): b, d\.\n", text)
 
 
 def test_different_label_schemes_are_refused_in_one_table():
@@ -142,16 +166,17 @@ def test_tex_is_well_formed_whatever_the_name():
     assert body.count("{") == body.count("}")
     assert not re.search(r"[%$#_~^]", body)
     lines = body.split(r"\hline")
-    rows = [line for part in lines[1:3] for line in part.strip().splitlines()]
-    assert len(rows) == 3 and {row.count("&") for row in rows} == {8} and all(row.endswith(r"\\") for row in rows)
-    assert r"\begin{tabular}{llrrrrrrr}" in text
+    table_rows = [line for part in lines[1:3] for line in part.strip().splitlines()]
+    assert len(table_rows) == 3 and {row.count("&") for row in table_rows} == {10}
+    assert all(row.endswith(r"\\") for row in table_rows)
+    assert r"\begin{tabular}{llrrrrrrrrr}" in text
 
 
 def test_markdown_is_well_formed_whatever_the_name():
     text = tables.markdown([evaluation("a|b\n# c `d` <i> \\ [x](y) *z* _w_ a_b")])
     row = text.splitlines()[2]
     assert row.startswith(r"| a\|b \# c \`d\` \<i\> \\ \[x\](y) \*z\* \_w\_ a_b | ")
-    assert len(re.findall(r"(?<!\\)\|", row)) == 10
+    assert len(re.findall(r"(?<!\\)\|", row)) == 12
 
 
 def test_files_are_written_whole(tmp_path):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tifffile
 
 from bcss_jax.data.decoding.orientation import agreed_orientation, orientation_in_xmp
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.reading.backend import PALETTE_NOTE, unsupported_pixels
 
 READERS = OPENSLIDE, PILLOW, TIFFSLIDE, TIFFFILE = "openslide", "pillow", "tiffslide", "tifffile"
@@ -58,6 +59,12 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
     found = _unsupported(page)
     if found:
         raise unsupported_pixels(path, found)
+    if not _has_decoder(page):
+        name = getattr(page.compression, "name", None) or str(page.compression)
+        raise DataError(
+            f"{printable(path)}: expected a slide with a compression that can be decoded, found {name}, which is not "
+            "supported; convert it to a tiled TIFF with JPEG or deflate"
+        )
     right, notes = set(READERS), []
     tagged, xmp = _numbers(page, "Orientation", 1)[0], page.tags.valueof("XMP", b"")
     if not 1 <= tagged <= 8:
@@ -88,6 +95,13 @@ def storage_of(path: Path, page: tifffile.TiffPage) -> Storage:
     if empty:
         notes.append(f"{empty} of its {len(page.databytecounts)} tiles are not in the file and are taken for glass")
     return Storage(orientation, frozenset(right), tuple(notes))
+
+
+def _has_decoder(page: tifffile.TiffPage) -> bool:
+    try:
+        return page.compression == 1 or bool(tifffile.TIFF.DECOMPRESSORS[page.compression])
+    except KeyError:  # with the reason: an unknown number, or a codec without a decoder
+        return False
 
 
 def meaning_of_alpha(page: tifffile.TiffPage) -> str | None:
