@@ -141,6 +141,7 @@ def _set_augmentation(config: Any) -> None:
     config.augment.contrast = 0.2  # largest change of contrast
     config.augment.saturation = 0.2  # largest change of saturation
     config.augment.hue = 0.05  # largest change of hue
+    config.augment.jitter_normalized = False  # change colors after the normalization, as the report's own code does
     config.augment.blur = 0.1  # probability of a Gaussian blur
     config.augment.blur_sigma = 1.5  # largest standard deviation of the blur in pixels
 
@@ -251,7 +252,8 @@ def report_recipe(system: str, argument: str, **arguments) -> ConfigDict:
     config.name = f"{system}_kaggle224_{REPORT}"
     config.labels = "tumor_stroma_other"
     config.dtype = "float16"
-    config.augment.update(rotate90=0.5, rotate=0.0, color_jitter=0.1, hue=0.1, blur=0.1, blur_sigma=1.4)
+    config.augment.update(rotate90=0.5, rotate=0.0, color_jitter=0.1, hue=0.1, jitter_normalized=True)
+    config.augment.update(blur=0.1, blur_sigma=1.4)
     # Albumentations' alpha 1: smoothed noise, which moves pixels by hundredths of one.
     elastic = augmentation.Augmentation(elastic=0.5, elastic_pixels=1.0, elastic_smoothness=50.0)
     config.augment.update(elastic=0.5, elastic_smoothness=50.0, elastic_pixels=1 / elastic.displacement_factor())

@@ -24,7 +24,9 @@ from helpers.paths import ROOT
 from helpers.slide_files import svs
 from helpers.slides_small import tissue_picture
 
+from bcss_jax import cli
 from bcss_jax.config import field_names
+from bcss_jax.config_file import find_config_file
 
 BLOCKS = blocks()
 RUN = [block for block in BLOCKS if block.runs]
@@ -89,7 +91,7 @@ def _check_training(arguments: list[str]) -> None:
     """Checks the options of `python -m bcss_jax.main`: flags of its help, fields of the config file."""
     source = (ROOT / "bcss_jax" / "main.py").read_text()
     configs = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
-    file, _, argument = (configs or ["configs/unet.py"])[0].partition(":")
+    file, _, argument = find_config_file((configs or ["configs/unet.py"])[0]).partition(":")
     config = runpy.run_path(str(ROOT / file))["get_config"](*[argument] if argument else [])
     for word in arguments:
         option = word.partition("=")[0]
@@ -104,6 +106,8 @@ def _check(words: list[str]) -> None:
     while VARIABLE.fullmatch(words[0]):
         words = words[1:]
     program, *rest = words
+    if program == "bcss-jax":
+        rest = ["-m", cli.COMMANDS[rest[0]][0], *rest[1:]]
     if program in SHELL or program.endswith(("sphinx-build", "ruff", "pyright")):
         return
     if program == "pip":

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bcss_jax.data.augmentation.settings import Augmentation
+from bcss_jax.models.apply import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
@@ -71,6 +72,7 @@ def _idle_recipes(settings: Augmentation, ignore_index: int) -> queue.SimpleQueu
 
 def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
     s = settings
+    jitter = _NormalizedJitter if s.jitter_normalized else A.ColorJitter
     alpha = s.displacement_factor()  # Albumentations smooths noise and multiplies it by alpha
     return A.Compose(
         [
@@ -79,7 +81,7 @@ def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
             A.VerticalFlip(p=s.vertical_flip),
             _Rotate(limit=s.rotate_degrees, fill_mask=ignore_index, p=s.rotate),
             _Elastic(alpha=alpha, sigma=s.elastic_smoothness, fill_mask=ignore_index, p=s.elastic),
-            A.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
+            jitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
             A.GaussianBlur(sigma_limit=(0.5, s.blur_sigma), p=s.blur),
         ]
     )
@@ -98,3 +100,12 @@ class _Elastic(A.ElasticTransform):
 
     def apply(self, img, map_x, map_y, **params):
         return cv2.remap(img, map_x, map_y, self.interpolation, borderMode=cv2.BORDER_REFLECT_101)
+
+
+class _NormalizedJitter(A.ColorJitter):
+    """Changes the image as normalized by the statistics of ImageNet, where Albumentations cuts values to 0 and 1."""
+
+    def apply(self, img, **params):
+        mean, std = (np.asarray(values, np.float32) for values in (IMAGENET.mean, IMAGENET.std))
+        changed = super().apply((img / np.float32(255) - mean) / std, **params)
+        return np.rint(np.clip((changed * std + mean) * 255, 0, 255)).astype(np.uint8)
