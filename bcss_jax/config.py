@@ -82,7 +82,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, tiatoolbox_bcss, or a TOML file
     # name and arguments of the network; the arguments are described at its class in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
-    config.pretrained = ""  # file of weights (.safetensors, .npz, .pth) for the encoder or the whole network
+    config.pretrained = ""  # weights to start from: a file (.safetensors, .npz, .pth) or the folder of a run
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
     config.image_mean = statistics.mean  # subtracted from the images; RGB values from 0 to 1
     config.image_std = statistics.std  # the images are divided by it after that
@@ -295,9 +295,18 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
         check_one_of(config, "augment_on", AUGMENT_ON)
     if "validation_loss" in config:
         check_one_of(config, "validation_loss", VALIDATION_LOSSES)
-    check_one_of(config, "dtype", DTYPES)
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))
+    validate_network(config)
+    check_data_folder(config, "configs/unet.py")
+    check_folds(config)
+    if "balance" in config.data:  # runs of before the setting lack it
+        check_one_of(config, "data.balance", BALANCE)
+
+
+def validate_network(config: Any) -> None:
+    """Checks the settings that a network needs to predict; an imported one has no others. Raises as `validate`."""
+    check_one_of(config, "dtype", DTYPES)
     check_ranges(config, RANGES)
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
         values = _get(config, field)
@@ -306,10 +315,6 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
     check_image_statistics(config)
-    check_data_folder(config, "configs/unet.py")
-    check_folds(config)
-    if "balance" in config.data:  # runs of before the setting lack it
-        check_one_of(config, "data.balance", BALANCE)
 
 
 def unknown_field(config: ConfigDict, field: str) -> str:

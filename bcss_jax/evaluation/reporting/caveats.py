@@ -16,6 +16,7 @@ def caveats(evaluation: dict) -> list[str]:
     """
     return [
         *_about_the_data(evaluation["data"], evaluation["trained_on"], evaluation["part"]),
+        *_about_imported_weights(evaluation.get("pretrained") or {}),
         *_about_the_images(evaluation["scores"]),
         *_about_the_classes(evaluation["label_scheme"], evaluation["scores"]),
         *_about_the_temperature(evaluation["temperature"]),
@@ -42,6 +43,14 @@ def _about_the_data(data, trained_on, split):
             f"Patients with images in more than one split ({data['layout']}, {data['split']} split): "
             f"{data['patients_in_two_parts']}. The scores are too optimistic if the model was trained on other images "
             "of the evaluated patients; dividing the data by institute avoids this."
+        )
+
+
+def _about_imported_weights(pretrained):
+    if pretrained.get("trained_on"):
+        yield (
+            f"The publisher of the weights trained them on {pretrained['trained_on']}. If the evaluated images or "
+            "patients are among those, the scores are too optimistic."
         )
 
 
