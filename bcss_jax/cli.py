@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("bcss_jax.evaluate", "score trained runs, with intervals and a report"),
     "segment": ("bcss_jax.segment", "segment whole slides"),
     "view": ("bcss_jax.view", "show segmented slides in the browser"),
+    "import-model": ("bcss_jax.import_model", "make a run of weights that another program trained"),
     "export": ("bcss_jax.export", "write a trained network as StableHLO"),
     "data": ("bcss_jax.data", "look at a data set, or prepare it"),
     "nnunet": ("bcss_jax.nnunet", "the steps of nnU-Net as a method"),

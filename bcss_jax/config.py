@@ -82,7 +82,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.labels = "tumor_stroma"  # tumor_stroma, tumor_stroma_other, five_classes, tiatoolbox_bcss, or a TOML file
     # name and arguments of the network; the arguments are described at its class in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
-    config.pretrained = ""  # file of weights (.safetensors, .npz, .pth) for the encoder or the whole network
+    config.pretrained = ""  # weights to start from: a file (.safetensors, .npz, .pth) or the folder of a run
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
     config.image_mean = statistics.mean  # subtracted from the images; RGB values from 0 to 1
     config.image_std = statistics.std  # the images are divided by it after that
@@ -141,6 +141,7 @@ def _set_augmentation(config: Any) -> None:
     config.augment.contrast = 0.2  # largest change of contrast
     config.augment.saturation = 0.2  # largest change of saturation
     config.augment.hue = 0.05  # largest change of hue
+    config.augment.jitter_normalized = False  # change colors after the normalization, as the report's own code does
     config.augment.blur = 0.1  # probability of a Gaussian blur
     config.augment.blur_sigma = 1.5  # largest standard deviation of the blur in pixels
     config.augment.stain = 0.0  # probability of other strengths of hematoxylin and eosin; `,robust` sets 0.8
@@ -256,7 +257,8 @@ def report_recipe(system: str, argument: str, **arguments) -> ConfigDict:
     config.name = f"{system}_kaggle224_{REPORT}"
     config.labels = "tumor_stroma_other"
     config.dtype = "float16"
-    config.augment.update(rotate90=0.5, rotate=0.0, color_jitter=0.1, hue=0.1, blur=0.1, blur_sigma=1.4)
+    config.augment.update(rotate90=0.5, rotate=0.0, color_jitter=0.1, hue=0.1, jitter_normalized=True)
+    config.augment.update(blur=0.1, blur_sigma=1.4)
     # Albumentations' alpha 1: smoothed noise, which moves pixels by hundredths of one.
     elastic = augmentation.Augmentation(elastic=0.5, elastic_pixels=1.0, elastic_smoothness=50.0)
     config.augment.update(elastic=0.5, elastic_smoothness=50.0, elastic_pixels=1 / elastic.displacement_factor())
@@ -298,9 +300,18 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
         check_one_of(config, "augment_on", AUGMENT_ON)
     if "validation_loss" in config:
         check_one_of(config, "validation_loss", VALIDATION_LOSSES)
-    check_one_of(config, "dtype", DTYPES)
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))
+    validate_network(config)
+    check_data_folder(config, "configs/unet.py")
+    check_folds(config)
+    if "balance" in config.data:  # runs of before the setting lack it
+        check_one_of(config, "data.balance", BALANCE)
+
+
+def validate_network(config: Any) -> None:
+    """Checks the settings that a network needs to predict; an imported one has no others. Raises as `validate`."""
+    check_one_of(config, "dtype", DTYPES)
     check_ranges(config, RANGES)
     for field, low in (("image_mean", 0), ("image_std", 1e-6)):
         values = _get(config, field)
@@ -309,10 +320,6 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
                 f"config.{field}={values}: must be three numbers from {low:g} to 1, for red, green and blue"
             )
     check_image_statistics(config)
-    check_data_folder(config, "configs/unet.py")
-    check_folds(config)
-    if "balance" in config.data:  # runs of before the setting lack it
-        check_one_of(config, "data.balance", BALANCE)
 
 
 def unknown_field(config: ConfigDict, field: str) -> str:

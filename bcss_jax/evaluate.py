@@ -261,6 +261,11 @@ def _unseen_splits(run, split, fit_split) -> tuple[EvaluationSplit, EvaluationSp
 def _data_settings(args, run) -> DataSettings:
     """Returns the data settings of the checkpoint, unless the command line gives others."""
     saved = run.config["data"]
+    if not (args.layout or saved["layout"]):
+        raise ConfigError(
+            f"{run.name}: its weights were imported, so it has no data set of its own; name the images to score with "
+            "--data.layout and --data.dir"
+        )
     # Runs of nnU-Net's method have no patches and use the defaults.
     names = ("mpp", "patch_size", "stride", "allow_missing", "max_bad", "region")
     settings = DataSettings(

@@ -154,6 +154,8 @@ def artifact_of(model: SlideModel) -> bytes:
         "classes": list(model.scheme.evaluated_names),
         "mpp": model.mpp,
         "window": model.window,
+        "overlap": model.overlap,
+        "blend": model.blend,
         "image_shape": image_shape(model.window),
         "image_dtype": "uint8",
         "tta": model.metadata["tta"],

@@ -36,8 +36,7 @@ from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
-from bcss_jax.slides.stitching.blend import BLENDS
-from bcss_jax.slides.windows import MAX_OVERLAP
+from bcss_jax.slides.windows import BLEND, BLENDS, MAX_OVERLAP, OVERLAP
 from bcss_jax.training.sharding import make_mesh
 
 CPU_BATCH, ACCELERATOR_BATCH = 4, 32  # windows of 224 pixels for each device; fewer if they are larger
@@ -74,10 +73,9 @@ def _parser():
     add(
         "--overlap",
         type=Range(0, MAX_OVERLAP).parse,
-        default=0.25,
-        help="overlap of neighboring windows, a share of their side (default 0.25)",
+        help=f"overlap of neighboring windows, a share of their side (default {OVERLAP}; an imported model may differ)",
     )
-    add("--blend", choices=BLENDS, default="gaussian", help="how overlapping windows are blended (default gaussian)")
+    add("--blend", choices=BLENDS, help=f"how windows are blended (default {BLEND}; an imported model may differ)")
     add("--tta", action="store_true", help="average the predictions over flips and quarter turns of every window")
     add("--batch_size", type=COUNT.parse, help="windows computed at a time, over all devices")
     add(
@@ -218,8 +216,8 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             )
         settings = SegmentSettings(
             window=window,
-            overlap=args.overlap,
-            blend=args.blend,
+            overlap=model.overlap if args.overlap is None else args.overlap,
+            blend=args.blend or model.blend,
             tissue="all" if args.tissue == "all" else "colour",
             probabilities=args.probabilities,
             min_area_um2=args.min_area_um2,

@@ -35,7 +35,7 @@ LAYERS = (
     ("slides.scoring",),
     ("slides.batch",),
     ("viewer",),
-    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "models.__main__"),
+    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "import_model", "models.__main__"),
     ("cli",),
 )
 MAX_LINES = 80

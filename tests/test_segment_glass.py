@@ -67,9 +67,7 @@ def test_glass_is_taken_out_of_every_result(both):
     assert summary["identity"]["settings"]["glass"] == "background" and "glass" not in of_kept["identity"]["settings"]
 
 
-def test_results_that_keep_glass_stay_as_they_are_unless_another_rule_is_named(
-    run, slide, both, tmp_path, capsys, caplog
-):
+def test_results_that_keep_glass_stay_unless_another_rule_is_named(run, slide, both, tmp_path, capsys, caplog):
     output = tmp_path / "out"
     shutil.copytree(both[1], output / "case")
     before = (output / "case" / "labels.ome.tif").read_bytes()

@@ -86,7 +86,8 @@ def _header(row, where, required, optional):
         columns = f"the column {required[0]}" if len(required) == 1 else f"the columns {' and '.join(required)}"
         raise DataError(
             f"{where}, line 1: expected a header with {columns} (and optionally {', '.join(optional)}), "
-            f"found {', '.join(map(ascii, row))[:200]}; add the {'header' if missing == required[0] else missing}"
+            f"found {', '.join(map(ascii, row))[:200]}; add the "
+            f"{'header' if missing == required[0] else f'column {missing}'}"
         )
     unknown = [name for name in names if name not in known]
     twice = [name for number, name in enumerate(names) if name in names[:number]]

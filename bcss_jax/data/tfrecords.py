@@ -218,7 +218,11 @@ class PreparedData:
 
 
 def prepare(
-    settings: discovery.DataSettings, *, prepared_dir: str | os.PathLike, scheme: labels.LabelScheme
+    settings: discovery.DataSettings,
+    *,
+    prepared_dir: str | os.PathLike,
+    scheme: labels.LabelScheme,
+    log_report: bool = True,
 ) -> PreparedData:
     """Finds, checks and writes the tiles of a data set, unless they have been prepared before.
 
@@ -227,7 +231,8 @@ def prepare(
     Args:
       settings: which data set.
       prepared_dir: where prepared data sets are kept, a folder of a local or shared file system.
-      scheme: the label scheme; it decides which warnings are logged, not what is written.
+      scheme: the label scheme; it decides which warnings are logged, and what is written for slides alone.
+      log_report: whether to log what the checks found; a fold of the data set (`folded_data`) logs its own.
 
     Raises:
       ConfigError: a setting is invalid, or the masks cannot express the scheme's classes.
@@ -261,7 +266,8 @@ def prepare(
     log.info("prepared data: %s", folder)
     if line := left_out.line():
         log.info("%s: left out: %s", printable(settings.folder or ""), line)
-    report.log(scheme, settings.codes)
+    if log_report:
+        report.log(scheme, settings.codes)
     return PreparedData(folder, layout, source.split_by, settings.codes, source.mpp, source.fingerprint, report)
 
 

@@ -40,11 +40,13 @@ from jaxlib.mlir.dialects import stablehlo
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import portable_stem
 from bcss_jax.common.json_files import parse_json
+from bcss_jax.common.ranges import Range
 from bcss_jax.common.regular_file import real_path
 from bcss_jax.data.resolution.check import why_impossible
 from bcss_jax.errors import ConfigError, DataError, UserError, first_line, printable
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme, scheme_from_json
+from bcss_jax.slides.windows import BLEND, BLENDS, MAX_OVERLAP, OVERLAP
 
 FORMAT = 1  # of model.json; raised when older code could not read what newer code writes
 PROGRAM, METADATA = "model.stablehlo", "model.json"
@@ -124,6 +126,8 @@ def model_of_artifact(path: Path, mesh: Mesh, tta: bool) -> SlideModel:
         (),
         lambda arrays, images: run(images),
         any_window=False,
+        overlap=metadata.get("overlap", OVERLAP),
+        blend=metadata.get("blend", BLEND),
     )
 
 
@@ -178,6 +182,9 @@ def _checked(metadata: Any) -> LabelScheme:
         "classes": metadata.get("classes") == list(scheme.evaluated_names),
         "mpp": why_impossible(metadata.get("mpp")) is None,
         "window": type(metadata.get("window")) is int and 0 < metadata["window"] <= MAX_WINDOW,
+        # Files of before imported models lack the next two.
+        "overlap": metadata.get("overlap", OVERLAP) in Range(0, MAX_OVERLAP),
+        "blend": metadata.get("blend", BLEND) in BLENDS,
         "tta": type(metadata.get("tta")) is bool,
         "params_sha256": _is_text(metadata.get("params_sha256"))
         and re.fullmatch("[0-9a-f]{64}", metadata["params_sha256"]),

@@ -14,6 +14,7 @@ from bcss_jax.errors import ConfigError, NumericalError, first_line
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY, log_probabilities
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction
+from bcss_jax.slides.windows import BLEND, OVERLAP
 from bcss_jax.training import sharding
 
 if TYPE_CHECKING:  # reading runs needs packages that computing does not
@@ -36,6 +37,8 @@ class SlideModel:
       arrays: the weights, on all devices of a mesh.
       probabilities: (arrays, images uint8 [N, window, window, 3]) -> float32 [N, window, window, K]; traceable.
       any_window: the model accepts windows of other sizes too.
+      overlap: of neighboring windows, as a share of their side, if the user names none.
+      blend: how windows are blended, if the user does not say.
     """
 
     name: str
@@ -47,6 +50,8 @@ class SlideModel:
     arrays: Any
     probabilities: Callable[[Any, jax.Array], jax.Array]
     any_window: bool = True
+    overlap: float = OVERLAP
+    blend: str = BLEND
 
 
 def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
@@ -79,6 +84,8 @@ def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
         metadata,
         (params, model_state),
         probabilities_of(run.function, run.scheme, tta),
+        overlap=run.imported.get("overlap", OVERLAP),
+        blend=run.imported.get("blend", BLEND),
     )
 
 

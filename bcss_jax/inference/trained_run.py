@@ -17,13 +17,16 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bcss_jax.common.ranges import WINDOW, Range
 from bcss_jax.common.regular_file import real_path
-from bcss_jax.config import validate
+from bcss_jax.config import validate, validate_network
+from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ImageStatistics, ModelFunction
 from bcss_jax.nnunet.folds import trained_fold_names
+from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
 from bcss_jax.training import checkpoint
 from bcss_jax.training.history import COLUMNS
 from bcss_jax.training.step_folder import step_numbers
@@ -68,8 +71,13 @@ class TrainedRun:
         return self.folder.parent if self.folder.name == "checkpoints" else self.folder
 
     @property
-    def trained_on(self) -> dict:
-        """Description of the training data (`tfrecords.PreparedData.describe`)."""
+    def imported(self) -> dict:
+        """What only a run of weights from another program has (`imported.run_folder.metadata_of`); {} for others."""
+        return self.metadata.get("imported") or {}
+
+    @property
+    def trained_on(self) -> dict | None:
+        """Description of the training data (`tfrecords.PreparedData.describe`); None if the weights were imported."""
         return self.metadata["data"]
 
     @property
@@ -160,10 +168,14 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         raise DataError(f"{where}: {error}; the checkpoint was changed or is not of this program") from error
     try:
         settings: Any = ConfigDict(config)
-        validate(settings, scheme)
         json.dumps(metadata, allow_nan=False)  # the evaluation writes it to JSON again
-        if not {"layout", "split", "tiles"} <= metadata["data"].keys():
-            raise KeyError("data")
+        if metadata.get("imported") is not None:
+            validate_network(settings)
+            _check_imported(metadata)
+        else:
+            validate(settings, scheme)
+            if not {"layout", "split", "tiles"} <= metadata["data"].keys():
+                raise KeyError("data")
         if name_of(settings.labels) != scheme.name:
             raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
         statistics = ImageStatistics(tuple(settings.image_mean), tuple(settings.image_std))
@@ -175,6 +187,16 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
     name = sanitized_name(_name(folder))
     return TrainedRun(name, folder, trained.which, trained.step, metadata, scheme, function, sha256)
+
+
+def _check_imported(metadata: dict) -> None:
+    """Raises ConfigError or KeyError unless the metadata of an imported network are as they were written."""
+    imported, data = metadata["imported"], metadata["config"]["data"]
+    if imported["overlap"] not in Range(0, MAX_OVERLAP) or imported["blend"] not in BLENDS:
+        raise ConfigError(f"its windows are blended by {imported['blend']} with the overlap {imported['overlap']}")
+    if metadata["data"] is not None or data["layout"] or data["patch_size"] not in WINDOW:
+        raise ConfigError("it was imported, and yet names training data, or windows of no size")
+    check_mpp(data["mpp"], "data.mpp")
 
 
 def with_unique_names(runs: Sequence[_AnyRun], taken: Sequence[str] = ()) -> list[_AnyRun]:

@@ -14,6 +14,8 @@ import numpy as np
 from bcss_jax.errors import ConfigError
 
 MAX_OVERLAP = 0.75
+OVERLAP, BLEND = 0.25, "gaussian"  # of models that say nothing else
+BLENDS = ("gaussian", "centre")  # what `stitching.blend.blend_weights` takes
 # Distance in pixels between a seam and the places it is compared with. Networks upsample in steps of 2 to 16 pixels,
 # and neighboring pixels differ more across such a step (in a U-Net, by a tenth at every second pair). A distance of 16
 # keeps the phase of these steps, so they do not count as seams.

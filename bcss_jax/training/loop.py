@@ -52,6 +52,7 @@ from bcss_jax.training.history import (
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
+from bcss_jax.training.start.from_run import load_from_run
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, summary, versions
@@ -150,8 +151,16 @@ class Run:
         config = self._config
         if step_numbers(self._workdir / "checkpoints") or not config.pretrained:
             return None
-        pretrained = load_pretrained(model, Path(config.pretrained).expanduser())
+        path = Path(config.pretrained).expanduser()
+        if path.is_dir():
+            pretrained = load_from_run(model, path, config, self._scheme)
+        else:
+            pretrained = load_pretrained(model, path)
         skipped = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
+        if pretrained.get("new"):
+            skipped += (
+                f"; that run has other classes, so these start from random weights: {', '.join(pretrained['new'])}"
+            )
         print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{skipped}")
         return pretrained
 
@@ -179,9 +188,10 @@ class Run:
             config.data.list or None,
             config.data.region,
         )
-        data = tfrecords.prepare(settings, prepared_dir=Path(config.data.prepared_dir).expanduser(), scheme=scheme)
-        if config.data.folds:
-            data = hold_out(data, config.data.folds, int(config.data.fold), scheme)
+        prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
+        data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
+        if folds:
+            data = hold_out(data, folds, int(config.data.fold), scheme)
         print_main(
             f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
             f"classes {', '.join(scheme.evaluated_names)}"

@@ -26,7 +26,7 @@ from benchmarks.gpu.scheduler import ROOT, Outcome, Scheduler
 MOST_AT_ONCE = 6  # parts that compile; all of them hold memory of the GPU
 CORES_OF_A_PART = 2
 REFERENCE = ROOT.parent / "shared/parity"
-MINUTES = {False: 8, True: 20}  # by whether the run is dry
+MINUTES = {False: 8, True: 40}  # by whether the run is dry
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
 SKIPPED, FAILED = 2, 1  # exit codes
 # A part takes the memory it needs instead of three quarters of the GPU, because JAX and PyTorch share it.
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add: Any = parser.add_argument
-    add("--minutes", type=float, help="after which everything ends (default 8; dry 20)")
+    add("--minutes", type=float, help="after which everything ends (default 8; dry 40)")
     add("--out", type=Path, help="folder of the results (default: a new one in runs/)")
     add("--only", default="", help="parts whose names begin so, separated by commas: parity, training, resume, ...")
     add("--reference", type=Path, help="folder of reference values (default ../shared/parity, if it is there)")

@@ -56,9 +56,9 @@ def parts(dry: bool, reference: Path | None) -> list[Part]:
       dry: small sizes, for a CPU.
       reference: folder of reference values.
     """
-    # Twice the time on a CPU, which may be shared with other programs.
+    # Much more time on a CPU, which may be shared with other programs: a dry run asks whether the parts work.
     found = _dry_parts(reference) if dry else _full_parts(reference)
-    return [dataclasses.replace(part, seconds=2 * part.seconds) if dry else part for part in found]
+    return [dataclasses.replace(part, seconds=5 * part.seconds) if dry else part for part in found]
 
 
 def _full_parts(reference: Path | None) -> list[Part]:

@@ -18,12 +18,15 @@ import tomllib
 import numpy as np
 import pytest
 from helpers import tile_files
+from helpers.annotated_slides import listed_slides
 from helpers.doc_blocks import Block, blocks
 from helpers.paths import ROOT
 from helpers.slide_files import svs
 from helpers.slides_small import tissue_picture
 
+from bcss_jax import cli
 from bcss_jax.config import field_names
+from bcss_jax.config_file import find_config_file
 
 BLOCKS = blocks()
 RUN = [block for block in BLOCKS if block.runs]
@@ -52,6 +55,7 @@ def place(tmp_path_factory):
             tile_files.save(folder / "FOLDER" / f"{split}_mask" / f"{name}.png", labels)
     svs(folder / "case.svs", tissue_picture(3 * SIZE, 4 * SIZE)[0])
     (folder / "list.csv").write_text("slide\ncase.svs\n")
+    listed_slides(folder, ("P01", "P02", "P03", "P04", "P05"), name="slides.csv")
     options = ("--config.epochs=1", "--config.model.width=4", "--config.model.depth=1", "--config.batch_size=4")
     train = ["python", "-m", "bcss_jax.main", "--config=configs/unet.py:kaggle224", "--config.data.dir=FOLDER"]
     _run([*train, *options, "--config.eval_batch_size=3", "--workdir=runs/unet"], folder)
@@ -87,7 +91,7 @@ def _check_training(arguments: list[str]) -> None:
     """Checks the options of `python -m bcss_jax.main`: flags of its help, fields of the config file."""
     source = (ROOT / "bcss_jax" / "main.py").read_text()
     configs = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
-    file, _, argument = (configs or ["configs/unet.py"])[0].partition(":")
+    file, _, argument = find_config_file((configs or ["configs/unet.py"])[0]).partition(":")
     config = runpy.run_path(str(ROOT / file))["get_config"](*[argument] if argument else [])
     for word in arguments:
         option = word.partition("=")[0]
@@ -102,6 +106,8 @@ def _check(words: list[str]) -> None:
     while VARIABLE.fullmatch(words[0]):
         words = words[1:]
     program, *rest = words
+    if program == "bcss-jax":
+        rest = ["-m", cli.COMMANDS[rest[0]][0], *rest[1:]]
     if program in SHELL or program.endswith(("sphinx-build", "ruff", "pyright")):
         return
     if program == "pip":

@@ -40,11 +40,11 @@ def write_list(path, rows, columns=("slide", "annotations", "mpp", "patient")):
     return path
 
 
-def listed_slides(folder, patients=("a", "b"), splits=None, **slide):
+def listed_slides(folder, patients=("a", "b"), splits=None, name="list.csv", **slide):
     """Writes a slide for each patient, and a list of them. Returns the list."""
     rows = []
     for number, patient in enumerate(patients):
         files = write_slide(folder, f"slide{number}", seed=number, **slide)
         rows.append([*(file.name for file in files), 0.25, patient, *([splits[number]] if splits else [])])
     columns = ("slide", "annotations", "mpp", "patient", *(["split"] if splits else []))
-    return write_list(folder / "list.csv", rows, columns)
+    return write_list(folder / name, rows, columns)

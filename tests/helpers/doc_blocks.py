@@ -17,7 +17,12 @@ from helpers.paths import ROOT
 
 PAGES = sorted(
     path
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "qupath").glob("*.md"),
+    )
     if path.name != "index.md"
 )
 LANGUAGES = ("bash", "python")

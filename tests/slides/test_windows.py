@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.slides.stitching import blend
-from bcss_jax.slides.windows import cut_window, windows_of
+from bcss_jax.slides.windows import BLENDS, cut_window, windows_of
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(2, 24), st.sampled_from([0, 0.25, 0.5, 0.7]))
 
@@ -40,7 +40,7 @@ def lane(request, monkeypatch):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sizes, st.integers(0, 2**32 - 1), st.sampled_from(blend.BLENDS))
+@given(sizes, st.integers(0, 2**32 - 1), st.sampled_from(BLENDS))
 def test_rows_are_the_sums_over_all_windows(size, seed, how):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
@@ -88,7 +88,7 @@ def test_resuming_at_a_pixel_row_gives_the_same_bits(size, seed, data):
 def test_all_windows_cover_every_pixel_and_weights_cancel(size):
     height, width, side, overlap = size
     windows = windows_of(height, width, side, overlap)
-    for how in blend.BLENDS:
+    for how in BLENDS:
         weights = blend.blend_weights(windows, how)
         value = np.full((windows.rows, windows.columns, 1, side, side), 0.25, np.float32) * weights
         _, sums, total = blended(windows, weights, value, np.ones((windows.rows, windows.columns), bool))

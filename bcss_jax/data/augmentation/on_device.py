@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bcss_jax.data.augmentation import colors, geometry
 from bcss_jax.data.augmentation.settings import Augmentation
+from bcss_jax.errors import ConfigError
 
 
 class Changes(NamedTuple):
@@ -130,7 +131,12 @@ def make_augment(settings: Augmentation, ignore_index: int, mesh: Mesh, seed: in
       `augment(images, labels, indices, epoch) -> (images, labels)`: `images` uint8 [N, H, W, 3], `labels` uint8
       [N, H, W] and `indices` int32 [N], the numbers of the examples, all split over the mesh; `epoch` is an integer.
       It raises ConfigError if rotations by 90 degrees are on and the images are not square.
+
+    Raises:
+      ConfigError: the colors are to be changed after the normalization.
     """
+    if settings.color_jitter and settings.jitter_normalized:
+        raise ConfigError("augmentation: jitter_normalized is done on the host only; set config.augment_on to host")
     split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, in_shardings=(split, split, split, everywhere), out_shardings=(split, split))

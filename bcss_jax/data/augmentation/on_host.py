@@ -18,6 +18,7 @@ import numpy as np
 
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.augmentation.stain import restain
+from bcss_jax.models.apply import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
@@ -72,6 +73,7 @@ def _idle_recipes(settings: Augmentation, ignore_index: int) -> queue.SimpleQueu
 
 def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
     s = settings
+    jitter = _NormalizedJitter if s.jitter_normalized else A.ColorJitter
     alpha = s.displacement_factor()  # Albumentations smooths noise and multiplies it by alpha
     return A.Compose(
         [
@@ -81,7 +83,7 @@ def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
             _Rotate(limit=s.rotate_degrees, fill_mask=ignore_index, p=s.rotate),
             _Elastic(alpha=alpha, sigma=s.elastic_smoothness, fill_mask=ignore_index, p=s.elastic),
             *([_Stain(s.stain_strength, p=s.stain)] if s.stain else []),
-            A.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
+            jitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
             A.GaussianBlur(sigma_limit=(0.5, s.blur_sigma), p=s.blur),
         ]
     )
@@ -114,3 +116,12 @@ class _Stain(A.ImageOnlyTransform):
 
     def apply(self, img, factors, **params):
         return restain(img, np.asarray(factors))
+
+
+class _NormalizedJitter(A.ColorJitter):
+    """Changes the image as normalized by the statistics of ImageNet, where Albumentations cuts values to 0 and 1."""
+
+    def apply(self, img, **params):
+        mean, std = (np.asarray(values, np.float32) for values in (IMAGENET.mean, IMAGENET.std))
+        changed = super().apply((img / np.float32(255) - mean) / std, **params)
+        return np.rint(np.clip((changed * std + mean) * 255, 0, 255)).astype(np.uint8)

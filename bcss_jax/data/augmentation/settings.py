@@ -27,6 +27,8 @@ class Augmentation:
       contrast: like `brightness`, for contrast.
       saturation: like `brightness`, for saturation.
       hue: shift drawn from [-hue, hue], as a fraction of the color circle (at most 0.5).
+      jitter_normalized: change the colors of the image as normalized for the network, as the report's own code does.
+        These values are no colors, and are cut off at 0 and 1. On the host only.
       blur: probability of a Gaussian blur.
       blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
       stain: probability of a change of stain, before the colors: hematoxylin, eosin and what neither explains get
@@ -51,6 +53,7 @@ class Augmentation:
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.05
+    jitter_normalized: bool = False
     blur: float = 0.1
     blur_sigma: float = 1.5
     stain: float = 0.0
@@ -88,6 +91,7 @@ RANGES = dict.fromkeys((*PROBABILITIES, "brightness", "contrast", "saturation", 
     "elastic_pixels": Range(0, 1000),
     "elastic_smoothness": Range(1, 100),
     "hue": Range(0, 0.5),
+    "jitter_normalized": (False, True),
     "blur_sigma": Range(0.5, 100),
 }
 

@@ -26,7 +26,6 @@ from bcss_jax.labels import SCHEME_CODES, LabelScheme, names_of_codes
 log = logging.getLogger(__name__)
 
 MAX_READERS = 8
-NO_INSTITUTE = "not stated"
 
 
 class PatchSettings(NamedTuple):
@@ -209,7 +208,7 @@ class SlideExamples:
             "key": f"{slide.name}_{x}_{y}_size{size}",
             "barcode": slide.name,
             "patient": slide.patient,
-            "institute": names.stated_institute(slide.patient) or NO_INSTITUTE,
+            "institute": names.stated_institute(slide.patient) or names.NOT_SAID,
             "x": x,
             "y": y,
             "mpp": mpp,

@@ -1,5 +1,6 @@
 """Writes the caveats of an evaluation as sentences. Each one follows from facts in the evaluation."""
 
+from bcss_jax.data import names
 from bcss_jax.evaluation.statistics import bootstrap
 from bcss_jax.labels import unchecked_scheme
 
@@ -15,6 +16,7 @@ def caveats(evaluation: dict) -> list[str]:
     """
     return [
         *_about_the_data(evaluation["data"], evaluation["trained_on"], evaluation["part"]),
+        *_about_imported_weights(evaluation.get("pretrained") or {}),
         *_about_the_images(evaluation["scores"]),
         *_about_the_classes(evaluation["label_scheme"], evaluation["scores"]),
         *_about_the_temperature(evaluation["temperature"]),
@@ -44,10 +46,20 @@ def _about_the_data(data, trained_on, split):
         )
 
 
+def _about_imported_weights(pretrained):
+    if pretrained.get("trained_on"):
+        yield (
+            f"The publisher of the weights trained them on {pretrained['trained_on']}. If the evaluated images or "
+            "patients are among those, the scores are too optimistic."
+        )
+
+
 def _about_the_images(scores):
     number, intervals = scores["number"], scores["intervals"]
     if number["patients"] == 1:
         yield "All images come from one patient: the scores say nothing about other patients."
+    elif names.NOT_SAID in scores.get("by_institute", ()):
+        yield "The institutes of some images are not known; stains and scanners of other institutes may differ."
     elif number["institutes"] == 1:
         yield "All images come from one institute; stains and scanners of other institutes may differ."
     if intervals["over"] == "images":

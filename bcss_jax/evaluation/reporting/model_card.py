@@ -152,15 +152,29 @@ def _pretrained(evaluation):
     pretrained = evaluation["pretrained"]
     yield ""
     if pretrained:
+        imported = evaluation["trained_on"] is None and not evaluation["history"]
         yield (
-            f"Training started from `{_code(pretrained['file'])}` (SHA-256 `{_code(pretrained['sha256'])}`). The "
-            "source and license of these weights are not recorded. The license may apply to this model as well, so "
-            "check it at the source of the file."
+            f"{'The weights are those of' if imported else 'Training started from'} `{_code(pretrained['file'])}` "
+            f"(SHA-256 `{_code(pretrained['sha256'])}`){', and were not trained further' if imported else ''}. "
+            + _license(pretrained)
         )
     elif evaluation["config"] is None:
         yield "Not recorded, because this is an ensemble; see its members."
     else:
         yield "None: training started from random weights."
+
+
+def _license(pretrained):
+    if not (pretrained.get("source") or pretrained.get("license")):
+        return (
+            "The source and license of these weights are not recorded. The license may apply to this model as well, so "
+            "check it at the source of the file."
+        )
+    source, license = (pretrained.get(name) or "not recorded" for name in ("source", "license"))
+    return markdown_text(
+        f"Source: {source}. License: {license}. "
+        "Names and shapes are those of the published network; whether the file is the published one was not checked."
+    )
 
 
 def _loading(evaluation):

@@ -191,7 +191,7 @@ def _rows(evaluations):
         values, intervals = evaluation["scores"]["scores"], evaluation["scores"]["intervals"]
         low, high = intervals["dice_global"]["macro"]
         ends = format_interval(low, high) + ("" if low is None else f" ({intervals['n']} {intervals['over']})")
-        model = evaluation["model"]
+        model = evaluation["model"] or ""
         published = PUBLISHED.get(NAMED_IN_TABLE.get(model, model), ("", None))[1]
         beside = [format_table_score(values.get("dice_report", {}).get("macro")), format_table_score(published)]
         yield [

@@ -153,8 +153,8 @@ def conv3x3_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         """Returns the sum over all bands of these images, taken one by one."""
 
         def add(i, total):
-            image, top = i // bands, i % bands * rows
-            return total + product(*(lax.dynamic_slice_in_dim(array, image, 1) for array in (x, dy)), top)
+            x_of_image, dy_of_image = (lax.dynamic_slice_in_dim(array, i // bands, 1) for array in (x, dy))
+            return total + product(x_of_image, dy_of_image, i % bands * rows)
 
         shape = (len(down_x) * 3 * inputs, len(down_dy) * outputs)
         return lax.fori_loop(0, x.shape[0] * bands, add, jnp.zeros(shape, jnp.float32))

@@ -25,8 +25,8 @@ _PTH = (".pth", ".pt", ".bin", ".tar")
 _TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
 _SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
 _NPZ_READER = "the npz reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
-# Keys under which training programs save the weights; nnU-Net uses the last one.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights")
+# Keys under which training programs save the weights; nnU-Net uses the last one but one, TIAToolbox the last one.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "desc")
 # Entries that are saved among the weights but are not weights: milesial's U-Net saves its label values there.
 _NOT_WEIGHTS = ("mask_values",)
 
@@ -49,7 +49,7 @@ def read_weights(path: Path) -> WeightFile:
 
     Args:
       path: .safetensors, .npz, or .pth, .pt, .bin, .tar of PyTorch. A .pth may hold the weights under `state_dict`,
-        `model_state_dict`, `model` or `network_weights` (nnU-Net).
+        `model_state_dict`, `model`, `network_weights` (nnU-Net) or `desc` (TIAToolbox).
 
     Raises:
       DataError: the file does not exist, is damaged, or holds anything other than arrays.

@@ -85,6 +85,11 @@ def load_torch_state(model: nnx.Module, state: Mapping[str, np.ndarray]) -> nnx.
     return model
 
 
+def load_with_skipped_names(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
+    """Does what `load_torch_state` does; returns the names of a classifier and of constants that were skipped."""
+    return _load(model, state)
+
+
 def to_torch_state(model: nnx.Module) -> dict[str, np.ndarray]:
     """Returns the weights of a model under the reference's names, in PyTorch's layout; inverts `load_torch_state`.
 

@@ -67,7 +67,7 @@ class SegmentSettings:
     Attributes:
       window: side of the windows, pixels.
       overlap: of neighboring windows, as a share of their side.
-      blend: one of `blend.BLENDS`.
+      blend: one of `windows.BLENDS`.
       tissue: "colour" (found by color) or "all" (the whole slide); a file given for a slide takes precedence.
       probabilities: write the probabilities too.
       min_area_um2: smaller regions are left out of regions.geojson.

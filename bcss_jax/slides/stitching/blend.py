@@ -14,7 +14,6 @@ from scipy.stats import norm
 from bcss_jax.slides.windows import Windows
 
 LANE = 8192  # columns that are blended before finished ones are released
-BLENDS = ("gaussian", "centre")
 # Standard deviation of the Gaussian as a fraction of the overlap. With 1/5, which cross-fades more steeply, the seam
 # score of a TransUNet on TCGA-A2-A0D2 was 1.13 instead of 1.01.
 SIGMA = 0.35

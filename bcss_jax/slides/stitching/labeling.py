@@ -23,13 +23,13 @@ from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.stitching.seams import SeamCounter
-from bcss_jax.slides.stitching.slide_glass import SlideGlass
 from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, read_seams
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, cut_window
 
-if TYPE_CHECKING:  # storing probabilities needs a package that storing labels does not
+if TYPE_CHECKING:  # storing probabilities and finding glass need packages that storing labels does not
+    from bcss_jax.slides.stitching.slide_glass import SlideGlass
     from bcss_jax.slides.store.probability_store import ProbabilityStore
 
 Event = tuple[int, int | None]  # the (row, column) of a window, or (row, None) where the row of windows ends
@@ -72,7 +72,7 @@ def label_slide(
     readers: int,
     interruption: Interruption,
     label: str,
-    glass: SlideGlass | None = None,
+    glass: "SlideGlass | None" = None,
 ) -> LabelingSeconds:
     """Computes all labels that are not in the store.
 
@@ -214,7 +214,7 @@ class _PixelLabeler:
         self,
         name: str,
         tissue: Tissue,
-        glass: SlideGlass | None,
+        glass: "SlideGlass | None",
         blocks: BlockCache,
         windows: Windows,
         tiles: TileWriter,

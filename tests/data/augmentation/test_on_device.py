@@ -319,3 +319,8 @@ def test_the_recipe_of_the_host_has_no_other_changes():
         "RandomRotate90", "HorizontalFlip", "VerticalFlip", "_Rotate", "_Elastic", "ColorJitter", "GaussianBlur",
     ]  # fmt: skip
     assert A.__version__ == "2.0.8"
+
+
+def test_jitter_of_normalized_values_is_refused():
+    with pytest.raises(ConfigError, match="jitter_normalized is done on the host only"):
+        make_augment(dataclasses.replace(FULL, jitter_normalized=True), IGNORED, mesh(1), 7)

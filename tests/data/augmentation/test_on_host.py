@@ -174,3 +174,16 @@ def test_import_does_not_use_the_network():
     )
     result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.strip() == "1", result.stderr
+
+
+def test_jitter_of_normalized_values_is_that_of_albumentations_after_its_normalization():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    settings = only(color_jitter=1.0, jitter_normalized=True)
+    changed, _ = apply(settings, (5,), pair=(image, image[..., 0]))
+    generator = np.random.default_rng(np.random.SeedSequence((5,)))
+    reference = on_host.A.Compose([on_host.A.Normalize(), on_host.A.ColorJitter(0.2, 0.2, 0.2, 0.05, p=1.0)])
+    reference.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+    expected = reference(image=image)["image"]
+    assert expected.min() >= 0 and expected.max() <= 1  # what is darker than the mean is lost
+    mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
+    assert np.abs((changed / 255 - mean) / std - expected).max() < 0.51 / 255 / std.min()  # rounded to whole numbers

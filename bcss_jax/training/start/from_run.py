@@ -1,0 +1,127 @@
+"""Starts a training with the weights of another run.
+
+Everything is taken over if both runs have the same classes. Otherwise the layers whose shape depends on the number of
+classes, the head, keep their new weights.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from bcss_jax import models
+from bcss_jax.errors import DataError, printable
+from bcss_jax.labels import LabelScheme
+from bcss_jax.models.apply import split_model
+from bcss_jax.training.checkpoint import load_trained, network_of
+from bcss_jax.training.sharding import make_mesh
+from bcss_jax.training.step_folder import step_numbers
+from bcss_jax.training.summary import params_sha256
+
+log = logging.getLogger(__name__)
+
+_Arrays = dict[tuple, Any]
+
+
+def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelScheme) -> dict:
+    """Loads the best weights of a run into a new network.
+
+    Args:
+      model: the network; changed in place.
+      folder: of the run, or of its checkpoints.
+      config: settings of the new run.
+      scheme: label scheme of the new run.
+
+    Returns:
+      JSON for the checkpoint, as `models.weights.pretrained.load_pretrained` returns it: `file` is the name of the run
+      and `sha256` that of its parameters. `new` lists what was not loaded. `source`, `license` and `trained_on` are
+      those of the weights that the other run began with, if it knows them.
+
+    Raises:
+      DataError: the folder holds no run, or the run has another network.
+    """
+    where = folder / "checkpoints" if step_numbers(folder / "checkpoints") else folder
+    if not step_numbers(where):
+        raise DataError(
+            f"{printable(folder)}: expected a file of weights or the folder of a run, found a folder without "
+            "checkpoints; name another one (for a run of nnU-Net's method name a fold of it)"
+        )
+    trained = load_trained(where, make_mesh(jax.local_devices()[:1]))
+    network_of(trained)  # its weights fit its description
+    theirs = trained.metadata["config"]
+    arrays = [_flat(tree) for tree in (trained.params, trained.model_state)]
+    own = [_flat(tree) for tree in split_model(model)[1:]]
+    same_classes = tuple(trained.metadata["label_scheme"]["class_names"]) == scheme.class_names
+    head = set() if same_classes else _head(config, scheme.num_classes, own[0])
+    if any(_shapes(a, head) != _shapes(b, head) for a, b in zip(arrays, own, strict=True)):
+        raise DataError(
+            f"{printable(folder)}: expected a run of {_described(config.model)}, found one of "
+            f"{_described(theirs['model'])}; the weights of another network cannot be taken over: change "
+            "--config.model or name another run"
+        )
+    _warn_of_other_images(folder, theirs, config)
+    _, params, model_state = nnx.split(model, nnx.Param, ...)
+    for variables, found, new in zip((params, model_state), arrays, own, strict=True):
+        chosen = {path: new[path] if path in head else np.asarray(found[path]) for path in new}
+        nnx.replace_by_pure_dict(variables, nnx.traversals.unflatten_mapping(chosen))
+    nnx.update(model, params, model_state)
+    began_with = trained.metadata.get("pretrained") or {}
+    return {
+        "file": where.parent.name if where.name == "checkpoints" else where.name,
+        "sha256": params_sha256(trained.params),
+        "part": "model",
+        "tensors": sum(len(each) for each in own) - len(head),
+        "passed_over": [],
+        "new": sorted("/".join(map(str, path)) for path in head),
+        **{name: began_with[name] for name in ("source", "license", "trained_on") if began_with.get(name)},
+    }
+
+
+def _flat(tree: dict) -> _Arrays:
+    return dict(nnx.traversals.flatten_mapping(tree))
+
+
+def _shapes(arrays: _Arrays, head: set[tuple]) -> dict[tuple, Any]:
+    """Returns the shapes of the arrays, None for those of the head."""
+    return {path: None if path in head else array.shape for path, array in arrays.items()}
+
+
+def _head(config: Any, num_classes: int, own: _Arrays) -> set[tuple]:
+    """Returns the paths of the parameters whose shape depends on the number of classes."""
+    arguments = {**config.model, "num_classes": num_classes + 1, "dtype": config.dtype}
+    other = _flat(split_model(nnx.eval_shape(lambda: models.create(**arguments)))[1])
+    return {path for path, array in own.items() if other[path].shape != array.shape}
+
+
+def _described(model: Any) -> str:
+    arguments = ", ".join(f"{name}={_plain(value)}" for name, value in sorted(dict(model).items()) if name != "name")
+    return f"{model['name']} ({arguments})" if arguments else model["name"]
+
+
+def _plain(value: Any) -> Any:
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(_plain(each) for each in value) if is_sequence else value
+
+
+def _warn_of_other_images(folder: Path, theirs: dict, config: Any) -> None:
+    """Logs where the images of the new run differ from those that the weights were trained on."""
+    if theirs["data"].get("mpp", config.data.mpp) != config.data.mpp:
+        log.warning(
+            "%s: was trained at %g um per pixel, this run has %g",
+            printable(folder),
+            theirs["data"]["mpp"],
+            config.data.mpp,
+        )
+    for name in ("image_mean", "image_std"):
+        if tuple(theirs.get(name, config[name])) != tuple(config[name]):
+            log.warning(
+                "%s: was trained with config.%s=%s, this run has %s; set it to the same to keep what the weights know",
+                printable(folder),
+                name,
+                tuple(theirs[name]),
+                tuple(config[name]),
+            )
