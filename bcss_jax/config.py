@@ -31,7 +31,7 @@ BALANCE = ("none", "classes")
 AUGMENT_ON = ("host", "device")
 VALIDATION_LOSSES = ("pixels", "batches")
 DTYPES = ("float32", "bfloat16", "float16")  # of the computation
-RECIPES = ("few", "kaggle_t4")  # after the layout in the argument of a config file
+RECIPES = ("few", "kaggle_t4", "robust")  # after the layout in the argument of a config file
 REPORT = "report"  # likewise: the recipe of the report's own code
 REPORT_SYSTEMS = ("unet", "transunet", "dense_unet")
 
@@ -144,6 +144,8 @@ def _set_augmentation(config: Any) -> None:
     config.augment.jitter_normalized = False  # change colors after the normalization, as the report's own code does
     config.augment.blur = 0.1  # probability of a Gaussian blur
     config.augment.blur_sigma = 1.5  # largest standard deviation of the blur in pixels
+    config.augment.stain = 0.0  # probability of other strengths of hematoxylin and eosin; `,robust` sets 0.8
+    config.augment.stain_strength = 0.3  # largest change of a stain's strength
 
 
 def _set_loss(config: Any) -> None:
@@ -177,12 +179,13 @@ def apply_data_preset(
     The built-in sample, and any layout with `,few` (a few hundred tiles), get settings for short runs: batch 8, a
     learning rate that is multiplied by 0.3 when the validation loss has stalled for two epochs, and no early stopping.
     With `few`, images are flipped and rotated by quarter turns, nothing else. With `,kaggle_t4`, the computation is in
-    float16, and a batch is computed in as many parts as fit the memory of two T4s.
+    float16, and a batch is computed in as many parts as fit the memory of two T4s. With `,robust`, the strength of the
+    stains is changed too, for slides of other laboratories.
 
     Args:
       config: changed in place.
       system: name of the system.
-      argument: a layout, optionally followed by `,few`, `,kaggle_t4` or both.
+      argument: a layout, optionally followed by `,few`, `,kaggle_t4` and `,robust`.
       few_rate: learning rate with `few`; None: the same as without.
       t4_parts: micro-batches with `kaggle_t4`, where the batch is that of the published recipe.
 
@@ -200,8 +203,8 @@ def apply_data_preset(
         )
     if sorted(set(recipes) & set(RECIPES)) != sorted(recipes):
         raise ConfigError(
-            f"{argument}: expected ',few' (recipe for few tiles) or ',kaggle_t4' (float16, for two T4s) after the "
-            f"layout, found ',{','.join(recipes)}'"
+            f"{argument}: expected ',few' (recipe for few tiles), ',kaggle_t4' (float16, for two T4s) or ',robust' "
+            f"(changes of stain) after the layout, found ',{','.join(recipes)}'"
         )
     few = "few" in recipes
     short_run = layout == "sample" or few
@@ -218,6 +221,8 @@ def apply_data_preset(
         config.optimizer.learning_rate = few_rate or config.optimizer.learning_rate
         for change in ("rotate", "elastic", "color_jitter", "blur"):
             config.augment[change] = 0.0
+    if "robust" in recipes:
+        config.augment.stain = 0.8
     if "kaggle_t4" in recipes:
         config.dtype = "float16"
         config.micro_batches = 1 if short_run else t4_parts

@@ -4,8 +4,8 @@
     python -m bcss_jax.main --config=configs/unet.py:kaggle224 --config.data.dir=FOLDER       the published recipe
 
 The argument after the colon is a layout (sample, kaggle224, kaggle512, roi). Append `,few` for a few hundred tiles,
-and `,kaggle_t4` to compute in float16 on two T4s. `kaggle224,report` trains the network of the report's own code by its
-recipe (docs/reproducing_the_report.md).
+`,kaggle_t4` to compute in float16 on two T4s, and `,robust` to change the strength of the stains.
+`kaggle224,report` trains the network of the report's own code by its recipe (docs/reproducing_the_report.md).
 Any setting of bcss_jax/config.py can be changed on the command line, for example `--config.batch_size=32`.
 """
 

@@ -8,6 +8,8 @@ does not change in any bit, so that skipping a change needs no second code path.
 import jax
 import jax.numpy as jnp
 
+from bcss_jax.data.augmentation.stain import DENSITY, SEPARATION, STAINS
+
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
     """Multiplies all values by the factor; 1: no change."""
@@ -93,6 +95,21 @@ def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
         for i, change in enumerate((brightness, contrast, saturation, hue)):
             image = change(image, now[i])
     return image
+
+
+def restain(image: jax.Array, factors: jax.Array) -> jax.Array:
+    """Changes the strength of the stains, as `stain.restain` does on the host.
+
+    Args:
+      image: see the docstring of the module.
+      factors: [3], of hematoxylin, eosin and the remainder; all 1: no change.
+    """
+    exact = jax.lax.Precision.HIGHEST
+    separation, stains = jnp.asarray(SEPARATION, jnp.float32), jnp.asarray(STAINS, jnp.float32)
+    matrix = jnp.matmul(separation * factors, stains, precision=exact)
+    density = jnp.matmul(jnp.asarray(DENSITY)[image.astype(jnp.int32)], matrix, precision=exact)
+    changed = jnp.clip(jnp.rint(256 * jnp.exp2(-density) - 1), 0, 255)
+    return jnp.where(jnp.all(factors == 1), image, changed)
 
 
 def _gray(image: jax.Array) -> jax.Array:

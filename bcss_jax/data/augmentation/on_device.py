@@ -33,6 +33,8 @@ class Changes(NamedTuple):
       jitter: [4], factors of brightness, contrast and saturation, and shift of the hue; (1, 1, 1, 0): no change.
       order: int32 [4], the order of the changes of color.
       blur: standard deviation in pixels; 0: no change.
+      stain: [3], factors of hematoxylin, eosin and the remainder, applied before the colors; 1: no change. None if the
+        recipe never changes them.
     """
 
     quarter_turns: jax.Array
@@ -42,6 +44,7 @@ class Changes(NamedTuple):
     jitter: jax.Array
     order: jax.Array
     blur: jax.Array
+    stain: jax.Array | None = None
 
 
 def draw_changes(key: jax.Array, settings: Augmentation) -> Changes:
@@ -65,7 +68,15 @@ def draw_changes(key: jax.Array, settings: Augmentation) -> Changes:
         jitter=jnp.where(happens[5] < s.color_jitter, unchanged + (2 * factors - 1) * strengths, unchanged),
         order=jnp.argsort(order).astype(jnp.int32),
         blur=jnp.where(happens[6] < s.blur, 0.5 + (s.blur_sigma - 0.5) * values[2], 0.0),
+        stain=_draw_stain(jax.random.fold_in(key, 1), s) if s.stain else None,
     )
+
+
+def _draw_stain(key: jax.Array, settings: Augmentation) -> jax.Array:
+    """Returns the factors of the stains; their key is their own, so that the other changes are those without them."""
+    numbers = jax.random.uniform(key, (4,))
+    factors = 1 + (2 * numbers[1:] - 1) * settings.stain_strength
+    return jnp.where(numbers[0] < settings.stain, factors, 1.0)
 
 
 def apply_changes(
@@ -98,6 +109,8 @@ def apply_changes(
         displacement = geometry.smooth_displacement(noise, s.elastic_smoothness, factor)
         image, label = geometry.displace(image, label, displacement, ignore_index)
     image = image.astype(jnp.float32)
+    if changes.stain is not None:
+        image = colors.restain(image, changes.stain)
     if s.color_jitter:
         image = colors.jitter(image, changes.jitter, changes.order)
     if s.blur:

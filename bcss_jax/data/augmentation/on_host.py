@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bcss_jax.data.augmentation.settings import Augmentation
+from bcss_jax.data.augmentation.stain import restain
 from bcss_jax.models.apply import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
@@ -81,6 +82,7 @@ def _recipe(settings: Augmentation, ignore_index: int) -> A.Compose:
             A.VerticalFlip(p=s.vertical_flip),
             _Rotate(limit=s.rotate_degrees, fill_mask=ignore_index, p=s.rotate),
             _Elastic(alpha=alpha, sigma=s.elastic_smoothness, fill_mask=ignore_index, p=s.elastic),
+            *([_Stain(s.stain_strength, p=s.stain)] if s.stain else []),
             jitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
             A.GaussianBlur(sigma_limit=(0.5, s.blur_sigma), p=s.blur),
         ]
@@ -100,6 +102,20 @@ class _Elastic(A.ElasticTransform):
 
     def apply(self, img, map_x, map_y, **params):
         return cv2.remap(img, map_x, map_y, self.interpolation, borderMode=cv2.BORDER_REFLECT_101)
+
+
+class _Stain(A.ImageOnlyTransform):
+    """Changes the strength of each stain."""
+
+    def __init__(self, strength: float, p: float):
+        super().__init__(p=p)
+        self.strength = strength
+
+    def get_params(self):
+        return {"factors": [self.py_random.uniform(1 - self.strength, 1 + self.strength) for _ in range(3)]}
+
+    def apply(self, img, factors, **params):
+        return restain(img, np.asarray(factors))
 
 
 class _NormalizedJitter(A.ColorJitter):

@@ -31,6 +31,10 @@ class Augmentation:
         These values are no colors, and are cut off at 0 and 1. On the host only.
       blur: probability of a Gaussian blur.
       blur_sigma: largest standard deviation of the blur, in pixels; the smallest is 0.5.
+      stain: probability of a change of stain, before the colors: hematoxylin, eosin and what neither explains get
+        another strength each (Tellez et al., "Quantifying the effects of data augmentation and stain color
+        normalization", 2019, without their offsets, which would color the glass). Not part of the published recipe.
+      stain_strength: factor on each stain's density drawn from [1 - stain_strength, 1 + stain_strength].
 
     Raises:
       ConfigError: a probability is outside [0, 1], or a strength is out of range.
@@ -52,6 +56,8 @@ class Augmentation:
     jitter_normalized: bool = False
     blur: float = 0.1
     blur_sigma: float = 1.5
+    stain: float = 0.0
+    stain_strength: float = 0.3
 
     def __post_init__(self):
         """Checks the ranges."""
@@ -77,10 +83,10 @@ class Augmentation:
         return self.elastic_pixels * 4.5 * 2 * math.sqrt(math.pi) * self.elastic_smoothness
 
 
-PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur")
+PROBABILITIES = ("rotate90", "horizontal_flip", "vertical_flip", "rotate", "elastic", "color_jitter", "blur", "stain")
 
 # The time of a blur and of a deformation grows with their standard deviations.
-RANGES = dict.fromkeys((*PROBABILITIES, "brightness", "contrast", "saturation"), Range(0, 1)) | {
+RANGES = dict.fromkeys((*PROBABILITIES, "brightness", "contrast", "saturation", "stain_strength"), Range(0, 1)) | {
     "rotate_degrees": Range(0, 180),
     "elastic_pixels": Range(0, 1000),
     "elastic_smoothness": Range(1, 100),
