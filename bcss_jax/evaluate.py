@@ -190,7 +190,7 @@ def _with_its_fold(run: TrainedRun, data):
     """Returns the data set divided as for the training of a run that held out a fold of it; else as it is."""
     from bcss_jax.data.sampling.folded_data import hold_out
 
-    fold = run.trained_on.get("folds")
+    fold = run.fold
     if not fold:
         return data
     if fold["content_sha256"] != data.report.content_sha256:
@@ -214,7 +214,7 @@ def _cross_validation(args, run: CrossValidatedRun, data, batch_size) -> Evaluat
             f"{run.run_folder}: its folds hold out images of another data set; give the data set that they were "
             "trained on, or name the folds one by one"
         )
-    folded = [hold_out(data, run.count, fold.trained_on["folds"]["held_out"], run.scheme) for fold in run.folds]
+    folded = [hold_out(data, run.count, number, run.scheme) for number in run.held_out]
     held_out = tuple(_split(each, "val", run.scheme, batch_size) for each in folded)
     together = EvaluationSplit("val", joint_description(folded), sum((list(s.table) for s in held_out), []), _no, _no)
     return EvaluationTarget(run.name, run.name, run.folds, together, together, held_out)

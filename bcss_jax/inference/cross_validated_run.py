@@ -53,12 +53,32 @@ class CrossValidatedRun:
     @property
     def content_sha256(self) -> str:
         """Of the data set that was divided into folds."""
-        return self.folds[0].trained_on["folds"]["content_sha256"]
+        return self._first["content_sha256"]
 
     @property
     def count(self) -> int:
         """Number of folds of the cross-validation, trained or not."""
-        return self.folds[0].trained_on["folds"]["count"]
+        return self._first["count"]
+
+    @property
+    def held_out(self) -> list[int]:
+        """Number of the fold that each of `folds` held out."""
+        return [_fold_of(run)["held_out"] for run in self.folds]
+
+    @property
+    def _first(self) -> dict:
+        return _fold_of(self.folds[0])
+
+
+def _fold_of(run: TrainedRun) -> dict:
+    """Returns `run.fold`. Raises DataError if it is not one of a cross-validation."""
+    fold = run.fold
+    if not isinstance(fold, dict) or not {"count", "held_out", "content_sha256"} <= fold.keys():
+        raise DataError(
+            f"{printable(run.run_folder)}: expected a fold of a cross-validation, found another run; name the run "
+            "itself, or move it away"
+        )
+    return fold
 
 
 def read_cross_validated_run(path: Path, mesh: Mesh, which: str) -> CrossValidatedRun:
@@ -76,14 +96,9 @@ def read_cross_validated_run(path: Path, mesh: Mesh, which: str) -> CrossValidat
     folds = tuple(read_trained_run(each, mesh, which) for each in cross_validated_folds(folder))
     first, numbers = folds[0], []
     for run in folds:
-        of = run.trained_on.get("folds")
-        if not isinstance(of, dict) or not {"count", "held_out", "content_sha256"} <= of.keys():
-            raise DataError(
-                f"{printable(run.run_folder)}: expected a fold of a cross-validation, found another run; name the run "
-                "itself, or move it away"
-            )
+        of = _fold_of(run)
         numbers.append(of["held_out"])
-        expected = {**first.trained_on["folds"], "held_out": of["held_out"]}
+        expected = {**_fold_of(first), "held_out": of["held_out"]}
         if of != expected or run.scheme != first.scheme or run.config["model"] != first.config["model"]:
             raise DataError(
                 f"{printable(run.run_folder)}: expected a fold of the cross-validation of "
@@ -93,13 +108,14 @@ def read_cross_validated_run(path: Path, mesh: Mesh, which: str) -> CrossValidat
     if len(set(numbers)) < len(numbers):
         twice = max(numbers, key=numbers.count)
         raise DataError(f"{printable(folder)}: expected each fold once, found fold {twice} twice; move one away")
-    missing = sorted(set(range(first.trained_on["folds"]["count"])) - set(numbers))
+    count = _fold_of(first)["count"]
+    missing = sorted(set(range(count)) - set(numbers))
     if missing:
         log.warning(
             "%s: fold %s of %d not trained; the images of these folds are not scored",
             printable(folder),
             ", ".join(map(str, missing)),
-            first.trained_on["folds"]["count"],
+            count,
         )
     return CrossValidatedRun(sanitized_name(folder.name), folder, folds)
 

@@ -81,6 +81,11 @@ class TrainedRun:
         return self.metadata["data"]
 
     @property
+    def fold(self) -> dict | None:
+        """The fold that was held out: count, held_out, content_sha256 of the data set; None if none was."""
+        return (self.trained_on or {}).get("folds")
+
+    @property
     def batch_size(self) -> int:
         """Validation batch size of the training."""
         return self.config["eval_batch_size"]
