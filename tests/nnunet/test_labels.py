@@ -15,6 +15,11 @@ EXPECTED = {
         {"background": 0, "tumor": 1, "stroma": 2, "inflammatory": 3, "necrosis": 4, "other": 5, "ignore": 6},
         {0: 6, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5},
     ),
+    # All classes are evaluated and none is the background, which nnU-Net always has.
+    "tiatoolbox_bcss": (
+        {"background": 0, "tumor": 1, "stroma": 2, "inflammatory": 3, "necrosis": 4, "other": 5, "ignore": 6},
+        {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 255: 6},
+    ),
 }
 VALID = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},
@@ -48,8 +53,10 @@ def test_first_class_of_a_custom_scheme_is_not_background():
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_outputs_of_the_shipped_schemes_equal_their_labels(name):
-    assert labels.outputs_of_labels(SCHEMES[name]) == list(range(SCHEMES[name].num_classes))
+def test_outputs_of_the_shipped_schemes_follow_their_labels(name):
+    without_background = name == "tiatoolbox_bcss"
+    expected = [label + without_background for label in range(SCHEMES[name].num_classes)]
+    assert labels.outputs_of_labels(SCHEMES[name]) == expected
 
 
 def test_channel_names_are_written_to_the_dataset():
