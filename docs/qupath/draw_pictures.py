@@ -72,7 +72,7 @@ def main():
     named = zip(("ignored", "tumor", "stroma"), scheme.colors, strict=True)
     handles = [matplotlib.patches.Patch(color=np.array(color) / 255, label=name) for name, color in named]
     panels[2].legend(handles=handles, loc="lower left", fontsize=8)
-    figure.savefig(Path(__file__).with_name("round_trip.jpg"), dpi=110, pil_kwargs={"quality": 85})
+    figure.savefig(Path(__file__).with_name("round_trip.jpg"), dpi=110, bbox_inches="tight", pil_kwargs={"quality": 85})
     print(f"{len(content['features']) - len(drawn)} regions, {len(drawn)} outlines drawn")
 
 
