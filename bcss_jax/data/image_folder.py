@@ -54,6 +54,22 @@ class LeftOut:
         )
 
 
+def sorted_entries(folder: Path, expected: str) -> list[os.DirEntry]:
+    """Returns what is in a folder, sorted by name.
+
+    Args:
+      folder: is not searched deeper.
+      expected: what it should be, for the message.
+
+    Raises:
+      DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{printable(folder)}: expected {expected}, found: {error.strerror}; check it") from error
+
+
 def list_images(folder: Path, left_out: LeftOut) -> list[Path]:
     """Returns the images in a folder, sorted by name.
 
@@ -64,14 +80,8 @@ def list_images(folder: Path, left_out: LeftOut) -> list[Path]:
     Raises:
       DataError: the folder cannot be read.
     """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"{printable(folder)}: expected a readable folder, found: {error.strerror}; check it"
-        ) from error
     images = []
-    for entry in entries:
+    for entry in sorted_entries(folder, "a readable folder"):
         path = folder / entry.name
         if is_hidden(entry.name):
             left_out.hidden.append(path)

@@ -1,10 +1,9 @@
 """Pairs the slides in a folder with their annotations, by the names of the files."""
 
 import collections
-import os
 from pathlib import Path
 
-from bcss_jax.data.image_folder import LeftOut, comparable, is_hidden
+from bcss_jax.data.image_folder import LeftOut, comparable, is_hidden, sorted_entries
 from bcss_jax.errors import DataError, printable
 
 DRAWN = (".geojson", ".json", ".xml")  # annotations of QuPath and ASAP
@@ -32,14 +31,8 @@ def pairs_in_folder(folder: Path, left_out: LeftOut) -> tuple[list[tuple[Path, P
     """
     scans, drawn = collections.defaultdict(list), collections.defaultdict(list)
     images = collections.defaultdict(list)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"{printable(folder)}: expected a folder with slides and annotations, found: {error.strerror}; check it"
-        ) from error
     kinds = ((SCANS, scans), (DRAWN, drawn), (IMAGES, images))
-    for entry in entries:
+    for entry in sorted_entries(folder, "a folder with slides and annotations"):
         path = folder / entry.name
         files = next((files for endings, files in kinds if path.suffix.lower() in endings), None)
         if is_hidden(entry.name):

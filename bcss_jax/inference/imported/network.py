@@ -15,6 +15,7 @@ from bcss_jax.models.apply import ImageStatistics
 from bcss_jax.models.weights.pretrained import load_with_skipped_names
 from bcss_jax.slides.windows import BLEND, OVERLAP
 
+DEFAULT_WINDOW = 512  # side of the windows of slides in pixels, where nothing else is known
 # What a tensor of each kind of file is called, in the order in which they are looked for.
 _KINDS = (
     ("uplist.0.0.weight", "TIAToolbox's U-Net", "--format=tiatoolbox"),

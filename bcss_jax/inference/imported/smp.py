@@ -8,6 +8,7 @@ import numpy as np
 
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.inference.imported.network import (
+    DEFAULT_WINDOW,
     ImportedNetwork,
     check_number_of_classes,
     load_all,
@@ -19,7 +20,6 @@ from bcss_jax.models.apply import IMAGENET
 from bcss_jax.models.weights.files import read_weights
 
 EXPECTED = "a U-Net of segmentation_models_pytorch"
-WINDOW = 512
 _HEAD = "segmentation_head.0.weight"
 # (Blocks of the four stages, whether they are bottlenecks) -> network.
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -63,7 +63,7 @@ def read(path: Path, *, scheme: LabelScheme, mpp: float, window: int | None = No
         scheme,
         IMAGENET,
         mpp,
-        window or WINDOW,
+        window or DEFAULT_WINDOW,
         Path(path).name,
         file.sha256,
         tensors,

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bcss_jax import models
-from bcss_jax.inference.imported.network import ImportedNetwork, load_all
+from bcss_jax.inference.imported.network import DEFAULT_WINDOW, ImportedNetwork, load_all
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import IMAGENET
 from bcss_jax.models.weights.files import read_weights
-
-WINDOW = 512
 
 
 def read(
@@ -47,7 +45,7 @@ def read(
         scheme,
         models.image_statistics(name) or IMAGENET,
         mpp,
-        window or WINDOW,
+        window or DEFAULT_WINDOW,
         Path(path).name,
         file.sha256,
         tensors,
