@@ -47,14 +47,17 @@ def labels(folder):
 
 @pytest.fixture(scope="module")
 def results(run, slides, tmp_path_factory):
-    """The folders of both slides, with the default and normalized."""
+    """The folders of both slides with the default, and of the other one normalized."""
     folder = tmp_path_factory.mktemp("results")
     return {
         (name, option): segmented(
             run, slide, folder / (option or "default"), *([f"--stain={option}"] if option else [])
         )
-        for name, slide in slides.items()
-        for option in (None, "normalize")
+        for name, slide, option in (
+            ("original", slides["original"], None),
+            ("other", slides["other"], None),
+            ("other", slides["other"], "normalize"),
+        )
     }
 
 
@@ -62,7 +65,6 @@ def test_a_slide_of_known_factors_gets_the_labels_of_the_original(results):
     original, other = (labels(results[name, None]) for name in ("original", "other"))
     normalized = labels(results["other", "normalize"])
     assert np.mean(normalized != original) < min(0.02, 0.25 * np.mean(other != original))
-    assert np.mean(labels(results["original", "normalize"]) != original) < 0.005
 
 
 def test_the_summary_states_what_was_changed(results):
