@@ -4,27 +4,26 @@ Nothing heavy is imported here, so that a mistyped command ends at once.
 """
 
 import difflib
-import importlib.util
-import runpy
+import importlib
 import sys
 from typing import NoReturn
 
 from bcss_jax import __version__
-from bcss_jax.common import interruption
+from bcss_jax.common import command, interruption
 
-# Name -> (module that is run, what it does).
+# Name -> (module with its `main`, what it does).
 COMMANDS = {
-    "train": ("bcss_jax.main", "train a system; the same command resumes it"),
-    "evaluate": ("bcss_jax.evaluate", "score trained runs, with intervals and a report"),
-    "segment": ("bcss_jax.segment", "segment whole slides"),
-    "view": ("bcss_jax.view", "show segmented slides in the browser"),
-    "import-model": ("bcss_jax.import_model", "make a run of weights that another program trained"),
-    "export": ("bcss_jax.export", "write a trained network as StableHLO"),
-    "data": ("bcss_jax.data", "look at a data set, or prepare it"),
-    "nnunet": ("bcss_jax.nnunet", "the steps of nnU-Net as a method"),
-    "models": ("bcss_jax.models", "list the networks with parameters and memory"),
-    "compile-for": ("bcss_jax.compile_for", "what a training step needs on an accelerator that is not there"),
-    "doctor": ("bcss_jax.doctor", "check this installation and machine; what a bug report contains"),
+    "train": ("bcss_jax.commands.train", "train a system; the same command resumes it"),
+    "evaluate": ("bcss_jax.commands.evaluate", "score trained runs, with intervals and a report"),
+    "segment": ("bcss_jax.commands.segment", "segment whole slides"),
+    "view": ("bcss_jax.commands.view", "show segmented slides in the browser"),
+    "import-model": ("bcss_jax.commands.import_model", "make a run of weights that another program trained"),
+    "export": ("bcss_jax.commands.export", "write a trained network as StableHLO"),
+    "data": ("bcss_jax.data.__main__", "look at a data set, or prepare it"),
+    "nnunet": ("bcss_jax.nnunet.__main__", "the steps of nnU-Net as a method"),
+    "models": ("bcss_jax.models.__main__", "list the networks with parameters and memory"),
+    "compile-for": ("bcss_jax.commands.compile_for", "what a training step needs on an accelerator that is not there"),
+    "doctor": ("bcss_jax.commands.doctor", "check this installation and machine; what a bug report contains"),
 }
 
 
@@ -45,12 +44,16 @@ def main() -> NoReturn:
         hint = f"did you mean {near[0]}? See" if near else "see"
         print(f"error: {given!r}: no such command; {hint} bcss-jax --help", file=sys.stderr)
         sys.exit(2)
-    module, _ = COMMANDS[given]
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
-    sys.argv = [spec.origin, *sys.argv[2:]]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-    sys.exit(0)
+    sys.argv = [f"bcss-jax {given}", *sys.argv[2:]]
+    start(given)
+
+
+def start(name: str) -> NoReturn:
+    """Runs a command with the options in sys.argv, and ends the process with its exit code."""
+    module, _ = COMMANDS[name]
+    # Imported here, because it takes long.
+    main = importlib.import_module(module).main
+    command.start(main)
 
 
 if __name__ == "__main__":

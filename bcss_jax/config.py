@@ -101,7 +101,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.early_stopping = 8  # training ends after so many epochs without a better validation loss; 0: never
     config.max_bad_steps = 3  # training fails after so many steps with a loss that is not finite
     config.checkpoint_steps = 200  # steps between checkpoints; the end of an epoch always writes one
-    config.log_seconds = 10.0  # seconds between progress lines if the output is not a terminal
+    config.log_seconds = 60.0  # seconds before the first progress line of an epoch if the output is not a terminal
     return config
 
 

@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bcss_jax import models  # noqa: E402
-from bcss_jax.export import artifact_of  # noqa: E402
+from bcss_jax.commands.export import artifact_of  # noqa: E402
 from bcss_jax.inference import trained_run  # noqa: E402
 from bcss_jax.inference.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
 from bcss_jax.models.apply import normalize  # noqa: E402

@@ -1,6 +1,8 @@
 """The command `bcss-jax`: its subcommands are the modules, and they are found and described."""
 
-import importlib.util
+import importlib
+import re
+import runpy
 import subprocess
 import sys
 
@@ -15,15 +17,24 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_every_command_module_has_a_subcommand():
-    for module, _ in cli.COMMANDS.values():
-        spec = importlib.util.find_spec(module)
-        assert spec is not None
-        main = importlib.util.find_spec(f"{module}.__main__") if spec.submodule_search_locations else spec
-        assert 'if __name__ == "__main__":' in open(main.origin).read()
-    starts = {path.stem for path in (ROOT / "bcss_jax").glob("*.py") if "command.start(main)" in path.read_text()}
-    assert starts == {module.partition(".")[2] for module, _ in cli.COMMANDS.values()} & starts
-    assert not starts - {module.removeprefix("bcss_jax.") for module, _ in cli.COMMANDS.values()}
+def test_every_command_has_a_subcommand_and_a_module_to_run():
+    assert all(callable(importlib.import_module(module).main) for module, _ in cli.COMMANDS.values())
+    written = {f"bcss_jax.commands.{path.stem}" for path in (ROOT / "bcss_jax" / "commands").glob("[a-z]*.py")}
+    assert written == {module for module, _ in cli.COMMANDS.values() if module.startswith("bcss_jax.commands.")}
+    for path in (ROOT / "bcss_jax").glob("*.py"):
+        for started in re.findall(r'cli.start\("(.*)"\)', path.read_text()):
+            assert started in cli.COMMANDS, path
+
+
+@pytest.mark.parametrize(
+    "name", ["main", "evaluate", "segment", "view", "export", "compile_for", "import_model", "doctor"]
+)
+def test_python_m_runs_the_command(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--no_such_option"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"bcss_jax.{name}", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 @pytest.mark.parametrize("given", [(), ("--help",), ("-h",)])

@@ -35,8 +35,9 @@ LAYERS = (
     ("slides.scoring",),
     ("slides.batch",),
     ("viewer",),
-    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "import_model", "models.__main__"),
+    ("commands", "models.__main__"),
     ("cli",),
+    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "import_model"),
 )
 MAX_LINES = 80
 LONG = "# Long: "  # in the line above a function (and its decorators), followed by the reason

@@ -17,7 +17,8 @@ from helpers.slides_small import tissue_picture, write_run
 from helpers.tile_files import image, kaggle512, mask, name, save
 from PIL import Image
 
-from bcss_jax import evaluate, export, labels
+from bcss_jax import labels
+from bcss_jax.commands import evaluate, export
 from bcss_jax.data import __main__ as data_command
 
 FOUR = """

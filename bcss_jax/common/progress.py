@@ -1,31 +1,50 @@
 """Shows progress: steps done, rate, and remaining time."""
 
+import math
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+FIRST_LINE_SECONDS = 60.0  # of a display that prints lines
+LONGEST_WAIT_SECONDS = 1800.0  # between two lines
+ESTIMATE_SECONDS = 5.0  # of work, before the remaining time can be told
+
 
 class ProgressLine:
-    """Shows a progress bar on a terminal, and prints a line every few seconds elsewhere.
+    """Shows a progress bar on a terminal, and prints few lines elsewhere.
 
-    Rate and remaining time count the work of this session only, so a resumed run does not count work done before.
+    Work that is done within a minute prints nothing where there is no terminal. Longer work prints a line as soon as
+    its remaining time is known, others after 1, 2, 4, 8, ... minutes, at most half an hour apart, and one at its end.
+
+    Rate and remaining time count the work of this session only, so a resumed run does not count work done before. They
+    are measured from the first update on, because the first step may include the time of compiling.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, every_seconds: float = 10.0, enabled: bool = True):
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        done: int = 0,
+        first_seconds: float = FIRST_LINE_SECONDS,
+        enabled: bool = True,
+    ):
         """Starts the display.
 
         Args:
           label: printed before the numbers.
           total: number of steps, or of anything else that is counted.
           done: how many of them were done in earlier sessions.
-          every_seconds: time between two lines, where there is no terminal.
+          first_seconds: time before the first line, where there is no terminal; 0 prints a line at each update.
           enabled: False prints nothing.
         """
-        self._label, self._total, self._first, self._done = label, total, done, done
-        self._every, self._enabled = every_seconds, enabled
-        self._start = self._printed = time.perf_counter()
+        self._label, self._total, self._done = label, total, done
+        self._first_seconds, self._enabled = first_seconds, enabled
+        self._start = time.perf_counter()
+        self._measured_from = self._start, done
+        self._updates = self._lines = 0
+        self._next_line = first_seconds
         self._bar = None
         if enabled and sys.stdout.isatty():
             columns = (
@@ -41,17 +60,34 @@ class ProgressLine:
     def update(self, done: int, note: str = "") -> None:
         """Shows the number of steps done and a short text."""
         self._done = done
-        now = time.perf_counter()
         if not self._enabled:
             return
-        rate = (done - self._first) / max(now - self._start, 1e-9)
-        left = (self._total - done) / rate if rate else 0.0
-        note = f"{rate:.2f}/s, {duration(left)} left{', ' if note else ''}{note}"
+        now = time.perf_counter()
+        since, before = self._measured_from
+        rate = (done - before) / max(now - since, 1e-9)
+        left = (self._total - done) / rate if rate else math.inf
+        if self._updates == 0 and done < self._total:
+            self._measured_from = now, done
+        self._updates += 1
+        what = f"{rate:.2f}/s, {duration(left)} left" if rate else ""
+        note = ", ".join(filter(None, (what, note)))
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
-        elif now - self._printed >= self._every:
-            self._printed = now
+        elif self._is_due(now - self._start, now - since, left):
+            self._lines += 1
             print(f"{self._label} {done}/{self._total}  {note}", flush=True)
+
+    def _is_due(self, elapsed: float, measured: float, left: float) -> bool:
+        """Returns whether a line is to be printed, and sets the time of the next one."""
+        if not self._first_seconds:
+            return True
+        if self._done == self._total:
+            return False  # `close` tells it
+        if elapsed >= self._next_line:
+            self._next_line = min(2 * elapsed, elapsed + LONGEST_WAIT_SECONDS)
+            return True
+        known = self._updates > 1 and measured >= ESTIMATE_SECONDS
+        return self._lines == 0 and known and self._first_seconds < left < math.inf
 
     def print(self, line: str) -> None:
         """Prints a permanent line."""
@@ -61,9 +97,12 @@ class ProgressLine:
             )
 
     def close(self) -> None:
-        """Removes the bar."""
+        """Removes the bar; where lines were printed, prints how long all of the work took."""
         if self._bar:
             self._bar.stop()
+        elif self._lines and self._done == self._total and self._first_seconds:
+            took = duration(time.perf_counter() - self._start)
+            print(f"{self._label} {self._done}/{self._total}  in {took}", flush=True)
 
 
 def duration(seconds: float) -> str:

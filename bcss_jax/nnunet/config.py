@@ -56,7 +56,7 @@ def default() -> ConfigDict:
 
     config.max_bad_steps = 3  # iterations with a non-finite loss after which training ends
     config.checkpoint_steps = 1000  # iterations between checkpoints; there is always one at an epoch's end
-    config.log_seconds = 10.0  # seconds between progress lines where the output is not a terminal
+    config.log_seconds = 60.0  # seconds before the first progress line of an epoch if the output is not a terminal
     return config
 
 

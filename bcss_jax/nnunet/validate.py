@@ -13,7 +13,7 @@ from bcss_jax.common import figures
 from bcss_jax.common.files import storage_errors, write_png, write_text
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs import written_files
-from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.progress import FIRST_LINE_SECONDS, ProgressLine
 from bcss_jax.errors import NumericalError, printable
 from bcss_jax.labels import LabelScheme
 from bcss_jax.nnunet.cases import Case
@@ -34,7 +34,7 @@ def validate(
     title: str,
     data: dict,
     postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
-    log_seconds: float = 10.0,
+    log_seconds: float = FIRST_LINE_SECONDS,
 ) -> dict:
     """Predicts cases, writes their labels as PNG, scores them, and draws some of them.
 
@@ -47,7 +47,7 @@ def validate(
       title: of progress and picture.
       data: description of the data set, JSON for summary.json.
       postprocess: from labels [H, W] to labels; None: they stay as they are.
-      log_seconds: seconds between progress lines where the output is not a terminal.
+      log_seconds: time before the first progress line where the output is not a terminal.
 
     Returns:
       The content of summary.json: `metrics.scores`, `data`, and `counts`, the confusion counts [C, C] of each case

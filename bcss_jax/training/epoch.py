@@ -12,7 +12,7 @@ import jax
 
 from bcss_jax.common.interruption import Interruption, work_is_saved
 from bcss_jax.common.processes import is_main_process
-from bcss_jax.common.progress import ProgressLine
+from bcss_jax.common.progress import FIRST_LINE_SECONDS, ProgressLine
 from bcss_jax.common.timing import InputWait
 from bcss_jax.errors import NumericalError, Preempted
 from bcss_jax.training.checkpoint import Checkpoints
@@ -32,13 +32,13 @@ class LoopSettings:
     Attributes:
       steps_per_epoch: number of training batches.
       checkpoint_steps: steps between checkpoints; there is always one at the end of an epoch.
-      log_seconds: seconds between progress lines where the output is not a terminal.
+      log_seconds: time before the first progress line where the output is not a terminal.
       max_bad_steps: number of steps with a non-finite loss after which training ends.
     """
 
     steps_per_epoch: int
     checkpoint_steps: int = 1000
-    log_seconds: float = 10.0
+    log_seconds: float = FIRST_LINE_SECONDS
     max_bad_steps: int = 3
 
 

@@ -59,6 +59,7 @@ from bcss_jax.training.summary import device, summary, versions
 from bcss_jax.training.tensorboard import TensorBoard
 
 SAMPLE_PICTURES = 6  # rows of samples.png
+CURVES_SECONDS = 10.0  # between two drawings of curves.png
 BEFORE = "stopped before the first step; the same command starts again"
 TRAINED = "stopped after the training; the same command writes the report"
 log = logging.getLogger(__name__)
@@ -351,7 +352,7 @@ class Run:
         scalars = {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
         self.tensorboard.write_scalars(row["step"], scalars)
         write_text(self._workdir / "history.csv", history_csv(self.session.record.history))
-        if time.perf_counter() - self._curves_drawn > self._config.log_seconds:  # drawing takes half a second
+        if time.perf_counter() - self._curves_drawn > CURVES_SECONDS:  # drawing takes half a second
             figures.curves(self.session.record.history, self._workdir / "curves.png", title=self._config.name)
             self._curves_drawn = time.perf_counter()
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 COMMANDS = {  # what `Trial.command` names -> module
-    "train": "bcss_jax.main",
-    "evaluate": "bcss_jax.evaluate",
-    "segment": "bcss_jax.segment",
-    "export": "bcss_jax.export",
+    "train": "bcss_jax.commands.train",
+    "evaluate": "bcss_jax.commands.evaluate",
+    "segment": "bcss_jax.commands.segment",
+    "export": "bcss_jax.commands.export",
     "data": "bcss_jax.data.__main__",
     "nnunet": "bcss_jax.nnunet.__main__",
 }

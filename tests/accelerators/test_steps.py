@@ -4,7 +4,6 @@ import importlib.util
 
 import pytest
 
-from bcss_jax import compile_for
 from bcss_jax.accelerators.computed_steps import Key
 from bcss_jax.accelerators.exchanges import STATISTICS, exchanges
 from bcss_jax.accelerators.hlo_text import read_program
@@ -13,6 +12,7 @@ from bcss_jax.accelerators.report import warnings
 from bcss_jax.accelerators.steps import compile_step, recipe
 from bcss_jax.accelerators.targets import TARGETS, describe_devices
 from bcss_jax.accelerators.traffic import account
+from bcss_jax.commands import compile_for
 from bcss_jax.labels import find_scheme
 from bcss_jax.models import MODELS
 from bcss_jax.training.sharding import make_mesh

@@ -36,8 +36,8 @@ def test_training_without_tensorflow_is_one_line():
     code = without_modules(("tensorflow",)) + (
         "sys.argv = ['main', '--config=unet', '--workdir=' + sys.argv[1]]\n"
         "from bcss_jax.common import command\n"
-        "from bcss_jax import main\n"
-        "sys.exit(main.main())"
+        "from bcss_jax.commands import train\n"
+        "sys.exit(train.main())"
     )
     import tempfile
 

@@ -89,7 +89,7 @@ def _options_of(module: str, action: str | None = None) -> set[str]:
 
 def _check_training(arguments: list[str]) -> None:
     """Checks the options of `python -m bcss_jax.main`: flags of its help, fields of the config file."""
-    source = (ROOT / "bcss_jax" / "main.py").read_text()
+    source = (ROOT / "bcss_jax" / "commands" / "train.py").read_text()
     configs = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
     file, _, argument = find_config_file((configs or ["configs/unet.py"])[0]).partition(":")
     config = runpy.run_path(str(ROOT / file))["get_config"](*[argument] if argument else [])
@@ -107,7 +107,7 @@ def _check(words: list[str]) -> None:
         words = words[1:]
     program, *rest = words
     if program == "bcss-jax":
-        rest = ["-m", cli.COMMANDS[rest[0]][0], *rest[1:]]
+        rest = ["-m", cli.COMMANDS[rest[0]][0].removesuffix(".__main__"), *rest[1:]]
     if program in SHELL or program.endswith(("sphinx-build", "ruff", "pyright")):
         return
     if program == "pip":
@@ -121,12 +121,15 @@ def _check(words: list[str]) -> None:
     elif program == "sbatch":
         scripts = [word for word in rest if word.endswith(".sh")]
         assert scripts and all((ROOT / script).is_file() for script in scripts)
-    elif rest[0] == "-m" and rest[1] in ("bcss_jax.main", "bcss_jax.models"):
-        _check_training(rest[2:]) if rest[1] == "bcss_jax.main" else None
+    elif rest[0] == "-m" and rest[1] in ("bcss_jax.main", "bcss_jax.commands.train"):
+        _check_training(rest[2:])
+    elif rest[0] == "-m" and rest[1] == "bcss_jax.models":
+        pass
     elif rest[0] == "-m" and rest[1].startswith("bcss_jax."):
         package = (ROOT / rest[1].replace(".", "/")).is_dir()
         action = rest[2] if package else None
-        known = _options_of(f"{rest[1]}.__main__" if package else rest[1], action)
+        code = f"bcss_jax.commands.{rest[1].rpartition('.')[2]}"
+        known = _options_of(f"{rest[1]}.__main__" if package else code, action)
         for word in rest[2:]:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known, f"{' '.join(rest[:3])} has no option {word}"

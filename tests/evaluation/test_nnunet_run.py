@@ -12,7 +12,8 @@ from helpers.tile_files import image, mask, name, save
 from helpers.trained_small import save_checkpoint
 from PIL import Image
 
-from bcss_jax import config, evaluate, models
+from bcss_jax import config, models
+from bcss_jax.commands import evaluate
 from bcss_jax.data import tfrecords
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.evaluation import nnunet_run

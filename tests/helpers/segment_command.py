@@ -3,7 +3,7 @@
 import csv
 import json
 
-from bcss_jax import segment
+from bcss_jax.commands import segment
 
 # Slides with a side of 0.05 mm are smaller than what is removed as dust, and their glass is labeled too.
 EVERYTHING = ("--tissue=all", "--glass=keep", "--min_area_um2=0")

@@ -13,7 +13,7 @@ from helpers.slides_small import tissue_picture
 from helpers.trained_small import WINDOW, write_run
 from PIL import Image
 
-from bcss_jax import export, segment
+from bcss_jax.commands import export, segment
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.inference import exported_model, trained_run

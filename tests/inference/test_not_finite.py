@@ -8,7 +8,7 @@ from helpers.slides_small import tissue_picture
 from helpers.trained_small import write_run
 from PIL import Image
 
-from bcss_jax import export
+from bcss_jax.commands import export
 from bcss_jax.evaluation.image_counts import count_pixels
 from bcss_jax.inference.predict import log_probabilities_from_logits, mean_log_probabilities
 from bcss_jax.labels import SCHEMES

@@ -18,7 +18,7 @@ from helpers.slides_small import tissue_picture
 from helpers.trained_small import write_run
 from PIL import Image
 
-from bcss_jax import export, segment
+from bcss_jax.commands import export, segment
 from bcss_jax.errors import Preempted
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import status_of

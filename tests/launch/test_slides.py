@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers.paths import ROOT
 
-from bcss_jax import segment
+from bcss_jax.commands import segment
 from bcss_jax.errors import ConfigError, DataError, PartialError, Preempted, StorageError
 from bcss_jax.slides.batch import batch_summary
 from bcss_jax.slides.batch.slide_folder import write_failure

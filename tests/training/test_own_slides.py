@@ -9,7 +9,7 @@ import pytest
 from helpers.annotated_slides import listed_slides
 from helpers.paths import ROOT
 
-from bcss_jax import evaluate
+from bcss_jax.commands import evaluate
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from helpers.segment_command import one_line, summary_of
 from helpers.slide_files import svs
 from helpers.slides_small import tissue_picture
 
-from bcss_jax import evaluate, export, import_model, models
+from bcss_jax import models
+from bcss_jax.commands import evaluate, export, import_model
 from bcss_jax.errors import DataError
 from bcss_jax.inference.slide_model import model_of_run
 from bcss_jax.inference.trained_run import read_trained_run

@@ -22,7 +22,7 @@ from helpers.segment_command import EVERYTHING, Killed, call, command, contents,
 from helpers.segmented_slide import finished, runs, slide  # noqa: F401 (fixtures)
 from helpers.slides_small import tissue_picture
 
-from bcss_jax import segment
+from bcss_jax.commands import segment
 from bcss_jax.common import files
 from bcss_jax.errors import Preempted, StorageError
 from bcss_jax.slides.batch import segment_slide, slide_folder

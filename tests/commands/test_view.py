@@ -13,7 +13,7 @@ import pytest
 from helpers.paths import ROOT
 from helpers.viewer_small import blobs, write_result
 
-from bcss_jax import view
+from bcss_jax.commands import view
 
 
 @pytest.fixture
@@ -136,8 +136,7 @@ def test_unknown_settings_are_refused(capsys):
 
 
 def test_the_viewer_imports_neither_jax_nor_tensorflow():
-    script = (
-        "import sys, bcss_jax.view; print(sorted({'jax', 'flax', 'tensorflow', 'torch', 'cv2'} & set(sys.modules)))"
-    )
+    heavy = {"jax", "flax", "tensorflow", "torch", "cv2"}
+    script = f"import sys, bcss_jax.commands.view; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.stdout == "[]\n", result.stderr

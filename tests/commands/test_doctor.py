@@ -5,7 +5,7 @@ import json
 import openslide
 import pytest
 
-from bcss_jax import doctor
+from bcss_jax.commands import doctor
 from bcss_jax.errors import StorageError
 
 

@@ -15,7 +15,7 @@ from helpers.absent_modules import without_modules
 from helpers.small_networks import LONG_TO_COMPILE, SMALL
 from helpers.trained_small import WINDOW, write_run
 
-from bcss_jax import export
+from bcss_jax.commands import export
 from bcss_jax.inference import exported_model, trained_run
 from bcss_jax.inference.predict import log_probabilities
 from bcss_jax.inference.slide_model import SlideModel, model_of_run

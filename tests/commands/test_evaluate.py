@@ -18,7 +18,8 @@ from helpers.tile_files import image, kaggle512, mask, name, save
 from helpers.trained_small import save_checkpoint
 from PIL import Image
 
-from bcss_jax import config, evaluate, labels, models
+from bcss_jax import config, labels, models
+from bcss_jax.commands import evaluate
 from bcss_jax.common.files import write_bytes
 from bcss_jax.data import tfrecords
 from bcss_jax.data.discovery import DataSettings
@@ -317,7 +318,7 @@ def test_a_killed_and_resumed_evaluation_leaves_the_same_files(
 # Imports once, forks before any thread starts, kills the command after some seconds and prints its exit code.
 SPAWNER = """
 import json, os, signal, sys, time
-from bcss_jax import evaluate
+from bcss_jax.commands import evaluate
 from bcss_jax.data import input_pipeline, tfrecords
 from bcss_jax.evaluation import accumulate
 

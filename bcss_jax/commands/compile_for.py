@@ -1,0 +1,99 @@
+"""Compiles the steps of a network for an accelerator, on any machine, and prints what they need there.
+
+    python -m bcss_jax.compile_for --target=h100 --model=unet --batch=128 --dtype=bfloat16 [--devices=8]
+    python -m bcss_jax.compile_for --target=h100 --all [--write=rows.json]
+
+For training, evaluation and windows of a slide it prints the memory beside the device's, what moves between the device
+and its memory, the arithmetic, the least time that both take (no program is faster; kernels that miss the peaks are
+slower), the largest instructions with their place in the source, and warnings. With --all it prints a Markdown table of
+the training steps of all networks, each in as few micro-batches as fit. With --write the rows are kept in a file as
+they come, with the memory of all steps, and a command that was stopped goes on. Nothing is run. The compilers come with
+pip install 'bcss_jax[compile-cuda]' (GPUs) and 'bcss_jax[compile-tpu]' (TPUs). Exit codes: 0 done, 2 settings or the
+compiler refuses, 3 the file is not of this program, 75 stopped on request.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compiler says in several lines that it takes long
+
+import jax
+
+from bcss_jax import models
+from bcss_jax.accelerators import computed_steps
+from bcss_jax.accelerators.hlo_text import read_program
+from bcss_jax.accelerators.network_table import print_table
+from bcss_jax.accelerators.report import report_lines
+from bcss_jax.accelerators.steps import STEPS, DoesNotFit, compile_step, recipe
+from bcss_jax.accelerators.targets import TARGETS, describe_devices, find_target
+from bcss_jax.accelerators.traffic import account
+from bcss_jax.common import command
+from bcss_jax.common.interruption import safe_point
+from bcss_jax.common.ranges import COUNT, WINDOW
+from bcss_jax.config import DTYPES
+from bcss_jax.errors import ConfigError
+from bcss_jax.labels import find_scheme
+from bcss_jax.training.sharding import make_mesh
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line, compiles and prints. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return command.run(lambda: _run(_parser().parse_args(argv)), debug="--debug" in argv)
+
+
+def _parser():
+    parser = command.parser("python -m bcss_jax.compile_for", __doc__)
+    add = parser.add_argument
+    add("--target", required=True, help=f"accelerator: {', '.join(TARGETS)}; of TPUs also a slice, as v5e:2x2")
+    add("--model", choices=sorted(models.MODELS), help="network, with its default arguments (default unet)")
+    add("--batch", type=COUNT.parse, default=128, help="images in a batch, over all devices (default 128)")
+    add("--micro_batches", type=COUNT.parse, help="parts that a training batch is computed in (default 1)")
+    add("--remat", action="store_true", help="with --config.remat=True: keep less for the gradient, compute it again")
+    add("--dtype", default="bfloat16", choices=DTYPES, help="type of the computation")
+    add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
+    add("--devices", type=COUNT.parse, help="devices that share a batch (default 1, or the slice's)")
+    add("--all", action="store_true", help="print a table of the training steps of all networks")
+    add("--write", nargs="?", type=Path, const=computed_steps.FILE,
+        help="with --all: keep the rows in this file (default: the one that the package reads)")  # fmt: skip
+    add("--steps", help=f"which steps (default {','.join(STEPS)})")
+    command.add_debug(parser)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    target, of_slice = find_target(args.target)
+    if of_slice and args.devices not in (None, of_slice):
+        raise ConfigError(f"--target={args.target} has {of_slice} devices; leave out --devices={args.devices}")
+    devices = args.devices or of_slice or 1
+    jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
+    mesh = make_mesh(describe_devices(target, devices))
+    if args.all:
+        for option in ("model", "micro_batches", "remat", "steps"):
+            if getattr(args, option):
+                raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
+        print_table(target, devices, args.dtype, args.batch, args.side, args.write)
+        return
+    if args.write:
+        raise ConfigError("--write keeps the rows of --all; add --all, or leave --write out")
+    steps = args.steps.split(",") if args.steps else STEPS
+    if not set(steps) <= set(STEPS):
+        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
+    model = args.model or "unet"
+    config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side, args.remat)
+    scheme = find_scheme(config.labels)
+    shared = f", shared by {devices} devices" if devices > 1 else ""
+    print(f"{model}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels, for {target.device}", flush=True)
+    for name in steps:
+        safe_point()
+        try:
+            step = compile_step(name, config, scheme, mesh, args.side)
+        except DoesNotFit as error:
+            print(f"{name} step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
+            continue
+        for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
+            print(line, flush=True)
