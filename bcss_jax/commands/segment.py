@@ -36,6 +36,7 @@ from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, STAIN
 from bcss_jax.slides.windows import BLEND, BLENDS, MAX_OVERLAP, OVERLAP
 from bcss_jax.training.sharding import make_mesh
 
@@ -94,6 +95,12 @@ def _parser():
         choices=GLASS,
         help="glass inside tissue, such as lumina: background takes it out of labels, areas and probabilities, keep "
         "labels it (default: background if the model has no class for tissue that is not among its classes)",
+    )
+    add(
+        "--stain",
+        choices=STAIN,
+        default=KEEP_STAIN,
+        help="normalize changes the stain of each slide into that of the model's training images (default keep)",
     )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
@@ -229,6 +236,7 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             truth_codes=_truth_codes(args, model.scheme),
             truth_region=region,
             glass=args.glass,
+            stain=args.stain,
         )
         default = max(1, per_device * 224**2 // window**2) * mesh.size
         segmenters.append(SlideSegmenter(model, settings, args.batch_size or default, readers, mesh))
