@@ -1,8 +1,8 @@
 """Draws glass.jpg for the page on slides: parts of slides, their labels with glass kept, and with glass taken out.
 
     python -m bcss_jax.segment --checkpoint=runs/unet --slide=CMU-1-Small-Region.svs --glass=keep --output=keep
-    python -m bcss_jax.segment --checkpoint=runs/unet --slide=CMU-1-Small-Region.svs --glass=background --output=background
-    python docs/draw_glass.py --keep=keep --background=background CMU-1-Small-Region.svs:300,1500,1000,700 ...
+    python -m bcss_jax.segment --checkpoint=runs/unet --slide=CMU-1-Small-Region.svs --glass=background --output=glass
+    python docs/draw_glass.py --keep=keep --background=glass CMU-1-Small-Region.svs:300,1500,1000,700 ...
 
 After each slide stand x, y, width and height of the part in pixels of level 0.
 """
