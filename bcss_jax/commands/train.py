@@ -32,7 +32,7 @@ from bcss_jax.common.interruption import Interruption, act_together
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.regular_file import check_regular_file
-from bcss_jax.config import ALL, default, field_names, unknown_field, validate
+from bcss_jax.config import ALL, default, field_names, set_image_statistics, unknown_field, validate
 from bcss_jax.config_file import find_config_file
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
@@ -158,6 +158,8 @@ def _run(interruption: Interruption) -> None:
     config: Any = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
     scheme = find_scheme(config.labels)
+    if not nnunet:
+        set_image_statistics(config)
     (nnunet_config.validate if nnunet else validate)(config, scheme)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:

@@ -43,7 +43,7 @@ def read(
         dict(arguments),
         model,
         scheme,
-        models.image_statistics(name) or IMAGENET,
+        models.image_statistics(name, **arguments) or IMAGENET,
         mpp,
         window or DEFAULT_WINDOW,
         Path(path).name,
