@@ -32,6 +32,7 @@ from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.resolution.check import differ
@@ -98,6 +99,7 @@ def _parser():
 
 
 def _run(args: argparse.Namespace, interruption: Interruption) -> None:
+    compilation_cache.enable()
     mesh = make_mesh(jax.local_devices())
     runs = _read_runs(args, mesh)
     batch_size = args.batch_size if args.batch_size is not None else min(run.batch_size for run in runs)

@@ -13,6 +13,7 @@ import jax
 from bcss_jax.common.interruption import Interruption, work_is_saved
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.common.progress import FIRST_LINE_SECONDS, ProgressLine
+from bcss_jax.common.startup import start_clock
 from bcss_jax.common.timing import InputWait
 from bcss_jax.errors import NumericalError, Preempted
 from bcss_jax.training.checkpoint import Checkpoints
@@ -83,6 +84,7 @@ class TrainingSession(Generic[Record]):
         """Stores the arguments; `title` stands before messages where several trainings share one output."""
         self.state, self.record, self.checkpoints, self.metadata = state, record, checkpoints, metadata
         self.settings, self._interruption, self._prefix = settings, interruption, f"{title}: " if title else ""
+        self._start_clock: start_clock.StartClock | None = start_clock.take()  # until the first step is done
         work_is_saved()
 
     def save(self, improved_at: int | None = None) -> None:
@@ -125,7 +127,7 @@ class TrainingSession(Generic[Record]):
         pending: tuple[int, dict] | None = None  # the step that the device is computing
         loss, grad_norm = None, math.nan
         for batch in batches:
-            self.state, report = train_step(self.state, batch)
+            self.state, report = self._take_step(train_step, batch, line)
             record.step_in_epoch += 1
             step = record.epoch * settings.steps_per_epoch + record.step_in_epoch
             if pending:
@@ -149,6 +151,19 @@ class TrainingSession(Generic[Record]):
             record_step(*pending)
         seconds = time.perf_counter() - start
         return EpochReport(record.step_in_epoch - first_step, seconds, batches.seconds / seconds, grad_norm)
+
+    def _take_step(self, train_step: Callable, batch: Any, line: ProgressLine) -> tuple[TrainState, dict]:
+        """Takes a training step; after the first one, says how long the start took."""
+        clock, self._start_clock = self._start_clock, None
+        if clock is None:
+            return train_step(self.state, batch)
+        clock.lap("data")
+        stepped = train_step(self.state, batch)
+        clock.lap("compiling")
+        jax.block_until_ready(stepped)
+        clock.lap("step")
+        line.print(f"{self._prefix}{clock.line()}")
+        return stepped
 
     def record_bad_step(self, found: str, remedy: str) -> None:
         """Counts a step with a non-finite loss or gradient, and warns of it.

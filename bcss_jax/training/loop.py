@@ -25,6 +25,7 @@ from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption, safe_point, work_has_ended
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
+from bcss_jax.common.startup import compilation_cache, start_clock
 from bcss_jax.data import tfrecords
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
@@ -77,6 +78,7 @@ def train(config: Any, workdir: Path, interruption: Interruption) -> None:
     Raises:
       UserError: of the kinds in `errors`; the message says what to do.
     """
+    compilation_cache.enable()
     run = Run(config, workdir, interruption)
     session = run.session
     interruption.begin()
@@ -120,6 +122,8 @@ class Run:
 
     def __init__(self, config: Any, workdir: Path, interruption: Interruption):
         """Builds the run; mistakes in the settings show before any data are read. Errors as `train`."""
+        clock = start_clock.current()
+        clock.lap("imports")
         self._config, self._workdir, self._scheme = config, workdir, labels.find_scheme(config.labels)
         self._augmentation = Augmentation(**config.augment) if config.augment_on == "host" else None
         self._mesh = make_mesh()
@@ -132,6 +136,7 @@ class Run:
         start = TrainState.create(model, self._steps.tx, self._steps.schedule, loss_scale_for(config.dtype))
         state = place_replicated(start, self._mesh)
         del model, start  # otherwise their arrays would stay in device memory in addition to the state
+        clock.lap("network")
         self._data = self._prepare_data()
         safe_point(BEFORE)
         self._pipeline = {

@@ -12,6 +12,7 @@ import functools
 import os
 import queue
 import random
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,14 @@ from bcss_jax.models.apply import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
-import albumentations as A
+torch_is_free = "torch" not in sys.modules
+if torch_is_free:
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # Albumentations imports it, if it can, for seconds
+try:
+    import albumentations as A
+finally:
+    if torch_is_free:
+        del sys.modules["torch"]
 import cv2
 
 cv2.setNumThreads(0)  # the input pipeline runs one example per thread; more threads only add contention
