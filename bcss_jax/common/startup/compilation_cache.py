@@ -1,4 +1,4 @@
-"""Keeps compiled programs in the user's cache folder, so that the second start of a command does not compile them again.
+"""Keeps compiled programs in the user's cache folder, so that the second start of a command does not compile.
 
 JAX's compilation cache decides what is the same program: its key holds the program, the options of the compiler, the
 versions of jax and jaxlib, XLA_FLAGS and the accelerators. This file decides where the programs are kept, because
@@ -23,9 +23,10 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 from jax.experimental.compilation_cache import compilation_cache as public_cache
 
 from bcss_jax.common.startup.quiet_stderr import lines_dropped
@@ -47,7 +48,8 @@ def enable() -> None:
     Call it before anything is compiled, and after `jax.distributed.initialize`: in a job of several processes there is
     no cache, because processes with and without a program in it would not start together.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # its attributes are made at run time
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return
     if sys.platform != "linux" or jax.distributed.is_initialized():
         return  # programs that were loaded have not been tested on other systems
@@ -87,7 +89,7 @@ def _cpu() -> str:
     """Returns a name for all CPUs with the same instructions, as this jaxlib sees them."""
     lines = CPU_FILE.read_text(errors="replace").splitlines()
     features = sorted({line for line in lines if line.partition(":")[0].strip() in _CPU_LINES})
-    described = "\n".join([platform.machine(), jaxlib.__version__, *features])
+    described = "\n".join([platform.machine(), jaxlib.version.__version__, *features])
     return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
 

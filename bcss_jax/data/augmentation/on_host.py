@@ -8,13 +8,15 @@ that no black corners enter the normalization statistics. The labels there are `
 them.
 """
 
+import contextlib
 import functools
 import os
 import queue
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 
 from bcss_jax.data.augmentation.settings import Augmentation
@@ -23,15 +25,22 @@ from bcss_jax.models.apply import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
-torch_is_free = "torch" not in sys.modules
-if torch_is_free:
-    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # Albumentations imports it, if it can, for seconds
-try:
-    import albumentations as A
-finally:
-    if torch_is_free:
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Lets `import torch` fail within the block: Albumentations imports it, if it can, which takes seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
         del sys.modules["torch"]
-import cv2
+
+
+with _torch_hidden():
+    import albumentations as A
 
 cv2.setNumThreads(0)  # the input pipeline runs one example per thread; more threads only add contention
 
