@@ -30,13 +30,14 @@ from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, pri
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
-from bcss_jax.labels import CODE_BOOKS, LabelScheme
+from bcss_jax.labels import CODE_BOOKS, OWN_CODES, LabelScheme, codes_of_slide_masks, readable_codes
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, STAIN
 from bcss_jax.slides.windows import BLEND, BLENDS, MAX_OVERLAP, OVERLAP
 from bcss_jax.training.sharding import make_mesh
 
@@ -96,6 +97,12 @@ def _parser():
         help="glass inside tissue, such as lumina: background takes it out of labels, areas and probabilities, keep "
         "labels it (default: background if the model has no class for tissue that is not among its classes)",
     )
+    add(
+        "--stain",
+        choices=STAIN,
+        default=KEEP_STAIN,
+        help="normalize changes the stain of each slide into that of the model's training images (default keep)",
+    )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
         "--min_area_um2",
@@ -104,7 +111,11 @@ def _parser():
         help="leave smaller regions out of regions.geojson (default 100)",
     )
     add("--truth", type=Path, help="ground truth of the slide to score against: a mask of codes (PNG or TIFF)")
-    add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of the masks (default bcss22)")
+    add(
+        "--truth_codes",
+        choices=(*CODE_BOOKS, OWN_CODES),
+        help=f"codes of these masks (default: {OWN_CODES} if the label scheme defines them, else bcss22)",
+    )
     add("--truth_region", help="x,y,width,height in level-0 pixels: score this region too")
     add("--overwrite", action="store_true", help="compute again, and replace results of other settings")
     command.add_debug(parser)
@@ -121,7 +132,8 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     _refuse_inputs(args, entries, folders)
     _refuse_other_results(entries, segmenters, folders, args.overwrite)
-    check_mask_colors(entries, args.truth_codes)
+    scheme = segmenters[0].model.scheme
+    check_mask_colors(entries, readable_codes(scheme, _truth_codes(args, scheme)))
     if args.slides is not None:
         batch_summary.check_table(args.output)
     if len(segmenters) > 1:
@@ -223,14 +235,19 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             tissue="all" if args.tissue == "all" else "colour",
             probabilities=args.probabilities,
             min_area_um2=args.min_area_um2,
-            truth_codes=args.truth_codes,
+            truth_codes=_truth_codes(args, model.scheme),
             truth_region=region,
             glass=args.glass,
+            stain=args.stain,
         )
         default = max(1, per_device * 224**2 // window**2) * mesh.size
         segmenters.append(SlideSegmenter(model, settings, args.batch_size or default, readers, mesh))
     _refuse_different_schemes(segmenters)
     return segmenters
+
+
+def _truth_codes(args, scheme: LabelScheme) -> str:
+    return args.truth_codes or codes_of_slide_masks(scheme)
 
 
 def _refuse_different_schemes(segmenters):
@@ -313,5 +330,6 @@ def _segment(entry, position, segmenters, paths, args, journal, interruption) ->
         picture = paths[0].parent / comparison.FILE
         if not comparison.is_current(picture, paths):
             with files.locked(picture.parent):
-                comparison.draw_comparison(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
+                codes = _truth_codes(args, segmenters[0].model.scheme)
+                comparison.draw_comparison(picture, entry, summaries, paths, segmenters[0].classes, codes)
         print(f"  comparison: {picture}", flush=True)

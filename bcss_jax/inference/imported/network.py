@@ -44,7 +44,7 @@ class Origin:
     trained_on: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportedNetwork:
     """A network with weights of another program.
 

@@ -57,18 +57,18 @@ def read(
     checkpoint = Path(folder).expanduser() / f"fold_{chosen}" / CHECKPOINT
     model, tensors, passed_over = load_all(checkpoint, name, arguments, found.num_classes, state)
     return ImportedNetwork(
-        "nnunet",
-        name,
-        arguments,
-        model,
-        scheme,
-        _STATISTICS,
-        mpp,
-        window or max(found.patch_size),
-        f"{Path(folder).name}/fold_{chosen}/{CHECKPOINT}",
-        sha256_of_file(checkpoint),
-        tensors,
-        passed_over,
+        format="nnunet",
+        name=name,
+        arguments=arguments,
+        model=model,
+        scheme=scheme,
+        statistics=_STATISTICS,
+        mpp=mpp,
+        window=window or max(found.patch_size),
+        file=f"{Path(folder).name}/fold_{chosen}/{CHECKPOINT}",
+        sha256=sha256_of_file(checkpoint),
+        tensors=tensors,
+        passed_over=passed_over,
     )
 
 

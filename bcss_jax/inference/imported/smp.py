@@ -56,18 +56,18 @@ def read(path: Path, *, scheme: LabelScheme, mpp: float, window: int | None = No
     name = _network_of(path, state)
     model, tensors, passed_over = load_all(path, name, {}, num_classes, state)
     return ImportedNetwork(
-        "smp",
-        name,
-        {},
-        model,
-        scheme,
-        IMAGENET,
-        mpp,
-        window or DEFAULT_WINDOW,
-        Path(path).name,
-        file.sha256,
-        tensors,
-        passed_over,
+        format="smp",
+        name=name,
+        arguments={},
+        model=model,
+        scheme=scheme,
+        statistics=IMAGENET,
+        mpp=mpp,
+        window=window or DEFAULT_WINDOW,
+        file=Path(path).name,
+        sha256=file.sha256,
+        tensors=tensors,
+        passed_over=passed_over,
     )
 
 
