@@ -13,7 +13,6 @@ os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 # Eight devices on a busy core may wait for each other for longer than the 40 s after which XLA ends the process.
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=120"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where there is a GPU: one GPU is not eight devices
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Compiled programs are kept for this session, also for the commands that the tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:

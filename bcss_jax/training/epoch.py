@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
@@ -22,6 +23,10 @@ from bcss_jax.training.optimizer import Plateau, Poly
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState
 
+LONG_COMPILE_SECONDS = 60.0
+LONG_COMPILE = (
+    "the training step is still being compiled, which takes minutes for some networks; the next start is faster"
+)
 log = logging.getLogger(__name__)
 Record = TypeVar("Record", bound=EpochRecord)
 
@@ -158,7 +163,13 @@ class TrainingSession(Generic[Record]):
         if clock is None:
             return train_step(self.state, batch)
         clock.lap("data")
-        stepped = train_step(self.state, batch)
+        patience = threading.Timer(LONG_COMPILE_SECONDS, line.print, [f"{self._prefix}{LONG_COMPILE}"])
+        patience.daemon = True
+        patience.start()
+        try:
+            stepped = train_step(self.state, batch)
+        finally:
+            patience.cancel()
         clock.lap("compiling")
         jax.block_until_ready(stepped)
         clock.lap("step")

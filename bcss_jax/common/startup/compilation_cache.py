@@ -19,7 +19,6 @@ import functools
 import hashlib
 import os
 import platform
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -29,8 +28,6 @@ import jax
 import jaxlib.version
 from jax.experimental.compilation_cache import compilation_cache as public_cache
 
-from bcss_jax.common.startup.quiet_stderr import lines_dropped
-
 MAX_BYTES = 2 * 1024**3  # of all programs together
 CHECKED_AFTER_BYTES = MAX_BYTES // 8  # written by a process, before it looks for old programs again
 CPU_FILE = Path("/proc/cpuinfo")
@@ -38,8 +35,6 @@ _DIGEST = hashlib.sha256().digest_size
 # What says which instructions a CPU has, in /proc/cpuinfo of x86-64 and of ARM.
 _CPU_LINES = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features")
 _CPU_LINES += ("CPU implementer", "CPU architecture", "CPU variant", "CPU part")
-# XLA warns about preferences that it itself adds to the features of some CPUs; the folder is this CPU's own.
-_FALSE_ALARM = re.compile(rb"[WE]\d{4} \d\d:\d\d:[\d.]+ +\d+ cpu_aot_loader\.cc")
 
 
 def enable() -> None:
@@ -102,29 +97,20 @@ def _connect() -> bool:
         from jax._src import compilation_cache
         from jax._src.compilation_cache_interface import CacheInterface
 
-        load = compilation_cache.get_executable_and_time
-        assert callable(compilation_cache.get_file_cache)
-    except (ImportError, AttributeError, AssertionError):
+        open_folder = compilation_cache.get_file_cache
+    except (ImportError, AttributeError):
         return False
-    if hasattr(load, "of_bcss_jax"):
+    if hasattr(open_folder, "of_bcss_jax"):
         return True
 
     class Folder(CheckedFolder, CacheInterface):
         """A `CheckedFolder` for JAX."""
 
-    @functools.wraps(load)
-    def load_quietly(*args, **kwargs):
-        with lines_dropped(_FALSE_ALARM):
-            return load(*args, **kwargs)
-
-    open_folder = compilation_cache.get_file_cache
-
     def get_file_cache(path):
         own = Path(path).is_relative_to(root())
         return (Folder(Path(path)), path) if own else open_folder(path)
 
-    load_quietly.of_bcss_jax = True  # pyright: ignore[reportAttributeAccessIssue]
-    compilation_cache.get_executable_and_time = load_quietly
+    get_file_cache.of_bcss_jax = True  # pyright: ignore[reportFunctionMemberAccess]
     compilation_cache.get_file_cache = get_file_cache
     return True
 

@@ -1,7 +1,6 @@
 """Compiled programs are kept: with the same results, for this CPU alone, and never at the price of an error."""
 
 import os
-import re
 import sys
 import tempfile
 
@@ -13,7 +12,6 @@ from jax.experimental.compilation_cache import compilation_cache as public_cache
 
 from bcss_jax.common.startup import compilation_cache
 from bcss_jax.common.startup.compilation_cache import CheckedFolder
-from bcss_jax.common.startup.quiet_stderr import lines_dropped
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the cache is used on Linux only")
 
@@ -159,13 +157,6 @@ def test_the_least_recently_used_programs_are_deleted(tmp_path, monkeypatch):
         assert folder.get("program 0") == bytes(900)  # used again and again
     assert sum(path.stat().st_size for path in programs(tmp_path)) <= 8000 + 1000
     assert folder.get("program 29") is not None and folder.get("program 5") is None
-
-
-def test_the_false_alarm_of_xla_is_dropped_and_other_lines_are_kept(capfd):
-    with lines_dropped(compilation_cache._FALSE_ALARM):
-        os.write(2, b"E1128 11:23:54.835349   24657 cpu_aot_loader.cc:204] Loading XLA:CPU AOT result. Target ...\n")
-        os.write(2, b"E1128 11:23:54.835349   24657 cuda_dnn.cc:1] no handle\n")
-    assert re.fullmatch(r"E.*no handle\n", capfd.readouterr().err)
 
 
 def test_the_tests_have_a_cache_of_their_own():
