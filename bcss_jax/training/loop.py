@@ -26,7 +26,7 @@ from bcss_jax.common.interruption import Interruption, safe_point, work_has_ende
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
 from bcss_jax.common.startup import compilation_cache, start_clock
-from bcss_jax.data import tfrecords
+from bcss_jax.data import synthetic, tfrecords
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.discovery import DataSettings
@@ -53,6 +53,7 @@ from bcss_jax.training.history import (
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
+from bcss_jax.training.start.compile_ahead import compiled_meanwhile
 from bcss_jax.training.start.from_run import load_from_run
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
@@ -137,7 +138,10 @@ class Run:
         state = place_replicated(start, self._mesh)
         del model, start  # otherwise their arrays would stay in device memory in addition to the state
         clock.lap("network")
-        self._data = self._prepare_data()
+        with self._compiled_meanwhile(state):
+            self._data = self._prepare_data()
+            clock.lap("data")
+        clock.lap("compiling")
         safe_point(BEFORE)
         self._pipeline = {
             "table": labels.lookup_table(self._scheme, self._data.codes),
@@ -151,6 +155,14 @@ class Run:
         self._tiles = self._load_training_tiles()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
+
+    def _compiled_meanwhile(self, state: TrainState) -> contextlib.AbstractContextManager:
+        """Compiles the training step while the sample is drawn; the tiles of other data have a size of their own."""
+        config = self._config
+        if config.data.layout != "sample" or config.augment_on == "device" or jax.process_count() > 1:
+            return contextlib.nullcontext()
+        shape = config.batch_size, synthetic.SIZE, synthetic.SIZE
+        return compiled_meanwhile(self._steps.train_step(0), state, shape, self._mesh)
 
     def _load_pretrained(self, model: nnx.Module) -> dict | None:
         """Loads pretrained weights into the model of a run that has no checkpoint. Returns what is known of them."""
