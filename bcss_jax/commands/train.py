@@ -6,18 +6,12 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 
 import contextlib
 import json
-import os
 import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from bcss_jax.common import files
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 import numpy as np
@@ -26,7 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from bcss_jax.accelerators.remedies import remedy_for_training
-from bcss_jax.common import command
+from bcss_jax.common import command, files
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption, act_together
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
