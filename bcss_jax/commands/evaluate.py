@@ -12,26 +12,21 @@ the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 sto
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-from bcss_jax.common import files
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 from jax.sharding import Mesh
 
 from bcss_jax import labels
 from bcss_jax.accelerators.remedies import remedy_for_evaluation
-from bcss_jax.common import command
+from bcss_jax.common import command, files
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.resolution.check import differ
@@ -98,6 +93,7 @@ def _parser():
 
 
 def _run(args: argparse.Namespace, interruption: Interruption) -> None:
+    compilation_cache.enable()
     mesh = make_mesh(jax.local_devices())
     runs = _read_runs(args, mesh)
     batch_size = args.batch_size if args.batch_size is not None else min(run.batch_size for run in runs)

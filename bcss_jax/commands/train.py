@@ -6,18 +6,12 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 
 import contextlib
 import json
-import os
 import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from bcss_jax.common import files
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 import numpy as np
@@ -26,13 +20,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from bcss_jax.accelerators.remedies import remedy_for_training
-from bcss_jax.common import command
+from bcss_jax.common import command, files
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption, act_together
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.regular_file import check_regular_file
-from bcss_jax.config import ALL, default, field_names, unknown_field, validate
+from bcss_jax.config import ALL, default, field_names, set_image_statistics, unknown_field, validate
 from bcss_jax.config_file import find_config_file
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
@@ -158,6 +152,8 @@ def _run(interruption: Interruption) -> None:
     config: Any = _CONFIG.value
     nnunet = config.get("method") == "nnunet"
     scheme = find_scheme(config.labels)
+    if not nnunet:
+        set_image_statistics(config)
     (nnunet_config.validate if nnunet else validate)(config, scheme)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:
