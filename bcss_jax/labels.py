@@ -21,13 +21,20 @@ Four schemes come with the package, in `bcss_jax/label_schemes`. A file of the s
     stroma = ["stroma"]
     ignored = "rest"                               # all codes that the table does not list
 
+    [own_codes]                                    # codes of your own masks of slides, by number
+    tumor = [1, 2]
+    stroma = [7]
+    ignored = [0]
+
     [annotations]                                  # names of annotations; if two overlap, the first class counts
     ignored = ["Ignore*", "artifact"]
     tumor = ["invasive tumor", "DCIS"]
     stroma = ["tumor-associated stroma"]
 
 The name `ignored` is for pixels without truth. Where it is one of the classes, the network has an output for it, which
-is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`.
+is never trained; where it is not, these pixels get the label 255. Every code must be listed or covered by `"rest"`. A
+table `[own_codes]` defines the codes of masks that have neither code book; a mask of a slide with a number that it
+does not list is refused.
 
 Annotations, such as QuPath's, have names instead of codes (`annotation_labels`). A class has its own name too and the
 one that `regions.geojson` gives it. Without the table, the names of the codes count too. `unannotated = "stroma"`,
@@ -60,9 +67,12 @@ BCSS22_NAMES = (
 )  # fmt: skip
 KAGGLE3_NAMES = ("other_or_outside", "tumor", "stroma")
 CODE_BOOKS = {"bcss22": BCSS22_NAMES, "kaggle3": KAGGLE3_NAMES}
+OWN_CODES = "own_codes"  # codes of masks that a scheme's file defines itself, without names
+MAX_CODE = 255
 SCHEME_CODES = "labels"  # instead of a code book: masks that hold the labels of the run's scheme, as slides' patches do
 CODES_WITHOUT_TISSUE = {"bcss22": (0, 7, 15), "kaggle3": ()}  # outside the region of interest, excluded, undetermined
-DATA_OF_BOOKS = {"bcss22": "kaggle512 or roi", "kaggle3": "kaggle224"}  # layouts whose masks use a code book
+# Layouts whose masks use a code book.
+DATA_OF_BOOKS = {"bcss22": "kaggle512 or roi", "kaggle3": "kaggle224", OWN_CODES: "slides"}
 
 MAX_TOML = 1 << 20  # bytes of a file
 MAX_NAME = 200  # characters of an annotation's name
@@ -106,7 +116,7 @@ class LabelScheme:
       evaluated: labels over which losses, predictions and metrics run.
       colors: one per class. Empty only for labels of nnU-Net's raw data folders, which define none.
       code_labels: for each code book that the scheme can express, the label of each code. May be empty if there are
-        annotations.
+        annotations. Those of `OWN_CODES` end with the highest code that is listed; `UNMAPPED` for numbers between.
       annotations: names of annotations with their labels, as the file lists them; see `annotation_labels`.
       unannotated: label of pixels in no annotation; None: they have no truth.
     """
@@ -132,13 +142,23 @@ class LabelScheme:
 
     @property
     def ignores_tissue(self) -> bool:
-        """Whether pixels of a known tissue have no ground truth, so that there is no class for all other tissue."""
-        return any(
-            label == self.ignore_index
-            for book, labels in self.code_labels
-            for code, label in enumerate(labels)
-            if code not in CODES_WITHOUT_TISSUE[book]
-        )
+        """Whether pixels of some tissue have no ground truth, so that there is no class for all other tissue.
+
+        Codes and annotations of one's own do not say which tissue they stand for. They count as all tissue if there is
+        a class "other", or if none of them is ignored.
+        """
+        labels_of = dict(self.code_labels)
+        own = labels_of.pop(OWN_CODES, None)
+        if labels_of:
+            return any(
+                label == self.ignore_index
+                for book, labels in labels_of.items()
+                for code, label in enumerate(labels)
+                if code not in CODES_WITHOUT_TISSUE[book]
+            )
+        if "other" in (name.casefold() for name in self.class_names):
+            return False
+        return self.unannotated is None if own is None else self.ignore_index in own
 
     @property
     def report_classes(self) -> tuple[int, ...]:
@@ -235,7 +255,7 @@ def read_scheme(path: str | os.PathLike) -> LabelScheme:
 
 def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
     """Returns the scheme that the content of a file describes by names; `check` follows. Raises ValueError."""
-    known = ("class_names", "evaluated", "unannotated", "colors", *CODE_BOOKS, "annotations")
+    known = ("class_names", "evaluated", "unannotated", "colors", *CODE_BOOKS, OWN_CODES, "annotations")
     _check_keys("", values, known)
     class_names = _names("class_names", values.get("class_names"))
     _check_names(name, class_names)
@@ -265,7 +285,9 @@ def _scheme_of_toml(name: str, values: dict[str, Any]) -> LabelScheme:
         ignore_index,
         tuple(labels[class_name] for class_name in evaluated),
         tuple(_color(class_name, colors[class_name]) for class_name in class_names),
-        tuple((book, _labels_of_codes(book, values[book], labels)) for book in CODE_BOOKS if book in values),
+        tuple(
+            (book, _labels_of_codes(book, values[book], labels)) for book in (*CODE_BOOKS, OWN_CODES) if book in values
+        ),
         _labels_of_names(values["annotations"], labels) if "annotations" in values else (),
         None if unannotated == IGNORED else labels[unannotated],
     )
@@ -326,6 +348,7 @@ def annotation_labels(scheme: LabelScheme) -> dict[str, int]:
         codes = {
             name: label
             for book, labels in reversed(scheme.code_labels)  # the larger book, which is first, decides
+            if book != OWN_CODES
             for name, label in zip(CODE_BOOKS[book], labels, strict=True)
         }
         qupath = {name: codes[code] for name, code in _QUPATH_CODES.items() if code in codes}
@@ -346,8 +369,8 @@ def _names_of_class(class_name: str) -> list[str]:
 
 
 def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[int, ...]:
-    """Returns the label of each code of a code book. Raises ValueError."""
-    code_names, where = CODE_BOOKS[book], f"[{book}]"
+    """Returns the label of each code of a code book, as `LabelScheme.code_labels` has them. Raises ValueError."""
+    code_names, where = CODE_BOOKS.get(book, ()), f"[{book}]"
     if not isinstance(table, dict):
         raise ValueError(f"{where}: expected a table of classes with their codes, found {_short(table)}")
     _check_keys(f"{where}: ", table, labels)
@@ -365,11 +388,18 @@ def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[
                 raise ValueError(f'{where} {class_name}: expected "rest" without a list, found {_short(codes)}')
             number = _code(f"{where} {class_name}", code, code_names)
             if number in found:
+                named = f"{number} ({code_names[number]})" if code_names else f"{number}"
                 raise ValueError(
-                    f"{where}: expected each code in one class, found {number} ({code_names[number]}) in "
-                    f"{found[number]} and {class_name}; remove one"
+                    f"{where}: expected each code in one class, found {named} in {found[number]} and {class_name}; "
+                    "remove one"
                 )
             found[number] = class_name
+    if book == OWN_CODES:
+        if not found:
+            raise ValueError(f"{where}: expected codes, found none; list them, or remove the table")
+        others = labels[rest[0]] if rest else UNMAPPED
+        length = MAX_CODE + 1 if rest else max(found) + 1
+        return tuple(labels[found[number]] if number in found else others for number in range(length))
     left = [number for number in range(len(code_names)) if number not in found]
     if left and not rest:
         raise ValueError(
@@ -381,6 +411,11 @@ def _labels_of_codes(book: str, table: Any, labels: Mapping[str, int]) -> tuple[
 
 
 def _code(where: str, code: Any, code_names: tuple[str, ...]) -> int:
+    """Returns the number of a code; a code book without names has the codes 0 to 255. Raises ValueError."""
+    if not code_names:
+        if type(code) is int and 0 <= code <= MAX_CODE:
+            return code
+        raise ValueError(f"{where}: expected codes from 0 to {MAX_CODE}, found {_short(code)}")
     if isinstance(code, str) and code in code_names:
         return code_names.index(code)
     if type(code) is int and 0 <= code < len(code_names):
@@ -433,14 +468,15 @@ def check(scheme: LabelScheme) -> None:
             )
     if not (scheme.code_labels or scheme.annotations):
         raise ValueError(
-            f"expected a table [{'] or ['.join(CODE_BOOKS)}] with the codes of each class, or [annotations], found none"
+            f"expected a table [{'] or ['.join([*CODE_BOOKS, OWN_CODES])}] with the codes of each class, or "
+            "[annotations], found none"
         )
     of_names = [label for _, label in scheme.annotations]
     unknown = {*of_names, scheme.unannotated} - {*scheme.evaluated, scheme.ignore_index, None}
     if unknown:
         raise ValueError(f"annotations: expected labels of the classes, found {unknown.pop()}")
     for book, labels in scheme.code_labels:
-        unknown = set(labels) - {*scheme.evaluated, scheme.ignore_index}
+        unknown = set(labels) - {*scheme.evaluated, scheme.ignore_index, UNMAPPED if book == OWN_CODES else None}
         if unknown:
             raise ValueError(f"[{book}]: expected labels of the classes, found {min(unknown)}")
         absent = [scheme.class_names[label] for label in scheme.evaluated if label not in labels]
@@ -563,14 +599,14 @@ def _unannotated_of_json(value: Any) -> int | None:
 
 def _code_labels_of_json(values: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
     if not isinstance(values, dict) or not all(
-        book in CODE_BOOKS
+        book in (*CODE_BOOKS, OWN_CODES)
         and isinstance(labels, list | tuple)
         and _are_integers(labels)
-        and len(labels) == len(CODE_BOOKS[book])
+        and (0 < len(labels) <= MAX_CODE + 1 if book == OWN_CODES else len(labels) == len(CODE_BOOKS[book]))
         for book, labels in values.items()
     ):
         raise ValueError("code_labels of a label scheme must have one integer for every code of a code book")
-    return tuple((book, tuple(values[book])) for book in CODE_BOOKS if book in values)
+    return tuple((book, tuple(values[book])) for book in (*CODE_BOOKS, OWN_CODES) if book in values)
 
 
 def complete_json(values: dict) -> dict:
@@ -620,12 +656,23 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
+def codes_of_slide_masks(scheme: LabelScheme) -> str:
+    """Returns which codes masks of slides hold unless something else is said: the scheme's own, else those of BCSS."""
+    books = [book for book, _ in scheme.code_labels]
+    return OWN_CODES if OWN_CODES in books else (*books, "bcss22")[0]
+
+
+def readable_codes(scheme: LabelScheme, codes: str) -> str | int:
+    """Returns the code book as the readers of masks take it; for `OWN_CODES`, the number of codes from 0."""
+    return len(dict(scheme.code_labels).get(codes, (0,))) if codes == OWN_CODES else codes
+
+
 def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
     """Returns the table from mask code to label.
 
     Args:
       scheme: the target labels.
-      codes: code book of the masks, a key of `CODE_BOOKS`, or `SCHEME_CODES` if they hold labels already.
+      codes: code book of the masks, a key of `CODE_BOOKS`; `OWN_CODES`; or `SCHEME_CODES` if they hold labels already.
 
     Returns:
       uint8 array of 256 entries; `table[mask]` gives labels. Numbers that are not codes give `UNMAPPED`.
@@ -639,6 +686,8 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
         labels = [*range(scheme.num_classes), scheme.ignore_index]
         table[labels] = labels
         return table
+    if codes not in of_books and codes == OWN_CODES:
+        raise ValueError(f"the label scheme {scheme.name} has no table [{OWN_CODES}]; add it to the scheme's file")
     if codes not in of_books:
         names = ", ".join(f"{number} {name}" for number, name in enumerate(CODE_BOOKS[codes][:3]))
         more = ", ..." if len(CODE_BOOKS[codes]) > 3 else ""
@@ -648,7 +697,7 @@ def lookup_table(scheme: LabelScheme, codes: str) -> np.ndarray:
             f"{usable or 'other'} data, or a scheme that has the table [{codes}]"
         )
     table = np.full(256, UNMAPPED, np.uint8)
-    table[: len(CODE_BOOKS[codes])] = of_books[codes]
+    table[: len(of_books[codes])] = of_books[codes]
     return table
 
 

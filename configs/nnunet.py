@@ -9,7 +9,7 @@ instead of 1000, and `,kaggle_t4` for float16, which T4s and V100s need to be fa
 """
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.nnunet.config import default
+from bcss_jax.nnunet.config import default, refuse_slides
 
 
 def get_config(argument: str = "sample"):
@@ -23,6 +23,7 @@ def get_config(argument: str = "sample"):
             f"{argument}: after the layout there may be ',recipe' (15 epochs) and ',kaggle_t4' (float16), not "
             f"',{','.join(recipes)}'"
         )
+    refuse_slides(layout)
     config = default()
     config.data.layout = layout
     short = layout == "sample" and "kaggle_t4" not in recipes

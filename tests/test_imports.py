@@ -15,6 +15,7 @@ NEEDS_THEM = {
     "bcss_jax.data.input_pipeline",
     "bcss_jax.data.sampling.code_counts",
     "bcss_jax.data.sampling.folded_data",
+    "bcss_jax.data.stain.training_stain",
     "bcss_jax.data.tfrecords",
     "bcss_jax.training.loop",
     "bcss_jax.training.tensorboard",

@@ -101,6 +101,27 @@ def test_ignored_pixels_without_a_class_have_no_output(tmp_path):
     assert labels.lookup_table(scheme, "bcss22")[:2].tolist() == [255, 0]
 
 
+def test_a_scheme_defines_codes_of_its_own(tmp_path):
+    own = CUSTOM.replace("[bcss22]", "[own_codes]").replace('["tumor", 19, "dcis"]', "[1, 40]")
+    own = own.replace('["normal_acinus_or_duct", 14]', "[7]")
+    scheme = write_and_load(tmp_path, own.replace('ignored = "rest"', "ignored = [0]"))
+    table = labels.lookup_table(scheme, labels.OWN_CODES)
+    assert {code: table[code] for code in np.flatnonzero(table != labels.UNMAPPED)} == {0: 0, 1: 1, 7: 2, 40: 1}
+    assert labels.codes_of_slide_masks(scheme) == labels.OWN_CODES
+    assert labels.readable_codes(scheme, labels.OWN_CODES) == 41 and scheme.ignores_tissue
+    values = json.loads(json.dumps(scheme.to_json()))
+    assert labels.scheme_from_json(values) == scheme == labels.unchecked_scheme(values)
+    with pytest.raises(ValueError, match="bcss22 .* cannot express the label scheme own; use slides data"):
+        labels.lookup_table(scheme, "bcss22")
+    rest = write_and_load(tmp_path, own, "rest.toml")
+    assert (labels.lookup_table(rest, labels.OWN_CODES) == 0).sum() == 253
+    both = write_and_load(tmp_path, own + CUSTOM[CUSTOM.index("[bcss22]") :], "both.toml")
+    assert labels.codes_of_slide_masks(both) == labels.OWN_CODES
+    assert "dcis" in labels.annotation_labels(both) and "7" not in labels.annotation_labels(both)
+    with pytest.raises(ValueError, match=r"has no table \[own_codes\]"):
+        labels.lookup_table(labels.SCHEMES["tumor_stroma"], labels.OWN_CODES)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     (
@@ -137,6 +158,11 @@ def test_ignored_pixels_without_a_class_have_no_output(tmp_path):
         ("[bcss22]", "[bcss]", "found 'bcss'; did you mean bcss22"),
         ("[colors]", "[colors", "expected a label scheme as TOML, found"),
         (CUSTOM[CUSTOM.index("[bcss22]") :], "", r"expected a table \[bcss22\] or \[kaggle3\] .*, found none"),
+        ("[bcss22]", "[own_codes]\nbenign = [300]\n[bcss22]", r"\[own_codes\] benign: .* from 0 to 255, found 300"),
+        ("[bcss22]", "[own_codes]\nbenign = ['x']\n[bcss22]", r"\[own_codes\] benign: .* from 0 to 255, found 'x'"),
+        ("[bcss22]", "[own_codes]\nbenign = [3]\ntumor = [3]\n[bcss22]", "in one class, found 3 in benign and tumor"),
+        ("[bcss22]", "[own_codes]\nbenign = [3]\n[bcss22]", r"\[own_codes\]: .* class, found none for tumor"),
+        ("[bcss22]", "[own_codes]\n[bcss22]", r"\[own_codes\]: expected codes, found none"),
     ),
 )
 def test_invalid_scheme_file_is_refused_with_a_message_of_one_line(tmp_path, old, new, message):
@@ -209,6 +235,11 @@ def test_absent_classes_and_tissue_without_a_class(tmp_path):
     assert labels.absent_classes(scheme, "bcss22", {"dcis": 3, "fat": 9}) == ["benign"]
     assert scheme.ignores_tissue
     assert [each.ignores_tissue for each in labels.SCHEMES.values()] == [True, False, False, False]
+    annotated = CUSTOM[: CUSTOM.index("[bcss22]")] + '[annotations]\ntumor = ["DCIS"]'
+    assert write_and_load(tmp_path, annotated).ignores_tissue
+    everywhere = annotated.replace("\n\n[colors]", '\nunannotated = "benign"\n[colors]')
+    assert not write_and_load(tmp_path, everywhere).ignores_tissue
+    assert not write_and_load(tmp_path, annotated.replace("benign", "Other")).ignores_tissue
 
 
 ANNOTATED = """

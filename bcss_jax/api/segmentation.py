@@ -19,19 +19,21 @@ from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, pri
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
 from bcss_jax.inference.slide_model import SlideModel, check_window, model_of_run
-from bcss_jax.labels import CODE_BOOKS, LabelScheme
+from bcss_jax.labels import CODE_BOOKS, OWN_CODES, LabelScheme, codes_of_slide_masks, readable_codes
 from bcss_jax.slides.batch import batch_summary, comparison, runner
 from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
 from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, STAIN
 from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
 from bcss_jax.training.sharding import make_mesh
 
 CPU_BATCH, ACCELERATOR_BATCH = 4, 32  # windows of 224 pixels for each device; fewer if they are larger
 MAX_READERS = 8
 WHICH = ("best", "latest")
+TRUTH_CODES = (*CODE_BOOKS, OWN_CODES)
 RANGES = {
     "window": WINDOW,
     "overlap": Range(0, MAX_OVERLAP),
@@ -60,10 +62,11 @@ def segment(
     readers: int | None = None,
     tissue: PathLike = "colour",
     glass: str | None = None,
+    stain: str = KEEP_STAIN,
     probabilities: bool = False,
     min_area_um2: float = 100.0,
     truth: PathLike | None = None,
-    truth_codes: str = "bcss22",
+    truth_codes: str | None = None,
     truth_region: tuple[int, int, int, int] | None = None,
     overwrite: bool = False,
     debug: bool = False,
@@ -90,10 +93,12 @@ def segment(
       tissue: what is segmented: "colour": tissue, found by its color; "all": the whole slide; or the path of a mask
         or a .geojson file.
       glass: inside tissue: "background" takes it out, "keep" labels it; by default as the model was trained.
+      stain: "normalize" changes the stain of each slide into that of the model's training images, "keep" does not.
       probabilities: write probabilities.zarr too.
       min_area_um2: smaller regions are left out of regions.geojson.
       truth: ground truth of the slide to score against, a mask of codes (PNG or TIFF).
-      truth_codes: code book of the masks, "bcss22" or "kaggle3".
+      truth_codes: codes of these masks: "bcss22", "kaggle3", or "own_codes": those of the label scheme; by default
+        "own_codes" if it defines some, else "bcss22".
       truth_region: (x, y, width, height) in level-0 pixels: score this region too.
       overwrite: compute again, and replace results of other settings.
       debug: raise an unexpected error of a slide of a list, instead of going on with the next slide.
@@ -114,8 +119,8 @@ def segment(
         raise ConfigError("give one of --slide and --slides: a slide, or a list of slides")
     check_numbers(RANGES, values)
     check_choice("which", which, WHICH)
-    check_choice("truth_codes", truth_codes, CODE_BOOKS)
-    for option, choices in (("blend", BLENDS), ("glass", GLASS)):
+    check_choice("stain", stain, STAIN)
+    for option, choices in (("blend", BLENDS), ("glass", GLASS), ("truth_codes", TRUTH_CODES)):
         if values[option] is not None:
             check_choice(option, values[option], choices)
     args = SimpleNamespace(**values)
@@ -135,7 +140,8 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> SlideResults:
         args.output.mkdir(parents=True, exist_ok=True)
     _refuse_inputs(args, entries, folders)
     _refuse_other_results(entries, segmenters, folders, args.overwrite)
-    check_mask_colors(entries, args.truth_codes)
+    scheme = segmenters[0].model.scheme
+    check_mask_colors(entries, readable_codes(scheme, _truth_codes(args, scheme)))
     if args.slides is not None:
         batch_summary.check_table(args.output)
     if len(segmenters) > 1:
@@ -238,14 +244,19 @@ def _segmenters(args, mesh) -> list[SlideSegmenter]:
             tissue="all" if args.tissue == "all" else "colour",
             probabilities=args.probabilities,
             min_area_um2=args.min_area_um2,
-            truth_codes=args.truth_codes,
+            truth_codes=_truth_codes(args, model.scheme),
             truth_region=region,
             glass=args.glass,
+            stain=args.stain,
         )
         default = max(1, per_device * 224**2 // window**2) * mesh.size
         segmenters.append(SlideSegmenter(model, settings, args.batch_size or default, readers, mesh))
     _refuse_different_schemes(segmenters)
     return segmenters
+
+
+def _truth_codes(args, scheme: LabelScheme) -> str:
+    return args.truth_codes or codes_of_slide_masks(scheme)
 
 
 def _refuse_different_schemes(segmenters):
@@ -332,5 +343,6 @@ def _segment(entry, position, segmenters, paths, args, journal, interruption) ->
         picture = paths[0].parent / comparison.FILE
         if not comparison.is_current(picture, paths):
             with files.locked(picture.parent):
-                comparison.draw_comparison(picture, entry, summaries, paths, segmenters[0].classes, args.truth_codes)
+                codes = _truth_codes(args, segmenters[0].model.scheme)
+                comparison.draw_comparison(picture, entry, summaries, paths, segmenters[0].classes, codes)
         print(f"  comparison: {picture}", flush=True)

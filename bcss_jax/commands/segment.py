@@ -17,10 +17,11 @@ import logging
 import sys
 from pathlib import Path
 
-from bcss_jax.api.segmentation import MAX_READERS, RANGES, WHICH, segment
+from bcss_jax.api.segmentation import MAX_READERS, RANGES, TRUTH_CODES, WHICH, segment
 from bcss_jax.common import command
-from bcss_jax.labels import CODE_BOOKS
+from bcss_jax.labels import OWN_CODES
 from bcss_jax.slides.batch.segment_slide import GLASS
+from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, STAIN
 from bcss_jax.slides.windows import BLEND, BLENDS, OVERLAP
 
 
@@ -83,6 +84,12 @@ def _parser():
         help="glass inside tissue, such as lumina: background takes it out of labels, areas and probabilities, keep "
         "labels it (default: background if the model has no class for tissue that is not among its classes)",
     )
+    add(
+        "--stain",
+        choices=STAIN,
+        default=KEEP_STAIN,
+        help="normalize changes the stain of each slide into that of the model's training images (default keep)",
+    )
     add("--probabilities", action="store_true", help="write probabilities.zarr too")
     add(
         "--min_area_um2",
@@ -91,7 +98,11 @@ def _parser():
         help="leave smaller regions out of regions.geojson (default 100)",
     )
     add("--truth", type=Path, help="ground truth of the slide to score against: a mask of codes (PNG or TIFF)")
-    add("--truth_codes", choices=tuple(CODE_BOOKS), default="bcss22", help="code book of the masks (default bcss22)")
+    add(
+        "--truth_codes",
+        choices=TRUTH_CODES,
+        help=f"codes of these masks (default: {OWN_CODES} if the label scheme defines them, else bcss22)",
+    )
     add("--truth_region", type=_region, help="x,y,width,height in level-0 pixels: score this region too")
     add("--overwrite", action="store_true", help="compute again, and replace results of other settings")
     command.add_debug(parser)

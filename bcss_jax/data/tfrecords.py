@@ -40,6 +40,8 @@ from bcss_jax.data.cache import digest_of_files, is_decoded_as_today, mark_decod
 from bcss_jax.data.host_tensorflow import tf
 from bcss_jax.data.image_files import read_pair
 from bcss_jax.data.image_folder import LeftOut
+from bcss_jax.data.sampling.code_counts import FILE as COUNTS
+from bcss_jax.data.sampling.code_counts import CodeCounter, count_stored_masks, read_counts, write_counts
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 
 log = logging.getLogger(__name__)
@@ -84,8 +86,9 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
     code_path = None
 
     def __init__(self, *, examples: Mapping[str, Iterable[Example]] | None = None, **kwargs):
-        """Takes the examples of each split, which are needed only for writing."""
+        """Takes the examples of each split, which are needed only for writing; their codes are counted then."""
         self._examples = examples or {}
+        self.code_counters = {split: CodeCounter() for split in self._examples}
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -117,10 +120,11 @@ class BcssTiles(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager  # nothing is ever downloaded
-        return {split: self._generate_examples(examples) for split, examples in self._examples.items()}
+        return {split: self._generate_examples(split, examples) for split, examples in self._examples.items()}
 
-    def _generate_examples(self, examples: Iterable[Example]) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, split: str, examples: Iterable[Example]) -> Iterator[tuple[str, dict]]:
         for example in examples:
+            self.code_counters[split].add(example.index, example.mask)
             features = example.features()
             features["image"] = _png(cv2.cvtColor(example.image, cv2.COLOR_RGB2BGR))
             features["mask"] = _png(example.mask)
@@ -187,6 +191,17 @@ class PreparedData:
         """The weight of each slide, by its barcode in `table`; empty if all are equal."""
         path = self.folder / WEIGHTS
         return _read_prepared(path, dict[str, Annotated[float, Field(gt=0)]]) if path.exists() else {}
+
+    def code_counts(self, split: str) -> np.ndarray:
+        """Returns the number of pixels of each code in each tile of a split: int32 [tiles, 256].
+
+        Raises:
+          StorageError: the file of counts is damaged.
+        """
+        path, count = self.folder / COUNTS, self.splits[split]
+        if not path.exists():  # prepared by an earlier version
+            return count_stored_masks(self.load(split), count)
+        return read_counts(path, split, count, _REMEDY)
 
     def load(self, split: str) -> tf.data.Dataset:
         """Returns the tiles of a split, not decoded, in stored order: shuffled by a hash of the key, always the same.
@@ -409,11 +424,13 @@ def _make(folder: Path, layout: str, read: Callable[[], _Content]) -> None:
                 examples = {
                     split: _counted(group, lambda: line.update(next(done))) for split, group in examples.items()
                 }
-            BcssTiles(config=layout, data_dir=partial, examples=examples).download_and_prepare(
+            builder = BcssTiles(config=layout, data_dir=partial, examples=examples)
+            builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="tfrecord"
             )
         report = content.report()
         shutil.rmtree(partial / "downloads")  # tfds makes it even if there is nothing to download
+        write_counts(partial / COUNTS, builder.code_counters)
         (partial / "tables.json").write_text(json.dumps(content.tables()))
         (partial / "report.json").write_text(json.dumps(report.to_json(), indent=1))
         if weights := content.weights():

@@ -1,5 +1,6 @@
 """Trained networks for whole slides: from windows of pixels to weighted probabilities of the evaluated classes."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from bcss_jax.data.stain.measured_stain import MeasuredStain
+from bcss_jax.data.stain.stain_change import changed
 from bcss_jax.data.synthetic import SIZE as SAMPLE_SIZE
 from bcss_jax.errors import ConfigError, NumericalError, first_line
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY, log_probabilities
@@ -39,6 +42,7 @@ class SlideModel:
       any_window: the model accepts windows of other sizes too.
       overlap: of neighboring windows, as a share of their side, if the user names none.
       blend: how windows are blended, if the user does not say.
+      stain: of the training images; None if it is unknown.
     """
 
     name: str
@@ -52,6 +56,7 @@ class SlideModel:
     any_window: bool = True
     overlap: float = OVERLAP
     blend: str = BLEND
+    stain: MeasuredStain | None = None
 
 
 def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
@@ -86,7 +91,18 @@ def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
         probabilities_of(run.function, run.scheme, tta),
         overlap=run.imported.get("overlap", OVERLAP),
         blend=run.imported.get("blend", BLEND),
+        stain=run.stain,
     )
+
+
+def with_changed_stain(model: SlideModel) -> SlideModel:
+    """Returns a model that changes the stain of its windows first; its arrays are (`StainChange`, former arrays)."""
+
+    def probabilities(arrays, images):
+        change, others = arrays
+        return model.probabilities(others, changed(images, change))
+
+    return dataclasses.replace(model, probabilities=probabilities)
 
 
 def probabilities_of(function: ModelFunction, scheme: LabelScheme, tta: bool) -> Callable[[Any, jax.Array], jax.Array]:
@@ -156,11 +172,17 @@ class WindowPredictor:
           mesh: devices to compute on.
         """
         self.batch_size = batch_size
-        self._model, self._mesh = model, mesh
+        self._model, self._mesh, self._arrays = model, mesh, model.arrays
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._at_once = mesh.size if on_cpu else -(-batch_size // mesh.size) * mesh.size
         self._weights = jax.device_put(weights, sharding.replicated(mesh))
         self._run = make_window_step(model.probabilities, mesh)
+
+    def with_arrays(self, arrays: Any) -> "WindowPredictor":
+        """Returns the same compiled predictor with other arrays of the same structure, on all devices of the mesh."""
+        other = copy.copy(self)
+        other._arrays = arrays
+        return other
 
     def __call__(self, images: np.ndarray) -> Callable[[], Iterator[np.ndarray]]:
         """Starts the computation and returns immediately.
@@ -178,7 +200,7 @@ class WindowPredictor:
             missing = self._at_once - len(part)
             padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else part
             placed = jax.device_put(padded, sharding.split_over_data(self._mesh))
-            started.append((*self._run(self._model.arrays, self._weights, placed), len(part)))
+            started.append((*self._run(self._arrays, self._weights, placed), len(part)))
         return lambda: self._windows(started)
 
     def _windows(self, started: list[tuple[jax.Array, jax.Array, int]]) -> Iterator[np.ndarray]:

@@ -21,10 +21,12 @@ from bcss_jax.common.ranges import WINDOW, Range
 from bcss_jax.common.regular_file import real_path
 from bcss_jax.config import validate, validate_network
 from bcss_jax.data.resolution.check import check_mpp
+from bcss_jax.data.stain.measured_stain import MeasuredStain
 from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
-from bcss_jax.models.apply import ImageStatistics, ModelFunction
+from bcss_jax.models.apply import ModelFunction
+from bcss_jax.models.image_statistics import ImageStatistics
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
 from bcss_jax.training import checkpoint
@@ -49,6 +51,8 @@ class TrainedRun:
       function: the network. Runs with the same structure have equal functions.
       sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics
         ("rest").
+      stain: of the training images; None for runs of earlier versions, for imported weights, and for images that do not
+        show hematoxylin and eosin.
     """
 
     name: str
@@ -59,6 +63,7 @@ class TrainedRun:
     scheme: LabelScheme
     function: ModelFunction
     sha256: dict[str, str]
+    stain: MeasuredStain | None = None
 
     @property
     def config(self) -> dict:
@@ -184,6 +189,7 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         if name_of(settings.labels) != scheme.name:
             raise ConfigError(f"its config says labels={settings.labels}, its label scheme is {scheme.name}")
         statistics = ImageStatistics(tuple(settings.image_mean), tuple(settings.image_std))
+        stain = None if metadata.get("stain") is None else MeasuredStain.from_json(metadata["stain"])
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
@@ -191,7 +197,7 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
     function = ModelFunction(checkpoint.network_of(trained), statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
     name = sanitized_name(_name(folder))
-    return TrainedRun(name, folder, trained.which, trained.step, metadata, scheme, function, sha256)
+    return TrainedRun(name, folder, trained.which, trained.step, metadata, scheme, function, sha256, stain)
 
 
 def _check_imported(metadata: dict) -> None:

@@ -4,7 +4,6 @@ Parameters and other state (BatchNorm statistics) are passed as plain dicts, and
 compiled function. This costs less per step than passing the module.
 """
 
-import dataclasses
 import inspect
 from typing import Any
 
@@ -13,17 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageStatistics:
-    """Mean and standard deviation of RGB values between 0 and 1, by which images are normalized for a network."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-# Of the ImageNet training set; all ImageNet weights of torchvision, timm and smp expect images normalized with them.
-IMAGENET = ImageStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
 
 
 def normalize(images: jax.Array, statistics: ImageStatistics = IMAGENET) -> jax.Array:

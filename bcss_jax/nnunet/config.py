@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from bcss_jax.common.ranges import Range
 from bcss_jax.config import DTYPES, check_data_folder, check_masks, check_one_of, check_ranges
 from bcss_jax.config import RANGES as TRAINING_RANGES
+from bcss_jax.data.discovery import SLIDES
 from bcss_jax.data.sampling.folds import NUM_FOLDS
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
@@ -71,6 +72,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
       ConfigError: one line with the field, what it is and what it may be.
     """
     data = config.data
+    refuse_slides(data.layout)
     check_one_of(config, "data.layout", LAYOUTS)
     check_one_of(config, "data.split", ("published", "institute"))
     scheme = scheme or find_scheme(config.labels)
@@ -97,6 +99,16 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
             "config.rule_before_2_3_1 is for planning, and config.plan gives a plan; leave one of them out"
         )
     check_data_folder(config, "configs/nnunet.py")
+
+
+def refuse_slides(layout: str) -> None:
+    """Raises ConfigError for the layout of annotated slides, which the method does not read."""
+    if layout == SLIDES:
+        raise ConfigError(
+            f"config.data.layout={SLIDES}: the method of nnU-Net reads whole images, no slides; train its network on "
+            f"patches of them with --config=configs/nnunet_plain.py:{SLIDES} or configs/nnunet_resenc.py:{SLIDES}, or "
+            f"choose one of {', '.join(LAYOUTS)}"
+        )
 
 
 def fold_names(config: Any) -> list[str]:

@@ -91,6 +91,8 @@ class SlideSummary:
       notes: what a user should know of how the slide was read, a line each; None if there is nothing.
       glass_area_mm2: glass inside the tissue, which was taken out of it; None if all tissue was labeled, as earlier
         versions did.
+      stain: JSON of the change to the training set's stain: `from` and `to` (`measured_stain.MeasuredStain`) and the
+        `factors` on hematoxylin and eosin, or why the slide was `left_alone`; None if no change was asked for.
     """
 
     slide: SegmentedSlide
@@ -113,6 +115,7 @@ class SlideSummary:
     identity: dict[str, Any]
     notes: tuple[str, ...] | None = None
     glass_area_mm2: float | None = None
+    stain: dict[str, Any] | None = None
 
     @property
     def dice(self) -> dict[str, float | None] | None:
@@ -174,7 +177,7 @@ class SlideSummary:
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(SlideSummary))
-_OPTIONAL = ("glass_area_mm2", "notes", "resumed", "scores", "scores_of_region")
+_OPTIONAL = ("glass_area_mm2", "notes", "resumed", "scores", "scores_of_region", "stain")
 _CLASS_KEYS = ("value", "name", "colour", "pixels", "area_mm2")
 
 
@@ -283,6 +286,8 @@ def _check(summary: SlideSummary) -> None:
     for name, seconds in summary.seconds.items():
         _number(seconds, f"seconds of {name}")
     _number(summary.seconds["total"], "total seconds")
+    if not isinstance(summary.stain, dict | None):
+        raise ValueError(f"stain {_short(summary.stain)}")
     for scores in (summary.scores, summary.scores_of_region):
         if scores is not None:
             names = {each.name for each in summary.classes} | {"macro"}

@@ -31,8 +31,8 @@ from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size, train_batches
 from bcss_jax.data.sampling.balance import class_weights, draws, with_slide_weights
-from bcss_jax.data.sampling.code_counts import code_counts
 from bcss_jax.data.sampling.folded_data import hold_out
+from bcss_jax.data.stain.training_stain import stain_of_training
 from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.losses import loss_from_sums
 from bcss_jax.models.weights.pretrained import load_pretrained
@@ -211,11 +211,13 @@ class Run:
         if advice := advice_on_dtype(config.dtype, jax.local_devices()):
             print_main(advice)
         checkpoints, record = Checkpoints(self._workdir / "checkpoints"), RunRecord()
+        stain = stain_of_training(data)
         metadata = {
             "config": config.to_dict(),
             "pretrained": pretrained,
             "label_scheme": self._scheme.to_json(),
             "data": data.describe(),
+            "stain": None if stain is None else stain.to_json(),
             "device": device(),
             "versions": versions(),
         }
@@ -247,7 +249,7 @@ class Run:
         data, scheme, of_slides = self._data, self._scheme, self._data.slide_weights
         weights = None
         if self._config.data.balance == "classes":
-            counts = code_counts(data.load("train"), data.splits["train"])
+            counts = data.code_counts("train")
             table = self._pipeline["table"]
             weights = class_weights(np.stack([counts[:, table == label].sum(1) for label in scheme.evaluated], axis=1))
         if of_slides:

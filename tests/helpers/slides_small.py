@@ -70,8 +70,11 @@ def tissue_picture(height, width, seed=0):
     return pixels.astype(np.uint8), np.select([patches < 0.3, patches < 0.6], [2, 1], 0).astype(np.uint8)
 
 
-def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
-    """Writes the folder of a run, as training saves it: a small U-Net with random weights for 0.25 um per pixel."""
+def write_run(folder, seed=0, scheme="tumor_stroma", window=32, **metadata):
+    """Writes the folder of a run, as training saves it: a small U-Net with random weights for 0.25 um per pixel.
+
+    The metadata of the checkpoint get what is given in addition, such as `stain`.
+    """
     settings = config.default("unet", width=4, depth=1)
     settings.update(name=folder.name, labels=scheme)
     settings.data.update(layout="roi", dir="nowhere", patch_size=window)
@@ -84,6 +87,6 @@ def write_run(folder, seed=0, scheme="tumor_stroma", window=32):
     tumor, stroma = scheme.class_names.index("tumor"), scheme.class_names.index("stroma")
     bias = params["outc"]["bias"]
     params["outc"]["bias"] = bias.at[stroma].add(jnp.median(logits[..., tumor] - logits[..., stroma]))
-    metadata = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
-    save_checkpoint(folder / "checkpoints", params, model_state, metadata | {"pretrained": None})
+    described = {"config": settings.to_dict(), "label_scheme": scheme.to_json(), "data": evaluation_small.data()}
+    save_checkpoint(folder / "checkpoints", params, model_state, described | {"pretrained": None} | metadata)
     return folder

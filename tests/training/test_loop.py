@@ -123,6 +123,7 @@ def test_a_checkpoint_is_enough_for_prediction(finished):
     from bcss_jax.training.summary import params_sha256
 
     assert params_sha256(trained.params) == summary(workdir)["params_sha256"]
+    assert trained.metadata["stain"] is None  # the tiles are noise
 
 
 def test_a_finished_run_is_not_trained_again(finished, command):

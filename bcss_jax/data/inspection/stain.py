@@ -13,7 +13,9 @@ import numpy as np
 
 _VECTORS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # density of hematoxylin and eosin in red, green, blue
 _STAINS = np.vstack([_VECTORS, np.cross(*_VECTORS)])
-SEPARATION = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True))  # density @ it: as NAMES[1:]
+_UNIT_STAINS = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
+STAIN_VECTORS = _UNIT_STAINS[:2]
+SEPARATION = np.linalg.inv(_UNIT_STAINS)  # density @ it: as NAMES[1:]
 _DENSITY = -np.log10((np.arange(256) + 1) / 256).astype(np.float32)  # for each value, plus 1 because 0 has no logarithm
 
 TISSUE_DENSITY = 0.15  # mean of the channels above which a pixel counts as tissue, not glass

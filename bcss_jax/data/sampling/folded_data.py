@@ -15,7 +15,7 @@ import numpy as np
 from bcss_jax import labels
 from bcss_jax.data.checks import CheckReport
 from bcss_jax.data.host_tensorflow import tf
-from bcss_jax.data.sampling.code_counts import code_counts
+from bcss_jax.data.sampling.code_counts import CODES
 from bcss_jax.data.sampling.folds import by_patient
 from bcss_jax.data.tfrecords import PreparedData
 from bcss_jax.errors import ConfigError
@@ -50,6 +50,15 @@ class FoldedData(PreparedData):
     @functools.cached_property
     def _tables(self) -> dict[str, list[dict]]:
         return _divided(self.whole, self.folds, self.fold)[0]
+
+    def code_counts(self, split: str) -> np.ndarray:
+        """Returns what `PreparedData.code_counts` returns."""
+        if split not in POOLED:
+            return self.whole.code_counts(split)
+        counts = np.zeros((self.splits[split], CODES), np.int32)
+        for old, new_index in _divided(self.whole, self.folds, self.fold)[1][split].items():
+            counts[new_index[new_index >= 0]] = self.whole.code_counts(old)[new_index >= 0]
+        return counts
 
     def load(self, split: str) -> tf.data.Dataset:
         """Returns the tiles of a split as `PreparedData.load` does, in an order that is always the same."""
@@ -130,8 +139,8 @@ def _chosen(whole: PreparedData, new_index: dict[str, np.ndarray]) -> tf.data.Da
 
 
 def _report(whole: PreparedData, tables: dict, chosen: dict, code_names: dict[int, str], fold: str) -> CheckReport:
-    """Returns the report on the new splits. Counts that need the pixels are made from the stored masks."""
-    old_counts = {split: code_counts(whole.load(split), whole.splits[split]) for split in whole.splits}
+    """Returns the report on the new splits."""
+    old_counts = {split: whole.code_counts(split) for split in whole.splits}
     pixels = {split: counts.sum(0) for split, counts in old_counts.items() if split not in POOLED}
     for split, new_index in chosen.items():
         pixels[split] = sum(old_counts[old][numbers >= 0].sum(0) for old, numbers in new_index.items())

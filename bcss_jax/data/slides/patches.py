@@ -90,7 +90,6 @@ class SlidePatches:
                     mpp=found,
                     origin=pool.info.bounds[:2] if pool.info.bounds else (0, 0),
                     region=region or None,
-                    codes=next((book for book, _ in scheme.code_labels), "bcss22"),
                     tissue=self._tissue(found),
                 )
             )

@@ -18,10 +18,11 @@ from bcss_jax.common.progress import ProgressLine
 from bcss_jax.data import names
 from bcss_jax.data.checks import CheckReport, summarize_defects
 from bcss_jax.data.slides.annotated_slides import SPLITS, AnnotatedSlide, FoundSlides
+from bcss_jax.data.slides.pairs import MASKS
 from bcss_jax.data.slides.patches import Patch, SlidePatches
 from bcss_jax.data.tile_reader import tile_stats
 from bcss_jax.errors import DataError, printable
-from bcss_jax.labels import SCHEME_CODES, LabelScheme, names_of_codes
+from bcss_jax.labels import OWN_CODES, SCHEME_CODES, LabelScheme, codes_of_slide_masks, names_of_codes
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,11 @@ class SlideExamples:
         self._bad_patches: collections.Counter[str] = collections.Counter()
         self._blank_slides: list[str] = []
         self._digest = hashlib.sha256()
+        masks = [slide.annotations for slide in found.slides if slide.annotations.suffix.lower() in MASKS]
+        if masks:
+            codes = codes_of_slide_masks(scheme)
+            book = f"[{OWN_CODES}] of {scheme.name}" if codes == OWN_CODES else f"the code book {codes}"
+            log.info("the numbers in %d masks are read as codes of %s", len(masks), book)
         self._read_slides = 0
 
     @property

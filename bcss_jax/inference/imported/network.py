@@ -11,7 +11,7 @@ from flax import nnx
 from bcss_jax import models
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.apply import ImageStatistics
+from bcss_jax.models.image_statistics import ImageStatistics
 from bcss_jax.models.weights.pretrained import load_with_skipped_names
 from bcss_jax.slides.windows import BLEND, OVERLAP
 
@@ -44,7 +44,7 @@ class Origin:
     trained_on: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportedNetwork:
     """A network with weights of another program.
 

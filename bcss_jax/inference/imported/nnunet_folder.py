@@ -12,7 +12,7 @@ from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.inference.imported.network import ImportedNetwork, check_number_of_classes, load_all
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models import MODELS
-from bcss_jax.models.apply import ImageStatistics
+from bcss_jax.models.image_statistics import ImageStatistics
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.result_folder import CHECKPOINT, read_result_folder
 
@@ -57,18 +57,18 @@ def read(
     checkpoint = Path(folder).expanduser() / f"fold_{chosen}" / CHECKPOINT
     model, tensors, passed_over = load_all(checkpoint, name, arguments, found.num_classes, state)
     return ImportedNetwork(
-        "nnunet",
-        name,
-        arguments,
-        model,
-        scheme,
-        _STATISTICS,
-        mpp,
-        window or max(found.patch_size),
-        f"{Path(folder).name}/fold_{chosen}/{CHECKPOINT}",
-        sha256_of_file(checkpoint),
-        tensors,
-        passed_over,
+        format="nnunet",
+        name=name,
+        arguments=arguments,
+        model=model,
+        scheme=scheme,
+        statistics=_STATISTICS,
+        mpp=mpp,
+        window=window or max(found.patch_size),
+        file=f"{Path(folder).name}/fold_{chosen}/{CHECKPOINT}",
+        sha256=sha256_of_file(checkpoint),
+        tensors=tensors,
+        passed_over=passed_over,
     )
 
 

@@ -16,7 +16,7 @@ from bcss_jax.inference.imported.network import (
     wrong_network,
 )
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.apply import IMAGENET
+from bcss_jax.models.image_statistics import IMAGENET
 from bcss_jax.models.weights.files import read_weights
 
 EXPECTED = "a U-Net of segmentation_models_pytorch"
@@ -56,18 +56,18 @@ def read(path: Path, *, scheme: LabelScheme, mpp: float, window: int | None = No
     name = _network_of(path, state)
     model, tensors, passed_over = load_all(path, name, {}, num_classes, state)
     return ImportedNetwork(
-        "smp",
-        name,
-        {},
-        model,
-        scheme,
-        IMAGENET,
-        mpp,
-        window or DEFAULT_WINDOW,
-        Path(path).name,
-        file.sha256,
-        tensors,
-        passed_over,
+        format="smp",
+        name=name,
+        arguments={},
+        model=model,
+        scheme=scheme,
+        statistics=IMAGENET,
+        mpp=mpp,
+        window=window or DEFAULT_WINDOW,
+        file=Path(path).name,
+        sha256=file.sha256,
+        tensors=tensors,
+        passed_over=passed_over,
     )
 
 

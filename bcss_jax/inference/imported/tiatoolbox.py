@@ -70,21 +70,21 @@ def read(
     arguments = {"decoder_kernels": kernels}
     model, tensors, passed_over = load_all(path, "tiatoolbox_unet", arguments, num_classes, state)
     return ImportedNetwork(
-        "tiatoolbox",
-        "tiatoolbox_unet",
-        arguments,
-        model,
-        scheme,
-        TIAToolboxUNet.image_statistics,
-        mpp or BCSS[1],
-        window or WINDOW,
-        Path(path).name,
-        file.sha256,
-        tensors,
-        passed_over,
-        BCSS_ORIGIN if is_published else Origin(),
-        OVERLAP,
-        BLEND,
+        format="tiatoolbox",
+        name="tiatoolbox_unet",
+        arguments=arguments,
+        model=model,
+        scheme=scheme,
+        statistics=TIAToolboxUNet.image_statistics,
+        mpp=mpp or BCSS[1],
+        window=window or WINDOW,
+        file=Path(path).name,
+        sha256=file.sha256,
+        tensors=tensors,
+        passed_over=passed_over,
+        origin=BCSS_ORIGIN if is_published else Origin(),
+        overlap=OVERLAP,
+        blend=BLEND,
     )
 
 

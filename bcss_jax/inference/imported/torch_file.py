@@ -7,7 +7,7 @@ from typing import Any
 from bcss_jax import models
 from bcss_jax.inference.imported.network import DEFAULT_WINDOW, ImportedNetwork, load_all
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.apply import IMAGENET
+from bcss_jax.models.image_statistics import IMAGENET
 from bcss_jax.models.weights.files import read_weights
 
 
@@ -38,16 +38,16 @@ def read(
     file = read_weights(path)
     model, tensors, passed_over = load_all(path, name, arguments, scheme.num_classes, file.arrays)
     return ImportedNetwork(
-        "torch",
-        name,
-        dict(arguments),
-        model,
-        scheme,
-        models.image_statistics(name) or IMAGENET,
-        mpp,
-        window or DEFAULT_WINDOW,
-        Path(path).name,
-        file.sha256,
-        tensors,
-        passed_over,
+        format="torch",
+        name=name,
+        arguments=dict(arguments),
+        model=model,
+        scheme=scheme,
+        statistics=models.image_statistics(name) or IMAGENET,
+        mpp=mpp,
+        window=window or DEFAULT_WINDOW,
+        file=Path(path).name,
+        sha256=file.sha256,
+        tensors=tensors,
+        passed_over=passed_over,
     )

@@ -227,13 +227,17 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., inputs) -> (..., outputs)."""
-        y = _product(x.astype(self.dtype).reshape(-1, x.shape[-1]), self.kernel[...].astype(self.dtype))
-        y = y.reshape(*x.shape[:-1], -1)
-        return checkpoint_name(y + spread(self.bias[...], y), PRODUCT)
+        return dense(x, self.kernel[...], self.bias[...], self.dtype)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.Linear`."""
         return {"weight": (self.kernel, LINEAR), "bias": (self.bias, SAME)}
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: Dtype) -> jax.Array:
+    """(..., inputs), kernel (inputs, outputs), bias (outputs,) -> (..., outputs) of type `dtype`."""
+    y = _product(x.astype(dtype).reshape(-1, x.shape[-1]), kernel.astype(dtype)).reshape(*x.shape[:-1], -1)
+    return checkpoint_name(y if bias is None else y + spread(bias, y), PRODUCT)
 
 
 class Dropout(nnx.Module):
@@ -242,15 +246,17 @@ class Dropout(nnx.Module):
     Which features of an example are dropped depends only on its key and the number of the layer, not on the batch.
     """
 
-    def __init__(self, rate: float, number: int, *, whole_channels: bool = False):
+    def __init__(self, rate: float, number: int, *, whole_channels: bool = False, whole_examples: bool = False):
         """Builds the layer.
 
         Args:
           rate: probability.
           number: number of the layer, which no other dropout of the network may have.
           whole_channels: drop all pixels of a channel together, as PyTorch's `Dropout2d`.
+          whole_examples: drop all features of an example together ("drop path", "stochastic depth").
         """
-        self.rate, self.number, self.whole_channels = rate, number, whole_channels
+        self.rate, self.number = rate, number
+        self.whole_channels, self.whole_examples = whole_channels, whole_examples
         self.deterministic = False
 
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
@@ -264,7 +270,9 @@ class Dropout(nnx.Module):
         if keys is None:
             raise ValueError("training with dropout needs dropout_keys, one random key per example")
 
-        shape = (*(1 for _ in x.shape[1:-1]), x.shape[-1]) if self.whole_channels else x.shape[1:]
+        shape = x.shape[1:]
+        if self.whole_channels or self.whole_examples:
+            shape = (*(1 for _ in shape[:-1]), 1 if self.whole_examples else shape[-1])
 
         def kept(key):
             bits = jax.random.bits(jax.random.fold_in(key, self.number), shape, jnp.uint16)

@@ -12,6 +12,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models.blocks import initializers, layers, norms
+from bcss_jax.models.blocks.attention import attend
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of, prefixed
 
 
@@ -31,9 +32,7 @@ class Attention(nnx.Module):
         query, key, value = (
             linear(x).reshape(n, t, self.heads, features // self.heads) for linear in (self.query, self.key, self.value)
         )
-        if query.dtype == jnp.float16:  # JAX asks for a product of float16 that CPUs and TPUs do not have
-            query, key, value = (each.astype(jnp.float32) for each in (query, key, value))
-        return self.out(jax.nn.dot_product_attention(query, key, value).astype(x.dtype).reshape(x.shape))
+        return self.out(attend(query, key, value).reshape(x.shape))
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of TransUNet's `Attention`."""

@@ -1,6 +1,7 @@
 """Reads files of weights: safetensors, npz and, if PyTorch is installed, .pth. No code in the files is run."""
 
 import _codecs
+import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -25,8 +26,9 @@ _PTH = (".pth", ".pt", ".bin", ".tar")
 _TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
 _SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
 _NPZ_READER = "the npz reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
-# Keys under which training programs save the weights; nnU-Net uses the last one but one, TIAToolbox the last one.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "desc")
+# Keys under which training programs save the weights; nnU-Net uses the fourth, TIAToolbox the fifth, and DINO the last
+# one, beside the student's.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "desc", "teacher")
 # Entries that are saved among the weights but are not weights: milesial's U-Net saves its label values there.
 _NOT_WEIGHTS = ("mask_values",)
 
@@ -49,7 +51,7 @@ def read_weights(path: Path) -> WeightFile:
 
     Args:
       path: .safetensors, .npz, or .pth, .pt, .bin, .tar of PyTorch. A .pth may hold the weights under `state_dict`,
-        `model_state_dict`, `model`, `network_weights` (nnU-Net) or `desc` (TIAToolbox).
+        `model_state_dict`, `model`, `network_weights` (nnU-Net), `desc` (TIAToolbox) or `teacher` (DINO).
 
     Raises:
       DataError: the file does not exist, is damaged, or holds anything other than arrays.
@@ -140,6 +142,7 @@ def _load_torch(path: Path):
     # code.
     scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue], private
     numbers = [
+        argparse.Namespace,  # the options of DINO's training, which are not read
         np.dtype,
         *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)),
         _codecs.encode,

@@ -9,9 +9,12 @@ import numpy as np
 from flax import nnx
 
 from bcss_jax.errors import DataError
+from bcss_jax.models.encoders.vision_transformer.fitting import check_fit
+from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.weights import google_npz
 from bcss_jax.models.weights.files import read_weights
 from bcss_jax.models.weights.torch_layout import HasTorchConstants, HasTorchEntries, TorchEntries
+from bcss_jax.models.weights.vision_transformer_names import canonical
 
 # Prefixes that training programs add to the names of a network when they wrap it; `features` is torchvision's DenseNet.
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|backbone|encoder|features|transformer)\.)*")
@@ -45,7 +48,7 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
         if grid is None:
             raise DataError(f"{path}: Google's R50+ViT weights fit transunet, not {type(model).__name__}")
         state = google_npz.torch_state(state, grid)
-    target, part = model, "model"
+    target, part, not_needed = model, "model", []
     if encoder is not None:
         all_entries = _torch_entries(model)
         in_encoder = {id(variable) for variable, _ in _torch_entries(encoder).values()}
@@ -53,6 +56,8 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
         if not others & _renamed(state, all_entries).keys():
             target, part = encoder, "encoder"
     try:
+        if isinstance(target, VisionTransformer):
+            state, not_needed = _vision_transformer_state(target, state)
         skipped = _load(target, state)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -61,8 +66,17 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
         "sha256": file.sha256,
         "part": part,
         "tensors": len(state) - len(skipped),
-        "passed_over": skipped,
+        "passed_over": not_needed + skipped,
     }
+
+
+def _vision_transformer_state(encoder: VisionTransformer, state) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the weights under our names, and the names in the file that the network does not need."""
+    arrays, not_needed = canonical(state)
+    if encoder.mask_token is None and arrays.pop("mask_token", None) is not None:
+        not_needed.append("mask_token")
+    check_fit(arrays, encoder.architecture)
+    return arrays, not_needed
 
 
 def load_torch_state(model: nnx.Module, state: Mapping[str, np.ndarray]) -> nnx.Module:

@@ -28,8 +28,8 @@ _WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")  # type
 _NO_GEOMETRY = {"type": "Feature without a geometry"}  # stands for the null that such a Feature has
 # QuPath's objects that are no annotations, by the names of all versions.
 _DETECTIONS = (
-    "cell", "detection", "tile", "tmaCore", "tma_core", "root",
-    "PathCellObject", "PathDetectionObject", "PathTileObject", "TMACoreObject", "PathRootObject",
+    "cell", "detection", "tile", "tmacore", "tma_core", "root",
+    "pathcellobject", "pathdetectionobject", "pathtileobject", "tmacoreobject", "pathrootobject",
 )  # fmt: skip
 _MAX_DEPTH = 20  # of objects in each other
 _ELLIPSE_POINTS = 256  # the polygon differs from the ellipse by 0.01 % of its area
@@ -68,8 +68,8 @@ def read_regions(
         region, stated = _area(path, entry, origin)
         if abs(region.area - stated) > _NAMED_CHANGE * region.area:
             warn(
-                f"{path}: geometry {entry.number}: its outlines cross, overlap or lie outside each other; what they "
-                f"cover is used, {region.area:.0f} pixels, where their areas add up to {max(stated, 0):.0f} "
+                f"{printable(path)}: geometry {entry.number}: its outlines cross, overlap or lie outside each other; "
+                f"what they cover is used, {region.area:.0f} pixels, where their areas add up to {max(stated, 0):.0f} "
                 f"({100 * abs(region.area - stated) / region.area:.1f} % of it); look at overlay.png"
             )
         regions.append(region)
@@ -112,6 +112,7 @@ def read_annotations(
             warn(f"{printable(path)}: {count} of {len(entries)} objects {what}; they are left out")
     annotations = []
     for entry in _with_area(path, kept, warn, "annotations are Polygon and MultiPolygon"):
+        _check_class(path, entry)
         names = _class_names(entry.feature)
         place = f"geometry {entry.number}" + (f" ({ascii(names[0])[1:-1][:60]})" if names else "")
         area, stated = _area(path, entry, origin)
@@ -130,7 +131,7 @@ def _entries(path: Path) -> list[_Entry]:
     """Returns the geometries of a file, and whatever else stands in their place."""
     if path.is_file() and path.stat().st_size > _MAX_BYTES:
         raise DataError(
-            f"{path}: expected GeoJSON of at most {_MAX_BYTES} bytes, found {path.stat().st_size}; "
+            f"{printable(path)}: expected GeoJSON of at most {_MAX_BYTES} bytes, found {path.stat().st_size}; "
             "give a mask image instead"
         )
     content = read_json(
@@ -154,23 +155,27 @@ def _with_area(path: Path, entries: list[_Entry], warn: Callable[[str], None], w
             found.append(entry)
         else:
             raise DataError(
-                f"{path}: geometry {entry.number} is {ascii(kind)[:60]}, expected Polygon or MultiPolygon; remove it "
-                "from the file"
+                f"{printable(path)}: geometry {entry.number} is {_shown(kind)}, expected Polygon or MultiPolygon; "
+                "remove it from the file"
             )
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(without_area.items()))
     if not found:
         also = f", only {listed}" if listed else ""
         raise DataError(
-            f"{path}: no polygon{also}; expected a FeatureCollection, a Feature or a geometry with polygons"
+            f"{printable(path)}: no polygon{also}; expected a FeatureCollection, a Feature or a geometry with polygons"
         )
     yield from found
     if listed:
-        warn(f"{path}: {listed} are left out, because they have no area; {what}")
+        warn(f"{printable(path)}: {listed} are left out, because they have no area; {what}")
+
+
+def _shown(kind: Any) -> str:
+    return "an object without a type" if kind is None else ascii(kind)[:60]
 
 
 def _area(path: Path, entry: _Entry, origin: tuple[float, float]) -> tuple[BaseGeometry, float]:
     """Returns what a Polygon or MultiPolygon covers, and the area that its outlines state."""
-    where, geometry = f"{path}: geometry {entry.number}", entry.geometry
+    where, geometry = f"{printable(path)}: geometry {entry.number}", entry.geometry
     polygons: Any = geometry.get("coordinates")
     if geometry["type"] == "Polygon":
         polygons = [polygons]
@@ -181,9 +186,11 @@ def _area(path: Path, entry: _Entry, origin: tuple[float, float]) -> tuple[BaseG
             area = _ellipse(*area.bounds)
             parts = [(area, area.area)]
     except (TypeError, ValueError, OverflowError, shapely.errors.GEOSException) as error:
-        raise DataError(f"{where}: {str(error)[:120]}") from error
+        raise DataError(
+            f"{where}: expected outlines of pixels, found {str(error)[:120]}; draw it again, or remove it"
+        ) from error
     if area.area == 0:
-        raise DataError(f"{where} has no area")
+        raise DataError(f"{where}: expected an area, found an outline that has no area; draw it again, or remove it")
     return area, sum(stated for _, stated in parts)
 
 
@@ -206,12 +213,26 @@ def _say_what_qupath_leaves_out(path: Path, entries: list[_Entry], warn: Callabl
         (detected, "are cells, detections or tiles, not annotations"),
     ):
         if count:
-            warn(f"{path}: {count} of {len(features)} features {what}; they count as regions like the others")
+            warn(
+                f"{printable(path)}: {count} of {len(features)} features {what}; they count as regions like the others"
+            )
 
 
 def _is_elsewhere(geometry: Any) -> bool:
     plane = geometry.get("plane") if isinstance(geometry, dict) else None
     return isinstance(plane, dict) and bool(plane.get("z") or plane.get("t"))
+
+
+def _check_class(path: Path, entry: _Entry) -> None:
+    """Raises a DataError for a class that is no name; without a class, an annotation has null or nothing there."""
+    found = _properties(entry.feature).get("classification")
+    name = found.get("names", found.get("name")) if isinstance(found, dict) else found
+    parts = name if isinstance(name, list) else [name]
+    if not (name is None or all(isinstance(part, str) for part in parts)):
+        raise DataError(
+            f"{printable(path)}: geometry {entry.number}: expected the name of a class, found {ascii(name)[:60]}; "
+            "classify it again"
+        )
 
 
 def _class_names(feature: dict) -> tuple[str, ...]:
@@ -230,11 +251,11 @@ def _class_names(feature: dict) -> tuple[str, ...]:
 
 
 def _kind(feature: dict) -> Any:
-    """Returns what kind of object QuPath takes a Feature for."""
+    """Returns what kind of object QuPath takes a Feature for, in lower case."""
     properties = _properties(feature)
     found = [properties[name] for name in ("objectType", "object_type", "type") if name in properties]
     kind = found[0] if found else feature.get("id")  # 0.2 wrote the type as the id
-    return kind if isinstance(kind, str) else None
+    return kind.casefold() if isinstance(kind, str) else None
 
 
 def _properties(feature: dict) -> dict:

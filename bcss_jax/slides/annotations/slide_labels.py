@@ -11,18 +11,25 @@ import shapely
 
 from bcss_jax.common.regular_file import check_regular_file
 from bcss_jax.errors import ConfigError, DataError, printable
-from bcss_jax.labels import LabelScheme, lookup_table
+from bcss_jax.labels import LabelScheme, codes_of_slide_masks, lookup_table, readable_codes
 from bcss_jax.slides.annotations import asap_xml, geojson
 from bcss_jax.slides.annotations.annotation import Annotation
 from bcss_jax.slides.annotations.class_names import Labeled, label_annotations
 from bcss_jax.slides.annotations.coverage import Coverage
 from bcss_jax.slides.annotations.placement import check_placement
-from bcss_jax.slides.reading.mask_file import Mask, open_mask
+from bcss_jax.slides.reading.mask_file import Mask, labels_of_codes, open_mask
 
 log = logging.getLogger(__name__)
 
 _EXPECTED = "annotations as GeoJSON or ASAP's XML, or a mask as PNG or TIFF"
 _IMAGES = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8")  # JPEG is refused as a mask
+# First bytes of other files, what they are, and the remedy.
+_OTHERS = (
+    (b"\xff\xfe", ("text in UTF-16", "save it as UTF-8")),
+    (b"\xfe\xff", ("text in UTF-16", "save it as UTF-8")),
+    (b"\x1f\x8b", ("a gzip file", "unpack it")),
+    (b"PK", ("a zip file", "unpack it")),
+)
 _SIDE = 2048  # longest side of the drawing from which areas and overlaps are counted
 
 
@@ -87,7 +94,7 @@ def open_slide_labels(
     mpp: tuple[float, float] | None = None,
     origin: tuple[float, float] = (0, 0),
     region: str | None = None,
-    codes: str = "bcss22",
+    codes: str | None = None,
     tissue: np.ndarray | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> Iterator[SlideLabels]:
@@ -101,7 +108,7 @@ def open_slide_labels(
       origin: level-0 pixel of QuPath's point (0, 0), see `read_annotations`.
       region: class of the annotations that bound what is annotated exhaustively: outside of them there is no truth.
         Masks have no such annotations.
-      codes: code book of a mask, a key of `labels.CODE_BOOKS`.
+      codes: of a mask, as in `labels.lookup_table`; None: `labels.codes_of_slide_masks`.
       tissue: bool [h, w] over the whole slide, see `check_placement`.
       warn: called with one line about everything that is odd but usable.
 
@@ -112,7 +119,8 @@ def open_slide_labels(
     check_regular_file(path, _EXPECTED, "correct the path")
     start = _begins(path)
     if start.startswith(_IMAGES):
-        with open_mask(path, codes, warn=warn) as mask:
+        codes = codes or codes_of_slide_masks(scheme)
+        with open_mask(path, readable_codes(scheme, codes), warn=warn) as mask:
             yield MaskLabels(path, mask, scheme, codes, size)
     elif start[:1] in (b"<", b"{", b"["):
         annotations = read_annotations(path, origin, warn)
@@ -120,8 +128,11 @@ def open_slide_labels(
         labeled = label_annotations(path, annotations, scheme, region, warn)
         yield AnnotatedLabels(path, labeled, scheme, size, region is not None, warn)
     else:
-        found = "an empty file" if not start else f"a file that starts with {start[:8]!r}"
-        raise DataError(f"{printable(path)}: expected {_EXPECTED}, found {found}; export it again")
+        known = next((found for magic, found in _OTHERS if start.startswith(magic)), None)
+        found, remedy = known or (f"a file that starts with {start[:8]!r}", "export it again")
+        if not start:
+            found = "an empty file"
+        raise DataError(f"{printable(path)}: expected {_EXPECTED}, found {found}; {remedy}")
 
 
 def _begins(path: Path) -> bytes:
@@ -209,7 +220,7 @@ class MaskLabels:
                 f"{printable(path)}: expected a mask with the proportions of the slide ({size[0]}x{size[1]} pixels), "
                 f"found {width}x{height}; give the mask of this slide"
             )
-        self._mask, self._size, self._ignored = mask, size, scheme.ignore_index
+        self._path, self._mask, self._size, self._ignored = path, mask, size, scheme.ignore_index
         self.boxes = np.array([[0, 0, *size]], np.float64)
 
     def labels(self, x, y, width, height, downsample):  # noqa: D102
@@ -222,7 +233,7 @@ class MaskLabels:
             rows, columns = rows[on_rows], columns[on_columns]
             codes = self._mask.block(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
             codes = codes[np.ix_(rows - rows[0], columns - columns[0])]
-            labels[np.ix_(on_rows, on_columns)] = self._table[codes]
+            labels[np.ix_(on_rows, on_columns)] = labels_of_codes(self._path, codes, self._table)
         return labels
 
     def _under(self, position: np.ndarray, axis: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from bcss_jax.slides.reading.mask_file import open_mask
 from bcss_jax.slides.tissue.tissue_file import REGIONS
 
 
-def check_mask_colors(entries: Sequence[Entry], codes: str) -> None:
+def check_mask_colors(entries: Sequence[Entry], codes: str | int) -> None:
     """Compares the masks of ground truth with one another, and the masks of tissue, before anything is computed.
 
     Only masks with a palette, or whose samples are shown as other gray levels, are read. Masks that cannot be used are
@@ -21,7 +21,7 @@ def check_mask_colors(entries: Sequence[Entry], codes: str) -> None:
 
     Args:
       entries: the slides.
-      codes: code book of the ground truth.
+      codes: of the ground truth, as in `open_mask`.
 
     Raises:
       ContradictoryColorsError: a color stands for one code in one mask and for another one in another mask.

@@ -28,6 +28,7 @@ from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import Done, SlideFolder, delete_failure, fingerprints, write_failure
 from bcss_jax.slides.batch.slide_list import Entry
+from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, NormalizedStain, StainNormalizer
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
 from bcss_jax.slides.grid import Grid, grid_of
 from bcss_jax.slides.outputs import results
@@ -73,6 +74,7 @@ class SegmentSettings:
       min_area_um2: smaller regions are left out of regions.geojson.
       glass: one of `GLASS`, what becomes of the glass inside tissue: "background" takes it out, "keep" labels it. None:
         "background" if the scheme has no class for it, unless a folder holds results that keep it.
+      stain: one of `stain_normalizer.STAIN`: "normalize" changes the stain of slides into that of the training set.
       truth_codes: code book of ground truth masks; like the region it affects scores alone, not labels.
       truth_region: x, y, width, height in level-0 pixels to score in addition to the whole slide, or None.
     """
@@ -86,6 +88,7 @@ class SegmentSettings:
     truth_codes: str
     truth_region: tuple[int, int, int, int] | None
     glass: str | None = None
+    stain: str = KEEP_STAIN
 
 
 class _Overview(NamedTuple):
@@ -97,6 +100,7 @@ class _Overview(NamedTuple):
       grid: that the slide is segmented on.
       thumbnail: the one that tissue is found on.
       tissue: what to segment.
+      stain: changes its stain; None: it stays as it is.
       notes: what a user should know of how the slide was read, a line each.
     """
 
@@ -105,6 +109,7 @@ class _Overview(NamedTuple):
     grid: Grid
     thumbnail: Block
     tissue: Tissue
+    stain: NormalizedStain | None
     notes: tuple[str, ...]
 
 
@@ -143,11 +148,17 @@ class SlideSegmenter:
           batch_size: windows at a time, at most.
           readers: processes that read a slide.
           mesh: devices to compute on.
+
+        Raises:
+          ConfigError: the stain is to be changed, and that of the model's training set is not known.
         """
         self.model, self._settings, self._readers = model, settings, readers
         layout = windows_of(settings.window, settings.window, settings.window, settings.overlap)
         self._weights = blend_weights(layout, settings.blend)
         self._predictor = WindowPredictor(model, self._weights, batch_size, mesh)
+        self._normalizer = None
+        if settings.stain != KEEP_STAIN:
+            self._normalizer = StainNormalizer(model, self._weights, batch_size, mesh)
         self._smaller_batch = functools.partial(
             remedy_for_slides, batch_size, model.identity, settings.window, list(mesh.devices.flat)
         )
@@ -175,6 +186,10 @@ class SlideSegmenter:
         }
         settings = dataclasses.asdict(self._settings)
         del settings["glass"]
+        if self._normalizer is None:
+            del settings["stain"]  # as versions that changed no stain wrote it
+        else:
+            identity["stain_of_training"] = self._normalizer.target.to_json()
         keeping = SlideFolder(path, identity | {"settings": settings})  # as versions that knew no other rule wrote it
         if self._glass == KEEP_GLASS or (begun and self._settings.glass is None and keeping.is_begun()):
             return keeping
@@ -299,7 +314,12 @@ class SlideSegmenter:
         if problem:
             warn(f"{name}: has {problem}; the model was trained on H&E in bright field, so do not rely on its result")
         tissue = self._tissue(entry, thumbnail, grid, info.bounds, warn)
-        return _Overview(info, mpp, grid, thumbnail, tissue, tuple(notes))
+        stain = None
+        if self._normalizer is not None:
+            stain = self._normalizer.of_slide(pool, tissue, _glass_color(thumbnail), problem)
+            if stain.left_alone:
+                warn(f"{name}: its stain is not changed, because it has {stain.left_alone}")
+        return _Overview(info, mpp, grid, thumbnail, tissue, stain, tuple(notes))
 
     def _tissue(
         self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None, warn: Callable[[str], None]
@@ -335,14 +355,12 @@ class SlideSegmenter:
         resumed = store.has_row(0)  # rows are written from the first one on
         glass = None
         if _takes_out_glass(folder):
-            thumbnail = overview.thumbnail
-            color = glass_of(thumbnail.pixels, scanned_area(thumbnail.pixels, thumbnail.unreadable))
-            glass = SlideGlass(pool, overview.tissue, overview.mpp, color)
+            glass = SlideGlass(pool, overview.tissue, overview.mpp, _glass_color(overview.thumbnail))
         seconds = labeling.label_slide(
             pool,
             overview.tissue,
             windows,
-            self._predictor,
+            self._predictor if overview.stain is None else overview.stain.predictor or self._predictor,
             self._weights,
             store,
             probabilities,
@@ -430,6 +448,7 @@ class SlideSegmenter:
             files=files,
             notes=notes or None,
             glass_area_mm2=glass_mm2,
+            stain=None if overview.stain is None else overview.stain.description,
             resumed=labeled.resumed,
             seconds=seconds,
             peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -444,6 +463,11 @@ class SlideSegmenter:
 def _takes_out_glass(folder: SlideFolder) -> bool:
     """Returns whether the results in a folder have the glass inside tissue as background."""
     return "glass" in folder.identity["settings"]
+
+
+def _glass_color(thumbnail: Block) -> np.ndarray | None:
+    """Returns the color of the slide's glass, float [3], or None if it is unknown."""
+    return glass_of(thumbnail.pixels, scanned_area(thumbnail.pixels, thumbnail.unreadable))
 
 
 def _stop_if_asked(interruption, name):

@@ -22,6 +22,7 @@ from bcss_jax.data.image_files import (
 )
 from bcss_jax.data.mask_codes import PaletteColors
 from bcss_jax.errors import DataError, printable
+from bcss_jax.labels import IGNORED, OWN_CODES, UNMAPPED
 
 BAND = 1 << 24  # pixels that are read at a time to find the indices of a palette
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Mask(Protocol):
 
 @contextlib.contextmanager
 def open_mask(
-    path: Path, codes: str, colors: PaletteColors | None = None, warn: Callable[[str], None] = log.warning
+    path: Path, codes: str | int, colors: PaletteColors | None = None, warn: Callable[[str], None] = log.warning
 ) -> Iterator[Mask]:
     """Opens a mask; it accepts and refuses the same files as `image_files.read_mask`, with the same messages.
 
@@ -64,7 +65,7 @@ def open_mask(
 
     Args:
       path: a PNG or TIFF file.
-      codes: its code book, a key of `labels.CODE_BOOKS`.
+      codes: its code book, a key of `labels.CODE_BOOKS`, or the number of codes (`labels.readable_codes`).
       colors: what colors stand for in the masks of other slides.
       warn: called with one line about something unusual but usable.
 
@@ -91,6 +92,31 @@ def open_mask(
             yield _MaskRows(stored, tiff, codes, colors, warn)
 
 
+def labels_of_codes(path: Path, codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Returns the labels of codes that `Mask` has read: uint8 of the same shape.
+
+    Args:
+      path: of the mask, for messages.
+      codes: uint8.
+      table: of `labels.lookup_table`.
+
+    Raises:
+      DataError: a number is no code: one that a scheme's own codes leave out.
+    """
+    found = table[codes]
+    if (found == UNMAPPED).any():
+        known = np.flatnonzero(table != UNMAPPED).tolist()
+        values, counts = np.unique(codes[found == UNMAPPED], return_counts=True)
+        histogram = ", ".join(f"{value}: {count}" for value, count in zip(values[:8], counts[:8], strict=True))
+        raise unusable(
+            path,
+            f"the codes of the label scheme ({', '.join(map(str, known))})",
+            f"{counts.sum()} of {codes.size} pixels with other values (value: pixels = {histogram})",
+            f"list them in the scheme's table [{OWN_CODES}], for example as {IGNORED}, or correct the mask",
+        )
+    return found
+
+
 def _read_whole(path, codes, unsupported, colors, warn):
     try:
         return read_mask(path, codes, warn, colors)
@@ -113,7 +139,7 @@ class _WholeMask:
 
 
 class _MaskRows:
-    def __init__(self, stored: StoredImage, tiff: TiffRows, codes: str, colors, warn):
+    def __init__(self, stored: StoredImage, tiff: TiffRows, codes: str | int, colors, warn):
         self.shape, self._path, self._tiff, self._codes = (tiff.height, tiff.width), stored.path, tiff, codes
         self._table = None
         if mask_codes.needs_table(stored):

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.errors import ConfigError, DataError, printable
-from bcss_jax.labels import LabelScheme, lookup_table
+from bcss_jax.labels import LabelScheme, lookup_table, readable_codes
 from bcss_jax.slides.grid import Grid, nearest_indices
-from bcss_jax.slides.reading.mask_file import Mask, open_mask
+from bcss_jax.slides.reading.mask_file import Mask, labels_of_codes, open_mask
 
 BAND = 1 << 22  # pixels of the mask, or of the grid, that are read at a time
 
@@ -68,10 +68,10 @@ class Truth:
         first = self._rows[start] if start else 0
         last = self._rows[stop] if stop < self.shape[0] else self._mask.shape[0]
         last = max(last, self._rows[stop - 1] + 1)
-        codes = self._mask.rows(int(first), int(last))
+        labels = labels_of_codes(self._path, self._mask.rows(int(first), int(last)), self._table)
         if self._mask.shape != self.shape:
-            codes = codes[np.ix_(self._rows[start:stop] - first, self._columns)]
-        return self._table[codes]
+            labels = labels[np.ix_(self._rows[start:stop] - first, self._columns)]
+        return labels
 
     def resized(self, height: int, width: int) -> np.ndarray:
         """Returns the labels at the size of a thumbnail by nearest neighbor: uint8 [height, width].
@@ -141,7 +141,7 @@ def open_truth(
     except ValueError as error:
         raise ConfigError(f"--truth_codes={codes}: {error}") from error
     width, height = (round(size * scale) for size, scale in zip((grid.width, grid.height), grid.scale, strict=True))
-    with open_mask(path, codes) as mask:
+    with open_mask(path, readable_codes(scheme, codes)) as mask:
         if mask.shape not in ((height, width), (grid.height, grid.width)):
             raise DataError(
                 f"{printable(path)}: expected {width}x{height} pixels as the slide has (or {grid.width}x{grid.height} "

@@ -1,5 +1,9 @@
 """A prepared data set divided into folds, and examples that are drawn several times."""
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
 from helpers.tile_files import kaggle512
@@ -10,9 +14,9 @@ from bcss_jax.data import tfrecords
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.input_pipeline import decode_tiles, train_batches
-from bcss_jax.data.sampling.code_counts import code_counts
+from bcss_jax.data.sampling.code_counts import FILE, count_stored_masks
 from bcss_jax.data.sampling.folded_data import hold_out
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, StorageError
 
 SCHEME = labels.SCHEMES["tumor_stroma"]
 TABLE = labels.lookup_table(SCHEME, "bcss22")
@@ -50,9 +54,31 @@ def test_the_examples_of_a_fold_have_the_index_of_their_row(folded):
         for example in data.load(split).as_numpy_iterator():
             keys[int(example["index"])] = example["key"].decode()
         assert [keys[number] for number in range(len(rows))] == [row["key"] for row in rows]
-    counts = code_counts(data.load("val"), data.splits["val"]).sum(0)
+    counts = count_stored_masks(data.load("val"), data.splits["val"])
+    np.testing.assert_array_equal(data.code_counts("val"), counts)
+    counts = counts.sum(0)
     names = labels.BCSS22_NAMES
     assert data.report.code_pixels["val"] == {names[c]: int(counts[c]) for c in np.flatnonzero(counts).tolist()}
+
+
+def test_codes_are_counted_when_data_are_written_and_from_the_masks_of_older_data(whole, monkeypatch, tmp_path):
+    expected = {split: count_stored_masks(whole.load(split), count) for split, count in whole.splits.items()}
+    older = dataclasses.replace(whole, folder=tmp_path / whole.folder.name)
+    shutil.copytree(whole.folder, older.folder)
+    (older.folder / FILE).unlink()
+    digests = older.folder / "digests.json"
+    listed = json.loads(digests.read_text())
+    del listed["sha256"][FILE]
+    digests.write_text(json.dumps(listed))
+    for split, counts in expected.items():
+        np.testing.assert_array_equal(older.code_counts(split), counts)
+    monkeypatch.setattr(tfrecords.PreparedData, "load", None)  # no mask is decoded
+    for split, counts in expected.items():
+        np.testing.assert_array_equal(whole.code_counts(split), counts)
+    np.savez(older.folder / FILE, train=np.zeros((3, 3), np.uint32))
+    for split in expected:
+        with pytest.raises(StorageError, match=f"expected the counts of .* of {split}, found others; delete that"):
+            older.code_counts(split)
 
 
 def test_impossible_folds_are_refused(whole):

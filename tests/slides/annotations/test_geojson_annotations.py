@@ -49,11 +49,18 @@ def test_classes(tmp_path, classification, names):
     assert annotation.names == names
 
 
+@pytest.mark.parametrize("classification", [7, True, {"name": 5}, {"names": ["Tumor", None]}, ["Tumor", {}]])
+def test_a_class_that_is_no_name_is_refused(tmp_path, classification):
+    content = [feature(), feature(objectType="annotation", classification=classification)]
+    with pytest.raises(DataError, match="geometry 2: expected the name of a class, found .*; classify it again"):
+        read(tmp_path, content)
+
+
 @pytest.mark.parametrize(
     "other",
     [
         feature(objectType="cell") | {"nucleusGeometry": POLYGON},
-        *(feature(objectType=kind) for kind in ("detection", "tile", "tmaCore", "tma_core", "root")),
+        *(feature(objectType=kind) for kind in ("detection", "Detection", "tile", "tmaCore", "tma_core", "root")),
         feature(object_type="cell"),
         feature() | {"id": "PathCellObject"},  # 0.2
     ],

@@ -53,6 +53,7 @@ def with_points(*points):
         ('{"type": "Circle", "coordinates": [1, 2]}', "geometry 1 is 'Circle', expected Polygon"),
         ('{"type": "GeometryCollection", "geometries": [7]}', "geometry 1 is 7, expected Polygon"),
         ('{"type": ["Polygon"]}', "geometry 1 is"),
+        ('{"images": []}', "geometry 1 is an object without a type, expected Polygon"),
         ('{"type": "Polygon"}', "coordinates are not a list of rings"),
         ('{"type": "MultiPolygon", "coordinates": 5}', "geometry 1: "),
         ('{"type": "MultiPolygon", "coordinates": []}', "has no area"),

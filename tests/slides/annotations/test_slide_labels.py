@@ -1,5 +1,6 @@
 """Annotations and masks as labels of blocks of a slide."""
 
+import gzip
 import json
 import re
 
@@ -96,6 +97,49 @@ def test_masks_of_any_scale_become_labels(tmp_path, tiled):
         pass
 
 
+OWN_CODES = """
+class_names = ["tumor", "stroma"]
+[colors]
+tumor = "#E69F00"
+stroma = "#0072B2"
+[own_codes]
+tumor = [1]
+stroma = [200]
+ignored = [0]
+"""
+
+
+@pytest.mark.parametrize("kind", ["png", "tiled", "palette"])
+def test_masks_of_codes_that_the_scheme_defines(tmp_path, kind):
+    (tmp_path / "own.toml").write_text(OWN_CODES)
+    scheme = read_scheme(tmp_path / "own.toml")
+    codes = np.random.default_rng(0).choice(np.array([0, 1, 200], np.uint8), (40, 40))
+    path = tmp_path / "mask.tif"
+
+    def write():
+        image = Image.fromarray(codes)
+        if kind == "palette":
+            image.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+        image.save(path, format="PNG") if kind != "tiled" else tifffile.imwrite(path, codes, tile=(16, 16))
+
+    write()
+    with open_slide_labels(path, scheme, (40, 40)) as truth:
+        np.testing.assert_array_equal(truth.labels(0, 0, 40, 40, 1), np.select([codes == 1, codes == 200], [0, 1], 255))
+    codes[3, 3] = 2
+    write()
+    with (
+        open_slide_labels(path, scheme, (40, 40)) as truth,
+        pytest.raises(DataError, match=r"expected the codes of the label scheme \(0, 1, 200\), found 1 of 1600 pixels "
+                               r"with other values \(value: pixels = 2: 1\); list them .*\[own_codes\]"),
+    ):  # fmt: skip
+        truth.labels(0, 0, 40, 40, 1)
+    with pytest.raises(DataError, match="codes of bcss22|expected the codes"):
+        codes[3, 3] = 255
+        write()
+        with open_slide_labels(path, scheme, (40, 40)) as truth:
+            truth.labels(0, 0, 40, 40, 1)
+
+
 @pytest.mark.parametrize(
     "features, message",
     [
@@ -173,12 +217,24 @@ def test_more_general_names_count_and_are_said(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"slide,mask\n", b"\x00\x01"])
-def test_files_of_another_kind_are_one_line(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b"", "an empty file; export it again"),
+        (b" \n", "an empty file; export it again"),
+        (b"slide,mask\n", "a file that starts with b'slide,ma'; export it again"),
+        (b"\x00\x01", "a file that starts with"),
+        ("{}".encode("utf-16"), "text in UTF-16; save it as UTF-8"),
+        ("<a/>".encode("utf-16"), "text in UTF-16; save it as UTF-8"),
+        (gzip.compress(b"{}"), "a gzip file; unpack it"),
+        (b"PK\x03\x04", "a zip file; unpack it"),
+    ],
+)
+def test_files_of_another_kind_are_one_line(tmp_path, content, found):
     (tmp_path / "a.csv").write_bytes(content)
     with (
         pytest.raises(
-            DataError, match="expected annotations as GeoJSON or ASAP's XML, or a mask as PNG or TIFF, found"
+            DataError, match=f"expected annotations as GeoJSON or ASAP's XML, or a mask as PNG or TIFF, found {found}"
         ),
         open_slide_labels(tmp_path / "a.csv", SCHEME, (20, 20)),
     ):

@@ -1,0 +1,1 @@
+"""The stain of training sets and slides: how it is measured, stored, and changed into another."""

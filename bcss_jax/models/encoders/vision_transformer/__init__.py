@@ -1,0 +1,1 @@
+"""The vision transformers of DINO, DINOv2, DINOv3 and of pathology's foundation models: one network of many forms."""

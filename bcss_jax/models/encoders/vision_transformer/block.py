@@ -1,0 +1,134 @@
+"""A block of a vision transformer: attention and two dense layers, each with a norm before and a residual around it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype
+
+from bcss_jax.models.blocks import initializers, layers, norms
+from bcss_jax.models.blocks.attention import attend
+from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
+from bcss_jax.models.encoders.vision_transformer.positions import rotated
+from bcss_jax.models.weights.torch_layout import LINEAR, SAME, TorchEntries, entries_of
+
+
+def token_init(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
+    """Draws from a normal distribution with deviation 0.02: DINO's trunc_normal, whose bounds are never met."""
+    return initializers.normal(rngs, shape, 0.02)
+
+
+class Attention(nnx.Module):
+    """Self-attention whose queries, keys and values come from one dense layer."""
+
+    def __init__(self, architecture: Architecture, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the layer."""
+        width, self.heads = architecture.width, architecture.heads
+        self.kernel = token_init(rngs, (width, 3 * width))
+        self.bias = nnx.Param(jnp.zeros(3 * width))
+        self.key_bias, self.dtype = architecture.key_bias, dtype
+        self.proj = layers.Linear(width, width, init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
+
+    def query_key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(N, T, width) -> three arrays (N, T, heads, width / heads)."""
+        bias = self.bias[...]
+        if not self.key_bias:
+            bias = bias * np.repeat(np.array((1, 0, 1), np.float32), x.shape[-1])
+        y = layers.dense(x, self.kernel[...], bias, self.dtype).reshape(*x.shape[:2], 3, self.heads, -1)
+        return y[:, :, 0], y[:, :, 1], y[:, :, 2]
+
+    def __call__(self, x: jax.Array, angles: np.ndarray | None, mask: jax.Array | None = None) -> jax.Array:
+        """(N, T, width), see `Block` -> the same shape."""
+        query, key, value = self.query_key_value(x)
+        if angles is not None:
+            prefix = x.shape[1] - len(angles)
+            query, key = rotated(query, angles, prefix), rotated(key, angles, prefix)
+        return self.proj(attend(query, key, value, mask).reshape(x.shape))
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of DINO's `Attention`."""
+        return {"qkv.weight": (self.kernel, LINEAR), "qkv.bias": (self.bias, SAME)} | entries_of({"proj": self.proj})
+
+
+class FeedForward(nnx.Module):
+    """Two dense layers with the exact GELU or with SwiGLU between them."""
+
+    def __init__(self, architecture: Architecture, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the layer."""
+        width, hidden, self.gated = architecture.width, architecture.hidden, architecture.gated
+        common: dict[str, Any] = dict(init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
+        self.dense1 = layers.Linear(width, 2 * hidden if self.gated else hidden, **common)
+        self.dense2 = layers.Linear(hidden, width, **common)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, T, width) -> the same shape."""
+        y = self.dense1(x)
+        if self.gated:
+            gate, y = jnp.split(y, 2, axis=-1)
+            return self.dense2(jax.nn.silu(gate) * y)
+        return self.dense2(jax.nn.gelu(y, approximate=False))
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of DINOv2's `Mlp` or `SwiGLUFFN`."""
+        names = ("w12", "w3") if self.gated else ("fc1", "fc2")
+        return entries_of(dict(zip(names, (self.dense1, self.dense2), strict=True)))
+
+
+class Block(nnx.Module):
+    """Attention, then dense layers; each result may be scaled by a learned vector and dropped for whole examples."""
+
+    def __init__(self, architecture: Architecture, *, drop_path: float, drop_number: int, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the block.
+
+        Args:
+          architecture: form of the network.
+          drop_path: probability with which a result is dropped in training (Huang et al. 2016, arXiv:1603.09382).
+          drop_number: number of the first of two dropouts; see `layers.Dropout`.
+          dtype: type of the computation.
+          rngs: random keys.
+        """
+        width = architecture.width
+        self.norm1 = norms.LayerNorm(width, eps=architecture.eps)
+        self.attn = Attention(architecture, dtype=dtype, rngs=rngs)
+        self.norm2 = norms.LayerNorm(width, eps=architecture.eps)
+        self.mlp = FeedForward(architecture, dtype=dtype, rngs=rngs)
+        scaled = architecture.layer_scale
+        self.scale1 = nnx.Param(jnp.ones(width)) if scaled else None
+        self.scale2 = nnx.Param(jnp.ones(width)) if scaled else None
+        self.drop1 = layers.Dropout(drop_path, drop_number, whole_examples=True)
+        self.drop2 = layers.Dropout(drop_path, drop_number + 1, whole_examples=True)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: np.ndarray | None,
+        dropout_keys: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Runs the block.
+
+        Args:
+          x: tokens (N, T, width).
+          angles: of `positions.rotary_angles`, for the last tokens; None: positions are not rotary.
+          dropout_keys: JAX keys (N,), one per example; needed only in training with `drop_path`.
+          mask: of `attention.attend`.
+
+        Returns:
+          The shape and type of `x`.
+        """
+        x = x + self.drop1(_scaled(self.attn(self.norm1(x), angles, mask), self.scale1), dropout_keys)
+        return x + self.drop2(_scaled(self.mlp(self.norm2(x)), self.scale2), dropout_keys)
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of DINOv2's `Block`."""
+        entries = entries_of({"norm1": self.norm1, "attn": self.attn, "norm2": self.norm2, "mlp": self.mlp})
+        for name, scale in (("ls1.gamma", self.scale1), ("ls2.gamma", self.scale2)):
+            if scale is not None:
+                entries[name] = (scale, SAME)
+        return entries
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * layers.spread(scale[...], x)
