@@ -1,5 +1,7 @@
 """What notebooks/quickstart.ipynb needs beside `bcss_jax` itself: its host, with data and time limit, and a slide."""
 
+import logging
+
 from bcss_jax.notebook.host import Host, describe_devices, find_bcss, find_host
 from bcss_jax.notebook.publication import gather
 from bcss_jax.notebook.sample_slide import write_sample_slide
@@ -15,3 +17,5 @@ __all__ = [
     "train_in_sessions",
     "write_sample_slide",
 ]
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # the libraries of JAX raise what they log as errors
