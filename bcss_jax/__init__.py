@@ -10,6 +10,7 @@ The names below are imported when they are first used, so that `import bcss_jax`
 """
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,11 @@ _MODULES = {
     "segment": "bcss_jax.api.segmentation",
     "train": "bcss_jax.api.training",
 }
+
+# Libraries in C++ (XLA, TensorFlow, gRPC) would write lines between ours; what matters they raise as errors too. Their
+# lines are shown with TF_CPP_MIN_LOG_LEVEL=0.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 # So it is while Python looks for the module of `python -m bcss_jax.COMMAND`. What a command imports takes seconds, and
 # a signal that arrives meanwhile is a request to stop too.

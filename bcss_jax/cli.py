@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from bcss_jax import __version__
 from bcss_jax.common import command, interruption
+from bcss_jax.common.startup import start_clock
 
 # Name -> (module with its `main`, what it does).
 COMMANDS = {
@@ -50,6 +51,7 @@ def main() -> NoReturn:
 
 def start(name: str) -> NoReturn:
     """Runs a command with the options in sys.argv, and ends the process with its exit code."""
+    start_clock.begin()
     module, _ = COMMANDS[name]
     # Imported here, because it takes long.
     main = importlib.import_module(module).main

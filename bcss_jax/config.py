@@ -18,7 +18,7 @@ from bcss_jax.data.augmentation import settings as augmentation
 from bcss_jax.data.discovery import CODES, LAYOUTS, SLIDES, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
-from bcss_jax.models.image_statistics import IMAGENET
+from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
 
 # Settings that change only how fast or how often something is done. A run may resume with other values of these.
 RUNTIME_FIELDS = (
@@ -283,6 +283,17 @@ def train_as_nnunet(config: Any) -> None:
     config.early_stopping = 0
 
 
+def set_image_statistics(config: Any) -> None:
+    """Sets mean and deviation of the images to those of the encoder, if the config leaves them to it.
+
+    Raises:
+      ConfigError: there is no such encoder.
+    """
+    if not config.image_mean and not config.image_std:
+        statistics = _statistics_of_network(config) or IMAGENET
+        config.image_mean, config.image_std = statistics.mean, statistics.std
+
+
 def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     """Checks names, ranges and combinations.
 
@@ -380,15 +391,20 @@ def _get(config: Any, field: str) -> Any:
     return config
 
 
+def _statistics_of_network(config: Any) -> ImageStatistics | None:
+    arguments = dict(config.model)
+    return models.image_statistics(arguments.pop("name", ""), **arguments)
+
+
 def check_image_statistics(config: Any) -> None:
-    """Raises ConfigError if the network normalizes images itself and the config normalizes them too."""
-    statistics = models.image_statistics(config.model.get("name", ""))
+    """Raises ConfigError if the network needs other statistics of the images than those of the config."""
+    statistics = _statistics_of_network(config)
     given = (tuple(config.image_mean), tuple(config.image_std))
     if statistics is not None and given != (statistics.mean, statistics.std):
         raise ConfigError(
-            f"config.image_mean={given[0]}, config.image_std={given[1]}: {config.model.name} divides the pixels by 255 "
-            "itself and was trained so; start from --config=configs/tiatoolbox_unet.py, or set config.image_mean="
-            f"{statistics.mean} and config.image_std={statistics.std}"
+            f"config.image_mean={given[0]}, config.image_std={given[1]}: {config.model.name} was trained with others; "
+            f"start from --config=configs/{config.model.name}.py, or set config.image_mean={statistics.mean} and "
+            f"config.image_std={statistics.std}"
         )
 
 

@@ -1,6 +1,9 @@
 """Where the tests find real data, and how they run JAX."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Eight virtual CPU devices in every test process; tests that want fewer take a slice of them.
@@ -10,10 +13,21 @@ os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 # Eight devices on a busy core may wait for each other for longer than the 40 s after which XLA ends the process.
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=120"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # also where there is a GPU: one GPU is not eight devices
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Compiled programs are kept for this session, also for the commands that the tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault(
+        "MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "matplotlib")
+    )
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bcss_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import pytest
 from helpers.paths import SHARED
+
+from bcss_jax.common.startup import compilation_cache
+
+compilation_cache.enable()
 
 
 @pytest.fixture(scope="session")

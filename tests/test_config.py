@@ -32,6 +32,7 @@ def test_every_system_has_valid_settings_and_a_network(system):
     for argument in ("sample", "kaggle224", "kaggle224,few" if system != "unet_w32" else "roi"):
         config = load(system, argument)
         config.data.dir = "" if argument == "sample" else "somewhere"
+        configs.set_image_statistics(config)
         configs.validate(config)
         assert config.name.startswith(system)
     given = json.loads(config.to_json())["model"]  # as read from a checkpoint: tuples are lists
@@ -164,7 +165,7 @@ def test_statistics_that_a_network_applies_itself_are_refused():
     config = load("unet", "sample")
     config.model = {"name": "tiatoolbox_unet"}
     with pytest.raises(
-        ConfigError, match=r"tiatoolbox_unet divides the pixels by 255 itself .*configs/tiatoolbox_unet"
+        ConfigError, match=r"tiatoolbox_unet was trained with others; start from --config=configs/tiatoolbox_unet"
     ):
         configs.validate(config)
     configs.validate(load("tiatoolbox_unet", "sample"))
@@ -258,3 +259,15 @@ def test_recipe_of_the_report(system):
 def test_the_recipe_of_the_report_is_refused_elsewhere(system, argument, message):
     with pytest.raises(ConfigError, match=message):
         load(system, argument)
+
+
+def test_images_are_normalized_as_the_encoder_expects():
+    config = load("vit", "sample")
+    config.encoder = "h_optimus_0"
+    configs.set_image_statistics(config)
+    assert config.model.encoder == "h_optimus_0" and config.image_mean == (0.707223, 0.578729, 0.703617)
+    configs.validate(config)
+    config.image_mean = (0.5, 0.5, 0.5)
+    configs.set_image_statistics(config)  # a value that is given stays, and is refused
+    with pytest.raises(ConfigError, match="vit was trained with others"):
+        configs.validate(config)

@@ -7,11 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from bcss_jax.common import files
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
 import jax
 from jax.sharding import Mesh
 
@@ -19,10 +14,12 @@ from bcss_jax import labels
 from bcss_jax.accelerators.remedies import remedy_for_evaluation
 from bcss_jax.api.arguments import PathLike, as_paths, check_choice, check_numbers, user_errors
 from bcss_jax.api.evaluation_report import EvaluationReport
+from bcss_jax.common import files
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data import discovery
 from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.resolution.check import differ
@@ -108,6 +105,7 @@ def evaluate(
 
 
 def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
+    compilation_cache.enable()
     mesh = make_mesh(jax.local_devices())
     runs = _read_runs(args, mesh)
     batch_size = args.batch_size if args.batch_size is not None else min(run.batch_size for run in runs)

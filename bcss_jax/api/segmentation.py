@@ -14,6 +14,7 @@ from bcss_jax.common import files
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT, PROCESSES, WINDOW, Range
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 from bcss_jax.inference import trained_run
@@ -134,6 +135,7 @@ def segment(
 def _run(args: SimpleNamespace, interruption: Interruption) -> SlideResults:
     whole = None if args.slides is None else _list(args)
     entries = [_single(args)] if whole is None else shard_of(whole, args.shard)
+    compilation_cache.enable()
     segmenters = _segmenters(args, make_mesh(jax.local_devices()))
     folders = {entry: _folders(args.output, entry, segmenters) for entry in entries}
     with files.storage_errors(args.output):

@@ -2,15 +2,9 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from bcss_jax.common import files
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 import numpy as np
@@ -20,12 +14,13 @@ from ml_collections import ConfigDict
 from bcss_jax.accelerators.remedies import remedy_for_training
 from bcss_jax.api.arguments import PathLike, user_errors
 from bcss_jax.api.run import Run
+from bcss_jax.common import files
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.ranges import Range
-from bcss_jax.config import ALL, validate
+from bcss_jax.config import ALL, set_image_statistics, validate
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, Preempted, UserError
 from bcss_jax.labels import LabelScheme, find_scheme
@@ -59,6 +54,7 @@ def train(
     if hours is not None and hours not in HOURS:
         raise ConfigError(f"--hours={hours}: must be {HOURS}")
     with user_errors():
+        config = config.copy_and_resolve_references()
         scheme = check_config(config)
         interruption = Interruption(None if hours is None else hours * 3600)
         folder = Path(workdir or f"runs/{config.name}")
@@ -71,13 +67,16 @@ def train(
 
 
 def check_config(config: Any) -> LabelScheme:
-    """Returns the label scheme of the settings of a run, after a check of all settings.
+    """Completes the settings of a run that depend on others, checks all of them, and returns the label scheme.
 
     Raises:
       ConfigError: a setting, or a combination of settings, cannot work.
     """
+    nnunet = config.get("method") == "nnunet"
     scheme = find_scheme(config.labels)
-    (nnunet_config.validate if config.get("method") == "nnunet" else validate)(config, scheme)
+    if not nnunet:
+        set_image_statistics(config)
+    (nnunet_config.validate if nnunet else validate)(config, scheme)
     return scheme
 
 

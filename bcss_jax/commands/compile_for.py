@@ -14,11 +14,8 @@ compiler refuses, 3 the file is not of this program, 75 stopped on request.
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compiler says in several lines that it takes long
 
 import jax
 

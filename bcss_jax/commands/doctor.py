@@ -92,7 +92,7 @@ def _python() -> list[Finding]:
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
     where = f"{platform.python_version()} at {sys.prefix}, {platform.platform()}, {os.cpu_count()} CPUs"
     return [
-        Finding("bcss_jax", f"{__version__} at {Path(__file__).parent}"),
+        Finding("bcss_jax", f"{__version__} at {Path(__file__).parents[1]}"),
         Finding("python", where, "" if supported else "use Python 3.11, 3.12 or 3.13, the versions that are tested"),
     ]
 

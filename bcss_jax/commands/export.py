@@ -28,6 +28,7 @@ from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.common.files import storage_errors, write_bytes
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.errors import ConfigError, NumericalError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import DIGESTS, FORMAT, MAX_PROGRAM, METADATA, PROGRAM, image_shape
@@ -69,6 +70,7 @@ def _run(args: argparse.Namespace) -> None:
     checkpoints = [("--checkpoint/checkpoints", args.checkpoint / "checkpoints")]
     refuse_inputs("--output", args.output, [("--checkpoint", args.checkpoint)], data_folders=checkpoints)
     _check_file(args.output)
+    compilation_cache.enable()
     mesh = make_mesh(jax.local_devices()[:1])
     model = model_of_run(trained_run.read_trained_run(args.checkpoint, mesh, args.which), mesh, args.tta)
     safe_point()

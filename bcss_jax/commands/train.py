@@ -4,14 +4,10 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 75 stopped on request (run the same command again).
 """
 
-import os
 import re
 import runpy
 import sys
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import jax
 from absl import flags

@@ -32,7 +32,6 @@ def _without_noise() -> Iterator[None]:
             stderr.writelines(line for line in held if not _NOISE.match(line))
 
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with _without_noise():
     import tensorflow as tf
 

@@ -12,6 +12,7 @@ that only texture separates them (crowded large nuclei against wavy fibers); see
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -186,13 +187,12 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
     for _ in range(2):  # rows, then columns; sums of slices, because the threads of a matrix product would interfere
         position = np.arange(SIZE) / pitch + reach + rng.uniform()
         nearest = position.astype(int)
-        field = sum(
-            (
-                np.exp(-np.square((position - nearest - step) * pitch / sigma) / 2)[:, None] * field[nearest + step]
-                for step in range(-reach, reach + 1)
-            ),
-            start=np.zeros(()),
-        ).T
+        blurred, weighted = np.zeros((2, SIZE, field.shape[1]))
+        for step in range(-reach, reach + 1):
+            weight = np.exp(-np.square((position - nearest - step) * pitch / sigma) / 2)
+            np.multiply(weight[:, None], field.take(nearest + step, axis=0), out=weighted)
+            blurred += weighted
+        field = blurred.T
     return (field - field.mean()) / field.std()
 
 
@@ -248,6 +248,14 @@ def _leave_roi(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     return np.where(beyond | hole, OUTSIDE, mask).astype(np.uint8)
 
 
+def _reached(center: float, reach: float) -> tuple[int, int]:
+    """Returns the first pixel within `reach` of a coordinate, and the one after the last; both within the patch."""
+    return (
+        min(max(math.floor(center - reach), 0), SIZE),
+        min(max(math.ceil(center + reach), 0), SIZE),
+    )
+
+
 class _Tissue:
     """Draws the amounts of hematoxylin and eosin, both float64 [224, 224], tissue by tissue."""
 
@@ -279,7 +287,7 @@ class _Tissue:
         return centers
 
     def _code_at(self, center: np.ndarray) -> int:
-        row, column = np.clip(np.round(center), 0, SIZE - 1).astype(int)
+        row, column = (min(max(round(x), 0), SIZE - 1) for x in center.tolist())
         return int(self.mask[row, column])
 
     def _cells(self, centers: np.ndarray, pitch: float) -> tuple[np.ndarray, np.ndarray]:
@@ -291,24 +299,33 @@ class _Tissue:
           centers: [n, 2] from `_lattice`.
           pitch: of that lattice; the two nearest centers of a pixel are never farther away than twice this.
         """
-        nearest = np.zeros((SIZE, SIZE), int)
-        first, second = np.full((2, SIZE, SIZE), 2.0 * pitch)
-        for index, center in enumerate(centers):
-            top, left = np.clip(np.floor(center - 2 * pitch), 0, SIZE).astype(int)
-            bottom, right = np.clip(np.ceil(center + 2 * pitch), 0, SIZE).astype(int)
+        # Squares are compared, because distances take long to compute; -1: none is near.
+        nearest, next_nearest = np.full((2, SIZE, SIZE), -1, np.int16)
+        first, second = np.full((2, SIZE, SIZE), np.square(2.0 * pitch))
+        for index, (row, column) in enumerate(centers.tolist()):
+            top, bottom = _reached(row, 2 * pitch)
+            left, right = _reached(column, 2 * pitch)
             window = np.s_[top:bottom, left:right]
-            distance = np.hypot(_Y[window] - center[0], _X[window] - center[1])
-            nearer = distance < first[window]
-            second[window] = np.where(nearer, first[window], np.minimum(distance, second[window]))
-            first[window] = np.where(nearer, distance, first[window])
-            nearest[window][nearer] = index
-        return nearest, (second - first) / 2
+            square = np.square(np.arange(top, bottom) - row)[:, None] + np.square(np.arange(left, right) - column)
+            nearer, next_nearer = square < first[window], square < second[window]
+            np.copyto(next_nearest[window], index, where=next_nearer)
+            np.copyto(next_nearest[window], nearest[window], where=nearer)
+            np.copyto(second[window], square, where=next_nearer)
+            np.copyto(second[window], first[window], where=nearer)
+            np.copyto(first[window], square, where=nearer)
+            np.copyto(nearest[window], index, where=nearer)
+
+        def distance(which):
+            found = np.hypot(_Y - centers[which, 0], _X - centers[which, 1])
+            return np.where(which < 0, 2.0 * pitch, found)
+
+        return np.maximum(nearest, 0), (distance(next_nearest) - distance(nearest)) / 2
 
     def _nucleus(self, center, radii, angle, dark, rim=0.0, wobble=0.06, chromatin=0.15, nucleolus=0.0) -> None:
         """Draws one nucleus: an ellipse of `radii` (pixels) with an uneven outline and clumped chromatin."""
         reach = 1.5 * max(radii) + 3
-        top, left = np.maximum(np.floor(center - reach), 0).astype(int)
-        bottom, right = np.minimum(np.ceil(center + reach), SIZE).astype(int)
+        top, bottom = _reached(center[0], reach)
+        left, right = _reached(center[1], reach)
         if top >= bottom or left >= right:
             return
         window = np.s_[top:bottom, left:right]
@@ -424,11 +441,14 @@ def _lookup(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarra
     It has unit grain, and about mean 0 and standard deviation 1.
     """
     table = rng.standard_normal((128, 512))
-    low_u, low_v = np.floor(u).astype(int), np.floor(v).astype(int)
+    low_u, low_v = np.floor(u), np.floor(v)
     part_u, part_v = u - low_u, v - low_v
     part_u, part_v = (part * part * (3 - 2 * part) for part in (part_u, part_v))
-    first = table[low_u % 128, low_v % 512] * (1 - part_v) + table[low_u % 128, (low_v + 1) % 512] * part_v
-    second = table[(low_u + 1) % 128, low_v % 512] * (1 - part_v) + table[(low_u + 1) % 128, (low_v + 1) % 512] * part_v
+    low_u, low_v = low_u.astype(int), low_v.astype(int)
+    (row, next_row), (column, next_column) = ((low_u % 128, (low_u + 1) % 128), (low_v % 512, (low_v + 1) % 512))
+    row, next_row, rest_v = row * 512, next_row * 512, 1 - part_v
+    first = table.take(row + column) * rest_v + table.take(row + next_column) * part_v
+    second = table.take(next_row + column) * rest_v + table.take(next_row + next_column) * part_v
     return 1.4 * (first * (1 - part_u) + second * part_u)
 
 

@@ -20,6 +20,7 @@ from bcss_jax.models.report.unet import ReportUNet
 from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
+from bcss_jax.models.vit_segmenter import ViTSegmenter
 
 MODELS = {
     "dense_unet": DenseUNet,
@@ -35,6 +36,7 @@ MODELS = {
     "unet_resnet34": functools.partial(EncoderUNet, encoder=resnet34),
     "unet_resnet50": functools.partial(EncoderUNet, encoder=resnet50),
     "unet_resnet101": functools.partial(EncoderUNet, encoder=resnet101),
+    "vit": ViTSegmenter,
 }
 MAX_PARAMETERS = 2e9  # with gradients and the two moments of AdamW, 32 GB
 
@@ -87,9 +89,19 @@ def default_arguments(name: str) -> dict:
     return {key: value.default for key, value in _parameters(name).items() if value.default is not value.empty}
 
 
-def image_statistics(name: str) -> ImageStatistics | None:
-    """Returns what images must be normalized with for a network that accepts no other statistics, or None."""
+def image_statistics(name: str, **arguments) -> ImageStatistics | None:
+    """Returns what images must be normalized with for a network that accepts no other statistics, or None.
+
+    Args:
+      name: of the network; None is returned for one that does not exist.
+      **arguments: of the network.
+
+    Raises:
+      ConfigError: the arguments name an encoder that does not exist.
+    """
     model = MODELS.get(name)
+    if model is ViTSegmenter:
+        return ViTSegmenter.image_statistics(**arguments)
     model = model.func if isinstance(model, functools.partial) else model
     return getattr(model, "image_statistics", None)
 

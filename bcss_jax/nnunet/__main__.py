@@ -29,6 +29,7 @@ from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.common.ranges import COUNT, Range
 from bcss_jax.common.regular_file import check_regular_file, real_path
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data import image_files
 from bcss_jax.data.discovery import DataSettings, read_folders
 from bcss_jax.data.image_folder import LeftOut, comparable, list_images
@@ -113,6 +114,7 @@ def predict(args: argparse.Namespace) -> None:
     images = _images(args.images)
     targets = [args.out / f"{path.stem}.png" for path in images]
     _check_output(args, targets)
+    compilation_cache.enable()
     with locked(args.out):
         _predict(args, images, targets)
 

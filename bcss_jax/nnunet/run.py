@@ -13,6 +13,7 @@ from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.processes import is_main_process, print_main
+from bcss_jax.common.startup import compilation_cache, start_clock
 from bcss_jax.data.discovery import DataSettings
 from bcss_jax.data.sampling.folds import by_case, by_patient
 from bcss_jax.errors import ConfigError, DataError, printable
@@ -46,8 +47,13 @@ def run(config: Any, workdir: Path, interruption: Interruption) -> None:
     Raises:
       UserError: of the kinds in `errors`; the message says what to do.
     """
+    compilation_cache.enable()
+    clock = start_clock.current()
+    clock.lap("imports")
     planned = _plan_run(config, workdir)
+    clock.lap("data")
     steps, metadata = _make_steps(config, planned)
+    clock.lap("network")
     for name in fold_names(config):
         _train_and_validate(config, workdir, planned, steps, metadata, name, interruption)
     if is_main_process():

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ import jax
 from bcss_jax.common.interruption import Interruption, work_is_saved
 from bcss_jax.common.processes import is_main_process
 from bcss_jax.common.progress import FIRST_LINE_SECONDS, ProgressLine
+from bcss_jax.common.startup import start_clock
 from bcss_jax.common.timing import InputWait
 from bcss_jax.errors import NumericalError, Preempted
 from bcss_jax.training.checkpoint import Checkpoints
@@ -21,6 +23,10 @@ from bcss_jax.training.optimizer import Plateau, Poly
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState
 
+LONG_COMPILE_SECONDS = 60.0
+LONG_COMPILE = (
+    "the training step is still being compiled, which takes minutes for some networks; the next start is faster"
+)
 log = logging.getLogger(__name__)
 Record = TypeVar("Record", bound=EpochRecord)
 
@@ -83,6 +89,7 @@ class TrainingSession(Generic[Record]):
         """Stores the arguments; `title` stands before messages where several trainings share one output."""
         self.state, self.record, self.checkpoints, self.metadata = state, record, checkpoints, metadata
         self.settings, self._interruption, self._prefix = settings, interruption, f"{title}: " if title else ""
+        self._start_clock: start_clock.StartClock | None = start_clock.take()  # until the first step is done
         work_is_saved()
 
     def save(self, improved_at: int | None = None) -> None:
@@ -125,7 +132,7 @@ class TrainingSession(Generic[Record]):
         pending: tuple[int, dict] | None = None  # the step that the device is computing
         loss, grad_norm = None, math.nan
         for batch in batches:
-            self.state, report = train_step(self.state, batch)
+            self.state, report = self._take_step(train_step, batch, line)
             record.step_in_epoch += 1
             step = record.epoch * settings.steps_per_epoch + record.step_in_epoch
             if pending:
@@ -149,6 +156,25 @@ class TrainingSession(Generic[Record]):
             record_step(*pending)
         seconds = time.perf_counter() - start
         return EpochReport(record.step_in_epoch - first_step, seconds, batches.seconds / seconds, grad_norm)
+
+    def _take_step(self, train_step: Callable, batch: Any, line: ProgressLine) -> tuple[TrainState, dict]:
+        """Takes a training step; after the first one, says how long the start took."""
+        clock, self._start_clock = self._start_clock, None
+        if clock is None:
+            return train_step(self.state, batch)
+        clock.lap("data")
+        patience = threading.Timer(LONG_COMPILE_SECONDS, line.print, [f"{self._prefix}{LONG_COMPILE}"])
+        patience.daemon = True
+        patience.start()
+        try:
+            stepped = train_step(self.state, batch)
+        finally:
+            patience.cancel()
+        clock.lap("compiling")
+        jax.block_until_ready(stepped)
+        clock.lap("step")
+        line.print(f"{self._prefix}{clock.line()}")
+        return stepped
 
     def record_bad_step(self, found: str, remedy: str) -> None:
         """Counts a step with a non-finite loss or gradient, and warns of it.

@@ -25,7 +25,8 @@ from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption, safe_point, work_has_ended
 from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.progress import duration
-from bcss_jax.data import tfrecords
+from bcss_jax.common.startup import compilation_cache, start_clock
+from bcss_jax.data import synthetic, tfrecords
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.discovery import DataSettings
@@ -52,6 +53,7 @@ from bcss_jax.training.history import (
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
+from bcss_jax.training.start.compile_ahead import compiled_meanwhile
 from bcss_jax.training.start.from_run import load_from_run
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
@@ -77,6 +79,7 @@ def train(config: Any, workdir: Path, interruption: Interruption) -> None:
     Raises:
       UserError: of the kinds in `errors`; the message says what to do.
     """
+    compilation_cache.enable()
     run = Run(config, workdir, interruption)
     session = run.session
     interruption.begin()
@@ -120,6 +123,8 @@ class Run:
 
     def __init__(self, config: Any, workdir: Path, interruption: Interruption):
         """Builds the run; mistakes in the settings show before any data are read. Errors as `train`."""
+        clock = start_clock.current()
+        clock.lap("imports")
         self._config, self._workdir, self._scheme = config, workdir, labels.find_scheme(config.labels)
         self._augmentation = Augmentation(**config.augment) if config.augment_on == "host" else None
         self._mesh = make_mesh()
@@ -132,7 +137,11 @@ class Run:
         start = TrainState.create(model, self._steps.tx, self._steps.schedule, loss_scale_for(config.dtype))
         state = place_replicated(start, self._mesh)
         del model, start  # otherwise their arrays would stay in device memory in addition to the state
-        self._data = self._prepare_data()
+        clock.lap("network")
+        with self._compiled_meanwhile(state):
+            self._data = self._prepare_data()
+            clock.lap("data")
+        clock.lap("compiling")
         safe_point(BEFORE)
         self._pipeline = {
             "table": labels.lookup_table(self._scheme, self._data.codes),
@@ -146,6 +155,14 @@ class Run:
         self._tiles = self._load_training_tiles()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
+
+    def _compiled_meanwhile(self, state: TrainState) -> contextlib.AbstractContextManager:
+        """Compiles the training step while the sample is drawn; the tiles of other data have a size of their own."""
+        config = self._config
+        if config.data.layout != "sample" or config.augment_on == "device" or jax.process_count() > 1:
+            return contextlib.nullcontext()
+        shape = config.batch_size, synthetic.SIZE, synthetic.SIZE
+        return compiled_meanwhile(self._steps.train_step(0), state, shape, self._mesh)
 
     def _load_pretrained(self, model: nnx.Module) -> dict | None:
         """Loads pretrained weights into the model of a run that has no checkpoint. Returns what is known of them."""
@@ -162,6 +179,8 @@ class Run:
             skipped += (
                 f"; that run has other classes, so these start from random weights: {', '.join(pretrained['new'])}"
             )
+        if license := pretrained.get("license"):
+            skipped += f"; license of these weights: {license}"
         print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{skipped}")
         return pretrained
 

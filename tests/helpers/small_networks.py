@@ -1,15 +1,28 @@
 """All architectures at a small size."""
 
 import functools
+import unittest.mock
 
 from bcss_jax import models
 from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import DenseNet
 from bcss_jax.models.encoders.resnet import ResNet
+from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
+from bcss_jax.models.encoders.vision_transformer.presets import PRESETS, Preset
+from bcss_jax.models.image_statistics import IMAGENET
 from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 
 TRANSUNET_RESNET = dict(width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels=(256, 128, 32, 0))
 PLAN = {"n_stages": 3, "features_per_stage": (4, 8, 8), "strides": ((1, 1), (2, 2), (2, 2)), "kernel_sizes": 3}
+
+
+# Form of a vision transformer that is as small as can be.
+TINY_FORM = Architecture(16, 2, 2, 8, 24, gated=True, layer_scale=True, registers=1, table=4)
+
+
+def small_vit(num_classes, **arguments):
+    with unittest.mock.patch.dict(PRESETS, {"tiny": Preset(TINY_FORM, IMAGENET, "")}):
+        return models.create("vit", num_classes=num_classes, encoder="tiny", **arguments)
 
 
 # Name -> function that builds the network.
@@ -28,6 +41,7 @@ SMALL = {
         models.create, "transunet", **TRANSUNET_RESNET, image_size=32, hidden_size=16, mlp_size=16, num_heads=2,
         num_layers=1, decoder_channels=(8, 8, 8, 8),
     ),
+    "vit": functools.partial(small_vit, decoder="convolutional"),
     "nnunet": functools.partial(models.create, "nnunet", **PLAN, n_conv_per_stage=1, n_conv_per_stage_decoder=1),
     "nnunet_resenc": functools.partial(
         models.create, "nnunet_resenc", **PLAN, n_blocks_per_stage=1, n_conv_per_stage_decoder=1

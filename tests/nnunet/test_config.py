@@ -39,7 +39,7 @@ def test_fold_names_of_each_setting():
         ("folds", "random", "config.folds=random: must be one of patient, case, published"),
         ("iterations", 0, "config.iterations=0: must be a whole number from 1 to"),
         ("data.layout", "nnunt", "did you mean nnunet"),
-        ("data.layout", "slides", "reads whole images, no slides; train its network .* configs/nnunet_plain.py:slides"),
+        ("data.layout", "slides", "reads whole images, no slides; train its network .*configs/nnunet_plain.py:slides"),
         ("data.dir", "", "needs the folder of the data set"),
         ("labels", "two", "config.labels=two"),
         ("data.mpp", 0, "config.data.mpp=0.0: expected um per pixel such as 0.25"),

@@ -105,6 +105,13 @@ def test_a_run_writes_its_report(finished):
     assert "val Dice" in result.stdout
 
 
+def test_a_run_says_what_its_start_took_and_other_libraries_say_nothing(finished):
+    _, result = finished
+    parts = r"imports [\d.]+, network [\d.]+, data [\d.]+, compiling [\d.]+, step [\d.]+"
+    assert re.search(rf"^first step after [\d.]+ s: {parts}$", result.stdout, re.M)
+    assert [line for line in result.stderr.splitlines() if not line.startswith(("INFO: ", "WARNING: "))] == []
+
+
 def test_a_checkpoint_is_enough_for_prediction(finished):
     import jax
 

@@ -8,12 +8,15 @@ that no black corners enter the normalization statistics. The labels there are `
 them.
 """
 
+import contextlib
 import functools
 import os
 import queue
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 
 from bcss_jax.data.augmentation.settings import Augmentation
@@ -22,8 +25,22 @@ from bcss_jax.models.image_statistics import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 
-import albumentations as A
-import cv2
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Lets `import torch` fail within the block: Albumentations imports it, if it can, which takes seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+with _torch_hidden():
+    import albumentations as A
 
 cv2.setNumThreads(0)  # the input pipeline runs one example per thread; more threads only add contention
 

@@ -102,19 +102,21 @@ def find_slides(
     slides = _with_patients(_with_names(slides, where))
     slides.sort(key=lambda slide: slide.name)
     unknown = [slide for slide in slides if slide.patient == slide.name and not names.stated_patient(slide.name)]
-    if any(slide.split for slide in slides):
-        _check_splits(slides, where)
-        return FoundSlides(tuple(slides), "list", tuple(missing))
-    split_by = "slide" if unknown else "patient"
+    listed = any(slide.split for slide in slides)
     if unknown:
         log.warning(
             "%s: the patient of %d of %d slides is not known (first %s), so each counts as one; if a patient has "
-            "several of them, scores are too high: give the patients in a column of --config.data.list",
+            "several of them%s, scores are too high: give the patients in a column of --config.data.list",
             where,
             len(unknown),
             len(slides),
             printable(unknown[0].slide.name),
+            " in different splits" if listed else "",
         )
+    if listed:
+        _check_splits(slides, where)
+        return FoundSlides(tuple(slides), "list", tuple(missing))
+    split_by = "slide" if unknown else "patient"
     return FoundSlides(tuple(_split_by_patient(slides, where)), split_by, tuple(missing))
 
 
@@ -124,13 +126,15 @@ def _slides_of_list(path: Path) -> tuple[list[AnnotatedSlide], list[str]]:
     for line, cells in rows:
         where = f"{printable(path)}, line {line}"
         slide = _slide_of_row(cells, where, Path(path).parent)
-        real = os.path.realpath(slide.slide)
-        if real in seen:
-            raise DataError(
-                f"{where}: expected each slide once, found {printable(slide.slide.name)} in line {seen[real]} too; "
-                "remove one of them, and join their annotations in one file"
-            )
-        seen[real] = line
+        for file, what, remedy in (
+            (slide.slide, "slide", "remove one of them, and join their annotations in one file"),
+            (slide.annotations, "file of annotations", "give each slide its own"),
+        ):
+            other = seen.setdefault(os.path.realpath(file), line)
+            if other != line:
+                raise DataError(
+                    f"{where}: expected each {what} once, found {printable(file.name)} in line {other} too; {remedy}"
+                )
         absent = [
             f"{where}: expected the {what} {printable(file)}, found no such file"
             for what, file in (("slide", slide.slide), ("annotations", slide.annotations))

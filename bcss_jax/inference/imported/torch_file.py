@@ -43,7 +43,7 @@ def read(
         arguments=dict(arguments),
         model=model,
         scheme=scheme,
-        statistics=models.image_statistics(name) or IMAGENET,
+        statistics=models.image_statistics(name, **arguments) or IMAGENET,
         mpp=mpp,
         window=window or DEFAULT_WINDOW,
         file=Path(path).name,

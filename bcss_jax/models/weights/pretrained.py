@@ -35,7 +35,8 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
 
     Returns:
       JSON for the checkpoint: `file`, `sha256`, `part` (`encoder` or `model`), `tensors` (number of tensors that were
-      loaded) and `passed_over` (skipped names of an ImageNet classifier and of constants).
+      loaded) and `passed_over` (skipped names of an ImageNet classifier and of constants), and, if the encoder is a
+      published one, its `license`.
 
     Raises:
       DataError: the file cannot be read or does not fit. The message lists all problems and what was expected.
@@ -67,6 +68,7 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
         "part": part,
         "tensors": len(state) - len(skipped),
         "passed_over": not_needed + skipped,
+        **({"license": preset.license} if (preset := getattr(model, "preset", None)) else {}),
     }
 
 

@@ -80,6 +80,10 @@ def test_slides_of_unknown_patients_are_split_by_slide_with_a_warning(tmp_path, 
     found = find_slides(touch(tmp_path / "d", *(f"{c}.{end}" for c in "abc" for end in ("svs", "xml"))), None)
     assert found.split_by == "slide" and [slide.patient for slide in found.slides] == ["a", "b", "c"]
     assert "the patient of 3 of 3 slides is not known (first a.svs)" in caplog.text
+    caplog.clear()
+    find_slides(None, listed_slides(tmp_path / "l", ("", "b"), splits=("train", "val")))
+    assert "the patient of 1 of 2 slides is not known (first slide0.png)" in caplog.text
+    assert "several of them in different splits" in caplog.text
 
 
 def test_the_list_says_splits_resolution_and_weights(tmp_path):
@@ -121,6 +125,11 @@ COLUMNS = ("slide", "annotations", "mpp", "patient", "split", "weight")
             COLUMNS,
             [["s0.png", "s0.geojson", 1, "a", "train", 1], ["./s0.png", "s1.geojson", 1, "a", "train", 1]],
             "line 3: expected each slide once, found s0.png in line 2 too",
+        ),
+        (
+            COLUMNS,
+            [["s0.png", "s0.geojson", 1, "a", "train", 1], ["s1.png", "./s0.geojson", 1, "b", "val", 1]],
+            "line 3: expected each file of annotations once, found s0.geojson in line 2 too; give each slide its own",
         ),
         (COLUMNS, [["s0.png", "s0.geojson", 1, "a", "train", 1]], "expected slides for val, found none"),
         (COLUMNS[:4], [["s0.png", "s0.geojson", 1, "a"]], "expected slides of two or more patients"),

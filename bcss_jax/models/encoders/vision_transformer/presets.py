@@ -4,7 +4,9 @@ None of the files is shipped; all are on the Hugging Face hub or on the pages of
 """
 
 import dataclasses
+import difflib
 
+from bcss_jax.errors import ConfigError
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.positions import Resizing
 from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
@@ -94,7 +96,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "lunit_vits8": Preset(_patch8(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5, False),
     "lunit_vits16": Preset(_of(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5, False),
-    "dino_vitti16": Preset(_of(_TINY, **_DINO_V1), IMAGENET, _META),
+    "vit_tiny16": Preset(_TINY, IMAGENET, "no weights are published under this name"),
+    "vit_small16": Preset(_SMALL, IMAGENET, "no weights are published under this name"),
     "dino_vits8": Preset(_patch8(_SMALL, **_DINO_V1), IMAGENET, _META),
     "dino_vits16": Preset(_of(_SMALL, **_DINO_V1), IMAGENET, _META),
     "dino_vitb8": Preset(_patch8(_BASE, **_DINO_V1), IMAGENET, _META),
@@ -113,3 +116,19 @@ PRESETS: dict[str, Preset] = {
     "dinov3_vitl16": Preset(_dinov3(_LARGE), IMAGENET, _META_V3),
     "dinov3_vith16plus": Preset(_dinov3(_of(_HUGE, heads=20, patch=16), hidden=5120), IMAGENET, _META_V3),
 }
+
+
+def preset_of(name: str) -> Preset:
+    """Returns a published vision transformer.
+
+    Raises:
+      ConfigError: there is none of this name; the message has the nearest ones.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, n=3, cutoff=0.3)
+        raise ConfigError(
+            f"there is no encoder {name!r}; "
+            + (f"did you mean {' or '.join(near)}? " if near else "")
+            + f"The encoders are {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""Decoders on the tokens of a vision transformer."""

@@ -1,0 +1,110 @@
+"""Segmentation with a vision transformer as the encoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+
+from bcss_jax.errors import ConfigError
+from bcss_jax.models.arguments import check_counts, check_fraction
+from bcss_jax.models.decoders.convolutional import ConvolutionalDecoder
+from bcss_jax.models.decoders.linear import LinearDecoder
+from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
+from bcss_jax.models.encoders.vision_transformer.presets import preset_of
+from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
+
+DECODERS = {"linear": LinearDecoder, "convolutional": ConvolutionalDecoder}
+
+
+class ViTSegmenter(nnx.Module):
+    """A published form of vision transformer, and a decoder on the features of its last blocks.
+
+    Attributes:
+      preset: the published form.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        encoder: str = "gigapath_flash",
+        table: int = 0,
+        decoder: str = "convolutional",
+        decoded_blocks: int = 1,
+        drop_path: float = 0.0,
+        in_channels: int = 3,
+        dtype: Dtype = jnp.float32,
+        seed: int = 0,
+    ):
+        """Builds the network with random weights.
+
+        Args:
+          num_classes: channels of the logits.
+          encoder: a name of `presets.PRESETS`.
+          table: rows of the table of position embeddings, if another than the published one; 0: as published.
+          decoder: "convolutional" or "linear".
+          decoded_blocks: number of the last blocks whose features are decoded.
+          drop_path: probability with which the results of the last block are dropped in training; it grows from 0 in
+            the first.
+          in_channels: channels of the images.
+          dtype: type of the computation. Weights, batch statistics and logits are float32.
+          seed: of the initial weights.
+
+        Raises:
+          ConfigError: an argument is invalid.
+        """
+        check_counts("vit", num_classes=num_classes, in_channels=in_channels)
+        check_fraction("vit", allow_zero=True, allow_one=False, drop_path=drop_path)
+        self.preset = preset_of(encoder)
+        architecture = self.preset.architecture
+        if table:
+            check_counts("vit", table=table)
+            if architecture.table is None:
+                raise ConfigError(f"vit: {encoder} has rotary positions and no table; leave table at 0, not {table}")
+            architecture = dataclasses.replace(architecture, table=table)
+        check_counts("vit", most=architecture.depth, decoded_blocks=decoded_blocks)
+        if decoder not in DECODERS:
+            raise ConfigError(f"vit: decoder must be one of {', '.join(DECODERS)}, not {decoder!r}")
+        rngs = nnx.Rngs(seed)
+        self.decoded_blocks, self.dtype = decoded_blocks, dtype
+        self.encoder = VisionTransformer(
+            architecture, in_channels=in_channels, drop_path=drop_path, dtype=dtype, rngs=rngs
+        )
+        channels = {"in_channels": in_channels} if decoder == "convolutional" else {}
+        self.decoder = DECODERS[decoder](
+            architecture.width, decoded_blocks, num_classes, **channels, dtype=dtype, rngs=rngs
+        )
+
+    @staticmethod
+    def image_statistics(encoder: str = "gigapath_flash", **others) -> ImageStatistics:
+        """Returns what images must be normalized with for a network with these arguments."""
+        del others
+        return preset_of(encoder).statistics
+
+    def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Returns the logits of a batch.
+
+        Args:
+          images: (N, H, W, in_channels). If H or W is not a multiple of the patch, the last row or column is repeated
+            up to the next one, and the logits are cropped.
+          dropout_keys: JAX keys (N,), one per example; needed only in training with `drop_path`.
+
+        Returns:
+          float32 (N, H, W, num_classes).
+        """
+        height, width = images.shape[1:3]
+        patch = self.encoder.architecture.patch
+        if height % patch or width % patch:
+            images = jnp.pad(images, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)), mode="edge")
+        images = images.astype(self.dtype)
+        blocks = self.encoder.block_outputs(images, dropout_keys=dropout_keys)
+        grid = self.encoder.grid(images)
+        features = [self.encoder.features(x, grid).patches for x in blocks[-self.decoded_blocks :]]
+        return self.decoder(features, images)[:, :height, :width]
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under names of our own, the encoder's under those of DINOv2."""
+        return entries_of({"encoder": self.encoder, "decoder": self.decoder})
