@@ -12,6 +12,7 @@ from bcss_jax.evaluation.reporting import tables
 from bcss_jax.evaluation.reporting.caveats import caveats
 
 REMEDY = "evaluate again"
+GALLERIES = ("best", "median", "worst")  # figures of single images
 
 
 class EvaluationReport:
@@ -45,8 +46,9 @@ class EvaluationReport:
 
     @property
     def figures(self) -> dict[str, Path]:
-        """The figures as PNG: name -> file."""
-        return {path.stem: path for path in sorted((self.folder / "figures").glob("*.png"))}
+        """The figures as PNG: name, such as "curves" or "RUN/confusion" -> file."""
+        top = self.folder / "figures"
+        return {path.relative_to(top).with_suffix("").as_posix(): path for path in sorted(top.rglob("*.png"))}
 
     def figure(self, name: str) -> Image.Image:
         """Returns one of `figures` as a picture.
@@ -64,6 +66,8 @@ class EvaluationReport:
         lines += dict.fromkeys(caveat for evaluation in evaluations for caveat in caveats(evaluation))
         pictures = []
         for name in self.figures:
+            if name.rpartition("/")[2] in GALLERIES:
+                continue  # tall
             try:
                 pictures.append((name, self.figure(name)))
             except UserError as error:

@@ -109,7 +109,7 @@ class ProgressLine:
         """Ends the display: removes the bar, or says how long all of the work took if it was shown in lines."""
         if self._in_notebook:
             took = duration(time.perf_counter() - self._start)
-            self._in_notebook.show(f"{self._label} {self._done}/{self._total}  in {took}", self._share(), at_once=True)
+            self._in_notebook.show(f"{self._label}: ended after {took}", None, at_once=True)
         elif self._bar:
             self._bar.stop()
         elif self._lines and self._done == self._total and self._first_seconds:
@@ -128,12 +128,12 @@ class NotebookLine:
         """Shows nothing yet."""
         self.cell, self._handle, self._shown = cell, None, -NOTEBOOK_SECONDS
 
-    def show(self, text: str, share: float, at_once: bool = False) -> None:
+    def show(self, text: str, share: float | None, at_once: bool = False) -> None:
         """Shows a state of the work, unless the last one was shown a moment ago.
 
         Args:
           text: one line.
-          share: of the work that is done, 0 to 1.
+          share: of the work that is done, 0 to 1; None shows no bar.
           at_once: show it in any case.
         """
         now = time.monotonic()
@@ -142,8 +142,10 @@ class NotebookLine:
         self._shown = now
         from IPython.display import HTML, display
 
-        bar = f'<progress value="{share:.4f}" max="1" style="width: 12em; vertical-align: middle"></progress>'
-        content = HTML(f"<div>{bar} <code>{html.escape(text)}</code></div>")
+        bar = ""
+        if share is not None:
+            bar = f'<progress value="{share:.4f}" max="1" style="width: 12em; vertical-align: middle"></progress> '
+        content = HTML(f"<div>{bar}<code>{html.escape(text)}</code></div>")
         if self._handle is None:
             self._handle = display(content, display_id=True)
         else:

@@ -51,7 +51,8 @@ def test_evaluating_returns_the_report(run, tmp_path, capsys):
     assert report.dice[run.folder.name].keys() == {"tumor", "stroma", "macro"}
     assert (report.folder / "report.html").is_file() and "look at:" in capsys.readouterr().out
     html = report._repr_html_()
-    assert html.count("<img ") == len(report.figures) > 0 and "<th>95 % interval</th>" in html
+    assert html.count("<img ") == 3 and "<th>95 % interval</th>" in html
+    assert {"curves", "unet/confusion", "unet/best"} <= report.figures.keys()
     assert bcss_jax.EvaluationReport(tmp_path / "results").dice == report.dice
     with pytest.raises(ConfigError, match="--batch_size=0: must be a whole number from 1"):
         bcss_jax.evaluate(run.folder, output=tmp_path / "other", batch_size=0)
