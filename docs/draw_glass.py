@@ -29,7 +29,7 @@ def main():
     parser.add_argument("parts", nargs="+")
     arguments = parser.parse_args()
     figure, panels = pyplot.subplots(
-        len(arguments.parts), 3, figsize=(12, 2.9 * len(arguments.parts)), layout="constrained", squeeze=False
+        len(arguments.parts), 3, figsize=(10.5, 3.1 * len(arguments.parts)), layout="constrained", squeeze=False
     )
     for row, part in zip(panels, arguments.parts, strict=True):
         path, _, box = part.rpartition(":")

@@ -11,7 +11,7 @@ LAYERS = (
     ("errors", "losses", "metrics", "common.regular_file"),
     ("labels",),
     ("common",),
-    ("models.arguments", "models.blocks", "models.encoders", "models.image_statistics", "models.weights"),
+    ("models.arguments", "models.blocks", "models.encoders", "models.image_normalization", "models.weights"),
     ("models",),
     ("data.decoding", "data.resolution", "data.image_files", "data.image_folder", "data.mask_codes"),
     ("slides.grid", "slides.windows", "slides.classes"),

@@ -215,6 +215,22 @@ def _disk() -> list[Finding]:
     return [Finding("disk", f"{free / 1e9:.0f} GB free where data are prepared ({folder})", remedy, needed=False)]
 
 
+def _compiled() -> list[Finding]:
+    import jax
+
+    from bcss_jax.common.startup import compilation_cache
+
+    kept_in = compilation_cache.enable()
+    if kept_in:
+        return [Finding("compiled", f"programs are kept in {kept_in}")]
+    if sys.platform != "linux":
+        return [Finding("compiled", "programs are kept on Linux only")]
+    if not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
+        return [Finding("compiled", "programs are not kept, because JAX_ENABLE_COMPILATION_CACHE is off")]
+    remedy = f"make {compilation_cache.root()} a folder that you, and nobody else, can write"
+    return [Finding("compiled", "programs are not kept, so every start compiles", remedy, needed=False)]
+
+
 def _locks() -> list[Finding]:
     """Locks a folder within the current one, as a run does."""
     try:
@@ -234,5 +250,6 @@ CHECKS: dict[str, Callable[[], list[Finding]]] = {
     "tensorflow": _tensorflow,
     "openslide": _openslide,
     "disk": _disk,
+    "compiled": _compiled,
     "locks": _locks,
 }

@@ -119,17 +119,23 @@ def _read(args: argparse.Namespace, scheme: labels.LabelScheme | None, arguments
 
 def _print(folder: Path, network: Any) -> None:
     passed_over = f"; not needed and left out: {', '.join(network.passed_over)}" if network.passed_over else ""
-    mean, deviation = network.statistics.mean, network.statistics.std
     origin = network.origin
     print(f"{printable(network.file)}: {network.tensors} tensors into {network.name}{passed_over}")
     print(f"outputs:   {', '.join(network.scheme.class_names)} (label scheme {network.scheme.name})")
-    print(
-        f"images:    RGB at {network.mpp:g} um/px; values from 0 to 1, minus {_three(mean)}, divided by "
-        f"{_three(deviation)}"
-    )
+    print(f"images:    RGB at {network.mpp:g} um/px; {_values(network.statistics)}")
     print(f"slides:    windows of {network.window} pixels, overlap {network.overlap:g}, blended by {network.blend}")
     print(f"license:   {origin.license or 'not known; look at the source of the weights'}")
     print(f"run:       {printable(folder)}  (python -m bcss_jax.segment --checkpoint={printable(folder)} --slide=...)")
+
+
+def _values(statistics: Any) -> str:
+    """Returns which values of pixels the network gets."""
+    mean, deviation = statistics.mean, statistics.std
+    if not any(mean) and all(abs(255 * each - 1) < 1e-6 for each in deviation):
+        return "values from 0 to 255"
+    if not any(mean) and set(deviation) == {1.0}:
+        return "values from 0 to 1"
+    return f"values from 0 to 1, minus {_three(mean)}, divided by {_three(deviation)}"
 
 
 def _three(values: tuple[float, ...]) -> str:

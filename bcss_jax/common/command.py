@@ -142,6 +142,7 @@ def start(main: Callable[[], int]) -> NoReturn:
     """
     # `force`, because Orbax sets up logging when it is imported.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it says once that it lists the fonts
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name need not be UTF-8
     try:

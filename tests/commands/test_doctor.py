@@ -21,7 +21,7 @@ def test_a_good_machine(capsys, tmp_path):
     assert doctor.main(["--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
     found = {each["name"]: each for each in findings}
-    assert {"python", "packages", "jax", "cpu 0", "tensorflow", "openslide", "disk", "locks"} <= set(found)
+    assert {"python", "packages", "jax", "cpu 0", "tensorflow", "openslide", "disk", "compiled", "locks"} <= set(found)
     assert found["openslide"]["found"].endswith("reads Deflate, JPEG, JPEG 2000")
     assert not [each for each in findings if each["remedy"] and each["needed"]]
     assert list(tmp_path.iterdir()) == []

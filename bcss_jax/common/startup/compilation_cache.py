@@ -37,25 +37,31 @@ _CPU_LINES = ("vendor_id", "cpu family", "model", "model name", "stepping", "fla
 _CPU_LINES += ("CPU implementer", "CPU architecture", "CPU variant", "CPU part")
 
 
-def enable() -> None:
-    """Turns the cache on, unless the user chose another one or none, or it cannot be used here.
+def enable() -> str | None:
+    """Turns the cache on and returns its folder, unless the user chose another one or none, or it cannot be used here.
 
     Call it before anything is compiled, and after `jax.distributed.initialize`: in a job of several processes there is
     no cache, because processes with and without a program in it would not start together.
+
+    Returns:
+      The folder where programs are kept, JAX's own if the user chose it; None if they are not kept.
     """
     settings: Any = jax.config  # its attributes are made at run time
-    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
-        return
+    if not settings.jax_enable_compilation_cache:
+        return None
+    if settings.jax_compilation_cache_dir:
+        return settings.jax_compilation_cache_dir
     if sys.platform != "linux" or jax.distributed.is_initialized():
-        return  # programs that were loaded have not been tested on other systems
+        return None  # programs that were loaded have not been tested on other systems
     folder = _private_folder()
     if folder is None or not _connect():
-        return
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # XLA would write its own files beside the programs, and fail where it cannot.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     public_cache.reset_cache()  # whatever was compiled before has decided that there is none
+    return str(folder)
 
 
 def root() -> Path:

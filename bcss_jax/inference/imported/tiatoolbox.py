@@ -53,8 +53,11 @@ def read(
     """
     file = read_weights(path)
     state = without_prefix(file.arrays, "uplist.0.0.weight")
-    if "clf.weight" not in state or "conv1x1.weight" not in state or not any(map(_KERNEL.fullmatch, state)):
+    if not any(map(_KERNEL.fullmatch, state)):
         raise wrong_network(path, EXPECTED, file.arrays)
+    for needed in ("clf.weight", "conv1x1.weight"):
+        if needed not in state:
+            raise DataError(f"{printable(path)}: expected the weights of {EXPECTED}, found no {needed}; get it again")
     kernels, num_classes = _decoder_kernels(path, state), _outputs(path, state)
     is_published = kernels == (3, 3) and num_classes == 5
     if not is_published and (scheme is None or mpp is None):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from bcss_jax.common import npz_files
 from bcss_jax.common.digests import sha256_of_file
 from bcss_jax.common.json_files import parse_json
 from bcss_jax.common.regular_file import check_regular_file
-from bcss_jax.errors import ConfigError, DataError, first_line
+from bcss_jax.errors import ConfigError, DataError, first_line, printable
 
 # Before 2.10 a crafted file could run code in spite of `weights_only=True` (GHSA-63cw-57p8-fm3p).
 _MIN_TORCH = (2, 10)
@@ -26,6 +27,12 @@ _PTH = (".pth", ".pt", ".bin", ".tar")
 _TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
 _SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
 _NPZ_READER = "the npz reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
+# First bytes, in lower case, of what downloads leave in place of a file.
+_OF_A_DOWNLOAD = (
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the file"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+)
 # Keys under which training programs save the weights; nnU-Net uses the fourth, TIAToolbox the fifth, and DINO the last
 # one, beside the student's.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "desc", "teacher")
@@ -67,7 +74,8 @@ def read_weights(path: Path) -> WeightFile:
     elif suffix == ".npz":
         read_arrays, reader = _read_npz, _NPZ_READER
     else:
-        raise ConfigError(f"{path}: unknown type of weights file; expected .safetensors, .npz or .pth")
+        raise ConfigError(f"{printable(path)}: unknown type of weights file; expected .safetensors, .npz or .pth")
+    _check_download(path)
     with _one_line_errors(path, reader):
         arrays = {name: _as_float32(name, array) for name, array in read_arrays(path).items()}
     return WeightFile(arrays, sha256_of_file(path))
@@ -86,6 +94,7 @@ def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """
     path = _existing(path)
     _check_torch(path)
+    _check_download(path)
     with _one_line_errors(path, _TORCH_LOADER):
         arrays, others = _torch_arrays(_load_torch(path))
         return {name: _as_float32(name, array) for name, array in arrays.items()}, others
@@ -97,15 +106,26 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _check_download(path: Path) -> None:
+    """Raises DataError if the file is what a failed download leaves."""
+    with open(path, "rb") as file:
+        start = file.read(64).lower()
+    found = next((what for first, what in _OF_A_DOWNLOAD if start.lstrip().startswith(first)), None)
+    if found or not start:
+        found = found or "an empty file"
+        raise DataError(f"{printable(path)}: expected a file of weights, found {found}; download it again")
+
+
 @contextlib.contextmanager
 def _one_line_errors(path: Path, reader: str) -> Iterator[None]:
     """Converts every error that occurs while a file is read to a DataError of one line."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{printable(path)}: {error}") from error
     except Exception as error:  # these libraries raise a dozen types of errors for damaged files
-        raise DataError(f"{path}: refused by {reader} ({first_line(error)})") from error
+        said = re.split(r"\. |\n", first_line(error))[0]  # PyTorch goes on with how to run the code in a file
+        raise DataError(f"{printable(path)}: refused by {reader} ({said}); get the file again") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -125,11 +145,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _check_torch(path: Path) -> None:
     convert = "or convert the file to safetensors where PyTorch is installed"
     if importlib.util.find_spec("torch") is None:
-        raise ConfigError(f"{path}: .pth needs PyTorch: pip install 'torch>=2.10', {convert}")
+        raise ConfigError(f"{printable(path)}: .pth needs PyTorch: pip install 'torch>=2.10', {convert}")
     version = importlib.metadata.version("torch")
     if tuple(int(part) for part in version.split(".")[:2]) < _MIN_TORCH:
         raise ConfigError(
-            f"{path}: .pth needs torch >= 2.10, found {version}, whose loader is not safe; update PyTorch, {convert}"
+            f"{printable(path)}: .pth needs torch >= 2.10, found {version}, whose loader is not safe; update PyTorch, "
+            f"{convert}"
         )
 
 

@@ -107,7 +107,7 @@ def open_slide_labels(
       mpp: um per pixel of level 0 along x and y, to recognize annotations in other units.
       origin: level-0 pixel of QuPath's point (0, 0), see `read_annotations`.
       region: class of the annotations that bound what is annotated exhaustively: outside of them there is no truth.
-        Masks have no such annotations.
+        Masks have no such annotations, which is said.
       codes: of a mask, as in `labels.lookup_table`; None: `labels.codes_of_slide_masks`.
       tissue: bool [h, w] over the whole slide, see `check_placement`.
       warn: called with one line about everything that is odd but usable.
@@ -120,6 +120,11 @@ def open_slide_labels(
     start = _begins(path)
     if start.startswith(_IMAGES):
         codes = codes or codes_of_slide_masks(scheme)
+        if region is not None:
+            warn(
+                f"{printable(path)}: the region {ascii(region)[:70]} bounds annotations; "
+                "a mask counts wherever it has codes"
+            )
         with open_mask(path, readable_codes(scheme, codes), warn=warn) as mask:
             yield MaskLabels(path, mask, scheme, codes, size)
     elif start[:1] in (b"<", b"{", b"["):

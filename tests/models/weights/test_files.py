@@ -107,7 +107,7 @@ def test_the_canary_file_is_written_when_unpickled(tmp_path):
     assert (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("share", (0.0, 0.3, 0.9))
+@pytest.mark.parametrize("share", (0.1, 0.3, 0.9))
 def test_truncated_files_are_refused(tmp_path, share):
     np.savez(tmp_path / "w.npz", **ARRAYS)
     save_file({"w": jnp.zeros(100)}, tmp_path / "w.safetensors")
@@ -119,6 +119,21 @@ def test_truncated_files_are_refused(tmp_path, share):
 
 
 @needs_torch
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.npz"])
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b"", "an empty file"),
+        (b"\n <!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "a pointer of Git LFS"),
+    ],
+)
+def test_what_a_failed_download_leaves_is_named(tmp_path, name, content, found):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: expected a file of weights, found {found}.*; download it again"):
+        read_weights(tmp_path / name)
+
+
 def test_other_content_than_a_dictionary_of_tensors_is_refused(tmp_path):
     import torch
 

@@ -123,7 +123,9 @@ def test_masks_of_codes_that_the_scheme_defines(tmp_path, kind):
         image.save(path, format="PNG") if kind != "tiled" else tifffile.imwrite(path, codes, tile=(16, 16))
 
     write()
-    with open_slide_labels(path, scheme, (40, 40)) as truth:
+    said = []
+    with open_slide_labels(path, scheme, (40, 40), region="ROI", warn=said.append) as truth:
+        assert f"{path}: the region 'ROI' bounds annotations; a mask counts wherever it has codes" in said
         np.testing.assert_array_equal(truth.labels(0, 0, 40, 40, 1), np.select([codes == 1, codes == 200], [0, 1], 255))
     codes[3, 3] = 2
     write()
