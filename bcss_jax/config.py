@@ -18,7 +18,7 @@ from bcss_jax.data.augmentation import settings as augmentation
 from bcss_jax.data.discovery import CODES, LAYOUTS, SLIDES, check_mpp_setting
 from bcss_jax.errors import ConfigError, printable
 from bcss_jax.labels import SCHEMES, LabelScheme, find_scheme, lookup_table, scheme_from_json
-from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
+from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 
 # Settings that change only how fast or how often something is done. A run may resume with other values of these.
 RUNTIME_FIELDS = (

@@ -50,7 +50,7 @@ from bcss_jax.evaluation.statistics.surface_distance import SurfaceScore, surfac
 from bcss_jax.inference import predict  # noqa: E402
 from bcss_jax.labels import SCHEMES, lookup_table  # noqa: E402
 from bcss_jax.models.apply import ModelFunction, split_model  # noqa: E402
-from bcss_jax.models.image_statistics import IMAGENET  # noqa: E402
+from bcss_jax.models.image_normalization import IMAGENET  # noqa: E402
 from bcss_jax.models.weights import pretrained  # noqa: E402
 from bcss_jax.training import sharding  # noqa: E402
 

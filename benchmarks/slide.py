@@ -50,7 +50,7 @@ from bcss_jax.commands.export import artifact_of  # noqa: E402
 from bcss_jax.inference import trained_run  # noqa: E402
 from bcss_jax.inference.slide_model import LAYOUT_WINDOWS, SlideModel  # noqa: E402
 from bcss_jax.models.apply import normalize  # noqa: E402
-from bcss_jax.models.image_statistics import IMAGENET  # noqa: E402
+from bcss_jax.models.image_normalization import IMAGENET  # noqa: E402
 from bcss_jax.models.weights import pretrained  # noqa: E402
 from bcss_jax.slides.windows import windows_of  # noqa: E402
 from bcss_jax.training.sharding import make_mesh  # noqa: E402

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bcss_jax.evaluation.statistics.calibration import BINS
 from bcss_jax.labels import LabelScheme, lookup_table
-from bcss_jax.models.image_statistics import IMAGENET
+from bcss_jax.models.image_normalization import IMAGENET
 
 version = torch.__version__
 

@@ -32,7 +32,7 @@ from bcss_jax.errors import UserError  # noqa: E402
 from bcss_jax.losses import Objective  # noqa: E402
 from bcss_jax.models.apply import ModelFunction  # noqa: E402
 from bcss_jax.models.cost import forward_flops  # noqa: E402
-from bcss_jax.models.image_statistics import IMAGENET  # noqa: E402
+from bcss_jax.models.image_normalization import IMAGENET  # noqa: E402
 from bcss_jax.training import sharding, step  # noqa: E402
 from bcss_jax.training.loss_scale import loss_scale_for  # noqa: E402
 from bcss_jax.training.optimizer import Plateau, adamw  # noqa: E402

@@ -23,7 +23,9 @@ nb_execution_mode = "off"  # the code of the pages is run by tests/docs
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-apidoc_modules = [{"path": str(Path(bcss_jax.__file__).parent), "destination": "api", "max_depth": 2}]
+PACKAGE = Path(bcss_jax.__file__).parent
+STARTED = [str(path) for path in PACKAGE.glob("*.py") if "cli.start(" in path.read_text()]  # by `python -m`, alone
+apidoc_modules = [{"path": str(PACKAGE), "destination": "api", "max_depth": 2, "exclude_patterns": STARTED}]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}

@@ -20,6 +20,8 @@ INK = "#1a1a1a"
 # Each layer of the package, top to bottom: name, what it contains, color. A layer imports from those below it only.
 LAYERS = (
     ("commands/", "train  evaluate  segment  view  export  import_model  compile_for  doctor", GRAY),
+    ("notebook/", "host, data and sessions of a notebook", GRAY),
+    ("api/", "train, evaluate and segment as functions, and what a notebook shows of their results", GRAY),
     ("viewer/", "pages and image tiles for a browser", PURPLE),
     ("slides/", "tissue  stitching  outputs  scoring  batch", PURPLE),
     ("evaluation/", "scores of trained runs; statistics, reporting", SKY),

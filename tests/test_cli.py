@@ -1,6 +1,7 @@
 """The command `bcss-jax`: its subcommands are the modules, and they are found and described."""
 
 import importlib
+import logging
 import re
 import runpy
 import subprocess
@@ -31,6 +32,7 @@ def test_every_command_has_a_subcommand_and_a_module_to_run():
 )
 def test_python_m_runs_the_command(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--no_such_option"])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # which would outlive this test
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"bcss_jax.{name}", run_name="__main__")
     assert ended.value.code == 2

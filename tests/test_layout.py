@@ -11,7 +11,7 @@ LAYERS = (
     ("errors", "losses", "metrics", "common.regular_file"),
     ("labels",),
     ("common",),
-    ("models.arguments", "models.blocks", "models.encoders", "models.image_statistics", "models.weights"),
+    ("models.arguments", "models.blocks", "models.encoders", "models.image_normalization", "models.weights"),
     ("models",),
     ("data.decoding", "data.resolution", "data.image_files", "data.image_folder", "data.mask_codes"),
     ("slides.grid", "slides.windows", "slides.classes"),
@@ -35,6 +35,8 @@ LAYERS = (
     ("slides.scoring",),
     ("slides.batch",),
     ("viewer",),
+    ("api",),
+    ("notebook",),
     ("commands", "models.__main__"),
     ("cli",),
     ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "import_model"),
@@ -62,7 +64,10 @@ def layer_of(module):
 
 def imported_by(path):
     names = {module for module, _ in modules()}
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    if path == PACKAGE / "__init__.py":  # names for type checkers, which are imported when they are used
+        tree.body = [node for node in tree.body if ast.unparse(node).partition("\n")[0] != "if TYPE_CHECKING:"]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bcss_jax":
             package = node.module.removeprefix("bcss_jax").removeprefix(".")
             for alias in node.names:

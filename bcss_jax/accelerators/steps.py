@@ -17,7 +17,7 @@ from bcss_jax.errors import ConfigError, first_line
 from bcss_jax.inference.slide_model import make_window_step, probabilities_of
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction, split_model
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.training import build
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import check_batch_size, replicated, split_over_data

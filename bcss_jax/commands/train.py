@@ -4,41 +4,31 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 75 stopped on request (run the same command again).
 """
 
-import contextlib
-import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from bcss_jax.accelerators.remedies import remedy_for_training
-from bcss_jax.common import command, files
-from bcss_jax.common.device_memory import out_of_memory_errors
+from bcss_jax.api.training import check_config, train
+from bcss_jax.common import command
 from bcss_jax.common.interruption import Interruption, act_together
-from bcss_jax.common.outputs.distinct_paths import refuse_inputs
-from bcss_jax.common.processes import is_main_process, print_main
 from bcss_jax.common.regular_file import check_regular_file
-from bcss_jax.config import ALL, default, field_names, set_image_statistics, unknown_field, validate
+from bcss_jax.config import default, field_names, unknown_field
 from bcss_jax.config_file import find_config_file
-from bcss_jax.data.discovery import read_folders
-from bcss_jax.errors import ConfigError, Preempted, UserError
-from bcss_jax.labels import LabelScheme, find_scheme
-from bcss_jax.nnunet import config as nnunet_config
-from bcss_jax.training import workdir as workdirs
+from bcss_jax.errors import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, such as configs/unet.py or configs/unet.py:kaggle224."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> if not given.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Delete what an earlier run left in the folder, and start over.")
+_HOURS = flags.DEFINE_float(
+    "hours", None, "Save and stop after this time, with exit code 75; the same command goes on.", lower_bound=0
+)
 flags.DEFINE_bool("debug", False, "Show the traceback of errors.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Run as one of several processes; SLURM, GKE and Cloud TPU are detected."
@@ -150,11 +140,7 @@ def _given(name: str, prefix: bool = False) -> list[str]:
 
 def _run(interruption: Interruption) -> None:
     config: Any = _CONFIG.value
-    nnunet = config.get("method") == "nnunet"
-    scheme = find_scheme(config.labels)
-    if not nnunet:
-        set_image_statistics(config)
-    (nnunet_config.validate if nnunet else validate)(config, scheme)
+    check_config(config)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         try:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -163,98 +149,4 @@ def _run(interruption: Interruption) -> None:
         interruption.begin()  # JAX has installed a handler of its own
         if jax.process_count() > 1:
             act_together()
-    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
-    for of_fold, folder in _folds(config, workdir):
-        _train(of_fold, folder, scheme, interruption)
-    if config.data.get("folds") and config.data.fold == ALL:
-        print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={workdir} --output={workdir}_evaluation")
-
-
-def _folds(config: Any, workdir: Path) -> list[tuple[Any, Path]]:
-    """Returns the config and the folder of each run to train: one, or one for each fold of a cross-validation.
-
-    nnU-Net's method has folds of its own, which it trains in one run.
-    """
-    if not config.data.get("folds"):
-        return [(config, workdir)]
-    runs = []
-    for fold in range(config.data.folds) if config.data.fold == ALL else [config.data.fold]:
-        of_fold = config.copy_and_resolve_references()
-        of_fold.data.fold = str(fold)
-        runs.append((of_fold, workdir / f"fold_{fold}"))
-    return runs
-
-
-def _train(config: Any, workdir: Path, scheme: LabelScheme, interruption: Interruption) -> None:
-    """Trains one run in its folder, or resumes it."""
-    with contextlib.ExitStack() as locks:
-        _in_main_process(lambda: _refuse_inputs(workdir, config))
-        _in_main_process(lambda: _claim(workdir, config, scheme, locks))
-        # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
-        if config.get("method") == "nnunet":
-            from bcss_jax.nnunet.run import run as train
-        else:
-            from bcss_jax.training.loop import train
-
-        with out_of_memory_errors(
-            f"a batch in {config.micro_batches} micro-batch(es)",
-            lambda: (
-                f"{remedy_for_training(config, jax.devices())}; "
-                "python -m bcss_jax.compile_for says before a run what fits"
-            ),
-        ):
-            train(config, workdir, interruption)
-
-
-def _refuse_inputs(workdir: Path, config: Any) -> None:
-    """Raises ConfigError if the run would write, or with --fresh delete, where it reads."""
-    given = ("plan",) if _FRESH.value else ()  # without --fresh, the plan of a run stays as it is
-    inputs = [(f"--config.{name}", Path(config[name]).expanduser()) for name in given if config.get(name)]
-    if config.get("pretrained"):
-        inputs.append(("--config.pretrained", Path(config.pretrained).expanduser()))
-    if config.data.get("list"):
-        inputs.append(("--config.data.list", Path(config.data.list).expanduser()))
-    folders = read_folders("--config.data.dir", Path(config.data.dir).expanduser()) if config.data.dir else []
-    parts = [path for name in workdirs.OUTPUTS for path in workdir.glob(name)]
-    parts += [workdir / name for name in workdirs.OUTPUTS if "*" not in name]
-    refuse_inputs("--workdir", workdir, [*inputs, *folders[:1]], parts=parts, data_folders=folders[1:])
-    prepared_dir = Path(config.data.prepared_dir).expanduser()
-    refuse_inputs("--config.data.prepared_dir", prepared_dir, folders[:1], data_folders=folders[1:])
-
-
-def _claim(workdir: Path, config: ConfigDict, scheme: LabelScheme, locks: contextlib.ExitStack) -> None:
-    """Locks the folder of the run and claims it for the config.
-
-    The folds of nnU-Net may be trained by separate jobs in one folder, so each fold has its own lock.
-    """
-    folds = config.get("method") == "nnunet"
-    if not folds:
-        locks.enter_context(files.locked(workdir))
-    elif _FRESH.value:  # a fold that another job trains must not be deleted
-        for fold in sorted(workdir.glob("fold_*")):
-            locks.enter_context(files.locked(fold))
-    with files.storage_errors(workdir), files.wait_for_lock(workdir / "claim"):
-        settings = json.loads(config.to_json()) | {"label_scheme": scheme.to_json()}
-        workdirs.claim(workdir, settings, _FRESH.value)
-    if folds:
-        if _FRESH.value:
-            locks.close()  # the locked folders were deleted
-        for name in nnunet_config.fold_names(config):
-            locks.enter_context(files.locked(workdir / f"fold_{name}"))
-
-
-def _in_main_process(action: Callable[[], None]) -> None:
-    """Runs `action` in the main process. If it fails or is stopped, all processes end with the same exit code."""
-    failure = None
-    if is_main_process():
-        try:
-            action()
-        except (UserError, Preempted) as error:
-            failure = error
-    if jax.process_count() > 1:
-        code = multihost_utils.broadcast_one_to_all(np.int32(failure.exit_code if failure else 0))
-        if code and not failure:
-            failure = UserError("the main process failed; see its message")
-            failure.exit_code = int(code)
-    if failure:
-        raise failure
+    train(config, _WORKDIR.value, fresh=_FRESH.value, hours=_HOURS.value)

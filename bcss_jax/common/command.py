@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bcss_jax.common import interruption
@@ -59,6 +60,11 @@ def parser(command: str, doc: str | None, usage: str | None = None) -> argparse.
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Adds the option --debug, whose value `run` takes."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+
+
+def comma_separated_paths(text: str) -> list[Path]:
+    """Returns the paths that commas separate: the `type` of an option."""
+    return [Path(path) for path in text.split(",") if path]
 
 
 def log_progress() -> None:

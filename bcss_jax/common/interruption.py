@@ -111,7 +111,14 @@ def blocked() -> Iterator[None]:
 
 
 class Interruption:
-    """A context manager that handles the signals while a command, or a call of one in Python, runs."""
+    """A context manager that handles the signals while a command, or a call of one in Python, runs.
+
+    Outside a `with` block it handles no signals: it only tells what the handlers that are there have noted.
+    """
+
+    def __init__(self, seconds: float | None = None):
+        """Takes the time after which the process counts as asked to stop; None: it has as long as it needs."""
+        self._end = None if seconds is None else time.monotonic() + seconds
 
     def __enter__(self):
         """Installs the signal handlers, unless the process has them already."""
@@ -130,8 +137,9 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return _watch is not None and _watch.requested
+        """Whether this process was asked to stop, or its time is over."""
+        over = self._end is not None and time.monotonic() >= self._end
+        return over or (_watch is not None and _watch.requested)
 
     def begin(self) -> None:
         """Marks the point at which the work begins, which is a safe point.

@@ -1,8 +1,10 @@
 """Shows progress: steps done, rate, and remaining time."""
 
+import html
 import math
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -10,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 FIRST_LINE_SECONDS = 60.0  # of a display that prints lines
 LONGEST_WAIT_SECONDS = 1800.0  # between two lines
 ESTIMATE_SECONDS = 5.0  # of work, before the remaining time can be told
+NOTEBOOK_SECONDS = 0.5  # between two updates; a notebook redraws, and may save, each of them
 
 
 class ProgressLine:
-    """Shows a progress bar on a terminal, and prints few lines elsewhere.
+    """Shows a progress bar on a terminal, one line that changes in place in a notebook, and prints few lines elsewhere.
 
     Work that is done within a minute prints nothing where there is no terminal. Longer work prints a line as soon as
     its remaining time is known, others after 1, 2, 4, 8, ... minutes, at most half an hour apart, and one at its end.
@@ -46,6 +49,7 @@ class ProgressLine:
         self._updates = self._lines = 0
         self._next_line = first_seconds
         self._bar = None
+        self._in_notebook = notebook_line() if enabled else None
         if enabled and sys.stdout.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -71,11 +75,16 @@ class ProgressLine:
         self._updates += 1
         what = f"{rate:.2f}/s, {duration(left)} left" if rate else ""
         note = ", ".join(filter(None, (what, note)))
-        if self._bar:
+        if self._in_notebook:
+            self._in_notebook.show(f"{self._label} {done}/{self._total}  {note}", self._share())
+        elif self._bar:
             self._bar.update(self._task, completed=done, note=note)
         elif self._is_due(now - self._start, now - since, left):
             self._lines += 1
             print(f"{self._label} {done}/{self._total}  {note}", flush=True)
+
+    def _share(self) -> float:
+        return self._done / self._total if self._total else 1.0
 
     def _is_due(self, elapsed: float, measured: float, left: float) -> bool:
         """Returns whether a line is to be printed, and sets the time of the next one."""
@@ -97,12 +106,71 @@ class ProgressLine:
             )
 
     def close(self) -> None:
-        """Removes the bar; where lines were printed, prints how long all of the work took."""
-        if self._bar:
+        """Ends the display: removes the bar, or says how long all of the work took if it was shown in lines."""
+        if self._in_notebook:
+            took = duration(time.perf_counter() - self._start)
+            self._in_notebook.show(f"{self._label}: ended after {took}", None, at_once=True)
+        elif self._bar:
             self._bar.stop()
         elif self._lines and self._done == self._total and self._first_seconds:
             took = duration(time.perf_counter() - self._start)
             print(f"{self._label} {self._done}/{self._total}  in {took}", flush=True)
+
+
+class NotebookLine:
+    """A bar and a text in the output of one cell of a notebook, which each call of `show` replaces.
+
+    Attributes:
+      cell: number of the execution that the line belongs to.
+    """
+
+    def __init__(self, cell: int):
+        """Shows nothing yet."""
+        self.cell, self._handle, self._shown = cell, None, -NOTEBOOK_SECONDS
+
+    def show(self, text: str, share: float | None, at_once: bool = False) -> None:
+        """Shows a state of the work, unless the last one was shown a moment ago.
+
+        Args:
+          text: one line.
+          share: of the work that is done, 0 to 1; None shows no bar.
+          at_once: show it in any case.
+        """
+        now = time.monotonic()
+        if not at_once and now - self._shown < NOTEBOOK_SECONDS:
+            return
+        self._shown = now
+        from IPython.display import HTML, display
+
+        bar = ""
+        if share is not None:
+            bar = f'<progress value="{share:.4f}" max="1" style="width: 12em; vertical-align: middle"></progress> '
+        content = HTML(f"<div>{bar}<code>{html.escape(text)}</code></div>")
+        if self._handle is None:
+            self._handle = display(content, display_id=True)
+        else:
+            self._handle.update(content)
+
+
+_line: NotebookLine | None = None
+
+
+def notebook_line() -> NotebookLine | None:
+    """Returns the line of the cell that runs, the same one for all work within it; None outside a notebook."""
+    global _line
+    shell = _shell()
+    if shell is None:
+        return None
+    if _line is None or _line.cell != shell.execution_count:
+        _line = NotebookLine(shell.execution_count)
+    return _line
+
+
+def _shell() -> Any:
+    """Returns IPython's shell if it shows its output in a notebook."""
+    module = sys.modules.get("IPython")  # a notebook has imported it
+    shell = module.get_ipython() if module else None
+    return shell if shell is not None and hasattr(shell, "kernel") else None
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ from bcss_jax.errors import ConfigError, DataError, first_line, printable
 from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ModelFunction
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
 from bcss_jax.training import checkpoint

@@ -12,7 +12,7 @@ from bcss_jax.models.dense_unet import DenseUNet
 from bcss_jax.models.encoder_unet import EncoderUNet
 from bcss_jax.models.encoders.densenet import densenet121
 from bcss_jax.models.encoders.resnet import resnet34, resnet50, resnet101
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
 from bcss_jax.models.report.dense_unet import ReportDenseUNet
 from bcss_jax.models.report.transunet import ReportTransUNet

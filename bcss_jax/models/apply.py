@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
+from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 
 
 def normalize(images: jax.Array, statistics: ImageStatistics = IMAGENET) -> jax.Array:

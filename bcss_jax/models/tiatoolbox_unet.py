@@ -22,7 +22,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.models.arguments import check_counts, check_counts_in
 from bcss_jax.models.blocks import initializers, layers, norms, resampling
 from bcss_jax.models.encoder_unet import FeatureEncoder
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.models.weights.torch_layout import HasTorchEntries, TorchEntries, entries_of, prefixed
 
 NAME = "TIAToolbox U-Net"

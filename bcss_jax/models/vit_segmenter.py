@@ -13,7 +13,7 @@ from bcss_jax.models.decoders.convolutional import ConvolutionalDecoder
 from bcss_jax.models.decoders.linear import LinearDecoder
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.encoders.vision_transformer.presets import preset_of
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 
 DECODERS = {"linear": LinearDecoder, "convolutional": ConvolutionalDecoder}

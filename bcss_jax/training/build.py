@@ -20,7 +20,7 @@ from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.losses import Objective
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, separate_encoder_optimizer, sgd
 from bcss_jax.training.step import make_eval_step, make_train_step
 

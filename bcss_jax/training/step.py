@@ -17,7 +17,7 @@ from bcss_jax.losses import Objective
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.blocks import norms
 from bcss_jax.models.blocks.layers import PRODUCT
-from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
+from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.optimizer import Plateau, Poly
 from bcss_jax.training.sharding import replicated, split_over_data

@@ -7,7 +7,7 @@ from typing import Any
 # The networks in the order of their value. Those with the longest compilation are last.
 NETWORKS = (
     "unet", "nnunet", "unet_resnet101", "transunet", "dense_unet_121", "nnunet_resenc", "unet_resnet34",
-    "unet_resnet50", "tiatoolbox_unet", "dense_unet", "report_unet", "report_transunet", "report_dense_unet",
+    "unet_resnet50", "tiatoolbox_unet", "dense_unet", "report_unet", "report_transunet", "report_dense_unet", "vit",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float32", "float16")
 TITLES = {

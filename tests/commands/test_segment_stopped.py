@@ -22,7 +22,7 @@ from helpers.segment_command import EVERYTHING, Killed, call, command, contents,
 from helpers.segmented_slide import finished, runs, slide  # noqa: F401 (fixtures)
 from helpers.slides_small import tissue_picture
 
-from bcss_jax.commands import segment
+from bcss_jax.api import segmentation
 from bcss_jax.common import files
 from bcss_jax.errors import Preempted, StorageError
 from bcss_jax.slides.batch import segment_slide, slide_folder
@@ -116,11 +116,11 @@ def test_an_overwrite_that_was_killed_is_resumed(three, tmp_path, capsys, monkey
 
 def test_the_table_of_a_list_is_written_at_the_end_and_not_after_each_slide(three, tmp_path, monkeypatch):
     """Writing it looks into all folders, including those of other shards."""
-    written, write = [], segment.batch_summary.write_table
-    monkeypatch.setattr(segment.batch_summary, "write_table", lambda *arguments: written.append(write(*arguments)))
+    written, write = [], segmentation.batch_summary.write_table
+    monkeypatch.setattr(segmentation.batch_summary, "write_table", lambda *arguments: written.append(write(*arguments)))
     assert call(*three) == 0
     assert len(written) == 1 and statuses_in(tmp_path / "out") == ["done"] * 3
-    monkeypatch.setattr(segment.batch_summary, "INTERVAL_S", 0)
+    monkeypatch.setattr(segmentation.batch_summary, "INTERVAL_S", 0)
     assert call(*three) == 0
     assert len(written) == 1 + 3 + 1
 
@@ -189,7 +189,7 @@ def test_a_comparison_older_than_the_results_is_drawn_again(runs, slide, tmp_pat
     picture = tmp_path / "case" / "comparison.png"
     drawn = picture.stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr(segment.comparison, "draw_comparison", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(segmentation.comparison, "draw_comparison", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             command(both, slide, tmp_path, "--overwrite")
     assert command(both, slide, tmp_path, "--overwrite") == 0

@@ -1,5 +1,7 @@
 """Progress is a bar on a terminal and few lines elsewhere."""
 
+import contextlib
+
 import pytest
 
 from bcss_jax.common import progress
@@ -54,3 +56,56 @@ def test_every_update_is_printed_if_asked_for(clock, capsys):
 
 def test_other_processes_print_nothing(clock, capsys):
     assert lines_of(clock, capsys, total=500, seconds_each=1.0, enabled=False) == []
+
+
+class Shell:
+    """IPython's shell in a notebook, as far as a display of progress uses it."""
+
+    kernel, execution_count = object(), 3
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The contents of the displays of a notebook; each is a list, whose last item is what is seen."""
+    displays = []
+
+    class Handle:
+        def __init__(self, content):
+            self.contents = [content.data]
+            displays.append(self.contents)
+
+        def update(self, content):
+            self.contents.append(content.data)
+
+    ipython = pytest.importorskip("IPython")
+    monkeypatch.setattr(ipython, "get_ipython", lambda: Shell)
+    monkeypatch.setattr(ipython.display, "display", lambda content, display_id: Handle(content))
+    monkeypatch.setattr(progress, "_line", None)
+    monkeypatch.setattr(Shell, "execution_count", 3)
+    return displays
+
+
+def test_a_notebook_has_one_display_for_all_work_of_a_cell(shown, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "NOTEBOOK_SECONDS", 0)
+    for label in ("epoch <1>", "epoch 2"):
+        with contextlib.closing(ProgressLine(label, 10)) as line:
+            for done in range(1, 11):
+                line.update(done, "loss 0.5")
+            line.print("a row of the table")
+    (contents,) = shown
+    assert len(contents) == 22 and "epoch &lt;1&gt; 5/10" in contents[4] and "loss 0.5" in contents[4]
+    assert "epoch 2: ended after 0:00" in contents[-1] and "<progress" not in contents[-1]
+    assert 'value="1.0000"' in contents[-2]
+    assert capsys.readouterr().out == "a row of the table\n" * 2
+    monkeypatch.setattr(Shell, "execution_count", 4)
+    with contextlib.closing(ProgressLine("in the next cell", 10)) as line:
+        line.update(1)
+    assert len(shown) == 2
+
+
+def test_a_notebook_is_not_redrawn_at_every_step(shown):
+    with contextlib.closing(ProgressLine("epoch", 1000)) as line:
+        for done in range(1, 1001):
+            line.update(done)
+    (contents,) = shown
+    assert len(contents) < 10 and "epoch: ended after" in contents[-1]

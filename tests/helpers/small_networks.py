@@ -9,7 +9,7 @@ from bcss_jax.models.encoders.densenet import DenseNet
 from bcss_jax.models.encoders.resnet import ResNet
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.presets import PRESETS, Preset
-from bcss_jax.models.image_statistics import IMAGENET
+from bcss_jax.models.image_normalization import IMAGENET
 from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 
 TRANSUNET_RESNET = dict(width_factor=0.5, resnet_layers=(1, 1, 1), skip_channels=(256, 128, 32, 0))

@@ -13,6 +13,7 @@ from helpers.slides_small import tissue_picture
 from helpers.trained_small import WINDOW, write_run
 from PIL import Image
 
+from bcss_jax.api import segmentation
 from bcss_jax.commands import export, segment
 from bcss_jax.common.digests import sha256_of, sha256_of_json
 from bcss_jax.errors import ConfigError, DataError, Preempted
@@ -100,7 +101,8 @@ def test_test_time_augmentation_has_to_be_in_the_file(artifact, run, tmp_path, c
 
 def models(*arguments):
     args = segment._parser().parse_args(["--slide=a.svs", "--output=out", *arguments])
-    return segment._models(args, mesh_of(1))
+    args.checkpoints = args.checkpoint
+    return segmentation._models(args, mesh_of(1))
 
 
 def test_files_and_runs_in_the_order_of_the_command_line(artifact, run):

@@ -76,7 +76,7 @@ def test_the_array_covers_the_list_once(cluster):
         assert calls["srun"][0] == "--cpus-per-task=8" and "scontrol" not in calls
         assert calls["python"][:2] == ["-m", "bcss_jax.segment"]
         args = segment._parser().parse_args(calls["python"][2:])
-        assert args.checkpoint == "runs/a b" and str(args.slides) == "list.csv"
+        assert args.checkpoint == [Path("runs/a b")] and str(args.slides) == "list.csv"
         taken += shard_of(entries(), args.shard)
     assert sorted(taken) == sorted(entries())
 

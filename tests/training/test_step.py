@@ -12,7 +12,7 @@ from bcss_jax import losses, metrics, models
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.apply import ModelFunction, normalize, split_model
 from bcss_jax.models.blocks import layers
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.training import optimizer, sharding, step
 
 OBJECTIVE = losses.Objective(num_classes=3, ignore_index=0, classes=(1, 2))

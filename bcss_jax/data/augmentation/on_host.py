@@ -21,7 +21,7 @@ import numpy as np
 
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.augmentation.stain import restain
-from bcss_jax.models.image_statistics import IMAGENET
+from bcss_jax.models.image_normalization import IMAGENET
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version on the network
 

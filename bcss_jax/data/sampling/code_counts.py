@@ -8,6 +8,7 @@ import array
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ class CodeCounter:
 
 def write_counts(path: Path, counters: Mapping[str, CodeCounter]) -> None:
     """Writes the counts of each split to an npz file."""
-    np.savez_compressed(path, **{split: counter.table() for split, counter in counters.items()})
+    tables: dict[str, Any] = {split: counter.table() for split, counter in counters.items()}
+    np.savez_compressed(path, **tables)
 
 
 def read_counts(path: Path, split: str, num_examples: int, remedy: str) -> np.ndarray:

@@ -71,8 +71,8 @@ def scheme_key(evaluation: dict) -> str:
     return json.dumps(complete_json(evaluation["label_scheme"]), sort_keys=True)
 
 
-def text(evaluations: Sequence[dict]) -> str:
-    """Returns the main scores as aligned columns, for a terminal.
+def main_rows(evaluations: Sequence[dict]) -> list[list[str]]:
+    """Returns the main scores as rows of cells, the first of which is the header.
 
     Raises:
       ConfigError: The label schemes differ, as in `markdown`.
@@ -96,9 +96,15 @@ def text(evaluations: Sequence[dict]) -> str:
                 *(format_table_score(found["scores"].get(name, {}).get("macro")) for name in of_report),
             ]
         )
+    return rows
+
+
+def text(evaluations: Sequence[dict]) -> str:
+    """Returns the main scores as aligned columns, for a terminal. Errors as `main_rows`."""
+    rows = main_rows(evaluations)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([f"{scheme['name']}, Dice over all pixels:", *lines])
+    return "\n".join([f"{evaluations[0]['label_scheme']['name']}, Dice over all pixels:", *lines])
 
 
 def markdown(evaluations: Sequence[dict]) -> str:

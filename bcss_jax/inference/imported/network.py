@@ -11,7 +11,7 @@ from flax import nnx
 from bcss_jax import models
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.models.weights.pretrained import load_with_skipped_names
 from bcss_jax.slides.windows import BLEND, OVERLAP
 

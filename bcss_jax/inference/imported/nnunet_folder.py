@@ -12,7 +12,7 @@ from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.inference.imported.network import ImportedNetwork, check_number_of_classes, load_all
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models import MODELS
-from bcss_jax.models.image_statistics import ImageStatistics
+from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.nnunet.network import class_and_arguments
 from bcss_jax.nnunet.result_folder import CHECKPOINT, read_result_folder
 

@@ -16,7 +16,7 @@ from bcss_jax.inference.imported.network import (
     wrong_network,
 )
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.image_statistics import IMAGENET
+from bcss_jax.models.image_normalization import IMAGENET
 from bcss_jax.models.weights.files import read_weights
 
 EXPECTED = "a U-Net of segmentation_models_pytorch"

@@ -7,7 +7,7 @@ from typing import Any
 from bcss_jax import models
 from bcss_jax.inference.imported.network import DEFAULT_WINDOW, ImportedNetwork, load_all
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.image_statistics import IMAGENET
+from bcss_jax.models.image_normalization import IMAGENET
 from bcss_jax.models.weights.files import read_weights
 
 

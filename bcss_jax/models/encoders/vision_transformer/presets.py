@@ -9,7 +9,7 @@ import difflib
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.positions import Resizing
-from bcss_jax.models.image_statistics import IMAGENET, ImageStatistics
+from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 
 HALF = ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _OPTIMUS = ImageStatistics((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
