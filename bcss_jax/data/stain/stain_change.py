@@ -56,7 +56,7 @@ def change_of(stain: MeasuredStain, target: MeasuredStain) -> StainChange:
     return StainChange(white, (separation @ scaled).astype(np.float32), new_white)
 
 
-def changed(images: jax.Array, change: StainChange) -> jax.Array:
+def changed(images: jax.Array | np.ndarray, change: StainChange) -> jax.Array:
     """Returns images with another stain, uint8 [..., 3], rounded.
 
     Args:
