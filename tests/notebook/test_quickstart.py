@@ -47,6 +47,7 @@ def test_the_notebook_runs_and_shows_its_pictures(notebook, tmp_path, monkeypatc
     nbclient = pytest.importorskip("nbclient", reason="needs pip install -e '.[test]'")
     pytest.importorskip("ipykernel", reason="needs pip install -e '.[test]'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # of the prepared data
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as on a laptop
     for cell in notebook.cells:
