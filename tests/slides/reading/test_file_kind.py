@@ -20,7 +20,7 @@ from bcss_jax.slides.reading.open_slide import open_slide
         (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
         (b"# A title\n", "text"),
         (b"\0" * 5000, "only zeros"),
-        (gzip.compress(b"x" * 100), "gzip-compressed data"),
+        (gzip.compress(b"x" * 100, mtime=0), "gzip-compressed data"),
         (b"%PDF-1.7\n\xe2", "a PDF"),
         (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"),
         (bytes(range(1, 200)), ""),
