@@ -12,6 +12,7 @@ from bcss_jax.models.weights.pretrained import to_torch_state
 from helpers.paths import ROOT, SHARED
 
 PARITY = SHARED / "parity"
+FOUNDATION = SHARED / "parity_foundation"
 
 
 def module_at(path, reason):
@@ -34,6 +35,18 @@ def reference_case(case, prefix=""):
     state = {prefix + name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
     image = weights.image(entry["input_seed"], entry["input_shape"]).transpose(0, 2, 3, 1)
     return entry, state, image, dict(np.load(PARITY / "outputs" / f"{case}.npz"))
+
+
+def foundation_case(case):
+    """Returns a case of the vision transformers: entry, weights, inputs of images (N, H, W, C) by name, and outputs."""
+    weights = module_at(FOUNDATION / "weights.py", "no reference outputs")
+    entry = json.loads((FOUNDATION / "index.json").read_text())[case]
+    state = {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
+    images = {
+        name: weights.image(entry["input_seed"] + i, shape).transpose(0, 2, 3, 1)
+        for i, (name, (shape, _)) in enumerate(entry["inputs"].items())
+    }
+    return entry, state, images, dict(np.load(FOUNDATION / "outputs" / f"{case}.npz"))
 
 
 def torch_twin(file, network, **kwargs):

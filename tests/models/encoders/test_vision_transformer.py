@@ -1,15 +1,13 @@
 """The vision transformer gives the tokens of the references."""
 
 import dataclasses
-import json
 import re
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.paths import SHARED
-from helpers.references import module_at
+from helpers.references import foundation_case
 
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
@@ -17,7 +15,6 @@ from bcss_jax.models.encoders.vision_transformer.positions import Resizing
 from bcss_jax.models.weights import pretrained
 from bcss_jax.models.weights.vision_transformer_names import canonical
 
-FOUNDATION = SHARED / "parity_foundation"
 SMALL = Architecture(384, 12, 6, 16, 1536)
 DINOV2 = dict(layer_scale=True, patch=14)
 CASES = {
@@ -36,17 +33,6 @@ CASES = {
 }
 
 
-def case_of(name):
-    weights = module_at(FOUNDATION / "weights.py", "no reference outputs")
-    entry = json.loads((FOUNDATION / "index.json").read_text())[name]
-    state = {key: weights.tensor(key, shape) for key, shape in entry["tensors"].items()}
-    images = {
-        key: weights.image(entry["input_seed"] + i, shape).transpose(0, 2, 3, 1)
-        for i, (key, (shape, _)) in enumerate(entry["inputs"].items())
-    }
-    return entry, state, images, dict(np.load(FOUNDATION / "outputs" / f"{name}.npz"))
-
-
 def loaded(name, state):
     arrays, others = canonical(state)
     model = VisionTransformer(CASES[name], mask_token="mask_token" in arrays, rngs=nnx.Rngs(0))
@@ -62,7 +48,7 @@ FULL_SIZE = ("dino_vits16", "dinov2_vits14", "dinov3_vits16", "timm_gigapath_fla
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in FULL_SIZE else name for name in CASES]
 )
 def test_tokens_are_those_of_the_reference(name):
-    entry, state, images, expected = case_of(name)
+    entry, state, images, expected = foundation_case(name)
     model, _ = loaded(name, state)
     with jax.default_matmul_precision("highest"):
         actual = dict(pair for size, image in images.items() for pair in outputs(model, size, image, entry))
