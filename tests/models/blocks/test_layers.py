@@ -173,3 +173,12 @@ def test_the_form_of_a_convolution_depends_on_the_platform_that_it_is_lowered_fo
     # Forward, and the gradients of input and kernel.
     assert {p: len(re.findall(r"stablehlo\.convolution", text[p])) for p in ("cuda", "tpu")} == {"cuda": 3, "tpu": 3}
     assert "dot_general" not in text["cuda"] and "dot_general" in text["cpu"]
+
+
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_products_of_pixels_are_right_for_every_number_of_pixels(outputs):
+    """jax 0.10.2 computes wrong sums on CPUs if a small matrix comes first (jax-ml/jax, issue 39103)."""
+    rng = np.random.default_rng(0)
+    kernel, x = rng.standard_normal((3, outputs)).astype(np.float32), rng.standard_normal((32_769, 3), np.float32)
+    summed = jax.jit(lambda x: layers.dense(x, kernel, None, jnp.float32).sum(-1))(x)
+    np.testing.assert_allclose(summed, (x.astype(np.float64) @ kernel).sum(-1), atol=1e-5)
