@@ -123,7 +123,7 @@ def test_describe_is_json(data):
 def test_the_prepared_folder_contains_nothing_else(data, prepared_dir):
     assert {path.name for path in prepared_dir.iterdir()} == {data.folder.name, f"{data.folder.name}.lock"}
     assert {path.name for path in data.folder.iterdir()} == {
-        ".decoder", "bcss_tiles", "digests.json", "report.json", "tables.json",
+        ".decoder", "bcss_tiles", "code_counts.npz", "digests.json", "report.json", "tables.json",
     }  # fmt: skip
 
 

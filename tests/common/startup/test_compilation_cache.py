@@ -29,6 +29,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_enable_compilation_cache", True)
+    public_cache.reset_cache()  # that of the tests
     yield compilation_cache.root()
     for name, value in before.items():
         jax.config.update(name, value)

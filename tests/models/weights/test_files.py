@@ -135,7 +135,7 @@ def test_what_a_failed_download_leaves_is_named(tmp_path, name, content, found):
 
 
 def test_other_content_than_a_dictionary_of_tensors_is_refused(tmp_path):
-    import torch
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(DataError, match="found list"):
