@@ -12,6 +12,7 @@ for package in ("sphinx", "myst_nb", "sphinx_book_theme"):
     pytest.importorskip(package, reason="needs pip install -e '.[docs]'")
 
 
+@pytest.mark.slow
 def test_documentation_builds_without_warnings(tmp_path):
     # A copy: the build writes the API pages beside the others.
     docs = shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "api"))

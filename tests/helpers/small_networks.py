@@ -57,5 +57,5 @@ SMALL = {
 # These compile longer than the others, so some tests of them are slow.
 LONG_TO_COMPILE = (
     "unet_resnet34", "unet_resnet101", "dense_unet", "dense_unet_121", "nnunet_resenc", "tiatoolbox_unet", "transunet",
-    "report_unet", "report_transunet", "report_dense_unet",
+    "report_unet", "report_transunet", "report_dense_unet", "vit",
 )  # fmt: skip

@@ -258,6 +258,7 @@ def test_tiles_that_are_decoded_in_every_epoch_give_the_same_result(command, tmp
     assert summary(tmp_path / "run")["params_sha256"] == summary(finished[0])["params_sha256"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_augmented_on_the_device_is_another_run(command, tmp_path):
     options = ("--config.dtype=float16", "--config.micro_batches=2", "--config.epochs=1")
     options += ("--config.augment.elastic=0.0", "--config.augment.color_jitter=0.0")  # compiles faster
