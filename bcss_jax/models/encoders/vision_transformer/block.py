@@ -31,21 +31,21 @@ class Attention(nnx.Module):
         self.key_bias, self.dtype = architecture.key_bias, dtype
         self.proj = layers.Linear(width, width, init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
 
-    def query_key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(N, T, width) -> three arrays (N, T, heads, width / heads)."""
+    def query_key_value(self, x: jax.Array, angles: np.ndarray | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(N, T, width), see `Block` -> three arrays (N, T, heads, width / heads), the first two rotated."""
         bias = self.bias[...]
         if not self.key_bias:
             bias = bias * np.repeat(np.array((1, 0, 1), np.float32), x.shape[-1])
         y = layers.dense(x, self.kernel[...], bias, self.dtype).reshape(*x.shape[:2], 3, self.heads, -1)
-        return y[:, :, 0], y[:, :, 1], y[:, :, 2]
-
-    def __call__(self, x: jax.Array, angles: np.ndarray | None, mask: jax.Array | None = None) -> jax.Array:
-        """(N, T, width), see `Block` -> the same shape."""
-        query, key, value = self.query_key_value(x)
+        query, key, value = y[:, :, 0], y[:, :, 1], y[:, :, 2]
         if angles is not None:
             prefix = x.shape[1] - len(angles)
             query, key = rotated(query, angles, prefix), rotated(key, angles, prefix)
-        return self.proj(attend(query, key, value, mask).reshape(x.shape))
+        return query, key, value
+
+    def __call__(self, x: jax.Array, angles: np.ndarray | None, mask: jax.Array | None = None) -> jax.Array:
+        """(N, T, width), see `Block` -> the same shape."""
+        return self.proj(attend(*self.query_key_value(x, angles), mask).reshape(x.shape))
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of DINO's `Attention`."""

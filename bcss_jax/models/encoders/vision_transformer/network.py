@@ -16,7 +16,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.models.blocks import initializers, layers, norms
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.block import Block, token_init
-from bcss_jax.models.encoders.vision_transformer.positions import resized_table, rotary_angles, rotated
+from bcss_jax.models.encoders.vision_transformer.positions import resized_table, rotary_angles
 from bcss_jax.models.weights.torch_layout import CONV, SAME, TorchEntries, prefixed
 
 
@@ -173,9 +173,7 @@ class VisionTransformer(nnx.Module):
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, angles)
-        query, key, _ = last.attn.query_key_value(last.norm1(x))
-        if angles is not None:
-            query, key = (rotated(each, angles, self.architecture.prefix) for each in (query, key))
+        query, key, _ = last.attn.query_key_value(last.norm1(x), angles)
         scores = jnp.einsum("nhd,nthd->nht", query[:, 0].astype(jnp.float32), key.astype(jnp.float32))
         return jax.nn.softmax(scores / np.sqrt(query.shape[-1]))
 

@@ -26,14 +26,12 @@ class Preset:
       statistics: of the images that it was trained with.
       license: of its weights, or who says what it is.
       mpp: um/px of the tiles that it was trained with; None: photographs, or many resolutions.
-      commercial: whether the license allows commercial use.
     """
 
     architecture: Architecture
     statistics: ImageStatistics
     license: str
     mpp: float | None = None
-    commercial: bool = True
 
 
 _TINY = Architecture(192, 12, 3, 16, 768)
@@ -64,7 +62,7 @@ def _dinov3(base: Architecture, **changes) -> Architecture:
 
 
 _DINO_V1: dict[str, Resizing] = dict(resizing=Resizing.OFFSET)
-_NO_NC = "CC-BY-NC-ND-4.0: not for commercial use"
+_NON_COMMERCIAL = "CC-BY-NC-ND-4.0: not for commercial use"
 _META = "Apache-2.0"
 _META_V3 = "DINOv3 License of Meta: own terms, also for what is derived from it"
 
@@ -78,24 +76,22 @@ PRESETS: dict[str, Preset] = {
     "openmidnight": Preset(_dinov2(_GIANT, 4), IMAGENET, "Apache-2.0", 0.5),
     "midnight": Preset(_dinov2(_GIANT, resizing=Resizing.PLAIN), HALF, "MIT", 0.5),
     "h_optimus_0": Preset(_dinov2(_GIANT, 4, prefix_rows=0), _OPTIMUS, "Apache-2.0", 0.5),
-    "h_optimus_1": Preset(_dinov2(_GIANT, 4, prefix_rows=0), _OPTIMUS, _NO_NC, 0.5, False),
-    "h0_mini": Preset(_dinov2(_BASE, 4, prefix_rows=0, hidden=2048, gated=True), _OPTIMUS, _NO_NC, 0.5, False),
+    "h_optimus_1": Preset(_dinov2(_GIANT, 4, prefix_rows=0), _OPTIMUS, _NON_COMMERCIAL, 0.5),
+    "h0_mini": Preset(_dinov2(_BASE, 4, prefix_rows=0, hidden=2048, gated=True), _OPTIMUS, _NON_COMMERCIAL, 0.5),
     "hibou_b": Preset(_dinov2(_BASE, 4, table=16), _HIBOU, "Apache-2.0", 0.5),
     "hibou_l": Preset(_dinov2(_LARGE, 4, table=16), _HIBOU, "Apache-2.0", 0.5),
     "virchow": Preset(_HUGE, IMAGENET, "Apache-2.0, behind a form", 0.5),
-    "virchow2": Preset(_of(_HUGE, registers=4, prefix_rows=5), IMAGENET, _NO_NC, 0.5, False),
-    "uni": Preset(_of(_LARGE, layer_scale=True), IMAGENET, _NO_NC, 0.5, False),
-    "uni2_h": Preset(_of(_GIANT, depth=24, table=16, registers=8, prefix_rows=0), IMAGENET, _NO_NC, 0.5, False),
+    "virchow2": Preset(_of(_HUGE, registers=4, prefix_rows=5), IMAGENET, _NON_COMMERCIAL, 0.5),
+    "uni": Preset(_of(_LARGE, layer_scale=True), IMAGENET, _NON_COMMERCIAL, 0.5),
+    "uni2_h": Preset(_of(_GIANT, depth=24, table=16, registers=8, prefix_rows=0), IMAGENET, _NON_COMMERCIAL, 0.5),
     "prov_gigapath": Preset(_of(_GIANT, patch=16, table=14), IMAGENET, "Apache-2.0 with conditions", 0.5),
-    "gpfm": Preset(_dinov2(_LARGE, table=16, resizing=Resizing.ANTIALIAS), IMAGENET, _NO_NC, 0.5, False),
-    "phikon": Preset(
-        _of(_BASE, eps=1e-12, resizing=Resizing.PLAIN), IMAGENET, "Owkin non-commercial license", 0.5, False
-    ),
+    "gpfm": Preset(_dinov2(_LARGE, table=16, resizing=Resizing.ANTIALIAS), IMAGENET, _NON_COMMERCIAL, 0.5),
+    "phikon": Preset(_of(_BASE, eps=1e-12, resizing=Resizing.PLAIN), IMAGENET, "Owkin non-commercial license", 0.5),
     "phikon_v2": Preset(
-        _of(_LARGE, layer_scale=True, resizing=Resizing.PLAIN), IMAGENET, "Owkin non-commercial license", 0.5, False
+        _of(_LARGE, layer_scale=True, resizing=Resizing.PLAIN), IMAGENET, "Owkin non-commercial license", 0.5
     ),
-    "lunit_vits8": Preset(_patch8(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5, False),
-    "lunit_vits16": Preset(_of(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5, False),
+    "lunit_vits8": Preset(_patch8(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5),
+    "lunit_vits16": Preset(_of(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5),
     "vit_tiny16": Preset(_TINY, IMAGENET, "no weights are published under this name"),
     "vit_small16": Preset(_SMALL, IMAGENET, "no weights are published under this name"),
     "dino_vits8": Preset(_patch8(_SMALL, **_DINO_V1), IMAGENET, _META),
