@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bcss_jax.data.augmentation.sampling import weighted_sum
 
-LARGEST_RADIUS = 2.5  # of `blur`, whose boxes then reach two pixels at most
+LARGEST_RADIUS = 2.4  # of `blur`, whose boxes then reach two pixels at most
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
