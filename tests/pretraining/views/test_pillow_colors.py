@@ -1,11 +1,11 @@
-"""Colors and blurs are changed as Pillow and torchvision change them, to one gray level."""
+"""Colors are changed as Pillow and torchvision change them, to one gray level."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
-from bcss_jax.pretraining.views import pillow_colors, torch_blur
+from bcss_jax.pretraining.views import pillow_colors
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (48, 40, 3), np.uint8)
@@ -54,25 +54,3 @@ def test_gray_and_solarize(image):
     picture = Image.fromarray(image)
     same(pillow_colors.gray, image, ImageOps.grayscale(picture).convert("RGB"), share=0)
     same(pillow_colors.solarize, image, ImageOps.solarize(picture), share=0)
-
-
-@IMAGES
-@pytest.mark.parametrize("radius", [0.0, 0.11, 0.47, 0.96, 1.3, 1.97, 2.4])
-def test_blur(image, radius):
-    expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))
-    difference = differences(pillow_colors.blur, image, expected, radius)
-    # Both round after each of six passes. Pillow has weights in 1/2**24, so that it rounds differently at halves, which
-    # are frequent for radii such as 1, where the weights are sixths.
-    assert difference.max() <= 1 and difference.mean() < 0.01
-
-
-@IMAGES
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_the_blur_of_dinov2(image, sigma):
-    bell = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
-    bell /= bell.sum()
-    padded = np.pad(image.astype(float), ((4, 4), (4, 4), (0, 0)), mode="reflect")
-    rows = sum(weight * padded[i : i + 48] for i, weight in enumerate(bell))
-    expected = sum(weight * rows[:, i : i + 40] for i, weight in enumerate(bell))
-    same(torch_blur.blur, image, np.rint(expected), sigma)
-    assert differences(torch_blur.blur, image, image, 0.0).max() == 0
