@@ -34,6 +34,7 @@ LAYERS = (
     ("slides.outputs",),
     ("slides.scoring",),
     ("slides.batch",),
+    ("pretraining",),
     ("viewer",),
     ("api",),
     ("notebook",),

@@ -1,0 +1,1 @@
+"""Pretraining of vision transformers on tiles without labels."""
