@@ -47,7 +47,9 @@ class PretrainingOptimizer:
             {name: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8) for name in ("last_layer", "others")},
             jax.tree.map_with_path(lambda path, _: "last_layer" if _is_last_layer(path) else "others", params),
         )
-        self._scales = jax.tree.map_with_path(lambda path, _: self._scale(path, len(params["encoder"]["blocks"])), params)
+        self._scales = jax.tree.map_with_path(
+            lambda path, _: self._scale(path, len(params["encoder"]["blocks"])), params
+        )
 
     def init(self, params: dict) -> Any:
         """Returns the state before the first step."""
@@ -88,15 +90,13 @@ class PretrainingOptimizer:
         if not largest:
             return gradients
 
-        def factor(norm):
-            return jnp.minimum(largest / (norm + 1e-6), 1)
+        def clipped(part):
+            factor = jnp.minimum(largest / (optax.tree.norm(part) + 1e-6), 1)
+            return jax.tree.map(lambda g: g * factor, part)
 
         if self._settings.clip == "tensor":
-            return jax.tree.map(lambda g: g * factor(jnp.linalg.norm(g.reshape(-1))), gradients)
-        return {
-            name: jax.tree.map(lambda g, f=factor(optax.tree.norm(part)): g * f, part)
-            for name, part in gradients.items()
-        }
+            return jax.tree.map(clipped, gradients)
+        return {name: clipped(part) for name, part in gradients.items()}
 
     def _scale(self, path: tuple, depth: int) -> float:
         names = [getattr(key, "key", None) for key in path]

@@ -126,9 +126,7 @@ def make_pretrain_step(
         loss_scale, skipped = after_step(state.loss_scale, jnp.isfinite(report["loss"]), jnp.isfinite(grad_norm))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, values)
         momentum = values["momentum"]
-        teacher = jax.tree.map(
-            lambda t, s: momentum * t + (1 - momentum) * s, state.model_state["teacher"], params
-        )
+        teacher = jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, state.model_state["teacher"], params)
         new = (params, {**model_state, "teacher": teacher}, opt_state)
         old = (state.params, state.model_state, state.opt_state)
         params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -203,7 +201,7 @@ class _Distillation:
 
     def _split(self, x: jax.Array) -> jax.Array:
         """(V, N, ...) -> (parts, V, N / parts, ...): every n-th example, so that each device keeps its own."""
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, self._parts, *x.shape[2:]), 2, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // self._parts, self._parts, *x.shape[2:]), 2, 0)
 
     def _join(self, x: jax.Array) -> jax.Array:
         """The reverse of `_split`."""
@@ -276,8 +274,7 @@ class _Distillation:
         network = self._network(params)
         network.train()
         of_views = [
-            jax.vmap(functools.partial(jax.random.fold_in, data=1 + view))(keys)
-            for view in range(2 + len(local_views))
+            jax.vmap(functools.partial(jax.random.fold_in, data=1 + view))(keys) for view in range(2 + len(local_views))
         ]
         found = network(global_views, masked, jnp.stack(of_views[:2]))
         if not len(local_views):
@@ -293,9 +290,7 @@ class _Distillation:
     def _class_loss(self, student, targets: jax.Array) -> jax.Array:
         of_globals, of_locals = student
         scores = [of_globals.scores] + ([] if of_locals is None else [of_locals.scores])
-        return distillation_losses.class_loss(
-            jnp.concatenate(scores), targets, self._settings.student_temperature
-        )
+        return distillation_losses.class_loss(jnp.concatenate(scores), targets, self._settings.student_temperature)
 
     def _patch_loss(self, params: dict, student, masked, targets, count: int) -> jax.Array:
         """Returns this part's share of the mean over the images of the batch, 2 `count`, masked or not."""
