@@ -24,6 +24,7 @@ LAYERS = (
     ("training",),
     ("nnunet",),
     ("inference",),
+    ("pretraining",),
     ("accelerators",),
     ("evaluation.statistics",),
     ("evaluation.reporting",),

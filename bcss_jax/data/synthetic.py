@@ -123,6 +123,30 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
     """
     if not (0 <= patient < TRAIN_PATIENTS + VAL_PATIENTS and 0 <= number < len(PLANS)):
         raise ValueError(f"no patch {number} of patient {patient} in the sample data set")
+    return _drawn(patient, number, seed)
+
+
+def draw_unlabelled(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
+    """Draws one patch of further patients, whose masks nobody has: for pretraining without labels.
+
+    Args:
+      number: 0 or above. Eight consecutive patches are of one patient.
+      seed: which data set, 0 or above; its patients are others than those of `draw` with the same seed.
+
+    Returns:
+      The key, and the image, uint8 [224, 224, 3].
+
+    Raises:
+      ValueError: the number or the seed is negative.
+    """
+    if number < 0:
+        raise ValueError(f"no patch {number}")
+    patient, plan = divmod(number, len(PLANS))
+    patch = _drawn(TRAIN_PATIENTS + VAL_PATIENTS + patient, plan, seed)
+    return patch.key, patch.image
+
+
+def _drawn(patient: int, number: int, seed: int) -> Patch:
     style = _PatientStyle.of(_generator(seed, patient))
     rng = _generator(seed, patient, number)
     nest, mask = _layout(rng, *PLANS[number])

@@ -5,6 +5,8 @@ same. They round and cut off as the functions of the host do. For each of them t
 does not change in any bit, so that skipping a change needs no second code path.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -80,20 +82,25 @@ def _rgb(degrees: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Arr
     return jnp.stack([jnp.select([sector == i for i in range(5)], each[:5], each[5]) for each in channels], -1)
 
 
-def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
+def jitter(
+    image: jax.Array, factors: jax.Array, order: jax.Array, changes: Sequence[Callable | None] | None = None
+) -> jax.Array:
     """Changes brightness, contrast, saturation and hue in any order.
 
     Args:
       image: see the docstring of the module.
       factors: [4], of brightness, contrast, saturation, and the shift of the hue; (1, 1, 1, 0): no change.
       order: integers [4], a permutation of 0 to 3: the changes in their order.
+      changes: functions of image and factor that make the four changes, with None for those that are never made; by
+        default those of this module.
     """
     for turn in range(4):
         image = jax.lax.optimization_barrier(image)  # otherwise XLA computes the former turns again in each turn
         chosen = order[turn] == jnp.arange(4)
         now = jnp.where(chosen, factors, jnp.asarray((1.0, 1.0, 1.0, 0.0)))
-        for i, change in enumerate((brightness, contrast, saturation, hue)):
-            image = change(image, now[i])
+        for i, change in enumerate(changes or (brightness, contrast, saturation, hue)):
+            if change is not None:
+                image = change(image, now[i])
     return image
 
 

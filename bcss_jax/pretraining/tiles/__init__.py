@@ -1,0 +1,1 @@
+"""Tiles without labels for pretraining: where they come from, and the batches they are read in."""

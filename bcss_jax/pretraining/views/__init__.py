@@ -1,0 +1,1 @@
+"""Random views of tiles for pretraining, made on the device."""
