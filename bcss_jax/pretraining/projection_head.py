@@ -1,5 +1,7 @@
 """The head of the pretraining: features to scores of prototypes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -39,7 +41,7 @@ class ProjectionHead(nnx.Module):
           dtype: type of the computation. Weights and scores are float32.
           rngs: random keys.
         """
-        common = dict(init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
+        common: dict[str, Any] = dict(init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
         self.dense1 = layers.Linear(inputs, hidden, **common)
         self.dense2 = layers.Linear(hidden, hidden, **common)
         self.dense3 = layers.Linear(hidden, bottleneck, **common)

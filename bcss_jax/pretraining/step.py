@@ -173,7 +173,8 @@ class _Distillation:
             parts_of_loss = {"class_loss": share * self._class_loss(student, taught.targets)}
             if masked is not None:
                 parts_of_loss["patch_loss"] = self._patch_loss(params, student, masked, taught.patch_targets, count)
-            total = sum((self._weight(name) * value for name, value in parts_of_loss.items()), jnp.float32(0))
+            total = jnp.float32(0) + parts_of_loss["class_loss"]
+            total += settings.patch_weight * parts_of_loss.get("patch_loss", 0.0)
             globals_ = student[0].features.astype(jnp.float32)
             if slope is not None:
                 total += settings.spread_weight * jnp.sum(globals_ * slope)
@@ -304,9 +305,6 @@ class _Distillation:
         """Returns the sum over the two global views of what spreads their features (2, N, C)."""
         spread = SPREADS[self._settings.spread]
         return spread(features[0]) + spread(features[1])
-
-    def _weight(self, name: str) -> float:
-        return {"class_loss": 1.0, "patch_loss": self._settings.patch_weight}[name]
 
     def _report(self, found: dict, report: dict) -> dict:
         zero = jnp.float32(0)

@@ -239,14 +239,14 @@ def test_a_passed_over_last_layer_has_no_state_and_one_with_rate_zero_has(first_
 
 def test_clipping_by_part_and_layer_decay():
     network = PretrainedNetwork(TINY, prototypes=40, head_hidden=32, head_bottleneck=16)
-    params = split_model(network)[1]
-    gradients = jax.tree.map(lambda p: jnp.full(p.shape, 2.0), params)
+    params = jax.device_get(split_model(network)[1])
+    gradients = jax.tree.map(lambda p: np.full(p.shape, 2, np.float32), params)
     by_part = PretrainingOptimizer(OptimizerSettings(clip_norm=1.0, clip="part"), params)._clipped(gradients)
     assert float(optax.tree.norm(by_part["encoder"])) == pytest.approx(1, rel=1e-5)
     assert float(optax.tree.norm(by_part["head"])) == pytest.approx(1, rel=1e-5)
     decayed = PretrainingOptimizer(OptimizerSettings(layer_decay=0.5, patch_embedding_scale=0.2), params)
     values = {**VALUES, "weight_decay": np.float32(0)}
-    new, _ = decayed.update(gradients, decayed.init(params), params, values)
+    new, _ = jax.jit(decayed.update)(gradients, decayed.init(params), params, values)
     step = jax.tree.map(lambda n, o: float(np.abs(np.asarray(n) - np.asarray(o)).max()), new, params)
     rate = 1e-2
     assert step["head"]["dense1"]["bias"] == pytest.approx(rate, rel=1e-3)
@@ -259,9 +259,10 @@ def test_clipping_by_part_and_layer_decay():
 
 def test_vectors_do_not_decay():
     network = PretrainedNetwork(TINY, prototypes=40, head_hidden=32, head_bottleneck=16)
-    params = jax.tree.map(lambda p: p + 1.0, split_model(network)[1])
+    params = jax.tree.map(lambda p: np.asarray(p) + 1.0, split_model(network)[1])
     optimizer = PretrainingOptimizer(OptimizerSettings(), params)
-    new, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, VALUES)
+    gradients = jax.tree.map(np.zeros_like, params)
+    new, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, VALUES)
     for (path, a), b in zip(jax.tree.leaves_with_path(new), jax.tree.leaves(params), strict=True):
         expected = b * (1 - 1e-3) if b.ndim > 1 else b
         np.testing.assert_allclose(a, expected, rtol=1e-6, err_msg=jax.tree_util.keystr(path))
@@ -292,17 +293,12 @@ def test_views_depend_on_the_position_in_the_batch_alone():
     network = PretrainedNetwork(TINY, prototypes=40, head_hidden=32, head_bottleneck=16)
     optimizer = PretrainingOptimizer(OptimizerSettings(), split_model(network)[1])
     losses, mesh = [], make_mesh(jax.devices()[:1])
-    for seed in (0, 0, 1):
+    for seed in (0, 1):
         step = make_pretrain_step(
-            network,
-            optimizer,
-            mesh,
-            DistillationSettings(),
-            spy,
-            statistics=AS_THEY_ARE,
-            seed=seed,
+            network, optimizer, mesh, DistillationSettings(), spy, statistics=AS_THEY_ARE, seed=seed
         )
-        state = place_replicated(new_state(network, optimizer), mesh)
-        losses.append(float(step(state, np.zeros((4, 8, 8, 3), np.uint8), None, VALUES)[1]["loss"]))
-    assert losses[0] == losses[1] != losses[2]
+        for _ in range(2):
+            state = place_replicated(new_state(network, optimizer), mesh)
+            losses.append(float(step(state, np.zeros((4, 8, 8, 3), np.uint8), None, VALUES)[1]["loss"]))
+    assert losses[0] == losses[1] != losses[2] == losses[3]
     assert seen[0][0] == 4
