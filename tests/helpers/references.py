@@ -38,13 +38,14 @@ def reference_case(case, prefix=""):
 
 
 def foundation_case(case):
-    """Returns a case of the vision transformers: entry, weights, inputs of images (N, H, W, C) by name, and outputs."""
+    """Returns a case of the vision transformers or SAM: entry, weights, images (N, H, W, C) by name, and outputs."""
     weights = module_at(FOUNDATION / "weights.py", "no reference outputs")
     entry = json.loads((FOUNDATION / "index.json").read_text())[case]
     state = {name: weights.tensor(name, shape) for name, shape in entry["tensors"].items()}
     images = {
         name: weights.image(entry["input_seed"] + i, shape).transpose(0, 2, 3, 1)
         for i, (name, (shape, _)) in enumerate(entry["inputs"].items())
+        if len(shape) == 4
     }
     return entry, state, images, dict(np.load(FOUNDATION / "outputs" / f"{case}.npz"))
 

@@ -8,17 +8,22 @@ import numpy as np
 
 
 class Tiles(Protocol):
-    """Square RGB tiles without labels.
+    """Square RGB tiles without labels."""
 
-    Attributes:
-      names: of the tiles, for messages and pictures.
-      size: pixels of a tile on each side.
-      notes: what a user should know of how the tiles were found and what was left out, a line each.
-    """
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the tiles, for messages and pictures."""
+        ...
 
-    names: Sequence[str]
-    size: int
-    notes: tuple[str, ...]
+    @property
+    def size(self) -> int:
+        """Pixels of a tile on each side."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the tiles were found and what was left out, a line each."""
+        ...
 
     def __len__(self) -> int:
         """Returns the number of tiles."""
