@@ -40,7 +40,7 @@ LAYERS = (
     ("notebook",),
     ("commands", "models.__main__"),
     ("cli",),
-    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "import_model"),
+    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "import_model", "pretrain"),
 )
 MAX_LINES = 80
 LONG = "# Long: "  # in the line above a function (and its decorators), followed by the reason

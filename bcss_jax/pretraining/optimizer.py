@@ -67,6 +67,7 @@ class PretrainingOptimizer:
         Returns:
           The new parameters and the new state.
         """
+        new_state: Any
         updates, new_state = self._tx.update(self._clipped(gradients), state, params)
 
         def moved(path, param, update, scale):

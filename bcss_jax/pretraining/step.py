@@ -106,9 +106,9 @@ def make_pretrain_step(
       `step(state, images, masks, values) -> (state, report)`; the state is donated. `images` is what `make_views`
       takes, `masks` bool [N, 2, P] (None if nothing is masked), `values` are those of `Schedules.at`. The report holds
       replicated float32 scalars: `loss` and its parts `class_loss`, `patch_loss` and `spread_loss`, `teacher_entropy`,
-      `kl` (of teacher and student), `feature_deviation`, `center_norm`, `grad_norm`; and `finite` and
-      `skipped_by_loss_scale` (bool). A step whose loss or gradient is not finite changes only `step` and, if the
-      gradient alone is not finite, `loss_scale`.
+      `prototype_entropy` (of the mean target), `kl` (of teacher and student), `feature_deviation`, `center_norm`,
+      `grad_norm`; and `finite` and `skipped_by_loss_scale` (bool). A step whose loss or gradient is not finite changes
+      only `step` and, if the gradient alone is not finite, `loss_scale`.
     """
     graphdef, variables, _ = nnx.split(network, nnx.Param, ...)
     compute = _Distillation(graphdef, variables, settings, micro_batches)
@@ -265,7 +265,8 @@ class _Distillation:
             moved["patch"] = moved_center(centers["patch"], mean, settings.center_momentum)
             patch_targets = patch_targets.reshape(patch_scores.shape)
         report = {
-            "teacher_entropy": -jnp.mean(jnp.sum(jax.scipy.special.xlogy(targets, targets), axis=-1)),
+            "teacher_entropy": jnp.mean(_entropy(targets)),
+            "prototype_entropy": _entropy(targets.mean((0, 1))),
             "feature_deviation": _deviation(self._join(features)[0]),
             "center_norm": jnp.linalg.norm(moved["class"]),
         }
@@ -315,6 +316,11 @@ class _Distillation:
             total += settings.spread_weight * found["spread_loss"]
         kl = found["class_loss"] - report["teacher_entropy"]
         return {"loss": total, "kl": kl, **found, **report}
+
+
+def _entropy(shares: jax.Array) -> jax.Array:
+    """Returns the entropy in nats of distributions (..., K)."""
+    return -jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=-1)
 
 
 def _deviation(features: jax.Array) -> jax.Array:
