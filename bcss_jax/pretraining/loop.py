@@ -25,6 +25,7 @@ from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.pretraining import build
 from bcss_jax.pretraining.collapse import collapse
 from bcss_jax.pretraining.encoder_file import write_encoder
+from bcss_jax.pretraining.knn import knn_accuracy
 from bcss_jax.pretraining.patch_masks import patch_masks
 from bcss_jax.pretraining.record import COLUMNS, PretrainingRecord, PretrainingRecordJson
 from bcss_jax.pretraining.step import new_state
@@ -245,7 +246,8 @@ class PretrainingRun:
         every, epoch = self._config.knn_epochs, self.session.record.epoch + 1
         if self._labeled is None or (epoch % every and epoch != self._config.epochs):
             return math.nan
-        return math.nan
+        features = self._features(self.session.state.model_state["teacher"], self._labeled.images)
+        return knn_accuracy(features, self._labeled.labels, self._labeled.groups)
 
     def refuse_collapse(self) -> None:
         """Raises NumericalError if student and teacher agree because all images look alike to them."""
