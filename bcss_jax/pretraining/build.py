@@ -15,10 +15,10 @@ from bcss_jax.data.discovery import DataSettings
 from bcss_jax.labels import find_scheme
 from bcss_jax.models.apply import split_model
 from bcss_jax.models.encoders.vision_transformer.presets import preset_of
-from bcss_jax.pretraining.network import PretrainedNetwork
-from bcss_jax.pretraining.optimizer import OptimizerSettings, PretrainingOptimizer
-from bcss_jax.pretraining.schedules import Schedules, make_schedules
-from bcss_jax.pretraining.step import DistillationSettings, make_pretrain_step
+from bcss_jax.pretraining.distillation.network import PretrainedNetwork
+from bcss_jax.pretraining.distillation.optimizer import OptimizerSettings, PretrainingOptimizer
+from bcss_jax.pretraining.distillation.schedules import Schedules, make_schedules
+from bcss_jax.pretraining.distillation.step import DistillationSettings, make_pretrain_step
 from bcss_jax.pretraining.tiles.folder_tiles import folder_tiles
 from bcss_jax.pretraining.tiles.labeled_tiles import LabeledTiles, labeled_tiles
 from bcss_jax.pretraining.tiles.sample_tiles import sample_tiles

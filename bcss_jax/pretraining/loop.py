@@ -24,11 +24,11 @@ from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.pretraining import build
 from bcss_jax.pretraining.collapse import collapse
+from bcss_jax.pretraining.distillation.patch_masks import patch_masks
+from bcss_jax.pretraining.distillation.step import new_state
 from bcss_jax.pretraining.encoder_file import write_encoder
 from bcss_jax.pretraining.knn import knn_accuracy
-from bcss_jax.pretraining.patch_masks import patch_masks
 from bcss_jax.pretraining.record import COLUMNS, PretrainingRecord, PretrainingRecordJson
-from bcss_jax.pretraining.step import new_state
 from bcss_jax.pretraining.teacher import ClassFeatures, encoder_of, parameters_of
 from bcss_jax.pretraining.tiles.batches import batches, steps_per_epoch
 from bcss_jax.training.checkpoint import Checkpoints

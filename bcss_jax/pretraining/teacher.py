@@ -9,7 +9,7 @@ from flax import nnx
 from bcss_jax.models.apply import normalize, split_model
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.image_normalization import ImageStatistics
-from bcss_jax.pretraining.network import PretrainedNetwork
+from bcss_jax.pretraining.distillation.network import PretrainedNetwork
 
 
 def encoder_of(network: PretrainedNetwork, teacher: dict) -> VisionTransformer:

@@ -7,9 +7,9 @@ from helpers.references import FOUNDATION, module_at
 
 from bcss_jax.common.json_files import read_json
 from bcss_jax.models.weights.pretrained import load_torch_state
-from bcss_jax.pretraining.distillation_losses import class_loss, kde, koleo, patch_loss
-from bcss_jax.pretraining.projection_head import ProjectionHead
-from bcss_jax.pretraining.targets import centered, moved_center, sinkhorn
+from bcss_jax.pretraining.distillation.distillation_losses import class_loss, kde, koleo, patch_loss
+from bcss_jax.pretraining.distillation.projection_head import ProjectionHead
+from bcss_jax.pretraining.distillation.targets import centered, moved_center, sinkhorn
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ github.com/facebookresearch/dinov2.
 import jax
 import jax.numpy as jnp
 
-from bcss_jax.pretraining.projection_head import normalized
+from bcss_jax.pretraining.distillation.projection_head import normalized
 
 KDE_CONCENTRATION = 5.0
 

@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 
 from bcss_jax.models.apply import split_model
 from bcss_jax.models.image_normalization import ImageStatistics
-from bcss_jax.pretraining import distillation_losses, patch_masks
-from bcss_jax.pretraining.network import PretrainedNetwork, ViewOutputs
-from bcss_jax.pretraining.optimizer import PretrainingOptimizer
-from bcss_jax.pretraining.targets import centered, moved_center, sinkhorn
+from bcss_jax.pretraining.distillation import distillation_losses, patch_masks
+from bcss_jax.pretraining.distillation.network import PretrainedNetwork, ViewOutputs
+from bcss_jax.pretraining.distillation.optimizer import PretrainingOptimizer
+from bcss_jax.pretraining.distillation.targets import centered, moved_center, sinkhorn
 from bcss_jax.pretraining.views.make_views import Views
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.sharding import replicated, split_over_data

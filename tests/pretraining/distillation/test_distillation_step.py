@@ -15,11 +15,11 @@ from bcss_jax.models.encoders.vision_transformer.architecture import Architectur
 from bcss_jax.models.encoders.vision_transformer.positions import Resizing
 from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
-from bcss_jax.pretraining.network import PretrainedNetwork
-from bcss_jax.pretraining.optimizer import OptimizerSettings, PretrainingOptimizer
-from bcss_jax.pretraining.patch_masks import most_masked, most_masked_of_one, patch_masks
-from bcss_jax.pretraining.schedules import make_schedules
-from bcss_jax.pretraining.step import DistillationSettings, make_pretrain_step, new_state
+from bcss_jax.pretraining.distillation.network import PretrainedNetwork
+from bcss_jax.pretraining.distillation.optimizer import OptimizerSettings, PretrainingOptimizer
+from bcss_jax.pretraining.distillation.patch_masks import most_masked, most_masked_of_one, patch_masks
+from bcss_jax.pretraining.distillation.schedules import make_schedules
+from bcss_jax.pretraining.distillation.step import DistillationSettings, make_pretrain_step, new_state
 from bcss_jax.pretraining.views.make_views import Views
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import make_mesh, place_replicated

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from helpers.references import foundation_case
 
-from bcss_jax.pretraining.schedules import cosine, make_schedules, warmed_up
+from bcss_jax.pretraining.distillation.schedules import cosine, make_schedules, warmed_up
 
 SETTINGS = dict(
     epochs=10,

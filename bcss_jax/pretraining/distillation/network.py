@@ -10,7 +10,7 @@ from flax.typing import Dtype
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
-from bcss_jax.pretraining.projection_head import ProjectionHead
+from bcss_jax.pretraining.distillation.projection_head import ProjectionHead
 
 
 class ViewOutputs(NamedTuple):
