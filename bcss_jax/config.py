@@ -56,6 +56,8 @@ RANGES = {
     "plateau.patience": _COUNTER,
     "plateau.min_scale": Range(0, 1),
     "freeze_encoder_epochs": _COUNTER,
+    "lora.rank": Range(0, 1 << 16, whole=True),
+    "lora.alpha": Range(0, 10**6, above=True),
     "batch_size": COUNT,
     "micro_batches": COUNT,
     "eval_batch_size": COUNT,
@@ -83,7 +85,12 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     # name and arguments of the network; the arguments are described at its class in bcss_jax/models
     config.model = ConfigDict({"name": model, **arguments})
     config.pretrained = ""  # weights to start from: a file (.safetensors, .npz, .pth) or the folder of a run
+    config.freeze_encoder = False  # do not train the encoder at all
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
+    config.lora = ConfigDict()  # vit: low-rank matrices beside those of the encoder, trained in their place
+    config.lora.rank = 0  # of these matrices; 0: there are none
+    config.lora.alpha = 16.0  # what they compute is multiplied by alpha / rank
+    config.lora.on = "qkv,proj"  # what they are beside: qkv, proj, fc1, fc2 (w12, w3 where the encoder has SwiGLU)
     config.image_mean = statistics.mean  # subtracted from the images; RGB values from 0 to 1
     config.image_std = statistics.std  # the images are divided by it after that
     config.dtype = "float32"  # type of the computation: float32, bfloat16 or float16 (T4, V100); parameters are float32
@@ -314,6 +321,11 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     check_one_of(config, "optimizer.name", ("adamw", "sgd"))
     check_one_of(config, "schedule", ("plateau", "poly"))
     validate_network(config)
+    if "lora" in config and config.lora.rank and "lora_rank" not in config.model:
+        raise ConfigError(
+            f"config.lora.rank={config.lora.rank}: {config.model.name} has no adapters; start from "
+            "--config=configs/vit.py, or leave it at 0"
+        )
     check_data_folder(config, "configs/unet.py")
     check_folds(config)
     if "balance" in config.data:  # runs of before the setting lack it

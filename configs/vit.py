@@ -6,8 +6,9 @@
 
 --config.encoder names the form of the network, one of bcss_jax/models/encoders/vision_transformer/presets.py. It also
 sets the mean and the deviation of the images. The file of its weights is the user's own and may have the names of DINO,
-timm or Hugging Face. The argument after the colon is a layout (sample, kaggle224, kaggle512, roi, slides). Append
-`,few` for a few hundred tiles.
+timm or Hugging Face. The encoder is trained whole, or not at all (--config.freeze_encoder=True), or it stays as it is
+and low-rank matrices beside its own are trained (LoRA, --config.lora.rank=8). The argument after the colon is a layout
+(sample, kaggle224, kaggle512, roi, slides). Append `,few` for a few hundred tiles.
 """
 
 from bcss_jax.config import apply_data_preset, default
@@ -26,4 +27,6 @@ def get_config(argument: str = "sample"):
         config.encoder = "vit_tiny16"
         config.epochs = 12
     config.model.encoder = config.get_ref("encoder")
+    for name in config.lora:
+        config.model[f"lora_{name}"] = config.lora.get_ref(name)
     return config

@@ -126,7 +126,7 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
     return _drawn(patient, number, seed)
 
 
-def draw_unlabelled(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
+def draw_unlabeled(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
     """Draws one patch of further patients, whose masks nobody has: for pretraining without labels.
 
     Args:

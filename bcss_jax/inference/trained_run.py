@@ -12,8 +12,9 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,6 +28,7 @@ from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ModelFunction
 from bcss_jax.models.image_normalization import ImageStatistics
+from bcss_jax.models.weights.torch_layout import HasAdapters
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
 from bcss_jax.training import checkpoint
@@ -48,7 +50,7 @@ class TrainedRun:
       step: training step of the checkpoint.
       metadata: config, label scheme, data and versions, as the checkpoint stores them.
       scheme: label scheme of the model.
-      function: the network. Runs with the same structure have equal functions.
+      function: the network, without adapters. Runs with the same structure have equal functions.
       sha256: hashes of the parameters ("params") and of the other state of the model, such as batch statistics
         ("rest").
       stain: of the training images; None for runs of earlier versions, for imported weights, and for images that do not
@@ -129,14 +131,17 @@ class TrainedRun:
         return functools.partial(log_probabilities, self.function, self.scheme, tta, *self.weights(mesh))
 
     def weights(self, mesh: Mesh) -> tuple[dict, dict]:
-        """Loads `params` and `model_state` onto all devices of the mesh. Raises the errors of `member`."""
+        """Loads `params` and `model_state` of `function` onto all devices of the mesh. Raises the errors of `member`.
+
+        Adapters (LoRA) are added to the matrices beside which they were trained.
+        """
         trained = checkpoint.load_trained(self.folder, mesh, self.which, step=self.step)
         found = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
         if found != self.sha256:
             raise DataError(
                 f"{self.folder / str(self.step)}: the checkpoint was replaced in the meantime; run the command again"
             )
-        return trained.params, trained.model_state
+        return checkpoint.merged_weights(trained)
 
 
 class _Run(Protocol):
@@ -194,7 +199,10 @@ def read_trained_run(path: Path, mesh: Mesh, which: str) -> TrainedRun:
         raise DataError(
             f"{where}: {first_line(error)}; the checkpoint was changed or is not of this program"
         ) from error
-    function = ModelFunction(checkpoint.network_of(trained), statistics)
+    network = checkpoint.network_of(trained)
+    if "adapters" in trained.params:
+        network = nnx.eval_shape(lambda network: cast(HasAdapters, network).merged(), network)
+    function = ModelFunction(network, statistics)
     sha256 = {"params": params_sha256(trained.params), "rest": params_sha256(trained.model_state)}
     name = sanitized_name(_name(folder))
     return TrainedRun(name, folder, trained.which, trained.step, metadata, scheme, function, sha256, stain)

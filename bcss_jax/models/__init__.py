@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+from typing import Any
 
 import jax
 from flax import nnx
@@ -100,10 +101,9 @@ def image_statistics(name: str, **arguments) -> ImageStatistics | None:
       ConfigError: the arguments name an encoder that does not exist.
     """
     model = MODELS.get(name)
-    if model is ViTSegmenter:
-        return ViTSegmenter.image_statistics(**arguments)
     model = model.func if isinstance(model, functools.partial) else model
-    return getattr(model, "image_statistics", None)
+    found: Any = getattr(model, "image_statistics", None)
+    return found(**arguments) if callable(found) else found
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

@@ -1,6 +1,7 @@
 """Segmentation with a vision transformer as the encoder."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.models.arguments import check_counts, check_fraction
 from bcss_jax.models.decoders.convolutional import ConvolutionalDecoder
 from bcss_jax.models.decoders.linear import LinearDecoder
+from bcss_jax.models.encoders.vision_transformer.adapters import Adapters
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.models.image_normalization import ImageStatistics
@@ -24,6 +26,8 @@ class ViTSegmenter(nnx.Module):
 
     Attributes:
       preset: the published form.
+      adapters: low-rank products beside the matrices of the encoder, which are trained in its place; None: there are
+        none.
     """
 
     def __init__(
@@ -35,6 +39,9 @@ class ViTSegmenter(nnx.Module):
         decoder: str = "convolutional",
         decoded_blocks: int = 1,
         drop_path: float = 0.0,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+        lora_on: str = "qkv,proj",
         in_channels: int = 3,
         dtype: Dtype = jnp.float32,
         seed: int = 0,
@@ -49,6 +56,10 @@ class ViTSegmenter(nnx.Module):
           decoded_blocks: number of the last blocks whose features are decoded.
           drop_path: probability with which the results of the last block are dropped in training; it grows from 0 in
             the first.
+          lora_rank: rank of the products of `adapters.Adapters`, which are trained in place of the encoder; 0: there
+            are none.
+          lora_alpha: see there.
+          lora_on: see there.
           in_channels: channels of the images.
           dtype: type of the computation. Weights, batch statistics and logits are float32.
           seed: of the initial weights.
@@ -73,10 +84,11 @@ class ViTSegmenter(nnx.Module):
         self.encoder = VisionTransformer(
             architecture, in_channels=in_channels, drop_path=drop_path, dtype=dtype, rngs=rngs
         )
-        channels = {"in_channels": in_channels} if decoder == "convolutional" else {}
         self.decoder = DECODERS[decoder](
-            architecture.width, decoded_blocks, num_classes, **channels, dtype=dtype, rngs=rngs
+            architecture.width, decoded_blocks, num_classes, in_channels=in_channels, dtype=dtype, rngs=rngs
         )
+        lora: dict[str, Any] = dict(rank=lora_rank, alpha=lora_alpha, on=lora_on)
+        self.adapters = Adapters(architecture, **lora, dtype=dtype, rngs=rngs) if lora_rank else None
 
     @staticmethod
     def image_statistics(encoder: str = "gigapath_flash", **others) -> ImageStatistics:
@@ -84,27 +96,51 @@ class ViTSegmenter(nnx.Module):
         del others
         return preset_of(encoder).statistics
 
-    def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, dropout_keys: jax.Array | None = None, encoded: list[jax.Array] | None = None
+    ) -> jax.Array:
         """Returns the logits of a batch.
 
         Args:
           images: (N, H, W, in_channels). If H or W is not a multiple of the patch, the last row or column is repeated
             up to the next one, and the logits are cropped.
           dropout_keys: JAX keys (N,), one per example; needed only in training with `drop_path`.
+          encoded: the result of `encode` for the same images, if it is known.
 
         Returns:
           float32 (N, H, W, num_classes).
         """
         height, width = images.shape[1:3]
+        images = self._whole_patches(images)
+        features = self.encode(images, dropout_keys) if encoded is None else encoded
+        return self.decoder(features, images)[:, :height, :width]
+
+    def encode(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> list[jax.Array]:
+        """Returns what the decoder takes from the encoder: the features of the last blocks (N, rows, columns, C).
+
+        The arguments are those of `__call__`.
+        """
+        images = self._whole_patches(images)
+        blocks = self.encoder.block_outputs(images, dropout_keys=dropout_keys, adapters=self.adapters)
+        grid = self.encoder.grid(images)
+        return [self.encoder.features(x, grid).patches for x in blocks[-self.decoded_blocks :]]
+
+    def _whole_patches(self, images: jax.Array) -> jax.Array:
+        height, width = images.shape[1:3]
         patch = self.encoder.architecture.patch
         if height % patch or width % patch:
             images = jnp.pad(images, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)), mode="edge")
-        images = images.astype(self.dtype)
-        blocks = self.encoder.block_outputs(images, dropout_keys=dropout_keys)
-        grid = self.encoder.grid(images)
-        features = [self.encoder.features(x, grid).patches for x in blocks[-self.decoded_blocks :]]
-        return self.decoder(features, images)[:, :height, :width]
+        return images.astype(self.dtype)
+
+    def merged(self) -> "ViTSegmenter":
+        """Returns the network with its adapters added to the encoder; itself if it has none."""
+        if self.adapters is None:
+            return self
+        plain = nnx.clone(self)
+        plain.encoder.add_products(self.adapters)
+        plain.adapters = None
+        return plain
 
     def torch_entries(self) -> TorchEntries:
-        """Returns the entries under names of our own, the encoder's under those of DINOv2."""
+        """Returns the entries under names of our own, the encoder's under those of DINOv2; none of the adapters."""
         return entries_of({"encoder": self.encoder, "decoder": self.decoder})

@@ -33,10 +33,11 @@ class Steps:
       objective: what is minimized and counted.
       tx: optimizer chain.
       schedule: of the learning rate.
-      train: as `step.make_train_step` returns it.
+      train: as `step.make_train_step` returns it; with the encoder frozen if it is never trained.
       train_frozen: the same with the encoder frozen; None if no epoch needs it.
       evaluate: as `step.make_eval_step` returns it.
       frozen_epochs: number of first epochs in which the encoder is frozen.
+      never_trained: parts of the network that are not trained in any epoch.
       augment: of the images on the device, as `make_augment` returns it; None if the host augments them.
     """
 
@@ -47,6 +48,7 @@ class Steps:
     train_frozen: Callable | None
     evaluate: Callable
     frozen_epochs: int
+    never_trained: tuple[str, ...]
     augment: Callable | None
 
     def train_step(self, epoch: int) -> Callable:
@@ -76,6 +78,7 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
     Raises:
       ConfigError: the network does not have the encoder or the heads that the config asks for.
     """
+    never_trained = _never_trained(config, model)
     tx, schedule = _optimizer(config, model), _schedule(config)
     objective = Objective(
         num_classes=scheme.num_classes,
@@ -101,10 +104,11 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
         objective=objective,
         tx=tx,
         schedule=schedule,
-        train=make_train(),
+        train=make_train(frozen=never_trained),
         train_frozen=make_train(frozen=("encoder",)) if config.freeze_encoder_epochs else None,
         evaluate=make_eval_step(model, mesh, objective, statistics=statistics),
         frozen_epochs=config.freeze_encoder_epochs,
+        never_trained=never_trained,
         augment=(
             make_augment(Augmentation(**config.augment), scheme.ignore_index, mesh, config.seed)
             if config.augment_on == "device"
@@ -113,11 +117,34 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
     )
 
 
+def _never_trained(config: Any, model: Any) -> tuple[str, ...]:
+    """Returns the parts of the network that are not trained in any epoch.
+
+    Raises:
+      ConfigError: the config has settings of the training of the encoder although it is not trained.
+    """
+    lora = getattr(model, "adapters", None) is not None
+    if not lora and not config.freeze_encoder:
+        return ()
+    why = "config.lora.rank" if lora else "config.freeze_encoder"
+    if not hasattr(model, "encoder"):
+        raise ConfigError(f"{why}: {config.model.name} has no encoder of its own; leave it at its default")
+    if config.freeze_encoder_epochs:
+        raise ConfigError(f"{why}: the encoder is never trained; leave config.freeze_encoder_epochs at 0")
+    if config.optimizer.encoder_scale != 1:
+        raise ConfigError(f"{why}: the encoder is never trained; leave config.optimizer.encoder_scale at 1")
+    if config.model.get("drop_path"):
+        raise ConfigError(f"{why}: drop path has no effect in an encoder that is not trained; set model.drop_path=0")
+    return ("encoder",)
+
+
 def _optimizer(config: Any, model: nnx.Module) -> optax.GradientTransformation:
     settings = config.optimizer
     rule = adamw if settings.name == "adamw" else functools.partial(sgd, momentum=settings.momentum)
     tx = rule(settings.learning_rate, settings.weight_decay)
-    if settings.encoder_scale != 1 or config.freeze_encoder_epochs:
+    if _never_trained(config, model):
+        tx = separate_encoder_optimizer(optax.set_to_zero(), tx)  # which keeps no state of the encoder
+    elif settings.encoder_scale != 1 or config.freeze_encoder_epochs:
         if not hasattr(model, "encoder"):
             setting = "freeze_encoder_epochs" if config.freeze_encoder_epochs else "optimizer.encoder_scale"
             raise ConfigError(

@@ -40,6 +40,7 @@ from bcss_jax.common.processes import is_main_process
 from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import ConfigError, DataError, NumericalError, StorageError, UserError, first_line
 from bcss_jax.models.apply import split_model
+from bcss_jax.models.weights.torch_layout import HasAdapters
 from bcss_jax.training import step_folder
 from bcss_jax.training.sharding import make_mesh, replicated
 from bcss_jax.training.step import TrainState
@@ -373,12 +374,27 @@ def load_model(folder: Path, which: str = "best") -> tuple[nnx.Module, dict]:
       DataError: as `load_trained`.
     """
     trained = load_trained(folder, make_mesh(jax.local_devices()[:1]), which)
+    return trained_network(trained), trained.metadata
+
+
+def trained_network(trained: TrainedWeights) -> nnx.Module:
+    """Returns the network of a checkpoint with its weights, in evaluation mode. Errors as `network_of`."""
     model = network_of(trained)
     _, params, model_state = nnx.split(model, nnx.Param, ...)
     nnx.replace_by_pure_dict(params, trained.params)
     nnx.replace_by_pure_dict(model_state, trained.model_state)
     nnx.update(model, params, model_state)
-    return model, trained.metadata
+    return model
+
+
+def merged_weights(trained: TrainedWeights) -> tuple[dict, dict]:
+    """Returns `params` and `model_state` of the network of a checkpoint without adapters. Errors as `network_of`."""
+    if "adapters" not in trained.params:
+        return trained.params, trained.model_state
+    model = trained_network(trained)
+    assert isinstance(model, HasAdapters)
+    _, params, model_state = split_model(model.merged())
+    return params, model_state
 
 
 def _read_checked(

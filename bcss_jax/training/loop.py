@@ -223,10 +223,17 @@ class Run:
     ) -> TrainingSession[RunRecord]:
         """Returns the session of a new run, which begins with `state`, or of the run that the last checkpoint holds."""
         config, mesh, data = self._config, self._mesh, self._data
-        num_params = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-        print_main(
-            f"{config.model.name}: {num_params:,} parameters, {mesh.size} {jax.devices()[0].device_kind} device(s)"
+        never_trained = self._steps.never_trained
+        count, fixed = (
+            sum(math.prod(p.shape) for p in jax.tree.leaves(parts))
+            for parts in (state.params, {name: state.params[name] for name in never_trained})
         )
+        print_main(
+            f"{config.model.name}: {count:,} parameters{f', of which {count - fixed:,} are trained' if fixed else ''}, "
+            f"{mesh.size} {jax.devices()[0].device_kind} device(s)"
+        )
+        if fixed and not pretrained and not step_numbers(self._workdir / "checkpoints"):
+            log.warning("the encoder is not trained and has random weights; name a file with --config.pretrained")
         if advice := advice_on_dtype(config.dtype, jax.local_devices()):
             print_main(advice)
         checkpoints, record = Checkpoints(self._workdir / "checkpoints"), RunRecord()

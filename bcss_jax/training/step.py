@@ -103,10 +103,11 @@ def make_train_step(
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(images)))
         if augment:
             images, labels = augment(images, labels, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
+        trained, fixed = _divided(state.params, frozen)
         grads, sums, model_state, counts = gradients(
-            state.params, state.model_state, state.loss_scale, images, labels, keys
+            trained, fixed, state.model_state, state.loss_scale, images, labels, keys
         )
-        grads = unscaled(grads, state.loss_scale)
+        grads = unscaled(grads, state.loss_scale) | jax.tree.map(jnp.zeros_like, fixed)
         loss, grad_norm = losses.deep_supervision_loss(sums, objective), optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.schedule.scale, updates)
@@ -139,8 +140,9 @@ def make_train_step(
 
 
 def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], remat: bool, norm_parts: int):
-    """Returns `(params, model_state, images, labels, keys) -> (sums at each head, (model_state, confusion [C, C]))`.
+    """Returns `(trained, fixed, model_state, images, labels, keys) -> (sums at each head, (model_state, confusion))`.
 
+    The parameters are those that are trained and those of the frozen parts; the confusion counts are [C, C].
     `norm_parts` is the number of parts of the batch that BatchNorm normalizes by themselves.
     """
 
@@ -153,9 +155,8 @@ def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], 
     if remat:
         network = jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
 
-    def forward(params, model_state, images, labels, keys):
-        params = {name: jax.lax.stop_gradient(p) if name in frozen else p for name, p in params.items()}
-        logits, model_state = network(params, model_state, images, keys)
+    def forward(trained, fixed, model_state, images, labels, keys):
+        logits, model_state = network(trained | fixed, model_state, images, keys)
         logits = logits if deep else (logits,)
         predictions = metrics.predict(logits[0], objective.classes)
         counts = metrics.confusion(predictions, labels, objective.num_classes, objective.ignore_index)
@@ -172,17 +173,18 @@ def _gradients(forward, objective: Objective, micro_batches: int):
 
 
 def _gradients_of_whole_batch(forward, objective: Objective):
-    """Returns `(params, model_state, loss_scale, images, labels, keys) -> (gradients, sums, model_state, confusion)`.
+    """Returns `(trained, fixed, model_state, loss_scale, *batch) -> (gradients, sums, model_state, confusion)`.
 
-    The gradients are those of the scaled loss; the confusion counts are [C, C].
+    The gradients are those of the scaled loss by the trained parameters; the confusion counts are [C, C]. The batch
+    consists of images, labels and keys.
     """
 
-    def gradients(params, model_state, loss_scale, *batch):
-        def loss(params):
-            sums, aux = forward(params, model_state, *batch)
+    def gradients(trained, fixed, model_state, loss_scale, *batch):
+        def loss(trained):
+            sums, aux = forward(trained, fixed, model_state, *batch)
             return scaled(losses.deep_supervision_loss(sums, objective), loss_scale), (sums, aux)
 
-        (_, (sums, (model_state, counts))), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (sums, (model_state, counts))), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         return grads, sums, model_state, counts
 
     return gradients
@@ -195,28 +197,28 @@ def _gradients_of_micro_batches(forward, objective: Objective, micro_batches: in
     totals. This gives Dice and cross-entropy of the whole batch exactly, at the price of a second forward pass.
     """
 
-    def gradients(params, model_state, loss_scale, *batch):
+    def gradients(trained, fixed, model_state, loss_scale, *batch):
         # Every n-th example, so that each device keeps its own examples in each part.
         batch = [jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for x in batch]
 
         def add_sums(total, micro_batch):
-            sums, _ = forward(params, model_state, *micro_batch)
+            sums, _ = forward(trained, fixed, model_state, *micro_batch)
             return jax.tree.map(jnp.add, total, sums), None
 
         def add_grads(carry, micro_batch):
             grads, model_state, counts = carry
             _, pullback, (model_state, more_counts) = jax.vjp(
-                lambda p: forward(p, model_state, *micro_batch), params, has_aux=True
+                lambda p: forward(p, fixed, model_state, *micro_batch), trained, has_aux=True
             )
             return (jax.tree.map(jnp.add, grads, pullback(slope)[0]), model_state, counts + more_counts), None
 
         zeros = jax.tree.map(
             lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(forward, params, model_state, *(x[0] for x in batch))[0],
+            jax.eval_shape(forward, trained, fixed, model_state, *(x[0] for x in batch))[0],
         )
         sums, _ = jax.lax.scan(add_sums, zeros, batch)
         slope = jax.grad(lambda sums: scaled(losses.deep_supervision_loss(sums, objective), loss_scale))(sums)
-        no_grads = jax.tree.map(jnp.zeros_like, params)
+        no_grads = jax.tree.map(jnp.zeros_like, trained)
         no_counts = jnp.zeros((objective.num_classes, objective.num_classes), jnp.int32)
         start = (no_grads, model_state, no_counts)
         (grads, model_state, counts), _ = jax.lax.scan(add_grads, start, batch)
@@ -263,6 +265,12 @@ def make_eval_step(
         in_shardings=(everywhere, everywhere, split, split),
         out_shardings=everywhere,
     )
+
+
+def _divided(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
+    """Returns the parameters that are trained, and those of the frozen parts of the model."""
+    fixed = {name: part for name, part in params.items() if name in frozen}
+    return {name: part for name, part in params.items() if name not in frozen}, fixed
 
 
 def _with_frozen(new, old, frozen: tuple[str, ...]):

@@ -111,7 +111,7 @@ def test_rematerialization_keeps_less_for_the_gradient():
     def kept(remat):
         forward = step._forward(ModelFunction(model), OBJECTIVE, (), remat, 1)
         pullback = jax.eval_shape(
-            lambda params: jax.vjp(lambda p: forward(p, model_state, images, labels, None)[0], params)[1], params
+            lambda params: jax.vjp(lambda p: forward(p, {}, model_state, images, labels, None)[0], params)[1], params
         )
         return sum(each.size * each.dtype.itemsize for each in jax.tree.leaves(pullback))
 

@@ -20,8 +20,11 @@ class LinearDecoder(nnx.Module):
     Source: the linear head of github.com/facebookresearch/dinov3 (eval/segmentation), without its dropout.
     """
 
-    def __init__(self, features: int, maps: int, num_classes: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        """Builds the decoder for `maps` maps of `features` features."""
+    def __init__(
+        self, features: int, maps: int, num_classes: int, *, in_channels: int = 3, dtype: Dtype, rngs: nnx.Rngs
+    ):
+        """Builds the decoder for `maps` maps of `features` features; the channels of the images do not matter."""
+        del in_channels
         self.norm = norms.BatchNorm(features * maps, relu=False)
         self.head = layers.Conv(
             features * maps, num_classes, 1, use_bias=True, zero_bias=True, init=head_init, dtype=dtype, rngs=rngs

@@ -13,7 +13,7 @@ from bcss_jax.models.encoders.vision_transformer.fitting import check_fit
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.weights import google_npz
 from bcss_jax.models.weights.files import read_weights
-from bcss_jax.models.weights.torch_layout import HasTorchConstants, HasTorchEntries, TorchEntries
+from bcss_jax.models.weights.torch_layout import HasAdapters, HasTorchConstants, HasTorchEntries, TorchEntries
 from bcss_jax.models.weights.vision_transformer_names import canonical
 
 # Prefixes that training programs add to the names of a network when they wrap it; `features` is torchvision's DenseNet.
@@ -111,8 +111,10 @@ def to_torch_state(model: nnx.Module) -> dict[str, np.ndarray]:
 
     Returns:
       PyTorch name -> float32 array, under all names if a tensor has several. `num_batches_tracked` is left out;
-      `torch.nn.Module.load_state_dict` then sets it to 0.
+      `torch.nn.Module.load_state_dict` then sets it to 0. Adapters (LoRA) are added to the matrices beside which they
+      are.
     """
+    model = model.merged() if isinstance(model, HasAdapters) else model
     return {
         name: np.ascontiguousarray(layout.to_torch(np.asarray(variable[...])))
         for name, (variable, layout) in _torch_entries(model).items()

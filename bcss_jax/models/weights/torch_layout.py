@@ -62,6 +62,15 @@ class HasTorchConstants(Protocol):
         ...
 
 
+@runtime_checkable
+class HasAdapters(Protocol):
+    """A network that may have weights beside those of the reference."""
+
+    def merged(self) -> nnx.Module:
+        """Returns a network with the weights of the reference alone, which computes the same."""
+        ...
+
+
 def prefixed(prefix: str, entries: TorchEntries) -> TorchEntries:
     """Returns the entries with `prefix` and a dot before their names."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}

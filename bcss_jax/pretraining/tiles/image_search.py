@@ -4,10 +4,13 @@ import fnmatch
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from bcss_jax.data.image_files import SUFFIXES
 from bcss_jax.data.image_folder import is_hidden
 from bcss_jax.errors import ConfigError, DataError, printable
+
+T = TypeVar("T")
 
 
 def find_images(
@@ -36,19 +39,30 @@ def find_images(
             f"{where}: expected images ({', '.join(suffix[1:] for suffix in suffixes)}) in this folder or below it, "
             "found none; correct the path"
         )
-    excluded: set[Path] = set()
+    left = without_excluded(found, exclude, where)
+    return left, len(found) - len(left)
+
+
+def without_excluded(found: list[tuple[str, T]], exclude: Sequence[str], where: str) -> list[tuple[str, T]]:
+    """Returns the pairs of a name and something else whose names match none of the patterns; see `find_images`.
+
+    Raises:
+      DataError: nothing is left.
+      ConfigError: a pattern excludes nothing.
+    """
+    excluded: set[str] = set()
     for pattern in exclude:
-        matching = {path for name, path in found if fnmatch.fnmatchcase(name, f"*{pattern}*")}
+        matching = {name for name, _ in found if fnmatch.fnmatchcase(name, f"*{pattern}*")}
         if not matching:
             raise ConfigError(
-                f"exclude: expected a part of the path of at least one image below {where}, found {pattern!r}, which "
-                "is in none; correct it, or leave it out"
+                f"exclude: expected a part of the path of at least one file of {where}, found {pattern!r}, which is in "
+                "none; correct it, or leave it out"
             )
         excluded |= matching
-    left = [(name, path) for name, path in found if path not in excluded]
+    left = [(name, what) for name, what in found if name not in excluded]
     if not left:
-        raise DataError(f"{where}: expected images to be left, found {len(found)}, all excluded; exclude less")
-    return left, len(found) - len(left)
+        raise DataError(f"{where}: expected files to be left, found {len(found)}, all excluded; exclude less")
+    return left
 
 
 def _below(folder: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:

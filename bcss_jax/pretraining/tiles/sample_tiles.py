@@ -18,7 +18,7 @@ def sample_tiles(count: int = COUNT, seed: int = 0) -> HeldTiles:
     """
     images = np.empty((count, synthetic.SIZE, synthetic.SIZE, 3), np.uint8)
     names = []
-    for number, (name, image) in enumerate(in_order(lambda n: synthetic.draw_unlabelled(n, seed), range(count))):
+    for number, (name, image) in enumerate(in_order(lambda n: synthetic.draw_unlabeled(n, seed), range(count))):
         images[number] = image
         names.append(name)
     patients = -(-count // len(synthetic.PLANS))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import math
 import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +19,17 @@ from bcss_jax.common.files import locked
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.regular_file import real_path
 from bcss_jax.common.timing import StageClock
-from bcss_jax.data.names import contradicts, mpp_of
-from bcss_jax.data.resolution.check import resolved_mpp, warn_if_other_size
+from bcss_jax.data.resolution.check import warn_if_other_size
 from bcss_jax.data.resolution.stated import stated_in_file
 from bcss_jax.errors import DataError, Preempted, UserError, printable
 from bcss_jax.inference.slide_model import SlideModel, WindowPredictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import Done, SlideFolder, delete_failure, fingerprints, write_failure
 from bcss_jax.slides.batch.slide_list import Entry
+from bcss_jax.slides.batch.slide_overview import find_tissue, origin_of, place_grid, read_thumbnail
 from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, NormalizedStain, StainNormalizer
 from bcss_jax.slides.classes import BACKGROUND, UNREADABLE, classes_of
-from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.outputs import results
 from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import Block, ReaderPool, SlideInfo
@@ -43,17 +42,11 @@ from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.stitching.slide_glass import SlideGlass
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
-from bcss_jax.slides.tissue.blank_slide import BLANK, is_blank
-from bcss_jax.slides.tissue.stain_check import out_of_domain
-from bcss_jax.slides.tissue.tissue_by_color import glass_of, looks_like_glass, scanned_area, tissue_by_color
-from bcss_jax.slides.tissue.tissue_file import read_tissue
+from bcss_jax.slides.tissue.tissue_by_color import glass_of, scanned_area
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, windows_of
 from bcss_jax.training.summary import device, versions
 
-TISSUE_MPP = 4.0  # um per pixel of the thumbnail that tissue is found on
-TISSUE_SIDE = 4096  # pixels, at most, of the longer side of that thumbnail
-NEARLY_ALL = 0.95  # share of tissue from which on a slide may be glass that was not recognized
 OVERLAY_SIDE = 2000  # pixels of the longer side of the thumbnail under overlay.png
 PROBABILITIES = "probabilities.zarr"
 GLASS = BACKGROUND_GLASS, KEEP_GLASS = ("background", "keep")
@@ -293,50 +286,19 @@ class SlideSegmenter:
             notes.append(line)
 
         name = printable(entry.slide.name)
-        for note in info.notes:
-            warn(f"{name}: {note}")
-        mpp = resolved_mpp(entry.slide, info.stated_mpp, entry.mpp, warn)
-        said = mpp_of(entry.slide.stem)
-        if said is not None and all(contradicts(said, each) for each in mpp):
-            warn(
-                f"{name}: its name says {said} um per pixel, but {mpp[0]:.4g} is used; if the name is right, give --mpp"
-            )
-        grid = grid_of(info.width, info.height, mpp, self.model.mpp)
+        mpp, grid = place_grid(entry, info, self.model.mpp, warn)
         if entry.truth is not None:
             truth = Path(entry.truth)
             check_truth(truth, self.model.scheme, settings.truth_codes, grid, settings.truth_region)
             warn_if_other_size(truth, stated_in_file(truth), [mpp, (grid.mpp, grid.mpp)], warn)
-        longest = max(grid.width, grid.height)
-        thumbnail = pool.thumbnail(min(TISSUE_SIDE, math.ceil(longest * grid.mpp / TISSUE_MPP)))
-        if thumbnail.unreadable is None and is_blank(thumbnail.pixels):
-            warn(f"{name}: {BLANK}")
-        problem = out_of_domain(thumbnail.pixels)
-        if problem:
-            warn(f"{name}: has {problem}; the model was trained on H&E in bright field, so do not rely on its result")
-        tissue = self._tissue(entry, thumbnail, grid, info.bounds, warn)
+        thumbnail, problem = read_thumbnail(entry, pool, grid, warn)
+        tissue = find_tissue(entry, thumbnail, grid, info.bounds, warn, everywhere=settings.tissue == "all")
         stain = None
         if self._normalizer is not None:
             stain = self._normalizer.of_slide(pool, tissue, _glass_color(thumbnail), problem)
             if stain.left_alone:
                 warn(f"{name}: its stain is not changed, because it has {stain.left_alone}")
         return _Overview(info, mpp, grid, thumbnail, tissue, stain, tuple(notes))
-
-    def _tissue(
-        self, entry: Entry, thumbnail: Block, grid: Grid, bounds: tuple | None, warn: Callable[[str], None]
-    ) -> Tissue:
-        if entry.tissue is not None:
-            return read_tissue(Path(entry.tissue), grid, _origin(bounds), warn)
-        if self._settings.tissue == "all":
-            return Tissue(np.ones((1, 1), bool), grid)
-        height, width = thumbnail.pixels.shape[:2]
-        mpp = (grid.mpp * grid.width / width, grid.mpp * grid.height / height)
-        tissue = Tissue(tissue_by_color(thumbnail.pixels, mpp, thumbnail.unreadable), grid)
-        if tissue.share > NEARLY_ALL and looks_like_glass(thumbnail.pixels, tissue.mask):
-            warn(
-                f"{printable(entry.slide.name)}: nearly the whole slide is taken for tissue, but most of it has one "
-                "color, as glass has; look at overlay.png, and mark the tissue with --tissue=FILE"
-            )
-        return tissue
 
     def _label(
         self, name: str, overview: _Overview, folder: SlideFolder, pool: ReaderPool, interruption: Interruption
@@ -393,7 +355,7 @@ class SlideSegmenter:
             thumbnail,
             name=name,
             title=f"{name}, {self.model.name}",
-            origin=_origin(overview.info.bounds),
+            origin=origin_of(overview.info.bounds),
             min_area_um2=self._settings.min_area_um2,
             areas_mm2={value: float(counts[value] * grid.pixel_mm2) for value in np.flatnonzero(counts).tolist()},
             lap=clock.lap,
@@ -473,11 +435,6 @@ def _glass_color(thumbnail: Block) -> np.ndarray | None:
 def _stop_if_asked(interruption, name):
     if interruption.requested:
         raise Preempted(f"{name}: stopped before all results were written; the same command resumes from there")
-
-
-def _origin(bounds):
-    """Returns the origin of QuPath's coordinates: the corner of the scanned area if the slide states it."""
-    return bounds[:2] if bounds else (0, 0)
 
 
 def _overlay_thumbnail(thumbnail, pool):

@@ -1,7 +1,8 @@
 """Starts a training with the weights of another run.
 
 Everything is taken over if both runs have the same classes. Otherwise the layers whose shape depends on the number of
-classes, the head, keep their new weights.
+classes, the head, keep their new weights. Adapters (LoRA) of the other run are added to the matrices beside which they
+were trained; those of the new run begin anew.
 """
 
 import logging
@@ -17,7 +18,7 @@ from bcss_jax import models
 from bcss_jax.errors import DataError, printable
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import split_model
-from bcss_jax.training.checkpoint import load_trained, network_of
+from bcss_jax.training.checkpoint import load_trained, merged_weights, network_of
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import params_sha256
@@ -53,11 +54,13 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
     trained = load_trained(where, make_mesh(jax.local_devices()[:1]))
     network_of(trained)  # its weights fit its description
     theirs = trained.metadata["config"]
-    arrays = [_flat(tree) for tree in (trained.params, trained.model_state)]
     own = [_flat(tree) for tree in split_model(model)[1:]]
+    arrays = [_flat(tree) for tree in merged_weights(trained)]
     same_classes = tuple(trained.metadata["label_scheme"]["class_names"]) == scheme.class_names
     head = set() if same_classes else _head(config, scheme.num_classes, own[0])
-    if any(_shapes(a, head) != _shapes(b, head) for a, b in zip(arrays, own, strict=True)):
+    adapters = {path for path in own[0] if path[0] == "adapters"}
+    new = head | adapters
+    if any(_shapes(a, head) != _shapes(b, head) for a, b in zip(arrays, _without(adapters, own), strict=True)):
         raise DataError(
             f"{printable(folder)}: expected a run of {_described(config.model)}, found one of "
             f"{_described(theirs['model'])}; the weights of another network cannot be taken over: change "
@@ -65,8 +68,8 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
         )
     _warn_of_other_images(folder, theirs, config)
     _, params, model_state = nnx.split(model, nnx.Param, ...)
-    for variables, found, new in zip((params, model_state), arrays, own, strict=True):
-        chosen = {path: new[path] if path in head else np.asarray(found[path]) for path in new}
+    for variables, found, begun in zip((params, model_state), arrays, own, strict=True):
+        chosen = {path: begun[path] if path in new else np.asarray(found[path]) for path in begun}
         nnx.replace_by_pure_dict(variables, nnx.traversals.unflatten_mapping(chosen))
     nnx.update(model, params, model_state)
     began_with = trained.metadata.get("pretrained") or {}
@@ -74,11 +77,15 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
         "file": where.parent.name if where.name == "checkpoints" else where.name,
         "sha256": params_sha256(trained.params),
         "part": "model",
-        "tensors": sum(len(each) for each in own) - len(head),
+        "tensors": sum(len(each) for each in own) - len(new),
         "passed_over": [],
         "new": sorted("/".join(map(str, path)) for path in head),
         **{name: began_with[name] for name in ("source", "license", "trained_on") if began_with.get(name)},
     }
+
+
+def _without(paths: set[tuple], trees: list[_Arrays]) -> list[_Arrays]:
+    return [{path: array for path, array in tree.items() if path not in paths} for tree in trees]
 
 
 def _flat(tree: dict) -> _Arrays:

@@ -1,14 +1,13 @@
 """Tissue found by the color of a thumbnail."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_jax.slides.batch.segment_slide import SlideSegmenter
 from bcss_jax.slides.batch.slide_list import Entry
+from bcss_jax.slides.batch.slide_overview import find_tissue
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.reader_pool import Block
 from bcss_jax.slides.tissue.tissue_by_color import glass_of, looks_like_glass, tissue_by_color
@@ -120,12 +119,11 @@ def test_glass_that_was_taken_for_tissue_is_recognized(shared):
 
 
 def test_a_slide_that_is_all_of_one_color_is_said():
-    segmenter = SimpleNamespace(_settings=SimpleNamespace(tissue="colour"))
     grid, entry = Grid(1500, 1000, 1.6, (1.0, 1.0)), Entry(Path("case.tif"))
     for color, lines in (((160, 140, 90), 1), ((205, 200, 188), 0), ((255, 255, 255), 0)):
         said = []
         image, expected = patch_on(color)
-        tissue = SlideSegmenter._tissue(segmenter, entry, Block(image, None), grid, None, said.append)
+        tissue = find_tissue(entry, Block(image, None), grid, None, said.append)
         assert len(said) == lines
         assert all("case.tif: nearly the whole slide is taken for tissue" in line for line in said)
         assert tissue.mask.all() == bool(lines) and tissue.mask[expected].mean() > 0.98

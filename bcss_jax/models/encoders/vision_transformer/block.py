@@ -10,6 +10,7 @@ from flax.typing import Dtype
 
 from bcss_jax.models.blocks import initializers, layers, norms
 from bcss_jax.models.blocks.attention import attend
+from bcss_jax.models.encoders.vision_transformer.adapters import BlockAdapter, with_product
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.positions import rotated
 from bcss_jax.models.weights.torch_layout import LINEAR, SAME, TorchEntries, entries_of
@@ -31,21 +32,31 @@ class Attention(nnx.Module):
         self.key_bias, self.dtype = architecture.key_bias, dtype
         self.proj = layers.Linear(width, width, init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
 
-    def query_key_value(self, x: jax.Array, angles: np.ndarray | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def query_key_value(
+        self, x: jax.Array, angles: np.ndarray | None, adapter: BlockAdapter | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(N, T, width), see `Block` -> three arrays (N, T, heads, width / heads), the first two rotated."""
         bias = self.bias[...]
         if not self.key_bias:
             bias = bias * np.repeat(np.array((1, 0, 1), np.float32), x.shape[-1])
-        y = layers.dense(x, self.kernel[...], bias, self.dtype).reshape(*x.shape[:2], 3, self.heads, -1)
+        y = with_product(layers.dense(x, self.kernel[...], bias, self.dtype), x, adapter and adapter.qkv)
+        y = y.reshape(*x.shape[:2], 3, self.heads, -1)
         query, key, value = y[:, :, 0], y[:, :, 1], y[:, :, 2]
         if angles is not None:
             prefix = x.shape[1] - len(angles)
             query, key = rotated(query, angles, prefix), rotated(key, angles, prefix)
         return query, key, value
 
-    def __call__(self, x: jax.Array, angles: np.ndarray | None, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: np.ndarray | None,
+        mask: jax.Array | None = None,
+        adapter: BlockAdapter | None = None,
+    ) -> jax.Array:
         """(N, T, width), see `Block` -> the same shape."""
-        return self.proj(attend(*self.query_key_value(x, angles), mask).reshape(x.shape))
+        x = attend(*self.query_key_value(x, angles, adapter), mask).reshape(x.shape)
+        return with_product(self.proj(x), x, adapter and adapter.proj)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of DINO's `Attention`."""
@@ -62,13 +73,15 @@ class FeedForward(nnx.Module):
         self.dense1 = layers.Linear(width, 2 * hidden if self.gated else hidden, **common)
         self.dense2 = layers.Linear(hidden, width, **common)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, T, width) -> the same shape."""
-        y = self.dense1(x)
+    def __call__(self, x: jax.Array, adapter: BlockAdapter | None = None) -> jax.Array:
+        """(N, T, width), see `Block` -> the same shape."""
+        y = with_product(self.dense1(x), x, adapter and adapter.dense1)
         if self.gated:
             gate, y = jnp.split(y, 2, axis=-1)
-            return self.dense2(jax.nn.silu(gate) * y)
-        return self.dense2(jax.nn.gelu(y, approximate=False))
+            y = jax.nn.silu(gate) * y
+        else:
+            y = jax.nn.gelu(y, approximate=False)
+        return with_product(self.dense2(y), y, adapter and adapter.dense2)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of DINOv2's `Mlp` or `SwiGLUFFN`."""
@@ -106,6 +119,7 @@ class Block(nnx.Module):
         angles: np.ndarray | None,
         dropout_keys: jax.Array | None = None,
         mask: jax.Array | None = None,
+        adapter: BlockAdapter | None = None,
     ) -> jax.Array:
         """Runs the block.
 
@@ -114,12 +128,13 @@ class Block(nnx.Module):
           angles: of `positions.rotary_angles`, for the last tokens; None: positions are not rotary.
           dropout_keys: JAX keys (N,), one per example; needed only in training with `drop_path`.
           mask: of `attention.attend`.
+          adapter: products that are added to those with the matrices of the block; None: none.
 
         Returns:
           The shape and type of `x`.
         """
-        x = x + self.drop1(_scaled(self.attn(self.norm1(x), angles, mask), self.scale1), dropout_keys)
-        return x + self.drop2(_scaled(self.mlp(self.norm2(x)), self.scale2), dropout_keys)
+        x = x + self.drop1(_scaled(self.attn(self.norm1(x), angles, mask, adapter), self.scale1), dropout_keys)
+        return x + self.drop2(_scaled(self.mlp(self.norm2(x), adapter), self.scale2), dropout_keys)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of DINOv2's `Block`."""

@@ -14,6 +14,7 @@ from flax.typing import Dtype
 
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.blocks import initializers, layers, norms
+from bcss_jax.models.encoders.vision_transformer.adapters import Adapters
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 from bcss_jax.models.encoders.vision_transformer.block import Block, token_init
 from bcss_jax.models.encoders.vision_transformer.positions import resized_table, rotary_angles
@@ -138,14 +139,37 @@ class VisionTransformer(nnx.Module):
         return rotary_angles(rows, columns, architecture.width // architecture.heads)
 
     def block_outputs(
-        self, images: jax.Array, masked: jax.Array | None = None, dropout_keys: jax.Array | None = None
+        self,
+        images: jax.Array,
+        masked: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+        adapters: Adapters | None = None,
     ) -> list[jax.Array]:
-        """Returns the tokens after every block, without the final norm; the arguments are those of `__call__`."""
+        """Returns the tokens after every block, without the final norm.
+
+        Args:
+          images: as for `__call__`, and so are `masked` and `dropout_keys`.
+          masked: see there.
+          dropout_keys: see there.
+          adapters: products that are added to those with the matrices of the blocks; None: none.
+        """
         x, angles, outputs = self.embed(images, masked), self.angles(*self.grid(images)), []
-        for block in self.blocks:
-            x = block(x, angles, dropout_keys)
+        for i, block in enumerate(self.blocks):
+            x = block(x, angles, dropout_keys, adapter=adapters and adapters.blocks[i])
             outputs.append(x)
         return outputs
+
+    def add_products(self, adapters: Adapters) -> None:
+        """Adds the products of adapters to the matrices, which then give the same without them."""
+        for block, adapter in zip(self.blocks, adapters.blocks, strict=True):
+            for product, kernel in (
+                (adapter.qkv, block.attn.kernel),
+                (adapter.proj, block.attn.proj.kernel),
+                (adapter.dense1, block.mlp.dense1.kernel),
+                (adapter.dense2, block.mlp.dense2.kernel),
+            ):
+                if product is not None:
+                    kernel[...] = kernel[...] + product.product()
 
     def features(self, tokens: jax.Array, grid: tuple[int, int]) -> Features:
         """Applies the final norm to tokens after a block and divides them by what they stand for."""
