@@ -8,7 +8,7 @@ from helpers.paths import ROOT
 PACKAGE = ROOT / "bcss_jax"
 # From the lowest layer to the highest. A module imports its own layer and those below it.
 LAYERS = (
-    ("errors", "losses", "metrics", "common.regular_file"),
+    ("errors", "losses", "metrics", "query_losses", "common.regular_file"),
     ("labels",),
     ("common",),
     ("models.arguments", "models.blocks", "models.encoders", "models.image_normalization", "models.weights"),
