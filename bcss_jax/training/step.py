@@ -12,11 +12,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bcss_jax import losses, metrics, query_losses
+from bcss_jax import losses, metrics
 from bcss_jax.losses import Objective
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.blocks import norms
 from bcss_jax.models.blocks.layers import PRODUCT
+from bcss_jax.models.decoders import query_loss
 from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.optimizer import Plateau, Poly
@@ -173,14 +174,14 @@ def _of_queries(predicted, labels, objective: Objective, keys):
     """Returns the logits of the last predictions, and the sums: those that are reported, then those of the loss."""
     *_, last = predicted
     logits = jax.lax.stop_gradient(last.logits(*labels.shape[1:]))
-    sums = [query_losses.query_sums(each, labels, objective, keys, number) for number, each in enumerate(predicted)]
+    sums = [query_loss.query_sums(each, labels, objective, keys, number) for number, each in enumerate(predicted)]
     return logits, (losses.loss_sums(logits, labels, objective), *sums)
 
 
 def _loss(sums, objective: Objective):
     """Returns what is minimized, given the sums of `_forward`."""
     if objective.queries:
-        return sum(query_losses.loss_from_query_sums(each) for each in sums[1:])
+        return jnp.sum(jnp.stack([query_loss.loss_from_query_sums(each) for each in sums[1:]]))
     return losses.deep_supervision_loss(sums, objective)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from bcss_jax import query_losses
 from bcss_jax.losses import Objective
+from bcss_jax.models.decoders import query_loss
 
 OBJECTIVE = Objective(num_classes=3, ignore_index=0, classes=(1, 2), queries=True)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -33,7 +33,7 @@ def drawn(seed=0, n=4, queries=6, size=32):
 
 @jax.jit
 def loss(predicted, labels, keys=KEYS):
-    return query_losses.loss_from_query_sums(query_losses.query_sums(predicted, labels, OBJECTIVE, keys))
+    return query_loss.loss_from_query_sums(query_loss.query_sums(predicted, labels, OBJECTIVE, keys))
 
 
 def test_constant_masks_have_the_loss_of_the_formulas():
@@ -57,7 +57,7 @@ def test_matching_is_the_cheapest(seed):
     values, classes = rng.normal(0, 3, (50, 8)).astype(np.float32), rng.normal(0, 2, (8, 6)).astype(np.float32)
     truth = np.eye(5, dtype=np.float32)[rng.integers(0, 4, 50)]
     present = np.array([True, True, seed % 2 == 0, True, False])
-    found = np.asarray(query_losses._matched(values, classes, truth, present))[present]
+    found = np.asarray(query_loss._matched(values, classes, truth, present))[present]
     p, softmax = 1 / (1 + np.exp(-values)), np.exp(classes) / np.exp(classes).sum(-1, keepdims=True)
     cost = np.zeros((8, 5))
     for q in range(8):
@@ -75,7 +75,7 @@ def test_masks_are_compared_at_the_centers_of_pixels():
     resized = np.asarray(jax.image.resize(masks, (1, 20, 20, 3), "linear", antialias=False)).reshape(400, 3)
     places = np.array([0, 7, 19, 20, 133, 399])
     np.testing.assert_allclose(
-        query_losses._at(masks.reshape(25, 3), (5, 5), places, 20, 4.0), resized[places], atol=1e-6
+        query_loss._at(masks.reshape(25, 3), (5, 5), places, 20, 4.0), resized[places], atol=1e-6
     )
 
 
@@ -101,9 +101,9 @@ def test_ignored_pixels_change_nothing():
 
 def test_sums_of_parts_are_those_of_the_whole():
     predicted, labels = drawn(n=4)
-    whole = query_losses.query_sums(predicted, labels, OBJECTIVE, KEYS)
+    whole = query_loss.query_sums(predicted, labels, OBJECTIVE, KEYS)
     parts = [
-        query_losses.query_sums(
+        query_loss.query_sums(
             Predicted(predicted.masks[i::2], predicted.classes[i::2]), labels[i::2], OBJECTIVE, KEYS[i::2]
         )
         for i in range(2)
@@ -113,7 +113,7 @@ def test_sums_of_parts_are_those_of_the_whole():
 
 def test_points_depend_on_the_key_and_the_number_of_the_predictions():
     predicted, labels = drawn()
-    of = lambda keys, number=0: query_losses.query_sums(predicted, labels, OBJECTIVE, keys, number)["mask"]  # noqa: E731
+    of = lambda keys, number=0: query_loss.query_sums(predicted, labels, OBJECTIVE, keys, number)["mask"]  # noqa: E731
     assert float(of(KEYS)) == float(of(KEYS)) != float(of(KEYS, 1)) != float(of(KEYS[::-1]))
 
 
@@ -133,4 +133,4 @@ def test_values_that_are_not_finite_end_the_search():
 def test_every_class_counts_without_an_ignored_one():
     objective = dataclasses.replace(OBJECTIVE, ignore_index=None)
     predicted, labels = drawn()
-    assert float(query_losses.query_sums(predicted, labels, objective, KEYS)["masks"]) == 12
+    assert float(query_loss.query_sums(predicted, labels, objective, KEYS)["masks"]) == 12
