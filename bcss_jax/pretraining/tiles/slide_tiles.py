@@ -3,27 +3,21 @@
 import logging
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bcss_jax.common.interruption import result_of
 from bcss_jax.data.decoded_tiles import free_memory, holds
-from bcss_jax.data.resolution.check import differ, resolved_mpp
+from bcss_jax.data.resolution.check import differ
 from bcss_jax.errors import DataError, printable
-from bcss_jax.pretraining.tiles.glass import is_glass
+from bcss_jax.pretraining.tiles.image_content import is_glass
 from bcss_jax.pretraining.tiles.tiles import HeldTiles
 from bcss_jax.slides.batch.slide_list import Entry
-from bcss_jax.slides.grid import Grid, grid_of
+from bcss_jax.slides.batch.slide_overview import find_tissue, place_grid, read_thumbnail
 from bcss_jax.slides.reading.reader_pool import ReaderPool
-from bcss_jax.slides.tissue.stain_check import out_of_domain
-from bcss_jax.slides.tissue.tissue_by_color import tissue_by_color
-from bcss_jax.slides.tissue.tissue_file import read_tissue
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 
-TISSUE_MPP = 8.0  # um per pixel of the thumbnail that tissue is found on
-TISSUE_SIDE = 2048  # pixels, at most, of the longer side of that thumbnail
 LEAST_TISSUE = 0.5  # share of a tile that is tissue on the thumbnail
 log = logging.getLogger(__name__)
 
@@ -117,19 +111,13 @@ def _draw(entry: Entry, size: int, *, mpp: float, count: int, seed: int, readers
     """Draws the tiles of a slide; see `slide_tiles`. There are none if it has no tissue."""
     name = printable(entry.slide.name)
     with ReaderPool(entry.slide, readers) as pool:
-        info = pool.info
-        for note in info.notes:
-            log.warning("%s: %s", name, note)
-        found = resolved_mpp(entry.slide, info.stated_mpp, entry.mpp)
+        found, grid = place_grid(entry, pool.info, mpp, _warn)
         if found[0] > mpp and differ(found[0], mpp):
             log.warning(
-                "%s: scanned at %.4g um per pixel, tiles of %g um per pixel are enlarged and blurred",
-                name,
-                found[0],
-                mpp,
+                "%s: scanned at %.4g um per pixel, tiles of %g are enlarged from it and blurred", name, found[0], mpp
             )
-        grid = grid_of(info.width, info.height, found, mpp)
-        corners = _corners(_tissue(entry, pool, grid), size)
+        thumbnail, _ = read_thumbnail(entry, pool, grid, _warn)
+        corners = _corners(find_tissue(entry, thumbnail, grid, pool.info.bounds, _warn), size)
         rng = np.random.default_rng((seed, zlib.crc32(entry.slide.name.encode(errors="surrogateescape"))))
         drawn = corners[np.sort(rng.permutation(len(corners))[:count])]
         tiles, unreadable, glass = [], 0, 0
@@ -145,19 +133,8 @@ def _draw(entry: Entry, size: int, *, mpp: float, count: int, seed: int, readers
     return _FromSlide(tiles, unreadable, glass)
 
 
-def _tissue(entry: Entry, pool: ReaderPool, grid: Grid) -> Tissue:
-    bounds = pool.info.bounds
-    if entry.tissue is not None:
-        return read_tissue(
-            Path(entry.tissue), grid, bounds[:2] if bounds else (0.0, 0.0), lambda line: log.warning("%s", line)
-        )
-    longest = max(grid.width, grid.height)
-    thumbnail = pool.thumbnail(min(TISSUE_SIDE, max(1, round(longest * grid.mpp / TISSUE_MPP))))
-    if problem := out_of_domain(thumbnail.pixels):
-        log.warning("%s: has %s; it is no H&E in bright field", printable(entry.slide.name), problem)
-    height, width = thumbnail.pixels.shape[:2]
-    along = grid.mpp * grid.width / width, grid.mpp * grid.height / height
-    return Tissue(tissue_by_color(thumbnail.pixels, along, thumbnail.unreadable), grid)
+def _warn(line: str) -> None:
+    log.warning("%s", line)
 
 
 def _corners(tissue: Tissue, size: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bcss_jax.data.augmentation.colors import jitter, restain
-from bcss_jax.pretraining.views import pillow_colors, torch_blur
+from bcss_jax.pretraining.views import blurs, pillow_colors
 from bcss_jax.pretraining.views.crops import draw_box, resized_crop
 from bcss_jax.pretraining.views.settings import Changes, ViewSettings
 
@@ -30,6 +30,8 @@ class Views(NamedTuple):
 def make_views(images: jax.Array, keys: jax.Array, settings: ViewSettings) -> Views:
     """Makes the views of a batch. Those of a tile depend on its key alone, not on the batch or the place in it.
 
+    Where a value lies between two gray levels, another size of the batch on a device may round it the other way.
+
     Args:
       images: uint8 [N, S, S, 3], RGB.
       keys: JAX keys [N].
@@ -44,9 +46,13 @@ def make_views(images: jax.Array, keys: jax.Array, settings: ViewSettings) -> Vi
 
     def of_kind(first: int, number: int, changes: Changes, size: int) -> jax.Array:
         """Returns `number` views of every tile, [number, N, size, size, 3]; `first` numbers the first of them."""
-        drawn = jax.vmap(lambda view: jax.vmap(lambda key: jax.random.fold_in(key, view))(keys))
-        one = functools.partial(make_view, changes=changes, size=size)
-        return jax.vmap(jax.vmap(one), in_axes=(None, 0))(channels, drawn(first + jnp.arange(number)))
+
+        def one(tile, key, view):
+            return make_view(tile, jax.random.fold_in(key, view), changes, size)
+
+        # One view after the other: the products of matrices of all of them at once take longer, and much memory.
+        every = jax.vmap(one, in_axes=(0, 0, None))
+        return jax.lax.map(lambda view: every(channels, keys, view), first + jnp.arange(number))
 
     views = [of_kind(i, 1, changes, settings.global_size) for i, changes in enumerate((style.first, style.second))]
     if not count:
@@ -97,7 +103,7 @@ def make_view(image: jax.Array, key: jax.Array, changes: Changes, size: int) -> 
     if c.blur:
         low, high = c.blur_radius
         sigma = jnp.where(happens[3] < c.blur, low + (high - low) * radius[0], 0.0)
-        view = (pillow_colors.blur if c.blur_pillow else torch_blur.blur)(view, sigma)
+        view = (blurs.pillow if c.blur_pillow else blurs.torchvision)(view, sigma)
     if c.solarize:
         view = jnp.where(happens[4] < c.solarize, pillow_colors.solarize(view), view)
     return view

@@ -1,4 +1,4 @@
-"""Changes of color and sharpness as Pillow makes them of 8-bit images, on the device.
+"""Changes of color as Pillow makes them of 8-bit images, on the device.
 
 The functions take one view, for `jax.vmap`: float32 [H, W, 3], RGB, with whole numbers from 0 to 255, and return the
 same, rounded as Pillow 13.0 rounds. For each there is a value with which the view does not change in any bit.
@@ -6,10 +6,6 @@ same, rounded as Pillow 13.0 rounds. For each there is a value with which the vi
 
 import jax
 import jax.numpy as jnp
-
-from bcss_jax.data.augmentation.sampling import weighted_sum
-
-LARGEST_RADIUS = 2.5  # of `blur`, whose boxes then reach two pixels at most
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -69,25 +65,6 @@ def gray(image: jax.Array) -> jax.Array:
 def solarize(image: jax.Array) -> jax.Array:
     """Inverts values of 128 and more, as ImageOps.solarize."""
     return jnp.where(image < 128, image, 255 - image)
-
-
-def blur(image: jax.Array, radius: jax.Array) -> jax.Array:
-    """Blurs as ImageFilter.GaussianBlur: three box filters along the rows and three along the columns.
-
-    Args:
-      image: see the docstring of the module.
-      radius: standard deviation in pixels, up to `LARGEST_RADIUS`; 0: no change.
-    """
-    variance = radius**2 / 3  # of each box
-    whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    box = whole + part
-    distance = jnp.abs(jnp.arange(-2, 3))
-    weights = jnp.clip(box + 1 - distance, 0, 1) / (2 * box + 1)
-    for axis in (1, 1, 1, 0, 0, 0):
-        # The barrier keeps XLA from computing what comes before once for each weight.
-        image = jnp.floor(weighted_sum(jax.lax.optimization_barrier(image), weights, axis, "edge") + 0.5)
-    return image
 
 
 def _brightness_of(image: jax.Array) -> jax.Array:

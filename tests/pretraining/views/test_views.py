@@ -1,12 +1,15 @@
 """Views depend on the key of their tile alone."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bcss_jax.errors import ConfigError
-from bcss_jax.pretraining.views.make_views import make_views
-from bcss_jax.pretraining.views.settings import ViewSettings
+from bcss_jax.pretraining.views.make_views import make_view, make_views
+from bcss_jax.pretraining.views.settings import STYLES, Changes, ViewSettings
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
 KEYS = jax.random.split(jax.random.key(3), 4)
@@ -22,15 +25,16 @@ def test_views_of_a_tile_depend_on_its_key_alone(style):
     for one, other in zip(views, make_views(IMAGES[order], KEYS[order], settings), strict=True):
         assert np.array_equal(one[:, order], other)
         assert one.min() >= 0 and one.max() <= 255 and np.array_equal(one, np.rint(one))
-    for one, other in zip(views, make_views(IMAGES[1:2], KEYS[1:2], settings), strict=True):
-        assert np.array_equal(one[:, 1:2], other)
     every = [np.asarray(view)[:, :12, :12] for views_of_kind in views for view in views_of_kind]
     assert all(not np.array_equal(a, b) for i, a in enumerate(every) for b in every[:i])
 
 
-def test_without_local_views():
-    views = make_views(IMAGES, KEYS, ViewSettings(24, 12, 0))
+def test_without_local_views_and_with_another_batch():
+    settings = ViewSettings(24, 12, 0)
+    views = make_views(IMAGES, KEYS, settings)
     assert views.local_views.shape == (0, 4, 12, 12, 3)
+    difference = abs(make_views(IMAGES[1:2], KEYS[1:2], settings).global_views - views.global_views[:, 1:2])
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,43 @@ def test_settings_that_cannot_be_are_refused(settings, found):
 def test_global_views_larger_than_the_tiles_are_refused():
     with pytest.raises(ConfigError, match="found views of 41 and tiles of 40 pixels; use larger tiles or smaller"):
         make_views(IMAGES, KEYS, ViewSettings(global_size=41, local_size=12))
+
+
+def test_changes_are_as_frequent_as_their_probabilities():
+    """Views of a whole tile with colors below 128 in the upper half, bright ones below, and a mark in one corner."""
+    tile = np.full((8, 8, 3), (90, 60, 30), np.float32)
+    tile[4:] += 100
+    tile[0, 0] = 0
+    changes = Changes(scale=(1.0, 1.0), flip=0.3, jitter=0.0, gray=0.2, solarize=0.4)
+    one = functools.partial(make_view, jnp.moveaxis(jnp.asarray(tile), -1, 0), changes=changes, size=8)
+    views = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 1000)))
+    shares = {
+        "gray": np.mean((views[:, 2, 3] == views[:, 2, 3, :1]).all(-1)),
+        "solarize": np.mean(views[:, 6, 3].max(-1) < 128),
+        "flip": np.mean((views[:, 0, 7] == 0).all(-1)),
+    }
+    for name, share in shares.items():
+        assert abs(share - getattr(changes, name)) < 0.05, name  # three standard deviations
+
+
+def test_turns_are_all_eight():
+    tile = np.zeros((8, 8, 3), np.float32)
+    tile[0, 1] = 255
+    changes = Changes(scale=(1.0, 1.0), turns=True, jitter=0.0, gray=0.0)
+    one = functools.partial(make_view, jnp.moveaxis(jnp.asarray(tile), -1, 0), changes=changes, size=8)
+    views = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 800)))
+    places, counts = np.unique(views[..., 0].reshape(800, 64).argmax(1), return_counts=True)
+    near_corners = [8 * y + x for y, x in ((0, 1), (1, 0), (0, 6), (6, 0), (1, 7), (7, 1), (6, 7), (7, 6))]
+    assert sorted(places.tolist()) == sorted(near_corners)
+    assert counts.min() > 60
+
+
+def test_published_recipes():
+    first, second, local = STYLES["dino"].first, STYLES["dino"].second, STYLES["dino"].local
+    assert [each.blur for each in (first, second, local)] == [1.0, 0.1, 0.5]
+    assert [each.solarize for each in (first, second, local)] == [0.0, 0.2, 0.0]
+    # DINOv2's blur hands 1 - p to RandomApply.
+    assert [each.blur for each in STYLES["dinov2"].__dict__.values()] == [0.0, 0.9, 0.5]
+    assert ViewSettings(style="dinov2").changes.first.scale == (0.32, 1.0)
+    assert ViewSettings(style="dinov2", local_scale=(0.1, 0.2)).changes.local.scale == (0.1, 0.2)
+    assert all(each.solarize == each.gray == 0 and each.stain for each in STYLES["pathology"].__dict__.values())

@@ -26,12 +26,15 @@ class Preset:
       statistics: of the images that it was trained with.
       license: of its weights, or who says what it is.
       mpp: um/px of the tiles that it was trained with; None: photographs, or many resolutions.
+      feature: what its publisher describes a tile with: "class" for the class token, "class+mean" for the class token
+        followed by the mean over the patches.
     """
 
     architecture: Architecture
     statistics: ImageStatistics
     license: str
     mpp: float | None = None
+    feature: str = "class"
 
 
 _TINY = Architecture(192, 12, 3, 16, 768)
@@ -74,14 +77,14 @@ PRESETS: dict[str, Preset] = {
     "kaiko_vitb16": Preset(_BASE, HALF, "MIT", 0.5),
     "kaiko_vitl14": Preset(_dinov2(_LARGE, 4, prefix_rows=0), HALF, "MIT", 0.5),
     "openmidnight": Preset(_dinov2(_GIANT, 4), IMAGENET, "Apache-2.0", 0.5),
-    "midnight": Preset(_dinov2(_GIANT, resizing=Resizing.PLAIN), HALF, "MIT", 0.5),
+    "midnight": Preset(_dinov2(_GIANT, resizing=Resizing.PLAIN), HALF, "MIT", 0.5, "class+mean"),
     "h_optimus_0": Preset(_dinov2(_GIANT, 4, prefix_rows=0), _OPTIMUS, "Apache-2.0", 0.5),
     "h_optimus_1": Preset(_dinov2(_GIANT, 4, prefix_rows=0), _OPTIMUS, _NON_COMMERCIAL, 0.5),
     "h0_mini": Preset(_dinov2(_BASE, 4, prefix_rows=0, hidden=2048, gated=True), _OPTIMUS, _NON_COMMERCIAL, 0.5),
     "hibou_b": Preset(_dinov2(_BASE, 4, table=16), _HIBOU, "Apache-2.0", 0.5),
     "hibou_l": Preset(_dinov2(_LARGE, 4, table=16), _HIBOU, "Apache-2.0", 0.5),
-    "virchow": Preset(_HUGE, IMAGENET, "Apache-2.0, behind a form", 0.5),
-    "virchow2": Preset(_of(_HUGE, registers=4, prefix_rows=5), IMAGENET, _NON_COMMERCIAL, 0.5),
+    "virchow": Preset(_HUGE, IMAGENET, "Apache-2.0, behind a form", 0.5, "class+mean"),
+    "virchow2": Preset(_of(_HUGE, registers=4, prefix_rows=5), IMAGENET, _NON_COMMERCIAL, 0.5, "class+mean"),
     "uni": Preset(_of(_LARGE, layer_scale=True), IMAGENET, _NON_COMMERCIAL, 0.5),
     "uni2_h": Preset(_of(_GIANT, depth=24, table=16, registers=8, prefix_rows=0), IMAGENET, _NON_COMMERCIAL, 0.5),
     "prov_gigapath": Preset(_of(_GIANT, patch=16, table=14), IMAGENET, "Apache-2.0 with conditions", 0.5),
