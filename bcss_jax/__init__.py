@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bcss_jax.api.evaluation import evaluate
     from bcss_jax.api.evaluation_report import EvaluationReport
+    from bcss_jax.api.pretraining import pretrain
     from bcss_jax.api.run import Run
     from bcss_jax.api.segmentation import segment
     from bcss_jax.api.slide_results import SlideResult, SlideResults
@@ -31,6 +32,7 @@ __all__ = [
     "SlideResults",
     "evaluate",
     "load_config",
+    "pretrain",
     "segment",
     "train",
 ]
@@ -42,6 +44,7 @@ _MODULES = {
     "SlideResults": "bcss_jax.api.slide_results",
     "evaluate": "bcss_jax.api.evaluation",
     "load_config": "bcss_jax.config_file",
+    "pretrain": "bcss_jax.api.pretraining",
     "segment": "bcss_jax.api.segmentation",
     "train": "bcss_jax.api.training",
 }

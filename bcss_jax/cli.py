@@ -15,6 +15,7 @@ from bcss_jax.common.startup import start_clock
 # Name -> (module with its `main`, what it does).
 COMMANDS = {
     "train": ("bcss_jax.commands.train", "train a system; the same command resumes it"),
+    "pretrain": ("bcss_jax.commands.pretrain", "pretrain a vision transformer on images without labels"),
     "evaluate": ("bcss_jax.commands.evaluate", "score trained runs, with intervals and a report"),
     "segment": ("bcss_jax.commands.segment", "segment whole slides"),
     "embed": ("bcss_jax.commands.embed", "write features of a slide's tiles with a foundation model"),

@@ -41,7 +41,19 @@ LAYERS = (
     ("notebook",),
     ("commands", "models.__main__"),
     ("cli",),
-    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "embed", "import_model", "scribble"),
+    (
+        "main",
+        "evaluate",
+        "segment",
+        "view",
+        "export",
+        "compile_for",
+        "doctor",
+        "embed",
+        "import_model",
+        "pretrain",
+        "scribble",
+    ),  # fmt: skip
 )
 MAX_LINES = 80
 LONG = "# Long: "  # in the line above a function (and its decorators), followed by the reason

@@ -2,13 +2,10 @@
 
 import contextlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from bcss_jax.accelerators.remedies import remedy_for_training
@@ -18,11 +15,11 @@ from bcss_jax.common import files
 from bcss_jax.common.device_memory import out_of_memory_errors
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
-from bcss_jax.common.processes import is_main_process, print_main
+from bcss_jax.common.processes import in_main_process, print_main
 from bcss_jax.common.ranges import Range
 from bcss_jax.config import ALL, set_image_statistics, validate
 from bcss_jax.data.discovery import read_folders
-from bcss_jax.errors import ConfigError, Preempted, UserError
+from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
@@ -72,6 +69,10 @@ def check_config(config: Any) -> LabelScheme:
     Raises:
       ConfigError: a setting, or a combination of settings, cannot work.
     """
+    if config.get("method") == "dino":
+        raise ConfigError(
+            f"config.method=dino: {config.name} is a pretraining; run it with python -m bcss_jax.pretrain"
+        )
     nnunet = config.get("method") == "nnunet"
     scheme = find_scheme(config.labels)
     if not nnunet:
@@ -98,8 +99,8 @@ def _folds(config: Any, workdir: Path) -> list[tuple[Any, Path]]:
 def _train(config: Any, workdir: Path, fresh: bool, scheme: LabelScheme, interruption: Interruption) -> None:
     """Trains one run in its folder, or resumes it."""
     with contextlib.ExitStack() as locks:
-        _in_main_process(lambda: _refuse_inputs(workdir, config, fresh))
-        _in_main_process(lambda: _claim(workdir, config, fresh, scheme, locks))
+        in_main_process(lambda: _refuse_inputs(workdir, config, fresh))
+        in_main_process(lambda: _claim(workdir, config, fresh, scheme, locks))
         # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
         if config.get("method") == "nnunet":
             from bcss_jax.nnunet.run import run as train_run
@@ -151,20 +152,3 @@ def _claim(workdir: Path, config: ConfigDict, fresh: bool, scheme: LabelScheme, 
             locks.close()  # the locked folders were deleted
         for name in nnunet_config.fold_names(config):
             locks.enter_context(files.locked(workdir / f"fold_{name}"))
-
-
-def _in_main_process(action: Callable[[], None]) -> None:
-    """Runs `action` in the main process. If it fails or is stopped, all processes end with the same exit code."""
-    failure = None
-    if is_main_process():
-        try:
-            action()
-        except (UserError, Preempted) as error:
-            failure = error
-    if jax.process_count() > 1:
-        code = multihost_utils.broadcast_one_to_all(np.int32(failure.exit_code if failure else 0))
-        if code and not failure:
-            failure = UserError("the main process failed; see its message")
-            failure.exit_code = int(code)
-    if failure:
-        raise failure

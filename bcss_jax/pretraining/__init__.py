@@ -1,1 +1,1 @@
-"""Pretraining of vision transformers on tiles without labels."""
+"""Pretraining of a vision transformer on images without labels: DINO, and DINOv2's additions to it."""

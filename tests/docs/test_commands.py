@@ -33,6 +33,7 @@ RUN = [block for block in BLOCKS if block.runs]
 NOT_RUN = [block for block in BLOCKS if not block.runs]
 SIZE = 64  # pixels of the tiles
 SHELL = ("source", "git", "cd")  # commands of a shell that name nothing of this package
+TRAINING = ("bcss_jax.main", "bcss_jax.pretrain", "bcss_jax.commands.train", "bcss_jax.commands.pretrain")
 VARIABLE = re.compile(r"\w+=\S*")
 
 
@@ -88,8 +89,8 @@ def _options_of(module: str, action: str | None = None) -> set[str]:
 
 
 def _check_training(arguments: list[str]) -> None:
-    """Checks the options of `python -m bcss_jax.main`: flags of its help, fields of the config file."""
-    source = (ROOT / "bcss_jax" / "commands" / "train.py").read_text()
+    """Checks the options of the commands that train: flags of their help, fields of the config file."""
+    source = (ROOT / "bcss_jax" / "commands" / "run_options.py").read_text()
     configs = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
     file, _, argument = find_config_file((configs or ["configs/unet.py"])[0]).partition(":")
     config = runpy.run_path(str(ROOT / file))["get_config"](*[argument] if argument else [])
@@ -121,7 +122,7 @@ def _check(words: list[str]) -> None:
     elif program == "sbatch":
         scripts = [word for word in rest if word.endswith(".sh")]
         assert scripts and all((ROOT / script).is_file() for script in scripts)
-    elif rest[0] == "-m" and rest[1] in ("bcss_jax.main", "bcss_jax.commands.train"):
+    elif rest[0] == "-m" and rest[1] in TRAINING:
         _check_training(rest[2:])
     elif rest[0] == "-m" and rest[1] == "bcss_jax.models":
         pass

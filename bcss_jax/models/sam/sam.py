@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from bcss_jax.errors import ConfigError
+from bcss_jax.models.arguments import check_counts
 from bcss_jax.models.sam.architecture import DecoderForm, ViTForm
 from bcss_jax.models.sam.image_encoder import ImageEncoder
 from bcss_jax.models.sam.mask_decoder import Features, MaskDecoder, Predictions
@@ -48,10 +50,11 @@ class Sam(nnx.Module):
           seed: of the initial weights.
 
         Raises:
-          ConfigError: no network has such a form.
+          ConfigError: no network has such a form, or the size is not a multiple of the patch.
         """
+        form.check()
+        self.image_size = check_image_size("SAM", image_size or form.table * form.patch, form.patch)
         rngs = nnx.Rngs(seed)
-        self.image_size = image_size or form.table * form.patch
         self.image_encoder = ImageEncoder(form, decoder.channels, dtype=dtype, rngs=rngs)
         self.prompt_encoder = PromptEncoder(decoder, dtype=dtype, rngs=rngs)
         self.mask_decoder = MaskDecoder(decoder, version=1, dtype=dtype, rngs=rngs)
@@ -104,6 +107,14 @@ class Sam(nnx.Module):
         """Returns the entries under the names of the reference's `Sam`."""
         names = ("image_encoder", "prompt_encoder", "mask_decoder")
         return entries_of({name: getattr(self, name) for name in names})
+
+
+def check_image_size(network: str, size: int, multiple: int) -> int:
+    """Returns the size of a network's input; raises ConfigError if it is not a multiple of so many pixels."""
+    check_counts(network, image_size=size)
+    if size % multiple:
+        raise ConfigError(f"{network}: image_size must be a multiple of {multiple}, not {size}")
+    return size
 
 
 def joined(parts: list[Tokens]) -> Tokens:

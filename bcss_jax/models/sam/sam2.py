@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from bcss_jax.errors import ConfigError
 from bcss_jax.models.sam.architecture import DecoderForm, HieraForm
 from bcss_jax.models.sam.hiera import MULTIPLE, HieraEncoder
 from bcss_jax.models.sam.mask_decoder import Features, MaskDecoder, Predictions
 from bcss_jax.models.sam.prompt_encoder import PromptEncoder, Tokens
-from bcss_jax.models.sam.sam import box_tokens, decoded, joined, padding_token, point_tokens
+from bcss_jax.models.sam.sam import box_tokens, check_image_size, decoded, joined, padding_token, point_tokens
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of
 
 # A single mask is taken if it hardly changes between these thresholds.
@@ -33,19 +32,17 @@ class Sam2(nnx.Module):
         form: HieraForm,
         decoder: DecoderForm = DecoderForm(),  # noqa: B008  # frozen
         *,
-        image_size: int = 1024,
+        image_size: int = 0,
         dtype: Dtype = jnp.float32,
         seed: int = 0,
     ):
-        """Builds the network; the arguments are those of `Sam`. Positions are resized for every size.
+        """Builds the network; the arguments are those of `Sam`. An `image_size` of 0 is 1024.
 
         Raises:
           ConfigError: no network has such a form, or the size is not a multiple of 32.
         """
-        if image_size % MULTIPLE or image_size < MULTIPLE:
-            raise ConfigError(f"SAM 2.1: image_size must be a multiple of {MULTIPLE}, not {image_size}")
+        self.image_size = check_image_size("SAM 2.1", image_size or 1024, MULTIPLE)
         rngs = nnx.Rngs(seed)
-        self.image_size = image_size
         self.image_encoder = HieraEncoder(form, decoder.channels, dtype=dtype, rngs=rngs)
         self.prompt_encoder = PromptEncoder(decoder, dtype=dtype, rngs=rngs)
         self.mask_decoder = MaskDecoder(decoder, version=2, dtype=dtype, rngs=rngs)

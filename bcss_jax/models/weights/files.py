@@ -23,7 +23,7 @@ from bcss_jax.errors import ConfigError, DataError, first_line, printable
 # Before 2.10 a crafted file could run code in spite of `weights_only=True` (GHSA-63cw-57p8-fm3p).
 _MIN_TORCH = (2, 10)
 _MAX_HEADER = 100_000_000  # bytes, as in the library
-_PTH = (".pth", ".pt", ".bin", ".tar")
+PTH = (".pth", ".pt", ".bin", ".tar")
 _TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
 _SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
 _NPZ_READER = "the npz reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
@@ -33,9 +33,9 @@ _OF_A_DOWNLOAD = (
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
 )
-# Keys under which training programs save the weights; nnU-Net uses the fourth, TIAToolbox the fifth, and DINO the last
-# one, beside the student's.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "desc", "teacher")
+# Keys under which training programs save the weights; nnU-Net uses the fourth, TIAToolbox the fifth, DINO the sixth,
+# beside the student's, and micro_sam the last one.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights", "desc", "teacher", "model_state")
 # Entries that are saved among the weights but are not weights: milesial's U-Net saves its label values there.
 _NOT_WEIGHTS = ("mask_values",)
 
@@ -58,7 +58,8 @@ def read_weights(path: Path) -> WeightFile:
 
     Args:
       path: .safetensors, .npz, or .pth, .pt, .bin, .tar of PyTorch. A .pth may hold the weights under `state_dict`,
-        `model_state_dict`, `model`, `network_weights` (nnU-Net), `desc` (TIAToolbox) or `teacher` (DINO).
+        `model_state_dict`, `model`, `network_weights` (nnU-Net), `desc` (TIAToolbox), `teacher` (DINO) or `model_state`
+        (micro_sam).
 
     Raises:
       DataError: the file does not exist, is damaged, or holds anything other than arrays.
@@ -66,7 +67,7 @@ def read_weights(path: Path) -> WeightFile:
     """
     path = _existing(path)
     suffix = path.suffix.lower()
-    if suffix in _PTH:
+    if suffix in PTH:
         read_arrays, reader = lambda path: _torch_arrays(_load_torch(path))[0], _TORCH_LOADER
         _check_torch(path)
     elif suffix == ".safetensors":

@@ -2,7 +2,7 @@
 
 import collections
 import concurrent.futures
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ def indices_of_step(count: int, batch_size: int, seed: int, step: int) -> np.nda
 
 def batches(
     tiles: Tiles, batch_size: int, seed: int, start_step: int = 0, *, process: int = 0, processes: int = 1
-) -> Iterator[TileBatch]:
+) -> Generator[TileBatch, None, None]:
     """Yields the batches from a step on, without end. They are the same however often a run was resumed.
 
     Args:

@@ -1,17 +1,22 @@
 """SAM and SAM 2.1 give the maps, masks and scores of the references."""
 
+import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from helpers.references import FOUNDATION, foundation_case, module_at
 
 from bcss_jax.models.sam import presets
-from bcss_jax.models.sam.architecture import DecoderForm, ViTForm
+from bcss_jax.models.sam.architecture import DecoderForm, HieraForm, ViTForm
+from bcss_jax.models.sam.mask_decoder import Predictions
+from bcss_jax.models.sam.prompt_encoder import NO_TOKEN, Tokens
 from bcss_jax.models.sam.sam import Sam
-from bcss_jax.models.weights.pretrained import load_torch_state
+from bcss_jax.models.sam.sam2 import Sam2
+from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 
 TINY = ViTForm(48, 3, 3, (1,), patch=8, window=4, hidden=192, table=10)
 TINY_DECODER = DecoderForm(channels=32, heads=4, hidden=64, score_hidden=24)
@@ -93,6 +98,79 @@ def outputs(model, image, entry):
     }
     for key, prompt in prompts.items():
         yield from ((f"{name}_{key}", value) for name, value in decoded(model, features, *prompt).items())
+
+
+def test_gradients_are_those_of_the_reference():
+    entry, state, images, _ = foundation_case("sam_tiny")
+    wanted = json.loads((FOUNDATION / "values.json").read_text())["sam_tiny_gradients"]
+    model = load_torch_state(tiny(), state)
+    points, labels, box, _ = inputs_of(entry)
+    weights = module_at(FOUNDATION / "weights.py", "no reference outputs")
+    target = weights.image(23, (1, 3, 40, 40)) > 0
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def loss_and_gradients(params):
+        def loss(params):
+            model = nnx.merge(graphdef, params, rest)
+            tokens = model.tokens(points, labels, box)
+            masks, scores, _ = model.select(model.decode(model.encode(images["image"]), tokens), multimask=True)
+            return (jax.nn.softplus(masks) - target * masks).mean() + jnp.square(scores - 0.5).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    with jax.default_matmul_precision("highest"):
+        value, gradients = loss_and_gradients(params)
+    np.testing.assert_allclose(value, wanted["loss"], rtol=1e-5)
+    sums = {name: np.abs(array).sum() for name, array in to_torch_state(nnx.merge(graphdef, gradients, rest)).items()}
+    for name, total in wanted["grad_abs_sum"].items():
+        # Gradients that are zero in exact arithmetic, such as those of biases of keys, are noise in both.
+        assert abs(sums[name] - total) < 1e-4 * max(total, 0.1), (name, sums[name], total)
+
+
+def test_tokens_that_do_not_exist_change_nothing():
+    _, state, images, _ = foundation_case("sam_tiny")
+    model = load_torch_state(tiny(), state)
+    points = np.random.RandomState(0).uniform(0, 80, (2, 3, 2)).astype(np.float32)
+    labels = np.array([[1, 0, 1], [0, 1, 1]])
+    features = encoded(model, images["image"])[1]
+    tokens = model.tokens(points, labels, None)
+    filled = Tokens(
+        jnp.pad(tokens.points, ((0, 0), (0, 3), (0, 0)), constant_values=7),
+        jnp.pad(tokens.labels, ((0, 0), (0, 3)), constant_values=NO_TOKEN),
+    )
+    decode = nnx.jit(lambda model, features, tokens: model.decode(features, tokens)[:2])
+    for one, other in zip(decode(model, features, tokens), decode(model, features, filled), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-4 * float(one.std()))
+
+
+def test_several_prompts_at_once_are_each_prompt_alone():
+    _, state, images, _ = foundation_case("sam_tiny")
+    model = load_torch_state(tiny(), state)
+    rs = np.random.RandomState(1)
+    points = rs.uniform(0, 80, (3, 2, 2)).astype(np.float32)
+    labels = np.array([[1, 0], [0, 1], [1, 1]])
+    boxes = np.array([[5, 6, 40, 70], [0, 0, 80, 80], [30, 30, 50, 45]], np.float32)
+    masks = rs.standard_normal((3, 40, 40)).astype(np.float32)
+    features = encoded(model, images["image"])[1]
+    for prompt in [(points, labels, boxes, None), (None, None, None, masks)]:
+        of_all = decoded(model, features, *prompt)
+        for i in range(3):
+            alone = decoded(model, features, *(x if x is None else x[i : i + 1] for x in prompt))
+            for name in ("masks", "iou"):
+                bar = 1e-4 * float(of_all[name].std())
+                np.testing.assert_allclose(of_all[name][i], alone[name][0], atol=bar, err_msg=name)
+
+
+def test_an_unstable_single_mask_of_sam2_is_replaced_by_the_best_of_the_others():
+    model = Sam2(HieraForm(8, 1, (1, 1, 1, 1), ()), TINY_DECODER, image_size=32)
+    masks = np.full((2, 4, 10, 10), -5.0, np.float32)
+    masks[0, 0, :5] = 5  # stable
+    masks[1, 0, :5] = 0.01  # between the thresholds
+    scores = np.array([[0.1, 0.5, 0.9, 0.7], [0.1, 0.5, 0.6, 0.7]], np.float32)
+    chosen = model.select(Predictions(jnp.asarray(masks), jnp.asarray(scores)), multimask=False)
+    np.testing.assert_allclose(chosen.scores, [[0.1], [0.7]])
+    np.testing.assert_array_equal(chosen.masks[:, 0], [masks[0, 0], masks[1, 3]])
 
 
 def sliced(array, text):

@@ -1,0 +1,1 @@
+"""Student and teacher: the network that is pretrained, its losses and targets, its optimizer and its step."""

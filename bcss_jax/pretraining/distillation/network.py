@@ -1,0 +1,117 @@
+"""The network that is pretrained: an encoder, and heads that are thrown away afterwards."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+
+from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
+from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
+from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
+from bcss_jax.pretraining.distillation.projection_head import ProjectionHead
+
+
+class ViewOutputs(NamedTuple):
+    """What the network says of views.
+
+    Attributes:
+      features: of the class token (views, N, C).
+      scores: of the class token, float32 (views, N, prototypes).
+      patches: features of the patches (views, N, P, C).
+    """
+
+    features: jax.Array
+    scores: jax.Array
+    patches: jax.Array
+
+
+class PretrainedNetwork(nnx.Module):
+    """A vision transformer, a head for its class token and, with masked patches, one for these.
+
+    Attributes:
+      encoder: the vision transformer.
+      head: of the class token.
+      patch_head: of the patches; None if there is none, or if `head` serves both.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        prototypes: int,
+        head_hidden: int = 2048,
+        head_bottleneck: int = 256,
+        free_lengths: bool = False,
+        mask_token: bool = False,
+        patch_head: bool = False,
+        drop_path: float = 0.0,
+        dtype: Dtype = jnp.float32,
+        seed: int = 0,
+    ):
+        """Builds the network with random weights.
+
+        Args:
+          architecture: of the encoder.
+          prototypes: scores of a token.
+          head_hidden: see `ProjectionHead`.
+          head_bottleneck: see `ProjectionHead`.
+          free_lengths: see `ProjectionHead`.
+          mask_token: have a token that replaces those of masked patches.
+          patch_head: have a head of their own for patches.
+          drop_path: see `VisionTransformer`.
+          dtype: type of the computation. Weights and scores are float32.
+          seed: of the initial weights.
+        """
+        rngs = nnx.Rngs(seed)
+        self.encoder = VisionTransformer(
+            architecture, mask_token=mask_token, drop_path=drop_path, dtype=dtype, rngs=rngs
+        )
+
+        def head() -> ProjectionHead:
+            return ProjectionHead(
+                architecture.width,
+                prototypes,
+                hidden=head_hidden,
+                bottleneck=head_bottleneck,
+                free_lengths=free_lengths,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.head = head()
+        self.patch_head = head() if patch_head else None
+
+    def __call__(
+        self, views: jax.Array, masked: jax.Array | None = None, dropout_keys: jax.Array | None = None
+    ) -> ViewOutputs:
+        """Runs the network on views of one size.
+
+        Args:
+          views: normalized, float (views, N, H, W, 3).
+          masked: bool (views, N, P), patches that the mask token replaces; None: none.
+          dropout_keys: JAX keys (views, N), needed only in training with `drop_path`.
+        """
+        count, n = views.shape[:2]
+
+        def flat(x):
+            return None if x is None else x.reshape(count * n, *x.shape[2:])
+
+        features = self.encoder(views.reshape(count * n, *views.shape[2:]), flat(masked), flat(dropout_keys))
+        scores = self.head(features.cls)
+        patches = features.patches
+        return ViewOutputs(
+            features.cls.reshape(count, n, -1),
+            scores.reshape(count, n, -1),
+            patches.reshape(count, n, -1, patches.shape[-1]),
+        )
+
+    def patch_scores(self, patches: jax.Array) -> jax.Array:
+        """Features of patches (..., C) -> scores float32 (..., prototypes)."""
+        return (self.patch_head or self.head)(patches)
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of DINO's checkpoints, `patch_head` as DINOv2's `ibot_head`."""
+        modules = {"backbone": self.encoder, "head": self.head}
+        return entries_of(modules | ({} if self.patch_head is None else {"ibot_head": self.patch_head}))

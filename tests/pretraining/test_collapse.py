@@ -1,0 +1,36 @@
+import math
+
+import pytest
+
+from bcss_jax.pretraining.collapse import collapse
+
+MOST = math.log(64)
+HEALTHY = {"teacher_entropy": 0.5 * MOST, "prototype_entropy": 0.9 * MOST, "kl": 0.5, "feature_deviation": 0.1}
+LIMITS = {"after_epoch": 2, "prototypes": 64, "features": 100}
+
+
+def rows(*changes):
+    return [{"epoch": number + 1, **HEALTHY, **change} for number, change in enumerate(changes)]
+
+
+@pytest.mark.parametrize(
+    "change,found",
+    [
+        ({"teacher_entropy": MOST, "kl": 1e-4}, "all prototypes equally likely"),
+        ({"prototype_entropy": 0.01}, "all images one prototype"),
+        ({"feature_deviation": 1e-4}, "the same features"),
+        ({"teacher_entropy": MOST, "kl": 0.5}, None),  # the student has not learned to agree
+        ({"teacher_entropy": 0.01}, None),  # sure, but not of the same prototype
+        ({"feature_deviation": None}, None),
+    ],
+)
+def test_collapse(change, found):
+    said = collapse(rows({}, {}, change, change, change), **LIMITS)
+    assert (said is None) if found is None else (found in said)
+
+
+def test_early_and_single_epochs_do_not_count():
+    change = {"feature_deviation": 1e-4}
+    assert collapse(rows(change, change, change, change), **LIMITS) is None
+    assert collapse(rows({}, {}, change, change, {}), **LIMITS) is None
+    assert collapse([], **LIMITS) is None
