@@ -21,7 +21,7 @@ from bcss_jax.pretraining.distillation.schedules import Schedules, make_schedule
 from bcss_jax.pretraining.distillation.step import DistillationSettings, make_pretrain_step
 from bcss_jax.pretraining.tiles.folder_tiles import folder_tiles
 from bcss_jax.pretraining.tiles.labeled_tiles import LabeledTiles, labeled_tiles
-from bcss_jax.pretraining.tiles.sample_tiles import sample_tiles
+from bcss_jax.pretraining.tiles.sample_tiles import SampleTiles
 from bcss_jax.pretraining.tiles.slide_search import find_slides
 from bcss_jax.pretraining.tiles.slide_tiles import slide_tiles
 from bcss_jax.pretraining.tiles.tiles import Tiles
@@ -46,7 +46,7 @@ def open_tiles(config: Any) -> Tiles:
     folders = [Path(folder).expanduser() for folder in split_by_commas(data.dir)]
     memory: dict[str, Any] = dict(memory_share=data.memory_share, processes=jax.process_count())
     if data.layout == "sample":
-        return sample_tiles(seed=config.seed)
+        return SampleTiles(seed=config.seed)
     if data.layout == "tiles":
         return folder_tiles(folders, data.tile_size, exclude=exclude, **memory)
     slides, notes = find_slides(folders, Path(data.list).expanduser() if data.list else None, exclude)

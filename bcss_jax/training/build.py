@@ -20,9 +20,11 @@ from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme
 from bcss_jax.losses import Objective
+from bcss_jax.models.decoders.eomt import mask_probabilities
 from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, separate_encoder_optimizer, sgd
-from bcss_jax.training.step import make_eval_step, make_train_step
+from bcss_jax.training.sharding import place_replicated
+from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,21 @@ class Steps:
         """Returns the training step of an epoch, counted from 0."""
         return self.train_frozen if self.train_frozen and epoch < self.frozen_epochs else self.train
 
+    def at_start_of_epoch(self, state: TrainState, progress: float, mesh: jax.sharding.Mesh) -> TrainState:
+        """Returns the state with what changes from epoch to epoch: how likely the queries' attention is masked.
+
+        Args:
+          state: before the epoch.
+          progress: share of the epochs that is done.
+          mesh: devices.
+        """
+        if not self.objective.queries:
+            return state
+        decoder = state.model_state["decoder"]
+        probability = mask_probabilities(progress, len(decoder["mask_probability"]))
+        decoder = decoder | {"mask_probability": place_replicated(probability, mesh)}
+        return dataclasses.replace(state, model_state=state.model_state | {"decoder": decoder})
+
 
 def create_model(config: Any, scheme: LabelScheme) -> Any:
     """Creates the network with new weights.
@@ -85,6 +102,7 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
         ignore_index=scheme.ignore_index,
         classes=scheme.evaluated,
         deep_supervision=_head_weights(config, model),
+        queries=getattr(model, "has_queries", False),
         **config.loss,
     )
     statistics = ImageStatistics(tuple(config.image_mean), tuple(config.image_std))

@@ -324,6 +324,7 @@ class Run:
             **self._pipeline,
         )
         compiled = self._steps.train_step(record.epoch)
+        session.state = self._steps.at_start_of_epoch(session.state, record.epoch / config.epochs, self._mesh)
 
         def train_step(state, batch):
             index = batch["index"].astype(np.int32)

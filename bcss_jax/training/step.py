@@ -17,6 +17,7 @@ from bcss_jax.losses import Objective
 from bcss_jax.models.apply import ModelFunction, split_model
 from bcss_jax.models.blocks import norms
 from bcss_jax.models.blocks.layers import PRODUCT
+from bcss_jax.models.decoders import query_loss
 from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.optimizer import Plateau, Poly
@@ -108,7 +109,7 @@ def make_train_step(
             trained, fixed, state.model_state, state.loss_scale, images, labels, keys
         )
         grads = unscaled(grads, state.loss_scale) | jax.tree.map(jnp.zeros_like, fixed)
-        loss, grad_norm = losses.deep_supervision_loss(sums, objective), optax.tree.norm(grads)
+        loss, grad_norm = _loss(sums, objective), optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.schedule.scale, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -146,23 +147,42 @@ def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], 
     `norm_parts` is the number of parts of the batch that BatchNorm normalizes by themselves.
     """
 
-    deep = bool(objective.deep_supervision)
+    method = "queries" if objective.queries else "all_logits" if objective.deep_supervision else ""
 
     def network(params, model_state, images, keys):
         with norms.parts_of_batch(norm_parts):
-            return run(params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, all_logits=deep)
+            return run(params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, method=method)
 
     if remat:
         network = jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
 
     def forward(trained, fixed, model_state, images, labels, keys):
-        logits, model_state = network(trained | fixed, model_state, images, keys)
-        logits = logits if deep else (logits,)
-        predictions = metrics.predict(logits[0], objective.classes)
+        predicted, model_state = network(trained | fixed, model_state, images, keys)
+        if objective.queries:
+            logits, sums = _of_queries(predicted, labels, objective, keys)
+        else:
+            heads = predicted if objective.deep_supervision else (predicted,)
+            logits, sums = heads[0], losses.deep_supervision_sums(heads, labels, objective)
+        predictions = metrics.predict(logits, objective.classes)
         counts = metrics.confusion(predictions, labels, objective.num_classes, objective.ignore_index)
-        return losses.deep_supervision_sums(logits, labels, objective), (model_state, counts.sum(0))
+        return sums, (model_state, counts.sum(0))
 
     return forward
+
+
+def _of_queries(predicted, labels, objective: Objective, keys):
+    """Returns the logits of the last predictions, and the sums: those that are reported, then those of the loss."""
+    *_, last = predicted
+    logits = jax.lax.stop_gradient(last.logits(*labels.shape[1:]))
+    sums = [query_loss.query_sums(each, labels, objective, keys, number) for number, each in enumerate(predicted)]
+    return logits, (losses.loss_sums(logits, labels, objective), *sums)
+
+
+def _loss(sums, objective: Objective):
+    """Returns what is minimized, given the sums of `_forward`."""
+    if objective.queries:
+        return jnp.sum(jnp.stack([query_loss.loss_from_query_sums(each) for each in sums[1:]]))
+    return losses.deep_supervision_loss(sums, objective)
 
 
 def _gradients(forward, objective: Objective, micro_batches: int):
@@ -182,7 +202,7 @@ def _gradients_of_whole_batch(forward, objective: Objective):
     def gradients(trained, fixed, model_state, loss_scale, *batch):
         def loss(trained):
             sums, aux = forward(trained, fixed, model_state, *batch)
-            return scaled(losses.deep_supervision_loss(sums, objective), loss_scale), (sums, aux)
+            return scaled(_loss(sums, objective), loss_scale), (sums, aux)
 
         (_, (sums, (model_state, counts))), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         return grads, sums, model_state, counts
@@ -217,7 +237,7 @@ def _gradients_of_micro_batches(forward, objective: Objective, micro_batches: in
             jax.eval_shape(forward, trained, fixed, model_state, *(x[0] for x in batch))[0],
         )
         sums, _ = jax.lax.scan(add_sums, zeros, batch)
-        slope = jax.grad(lambda sums: scaled(losses.deep_supervision_loss(sums, objective), loss_scale))(sums)
+        slope = jax.grad(lambda sums: scaled(_loss(sums, objective), loss_scale))(sums)
         no_grads = jax.tree.map(jnp.zeros_like, trained)
         no_counts = jnp.zeros((objective.num_classes, objective.num_classes), jnp.int32)
         start = (no_grads, model_state, no_counts)

@@ -11,7 +11,7 @@ from bcss_jax.common.interruption import result_of
 from bcss_jax.data.decoded_tiles import free_memory, holds
 from bcss_jax.data.resolution.check import differ
 from bcss_jax.errors import DataError, printable
-from bcss_jax.pretraining.tiles.glass import is_glass
+from bcss_jax.pretraining.tiles.image_content import is_glass
 from bcss_jax.pretraining.tiles.tiles import HeldTiles
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.batch.slide_overview import find_tissue, place_grid, read_thumbnail

@@ -33,7 +33,8 @@ def test_without_local_views_and_with_another_batch():
     settings = ViewSettings(24, 12, 0)
     views = make_views(IMAGES, KEYS, settings)
     assert views.local_views.shape == (0, 4, 12, 12, 3)
-    assert np.array_equal(make_views(IMAGES[1:2], KEYS[1:2], settings).global_views, views.global_views[:, 1:2])
+    difference = abs(make_views(IMAGES[1:2], KEYS[1:2], settings).global_views - views.global_views[:, 1:2])
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
 
 
 @pytest.mark.parametrize(
