@@ -27,6 +27,7 @@ from bcss_jax.pretraining.tiles.slide_tiles import slide_tiles
 from bcss_jax.pretraining.tiles.tiles import Tiles
 from bcss_jax.pretraining.views.make_views import make_views
 from bcss_jax.pretraining.views.settings import ViewSettings
+from bcss_jax.slides.batch.slide_list import Entry
 
 
 def split_by_commas(text: str) -> list[str]:
@@ -42,14 +43,12 @@ def open_tiles(config: Any) -> Tiles:
       DataError: there are no tiles, or files cannot be read.
     """
     data = config.data
-    exclude = split_by_commas(data.exclude)
-    folders = [Path(folder).expanduser() for folder in split_by_commas(data.dir)]
     memory: dict[str, Any] = dict(memory_share=data.memory_share, processes=jax.process_count())
     if data.layout == "sample":
         return SampleTiles(seed=config.seed)
     if data.layout == "tiles":
-        return folder_tiles(folders, data.tile_size, exclude=exclude, **memory)
-    slides, notes = find_slides(folders, Path(data.list).expanduser() if data.list else None, exclude)
+        return folder_tiles(_folders(data), data.tile_size, exclude=split_by_commas(data.exclude), **memory)
+    slides, notes = _slides(data)
     return slide_tiles(
         slides,
         data.tile_size,
@@ -59,6 +58,21 @@ def open_tiles(config: Any) -> Tiles:
         notes=notes,
         **memory,
     )
+
+
+def first_slide(config: Any) -> Entry | None:
+    """Returns the first slide, for a picture of it; None if there are only images."""
+    return _slides(config.data)[0][0] if config.data.layout == "slides" else None
+
+
+def _folders(data: Any) -> list[Path]:
+    return [Path(folder).expanduser() for folder in split_by_commas(data.dir)]
+
+
+def _slides(data: Any) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns the slides, and notes on what is left out."""
+    slide_list = Path(data.list).expanduser() if data.list else None
+    return find_slides(_folders(data), slide_list, split_by_commas(data.exclude))
 
 
 def open_labeled_tiles(config: Any) -> LabeledTiles | None:
