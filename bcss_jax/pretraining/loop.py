@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from bcss_jax.common.digests import sha256_of_json
+from bcss_jax.common.figures import write as write_figure
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption, safe_point, work_has_ended
@@ -28,6 +29,8 @@ from bcss_jax.pretraining.distillation.patch_masks import patch_masks
 from bcss_jax.pretraining.distillation.step import new_state
 from bcss_jax.pretraining.encoder_file import write_encoder
 from bcss_jax.pretraining.knn import knn_accuracy
+from bcss_jax.pretraining.pictures.curves import curves
+from bcss_jax.pretraining.pictures.write_pictures import write_pictures
 from bcss_jax.pretraining.record import COLUMNS, PretrainingRecord, PretrainingRecordJson
 from bcss_jax.pretraining.teacher import ClassFeatures, encoder_of, parameters_of
 from bcss_jax.pretraining.tiles.batches import batches, steps_per_epoch
@@ -272,6 +275,14 @@ class PretrainingRun:
             return
         history = self.session.record.history
         write_text(self._workdir / "history.csv", _history_csv(history))
+        figure = curves(
+            history,
+            f"{self._config.name}: {self._config.encoder}",
+            prototypes=self._config.head.prototypes,
+            features=self._preset.architecture.width,
+            chance=self._labeled and self._labeled.chance,
+        )
+        write_figure(figure, self._workdir / "curves.png")
 
     def write_results(self) -> None:
         """Writes the encoder, pictures and summary.json, and prints where they are."""
@@ -294,7 +305,17 @@ class PretrainingRun:
         write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False, default=str) + "\n")
         print_main(f"finished after epoch {record.epoch} in {duration(record.seconds)}")
         print_main(f"encoder:   {workdir / ENCODER}")
-        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}")
+        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}  {workdir / 'curves.png'}")
+        pictures = write_pictures(
+            workdir,
+            encoder,
+            self._preset.statistics,
+            self._tiles,
+            name=config.encoder,
+            slide=build.first_slide(config, self._tiles),
+            mpp=mpp,
+        )
+        print_main(f"pictures:  {'  '.join(map(str, pictures))}")
         print_main(
             f"next:      python -m bcss_jax.main --config=configs/vit.py --config.encoder={config.encoder} "
             f"--config.pretrained={workdir / ENCODER}"
