@@ -297,16 +297,6 @@ class PretrainingRun:
         about = {"trained_on": f"{len(self._tiles)} tiles without labels", "steps": int(session.state.step)}
         mpp = config.data.mpp if config.data.layout == "slides" else None
         write_encoder(workdir / ENCODER, encoder, config.encoder, self._preset.statistics, mpp, about)
-        pictures = write_pictures(
-            workdir,
-            encoder,
-            self._preset.statistics,
-            self._tiles,
-            name=config.name,
-            seed=config.seed,
-            slide=build.first_slide(config),
-            mpp=config.data.mpp,
-        )
         last = record.history[-1]
         result = {
             "name": config.name,
@@ -320,8 +310,17 @@ class PretrainingRun:
         write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False, default=str) + "\n")
         print_main(f"finished after epoch {record.epoch} in {duration(record.seconds)}")
         print_main(f"encoder:   {workdir / ENCODER}")
-        print_main(f"look at:   {'  '.join(str(path) for path in [workdir / 'curves.png', *pictures])}")
-        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}")
+        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}  {workdir / 'curves.png'}")
+        pictures = write_pictures(
+            workdir,
+            encoder,
+            self._preset.statistics,
+            self._tiles,
+            name=config.encoder,
+            slide=build.first_slide(config, self._tiles),
+            mpp=mpp,
+        )
+        print_main(f"pictures:  {'  '.join(map(str, pictures))}")
         print_main(
             f"next:      python -m bcss_jax.main --config=configs/vit.py --config.encoder={config.encoder} "
             f"--config.pretrained={workdir / ENCODER}"
