@@ -121,15 +121,8 @@ def make_train_step(
         new = (optax.apply_updates(state.params, updates), model_state, opt_state)
         new = _with_frozen(new, old, frozen)
         params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite & has_truth, n, o), new, old)
-        report = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "sums": sums[0],
-            "confusion": counts,
-            "finite": finite,
-            "has_truth": has_truth,
-            "skipped_by_loss_scale": skipped,
-        }
+        report = dict(loss=loss, grad_norm=grad_norm, sums=sums[0], confusion=counts)
+        report |= dict(finite=finite, has_truth=has_truth, skipped_by_loss_scale=skipped)
         return TrainState(state.step + 1, params, model_state, opt_state, state.schedule, loss_scale), report
 
     everywhere, split = replicated(mesh), split_over_data(mesh)
