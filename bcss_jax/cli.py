@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("bcss_jax.commands.evaluate", "score trained runs, with intervals and a report"),
     "segment": ("bcss_jax.commands.segment", "segment whole slides"),
     "embed": ("bcss_jax.commands.embed", "write features of a slide's tiles with a foundation model"),
+    "scribble": ("bcss_jax.commands.scribble", "segment a slide from a few strokes on it"),
     "view": ("bcss_jax.commands.view", "show segmented slides in the browser"),
     "import-model": ("bcss_jax.commands.import_model", "make a run of weights that another program trained"),
     "export": ("bcss_jax.commands.export", "write a trained network as StableHLO"),

@@ -42,6 +42,8 @@ class Objective:
       suppress_ignored_logit: leave the ignored class out of the softmax (only where 0 <= ignore_index < num_classes).
       deep_supervision: weights of the losses at all heads of the network, full resolution first
         (`deep_supervision_weights`); empty: the network has one head.
+      queries: training minimizes the loss of `models.decoders.query_loss` instead of cross-entropy and Dice, which are
+        then only reported.
     """
 
     num_classes: int
@@ -51,6 +53,7 @@ class Objective:
     smooth: float = 1e-5
     suppress_ignored_logit: bool = False
     deep_supervision: tuple[float, ...] = ()
+    queries: bool = False
 
     def __post_init__(self):
         """Fills in the default classes.

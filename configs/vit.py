@@ -19,7 +19,9 @@ def get_config(argument: str = "sample"):
 
     The sample uses a smaller network and batch so that a laptop's CPU is enough.
     """
-    config = default("vit", table=0, decoder="convolutional", decoded_blocks=1, drop_path=0.0)
+    config = default(
+        "vit", table=0, decoder="convolutional", decoded_blocks=1, queries=100, query_blocks=3, drop_path=0.0
+    )
     config.encoder = "gigapath_flash"  # name of the encoder, bcss_jax/models/encoders/vision_transformer/presets.py
     config.image_mean = config.image_std = ()  # those of the encoder
     config.optimizer.learning_rate = 3e-4

@@ -35,14 +35,26 @@ LAYERS = (
     ("slides.outputs",),
     ("slides.scoring",),
     ("slides.batch",),
-    ("slides.features",),
+    ("slides.features", "scribbles"),
     ("pretraining",),
     ("viewer",),
     ("api",),
     ("notebook",),
     ("commands", "models.__main__"),
     ("cli",),
-    ("main", "evaluate", "segment", "view", "export", "compile_for", "doctor", "embed", "import_model", "pretrain"),
+    (
+        "main",
+        "evaluate",
+        "segment",
+        "view",
+        "export",
+        "compile_for",
+        "doctor",
+        "embed",
+        "import_model",
+        "pretrain",
+        "scribble",
+    ),  # fmt: skip
 )
 MAX_LINES = 80
 LONG = "# Long: "  # in the line above a function (and its decorators), followed by the reason

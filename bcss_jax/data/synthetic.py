@@ -126,7 +126,7 @@ def draw_patch(patient: int, number: int, seed: int = 0) -> Patch:
     return _drawn(patient, number, seed)
 
 
-def draw_unlabeled(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
+def draw_unlabeled(number: int, seed: int = 0) -> np.ndarray:
     """Draws one patch of further patients, whose masks nobody has: for pretraining without labels.
 
     Args:
@@ -134,16 +134,32 @@ def draw_unlabeled(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
       seed: which data set, 0 or above; its patients are others than those of `draw` with the same seed.
 
     Returns:
-      The key, and the image, uint8 [224, 224, 3].
+      uint8 [224, 224, 3].
 
     Raises:
       ValueError: the number or the seed is negative.
     """
+    return _drawn(*_unlabeled(number), seed).image
+
+
+def unlabeled_key(number: int) -> str:
+    """Returns the key of a patch of `draw_unlabeled`."""
+    name, x, y = _place(*_unlabeled(number))
+    return f"{name}_{x}_{y}"
+
+
+def _unlabeled(number: int) -> tuple[int, int]:
+    """Returns the patient of an unlabeled patch, and which one of the patient's it is."""
     if number < 0:
         raise ValueError(f"no patch {number}")
-    patient, plan = divmod(number, len(PLANS))
-    patch = _drawn(TRAIN_PATIENTS + VAL_PATIENTS + patient, plan, seed)
-    return patch.key, patch.image
+    patient, of_patient = divmod(number, len(PLANS))
+    return TRAIN_PATIENTS + VAL_PATIENTS + patient, of_patient
+
+
+def _place(patient: int, number: int) -> tuple[str, int, int]:
+    """Returns the name of the patient, and the offsets of a patch in the patient's slide."""
+    name = f"SAMPLE-{INSTITUTES[patient % len(INSTITUTES)]}-{patient + 1:04d}"
+    return name, SPACING * (number % 4), SPACING * (number // 4)
 
 
 def _drawn(patient: int, number: int, seed: int) -> Patch:
@@ -154,8 +170,7 @@ def _drawn(patient: int, number: int, seed: int) -> Patch:
     image = _photograph(rng, style, tissue.hematoxylin, tissue.eosin)
     labeled = _leave_roi(rng, mask) if PLANS[number][1] == "outside" else mask
 
-    name = f"SAMPLE-{INSTITUTES[patient % len(INSTITUTES)]}-{patient + 1:04d}"
-    x, y = SPACING * (number % 4), SPACING * (number // 4)
+    name, x, y = _place(patient, number)
     split = "train" if patient < TRAIN_PATIENTS else "val"
     return Patch(f"{name}_{x}_{y}", name, split, x, y, image, labeled)
 

@@ -103,7 +103,7 @@ def image_statistics(name: str, **arguments) -> ImageStatistics | None:
     model = MODELS.get(name)
     model = model.func if isinstance(model, functools.partial) else model
     found: Any = getattr(model, "image_statistics", None)
-    return found(**arguments) if callable(found) else found
+    return found if isinstance(found, ImageStatistics | None) else found(**arguments)
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

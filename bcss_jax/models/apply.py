@@ -5,6 +5,7 @@ compiled function. This costs less per step than passing the module.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -61,7 +62,8 @@ class ModelFunction:
         train: bool,
         dropout_keys: jax.Array | None = None,
         frozen: tuple[str, ...] = (),
-        all_logits: bool = False,
+        method: str = "",
+        features: Sequence[jax.Array] = (),
     ) -> tuple[Any, dict]:
         """Runs the model.
 
@@ -72,11 +74,13 @@ class ModelFunction:
           train: use and update batch statistics; otherwise use the running statistics.
           dropout_keys: a random key per example [N]; needed to train a model with dropout, ignored by others.
           frozen: attributes of the model that run in evaluation mode even in training.
-          all_logits: return the logits of every head, for deep supervision, instead of the first only.
+          method: name of the method that computes the result, if it is to be another than the logits: "all_logits" of
+            every head, for deep supervision, "queries", or "encode", the features that the decoder takes.
+          features: result of "encode" for the images, if it is known.
 
         Returns:
-          float32 logits [N, H, W, C], or a tuple of them at decreasing resolution, and the new `model_state`. A model
-          whose own logits have another size provides them by its method `full_size_logits`.
+          float32 logits [N, H, W, C], or the result of `method`, and the new `model_state`. A model whose own logits
+          have another size provides them by its method `full_size_logits`.
         """
         param_variables, state_variables = jax.tree.map(lambda x: x, (self._params, self._model_state))
         nnx.replace_by_pure_dict(param_variables, params)
@@ -86,7 +90,8 @@ class ModelFunction:
         for name in frozen:
             getattr(model, name).eval()
         keys = {"dropout_keys": dropout_keys} if self._drops_out else {}
+        known = {"encoded": list(features)} if features else {}
         images = images if self._statistics is None else normalize(images, self._statistics)
-        forward = model.all_logits if all_logits else getattr(model, "full_size_logits", model)
-        logits = forward(images, **keys)
+        forward = getattr(model, method) if method else getattr(model, "full_size_logits", model)
+        logits = forward(images, **keys, **known)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

@@ -11,6 +11,7 @@ from flax.typing import Dtype
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.arguments import check_counts, check_fraction
 from bcss_jax.models.decoders.convolutional import ConvolutionalDecoder
+from bcss_jax.models.decoders.eomt import EoMTDecoder, Queries
 from bcss_jax.models.decoders.linear import LinearDecoder
 from bcss_jax.models.encoders.vision_transformer.adapters import Adapters
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
@@ -18,7 +19,8 @@ from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 
-DECODERS = {"linear": LinearDecoder, "convolutional": ConvolutionalDecoder}
+MAP_DECODERS = {"linear": LinearDecoder, "convolutional": ConvolutionalDecoder}
+DECODERS = (*MAP_DECODERS, "eomt")
 
 
 class ViTSegmenter(nnx.Module):
@@ -38,6 +40,8 @@ class ViTSegmenter(nnx.Module):
         table: int = 0,
         decoder: str = "convolutional",
         decoded_blocks: int = 1,
+        queries: int = 100,
+        query_blocks: int = 3,
         drop_path: float = 0.0,
         lora_rank: int = 0,
         lora_alpha: float = 16.0,
@@ -52,8 +56,10 @@ class ViTSegmenter(nnx.Module):
           num_classes: channels of the logits.
           encoder: a name of `presets.PRESETS`.
           table: rows of the table of position embeddings, if another than the published one; 0: as published.
-          decoder: "convolutional" or "linear".
-          decoded_blocks: number of the last blocks whose features are decoded.
+          decoder: "convolutional", "linear" or "eomt".
+          decoded_blocks: number of the last blocks whose features are decoded; not of "eomt".
+          queries: of "eomt", at least as many as classes.
+          query_blocks: number of the last blocks that the queries of "eomt" pass.
           drop_path: probability with which the results of the last block are dropped in training; it grows from 0 in
             the first.
           lora_rank: rank of the products of `adapters.Adapters`, which are trained in place of the encoder; 0: there
@@ -84,11 +90,23 @@ class ViTSegmenter(nnx.Module):
         self.encoder = VisionTransformer(
             architecture, in_channels=in_channels, drop_path=drop_path, dtype=dtype, rngs=rngs
         )
-        self.decoder = DECODERS[decoder](
-            architecture.width, decoded_blocks, num_classes, in_channels=in_channels, dtype=dtype, rngs=rngs
-        )
+        common: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        if decoder == "eomt":
+            check_counts("vit", most=architecture.depth, query_blocks=query_blocks)
+            check_counts("vit", queries=queries)
+            if queries < num_classes:
+                raise ConfigError(f"vit: {queries} queries cannot stand for {num_classes} classes; choose more")
+            # Masks have a quarter of the resolution of the images, or a little less.
+            upscales = 1 if architecture.patch < 12 else 2
+            self.decoder = EoMTDecoder(
+                architecture.width, num_classes, queries=queries, blocks=query_blocks, upscales=upscales, **common
+            )
+        else:
+            self.decoder = MAP_DECODERS[decoder](
+                architecture.width, decoded_blocks, num_classes, in_channels=in_channels, **common
+            )
         lora: dict[str, Any] = dict(rank=lora_rank, alpha=lora_alpha, on=lora_on)
-        self.adapters = Adapters(architecture, **lora, dtype=dtype, rngs=rngs) if lora_rank else None
+        self.adapters = Adapters(architecture, **lora, **common) if lora_rank else None
 
     @staticmethod
     def image_statistics(encoder: str = "gigapath_flash", **others) -> ImageStatistics:
@@ -112,15 +130,40 @@ class ViTSegmenter(nnx.Module):
         """
         height, width = images.shape[1:3]
         images = self._whole_patches(images)
-        features = self.encode(images, dropout_keys) if encoded is None else encoded
-        return self.decoder(features, images)[:, :height, :width]
+        encoded = self.encode(images, dropout_keys) if encoded is None else encoded
+        if isinstance(self.decoder, EoMTDecoder):
+            logits = self._queries(images, encoded, masked=False)[-1].logits(*images.shape[1:3])
+        else:
+            logits = self.decoder(encoded, images)
+        return logits[:, :height, :width]
+
+    def queries(
+        self, images: jax.Array, dropout_keys: jax.Array | None = None, encoded: list[jax.Array] | None = None
+    ) -> list[Queries]:
+        """Returns the predictions of the queries of "eomt", for training; the arguments are those of `__call__`."""
+        images = self._whole_patches(images)
+        encoded = self.encode(images, dropout_keys) if encoded is None else encoded
+        return self._queries(images, encoded, masked=True, keys=dropout_keys)
+
+    def _queries(self, images: jax.Array, encoded: list[jax.Array], **how) -> list[Queries]:
+        assert isinstance(self.decoder, EoMTDecoder)
+        return self.decoder(self.encoder, encoded[0], self.encoder.grid(images), adapters=self.adapters, **how)
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether the network is trained by `queries` in place of logits."""
+        return isinstance(self.decoder, EoMTDecoder)
 
     def encode(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> list[jax.Array]:
-        """Returns what the decoder takes from the encoder: the features of the last blocks (N, rows, columns, C).
+        """Returns what the decoder takes from the encoder; the arguments are those of `__call__`.
 
-        The arguments are those of `__call__`.
+        It is the features of the last blocks (N, rows, columns, C) or, for "eomt", the tokens that the queries join
+        (N, T, C).
         """
         images = self._whole_patches(images)
+        if isinstance(self.decoder, EoMTDecoder):
+            blocks = len(self.encoder.blocks) - self.decoder.blocks
+            return self.encoder.tokens(images, None, dropout_keys, self.adapters, blocks)[-1:]
         blocks = self.encoder.block_outputs(images, dropout_keys=dropout_keys, adapters=self.adapters)
         grid = self.encoder.grid(images)
         return [self.encoder.features(x, grid).patches for x in blocks[-self.decoded_blocks :]]

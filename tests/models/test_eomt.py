@@ -24,15 +24,17 @@ def test_masks_and_classes_are_those_of_the_reference():
     load_torch_state(decoder, {name: a for name, a in state.items() if name.startswith(OF_DECODER)})
     assert others == []
     with jax.default_matmul_precision("highest"):
-        masked = decoder(encoder, images["image"], masked=True)
-        free = decoder(encoder, images["image"], masked=False)
+        grid = encoder.grid(images["image"])
+        tokens = encoder.block_outputs(images["image"])[1]
+        masked = decoder(encoder, tokens, grid, masked=True)
+        free = decoder(encoder, tokens, grid, masked=False)
     assert (len(masked), len(free)) == (3, 1)
     actual = {
         "masks_masked": masked[-1].masks,
         "classes_masked": masked[-1].classes,
         "masks_free": free[0].masks,
         "classes_free": free[0].classes,
-        "semantic_free": free[0].semantic().transpose(0, 3, 1, 2),
+        "semantic_free": free[0].semantic(*free[0].masks.shape[2:]).transpose(0, 3, 1, 2),
     }
     assert actual.keys() == expected.keys()
     for name, value in actual.items():

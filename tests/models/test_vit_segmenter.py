@@ -12,12 +12,31 @@ from bcss_jax.models.encoders.vision_transformer import presets
 from bcss_jax.models.weights.pretrained import load_pretrained, load_torch_state, to_torch_state
 
 
-@pytest.mark.parametrize("decoder", ["linear", "convolutional"])
+@pytest.mark.parametrize("decoder", ["linear", "convolutional", "eomt"])
 def test_logits_have_the_size_of_the_images(decoder):
-    model = small_vit(3, decoder=decoder, decoded_blocks=2)
+    model = small_vit(3, decoder=decoder, decoded_blocks=2, queries=5, query_blocks=1)
     for height, width in ((32, 32), (24, 40), (30, 17)):
         logits = model(np.zeros((2, height, width, 3), np.float32))
         assert logits.shape == (2, height, width, 3) and logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("decoder", ["convolutional", "eomt"])
+def test_logits_of_known_features_are_the_same(decoder):
+    model = small_vit(3, decoder=decoder, query_blocks=1, queries=5)
+    images = np.random.default_rng(0).standard_normal((1, 30, 24, 3), np.float32)
+    np.testing.assert_array_equal(model(images, encoded=model.encode(images)), model(images))
+
+
+def test_the_semantic_map_of_queries_is_the_softmax_of_their_logits():
+    model = small_vit(3, decoder="eomt", queries=20, query_blocks=2)
+    images = np.random.default_rng(0).standard_normal((2, 32, 24, 3), np.float32)
+    (queries,) = model._queries(images, model.encode(images), masked=False)
+    masks = jax.image.resize(queries.masks, (2, 20, 32, 24), "linear", antialias=False)
+    classes = jax.nn.softmax(queries.classes)[..., :-1]
+    whole = np.einsum("nqc,nqhw->nhwc", classes, jax.nn.sigmoid(masks))
+    np.testing.assert_allclose(queries.semantic(32, 24), whole, rtol=1e-5)
+    expected = whole / whole.sum(-1, keepdims=True)
+    np.testing.assert_allclose(jax.nn.softmax(model(images)), expected, atol=1e-5)
 
 
 def test_pixels_beyond_the_last_patch_change_nothing_else():
@@ -77,6 +96,8 @@ def test_drop_path_depends_on_the_example_alone():
         (dict(encoder="gigapath"), "did you mean .*gigapath"),
         (dict(encoder="vit_tiny16", decoder="unet"), "decoder must be one of"),
         (dict(encoder="vit_tiny16", decoded_blocks=13), "decoded_blocks"),
+        (dict(encoder="vit_tiny16", decoder="eomt", query_blocks=13), "query_blocks"),
+        (dict(encoder="vit_tiny16", decoder="eomt", queries=2), "2 queries cannot stand for 3 classes"),
         (dict(encoder="dinov3_vits16", table=3), "rotary positions and no table"),
     ],
 )

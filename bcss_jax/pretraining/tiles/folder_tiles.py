@@ -13,7 +13,7 @@ from bcss_jax.data.decoding.open_image import open_image
 from bcss_jax.data.decoding.stored_image import StoredImage
 from bcss_jax.data.image_files import read_shown
 from bcss_jax.errors import DataError, printable
-from bcss_jax.pretraining.tiles.glass import is_glass
+from bcss_jax.pretraining.tiles.image_content import is_drawing, is_glass
 from bcss_jax.pretraining.tiles.image_search import find_images
 from bcss_jax.pretraining.tiles.in_order import in_order
 from bcss_jax.pretraining.tiles.tiles import HeldTiles, Tiles
@@ -83,8 +83,8 @@ def folder_tiles(
     """Cuts all images below some folders into tiles.
 
     An image is covered by a grid of tiles, which overlap where its sides are no multiples of the tile's. Images that
-    are smaller than a tile or are not 8-bit RGB, such as masks, are left out, and so are tiles of glass; `notes` of the
-    result says how many. Transparent pixels become white.
+    are smaller than a tile, are not 8-bit RGB or have few colors, such as masks, are left out, and so are tiles of
+    glass; `notes` of the result says how many. Transparent pixels become white.
 
     Args:
       folders: see `image_search.find_images`.
@@ -107,25 +107,28 @@ def folder_tiles(
     pixels = np.empty((most if held else 0, size, size, 3), np.uint8)
     places: list[Place] = []
     damaged: list[DataError] = []
-    for number, found_tiles in enumerate(in_order(lambda image: _stained_tiles(image, size), images)):
-        if isinstance(found_tiles, DataError):
-            damaged.append(found_tiles)
+    drawings, glass = [], 0
+    for number, content in enumerate(in_order(lambda image: _content(image, size), images)):
+        if isinstance(content, DataError):
+            damaged.append(content)
             continue
-        for (x, y), tile in found_tiles:
+        if content.drawing:
+            drawings.append(images[number].name)
+        glass += content.glass
+        for (x, y), tile in content.tiles:
             if held:
                 pixels[len(places)] = tile
             places.append(Place(number, x, y))
     _refuse_damaged(damaged, len(images))
+    left_out += [_note(drawings, "images with few colors, such as masks")] if drawings else []
+    left_out += [f"left out: {glass} tiles that show glass"] if glass else []
     if not places:
-        raise DataError(
-            f"{where}: expected tissue, found {most} tiles of {size} pixels that all show glass; add images"
-        )
+        raise DataError(f"{where}: expected images of tissue, found none ({'; '.join(left_out)}); add images")
     several = [len(image.corners) > 1 for image in images]
     names = [images[i].name + (f" at {x},{y}" if several[i] else "") for i, x, y in places]
     notes = [f"{where}: {len(places)} tiles of {size} pixels from {len({place.image for place in places})} images"]
     notes += [f"left out: {excluded} images that are excluded"] if excluded else []
     notes += left_out
-    notes += [f"left out: {most - len(places)} tiles that show glass"] if most > len(places) else []
     notes += [f"tiles are {'held in memory' if held else 'decoded whenever they are read'}: {why}"]
     if held:
         return HeldTiles(pixels[: len(places)], names, tuple(notes))
@@ -159,7 +162,7 @@ def _usable_images(found: list[tuple[str, Path]], size: int, where: str) -> tupl
     if not images:
         what = f"{len(small)} smaller ones" if small else ""
         what += (" and " if small and others else "") + (f"{len(others)} that are not 8-bit RGB" if others else "")
-        remedy = f"lower the size of the tiles to at most {largest}" if small else "save them as 8-bit RGB"
+        remedy = f"lower --config.data.tile_size to at most {largest}" if small else "save them as 8-bit RGB"
         raise DataError(f"{where}: expected RGB images of at least {size}x{size} pixels, found {what}; {remedy}")
     notes = [_note(small, f"images that are smaller than {size} pixels")] if small else []
     notes += [_note(others, "images that are not 8-bit RGB, such as masks")] if others else []
@@ -178,20 +181,31 @@ def _opened(path: Path) -> StoredImage | DataError:
         return error
 
 
-def _stained_tiles(image: _Image, size: int) -> list[tuple[tuple[int, int], np.ndarray]] | DataError:
-    """Returns the corner and the pixels of each tile that does not show glass."""
+class _Content(NamedTuple):
+    """What an image shows: corner and pixels of each tile of tissue, number of tiles of glass, whether it is drawn."""
+
+    tiles: list[tuple[tuple[int, int], np.ndarray]]
+    glass: int
+    drawing: bool
+
+
+def _content(image: _Image, size: int) -> _Content | DataError:
+    """Returns what an image shows; a drawing has no tiles."""
     try:
         pixels = _pixels(image.path)
     except DataError as error:
         return error
-    tiles = ((corner, _tile(pixels, *corner, size)) for corner in image.corners)
-    return [(corner, tile) for corner, tile in tiles if not is_glass(tile)]
+    tiles = [(corner, _tile(pixels, *corner, size)) for corner in image.corners]
+    stained = [(corner, tile) for corner, tile in tiles if not is_glass(tile)]
+    if stained and is_drawing(pixels):
+        return _Content([], 0, True)
+    return _Content(stained, len(tiles) - len(stained), False)
 
 
 def _refuse_damaged(errors: list[DataError], images: int) -> None:
     if errors:
-        others = f"; {len(errors)} of {images} images are unusable" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{others}, or exclude it by its name")
+        others = f" ({len(errors)} of {images} images are unusable)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}, or leave it out with --config.data.exclude=NAME{others}")
 
 
 def _starts(length: int, size: int) -> list[int]:

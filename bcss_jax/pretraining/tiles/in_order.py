@@ -10,7 +10,7 @@ from bcss_jax.common.interruption import result_of
 
 T = TypeVar("T")
 R = TypeVar("R")
-READ_AHEAD = 4  # items for each thread
+READ_AHEAD = 2  # items for each thread
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -29,6 +29,11 @@ class LabeledTiles(NamedTuple):
     groups: np.ndarray
     notes: tuple[str, ...]
 
+    @property
+    def chance(self) -> float:
+        """Share of the most frequent label: the accuracy of who always says it."""
+        return float(np.unique(self.labels, return_counts=True)[1].max() / len(self.labels))
+
 
 def labeled_tiles(settings: DataSettings, scheme: LabelScheme) -> LabeledTiles:
     """Reads the training and validation tiles of a data set; those with ground truth on less than half are left out.

@@ -30,6 +30,8 @@ class Views(NamedTuple):
 def make_views(images: jax.Array, keys: jax.Array, settings: ViewSettings) -> Views:
     """Makes the views of a batch. Those of a tile depend on its key alone, not on the batch or the place in it.
 
+    Where a value lies between two gray levels, another size of the batch on a device may round it the other way.
+
     Args:
       images: uint8 [N, S, S, 3], RGB.
       keys: JAX keys [N].

@@ -33,6 +33,8 @@ def label_annotations(
     scheme: LabelScheme,
     region: str | None = None,
     warn: Callable[[str], None] = log.warning,
+    *,
+    may_have_region: bool = True,
 ) -> Labeled:
     """Returns annotations by their labels; those without a class are left out.
 
@@ -42,6 +44,7 @@ def label_annotations(
       scheme: which names have which labels. The most specific name that it knows counts.
       region: name of the annotations that bound what is annotated exhaustively, or None.
       warn: called with one line on annotations that are left out or taken by a more general name.
+      may_have_region: a region could be named; the message about an unknown name says so.
 
     Raises:
       DataError: the scheme does not know the name of a class; there is no region; or no annotation has a class.
@@ -65,7 +68,7 @@ def label_annotations(
             continue
         place = next((place for place, name in enumerate(names) if name in known), None)
         if place is None:
-            raise _unknown(path, annotation, scheme, known, region)
+            raise _unknown(path, annotation, scheme, known, may_have_region and region is None)
         if place:
             general.setdefault(annotation.names[0], annotation.names[place])
         by_label[known[names[place]]].append(annotation.area)
@@ -84,11 +87,11 @@ def label_annotations(
     return Labeled(found, regions)
 
 
-def _unknown(path, annotation: Annotation, scheme, known: dict[str, int], region: str | None) -> DataError:
+def _unknown(path, annotation: Annotation, scheme, known: dict[str, int], name_region: bool) -> DataError:
     name = annotation.names[0]
     near = difflib.get_close_matches(comparable(name), known, n=1, cutoff=0.5)
     hint = f"; did you mean {ascii(near[0])}?" if near else ""
-    outline = "" if region is not None else "; an outline of what is annotated is named by config.data.region"
+    outline = "; an outline of what is annotated is named by config.data.region" if name_region else ""
     return DataError(
         f"{printable(path)}: {annotation.place}: expected a class that the label scheme {scheme.name} knows, found "
         f"{ascii(name)[:70]}; correct it, or add it to [annotations] in the scheme's file{outline}{hint}"

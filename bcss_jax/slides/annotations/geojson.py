@@ -77,7 +77,11 @@ def read_regions(
 
 
 def read_annotations(
-    path: Path, origin: tuple[float, float] = (0, 0), warn: Callable[[str], None] = log.warning
+    path: Path,
+    origin: tuple[float, float] = (0, 0),
+    warn: Callable[[str], None] = log.warning,
+    *,
+    line_width: float | None = None,
 ) -> list[Annotation]:
     """Returns the annotations of a GeoJSON file.
 
@@ -90,6 +94,8 @@ def read_annotations(
       path: as in `read_regions`.
       origin: level-0 pixel x and y of the file's point (0, 0).
       warn: called with one line about everything that is left out.
+      line_width: lines are areas of this width in pixels of level 0, and points discs of this diameter; None: they are
+        left out.
 
     Raises:
       DataError: as in `read_regions`; or an outline crosses itself so that its area is in doubt by more than 1 %.
@@ -111,10 +117,14 @@ def read_annotations(
         if count:
             warn(f"{printable(path)}: {count} of {len(entries)} objects {what}; they are left out")
     annotations = []
-    for entry in _with_area(path, kept, warn, "annotations are Polygon and MultiPolygon"):
+    lines = _WITHOUT_AREA if line_width is not None else ()
+    for entry in _with_area(path, kept, warn, "annotations are Polygon and MultiPolygon", lines):
         _check_class(path, entry)
         names = _class_names(entry.feature)
         place = f"geometry {entry.number}" + (f" ({ascii(names[0])[1:-1][:60]})" if names else "")
+        if line_width is not None and entry.geometry["type"] in lines:
+            annotations.append(Annotation(names, _widened(path, entry, origin, line_width), place))
+            continue
         area, stated = _area(path, entry, origin)
         if abs(area.area - stated) > _NAMED_CHANGE * area.area:
             x, y = area.bounds[:2]
@@ -143,16 +153,22 @@ def _entries(path: Path) -> list[_Entry]:
     return [_Entry(number, *found) for number, found in enumerate(_geometries(content), 1)]
 
 
-def _with_area(path: Path, entries: list[_Entry], warn: Callable[[str], None], what: str) -> Iterator[_Entry]:
-    """Yields Polygons and MultiPolygons; raises a DataError if there is none or something is no geometry."""
+def _with_area(
+    path: Path, entries: list[_Entry], warn: Callable[[str], None], what: str, also: tuple[str, ...] = ()
+) -> Iterator[_Entry]:
+    """Yields Polygons, MultiPolygons and what is in `also`.
+
+    Raises:
+      DataError: there is none, or something is no geometry.
+    """
     found, without_area = [], collections.Counter()
     for entry in entries:
         geometry = entry.geometry
         kind = geometry.get("type") if isinstance(geometry, dict) else geometry
-        if geometry is _NO_GEOMETRY or isinstance(kind, str) and kind in _WITHOUT_AREA:
-            without_area[kind] += 1
-        elif isinstance(geometry, dict) and kind in ("Polygon", "MultiPolygon"):
+        if isinstance(geometry, dict) and isinstance(kind, str) and kind in ("Polygon", "MultiPolygon", *also):
             found.append(entry)
+        elif geometry is _NO_GEOMETRY or isinstance(kind, str) and kind in _WITHOUT_AREA:
+            without_area[kind] += 1
         else:
             raise DataError(
                 f"{printable(path)}: geometry {entry.number} is {_shown(kind)}, expected Polygon or MultiPolygon; "
@@ -160,9 +176,10 @@ def _with_area(path: Path, entries: list[_Entry], warn: Callable[[str], None], w
             )
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(without_area.items()))
     if not found:
-        also = f", only {listed}" if listed else ""
+        only = f", only {listed}" if listed else ""
+        wanted = "polygon or line" if also else "polygon"
         raise DataError(
-            f"{printable(path)}: no polygon{also}; expected a FeatureCollection, a Feature or a geometry with polygons"
+            f"{printable(path)}: no {wanted}{only}; expected a FeatureCollection, a Feature or a geometry with polygons"
         )
     yield from found
     if listed:
@@ -192,6 +209,33 @@ def _area(path: Path, entry: _Entry, origin: tuple[float, float]) -> tuple[BaseG
     if area.area == 0:
         raise DataError(f"{where}: expected an area, found an outline that has no area; draw it again, or remove it")
     return area, sum(stated for _, stated in parts)
+
+
+def _widened(path: Path, entry: _Entry, origin: tuple[float, float], width: float) -> BaseGeometry:
+    """Returns what lines of a width cover, or points of a diameter."""
+    where, geometry = f"{printable(path)}: geometry {entry.number}", entry.geometry
+    kind, parts = geometry["type"], geometry.get("coordinates")
+    if kind in ("Point", "LineString"):
+        parts = [parts]
+    try:
+        if not isinstance(parts, list) or not parts:
+            raise ValueError("no coordinates")
+        lines = [[part] if kind.endswith("Point") else part for part in parts]
+        for line in lines:
+            if not isinstance(line, list) or not line or not _are_points(line):
+                _refuse(line if isinstance(line, list) else [line])
+                raise ValueError("a line without points")
+        return shapely.union_all([_thick(np.array([point[:2] for point in line]) + origin, width) for line in lines])
+    except (TypeError, ValueError, OverflowError, shapely.errors.GEOSException) as error:
+        raise DataError(
+            f"{where}: expected lines or points of pixels, found {str(error)[:120]}; draw it again, or remove it"
+        ) from error
+
+
+def _thick(points: np.ndarray, width: float) -> BaseGeometry:
+    """Returns what a pen of a width covers along points float64 [n, 2]."""
+    line = shapely.Point(points[0]) if len(np.unique(points, axis=0)) == 1 else shapely.LineString(points)
+    return line.buffer(width / 2)
 
 
 def _ellipse(left: float, top: float, right: float, bottom: float) -> BaseGeometry:

@@ -67,7 +67,11 @@ class SlideLabels(Protocol):
 
 
 def read_annotations(
-    path: Path, origin: tuple[float, float] = (0, 0), warn: Callable[[str], None] = log.warning
+    path: Path,
+    origin: tuple[float, float] = (0, 0),
+    warn: Callable[[str], None] = log.warning,
+    *,
+    line_width: float | None = None,
 ) -> list[Annotation]:
     """Returns the annotations of a GeoJSON or ASAP XML file; its content tells which it is.
 
@@ -76,13 +80,14 @@ def read_annotations(
       origin: level-0 pixel x and y of QuPath's point (0, 0): the corner of the scanned area (`Slide.bounds`), unless
         the slide was added to QuPath with `--no-crop`. ASAP always counts from the corner of level 0.
       warn: called with one line about everything that is left out.
+      line_width: as in `geojson.read_annotations`; ASAP has no lines.
 
     Raises:
       DataError: as `geojson.read_annotations` and `asap_xml.read_annotations`.
     """
     if _begins(path)[:1] == b"<":
         return asap_xml.read_annotations(path, warn)
-    return geojson.read_annotations(path, origin, warn)
+    return geojson.read_annotations(path, origin, warn, line_width=line_width)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ def folder(tmp_path):
     save(tmp_path / "b" / "c" / "P3_tall.PNG", stained(70, SIZE))
     save(tmp_path / "b" / "small.png", stained(SIZE - 1, 100))
     save(tmp_path / "b" / "mask.png", np.ones((50, 50), np.uint8))
+    save(tmp_path / "b" / "colors.png", RNG.choice(np.array([[200, 0, 0], [0, 0, 200]], np.uint8), (50, 50)))
     save(tmp_path / "b" / ".hidden.png", stained(50, 50))
     half = stained(SIZE, 2 * SIZE)
     half[:, SIZE:] = 240
@@ -53,6 +54,7 @@ def test_every_image_is_covered_by_a_grid_and_what_is_left_out_is_said(folder):
     assert "8 tiles of 32 pixels from 4 images" in notes
     assert "left out: 1 images that are smaller than 32 pixels (b/small.png)" in notes
     assert "left out: 1 images that are not 8-bit RGB, such as masks (b/mask.png)" in notes
+    assert "left out: 1 images with few colors, such as masks (b/colors.png)" in notes
     assert "left out: 1 tiles that show glass" in notes
     assert "held in memory: 0.00 GB, at most" in notes
 
@@ -68,7 +70,7 @@ def test_tiles_that_do_not_fit_into_memory_are_decoded_when_they_are_read(folder
 
 
 def test_excluded_patients_are_left_out(folder):
-    tiles = folder_tiles([folder], SIZE, exclude=("P2_", "b/c"))
+    tiles = folder_tiles([folder], SIZE, exclude=("P2_", "b/c/"))
     assert list(tiles.names) == ["glass.png at 0,0", "a/P1_one.png"]
     assert "left out: 2 images that are excluded" in tiles.notes
     with pytest.raises(ConfigError, match="'P9', which is in none; correct it"):
@@ -97,17 +99,24 @@ def test_folders_without_usable_images_are_refused(tmp_path):
         folder_tiles([tmp_path], SIZE)
     save(tmp_path / "small.png", stained(20, 24))
     save(tmp_path / "mask.png", np.ones((50, 50), np.uint8))
-    with pytest.raises(DataError, match="found 1 smaller ones and 1 that are not 8-bit RGB; lower .* to at most 20"):
+    with pytest.raises(
+        DataError,
+        match="found 1 smaller ones and 1 that .*; lower --config.data.tile_size to at most 20",
+    ):
         folder_tiles([tmp_path], SIZE)
     save(tmp_path / "glass.png", np.full((40, 40, 3), 240, np.uint8))
-    with pytest.raises(DataError, match="found 4 tiles of 32 pixels that all show glass"):
+    with pytest.raises(
+        DataError, match="images of tissue, found none .*left out: 4 tiles that show glass.*; add images"
+    ):
         folder_tiles([tmp_path], SIZE)
 
 
 def test_damaged_images_are_named(folder):
     whole = (folder / "a" / "P1_one.png").read_bytes()
     (folder / "a" / "P1_one.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"P1_one\.png: expected a readable PNG.*exclude it by its name") as error:
+    with pytest.raises(
+        DataError, match=r"P1_one\.png: expected a readable PNG.*out with --config.data.exclude=NAME"
+    ) as error:
         folder_tiles([folder], SIZE)
     assert "\n" not in str(error.value)
     (folder / "b" / "empty.jpg").write_bytes(b"")

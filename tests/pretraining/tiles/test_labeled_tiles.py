@@ -58,6 +58,7 @@ def test_the_sample_has_labels_of_its_patients(monkeypatch):
     monkeypatch.setattr(synthetic, "draw", lambda seed=0: iter(drawn))
     tiles = labeled_tiles(DataSettings("sample"), SCHEME)
     assert len(tiles.images) == 4 and tiles.groups.tolist() == [0, 0, 1, 1]
+    assert tiles.chance == max(np.bincount(tiles.labels)) / 4
     masks = {patch.key: patch.mask for patch in drawn}
     for label, mask in zip(tiles.labels, (masks[key] for key in sorted(masks)), strict=True):
         tumor = (mask == synthetic.TUMOR).sum() > (mask == synthetic.STROMA).sum()

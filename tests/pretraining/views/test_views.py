@@ -33,7 +33,8 @@ def test_without_local_views_and_with_another_batch():
     settings = ViewSettings(24, 12, 0)
     views = make_views(IMAGES, KEYS, settings)
     assert views.local_views.shape == (0, 4, 12, 12, 3)
-    assert np.array_equal(make_views(IMAGES[1:2], KEYS[1:2], settings).global_views, views.global_views[:, 1:2])
+    difference = abs(make_views(IMAGES[1:2], KEYS[1:2], settings).global_views - views.global_views[:, 1:2])
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_settings_that_cannot_be_are_refused(settings, found):
 
 
 def test_global_views_larger_than_the_tiles_are_refused():
-    with pytest.raises(ConfigError, match="found views of 41 and tiles of 40 pixels; use larger tiles or smaller"):
+    with pytest.raises(ConfigError, match="views of 41 and tiles of 40 pixels; raise --config.data.tile_size or"):
         make_views(IMAGES, KEYS, ViewSettings(global_size=41, local_size=12))
 
 

@@ -126,3 +126,41 @@ def test_an_outline_that_crosses_itself_is_repaired_or_named(tmp_path, ring, ref
     else:
         ((annotation,), said) = read(tmp_path, content)
         assert annotation.area.is_valid and annotation.area.area == pytest.approx(10_000, rel=0.01) and said == []
+
+
+@pytest.mark.parametrize(
+    ("geometry", "bounds", "area"),
+    [
+        ({"type": "LineString", "coordinates": [[0, 5], [20, 5]]}, (0, 3, 24, 7), 80),
+        ({"type": "MultiLineString", "coordinates": [[[0, 5], [20, 5]], [[0, 50], [0, 70]]]}, (0, 3, 24, 72), 160),
+        ({"type": "LineString", "coordinates": [[3, 3], [3, 3]]}, (3, 1, 7, 5), 0),
+        ({"type": "Point", "coordinates": [3, 3]}, (3, 1, 7, 5), 0),
+        ({"type": "MultiPoint", "coordinates": [[3, 3], [30, 3]]}, (3, 1, 34, 5), 0),
+    ],
+)
+def test_lines_and_points_have_an_area_where_a_width_is_given(tmp_path, geometry, bounds, area):
+    content = [feature(), feature(geometry, classification={"name": "Tumor"})]
+    found, said = read(tmp_path, content, origin=(2, 0), line_width=4)
+    assert len(found) == 2 and said == [] and found[1].names == ("Tumor",)
+    assert found[1].area.bounds == pytest.approx(bounds, abs=0.1)
+    ends = {"LineString": 1, "MultiLineString": 2, "Point": 1, "MultiPoint": 2}[geometry["type"]]
+    assert found[1].area.area == pytest.approx(area + ends * 3.14159 * 4, rel=0.02)
+    found, said = read(tmp_path, content, origin=(2, 0))
+    assert len(found) == 1 and "left out, because they have no area" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "said"),
+    [
+        ([], "a line without points"),
+        ([[1, 2], [3, "a"]], "the coordinate 'a' is not a number"),
+        ([[1, 2], 3], "3 is not a point"),
+        ([[1, 2], [3, 1e12]], "is not a pixel of a slide"),
+        (None, "None is not a point"),
+        ("abc", "no coordinates|point"),
+    ],
+)
+def test_lines_of_something_else_are_refused(tmp_path, coordinates, said):
+    content = [feature({"type": "LineString", "coordinates": coordinates})]
+    with pytest.raises(DataError, match=f"geometry 1: expected lines or points of pixels, found .*({said})"):
+        read(tmp_path, content, line_width=4)

@@ -153,8 +153,23 @@ class VisionTransformer(nnx.Module):
           dropout_keys: see there.
           adapters: products that are added to those with the matrices of the blocks; None: none.
         """
-        x, angles, outputs = self.embed(images, masked), self.angles(*self.grid(images)), []
-        for i, block in enumerate(self.blocks):
+        return self.tokens(images, masked, dropout_keys, adapters)[1:]
+
+    def tokens(
+        self,
+        images: jax.Array,
+        masked: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+        adapters: Adapters | None = None,
+        blocks: int | None = None,
+    ) -> list[jax.Array]:
+        """Returns the tokens before the first block and after each of the first `blocks`; None: of all.
+
+        The other arguments are those of `block_outputs`.
+        """
+        x, angles = self.embed(images, masked), self.angles(*self.grid(images))
+        outputs = [x]
+        for i, block in enumerate(self.blocks[:blocks]):
             x = block(x, angles, dropout_keys, adapter=adapters and adapters.blocks[i])
             outputs.append(x)
         return outputs

@@ -1,10 +1,11 @@
-"""Tells tiles of glass from tiles of tissue."""
+"""Tells glass, and drawings such as masks, from tissue."""
 
 import numpy as np
 
 from bcss_jax.slides.tissue.tissue_by_color import MOST, density_of_colors
 
 LEAST_TISSUE = 0.05  # smallest share of stained pixels of a tile that is not glass
+FEWEST_COLORS = 32  # of a photograph
 STEP = 4  # every fourth pixel of every fourth row is looked at
 
 
@@ -16,3 +17,13 @@ def is_glass(tile: np.ndarray) -> bool:
     """
     density = density_of_colors(np.ascontiguousarray(tile[::STEP, ::STEP]), None)
     return bool(np.mean(density > MOST) < LEAST_TISSUE)
+
+
+def is_drawing(image: np.ndarray) -> bool:
+    """Returns whether an image has so few colors that it is no photograph: a mask in colors, or one color.
+
+    Args:
+      image: uint8 RGB [H, W, 3].
+    """
+    red, green, blue = (image[::STEP, ::STEP, channel].astype(np.uint32) for channel in range(3))
+    return len(np.unique((red << 16) | (green << 8) | blue)) < FEWEST_COLORS
