@@ -82,6 +82,19 @@ def read_weights(path: Path) -> WeightFile:
     return WeightFile(arrays, sha256_of_file(path))
 
 
+def read_shapes(path: Path) -> dict[str, np.ndarray]:
+    """Returns arrays of the shapes in a file of weights; their values mean nothing. Arguments and errors as above.
+
+    Of a safetensors file, which may have gigabytes, only the header is read.
+    """
+    path = _existing(path)
+    if path.suffix.lower() != ".safetensors":
+        return read_weights(path).arrays
+    _check_download(path)
+    with _one_line_errors(path, _SAFETENSORS_READER), safe_open(path, framework="numpy") as file:
+        return {name: np.broadcast_to(np.float32(0), file.get_slice(name).get_shape()) for name in file.keys()}
+
+
 def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """Reads a checkpoint that a training program saved with PyTorch.
 
