@@ -69,11 +69,14 @@ def commands(tmp_path, config):
     assert export.main([f"--checkpoint={run}", f"--output={file}"]) == 0
     options[0] = f"--checkpoint={file}"
     assert segment.main([*options, f"--output={tmp_path / 'slide_of_export'}"]) == 0
-    one, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("slide", "slide_of_export"))
+    one, other = (
+        json.loads((tmp_path / name / "slide" / "summary.json").read_text()) for name in ("slide", "slide_of_export")
+    )
     assert [each["pixels"] for each in one["classes"]] == [each["pixels"] for each in other["classes"]]
     return load_model(run / "checkpoints"), results
 
 
+@pytest.mark.slow
 def test_lora(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny", Preset(TINY_FORM, STATISTICS, "not for commercial use"))
     timm_file(tmp_path / "tiny.safetensors", "tiny")
