@@ -22,8 +22,8 @@ from scipy import ndimage
 
 from bcss_jax.api.scribbling import LABELS, scribble
 from bcss_jax.labels import QUPATH_NAMES, LabelScheme, find_scheme, lookup_table
-from bcss_jax.scribbles.strokes import read_strokes
 from bcss_jax.slides.grid import Grid, nearest_indices
+from bcss_jax.slides.scribbles.strokes import read_strokes
 
 MPP = 0.5  # um per pixel that strokes are simulated at
 BEND = 0.1  # standard deviation of the turn after each pixel, radians

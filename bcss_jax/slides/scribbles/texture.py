@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcss_jax.data.inspection.stain import SEPARATION
-from bcss_jax.scribbles.pixel_features import PixelFeatures
+from bcss_jax.slides.scribbles.pixel_features import PixelFeatures
 
 MPP = 0.5  # um per pixel
 WINDOW = 512  # pixels
