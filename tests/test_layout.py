@@ -24,6 +24,7 @@ LAYERS = (
     ("training",),
     ("nnunet",),
     ("inference",),
+    ("prompting",),
     ("accelerators",),
     ("evaluation.statistics",),
     ("evaluation.reporting",),

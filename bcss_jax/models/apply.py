@@ -5,6 +5,7 @@ compiled function. This costs less per step than passing the module.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,6 +63,7 @@ class ModelFunction:
         dropout_keys: jax.Array | None = None,
         frozen: tuple[str, ...] = (),
         method: str = "",
+        features: Sequence[jax.Array] = (),
     ) -> tuple[Any, dict]:
         """Runs the model.
 
@@ -73,7 +75,8 @@ class ModelFunction:
           dropout_keys: a random key per example [N]; needed to train a model with dropout, ignored by others.
           frozen: attributes of the model that run in evaluation mode even in training.
           method: name of the method that computes the result, if it is to be another than the logits: "all_logits" of
-            every head, for deep supervision, or "queries".
+            every head, for deep supervision, "queries", or "encode", the features that the decoder takes.
+          features: result of "encode" for the images, if it is known.
 
         Returns:
           float32 logits [N, H, W, C], or the result of `method`, and the new `model_state`. A model whose own logits
@@ -87,7 +90,8 @@ class ModelFunction:
         for name in frozen:
             getattr(model, name).eval()
         keys = {"dropout_keys": dropout_keys} if self._drops_out else {}
+        known = {"encoded": list(features)} if features else {}
         images = images if self._statistics is None else normalize(images, self._statistics)
         forward = getattr(model, method) if method else getattr(model, "full_size_logits", model)
-        logits = forward(images, **keys)
+        logits = forward(images, **keys, **known)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

@@ -23,10 +23,11 @@ from bcss_jax.pretraining.tiles.folder_tiles import folder_tiles
 from bcss_jax.pretraining.tiles.labeled_tiles import LabeledTiles, labeled_tiles
 from bcss_jax.pretraining.tiles.sample_tiles import SampleTiles
 from bcss_jax.pretraining.tiles.slide_search import find_slides
-from bcss_jax.pretraining.tiles.slide_tiles import slide_tiles
+from bcss_jax.pretraining.tiles.slide_tiles import slide_of, slide_tiles
 from bcss_jax.pretraining.tiles.tiles import Tiles
 from bcss_jax.pretraining.views.make_views import make_views
 from bcss_jax.pretraining.views.settings import ViewSettings
+from bcss_jax.slides.batch.slide_list import Entry
 
 
 def split_by_commas(text: str) -> list[str]:
@@ -42,14 +43,12 @@ def open_tiles(config: Any) -> Tiles:
       DataError: there are no tiles, or files cannot be read.
     """
     data = config.data
-    exclude = split_by_commas(data.exclude)
-    folders = [Path(folder).expanduser() for folder in split_by_commas(data.dir)]
     memory: dict[str, Any] = dict(memory_share=data.memory_share, processes=jax.process_count())
     if data.layout == "sample":
         return SampleTiles(seed=config.seed)
     if data.layout == "tiles":
-        return folder_tiles(folders, data.tile_size, exclude=exclude, **memory)
-    slides, notes = find_slides(folders, Path(data.list).expanduser() if data.list else None, exclude)
+        return folder_tiles(_folders(config), data.tile_size, exclude=split_by_commas(data.exclude), **memory)
+    slides, notes = _find_slides(config)
     return slide_tiles(
         slides,
         data.tile_size,
@@ -59,6 +58,23 @@ def open_tiles(config: Any) -> Tiles:
         notes=notes,
         **memory,
     )
+
+
+def _folders(config: Any) -> list[Path]:
+    return [Path(folder).expanduser() for folder in split_by_commas(config.data.dir)]
+
+
+def _find_slides(config: Any) -> tuple[list[Entry], tuple[str, ...]]:
+    slide_list = Path(config.data.list).expanduser() if config.data.list else None
+    return find_slides(_folders(config), slide_list, split_by_commas(config.data.exclude))
+
+
+def first_slide(config: Any, tiles: Tiles) -> Entry | None:
+    """Returns the slide that the first tile is of; None if the tiles are not of slides."""
+    if config.data.layout != "slides":
+        return None
+    name = slide_of(tiles.names[0])
+    return next((slide for slide in _find_slides(config)[0] if slide.slide.name == name), None)
 
 
 def open_labeled_tiles(config: Any) -> LabeledTiles | None:

@@ -6,12 +6,14 @@ import io
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bcss_jax.common import figures
 from bcss_jax.common.digests import sha256_of_json
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
@@ -28,6 +30,8 @@ from bcss_jax.pretraining.distillation.patch_masks import patch_masks
 from bcss_jax.pretraining.distillation.step import new_state
 from bcss_jax.pretraining.encoder_file import write_encoder
 from bcss_jax.pretraining.knn import knn_accuracy
+from bcss_jax.pretraining.pictures.curves import curves
+from bcss_jax.pretraining.pictures.write_pictures import write_pictures
 from bcss_jax.pretraining.record import COLUMNS, PretrainingRecord, PretrainingRecordJson
 from bcss_jax.pretraining.teacher import ClassFeatures, encoder_of, parameters_of
 from bcss_jax.pretraining.tiles.batches import batches, steps_per_epoch
@@ -43,6 +47,7 @@ from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, versions
 
 KNN_BATCH = 32
+CURVES_SECONDS = 10.0  # between two drawings of curves.png
 BEFORE = "stopped before the first step; the same command starts again"
 TRAINED = "stopped after the pretraining; the same command writes the encoder"
 ENCODER = "encoder.safetensors"
@@ -115,6 +120,7 @@ class PretrainingRun:
         self._schedules = build.create_schedules(config, config.epoch_steps or steps)
         self._patches = (config.views.global_size // self._preset.architecture.patch) ** 2
         self._features = ClassFeatures(self._network, self._preset.statistics, KNN_BATCH)
+        self._curves_drawn = -math.inf
         self.session = self._start_or_resume(state, pretrained, interruption, config.epoch_steps or steps)
 
     def _load_pretrained(self) -> dict | None:
@@ -266,17 +272,27 @@ class PretrainingRun:
                 "and a lower --config.objective.teacher_temperature or learning rate, or more tiles in a batch"
             )
 
-    def write_progress(self) -> None:
-        """Writes history.csv and curves.png."""
+    def write_progress(self, last: bool = False) -> None:
+        """Writes history.csv and, if it was not drawn just before or the run has ended, curves.png."""
         if not is_main_process():
             return
         history = self.session.record.history
         write_text(self._workdir / "history.csv", _history_csv(history))
+        if last or time.perf_counter() - self._curves_drawn > CURVES_SECONDS:
+            figure = curves(
+                history,
+                f"{self._config.name}: {self._config.encoder}",
+                prototypes=self._config.head.prototypes,
+                features=self._preset.architecture.width,
+                chance=None if self._labeled is None else self._labeled.chance,
+            )
+            figures.write(figure, self._workdir / "curves.png")
+            self._curves_drawn = time.perf_counter()
 
     def write_results(self) -> None:
         """Writes the encoder, pictures and summary.json, and prints where they are."""
         config, workdir, session, record = self._config, self._workdir, self.session, self.session.record
-        self.write_progress()
+        self.write_progress(last=True)
         encoder = encoder_of(self._network, session.state.model_state["teacher"])
         about = {"trained_on": f"{len(self._tiles)} tiles without labels", "steps": int(session.state.step)}
         mpp = config.data.mpp if config.data.layout == "slides" else None
@@ -294,7 +310,17 @@ class PretrainingRun:
         write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False, default=str) + "\n")
         print_main(f"finished after epoch {record.epoch} in {duration(record.seconds)}")
         print_main(f"encoder:   {workdir / ENCODER}")
-        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}")
+        print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}  {workdir / 'curves.png'}")
+        pictures = write_pictures(
+            workdir,
+            encoder,
+            self._preset.statistics,
+            self._tiles,
+            name=config.encoder,
+            slide=build.first_slide(config, self._tiles),
+            mpp=mpp,
+        )
+        print_main(f"pictures:  {'  '.join(map(str, pictures))}")
         print_main(
             f"next:      python -m bcss_jax.main --config=configs/vit.py --config.encoder={config.encoder} "
             f"--config.pretrained={workdir / ENCODER}"

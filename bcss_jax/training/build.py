@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +22,24 @@ from bcss_jax.labels import LabelScheme
 from bcss_jax.losses import Objective
 from bcss_jax.models.decoders.eomt import mask_probabilities
 from bcss_jax.models.image_normalization import ImageStatistics
+from bcss_jax.training.frozen.feature_cache import make_encode
 from bcss_jax.training.optimizer import Plateau, Poly, adamw, clipped, separate_encoder_optimizer, sgd
 from bcss_jax.training.sharding import place_replicated
 from bcss_jax.training.step import TrainState, make_eval_step, make_train_step
+
+
+class StepsOnFeatures(NamedTuple):
+    """The compiled steps of a network whose encoder is frozen and has no adapters.
+
+    Attributes:
+      encode: as `feature_cache.make_encode` returns it.
+      train: as `step.make_train_step` returns it, on features.
+      evaluate: as `step.make_eval_step` returns it, on features.
+    """
+
+    encode: Callable
+    train: Callable
+    evaluate: Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Steps:
       evaluate: as `step.make_eval_step` returns it.
       frozen_epochs: number of first epochs in which the encoder is frozen.
       never_trained: parts of the network that are not trained in any epoch.
+      on_features: steps of a network whose features never change; None for others.
       augment: of the images on the device, as `make_augment` returns it; None if the host augments them.
     """
 
@@ -51,6 +67,7 @@ class Steps:
     evaluate: Callable
     frozen_epochs: int
     never_trained: tuple[str, ...]
+    on_features: "StepsOnFeatures | None"
     augment: Callable | None
 
     def train_step(self, epoch: int) -> Callable:
@@ -118,15 +135,24 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
         sync_batch_norm=config.sync_batch_norm,
         seed=config.seed,
     )
+    make_evaluate = functools.partial(make_eval_step, model, mesh, objective, statistics=statistics)
+    features_are_fixed = hasattr(model, "encode") and never_trained and getattr(model, "adapters", None) is None
     return Steps(
         objective=objective,
         tx=tx,
         schedule=schedule,
         train=make_train(frozen=never_trained),
         train_frozen=make_train(frozen=("encoder",)) if config.freeze_encoder_epochs else None,
-        evaluate=make_eval_step(model, mesh, objective, statistics=statistics),
+        evaluate=make_evaluate(),
         frozen_epochs=config.freeze_encoder_epochs,
         never_trained=never_trained,
+        on_features=StepsOnFeatures(
+            make_encode(model, mesh, statistics),
+            make_train(frozen=never_trained, on_features=True),
+            make_evaluate(on_features=True),
+        )
+        if features_are_fixed
+        else None,
         augment=(
             make_augment(Augmentation(**config.augment), scheme.ignore_index, mesh, config.seed)
             if config.augment_on == "device"

@@ -41,6 +41,7 @@ from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
+from bcss_jax.training.frozen.feature_cache import FeatureCache, images_recur
 from bcss_jax.training.history import (
     RunRecord,
     RunRecordJson,
@@ -153,13 +154,19 @@ class Run:
         self.session = self._start_or_resume(state, pretrained, interruption)
         self._weights = self._draw_weights()
         self._tiles = self._load_training_tiles()
+        self._feature_cache = self._make_feature_cache()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
         self._curves_drawn = -math.inf
 
     def _compiled_meanwhile(self, state: TrainState) -> contextlib.AbstractContextManager:
         """Compiles the training step while the sample is drawn; the tiles of other data have a size of their own."""
         config = self._config
-        if config.data.layout != "sample" or config.augment_on == "device" or jax.process_count() > 1:
+        if (
+            self._steps.on_features
+            or config.data.layout != "sample"
+            or config.augment_on == "device"
+            or jax.process_count() > 1
+        ):
             return contextlib.nullcontext()
         shape = config.batch_size, synthetic.SIZE, synthetic.SIZE
         return compiled_meanwhile(self._steps.train_step(0), state, shape, self._mesh)
@@ -307,6 +314,29 @@ class Run:
             between_batches=functools.partial(safe_point, BEFORE),
         )
 
+    def _make_feature_cache(self) -> FeatureCache | None:
+        """Returns where the features of an encoder that is not trained are kept; None: they are computed each time."""
+        config, steps = self._config, self._steps.on_features
+        if steps is None or jax.process_count() > 1 or not config.data.memory_share:
+            return None
+        capacity = int(config.data.memory_share * (free_memory() or 0))
+        print_main(
+            "features of the encoder are computed once for each "
+            f"{'turn and flip of an' if self._keeps_training_features() else 'validation'} image, and kept up to "
+            f"{capacity / 1e9:.2f} GB (config.data.memory_share)"
+        )
+        return FeatureCache(steps.encode, self._mesh, capacity)
+
+    def _keeps_training_features(self) -> bool:
+        return self._augmentation is not None and images_recur(self._augmentation)
+
+    def _features(self, weights, images: np.ndarray) -> tuple:
+        """Returns the further argument of the steps on features; empty if features are not kept."""
+        if self._feature_cache is None:
+            return ()
+        arrays = self._feature_cache.features(weights.params, weights.model_state, images)
+        return (tuple(place_batch({str(i): array for i, array in enumerate(arrays)}, self._mesh).values()),)
+
     # --- One epoch ---
 
     def train_epoch(self) -> dict:
@@ -323,7 +353,9 @@ class Run:
             draws=None if self._weights is None else draws(self._weights, config.seed, record.epoch),
             **self._pipeline,
         )
-        compiled = self._steps.train_step(record.epoch)
+        on_features = self._feature_cache is not None and self._keeps_training_features()
+        steps = self._steps.on_features if on_features else None
+        compiled = steps.train if steps else self._steps.train_step(record.epoch)
         session.state = self._steps.at_start_of_epoch(session.state, record.epoch / config.epochs, self._mesh)
 
         def train_step(state, batch):
@@ -332,7 +364,8 @@ class Run:
             pair = placed["image"], placed["label"]
             if self._steps.augment:
                 pair = self._steps.augment(*pair, placed["index"], record.epoch)
-            state, report = compiled(state, *pair)
+            features = self._features(state, batch["image"]) if on_features else ()
+            state, report = compiled(state, *pair, *features)
             return state, report | {"index": batch["index"]}
 
         with session.progress_line(f"epoch {record.epoch + 1}") as line:
@@ -414,8 +447,10 @@ class Run:
             if examples and examples.isdisjoint(positions):
                 continue
             placed = place_batch({"image": batch["image"], "label": batch["label"]}, self._mesh)
+            features = self._features(weights, batch["image"])
+            step = self._steps.on_features.evaluate if features and self._steps.on_features else self._steps.evaluate
             report = jax.device_get(
-                self._steps.evaluate(weights.params, weights.model_state, placed["image"], placed["label"])
+                step(weights.params, weights.model_state, placed["image"], placed["label"], *features)
             )
             totals.add(report["sums"], report["confusion"].sum(0))
             losses.append(float(loss_from_sums(report["sums"], self._steps.objective)))

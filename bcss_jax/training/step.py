@@ -71,6 +71,7 @@ def make_train_step(
     augment: Callable | None = None,
     remat: bool = False,
     sync_batch_norm: bool = True,
+    on_features: bool = False,
 ):
     """Builds the compiled training step.
 
@@ -88,6 +89,7 @@ def make_train_step(
       remat: keep only the results of convolutions and dense layers for the gradient and compute what lies between them
         again, which takes less memory and somewhat more time.
       sync_batch_norm: BatchNorm normalizes by the statistics of all devices; False: by those of each device's images.
+      on_features: the step takes `features` as its fourth argument, which the frozen encoder computes for the images.
 
     Returns:
       `train_step(state, images, labels) -> (state, report)`; the state is donated. `images` uint8 [N, H, W, 3],
@@ -99,14 +101,14 @@ def make_train_step(
     forward = _forward(ModelFunction(model, statistics), objective, frozen, remat, 1 if sync_batch_norm else mesh.size)
     gradients = _gradients(forward, objective, micro_batches)
 
-    def train_step(state: TrainState, images, labels):
+    def train_step(state: TrainState, images, labels, features=()):
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(images)))
         if augment:
             images, labels = augment(images, labels, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
         trained, fixed = _divided(state.params, frozen)
         grads, sums, model_state, counts = gradients(
-            trained, fixed, state.model_state, state.loss_scale, images, labels, keys
+            trained, fixed, state.model_state, state.loss_scale, images, labels, keys, *features
         )
         grads = unscaled(grads, state.loss_scale) | jax.tree.map(jnp.zeros_like, fixed)
         loss, grad_norm = _loss(sums, objective), optax.tree.norm(grads)
@@ -119,15 +121,8 @@ def make_train_step(
         new = (optax.apply_updates(state.params, updates), model_state, opt_state)
         new = _with_frozen(new, old, frozen)
         params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite & has_truth, n, o), new, old)
-        report = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "sums": sums[0],
-            "confusion": counts,
-            "finite": finite,
-            "has_truth": has_truth,
-            "skipped_by_loss_scale": skipped,
-        }
+        report = dict(loss=loss, grad_norm=grad_norm, sums=sums[0], confusion=counts)
+        report |= dict(finite=finite, has_truth=has_truth, skipped_by_loss_scale=skipped)
         return TrainState(state.step + 1, params, model_state, opt_state, state.schedule, loss_scale), report
 
     everywhere, split = replicated(mesh), split_over_data(mesh)
@@ -135,29 +130,31 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(everywhere, split, split),
+        in_shardings=(everywhere, split, split, split) if on_features else (everywhere, split, split),
         out_shardings=(everywhere, everywhere),
     )
 
 
 def _forward(run: ModelFunction, objective: Objective, frozen: tuple[str, ...], remat: bool, norm_parts: int):
-    """Returns `(trained, fixed, model_state, images, labels, keys) -> (sums at each head, (model_state, confusion))`.
+    """Returns `(trained, fixed, model_state, images, labels, keys, *features) -> (sums, (model_state, confusion))`.
 
-    The parameters are those that are trained and those of the frozen parts; the confusion counts are [C, C].
+    The parameters are those that are trained and those of the frozen parts; the sums are those at each head; the
+    confusion counts are [C, C]. Features that are known are not computed.
     `norm_parts` is the number of parts of the batch that BatchNorm normalizes by themselves.
     """
 
     method = "queries" if objective.queries else "all_logits" if objective.deep_supervision else ""
 
-    def network(params, model_state, images, keys):
+    def network(params, model_state, images, keys, features):
+        how: dict[str, Any] = dict(dropout_keys=keys, frozen=frozen, method=method, features=features)
         with norms.parts_of_batch(norm_parts):
-            return run(params, model_state, images, train=True, dropout_keys=keys, frozen=frozen, method=method)
+            return run(params, model_state, images, train=True, **how)
 
     if remat:
         network = jax.checkpoint(network, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
 
-    def forward(trained, fixed, model_state, images, labels, keys):
-        predicted, model_state = network(trained | fixed, model_state, images, keys)
+    def forward(trained, fixed, model_state, images, labels, keys, *features):
+        predicted, model_state = network(trained | fixed, model_state, images, keys, features)
         if objective.queries:
             logits, sums = _of_queries(predicted, labels, objective, keys)
         else:
@@ -196,7 +193,7 @@ def _gradients_of_whole_batch(forward, objective: Objective):
     """Returns `(trained, fixed, model_state, loss_scale, *batch) -> (gradients, sums, model_state, confusion)`.
 
     The gradients are those of the scaled loss by the trained parameters; the confusion counts are [C, C]. The batch
-    consists of images, labels and keys.
+    consists of images, labels, keys, and features if they are known.
     """
 
     def gradients(trained, fixed, model_state, loss_scale, *batch):
@@ -254,6 +251,7 @@ def make_eval_step(
     *,
     statistics: ImageStatistics | None = IMAGENET,
     choose_among: tuple[int, ...] = (),
+    on_features: bool = False,
 ):
     """Builds the compiled evaluation step.
 
@@ -263,6 +261,7 @@ def make_eval_step(
       objective: what the step counts. Only the full-resolution logits are computed.
       statistics: as in `make_train_step`.
       choose_among: labels that predictions are chosen from; empty: the evaluated classes.
+      on_features: as in `make_train_step`, but as the fifth argument.
 
     Returns:
       `eval_step(params, model_state, images, labels) -> report` with replicated arrays: `sums` (`losses.loss_sums`),
@@ -270,8 +269,8 @@ def make_eval_step(
     """
     run = ModelFunction(model, statistics)
 
-    def eval_step(params, model_state, images, labels):
-        logits, _ = run(params, model_state, images, train=False)
+    def eval_step(params, model_state, images, labels, features=()):
+        logits, _ = run(params, model_state, images, train=False, features=features)
         predictions = metrics.predict(logits, choose_among or objective.classes)
         return {
             "sums": losses.loss_sums(logits, labels, objective),
@@ -282,7 +281,7 @@ def make_eval_step(
     everywhere, split = replicated(mesh), split_over_data(mesh)
     return jax.jit(
         eval_step,
-        in_shardings=(everywhere, everywhere, split, split),
+        in_shardings=(everywhere, everywhere, split, split) + ((split,) if on_features else ()),
         out_shardings=everywhere,
     )
 

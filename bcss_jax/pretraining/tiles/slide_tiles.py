@@ -19,6 +19,7 @@ from bcss_jax.slides.reading.reader_pool import ReaderPool
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 
 LEAST_TISSUE = 0.5  # share of a tile that is tissue on the thumbnail
+AT = " at "  # between the name of a slide and the place of a tile
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +75,7 @@ def slide_tiles(
     if not fits:
         raise DataError(
             f"slides: expected {most} tiles ({per_slide} of each slide) to be held in memory, found {why}; lower the "
-            "number of tiles of a slide, or raise config.data.memory_share"
+            "number of tiles of a slide, or raise --config.data.memory_share"
         )
     pixels = np.empty((most, size, size, 3), np.uint8)
     names, used, without_tissue, damaged = [], [], [], []
@@ -90,10 +91,10 @@ def slide_tiles(
         unreadable, glass = unreadable + found.unreadable, glass + found.glass
         for (x, y), tile in found.tiles:
             pixels[len(names)] = tile
-            names.append(f"{entry.slide.name} at {x},{y}")
+            names.append(f"{entry.slide.name}{AT}{x},{y}")
     if damaged:
-        others = f"; {len(damaged)} of {len(slides)} slides are unusable" if len(damaged) > 1 else ""
-        raise DataError(f"{damaged[0]}{others}, or exclude it by its name")
+        others = f" ({len(damaged)} of {len(slides)} slides are unusable)" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0]}, or leave it out with --config.data.exclude=NAME{others}")
     empty = ", ".join(printable(entry.slide.name) for entry in without_tissue)
     if not names:
         raise DataError(
@@ -105,6 +106,11 @@ def slide_tiles(
     said += [f"left out: {unreadable} tiles that cannot be decoded"] if unreadable else []
     said += [f"left out: {glass} tiles that show glass"] if glass else []
     return HeldTiles(pixels[: len(names)], names, (*said, f"tiles are held in memory: {why}"))
+
+
+def slide_of(tile_name: str) -> str:
+    """Returns the name of the slide that a tile is of."""
+    return tile_name.rpartition(AT)[0]
 
 
 def _draw(entry: Entry, size: int, *, mpp: float, count: int, seed: int, readers: int) -> _FromSlide:
