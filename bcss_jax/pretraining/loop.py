@@ -6,14 +6,15 @@ import io
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from bcss_jax.common import figures
 from bcss_jax.common.digests import sha256_of_json
-from bcss_jax.common.figures import write as write_figure
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import Interruption, safe_point, work_has_ended
@@ -46,6 +47,7 @@ from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, versions
 
 KNN_BATCH = 32
+CURVES_SECONDS = 10.0  # between two drawings of curves.png
 BEFORE = "stopped before the first step; the same command starts again"
 TRAINED = "stopped after the pretraining; the same command writes the encoder"
 ENCODER = "encoder.safetensors"
@@ -118,6 +120,7 @@ class PretrainingRun:
         self._schedules = build.create_schedules(config, config.epoch_steps or steps)
         self._patches = (config.views.global_size // self._preset.architecture.patch) ** 2
         self._features = ClassFeatures(self._network, self._preset.statistics, KNN_BATCH)
+        self._curves_drawn = -math.inf
         self.session = self._start_or_resume(state, pretrained, interruption, config.epoch_steps or steps)
 
     def _load_pretrained(self) -> dict | None:
@@ -269,25 +272,27 @@ class PretrainingRun:
                 "and a lower --config.objective.teacher_temperature or learning rate, or more tiles in a batch"
             )
 
-    def write_progress(self) -> None:
-        """Writes history.csv and curves.png."""
+    def write_progress(self, last: bool = False) -> None:
+        """Writes history.csv and, if it was not drawn just before or the run has ended, curves.png."""
         if not is_main_process():
             return
         history = self.session.record.history
         write_text(self._workdir / "history.csv", _history_csv(history))
-        figure = curves(
-            history,
-            f"{self._config.name}: {self._config.encoder}",
-            prototypes=self._config.head.prototypes,
-            features=self._preset.architecture.width,
-            chance=self._labeled and self._labeled.chance,
-        )
-        write_figure(figure, self._workdir / "curves.png")
+        if last or time.perf_counter() - self._curves_drawn > CURVES_SECONDS:
+            figure = curves(
+                history,
+                f"{self._config.name}: {self._config.encoder}",
+                prototypes=self._config.head.prototypes,
+                features=self._preset.architecture.width,
+                chance=None if self._labeled is None else self._labeled.chance,
+            )
+            figures.write(figure, self._workdir / "curves.png")
+            self._curves_drawn = time.perf_counter()
 
     def write_results(self) -> None:
         """Writes the encoder, pictures and summary.json, and prints where they are."""
         config, workdir, session, record = self._config, self._workdir, self.session, self.session.record
-        self.write_progress()
+        self.write_progress(last=True)
         encoder = encoder_of(self._network, session.state.model_state["teacher"])
         about = {"trained_on": f"{len(self._tiles)} tiles without labels", "steps": int(session.state.step)}
         mpp = config.data.mpp if config.data.layout == "slides" else None

@@ -50,7 +50,8 @@ def tiny_encoder():
 def tiles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiles")
     for number in range(11):
-        pixels, _ = tissue_picture(SIDE, SIDE, number)
+        noise = np.random.default_rng(number).integers(-6, 7, (SIDE, SIDE, 3))  # a tile of few colors is no tissue
+        pixels = np.clip(tissue_picture(SIDE, SIDE, number)[0] + noise, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"tile{number}.png")
     return folder
 
@@ -70,6 +71,8 @@ def test_what_a_run_writes(finished, tiles):
     rows = list(csv.DictReader((finished.parent / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(np.isfinite(float(row[name])) for row in rows for name in ("loss", "kl", "teacher_entropy", "grad_norm"))
+    for name in ("curves.png", "attention.png", "components.png"):
+        assert min(Image.open(finished.parent / name).size) > 200
     summary = json.loads((finished.parent / "summary.json").read_text())
     assert summary["steps"] == 4 and summary["data"]["tiles"] == 11
     with safe_open(finished, "np") as file:

@@ -11,10 +11,13 @@ from flax.typing import Dtype
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.arguments import check_counts
 from bcss_jax.models.sam.architecture import DecoderForm, ViTForm
+from bcss_jax.models.sam.frames import Frame, LongestSide
 from bcss_jax.models.sam.image_encoder import ImageEncoder
 from bcss_jax.models.sam.mask_decoder import Features, MaskDecoder, Predictions
 from bcss_jax.models.sam.prompt_encoder import (
+    BACKGROUND,
     BOTTOM_RIGHT,
+    FOREGROUND,
     NO_TOKEN,
     NOT_A_POINT,
     TOP_LEFT,
@@ -29,7 +32,10 @@ class Sam(nnx.Module):
 
     Attributes:
       image_size: height and width of the network's input, pixels.
+      point_labels: labels that points may have.
     """
+
+    point_labels = (NOT_A_POINT, BACKGROUND, FOREGROUND)
 
     def __init__(
         self,
@@ -63,6 +69,10 @@ class Sam(nnx.Module):
     def embedding_size(self) -> int:
         """Rows (and columns) of the embedding; mask prompts and masks have four times as many."""
         return self.image_size // self.image_encoder.form.stride
+
+    def frame(self, height: int, width: int) -> Frame:
+        """Returns where the pixels of an image of this size stand in the network's input."""
+        return LongestSide(self.image_size, height, width)
 
     def encode(self, images: jax.Array) -> Features:
         """Returns what the decoder needs of images.

@@ -9,9 +9,18 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models.sam.architecture import DecoderForm, HieraForm
+from bcss_jax.models.sam.frames import Frame, Stretched
 from bcss_jax.models.sam.hiera import MULTIPLE, HieraEncoder
 from bcss_jax.models.sam.mask_decoder import Features, MaskDecoder, Predictions
-from bcss_jax.models.sam.prompt_encoder import PromptEncoder, Tokens
+from bcss_jax.models.sam.prompt_encoder import (
+    BACKGROUND,
+    BOTTOM_RIGHT,
+    FOREGROUND,
+    NOT_A_POINT,
+    TOP_LEFT,
+    PromptEncoder,
+    Tokens,
+)
 from bcss_jax.models.sam.sam import box_tokens, check_image_size, decoded, joined, padding_token, point_tokens
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of
 
@@ -25,7 +34,10 @@ class Sam2(nnx.Module):
 
     Attributes:
       image_size: height and width of the network's input, pixels.
+      point_labels: labels that points may have; corners of boxes may be given as points.
     """
+
+    point_labels = (NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT)
 
     def __init__(
         self,
@@ -52,6 +64,10 @@ class Sam2(nnx.Module):
     def embedding_size(self) -> int:
         """Rows (and columns) of the embedding; mask prompts and masks have four times as many."""
         return self.image_size // self.image_encoder.form.stride
+
+    def frame(self, height: int, width: int) -> Frame:
+        """Returns where the pixels of an image of this size stand in the network's input."""
+        return Stretched(self.image_size, height, width)
 
     def encode(self, images: jax.Array) -> Features:
         """Returns what the decoder needs of images.

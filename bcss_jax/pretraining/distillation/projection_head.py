@@ -51,8 +51,8 @@ class ProjectionHead(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., inputs) -> scores float32 (..., prototypes)."""
-        x = jax.nn.gelu(self.dense1(x), approximate=False)
-        x = jax.nn.gelu(self.dense2(x), approximate=False)
+        x = layers.gelu(self.dense1(x))
+        x = layers.gelu(self.dense2(x))
         x = self.dense3(x)
         x = normalized(x, 1e-6 if self.dtype == jnp.float16 else 1e-12)
         prototypes = self.directions[...]

@@ -34,8 +34,8 @@ def steps_per_epoch(tiles: Tiles, batch_size: int) -> int:
     """
     if len(tiles) < batch_size:
         raise DataError(
-            f"tiles: expected at least {batch_size}, which is one batch, found {len(tiles)}; add tiles, or lower the "
-            "batch size"
+            f"tiles: expected at least {batch_size}, which is one batch, found {len(tiles)}; add tiles, or lower "
+            "--config.batch_size"
         )
     return len(tiles) // batch_size
 

@@ -162,7 +162,7 @@ def _usable_images(found: list[tuple[str, Path]], size: int, where: str) -> tupl
     if not images:
         what = f"{len(small)} smaller ones" if small else ""
         what += (" and " if small and others else "") + (f"{len(others)} that are not 8-bit RGB" if others else "")
-        remedy = f"lower the size of the tiles to at most {largest}" if small else "save them as 8-bit RGB"
+        remedy = f"lower --config.data.tile_size to at most {largest}" if small else "save them as 8-bit RGB"
         raise DataError(f"{where}: expected RGB images of at least {size}x{size} pixels, found {what}; {remedy}")
     notes = [_note(small, f"images that are smaller than {size} pixels")] if small else []
     notes += [_note(others, "images that are not 8-bit RGB, such as masks")] if others else []
@@ -204,8 +204,8 @@ def _content(image: _Image, size: int) -> _Content | DataError:
 
 def _refuse_damaged(errors: list[DataError], images: int) -> None:
     if errors:
-        others = f"; {len(errors)} of {images} images are unusable" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{others}, or exclude it by its name")
+        others = f" ({len(errors)} of {images} images are unusable)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}, or leave it out with --config.data.exclude=NAME{others}")
 
 
 def _starts(length: int, size: int) -> list[int]:

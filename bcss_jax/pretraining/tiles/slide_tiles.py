@@ -75,7 +75,7 @@ def slide_tiles(
     if not fits:
         raise DataError(
             f"slides: expected {most} tiles ({per_slide} of each slide) to be held in memory, found {why}; lower the "
-            "number of tiles of a slide, or raise config.data.memory_share"
+            "number of tiles of a slide, or raise --config.data.memory_share"
         )
     pixels = np.empty((most, size, size, 3), np.uint8)
     names, used, without_tissue, damaged = [], [], [], []
@@ -93,8 +93,8 @@ def slide_tiles(
             pixels[len(names)] = tile
             names.append(f"{entry.slide.name}{AT}{x},{y}")
     if damaged:
-        others = f"; {len(damaged)} of {len(slides)} slides are unusable" if len(damaged) > 1 else ""
-        raise DataError(f"{damaged[0]}{others}, or exclude it by its name")
+        others = f" ({len(damaged)} of {len(slides)} slides are unusable)" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0]}, or leave it out with --config.data.exclude=NAME{others}")
     empty = ", ".join(printable(entry.slide.name) for entry in without_tissue)
     if not names:
         raise DataError(

@@ -165,5 +165,5 @@ class ViewSettings:
         if self.global_size > size:
             raise ConfigError(
                 f"views: expected global views no larger than the tiles, found views of {self.global_size} and tiles "
-                f"of {size} pixels; use larger tiles or smaller views"
+                f"of {size} pixels; raise --config.data.tile_size or lower --config.views.global_size"
             )

@@ -9,25 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.references import FOUNDATION, foundation_case, module_at
+from helpers.sam_tiny import DECODER, FORM, sam_tiny
 
 from bcss_jax.models.sam import presets
-from bcss_jax.models.sam.architecture import DecoderForm, HieraForm, ViTForm
+from bcss_jax.models.sam.architecture import HieraForm
 from bcss_jax.models.sam.mask_decoder import Predictions
 from bcss_jax.models.sam.prompt_encoder import NO_TOKEN, Tokens
 from bcss_jax.models.sam.sam import Sam
 from bcss_jax.models.sam.sam2 import Sam2
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 
-TINY = ViTForm(48, 3, 3, (1,), patch=8, window=4, hidden=192, table=10)
-TINY_DECODER = DecoderForm(channels=32, heads=4, hidden=64, score_hidden=24)
-
-
-def tiny():
-    return Sam(TINY, TINY_DECODER)
-
-
 CASES = {
-    "sam_tiny": tiny,
+    "sam_tiny": lambda: Sam(FORM, DECODER),
     "sam_vit_b": lambda: presets.create("sam_vit_b"),
     "sam2.1_hiera_t": lambda: presets.create("sam2.1_hiera_t"),
 }
@@ -101,9 +94,9 @@ def outputs(model, image, entry):
 
 
 def test_gradients_are_those_of_the_reference():
-    entry, state, images, _ = foundation_case("sam_tiny")
+    entry, _, images, _ = foundation_case("sam_tiny")
     wanted = json.loads((FOUNDATION / "values.json").read_text())["sam_tiny_gradients"]
-    model = load_torch_state(tiny(), state)
+    model = sam_tiny()
     points, labels, box, _ = inputs_of(entry)
     weights = module_at(FOUNDATION / "weights.py", "no reference outputs")
     target = weights.image(23, (1, 3, 40, 40)) > 0
@@ -129,8 +122,8 @@ def test_gradients_are_those_of_the_reference():
 
 
 def test_tokens_that_do_not_exist_change_nothing():
-    _, state, images, _ = foundation_case("sam_tiny")
-    model = load_torch_state(tiny(), state)
+    images = foundation_case("sam_tiny")[2]
+    model = sam_tiny()
     points = np.random.RandomState(0).uniform(0, 80, (2, 3, 2)).astype(np.float32)
     labels = np.array([[1, 0, 1], [0, 1, 1]])
     features = encoded(model, images["image"])[1]
@@ -144,9 +137,10 @@ def test_tokens_that_do_not_exist_change_nothing():
         np.testing.assert_allclose(other, one, atol=1e-4 * float(one.std()))
 
 
+@pytest.mark.slow
 def test_several_prompts_at_once_are_each_prompt_alone():
-    _, state, images, _ = foundation_case("sam_tiny")
-    model = load_torch_state(tiny(), state)
+    images = foundation_case("sam_tiny")[2]
+    model = sam_tiny()
     rs = np.random.RandomState(1)
     points = rs.uniform(0, 80, (3, 2, 2)).astype(np.float32)
     labels = np.array([[1, 0], [0, 1], [1, 1]])
@@ -163,7 +157,7 @@ def test_several_prompts_at_once_are_each_prompt_alone():
 
 
 def test_an_unstable_single_mask_of_sam2_is_replaced_by_the_best_of_the_others():
-    model = Sam2(HieraForm(8, 1, (1, 1, 1, 1), ()), TINY_DECODER, image_size=32)
+    model = Sam2(HieraForm(8, 1, (1, 1, 1, 1), ()), DECODER, image_size=32)
     masks = np.full((2, 4, 10, 10), -5.0, np.float32)
     masks[0, 0, :5] = 5  # stable
     masks[1, 0, :5] = 0.01  # between the thresholds

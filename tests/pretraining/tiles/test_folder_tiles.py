@@ -99,7 +99,10 @@ def test_folders_without_usable_images_are_refused(tmp_path):
         folder_tiles([tmp_path], SIZE)
     save(tmp_path / "small.png", stained(20, 24))
     save(tmp_path / "mask.png", np.ones((50, 50), np.uint8))
-    with pytest.raises(DataError, match="found 1 smaller ones and 1 that are not 8-bit RGB; lower .* to at most 20"):
+    with pytest.raises(
+        DataError,
+        match="found 1 smaller ones and 1 that .*; lower --config.data.tile_size to at most 20",
+    ):
         folder_tiles([tmp_path], SIZE)
     save(tmp_path / "glass.png", np.full((40, 40, 3), 240, np.uint8))
     with pytest.raises(
@@ -111,7 +114,9 @@ def test_folders_without_usable_images_are_refused(tmp_path):
 def test_damaged_images_are_named(folder):
     whole = (folder / "a" / "P1_one.png").read_bytes()
     (folder / "a" / "P1_one.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"P1_one\.png: expected a readable PNG.*exclude it by its name") as error:
+    with pytest.raises(
+        DataError, match=r"P1_one\.png: expected a readable PNG.*out with --config.data.exclude=NAME"
+    ) as error:
         folder_tiles([folder], SIZE)
     assert "\n" not in str(error.value)
     (folder / "b" / "empty.jpg").write_bytes(b"")

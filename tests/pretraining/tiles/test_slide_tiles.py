@@ -66,7 +66,10 @@ def test_tiles_that_cannot_be_decoded_are_left_out_and_unusable_slides_are_named
     (tmp_path / "b.svs").write_bytes(b"no slide")
     tiled(tmp_path / "c.tif", tissue(), mpp=None)
     slides, _ = find_slides([tmp_path], None)
-    with pytest.raises(DataError, match=r"b\.svs: expected a slide.*; 2 of 3 slides are unusable, or exclude it"):
+    with pytest.raises(
+        DataError,
+        match=r"b\.svs: expected a slide.*exclude=NAME \(2 of 3 slides are unusable\)",
+    ):
         slide_tiles(slides, 64, mpp=1)
 
 

@@ -52,7 +52,7 @@ def test_settings_that_cannot_be_are_refused(settings, found):
 
 
 def test_global_views_larger_than_the_tiles_are_refused():
-    with pytest.raises(ConfigError, match="found views of 41 and tiles of 40 pixels; use larger tiles or smaller"):
+    with pytest.raises(ConfigError, match="views of 41 and tiles of 40 pixels; raise --config.data.tile_size or"):
         make_views(IMAGES, KEYS, ViewSettings(global_size=41, local_size=12))
 
 

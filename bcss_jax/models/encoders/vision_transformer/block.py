@@ -80,7 +80,7 @@ class FeedForward(nnx.Module):
             gate, y = jnp.split(y, 2, axis=-1)
             y = jax.nn.silu(gate) * y
         else:
-            y = jax.nn.gelu(y, approximate=False)
+            y = layers.gelu(y)
         return with_product(self.dense2(y), y, adapter and adapter.dense2)
 
     def torch_entries(self) -> TorchEntries:

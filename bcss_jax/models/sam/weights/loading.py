@@ -11,10 +11,10 @@ from flax.typing import Dtype
 from bcss_jax.common.digests import sha256_of_file
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.models.sam.architecture import ViTForm
-from bcss_jax.models.sam.fitting import decoder_form_of, form_of, preset_of
-from bcss_jax.models.sam.names import canonical
 from bcss_jax.models.sam.sam import Sam
 from bcss_jax.models.sam.sam2 import Sam2
+from bcss_jax.models.sam.weights.fitting import decoder_form_of, form_of, preset_of
+from bcss_jax.models.sam.weights.names import canonical
 from bcss_jax.models.weights.files import PTH, read_torch_checkpoint, read_weights
 from bcss_jax.models.weights.pretrained import load_torch_state
 

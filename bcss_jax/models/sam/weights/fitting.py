@@ -7,8 +7,8 @@ import numpy as np
 
 from bcss_jax.errors import ConfigError, DataError
 from bcss_jax.models.sam.architecture import DecoderForm, HieraForm, ViTForm
-from bcss_jax.models.sam.names import is_sam2
 from bcss_jax.models.sam.presets import PRESETS
+from bcss_jax.models.sam.weights.names import is_sam2
 
 
 def form_of(arrays: Mapping[str, np.ndarray]) -> ViTForm | HieraForm:
