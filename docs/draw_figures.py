@@ -19,11 +19,11 @@ INK = "#1a1a1a"
 
 # Each layer of the package, top to bottom: name, what it contains, color. A layer imports from those below it only.
 LAYERS = (
-    ("commands/", "train  evaluate  segment  view  export  import_model  compile_for  doctor", GRAY),
+    ("commands/", "train  evaluate  segment  embed  scribble  view  export  import_model  compile_for  doctor", GRAY),
     ("notebook/", "host, data and sessions of a notebook", GRAY),
     ("api/", "train, evaluate and segment as functions, and what a notebook shows of their results", GRAY),
     ("viewer/", "pages and image tiles for a browser", PURPLE),
-    ("slides/", "tissue  stitching  outputs  scoring  batch", PURPLE),
+    ("slides/", "tissue  stitching  outputs  scoring  batch  features  scribbles", PURPLE),
     ("evaluation/", "scores of trained runs; statistics, reporting", SKY),
     ("accelerators/", "steps compiled for devices that are not there: memory, traffic, arithmetic", SKY),
     ("inference/", "trained runs, probabilities, test-time augmentation, exported models", SKY),
