@@ -50,7 +50,7 @@ class CompiledStep:
     """A step that is compiled for a target.
 
     Attributes:
-      name: one of `STEPS`.
+      name: one of `STEPS`, or "pretrain".
       seconds: that compiling took.
       memory: of each device.
       text: of the compiled program.
@@ -80,16 +80,18 @@ def compile_step(name: str, config: Any, scheme: LabelScheme, mesh: Mesh, side: 
       ConfigError: the network does not take these settings or images, or the compiler fails.
       DoesNotFit: see there.
     """
-    lowered = _lower(name, config, scheme, mesh, side)
+    return compile_lowered(name, _lower(name, config, scheme, mesh, side), f"the {name} step of {config.model.name}")
+
+
+def compile_lowered(name: str, lowered: jax.stages.Lowered, what: str) -> CompiledStep:
+    """Compiles a step that is traced; `what` names it in messages. Raises errors as `compile_step`."""
     started = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if is_out_of_memory(error):
             raise DoesNotFit(first_line(error)) from error
-        raise ConfigError(
-            f"the compiler fails on the {name} step of {config.model.name}: {first_line(error)}"
-        ) from error
+        raise ConfigError(f"the compiler fails on {what}: {first_line(error)}") from error
     seconds = time.monotonic() - started
     found = compiled.memory_analysis()
     assert found is not None

@@ -1,6 +1,7 @@
 """Compiles the steps of a network for an accelerator, on any machine, and prints what they need there.
 
     python -m bcss_jax.compile_for --target=h100 --model=unet --batch=128 --dtype=bfloat16 [--devices=8]
+    python -m bcss_jax.compile_for --target=h100 --pretrain=vit_small16 --batch=256
     python -m bcss_jax.compile_for --target=h100 --all [--write=rows.json]
 
 For training, evaluation and windows of a slide it prints the memory beside the device's, what moves between the device
@@ -16,16 +17,18 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from bcss_jax import models
 from bcss_jax.accelerators import computed_steps
 from bcss_jax.accelerators.hlo_text import read_program
 from bcss_jax.accelerators.network_table import print_table
 from bcss_jax.accelerators.report import report_lines
-from bcss_jax.accelerators.steps import STEPS, DoesNotFit, compile_step, recipe
-from bcss_jax.accelerators.targets import TARGETS, describe_devices, find_target
+from bcss_jax.accelerators.steps import STEPS, DoesNotFit, compile_lowered, compile_step, recipe
+from bcss_jax.accelerators.targets import TARGETS, Target, describe_devices, find_target
 from bcss_jax.accelerators.traffic import account
 from bcss_jax.common import command
 from bcss_jax.common.interruption import safe_point
@@ -33,6 +36,8 @@ from bcss_jax.common.ranges import COUNT, WINDOW
 from bcss_jax.config import DTYPES
 from bcss_jax.errors import ConfigError
 from bcss_jax.labels import find_scheme
+from bcss_jax.pretraining import config as pretraining_config
+from bcss_jax.pretraining.lowered_step import lower_step
 from bcss_jax.training.sharding import make_mesh
 
 
@@ -48,6 +53,11 @@ def _parser():
     add = parser.add_argument
     add("--target", required=True, help=f"accelerator: {', '.join(TARGETS)}; of TPUs also a slice, as v5e:2x2")
     add("--model", choices=sorted(models.MODELS), help="network, with its default arguments (default unet)")
+    add(
+        "--pretrain",
+        metavar="ENCODER",
+        help="a step of DINO with this encoder, such as vit_small16, in place of a network",
+    )
     add("--batch", type=COUNT.parse, default=128, help="images in a batch, over all devices (default 128)")
     add("--micro_batches", type=COUNT.parse, help="parts that a training batch is computed in (default 1)")
     add("--remat", action="store_true", help="with --config.remat=True: keep less for the gradient, compute it again")
@@ -70,13 +80,16 @@ def _run(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
     mesh = make_mesh(describe_devices(target, devices))
     if args.all:
-        for option in ("model", "micro_batches", "remat", "steps"):
+        for option in ("model", "pretrain", "micro_batches", "remat", "steps"):
             if getattr(args, option):
                 raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
         print_table(target, devices, args.dtype, args.batch, args.side, args.write)
         return
     if args.write:
         raise ConfigError("--write keeps the rows of --all; add --all, or leave --write out")
+    if args.pretrain:
+        _print_pretraining(args, target, mesh, devices)
+        return
     steps = args.steps.split(",") if args.steps else STEPS
     if not set(steps) <= set(STEPS):
         raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
@@ -94,3 +107,26 @@ def _run(args: argparse.Namespace) -> None:
             continue
         for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
             print(line, flush=True)
+
+
+def _print_pretraining(args: argparse.Namespace, target: Target, mesh: Mesh, devices: int) -> None:
+    """Prints what a step of DINO needs: two views of 224 pixels, eight of 96, 65,536 prototypes."""
+    for option in ("model", "remat", "steps"):
+        if getattr(args, option):
+            raise ConfigError(f"--pretrain has one step and no --{option}; leave one of the two out")
+    config: Any = pretraining_config.default()
+    config.update(encoder=args.pretrain, dtype=args.dtype, batch_size=args.batch, micro_batches=args.micro_batches or 1)
+    pretraining_config.validate(config)
+    views = config.views
+    print(
+        f"DINO with {args.pretrain}, {args.dtype}, batch {args.batch}, views of {views.global_size} and "
+        f"{views.local_size} pixels, {config.head.prototypes} prototypes, for {target.device}",
+        flush=True,
+    )
+    try:
+        step = compile_lowered("pretrain", lower_step(config, mesh), f"a step of DINO with {args.pretrain}")
+    except DoesNotFit as error:
+        print(f"pretrain step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
+        return
+    for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
+        print(line, flush=True)
