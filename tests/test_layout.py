@@ -35,7 +35,7 @@ LAYERS = (
     ("slides.outputs",),
     ("slides.scoring",),
     ("slides.batch",),
-    ("slides.features", "scribbles"),
+    ("slides.features", "slides.scribbles"),
     ("pretraining",),
     ("viewer",),
     ("api",),

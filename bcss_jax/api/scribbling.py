@@ -18,10 +18,6 @@ from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP, check_mpp
 from bcss_jax.errors import ConfigError, StorageError, UserError
 from bcss_jax.labels import codes_of_slide_masks, find_scheme, readable_codes
-from bcss_jax.scribbles.pixel_features import PixelFeatures, token_features
-from bcss_jax.scribbles.stroke_model import OVERLAP, model_of_strokes
-from bcss_jax.scribbles.strokes import read_strokes
-from bcss_jax.scribbles.texture import texture_features
 from bcss_jax.slides.batch import batch_summary
 from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
@@ -31,6 +27,10 @@ from bcss_jax.slides.batch.slide_list import Entry, check_name
 from bcss_jax.slides.batch.slide_overview import origin_of, place_grid
 from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.scribbles.pixel_features import PixelFeatures, token_features
+from bcss_jax.slides.scribbles.stroke_model import OVERLAP, model_of_strokes
+from bcss_jax.slides.scribbles.strokes import read_strokes
+from bcss_jax.slides.scribbles.texture import texture_features
 from bcss_jax.slides.windows import BLEND
 from bcss_jax.training.sharding import make_mesh
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bcss_jax.api import scribbling
 from bcss_jax.commands import scribble, segment
-from bcss_jax.scribbles import texture
+from bcss_jax.slides.scribbles import texture
 
 OPTIONS = ("--readers=1", "--tissue=all", "--labels=tumor_stroma_other", "--batch_size=8", "--min_area_um2=0")
 SIDE = 96  # pixels of each of the three fields of the slide

@@ -12,11 +12,11 @@ from bcss_jax.common.digests import sha256_of
 from bcss_jax.errors import DataError, NumericalError, Preempted
 from bcss_jax.inference.slide_model import SlideModel
 from bcss_jax.labels import LabelScheme
-from bcss_jax.scribbles.classifier import L2, LinearClassifier, fit_classifier
-from bcss_jax.scribbles.pixel_features import PixelFeatures, at_pixels, enlarged
-from bcss_jax.scribbles.strokes import CellPixels, Strokes, limited, pixels_in_cells
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.scribbles.classifier import L2, LinearClassifier, fit_classifier
+from bcss_jax.slides.scribbles.pixel_features import PixelFeatures, at_pixels, enlarged
+from bcss_jax.slides.scribbles.strokes import CellPixels, Strokes, limited, pixels_in_cells
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.windows import BLEND, cut_window, windows_of
 from bcss_jax.training import sharding

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bcss_jax.scribbles.pixel_features import at_pixels, enlarged
+from bcss_jax.slides.scribbles.pixel_features import at_pixels, enlarged
 
 
 @pytest.mark.parametrize("stride", [1, 4, 16])

@@ -1,7 +1,7 @@
 """Features that need no weights: stain and texture at several scales, as texture segmentation has used them for long.
 
 Hematoxylin, eosin and the mean density of each pixel are divided into bands by differences of Gaussians. The mean of
-each density, and of the absolute value of each band, over four neighborhoods are the features: what stains there, and
+each density, and of the absolute value of each band, over five neighborhoods are the features: what stains there, and
 how much of it varies over what length. (The second kind is a scattering transform of first order without directions;
 Bruna and Mallat 2013, arXiv:1203.1513.)
 """
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bcss_jax.data.inspection.stain import SEPARATION
-from bcss_jax.scribbles.pixel_features import PixelFeatures
+from bcss_jax.slides.scribbles.pixel_features import PixelFeatures
 
 MPP = 0.5  # um per pixel
 WINDOW = 512  # pixels
 STRIDE = 4  # pixels
-FINE_UM = (0.5, 1.0, 2.0, 4.0)  # standard deviations of the Gaussians between the bands
-COARSE_UM = (4.0, 8.0, 16.0, 32.0)  # standard deviations of the neighborhoods
+FINE_UM = (0.5, 1.0, 2.0)  # standard deviations of the Gaussians between the bands
+COARSE_UM = (2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of the neighborhoods
 REACH = 3.0  # standard deviations after which a Gaussian ends
 CHANNELS = 3
 

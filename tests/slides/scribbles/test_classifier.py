@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from bcss_jax.scribbles.classifier import L2, fit_classifier
+from bcss_jax.slides.scribbles.classifier import L2, fit_classifier
 
 
 def data(counts, width=5, seed=0):

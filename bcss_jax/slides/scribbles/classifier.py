@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, special
 
-L2 = 0.03  # weight of the squared kernel, beside the mean loss of a class
+L2 = 0.01  # weight of the squared kernel, beside the mean loss of a class
 STEPS = 200  # of L-BFGS, at most
 
 
