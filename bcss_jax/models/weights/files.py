@@ -24,7 +24,12 @@ from bcss_jax.errors import ConfigError, DataError, first_line, printable
 _MIN_TORCH = (2, 10)
 _MAX_HEADER = 100_000_000  # bytes, as in the library
 PTH = (".pth", ".pt", ".bin", ".tar")
-_TORCH_LOADER = "PyTorch's weights-only loader, so the file is damaged or holds more than weights"
+_TORCH_LOADER = (
+    "PyTorch's weights-only loader, so the file is damaged or holds more than weights, which is never run: save its "
+    "state_dict alone"
+)
+# Large networks are published in several files, with an index beside them.
+_PART = re.compile(r"-\d+-of-0*([2-9]|[1-9]\d+)(?=\.[a-z]+$)")
 _SAFETENSORS_READER = "the safetensors reader, so the file is damaged"
 _NPZ_READER = "the npz reader, so the file is damaged or holds more than plain arrays (objects are never unpickled)"
 # First bytes, in lower case, of what downloads leave in place of a file.
@@ -82,6 +87,19 @@ def read_weights(path: Path) -> WeightFile:
     return WeightFile(arrays, sha256_of_file(path))
 
 
+def read_shapes(path: Path) -> dict[str, np.ndarray]:
+    """Returns arrays of the shapes in a file of weights; their values mean nothing. Arguments and errors as above.
+
+    Of a safetensors file, which may have gigabytes, only the header is read.
+    """
+    path = _existing(path)
+    if path.suffix.lower() != ".safetensors":
+        return read_weights(path).arrays
+    _check_download(path)
+    with _one_line_errors(path, _SAFETENSORS_READER), safe_open(path, framework="numpy") as file:
+        return {name: np.broadcast_to(np.float32(0), file.get_slice(name).get_shape()) for name in file.keys()}
+
+
 def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """Reads a checkpoint that a training program saved with PyTorch.
 
@@ -104,6 +122,13 @@ def read_torch_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 def _existing(path: Path) -> Path:
     path = Path(path).expanduser()
     check_regular_file(path, "a file of weights", "name a .safetensors, .npz or .pth file")
+    part = _PART.search(path.name)
+    if part or path.name.endswith(".index.json"):
+        raise DataError(
+            f"{printable(path)}: expected all weights of a network in one file, found "
+            f"{f'one of {part[1]} parts' if part else 'the index of several parts'}; join them where PyTorch is "
+            "installed: load the model and save its state_dict as safetensors"
+        )
     return path
 
 

@@ -42,7 +42,13 @@ def test_it_begins_as_the_network_without_it():
     np.testing.assert_array_equal(small_vit(3, **ALL)(x), small_vit(3)(x))
 
 
-@pytest.mark.parametrize("arguments", [ALL, dict(lora_rank=2, lora_on="w3,proj", dtype="bfloat16")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(lora_rank=2, lora_alpha=8, lora_on="qkv,proj,w12,w3"),
+        pytest.param(dict(lora_rank=2, lora_on="w3,proj", dtype="bfloat16"), marks=pytest.mark.slow),
+    ],
+)
 def test_merged_weights_give_the_same_after_training(arguments):
     model, before, state = trained(**arguments)
     function = ModelFunction(model)
@@ -63,7 +69,7 @@ def test_merged_weights_give_the_same_after_training(arguments):
     np.testing.assert_array_equal(loaded.encoder.blocks[0].attn.kernel[...], plain.encoder.blocks[0].attn.kernel[...])
 
 
-@pytest.mark.parametrize("how", [dict(), dict(micro_batches=2, remat=True)])
+@pytest.mark.parametrize("how", [dict(), pytest.param(dict(micro_batches=2, remat=True), marks=pytest.mark.slow)])
 def test_the_encoder_stays_as_it_is_and_has_no_state_in_the_optimizer(how):
     _, before, after = trained(**ALL, **how)
     jax.tree.map(np.testing.assert_array_equal, before.params["encoder"], after.params["encoder"])

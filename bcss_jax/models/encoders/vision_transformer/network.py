@@ -184,7 +184,7 @@ class VisionTransformer(nnx.Module):
                 (adapter.dense2, block.mlp.dense2.kernel),
             ):
                 if product is not None:
-                    kernel[...] = kernel[...] + product.product()
+                    kernel.set_value(kernel[...] + product.product())
 
     def features(self, tokens: jax.Array, grid: tuple[int, int]) -> Features:
         """Applies the final norm to tokens after a block and divides them by what they stand for."""

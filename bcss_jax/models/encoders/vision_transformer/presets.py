@@ -24,7 +24,7 @@ class Preset:
     Attributes:
       architecture: its form.
       statistics: of the images that it was trained with.
-      license: of its weights, or who says what it is.
+      license: of its weights, or who says what it is; empty: none are published under this name.
       mpp: um/px of the tiles that it was trained with; None: photographs, or many resolutions.
       feature: what its publisher describes a tile with: "class" for the class token, "class+mean" for the class token
         followed by the mean over the patches.
@@ -95,8 +95,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "lunit_vits8": Preset(_patch8(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5),
     "lunit_vits16": Preset(_of(_SMALL, **_DINO_V1), _LUNIT, "non-commercial license of Lunit", 0.5),
-    "vit_tiny16": Preset(_TINY, IMAGENET, "no weights are published under this name"),
-    "vit_small16": Preset(_SMALL, IMAGENET, "no weights are published under this name"),
+    "vit_tiny16": Preset(_TINY, IMAGENET, ""),
+    "vit_small16": Preset(_SMALL, IMAGENET, ""),
     "dino_vits8": Preset(_patch8(_SMALL, **_DINO_V1), IMAGENET, _META),
     "dino_vits16": Preset(_of(_SMALL, **_DINO_V1), IMAGENET, _META),
     "dino_vitb8": Preset(_patch8(_BASE, **_DINO_V1), IMAGENET, _META),
