@@ -28,7 +28,9 @@ def test_every_command_has_a_subcommand_and_a_module_to_run():
 
 
 @pytest.mark.parametrize(
-    "name", ["main", "evaluate", "segment", "view", "export", "compile_for", "import_model", "doctor"]
+    "name",
+    ["main", "pretrain", "evaluate", "segment", "embed", "scribble", "view", "export"]
+    + ["compile_for", "import_model", "doctor"],
 )
 def test_python_m_runs_the_command(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--no_such_option"])

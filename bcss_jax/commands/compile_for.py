@@ -16,6 +16,7 @@ compiler refuses, 3 the file is not of this program, 75 stopped on request.
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +77,16 @@ def _run(args: argparse.Namespace) -> None:
     target, of_slice = find_target(args.target)
     if of_slice and args.devices not in (None, of_slice):
         raise ConfigError(f"--target={args.target} has {of_slice} devices; leave out --devices={args.devices}")
+    steps = _checked_steps(args)
     devices = args.devices or of_slice or 1
     jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
     mesh = make_mesh(describe_devices(target, devices))
     if args.all:
-        for option in ("model", "pretrain", "micro_batches", "remat", "steps"):
-            if getattr(args, option):
-                raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
         print_table(target, devices, args.dtype, args.batch, args.side, args.write)
         return
-    if args.write:
-        raise ConfigError("--write keeps the rows of --all; add --all, or leave --write out")
     if args.pretrain:
         _print_pretraining(args, target, mesh, devices)
         return
-    steps = args.steps.split(",") if args.steps else STEPS
-    if not set(steps) <= set(STEPS):
-        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
     model = args.model or "unet"
     config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side, args.remat)
     scheme = find_scheme(config.labels)
@@ -109,14 +103,37 @@ def _run(args: argparse.Namespace) -> None:
             print(line, flush=True)
 
 
+def _checked_steps(args: argparse.Namespace) -> Sequence[str]:
+    """Returns the steps to compile. Raises ConfigError if options do not go together."""
+    if args.all:
+        for option in ("model", "pretrain", "micro_batches", "remat", "steps"):
+            if getattr(args, option):
+                raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
+    elif args.write:
+        raise ConfigError("--write keeps the rows of --all; add --all, or leave --write out")
+    if args.pretrain:
+        for option in ("model", "remat", "steps"):
+            if getattr(args, option):
+                raise ConfigError(f"--pretrain has one step and no --{option}; leave one of the two out")
+        _pretraining(args)
+    steps = args.steps.split(",") if args.steps else STEPS
+    if not set(steps) <= set(STEPS):
+        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
+    return steps
+
+
+def _pretraining(args: argparse.Namespace) -> Any:
+    """Returns the settings of a pretraining. Raises ConfigError if they cannot work."""
+    config: Any = pretraining_config.default()
+    parts = args.micro_batches or 1
+    config.update(encoder=args.pretrain, dtype=args.dtype, batch_size=args.batch, micro_batches=parts)
+    pretraining_config.validate(config)
+    return config
+
+
 def _print_pretraining(args: argparse.Namespace, target: Target, mesh: Mesh, devices: int) -> None:
     """Prints what a step of DINO needs: two views of 224 pixels, eight of 96, 65,536 prototypes."""
-    for option in ("model", "remat", "steps"):
-        if getattr(args, option):
-            raise ConfigError(f"--pretrain has one step and no --{option}; leave one of the two out")
-    config: Any = pretraining_config.default()
-    config.update(encoder=args.pretrain, dtype=args.dtype, batch_size=args.batch, micro_batches=args.micro_batches or 1)
-    pretraining_config.validate(config)
+    config = _pretraining(args)
     views = config.views
     print(
         f"DINO with {args.pretrain}, {args.dtype}, batch {args.batch}, views of {views.global_size} and "

@@ -5,9 +5,9 @@ images look alike to the network), 5 storage, 75 stopped on request (run the sam
 """
 
 from bcss_jax.api.pretraining import check_config, pretrain
-from bcss_jax.commands import run_options
+from bcss_jax.commands import _run_options
 
 
 def main() -> int:
     """Parses the command line and pretrains. Returns the exit code."""
-    return run_options.main(__doc__, "bcss_jax/pretraining/config.py", "configs/dino.py", pretrain, check_config)
+    return _run_options.main(__doc__, "bcss_jax/pretraining/config.py", "configs/dino.py", pretrain, check_config)

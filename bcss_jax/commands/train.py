@@ -5,9 +5,9 @@ The same command resumes a run that was interrupted. Exit codes: 0 done, 2 setti
 """
 
 from bcss_jax.api.training import check_config, train
-from bcss_jax.commands import run_options
+from bcss_jax.commands import _run_options
 
 
 def main() -> int:
     """Parses the command line and trains. Returns the exit code."""
-    return run_options.main(__doc__, "bcss_jax/config.py", "configs/unet.py", train, check_config)
+    return _run_options.main(__doc__, "bcss_jax/config.py", "configs/unet.py", train, check_config)

@@ -93,6 +93,15 @@ def test_gradients_on_gpus_are_convolutions_of_cudnn():
     assert all(work.times == 1 for work in found.works)
 
 
+@pytest.mark.slow
+def test_the_step_of_a_pretraining_compiles(capsys):
+    mesh_of("h100")
+    assert compile_for.main(["--target=h100", "--batch=2", "--pretrain=vit_tiny16"]) == 0
+    printed = capsys.readouterr().out
+    assert "DINO with vit_tiny16, bfloat16, batch 2, views of 224 and 96 pixels, 65536 prototypes" in printed
+    assert "pretrain step: compiled in" in printed and "bcss_jax/pretraining/views/crops.py" in printed
+
+
 def test_the_command_prints_all_steps(capsys):
     mesh_of("h100")
     assert compile_for.main(["--target=h100", "--batch=2", "--side=32", "--steps=evaluate,slide"]) == 0
@@ -114,6 +123,9 @@ def test_the_command_prints_all_steps(capsys):
         (["--model=unet"], "--target"),
         (["--target=h100", "--batch=0"], "--batch=0"),
         (["--target=v5e:2x2", "--devices=8"], "--target=v5e:2x2 has 4 devices"),
+        (["--target=h100", "--pretrain=vit_tiny16", "--model=unet"], "--pretrain has one step and no --model"),
+        (["--target=h100", "--pretrain=vit_tiny"], "vit_tiny16"),
+        (["--target=h100", "--all", "--pretrain=vit_tiny16"], "--all chooses --pretrain itself"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):

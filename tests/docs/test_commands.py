@@ -90,7 +90,7 @@ def _options_of(module: str, action: str | None = None) -> set[str]:
 
 def _check_training(arguments: list[str]) -> None:
     """Checks the options of the commands that train: flags of their help, fields of the config file."""
-    source = (ROOT / "bcss_jax" / "commands" / "run_options.py").read_text()
+    source = (ROOT / "bcss_jax" / "commands" / "_run_options.py").read_text()
     configs = [word.removeprefix("--config=") for word in arguments if word.startswith("--config=")]
     file, _, argument = find_config_file((configs or ["configs/unet.py"])[0]).partition(":")
     config = runpy.run_path(str(ROOT / file))["get_config"](*[argument] if argument else [])
