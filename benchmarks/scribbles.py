@@ -52,24 +52,15 @@ def simulated_strokes(
         label: np.asarray(ndimage.distance_transform_edt(np.pad(truth == label, 1)))[1:-1, 1:-1] > width / 2 + 1
         for label in classes
     }
-    wanted, covered = share * np.isin(truth, classes).sum(), {label: np.zeros(truth.shape, bool) for label in classes}
+    wanted, covered = share * np.isin(truth, classes).sum(), dict.fromkeys(classes, 0.0)
     strokes = []
-    while sum(each.sum() for each in covered.values()) < wanted:
-        label = min(classes, key=lambda each: covered[each].sum())
+    while sum(covered.values()) < wanted:
+        label = min(classes, key=lambda each: covered[each])
         points = _curve(rng, inside[label], length)
-        if len(points) < 2:
-            continue
-        drawn = np.zeros(truth.shape, bool)
-        drawn[points[:, 1].astype(int), points[:, 0].astype(int)] = True
-        box = tuple(slice(max(low - int(width), 0), high + int(width) + 1) for low, high in _bounds(drawn))
-        near = ndimage.distance_transform_edt(~drawn[box]) <= width / 2
-        covered[label][box] |= near
-        strokes.append((label, points))
+        if len(points) > 1:
+            covered[label] += len(points) * width  # a point follows each pixel
+            strokes.append((label, points))
     return strokes
-
-
-def _bounds(mask: np.ndarray) -> list[tuple[int, int]]:
-    return [(int(axis.min()), int(axis.max())) for axis in np.nonzero(mask)]
 
 
 def _curve(rng: np.random.Generator, inside: np.ndarray, length: int) -> np.ndarray:
@@ -169,7 +160,7 @@ def main() -> None:
         means.append(np.mean(scores))
         print(f"seed {seed}: {number} strokes, {100 * covered.sum() / whole.sum():.2f} %: {_row(scores)}", flush=True)
         if seed == 0 and args.figure is not None:
-            draw(args.figure, region, path, [truth, labels, found], args.width_um)
+            draw(args.figure, region, path, [truth, labels, found])
     ratio = np.array(means) / np.mean(everything)
     print(
         f"mean IoU {np.mean(means):.3f} +- {np.std(means):.3f} over seeds, {100 * ratio.mean():.1f} % "
@@ -210,26 +201,27 @@ def _covered(region: Region, path: Path, width_um: float, shape: tuple[int, ...]
     return np.isin(labels, region.classes)
 
 
-def draw(path: Path, region: Region, strokes: Path, maps: list[np.ndarray], width_um: float) -> None:
+def draw(path: Path, region: Region, strokes: Path, maps: list[np.ndarray]) -> None:
     """Draws the region with the strokes, and its labels by truth, strokes, and all labels."""
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patheffects, pyplot
     from matplotlib.patches import Patch
 
     colors = {region.scheme.class_names[label]: np.array(region.scheme.colors[label]) / 255 for label in region.classes}
-    figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     with openslide.OpenSlide(region.slide) as opened:
         axes[0].imshow(opened.get_thumbnail((1400, 1400)), extent=(0, region.size[0], region.size[1], 0))
+    rim = [patheffects.withStroke(linewidth=4, foreground="black")]
     of_qupath = {theirs: ours for ours, theirs in QUPATH_NAMES.items()}
     for feature in json.loads(strokes.read_text())["features"]:
         name = of_qupath[feature["properties"]["classification"]["name"]]
-        axes[0].plot(*np.array(feature["geometry"]["coordinates"]).T, color=colors[name], linewidth=1.5)
+        axes[0].plot(*np.array(feature["geometry"]["coordinates"]).T, color=colors[name], linewidth=2, path_effects=rim)
     for axis, labels in zip(axes[1:], maps, strict=True):
         picture = np.ones((*labels.shape, 3))
         for label, color in zip(region.classes, colors.values(), strict=True):
             picture[labels == label] = color
         axis.imshow(picture[::2, ::2])
-    titles = ("strokes on 1 % of the region", "truth", "from the strokes", "from all labels, same classifier")
+    titles = ("strokes", "truth", "from the strokes", "from all labels, same classifier")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=11)
         axis.set_axis_off()

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from `bcss_jax/config.py` and `bcss_jax/nnunet/config.py`.
+"""Writes docs/configuration.md from the modules of settings.
 
     python docs/generate_configuration.py
 
@@ -14,6 +14,7 @@ from types import ModuleType
 
 from bcss_jax import config
 from bcss_jax.nnunet import config as nnunet_config
+from bcss_jax.pretraining import config as pretraining_config
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -88,14 +89,19 @@ batch, network, normalization) is not a setting: `--config.plan` takes a file, w
 """
 
 
+PRETRAINING = """\
+## Pretraining
+
+The settings of `configs/dino.py`, from `bcss_jax/pretraining/config.py`; see [few labels](few_labels.md).
+"""
+
+
 def page() -> str:
     """Returns the text of the page."""
     runtime = ", ".join(f"`{name}`" for name in config.RUNTIME_FIELDS)
     recipe = ["## Training", "The settings of all other configs, from `bcss_jax/config.py`.", _table(config)]
-    return (
-        "\n\n".join([INTRODUCTION.format(runtime=runtime).rstrip(), *recipe, NNUNET.rstrip(), _table(nnunet_config)])
-        + "\n"
-    )
+    others = [NNUNET.rstrip(), _table(nnunet_config), PRETRAINING.rstrip(), _table(pretraining_config)]
+    return "\n\n".join([INTRODUCTION.format(runtime=runtime).rstrip(), *recipe, *others]) + "\n"
 
 
 def _table(module: ModuleType) -> str:

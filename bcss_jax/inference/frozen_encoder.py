@@ -143,7 +143,7 @@ def encoder_of_run(path: Path, which: str, mesh: Mesh) -> FrozenEncoder:
     params, model_state = run.weights(mesh)
     return _frozen(
         network,
-        (params["encoder"], model_state.get("encoder", {})),
+        (params.get("encoder", {}), model_state.get("encoder", {})),
         statistics,
         name=run.name,
         mpp=float(run.config["data"]["mpp"]),

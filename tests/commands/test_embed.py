@@ -10,15 +10,19 @@ import h5py
 import numpy as np
 import openslide
 import pytest
-from helpers import slide_files
+from helpers import evaluation_small, slide_files
 from helpers.segment_command import one_line
 from helpers.slides_small import tissue_picture, write_run
 from helpers.small_encoders import MEAN, STD, encoder_file
 from helpers.small_networks import TINY_FORM, small_vit
+from helpers.trained_small import save_checkpoint
+from safetensors.numpy import save_file
 
+from bcss_jax import config
 from bcss_jax.commands import embed
 from bcss_jax.inference import frozen_encoder
-from bcss_jax.models.apply import normalize
+from bcss_jax.labels import SCHEMES
+from bcss_jax.models.apply import normalize, split_model
 from bcss_jax.models.encoders.vision_transformer.presets import PRESETS, Preset
 from bcss_jax.models.image_normalization import IMAGENET, ImageStatistics
 from bcss_jax.slides.features import embed_slide
@@ -94,8 +98,10 @@ def test_a_published_encoder_needs_its_name_and_its_license_is_kept(slide, tmp_p
     assert about["license"] == "for research only" and features.shape[1] == 2 * TINY_FORM.width
     other = dataclasses.replace(TINY_FORM, registers=0)
     monkeypatch.setitem(PRESETS, "other", Preset(other, IMAGENET, "MIT", 0.25))
-    assert call(*options, "--encoder=other") == 3
-    assert "registers is 1, expected 0" in one_line(capsys)
+    encoder_file(tmp_path / "b.safetensors", described=False)
+    assert call(*options, f"--weights={tmp_path / 'b.safetensors'}", "--encoder=other") == 3
+    said = one_line(capsys)
+    assert "registers is 1, expected 0" in said and "it fits --encoder=tiny" in said
 
 
 def test_a_trained_run_gives_its_encoder(slide, tmp_path, monkeypatch, capsys):
@@ -114,13 +120,6 @@ def test_a_trained_run_gives_its_encoder(slide, tmp_path, monkeypatch, capsys):
 
 
 def write_vit(folder):
-    from helpers import evaluation_small
-    from helpers.trained_small import save_checkpoint
-
-    from bcss_jax import config
-    from bcss_jax.labels import SCHEMES
-    from bcss_jax.models.apply import split_model
-
     settings = config.default("vit", encoder="tiny", table=0, decoder="convolutional", decoded_blocks=1, drop_path=0.0)
     settings.update(name="vit", labels="tumor_stroma")
     settings.data.update(layout="roi", dir="nowhere", patch_size=32)
@@ -201,6 +200,24 @@ def test_memory_and_batches_do_not_change_the_features(weights, slide, tmp_path)
     np.testing.assert_array_equal(a[1], b[1])
 
 
+def test_a_slide_that_was_stopped_is_begun_again(weights, slide, tmp_path, capsys, monkeypatch):
+    options = (f"--weights={weights[0]}", f"--slide={slide}", f"--output={tmp_path}")
+    batches = embed_slide._Tiles.batches
+
+    def stopped(tiles, size):
+        for number, batch in enumerate(batches(tiles, size)):
+            if number:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_slide._Tiles, "batches", stopped)
+        assert call(*options) == 75
+    assert "stopped after 8 of 24 tiles" in one_line(capsys)
+    assert not [path for path in tmp_path.iterdir() if path.name != ".lock"]
+    assert call(*options) == 0
+
+
 def test_a_full_disk_is_said_in_one_line(weights, slide, tmp_path, capsys):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -256,8 +273,6 @@ def test_a_damaged_description_is_said(tmp_path, slide, capsys, change):
     with frozen_encoder.safe_open(path, framework="numpy") as file:
         described = json.loads(file.metadata()["bcss_jax"]) | change
         arrays = {name: file.get_tensor(name) for name in file.keys()}
-    from safetensors.numpy import save_file
-
     save_file(arrays, path, metadata={"bcss_jax": json.dumps(described)})
     assert call(f"--weights={path}", f"--slide={slide}", f"--output={tmp_path / 'out'}") == 3
     assert "its description of the encoder is damaged" in one_line(capsys)

@@ -1,6 +1,7 @@
 """The command that segments a slide from strokes: results as of any segmentation, and errors for bad input."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -115,8 +116,6 @@ def test_results_of_other_commands_are_not_replaced(slide, tmp_path, capsys):
     ],
 )
 def test_strokes_that_cannot_be_used_are_named(slide, tmp_path, capsys, features, code, said):
-    import re
-
     strokes = write(tmp_path / "strokes.geojson", features)
     options = (f"--slide={slide}", f"--strokes={strokes}", f"--output={tmp_path / 'out'}", "--stroke_um=0.1")
     assert call(*options) == code

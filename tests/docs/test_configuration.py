@@ -6,6 +6,7 @@ from helpers.paths import ROOT
 
 from bcss_jax import config
 from bcss_jax.nnunet import config as nnunet_config
+from bcss_jax.pretraining import config as pretraining_config
 
 SCRIPT = ROOT / "docs" / "generate_configuration.py"
 
@@ -23,7 +24,8 @@ def test_page_of_settings_is_current():
 
 def test_page_lists_every_setting():
     page = _script().page()
-    training, nnunet = page.split("## nnU-Net")
-    for text, module in ((training, config), (nnunet, nnunet_config)):
+    training, others = page.split("## nnU-Net")
+    nnunet, pretraining = others.split("## Pretraining")
+    for text, module in ((training, config), (nnunet, nnunet_config), (pretraining, pretraining_config)):
         names = [name for name in config.field_names(module.default()) if not name.startswith("model.")]
         assert [name for name in names if f"| `{name}` |" not in text] == []

@@ -51,6 +51,37 @@ def test_masks_boxes_scores_and_order_are_those_of_the_reference(values, tiny, c
         np.testing.assert_allclose(mask.point, wanted["point"])
 
 
+class Disks:
+    """A predictor whose masks are disks around the points, with radii of 3, 6 and 30 pixels."""
+
+    def set_image(self, image):
+        self.size = image.shape[:2]
+
+    def low_resolution(self, points, labels, prompts):
+        y, x = np.mgrid[: self.size[0], : self.size[1]]
+        distance = np.hypot(x - points[:, 0, None, None], y - points[:, 1, None, None])
+        logits = 20 * (np.array([3, 6, 30])[:, None, None] - distance[:, None])
+        return logits.astype(np.float32), np.full((len(points), 3), 0.95, np.float32)
+
+    def to_image(self, logits):
+        return logits
+
+
+def test_masks_that_the_edge_of_a_crop_cuts_off_are_dropped_but_not_those_at_the_edge_of_the_image():
+    settings = Settings(points_per_side=2, crop_layers=1, crop_overlap=0.0, stability_threshold=0.5)
+    found = automatic_masks(Disks(), np.zeros((160, 240, 3), np.uint8), settings)
+    by_crop = {}
+    for mask in found:
+        by_crop.setdefault(mask.crop, []).append(mask.box)
+    assert set(by_crop) == {(0, 0, 240, 160), (0, 0, 120, 80), (0, 80, 120, 80), (120, 0, 120, 80), (120, 80, 120, 80)}
+    # Points of the first crop: (30, 20), (90, 20), (30, 60), (90, 60). Its edges at column 120 and row 80 lie inside of
+    # the image: the disk of 30 pixels around the second point is cut off, and disks around the last two end too near.
+    expected = [(28, 18, 4, 4), (25, 15, 10, 10), (1, 0, 58, 49), (88, 18, 4, 4), (85, 15, 10, 10)]
+    assert by_crop[0, 0, 120, 80] == expected
+    assert len(by_crop[0, 0, 240, 160]) == 12
+    assert found[0].crop != (0, 0, 240, 160) and found[-1].crop == (0, 0, 240, 160)
+
+
 def test_crops_and_points_are_those_of_the_reference(values):
     for name, wanted in values["crop_boxes"].items():
         size, layers = name.split("_")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.hugging_face_sam import hugging_face_names
-from helpers.references import FOUNDATION, foundation_case
+from helpers.references import FOUNDATION
 from safetensors.numpy import save_file
 
 from bcss_jax.errors import ConfigError, DataError
@@ -43,7 +43,9 @@ def abstract_state(name):
     return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name", [name if name == "sam_vit_b" else pytest.param(name, marks=pytest.mark.slow) for name in PARAMETERS]
+)
 def test_published_networks_have_their_size_and_are_told_by_their_weights(name):
     state = abstract_state(name)
     assert sum(array.size for array in state.values()) == PARAMETERS[name] + 256  # the matrix is no parameter
@@ -52,13 +54,9 @@ def test_published_networks_have_their_size_and_are_told_by_their_weights(name):
         assert {key: array.shape for key, array in arrays.items()} == {key: a.shape for key, a in state.items()}
         assert preset_of(form_of(arrays)) == name and unused == []
         assert decoder_form_of(arrays) == DecoderForm()
-
-
-@pytest.mark.parametrize("name", ["sam_vit_b", "sam2.1_hiera_t"])
-def test_names_and_shapes_are_those_of_the_reference(name):
-    foundation_case("sam_tiny")  # skips where it is missing
-    wanted = json.loads((FOUNDATION / "index.json").read_text())[name]["tensors"]
-    assert {key: list(array.shape) for key, array in abstract_state(name).items()} == wanted
+    wanted = json.loads((FOUNDATION / "index.json").read_text()).get(name) if FOUNDATION.is_dir() else None
+    if wanted:
+        assert {key: list(array.shape) for key, array in state.items()} == wanted["tensors"]
 
 
 @pytest.mark.parametrize("kind", ["meta", "hugging_face", "wrapped"])
@@ -76,7 +74,7 @@ def test_files_of_all_publishers_give_the_same_weights(tmp_path, state, kind):
 
 def test_a_checkpoint_of_pytorch_says_what_it_holds_beside_the_network(tmp_path, state):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    arrays = {f"sam.{name}": torch.from_numpy(array) for name, array in state.items()}
+    arrays = {f"sam.{name}": torch.from_numpy(array.copy()) for name, array in state.items()}
     arrays["sam.pixel_mean"] = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
     torch.save({"model_state": arrays, "decoder_state": {"a": torch.zeros(1)}, "epoch": 3}, tmp_path / "sam.pth")
     loaded = loading.load(tmp_path / "sam.pth")
