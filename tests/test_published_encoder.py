@@ -99,3 +99,17 @@ def test_gigapath_flash(tmp_path, how):
     (model, metadata), _ = commands(tmp_path, config)
     assert metadata["pretrained"]["part"] == "encoder" and metadata["pretrained"]["passed_over"] == []
     assert len(model.encoder.blocks) == 12 and model.encoder.architecture == PRESETS["gigapath_flash"].architecture
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"freeze_encoder": True}, {"lora.rank": 2}])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch, how):
+    """Also where the features of the encoder were kept in memory before the run was stopped."""
+    monkeypatch.setitem(PRESETS, "tiny", Preset(TINY_FORM, STATISTICS, ""))
+    timm_file(tmp_path / "tiny.safetensors", "tiny")
+    config = settings(tmp_path, tmp_path / "tiny.safetensors", encoder="tiny", **{"model.decoder": "linear"}, **how)
+    whole = bcss_jax.train(config, tmp_path / "whole")
+    with pytest.raises(Preempted):
+        bcss_jax.train(config, tmp_path / "resumed", hours=0)
+    resumed = bcss_jax.train(config, tmp_path / "resumed")
+    assert resumed.summary["params_sha256"] == whole.summary["params_sha256"]
