@@ -184,6 +184,11 @@ class ViTSegmenter(nnx.Module):
         plain.adapters = None
         return plain
 
+    def clear_adapters(self) -> None:
+        """Makes the adapters change nothing, as they begin; weights that are loaded have those of before in them."""
+        if self.adapters is not None:
+            self.adapters.clear()
+
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under names of our own, the encoder's under those of DINOv2; none of the adapters."""
         return entries_of({"encoder": self.encoder, "decoder": self.decoder})

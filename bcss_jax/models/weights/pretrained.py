@@ -163,6 +163,8 @@ def _load(model: nnx.Module, state: Mapping[str, np.ndarray]) -> list[str]:
     for name, array in chosen.items():
         variable, layout = entries[name]
         variable[...] = jnp.asarray(layout.from_torch(array), variable.dtype)
+    if isinstance(model, HasAdapters):
+        model.clear_adapters()
     return skipped
 
 

@@ -70,6 +70,10 @@ class HasAdapters(Protocol):
         """Returns a network with the weights of the reference alone, which computes the same."""
         ...
 
+    def clear_adapters(self) -> None:
+        """Makes the other weights have no effect."""
+        ...
+
 
 def prefixed(prefix: str, entries: TorchEntries) -> TorchEntries:
     """Returns the entries with `prefix` and a dot before their names."""

@@ -65,6 +65,8 @@ def test_merged_weights_give_the_same_after_training(arguments):
     np.testing.assert_allclose(merged, unmerged, atol=tolerance)
     untrained = function(before.params, state.model_state, IMAGES, train=False)[0]
     assert np.abs(untrained - unmerged).max() > 0.1  # the adapters have an effect
+    again = load_torch_state(nnx.clone(model), to_torch_state(model))  # not added twice
+    np.testing.assert_allclose(again.merged()(IMAGES / 255), plain(IMAGES / 255), atol=tolerance)
     loaded = load_torch_state(small_vit(3, **rest), to_torch_state(model))
     np.testing.assert_array_equal(loaded.encoder.blocks[0].attn.kernel[...], plain.encoder.blocks[0].attn.kernel[...])
 

@@ -103,6 +103,13 @@ class Adapters(nnx.Module):
             for _ in range(architecture.depth)
         )
 
+    def clear(self) -> None:
+        """Makes all products zero, as they begin."""
+        for block in self.blocks:
+            for product in (block.qkv, block.proj, block.dense1, block.dense2):
+                if product is not None:
+                    product.b.set_value(jnp.zeros(product.b.shape))
+
 
 def _shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
     """Returns (inputs, outputs) of the matrices of a block by name, in the order of `BlockAdapter`."""
