@@ -163,7 +163,7 @@ def recipe(argument: str) -> ConfigDict:
         config.head.prototypes = 4096
         config.batch_size = 64
         config.epochs, config.epoch_steps = 20, 50
-        config.optimizer.update(warmup_epochs=2, momentum=0.996)
+        config.optimizer.update(warmup_epochs=2, learning_rate=2e-3)  # few steps: a higher rate
         config.objective.teacher_warmup_epochs = 6
         config.knn_epochs = 5
     if layout == "sample":
