@@ -41,6 +41,16 @@ def test_python_m_runs_the_command(name, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize("name,example", [("main", "configs/unet.py"), ("pretrain", "configs/dino.py")])
+def test_a_training_without_options_is_told_what_is_missing(name, example, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"bcss_jax.{name}", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: --config is missing; try --config={example}\n"
+
+
 @pytest.mark.parametrize("given", [(), ("--help",), ("-h",)])
 def test_help_lists_all_commands(given):
     result = run(*given)

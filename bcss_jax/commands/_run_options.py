@@ -1,5 +1,6 @@
 """The options of the commands that train: a config file with its settings, the folder of the run, several processes."""
 
+import itertools
 import re
 import runpy
 import sys
@@ -137,7 +138,7 @@ def _given(name: str, prefix: bool = False) -> list[str]:
       prefix: return the names of all options that begin with `name` instead.
     """
     found = []
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for argument, following in itertools.zip_longest(sys.argv[1:], sys.argv[2:], fillvalue=""):
         option, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("--") and (option.startswith(name) if prefix else option == name):
             found.append(option if prefix else value if equals else following)
