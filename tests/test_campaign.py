@@ -16,6 +16,7 @@ def campaign(folder, *options):
     return (folder / "campaign.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_short_campaign_is_survived(tmp_path):
     table = campaign(tmp_path, "--parts=contract,readings,links,mutations,checkpoints", "--rounds=6")
     for part in ("contract", "readings", "links", "mutations of tile.png", "damaged checkpoints"):

@@ -24,8 +24,10 @@ NEEDS_THEM = {
     "benchmarks.slides_memory",
 }
 NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
+    "benchmarks.pretraining_step",
     "benchmarks.tiatoolbox_side",
     "benchmarks.torch_dense_unet",
+    "benchmarks.torch_dino",
     "benchmarks.torch_inference",
     "benchmarks.torch_transunet",
     "benchmarks.torch_twins",

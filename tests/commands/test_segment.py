@@ -558,7 +558,7 @@ def test_files_added_to_a_finished_folder_are_kept(runs, slide, tmp_path, capsys
     assert (tmp_path / "case" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("share, code", ((0.005, 0), (0.2, 3)))
+@pytest.mark.parametrize("share, code", ((0.005, 0), pytest.param(0.2, 3, marks=pytest.mark.slow)))
 def test_tiles_that_cannot_be_decoded_count_as_tissue_without_a_pyramid_too(runs, tmp_path, capsys, share, code):
     pixels = np.full((1024, 1024, 3), (200, 120, 170), np.uint8)
     pixels += np.random.default_rng(0).integers(0, 40, pixels.shape, np.uint8)

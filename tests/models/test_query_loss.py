@@ -99,6 +99,7 @@ def test_ignored_pixels_change_nothing():
     assert not any(np.any(g) for g in jax.tree.leaves(jax.grad(loss)(predicted, np.zeros_like(labels))[:2]))
 
 
+@pytest.mark.slow
 def test_sums_of_parts_are_those_of_the_whole():
     predicted, labels = drawn(n=4)
     whole = query_loss.query_sums(predicted, labels, OBJECTIVE, KEYS)

@@ -12,7 +12,7 @@ from bcss_jax.models.encoders.vision_transformer import presets
 from bcss_jax.models.weights.pretrained import load_pretrained, load_torch_state, to_torch_state
 
 
-@pytest.mark.parametrize("decoder", ["linear", "convolutional", "eomt"])
+@pytest.mark.parametrize("decoder", ["linear", "convolutional", pytest.param("eomt", marks=pytest.mark.slow)])
 def test_logits_have_the_size_of_the_images(decoder):
     model = small_vit(3, decoder=decoder, decoded_blocks=2, queries=5, query_blocks=1)
     for height, width in ((32, 32), (24, 40), (30, 17)):

@@ -17,7 +17,7 @@ def rows(*changes):
     "change,found",
     [
         ({"teacher_entropy": MOST, "kl": 1e-4}, "all prototypes equally likely"),
-        ({"prototype_entropy": 0.01}, "all images one prototype"),
+        ({"prototype_entropy": 0.01}, "the same prototype"),
         ({"feature_deviation": 1e-4}, "the same features"),
         ({"teacher_entropy": MOST, "kl": 0.5}, None),  # the student has not learned to agree
         ({"teacher_entropy": 0.01}, None),  # sure, but not of the same prototype

@@ -14,7 +14,9 @@ def config_of(argument):
     return config
 
 
-@pytest.mark.parametrize("argument,targets", [("tiles,few", 1), ("tiles,few,dinov2", 2)])
+@pytest.mark.parametrize(
+    "argument,targets", [pytest.param("tiles,few", 1, marks=pytest.mark.slow), ("tiles,few,dinov2", 2)]
+)
 def test_a_step_is_traced_without_arrays(argument, targets):
     lowered = lower_step(config_of(argument), make_mesh(jax.devices()))
     shapes = [x.shape for x in jax.tree.leaves(lowered.out_info) if x.ndim == 2]

@@ -140,6 +140,7 @@ def test_a_run_goes_on_with_its_own_tiles_only(tiles, tmp_path):
         pretrain(folder, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_teacher_that_finds_all_prototypes_equally_likely_ends_the_run(tiles, tmp_path):
     names = ("student_temperature", "teacher_temperature", "first_teacher_temperature")
     changes = {"epochs": 5, **{f"objective__{name}": 10.0 for name in names}}

@@ -34,6 +34,7 @@ def trained(steps=2, devices=1, **how):
     return jax.device_get(state), reports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -61,6 +62,7 @@ def test_it_learns():
     assert loss_from_sums(reports[-1]["sums"], OBJECTIVE) < 0.6 * loss_from_sums(reports[0]["sums"], OBJECTIVE)
 
 
+@pytest.mark.slow
 def test_masked_attention_is_drawn_for_each_example():
     model = small_vit(3, decoder="eomt", queries=6, query_blocks=2)
     model.decoder.query[...] = 50 * model.decoder.query[...]

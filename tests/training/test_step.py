@@ -95,7 +95,7 @@ def test_a_network_with_batch_statistics_learns_one_batch_in_micro_batches():
     assert values[-1] < 0.6 * values[0]
 
 
-@pytest.mark.parametrize("micro_batches", (1, 2))
+@pytest.mark.parametrize("micro_batches", (1, pytest.param(2, marks=pytest.mark.slow)))
 def test_rematerialization_changes_memory_and_not_the_result(micro_batches):
     (kept, reports), (again, same) = (run(unet(), 1, 3, micro_batches, remat=remat) for remat in (False, True))
     np.testing.assert_allclose([r["loss"] for r in same], [r["loss"] for r in reports], rtol=1e-6)

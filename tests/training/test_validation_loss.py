@@ -37,6 +37,7 @@ def test_validation_loss_of_three_images_in_batches_of_two(kind, monkeypatch):
         _pipeline={},
         _mesh=None,
         _scheme=SCHEME,
+        _features=lambda weights, images: (),
         _steps=types.SimpleNamespace(evaluate=evaluate, objective=OBJECTIVE),
     )
     weights = types.SimpleNamespace(params=None, model_state=None)

@@ -45,7 +45,7 @@ def test_it_begins_as_the_network_without_it():
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(lora_rank=2, lora_alpha=8, lora_on="qkv,proj,w12,w3"),
+        pytest.param(dict(lora_rank=2, lora_alpha=8, lora_on="qkv,proj,w12,w3"), marks=pytest.mark.slow),
         pytest.param(dict(lora_rank=2, lora_on="w3,proj", dtype="bfloat16"), marks=pytest.mark.slow),
     ],
 )

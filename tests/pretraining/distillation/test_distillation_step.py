@@ -173,13 +173,16 @@ def whole():
     return steps()
 
 
-@pytest.mark.parametrize("arguments", [{"devices": 8}, {"devices": 2, "micro_batches": 2}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [pytest.param({"devices": 8}, marks=pytest.mark.slow), {"devices": 2, "micro_batches": 2}], ids=str
+)
 def test_devices_and_micro_batches_change_nothing(whole, arguments):
     state, reports = steps(**arguments)
     assert_equal(reports, whole[1], 2e-4)
     assert_equal(state.model_state, whole[0].model_state, 2e-3)  # Adam divides small gradients by their size
 
 
+@pytest.mark.slow
 def test_devices_change_nothing_with_centers():
     settings = DistillationSettings()
     state, reports = steps(settings=settings, batch=8, devices=8)

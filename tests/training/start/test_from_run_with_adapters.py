@@ -27,6 +27,7 @@ def trained(params):
         adapter["qkv"]["b"] = adapter["qkv"]["b"] + 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [{}, {"lora_rank": 2}])
 @pytest.mark.parametrize("now", [{}, {"lora_rank": 3, "lora_on": "proj"}])
 def test_the_new_network_computes_the_same(tmp_path, before, now):
