@@ -78,8 +78,7 @@ def _claim(workdir: Path, config: Any, fresh: bool, locks: contextlib.ExitStack)
         for name, path in (("pretrained", config.pretrained), ("data.list", config.data.list))
         if path
     ]
-    parts = [path for name in workdirs.OUTPUTS for path in workdir.glob(name)]
-    parts += [workdir / name for name in workdirs.OUTPUTS if "*" not in name]
+    parts = workdirs.written_parts(workdir)
     refuse_inputs("--workdir", workdir, [*inputs, *folders], parts=parts)
     locks.enter_context(files.locked(workdir))
     with files.storage_errors(workdir), files.wait_for_lock(workdir / "claim"):

@@ -126,8 +126,7 @@ def _refuse_inputs(workdir: Path, config: Any, fresh: bool) -> None:
     if config.data.get("list"):
         inputs.append(("--config.data.list", Path(config.data.list).expanduser()))
     folders = read_folders("--config.data.dir", Path(config.data.dir).expanduser()) if config.data.dir else []
-    parts = [path for name in workdirs.OUTPUTS for path in workdir.glob(name)]
-    parts += [workdir / name for name in workdirs.OUTPUTS if "*" not in name]
+    parts = workdirs.written_parts(workdir)
     refuse_inputs("--workdir", workdir, [*inputs, *folders[:1]], parts=parts, data_folders=folders[1:])
     prepared_dir = Path(config.data.prepared_dir).expanduser()
     refuse_inputs("--config.data.prepared_dir", prepared_dir, folders[:1], data_folders=folders[1:])

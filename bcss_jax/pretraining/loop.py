@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import math
 import time
 from pathlib import Path
@@ -52,7 +51,6 @@ BEFORE = "stopped before the first step; the same command starts again"
 TRAINED = "stopped after the pretraining; the same command writes the encoder"
 ENCODER = "encoder.safetensors"
 TABLE = "epoch     loss  teacher entropy      KL  deviation  k-NN    learning rate  images/s  input wait    time"
-log = logging.getLogger(__name__)
 
 
 def pretrain(config: Any, workdir: Path, interruption: Interruption) -> None:

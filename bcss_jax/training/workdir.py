@@ -26,6 +26,12 @@ CHECKPOINT_FILES = r"(\d+|damaged-\d+-\d+)(\.[^/]*tmp[^/]*)?/.*"
 TENSORBOARD_FILES = r"(.*/)?events\.out\.tfevents\..*"
 
 
+def written_parts(workdir: Path) -> list[Path]:
+    """Returns what a run writes or deletes in its folder, whether it is there or not."""
+    found = [path for name in OUTPUTS for path in workdir.glob(name)]
+    return found + [workdir / name for name in OUTPUTS if "*" not in name]
+
+
 class _Model(TypedDict):
     name: NotRequired[str]
 

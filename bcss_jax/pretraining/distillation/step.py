@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bcss_jax.models.apply import split_model
+from bcss_jax.models.apply import normalize, split_model
 from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.pretraining.distillation import distillation_losses, patch_masks
 from bcss_jax.pretraining.distillation.network import PretrainedNetwork, ViewOutputs
@@ -118,7 +118,7 @@ def make_pretrain_step(
         count = len(jax.tree.leaves(images)[0])
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(count))
         views = make_views(images, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
-        views = jax.tree.map(lambda v: _normalized(v, statistics), views)
+        views = jax.tree.map(lambda v: normalize(v, statistics), views)
         grads, model_state, report = compute(state, views, masks, keys, values["teacher_temperature"])
         grads = unscaled(grads, state.loss_scale)
         grad_norm = optax.tree.norm(grads)
@@ -140,11 +140,6 @@ def make_pretrain_step(
         in_shardings=(everywhere, split, split, everywhere),
         out_shardings=(everywhere, everywhere),
     )
-
-
-def _normalized(views: jax.Array, statistics: ImageStatistics) -> jax.Array:
-    mean, std = np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
-    return (views - 255.0 * mean) / (255.0 * std)
 
 
 class _Distillation:
@@ -173,8 +168,7 @@ class _Distillation:
             parts_of_loss = {"class_loss": share * self._class_loss(student, taught.targets)}
             if masked is not None:
                 parts_of_loss["patch_loss"] = self._patch_loss(params, student, masked, taught.patch_targets, count)
-            total = jnp.float32(0) + parts_of_loss["class_loss"]
-            total += settings.patch_weight * parts_of_loss.get("patch_loss", 0.0)
+            total = parts_of_loss["class_loss"] + settings.patch_weight * parts_of_loss.get("patch_loss", 0.0)
             globals_ = student[0].features.astype(jnp.float32)
             if slope is not None:
                 total += settings.spread_weight * jnp.sum(globals_ * slope)
