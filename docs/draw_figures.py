@@ -25,7 +25,7 @@ LAYERS = (
     ("annotator/", "slides annotated in a browser: prompts, brush, what is saved", PURPLE),
     ("viewer/", "pages and image tiles for a browser", PURPLE),
     ("pretraining/", "student and teacher on tiles without labels: views, tiles, distillation, pictures", PURPLE),
-    ("slides/", "tissue  stitching  outputs  scoring  batch  features  scribbles", PURPLE),
+    ("slides/", "tissue  stitching  outputs  scoring  batch  features  prompts  scribbles", PURPLE),
     ("evaluation/", "scores of trained runs; statistics, reporting", SKY),
     ("accelerators/", "steps compiled for devices that are not there: memory, traffic, arithmetic", SKY),
     ("prompting/", "Segment Anything: points, boxes and masks to masks", SKY),

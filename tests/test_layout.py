@@ -35,7 +35,7 @@ LAYERS = (
     ("slides.outputs",),
     ("slides.scoring",),
     ("slides.batch",),
-    ("slides.features", "slides.scribbles"),
+    ("slides.features", "slides.prompts", "slides.scribbles"),
     ("pretraining",),
     ("viewer",),
     ("annotator",),
