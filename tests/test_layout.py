@@ -48,6 +48,7 @@ LAYERS = (
         "evaluate",
         "segment",
         "view",
+        "annotate",
         "export",
         "compile_for",
         "doctor",
