@@ -20,6 +20,7 @@ COMMANDS = {
     "segment": ("bcss_jax.commands.segment", "segment whole slides"),
     "embed": ("bcss_jax.commands.embed", "write features of a slide's tiles with a foundation model"),
     "scribble": ("bcss_jax.commands.scribble", "segment a slide from a few strokes on it"),
+    "prompt": ("bcss_jax.commands.prompt", "outline what points and boxes on a slide mean, with Segment Anything"),
     "view": ("bcss_jax.commands.view", "show segmented slides in the browser"),
     "import-model": ("bcss_jax.commands.import_model", "make a run of weights that another program trained"),
     "export": ("bcss_jax.commands.export", "write a trained network as StableHLO"),

@@ -53,6 +53,7 @@ LAYERS = (
         "embed",
         "import_model",
         "pretrain",
+        "prompt",
         "scribble",
     ),  # fmt: skip
 )

@@ -19,11 +19,13 @@ class Annotation(NamedTuple):
         ASAP group is followed by the groups that it is part of. Empty if the annotation has no class.
       area: valid Polygon or MultiPolygon in pixels of level 0, x and y.
       place: where it stands in the file, for messages, for example "geometry 3 (Tumor)".
+      points: of an annotation of points or lines, which `area` widens, float64 [n, 2]; None for polygons.
     """
 
     names: tuple[str, ...]
     area: BaseGeometry
     place: str
+    points: np.ndarray | None = None
 
 
 def checked_ring(points: list[tuple[float, float]], origin: tuple[float, float]) -> np.ndarray:
