@@ -29,6 +29,10 @@ class Frame(Protocol):
         """Returns masks (..., h, w) in the size of the image: float32 (..., H, W)."""
         ...
 
+    def to_low_res(self, masks: np.ndarray, side: int) -> np.ndarray:
+        """Returns masks (..., H, W) of the image as the network gives them, 0 around: float32 (..., side, side)."""
+        ...
+
 
 class LongestSide:
     """SAM's frame: the longer side is resized to that of the input, and the rest is filled up with zeros."""
@@ -62,6 +66,14 @@ class LongestSide:
         )
         return _mixed(masks, by_row, by_column)
 
+    def to_low_res(self, masks: np.ndarray, side: int) -> np.ndarray:
+        """See `Frame`."""
+        by_row, by_column = (
+            linear_matrix(self.size, side, antialias=True)[:, :new] @ linear_matrix(old, new, antialias=True)
+            for new, old in ((self.new_height, self.height), (self.new_width, self.width))
+        )
+        return _mixed(masks, by_row, by_column)
+
 
 class Stretched:
     """SAM 2.1's frame: both sides are resized to those of the input."""
@@ -84,6 +96,10 @@ class Stretched:
         """See `Frame`."""
         sides = ((masks.shape[-2], self.height), (masks.shape[-1], self.width))
         return _mixed(masks, *(linear_matrix(*side) for side in sides))
+
+    def to_low_res(self, masks: np.ndarray, side: int) -> np.ndarray:
+        """See `Frame`."""
+        return _mixed(masks, *(linear_matrix(old, side, antialias=True) for old in (self.height, self.width)))
 
 
 def linear_matrix(size: int, to: int, antialias: bool = False) -> np.ndarray:

@@ -123,7 +123,7 @@ def read_annotations(
         names = _class_names(entry.feature)
         place = f"geometry {entry.number}" + (f" ({ascii(names[0])[1:-1][:60]})" if names else "")
         if line_width is not None and entry.geometry["type"] in lines:
-            annotations.append(Annotation(names, _widened(path, entry, origin, line_width), place))
+            annotations.append(Annotation(names, _widened(path, entry, origin, line_width), place, entry.feature))
             continue
         area, stated = _area(path, entry, origin)
         if abs(area.area - stated) > _NAMED_CHANGE * area.area:
@@ -133,7 +133,7 @@ def read_annotations(
                 f"found that they cover {area.area:.0f} pixels where their areas add up to {max(stated, 0):.0f}; "
                 "draw it again, or remove it"
             )
-        annotations.append(Annotation(names, area, place))
+        annotations.append(Annotation(names, area, place, entry.feature))
     return annotations
 
 
