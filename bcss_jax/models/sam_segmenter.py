@@ -112,10 +112,10 @@ class SamSegmenter(nnx.Module):
             finest, finer = finer
             embedding = embedding + self.no_memory[...].astype(embedding.dtype)
             features = Features(embedding, (self.decoder.finest(finest), self.decoder.finer(finer)))
-        tokens = jnp.zeros((len(images), 0, embedding.shape[-1]))
+        tokens = jnp.zeros((images.shape[0], 0, embedding.shape[-1]))
         dense = jnp.broadcast_to(self.no_mask[...], (1, *embedding.shape[1:]))
         masks, _ = self.decoder.masks(features, self.places.of_map(*embedding.shape[1:3]), tokens, None, dense)
-        size = (len(images), self.num_classes, *self._padded(height, width))
+        size = (images.shape[0], self.num_classes, *self._padded(height, width))
         masks = jax.image.resize(masks, size, "linear", antialias=False)
         return masks[..., :height, :width].transpose(0, 2, 3, 1)
 
@@ -127,7 +127,7 @@ class SamSegmenter(nnx.Module):
         if (rows, columns) != (height, width):
             images = jnp.pad(images, ((0, 0), (0, rows - height), (0, columns - width), (0, 0)), mode="edge")
         if self.enlarge > 1:
-            size = (len(images), self.enlarge * rows, self.enlarge * columns, 3)
+            size = (images.shape[0], self.enlarge * rows, self.enlarge * columns, 3)
             images = jax.image.resize(images, size, "linear", antialias=False)
         return self.encoder(images, self.adapters)
 

@@ -20,7 +20,7 @@ from bcss_jax.models.encoders.vision_transformer.architecture import Architectur
 class HasKernel(Protocol):
     """A layer with a matrix (inputs, outputs)."""
 
-    kernel: nnx.Variable[Any]
+    kernel: nnx.Param[Any]
 
 
 class LowRank(nnx.Module):
