@@ -22,6 +22,7 @@ LAYERS = (
     ("commands/", "train  pretrain  evaluate  segment  embed  scribble  prompt  view  export  and others", GRAY),
     ("notebook/", "host, data and sessions of a notebook", GRAY),
     ("api/", "train, evaluate and segment as functions, and what a notebook shows of their results", GRAY),
+    ("annotator/", "slides annotated in a browser: prompts, brush, what is saved", PURPLE),
     ("viewer/", "pages and image tiles for a browser", PURPLE),
     ("pretraining/", "student and teacher on tiles without labels: views, tiles, distillation, pictures", PURPLE),
     ("slides/", "tissue  stitching  outputs  scoring  batch  features  prompts  scribbles", PURPLE),

@@ -38,6 +38,7 @@ LAYERS = (
     ("slides.features", "slides.prompts", "slides.scribbles"),
     ("pretraining",),
     ("viewer",),
+    ("annotator",),
     ("api",),
     ("notebook",),
     ("commands", "models.__main__"),
