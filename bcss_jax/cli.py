@@ -21,6 +21,7 @@ COMMANDS = {
     "embed": ("bcss_jax.commands.embed", "write features of a slide's tiles with a foundation model"),
     "scribble": ("bcss_jax.commands.scribble", "segment a slide from a few strokes on it"),
     "prompt": ("bcss_jax.commands.prompt", "outline what points and boxes on a slide mean, with Segment Anything"),
+    "serve-sam": ("bcss_jax.commands.serve_sam", "serve Segment Anything to QuPath's extension"),
     "view": ("bcss_jax.commands.view", "show segmented slides in the browser"),
     "import-model": ("bcss_jax.commands.import_model", "make a run of weights that another program trained"),
     "export": ("bcss_jax.commands.export", "write a trained network as StableHLO"),

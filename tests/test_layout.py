@@ -56,6 +56,7 @@ LAYERS = (
         "pretrain",
         "prompt",
         "scribble",
+        "serve_sam",
     ),  # fmt: skip
 )
 MAX_LINES = 80
