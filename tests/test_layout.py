@@ -55,7 +55,9 @@ LAYERS = (
         "embed",
         "import_model",
         "pretrain",
+        "prompt",
         "scribble",
+        "serve_sam",
     ),  # fmt: skip
 )
 MAX_LINES = 80

@@ -186,6 +186,7 @@ class Run:
             skipped += (
                 f"; that run has other classes, so these start from random weights: {', '.join(pretrained['new'])}"
             )
+        skipped += "".join(f"; {note}" for note in pretrained.get("notes", ()))
         if license := pretrained.get("license"):
             skipped += f"; license of these weights: {license}"
         print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{skipped}")

@@ -1,0 +1,31 @@
+"""Segment Anything, tuned on labeled tiles: a token for each class in place of prompts (SAM-Path).
+
+    python -m bcss_jax.main --config=configs/sam.py                  the built-in sample; minutes on two cores
+    python -m bcss_jax.main --config=configs/sam.py:kaggle224,few --config.data.dir=FOLDER \
+        --config.encoder=sam_vit_b --config.pretrained=sam_vit_b_01ec64.pth
+
+--config.encoder names the form of the encoder: a published SAM (bcss_jax/models/sam/presets.py), or a plain vision
+transformer such as vit_tiny16, of which SAM's form is made; its file may come from bcss_jax.pretrain. The encoder is
+trained whole, or not at all (--config.freeze_encoder=True), or it stays as it is and low-rank matrices beside its own
+are trained (LoRA, --config.lora.rank=8). The argument after the colon is a layout (sample, kaggle224, kaggle512, roi,
+slides). Append `,few` for a few hundred tiles.
+"""
+
+from bcss_jax.config import apply_data_preset, default
+
+
+def get_config(argument: str = "sample"):
+    """Returns the recipe for a layout.
+
+    The sample uses a smaller network and batch so that a laptop's CPU is enough.
+    """
+    config = default("sam", enlarge=1)
+    config.encoder = "sam_vit_b"  # name of the encoder, bcss_jax/models/sam/presets.py
+    config.optimizer.learning_rate = 3e-4
+    if apply_data_preset(config, "sam", argument) == "sample":
+        config.encoder = "vit_tiny16"
+        config.epochs = 12
+    config.model.encoder = config.get_ref("encoder")
+    for name in config.lora:
+        config.model[f"lora_{name}"] = config.lora.get_ref(name)
+    return config
