@@ -20,12 +20,9 @@ COMMANDS = {
     "segment": ("bcss_jax.commands.segment", "segment whole slides"),
     "embed": ("bcss_jax.commands.embed", "write features of a slide's tiles with a foundation model"),
     "scribble": ("bcss_jax.commands.scribble", "segment a slide from a few strokes on it"),
-<<<<<<< HEAD
     "annotate": ("bcss_jax.commands.annotate", "annotate a slide in the browser with prompts, brush and eraser"),
-=======
     "prompt": ("bcss_jax.commands.prompt", "outline what points and boxes on a slide mean, with Segment Anything"),
     "serve-sam": ("bcss_jax.commands.serve_sam", "serve Segment Anything to QuPath's extension"),
->>>>>>> main
     "view": ("bcss_jax.commands.view", "show segmented slides in the browser"),
     "import-model": ("bcss_jax.commands.import_model", "make a run of weights that another program trained"),
     "export": ("bcss_jax.commands.export", "write a trained network as StableHLO"),
