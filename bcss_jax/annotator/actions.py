@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from shapely.geometry.base import BaseGeometry
 
-from bcss_jax.annotator import edits
-from bcss_jax.annotator.document import Document
-from bcss_jax.annotator.edits import Changes
-from bcss_jax.annotator.engine import Engine, Proposal
-from bcss_jax.annotator.geojson_file import Effort
-from bcss_jax.annotator.outline import BRUSH, PROMPT, Outline, rings_of
-from bcss_jax.annotator.palette import Palette, PaletteClass
-from bcss_jax.annotator.session import Session
+from bcss_jax.annotator.drawing import edits
+from bcss_jax.annotator.drawing.document import Document
+from bcss_jax.annotator.drawing.edits import Changes
+from bcss_jax.annotator.drawing.geojson_file import Effort
+from bcss_jax.annotator.drawing.outline import BRUSH, PROMPT, Outline, rings_of
+from bcss_jax.annotator.drawing.palette import Palette, PaletteClass
+from bcss_jax.annotator.drawing.session import Session
+from bcss_jax.annotator.proposals.engine import Engine, Proposal
 from bcss_jax.slides.prompts.object_prompt import INSIDE, OUTSIDE, ObjectPrompt
 
 WAIT_SECONDS = 20.0  # for a view to be computed; then the page asks again

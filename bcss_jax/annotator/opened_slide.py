@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 from starlette.applications import Starlette
 
-from bcss_jax.annotator import geojson_file, page, server
+from bcss_jax.annotator import page, server
 from bcss_jax.annotator.actions import Actions
-from bcss_jax.annotator.engine import Engine
-from bcss_jax.annotator.geojson_file import Contents, SlideFacts
-from bcss_jax.annotator.outline import Outline
-from bcss_jax.annotator.palette import Palette
-from bcss_jax.annotator.saved_file import SavedFile
-from bcss_jax.annotator.segmenter import Segmenter
-from bcss_jax.annotator.session import Session
-from bcss_jax.annotator.suggestions import SuggestionsFile, read_suggestions, suggestions_file
+from bcss_jax.annotator.drawing import geojson_file
+from bcss_jax.annotator.drawing.geojson_file import Contents, SlideFacts
+from bcss_jax.annotator.drawing.outline import Outline
+from bcss_jax.annotator.drawing.palette import Palette
+from bcss_jax.annotator.drawing.saved_file import SavedFile
+from bcss_jax.annotator.drawing.session import Session
+from bcss_jax.annotator.drawing.suggestions import SuggestionsFile, read_suggestions, suggestions_file
+from bcss_jax.annotator.proposals.engine import Engine
+from bcss_jax.annotator.proposals.segmenter import Segmenter
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
-from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data.resolution.check import resolved_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import find_scheme
@@ -72,13 +72,15 @@ class OpenedSlide:
 
 
 @contextlib.contextmanager
-def open_annotator(settings: AnnotateSettings, say: Say, segmenter: Segmenter | None = None) -> Iterator[OpenedSlide]:
+def open_annotator(
+    settings: AnnotateSettings, load: Callable[[], tuple[Segmenter, str]], say: Say
+) -> Iterator[OpenedSlide]:
     """Opens a slide to annotate it; at the end, saves what is not saved yet.
 
     Args:
       settings: of the user.
+      load: returns the network and its name; called when all else is known to be usable.
       say: called with each line for the user.
-      segmenter: stands in for the network.
 
     Raises:
       ConfigError: settings cannot work.
@@ -98,9 +100,7 @@ def open_annotator(settings: AnnotateSettings, say: Say, segmenter: Segmenter | 
         unless_begun = stack.enter_context(contextlib.ExitStack())
         unless_begun.callback(file.close)
         beginning = _beginning(settings.start_from, file, slide, fingerprint, say)
-        name = "a stand-in"
-        if segmenter is None:
-            segmenter, name = _load(settings.model)
+        segmenter, name = load()
         session = Session(file, beginning.contents, palette, slide, say)
         unless_begun.pop_all()
         stack.callback(session.close)
@@ -205,15 +205,6 @@ def _check_start(settings: AnnotateSettings) -> None:
             f"--start-from={printable(start)}: expected GeoJSON, ASAP's XML or a folder with results, found another "
             "file; give one of these"
         )
-
-
-def _load(path: Path) -> tuple[Segmenter, str]:
-    from bcss_jax.annotator.segmenter import SamSegmenter
-    from bcss_jax.models.sam.weights.loading import load
-
-    compilation_cache.enable()
-    loaded = load(path)
-    return SamSegmenter(loaded), loaded.name or loaded.file
 
 
 def _cache() -> Path:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bcss_jax.annotator.geojson_file import SlideFacts
-from bcss_jax.annotator.palette import Palette
+from bcss_jax.annotator.drawing.geojson_file import SlideFacts
+from bcss_jax.annotator.drawing.palette import Palette
 from bcss_jax.common.html import html_environment
 from bcss_jax.errors import printable
 from bcss_jax.viewer.deep_zoom import DeepZoom

@@ -23,8 +23,8 @@ from starlette.routing import Route
 
 from bcss_jax.annotator import page, requests
 from bcss_jax.annotator.actions import Actions, Refused
-from bcss_jax.annotator.document import Conflict
-from bcss_jax.annotator.session import Session
+from bcss_jax.annotator.drawing.document import Conflict
+from bcss_jax.annotator.drawing.session import Session
 from bcss_jax.errors import DataError, UserError, first_line, one_line
 from bcss_jax.viewer.responses import SecurityHeaders, cached_response, html_response, requested_tile
 from bcss_jax.viewer.slide_tiles import OpenSlideTiles

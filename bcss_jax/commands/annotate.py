@@ -17,10 +17,15 @@ import sys
 from pathlib import Path
 
 from bcss_jax.annotator.opened_slide import AnnotateSettings, open_annotator
+from bcss_jax.annotator.proposals.segmenter import SamSegmenter, Segmenter
+from bcss_jax.api.prompting import load_sam
 from bcss_jax.commands._address import add_address, address_of, listening
+from bcss_jax.commands.prompt import add_model
 from bcss_jax.common import command
 from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.ranges import Range
+from bcss_jax.common.regular_file import check_regular_file
+from bcss_jax.common.startup import compilation_cache
 from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP
 from bcss_jax.viewer import http_server
 
@@ -41,7 +46,7 @@ def _parser():
     parser = command.parser("python -m bcss_jax.annotate", __doc__)
     add = parser.add_argument
     add("slide", type=Path, metavar="SLIDE", help="the slide, as bcss_jax.segment takes it")
-    add("--model", type=Path, required=True, help="weights of SAM or SAM 2.1 (.pth, .pt, .safetensors, .npz)")
+    add_model(parser)
     add("--labels", default=LABELS, help=f"classes: a label scheme's name or a .toml file (default {LABELS})")
     add(
         "--start-from",
@@ -69,7 +74,14 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         output=args.output and args.output.expanduser(),
         mpp=args.mpp,
     )
-    with listening(args.host, args.port) as listener, open_annotator(settings, _say) as annotator:
+
+    def load() -> tuple[Segmenter, str]:
+        compilation_cache.enable()
+        loaded = load_sam(args.model.expanduser(), args.image_size)
+        return SamSegmenter(loaded), loaded.name or loaded.file
+
+    check_regular_file(settings.model, "weights of SAM or SAM 2.1", "check the path")
+    with listening(args.host, args.port) as listener, open_annotator(settings, load, _say) as annotator:
         url, hosts = address_of(listener)
         if "*" in hosts:
             _say(f"warning: --host={args.host}: everyone who can reach this machine can see this slide")

@@ -7,10 +7,10 @@ import pytest
 import shapely
 from helpers.annotator_small import STROMA, TUMOR, DiscSegmenter, slide_of_discs
 
-from bcss_jax.annotator import embeddings
-from bcss_jax.annotator.engine import Engine
-from bcss_jax.annotator.geojson_file import SlideFacts
-from bcss_jax.annotator.view_grid import Key, ViewGrid
+from bcss_jax.annotator.drawing.geojson_file import SlideFacts
+from bcss_jax.annotator.proposals import embeddings
+from bcss_jax.annotator.proposals.engine import Engine
+from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
 from bcss_jax.slides.prompts.object_prompt import ObjectPrompt
 from bcss_jax.slides.reading.reader_pool import ReaderPool
 
@@ -102,7 +102,7 @@ def test_views_are_computed_once_and_kept_on_the_disk(pool, tmp_path):
         if ready == of:
             break
         pause.wait(0.05)
-    assert ready == of == 12
+    assert ready == of == 9
     count = found._segmenter.encoded
     for _ in range(100):
         if len(list(tmp_path.glob("digest/discs/*.npz"))) == count:

@@ -73,7 +73,11 @@ class DiscSegmenter:
         masks, scores = np.stack([found, half, tissue]), np.array([0.9, 0.6, 0.3], np.float32)
         if not several:
             masks, scores = masks[:1], scores[:1]
-        return Prediction(masks, scores, np.where(masks, 5, -5).astype(np.float32)[:, ::4, ::4])
+        logits = np.where(masks, 5, -5).astype(np.float32)
+        return Prediction(logits, scores, logits[:, ::4, ::4])
+
+    def prepare(self, embedding, view):
+        self.prepared = True
 
 
 class ServedAnnotator:
@@ -88,7 +92,8 @@ class ServedAnnotator:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self):
-        self.opened = self._stack.enter_context(open_annotator(self._settings, self.lines.append, self.segmenter))
+        opened = open_annotator(self._settings, lambda: (self.segmenter, "a stand-in"), self.lines.append)
+        self.opened = self._stack.enter_context(opened)
         listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.port = listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"

@@ -74,7 +74,7 @@ const look = async () => {
   if (!mayChange || document.hidden) return;
   try {
     const { ready: done, of } = await post("look", { box: seen(), um_per_pixel: umPerPixel() });
-    ready.textContent = done === of ? "Ready for clicks" : `Preparing this view: ${done} of ${of}`;
+    ready.textContent = done === of ? "Ready for clicks" : `Preparing this view: ${done} of ${of} parts`;
     ready.dataset.ready = String(done);
     if (done < of) lookLater(1000);
   } catch (error) {

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from bcss_jax.annotator.document import Document
-from bcss_jax.annotator.outline import Outline, cleaned, joined, without
-from bcss_jax.annotator.palette import Palette, PaletteClass
+from bcss_jax.annotator.drawing.document import Document
+from bcss_jax.annotator.drawing.outline import Outline, cleaned, joined, without
+from bcss_jax.annotator.drawing.palette import Palette, PaletteClass
 
 Changes = dict[str, Outline | None]
 

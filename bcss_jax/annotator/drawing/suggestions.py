@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bcss_jax.annotator.geojson_file import SlideFacts
-from bcss_jax.annotator.outline import MODEL, Outline, cleaned
+from bcss_jax.annotator.drawing.geojson_file import SlideFacts
+from bcss_jax.annotator.drawing.outline import MODEL, Outline, cleaned
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.regular_file import read_regular_file
 from bcss_jax.errors import DataError, printable

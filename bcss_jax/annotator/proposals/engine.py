@@ -10,21 +10,21 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from bcss_jax.annotator.embeddings import Embeddings
-from bcss_jax.annotator.geojson_file import SlideFacts
-from bcss_jax.annotator.outline import cleaned
-from bcss_jax.annotator.segmenter import Embedding, Segmenter
-from bcss_jax.annotator.view_grid import Key, ViewGrid
+from bcss_jax.annotator.drawing.geojson_file import SlideFacts
+from bcss_jax.annotator.drawing.outline import cleaned
+from bcss_jax.annotator.proposals.embeddings import Embeddings
+from bcss_jax.annotator.proposals.segmenter import Embedding, Segmenter
+from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
 from bcss_jax.slides.prompts.object_prompt import INSIDE, ObjectPrompt
-from bcss_jax.slides.prompts.outlines import outlines
+from bcss_jax.slides.prompts.outlines import DETAIL, smooth_outlines
 from bcss_jax.slides.prompts.view import Box, View, read_view
 from bcss_jax.slides.reading.reader_pool import ReaderPool
 
-MOST_AHEAD = 12  # views that are computed for what is looked at
+MOST_AHEAD = 9  # views that are computed for what is looked at
 MOST_ANSWERS = 100  # that are kept for the next click and for being accepted
 CHOICES = 3
 _SPECK = 0.01  # share of the largest part of a mask; smaller parts and holes are left out
-_TOLERANCE = 0.7  # pixels of a view, by which outlines are straightened
+_TOLERANCE = 0.7  # pixels by which outlines are straightened, which run along pixels
 
 
 class Proposal(NamedTuple):
@@ -63,10 +63,11 @@ class Engine:
         self._pool, self._segmenter = pool, segmenter
         self._views = ViewGrid(slide.size, slide.mpp, segmenter.side)
         folder = None if root is None else root / slide_digest / segmenter.identity[:16]
-        self._embeddings = Embeddings(self._computed, folder, root)
         self._predicts = threading.Lock()
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._numbers = 0
+        self._is_prepared = False
+        self._embeddings = Embeddings(self._computed, folder, root, self._prepare)
 
     def close(self) -> None:
         """Ends the computing."""
@@ -148,6 +149,12 @@ class Engine:
     def _computed(self, key: Key) -> Embedding:
         return self._segmenter.encode(read_view(self._pool, self._views.view(key)).pixels)
 
+    def _prepare(self, key: Key, embedding: Embedding) -> None:
+        if not self._is_prepared:
+            with self._predicts:
+                self._segmenter.prepare(embedding, self._views.view(key))
+            self._is_prepared = True
+
 
 def _reach(prompt: ObjectPrompt) -> Box:
     """Returns the box around all of a prompt."""
@@ -159,19 +166,21 @@ def _reach(prompt: ObjectPrompt) -> Box:
     return x0, y0, x1, y1
 
 
-def _area(mask: np.ndarray, view: View, prompt: ObjectPrompt) -> BaseGeometry | None:
+def _area(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> BaseGeometry | None:
     """Returns the outline of a mask on the slide without specks; None if nothing is left.
 
     Parts that a point inside was set on stay, however small.
     """
-    parts = outlines(mask, view)
+    parts = smooth_outlines(logits, view)
     if not parts:
         return None
     least = _SPECK * max(part.area for part in parts)
     inside = [] if prompt.points is None or prompt.labels is None else prompt.points[prompt.labels == INSIDE]
     points = shapely.MultiPoint(np.asarray(inside).reshape(-1, 2))
     kept = [_filled(part, least) for part in parts if part.area >= least or shapely.intersects(part, points)]
-    straight = shapely.union_all(shapely.simplify(kept, _TOLERANCE * min(view.grid.scale)))
+    rows, columns = (np.count_nonzero((logits > 0).any(axis)) for axis in (1, 0))
+    pixel = min(view.grid.scale) * min(1.0, max(rows, columns) / DETAIL)  # of `smooth_outlines`
+    straight = shapely.union_all(shapely.simplify(kept, _TOLERANCE * pixel))
     with contextlib.suppress(shapely.errors.GEOSException):
         return cleaned(straight)
     return cleaned(shapely.union_all(kept))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bcss_jax.annotator.segmenter import Embedding
-from bcss_jax.annotator.view_grid import Key
+from bcss_jax.annotator.proposals.segmenter import Embedding
+from bcss_jax.annotator.proposals.view_grid import Key
 from bcss_jax.common import files
 from bcss_jax.common.npz_files import read_npz
 from bcss_jax.errors import UserError
@@ -25,15 +25,22 @@ CHECKED_AFTER_BYTES = DISK_BYTES // 16  # that are written, before old ones are 
 class Embeddings:
     """Embeddings of the views of one slide by one network. Threads may share it."""
 
-    def __init__(self, compute: Callable[[Key], Embedding], folder: Path | None, root: Path | None = None):
+    def __init__(
+        self,
+        compute: Callable[[Key], Embedding],
+        folder: Path | None,
+        root: Path | None = None,
+        prepare: Callable[[Key, Embedding], None] = lambda key, embedding: None,
+    ):
         """Starts the thread that computes.
 
         Args:
           compute: returns the embedding of a view; called in that thread alone.
           folder: where embeddings of this slide and network are kept; None: in memory only.
           root: folder of the embeddings of all slides, whose size is bounded.
+          prepare: called with each embedding, new or read, before it is there.
         """
-        self._compute, self._folder, self._root = compute, folder, root or folder
+        self._compute, self._folder, self._root, self._prepare = compute, folder, root or folder, prepare
         self._memory: OrderedDict[Key, Embedding] = OrderedDict()
         self._bytes = self._written = 0
         self._urgent: list[Key] = []  # the last one is computed first
@@ -104,6 +111,8 @@ class Embeddings:
                 is_new = embedding is None and not is_there
                 if is_new:
                     embedding = self._compute(key)
+                if embedding is not None:
+                    self._prepare(key, embedding)
             except Exception as error:  # of the slide's reader, or of the network
                 log.debug("%s", error)
                 with self._changed:

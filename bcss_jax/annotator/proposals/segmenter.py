@@ -9,7 +9,7 @@ import numpy as np
 from bcss_jax.models.sam.mask_decoder import Features
 from bcss_jax.models.sam.weights.loading import LoadedSam
 from bcss_jax.prompting import Prediction, Predictor
-from bcss_jax.slides.prompts.object_prompt import ObjectPrompt, arguments_in_view
+from bcss_jax.slides.prompts.object_prompt import INSIDE, ObjectPrompt, arguments_in_view
 from bcss_jax.slides.prompts.view import View
 
 Embedding = Mapping[str, np.ndarray]  # what a network has computed of an image, by name
@@ -33,7 +33,7 @@ class Segmenter(Protocol):
     def predict(
         self, embedding: Embedding, view: View, prompt: ObjectPrompt, mask: np.ndarray | None, several: bool
     ) -> Prediction:
-        """Returns masks of a prompt, bool (M, H, W) of the view, with scores and low-resolution logits.
+        """Returns logits of a prompt, float32 (M, H, W) of the view, in the place of masks, with scores and `low_res`.
 
         Args:
           embedding: of the view.
@@ -42,6 +42,10 @@ class Segmenter(Protocol):
           mask: logits of a former prediction in the same view, to be corrected; None: there is none.
           several: three masks instead of one.
         """
+        ...
+
+    def prepare(self, embedding: Embedding, view: View) -> None:
+        """Compiles what all kinds of prompts need, so that the first click need not wait for it."""
         ...
 
 
@@ -70,4 +74,12 @@ class SamSegmenter:
         arguments: dict[str, Any] = arguments_in_view(prompt, view, self._predicting.model)
         if mask is not None:
             arguments["mask"] = mask
-        return self._predicting.predict(**arguments, multimask=several)
+        return self._predicting.predict(**arguments, multimask=several, logits=True)
+
+    def prepare(self, embedding: Embedding, view: View) -> None:
+        """See `Segmenter`."""
+        x0, y0, x1, y1 = view.box
+        points, labels = np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]), np.array([INSIDE])
+        for box in (None, view.box):
+            found = self.predict(embedding, view, ObjectPrompt(points, labels, box), None, True)
+            self.predict(embedding, view, ObjectPrompt(points, labels, box), found.low_res[0], True)
