@@ -157,8 +157,10 @@ def _answer(
             journal.add(folder.path)
         try:
             with out_of_memory_errors(f"{place.name}: a view", lambda: "a smaller --image_size"):
-                masked, resumed = answer_views(predictor, pool, prompts, plan.views, folder, place.name, interruption)
-            about = write_results(masked, prompts, scheme, place, pool, folder.path, args.min_area_um2, warn)
+                found, resumed = answer_views(
+                    predictor, pool, prompts, plan.views, folder, place.name, interruption, warn
+                )
+            about = write_results(found, prompts, scheme, place, pool, folder.path, args.min_area_um2, warn)
         except UserError as error:
             if not isinstance(error, StorageError):
                 journal.delete()

@@ -95,4 +95,5 @@ def _answer(score: float, logits: np.ndarray, view: View) -> Answer:
         or (rows[-1] == view.height - 1 and view.top + view.height < view.grid.height)
         or (columns[-1] == view.width - 1 and view.left + view.width < view.grid.width)
     )
-    return Answer(score, part.astype(np.float32), int(left), int(top), bool(cut))
+    # As they are saved, so that a resumed command computes with the same numbers.
+    return Answer(score, part.astype(np.float16).astype(np.float32), int(left), int(top), bool(cut))

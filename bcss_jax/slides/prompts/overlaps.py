@@ -3,7 +3,8 @@
 Objects of one class that share more than half of the smaller one are the same object, and become one.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -20,39 +21,34 @@ from bcss_jax.slides.prompts.view import View
 SAME = 0.5  # share of the smaller of two objects of a class from which on they are one
 PRECISION = 0.01  # pixels of level 0, as coordinates are written
 _FAR = -1e9  # logit outside of the part that is kept
+_AT_ONCE = 64  # answers with their logits in memory
 _FINE = 0.05  # pixels of level 0, width of what is left out as no area
 
 
 class Masked(NamedTuple):
-    """An object with its mask on the slide.
+    """An object with its outline on the slide. Its logits are not kept in memory: most objects overlap no other one.
 
     Attributes:
       label: of its class.
-      answer: the mask.
       view: on which it was answered.
+      area: Polygon, MultiPolygon, or empty, in pixels of level 0.
+      score: expected intersection over union.
+      cut: whether the mask reaches an edge of the view that is no edge of the slide.
+      read: () -> the answer with its logits.
     """
 
     label: int
-    answer: Answer
     view: View
+    area: BaseGeometry
+    score: float
+    cut: bool
+    read: Callable[[], Answer]
 
-    @property
-    def part(self) -> View:
-        """The part of the view whose logits are kept."""
-        height, width = self.answer.logits.shape
-        return self.view.part(self.answer.left, self.answer.top, width, height)
 
-    def area(self) -> BaseGeometry:
-        """Returns the outline: Polygon, MultiPolygon, or empty."""
-        return shapely.union_all(smooth_outlines(self.answer.logits, self.part)) if self.answer.logits.size else _EMPTY
-
-    def logits_at(self, points: np.ndarray) -> np.ndarray:
-        """Returns the logits at points float64 [h, w, 2] in pixels of level 0: float32 [h, w]."""
-        at = (self.part.from_level0(points) - 0.5).astype(np.float32)
-        height, width = self.answer.logits.shape
-        at[..., 0], at[..., 1] = _to_edge(at[..., 0], width), _to_edge(at[..., 1], height)
-        border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": _FAR}
-        return cv2.remap(self.answer.logits, at[..., 0], at[..., 1], cv2.INTER_LINEAR, **border)
+def masked(label: int, view: View, answer: Answer, read: Callable[[], Answer]) -> Masked:
+    """Returns an object with the outline of its answer."""
+    area = shapely.union_all(smooth_outlines(answer.logits, _part(answer, view))) if answer.logits.size else _EMPTY
+    return Masked(label, view, area, answer.score, answer.cut, read)
 
 
 class Separate(NamedTuple):
@@ -74,14 +70,15 @@ def separate_areas(objects: Sequence[Masked], cut_out: Sequence[BaseGeometry] = 
       objects: with their masks.
       cut_out: areas that belong to no object.
     """
-    whole = [each.area() for each in objects]
+    whole = [each.area for each in objects]
     first, second = _overlapping(whole)
     group = _same_objects(objects, whole, first, second)
     areas = list(whole)
+    logits = functools.lru_cache(_AT_ONCE)(lambda number: objects[number].read())
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         shared = whole[i].intersection(whole[j])
         if group[i] != group[j] and shared.area > 0:
-            of_second = _of_second(objects[i], objects[j], shared)
+            of_second = _of_second((objects[i].view, logits(i)), (objects[j].view, logits(j)), shared)
             areas[i] = _polygons(areas[i].difference(of_second))
             areas[j] = _polygons(areas[j].difference(shared.difference(of_second)))
     taken: list[BaseGeometry] = []
@@ -122,16 +119,31 @@ def _same_objects(objects, areas, first: np.ndarray, second: np.ndarray) -> np.n
     return connected_components(graph, directed=False)[1]
 
 
-def _of_second(one: Masked, other: Masked, shared: BaseGeometry) -> BaseGeometry:
-    """Returns where the second of two objects has the larger logit, of the area that they share."""
-    finer = one if one.view.grid.mpp <= other.view.grid.mpp else other
-    (left, top), (right, bottom) = finer.view.from_level0(np.reshape(shared.bounds, (2, 2)))
+def _of_second(one: tuple[View, Answer], other: tuple[View, Answer], shared: BaseGeometry) -> BaseGeometry:
+    """Returns where the second of two answers has the larger logit, of the area that they share."""
+    finer = min(one[0], other[0], key=lambda view: view.grid.mpp)
+    (left, top), (right, bottom) = finer.from_level0(np.reshape(shared.bounds, (2, 2)))
     left, top = int(np.floor(left)) - 1, int(np.floor(top)) - 1
-    place = finer.view.part(left, top, int(np.ceil(right)) + 1 - left, int(np.ceil(bottom)) + 1 - top)
+    place = finer.part(left, top, int(np.ceil(right)) + 1 - left, int(np.ceil(bottom)) + 1 - top)
     centers = np.stack(np.meshgrid(np.arange(place.width) + 0.5, np.arange(place.height) + 0.5), -1)
     centers = place.to_level0(centers)
-    difference = other.logits_at(centers) - one.logits_at(centers)
+    difference = _logits_at(*other, centers) - _logits_at(*one, centers)
     return shapely.union_all(smooth_outlines(difference, place)).intersection(shared)
+
+
+def _part(answer: Answer, view: View) -> View:
+    """Returns the part of a view whose logits an answer has."""
+    height, width = answer.logits.shape
+    return view.part(answer.left, answer.top, width, height)
+
+
+def _logits_at(view: View, answer: Answer, points: np.ndarray) -> np.ndarray:
+    """Returns the logits at points float64 [h, w, 2] in pixels of level 0: float32 [h, w]."""
+    at = (_part(answer, view).from_level0(points) - 0.5).astype(np.float32)
+    height, width = answer.logits.shape
+    at[..., 0], at[..., 1] = _to_edge(at[..., 0], width), _to_edge(at[..., 1], height)
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": _FAR}
+    return cv2.remap(answer.logits, at[..., 0], at[..., 1], cv2.INTER_LINEAR, **border)
 
 
 def _to_edge(at: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from bcss_jax.common.files import storage_errors, write_bytes, write_text
 from bcss_jax.common.json_files import as_json, describe_differences, differences, read_json
 from bcss_jax.common.npz_files import read_npz
 from bcss_jax.common.outputs import written_files
-from bcss_jax.errors import ConfigError, DataError, printable
+from bcss_jax.errors import ConfigError, DataError, StorageError, printable
 from bcss_jax.slides.prompts.answers import Answer
 
 FORMAT = 1
@@ -81,6 +81,8 @@ class PromptFolder:
                 "%s: has changed since it was written; it stays as it is (--overwrite computes it again)",
                 printable(self.path / name),
             )
+        with storage_errors(self._work):
+            written_files.delete_tree(self._work, _WORK_FILES)
         return summary
 
     def begin(self, *, recompute: bool) -> None:
@@ -107,11 +109,11 @@ class PromptFolder:
         """
         content = io.BytesIO()
         numbers = np.array([[each.left, each.top, *each.logits.shape, each.cut] for each in answers], np.int64)
-        np.savez(
+        np.savez_compressed(
             content,
             numbers=numbers.reshape(-1, 5),
             scores=np.array([each.score for each in answers], np.float64),
-            logits=np.concatenate([np.zeros(0, np.float32), *(each.logits.ravel() for each in answers)]),
+            logits=np.concatenate([np.zeros(0), *(each.logits.ravel() for each in answers)], dtype=np.float16),
         )
         write_bytes(self._answers(number), content.getvalue(), private=True)
 
@@ -122,7 +124,7 @@ class PromptFolder:
             return None
         try:
             found = read_npz(path, "answers to prompts", "delete it")
-            numbers, scores, logits = found["numbers"], found["scores"], found["logits"]
+            numbers, scores, logits = found["numbers"], found["scores"], found["logits"].astype(np.float32)
             ends = np.cumsum(numbers[:, 2] * numbers[:, 3])
             if len(numbers) != count or len(scores) != count or (ends[-1] if count else 0) != len(logits):
                 return None
@@ -132,6 +134,14 @@ class PromptFolder:
             Answer(float(score), logits[end - h * w : end].reshape(h, w), left, top, bool(cut))
             for (left, top, h, w, cut), score, end in zip(numbers.tolist(), scores, ends.tolist(), strict=True)
         ]
+
+    def answer(self, number: int, position: int, count: int) -> Answer:
+        """Returns one of the answers on a view, which were saved before; raises StorageError if they are gone."""
+        answers = self.saved(number, count)
+        if answers is None:
+            path = self._answers(number)
+            raise StorageError(f"{printable(path)}: expected the answers that were written, found others; run it again")
+        return answers[position]
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the summary, and deletes the answers that were saved; raises StorageError."""

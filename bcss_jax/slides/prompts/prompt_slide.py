@@ -1,5 +1,6 @@
 """Answers all prompts on a slide, and writes what they became."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from bcss_jax.slides.outputs import overlay
 from bcss_jax.slides.prompts.annotation_file import Outline, write_annotations
 from bcss_jax.slides.prompts.answers import answers_on_view, prompt_of
 from bcss_jax.slides.prompts.object_prompt import INSIDE
-from bcss_jax.slides.prompts.overlaps import Masked, Separate, separate_areas
+from bcss_jax.slides.prompts.overlaps import Masked, Separate, masked, separate_areas
 from bcss_jax.slides.prompts.prompt_file import SlidePrompts
 from bcss_jax.slides.prompts.prompt_folder import OVERLAY, REGIONS, PromptFolder
 from bcss_jax.slides.prompts.view import View, read_view, view_of_box
@@ -63,6 +64,7 @@ def answer_views(
     folder: PromptFolder,
     name: str,
     interruption: Interruption,
+    warn: Callable[[str], None],
 ) -> tuple[list[Masked], bool]:
     """Returns the masks of all objects, and whether some were computed by an earlier try; saves them view by view.
 
@@ -74,15 +76,14 @@ def answer_views(
       StorageError: the answers cannot be written.
       Preempted: asked to stop.
     """
-    saved = {number: folder.saved(number, len(each.objects)) for number, each in enumerate(views)}
     found: dict[int, Masked] = {}
-    waiting = [number for number, answers in saved.items() if answers is None]
-    before = sum(len(views[number].objects) for number, answers in saved.items() if answers is not None)
+    waiting = [number for number, each in enumerate(views) if folder.saved(number, len(each.objects)) is None]
+    before = sum(len(each.objects) for number, each in enumerate(views) if number not in waiting)
     line = ProgressLine(f"{name}: prompts", len(prompts.objects), before)
     reading: dict[int, Future[Block]] = {}
     try:
         for number, (view, objects) in enumerate(views):
-            answers = saved[number]
+            answers = None if number in waiting else folder.saved(number, len(objects))
             if answers is None:
                 if interruption.requested:
                     raise Preempted(
@@ -93,17 +94,14 @@ def answer_views(
                     if ahead not in reading:
                         reading[ahead] = _request(pool, views[ahead].view)
                 block = result_of(reading.pop(waiting.pop(0)))
-                if block.unreadable is not None and block.unreadable.all():
-                    raise DataError(
-                        f"{name}: {prompts.objects[objects[0]].place}: expected a place that can be read, found "
-                        "that the slide is damaged there; leave the prompt out"
-                    )
+                _check_readable(name, block, prompts.objects[objects[0]].place, warn)
                 predictor.set_image(block.pixels)
                 given = [prompt_of(prompts.objects[each], prompts, view) for each in objects]
                 answers = answers_on_view(predictor, view, given)
                 folder.save(number, answers)
-            for each, answer in zip(objects, answers, strict=True):
-                found[each] = Masked(prompts.objects[each].label, answer, view)
+            for position, (each, answer) in enumerate(zip(objects, answers, strict=True)):
+                read = functools.partial(folder.answer, number, position, len(objects))
+                found[each] = masked(prompts.objects[each].label, view, answer, read)
             line.update(len(found))
     finally:
         for future in reading.values():
@@ -112,13 +110,26 @@ def answer_views(
     return [found[number] for number in range(len(prompts.objects))], before > 0
 
 
+def _check_readable(name: str, block: Block, place: str, warn: Callable[[str], None]) -> None:
+    """Warns of a view that cannot be read everywhere; raises DataError if nothing of it can be read."""
+    if block.unreadable is None:
+        return
+    if block.unreadable.all():
+        raise DataError(
+            f"{name}: {place}: expected a place that can be read, found that the slide is damaged there; leave the "
+            "prompt out"
+        )
+    share = 100 * block.unreadable.mean()
+    warn(f"{name}: {place}: {share:.2g} % of what the network saw cannot be read and is white; look at the outline")
+
+
 def _request(pool: ReaderPool, view: View) -> "Future[Block]":
     return pool.submit(view.grid, view.left, view.top, view.width, view.height)
 
 
 # Long: the results and what is said of them.
 def write_results(
-    masked: Sequence[Masked],
+    found: Sequence[Masked],
     prompts: SlidePrompts,
     scheme: LabelScheme,
     place: Place,
@@ -130,7 +141,7 @@ def write_results(
     """Writes regions.geojson and overlay.png; returns what the summary says of them.
 
     Args:
-      masked: the mask of each object.
+      found: the mask of each object.
       prompts: on the slide.
       scheme: the labels.
       place: of the slide.
@@ -144,18 +155,18 @@ def write_results(
       StorageError: the files cannot be written.
     """
     kinds = dict(zip(scheme.evaluated, classes_of(scheme), strict=True))
-    regions = separate_areas(masked, prompts.cut_out)
-    outlines, objects = [], [_described(each, number, prompts, scheme) for number, each in enumerate(masked)]
+    regions = separate_areas(found, prompts.cut_out)
+    outlines, objects = [], [_described(each, number, prompts, scheme) for number, each in enumerate(found)]
     for members, area in regions:
         area = _without_islands(area, min_area_um2 / place.pixel_um2)
         for member in members:
             objects[member]["region"] = None if area.is_empty else len(outlines)
         if not area.is_empty:
-            score = max(masked[member].answer.score for member in members)
+            score = max(found[member].score for member in members)
             area_um2 = round(area.area * place.pixel_um2, 4)
             measurements = {"area_um2": area_um2, "score": round(score, 4)}
-            outlines.append(Outline(area, kinds[masked[members[0]].label], measurements))
-    _say_what_is_odd(masked, regions, prompts, place.name, warn)
+            outlines.append(Outline(area, kinds[found[members[0]].label], measurements))
+    _say_what_is_odd(found, regions, prompts, place.name, warn)
     classes = [
         {
             "name": kind.name,
@@ -183,8 +194,8 @@ def _described(each: Masked, number: int, prompts: SlidePrompts, scheme: LabelSc
         "box": prompt.box is not None,
         "mask": prompt.area is not None,
         "um_per_pixel": each.view.grid.mpp,
-        "score": round(each.answer.score, 4),
-        "cut_by_view": each.answer.cut,
+        "score": round(each.score, 4),
+        "cut_by_view": each.cut,
     }
 
 
@@ -195,7 +206,7 @@ def _without_islands(area: BaseGeometry, min_pixels: float) -> BaseGeometry:
 
 
 def _say_what_is_odd(
-    masked: Sequence[Masked],
+    found: Sequence[Masked],
     regions: Sequence[Separate],
     prompts: SlidePrompts,
     name: str,
@@ -207,16 +218,16 @@ def _say_what_is_odd(
             more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
             warn(f"{name}: {places}{more}: {what}")
 
-    nothing = [number for number, each in enumerate(masked) if not each.answer.logits.size]
+    nothing = [number for number, each in enumerate(found) if each.area.is_empty]
     taken = [each.members[0] for each in regions if each.area.is_empty and each.members[0] not in nothing]
     said(nothing, "nothing was found there; draw a box, or more points")
     said(taken, "other objects, or areas that are ignored, cover all of it")
     said(
-        [number for number, each in enumerate(masked) if each.answer.cut],
+        [number for number, each in enumerate(found) if each.cut],
         "cut off at the edge of what the network saw; draw a box around it, or give a coarser --target_mpp",
     )
-    unsure = [n for n, each in enumerate(masked) if each.answer.score < UNSURE and n not in nothing]
-    said(sorted(unsure, key=lambda n: masked[n].answer.score), f"the network expects an overlap below {UNSURE:g} there")
+    unsure = [n for n, each in enumerate(found) if each.score < UNSURE and n not in nothing]
+    said(sorted(unsure, key=lambda n: found[n].score), f"the network expects an overlap below {UNSURE:g} there")
 
 
 def _write_picture(
