@@ -124,6 +124,25 @@ class Predictor:
         prediction = Prediction(masks if logits else masks > THRESHOLD, prediction.scores, low_res)
         return Prediction(*(array[0] for array in prediction)) if single else prediction
 
+    def predict_both(
+        self, points: Any = None, labels: Any = None, box: Any = None, mask: Any = None
+    ) -> tuple[Prediction, Prediction]:
+        """Returns the logits that `predict` gives of one prompt with and without `multimask`, decoded once.
+
+        Raises:
+          DataError: as `predict`.
+          ConfigError: there is no image yet.
+        """
+        features = self.features
+        prompts, _ = self._checked(points, labels, box, mask)
+        several, one = self._decoded(features, prompts, 1)
+        masks = self._frame.to_image(np.concatenate([several.low_res, one.low_res], axis=1))[0]
+        count, limit = several.scores.shape[1], LOW_RES_LIMIT if isinstance(self.model, Sam2) else np.inf
+        return (
+            Prediction(masks[:count], several.scores[0], several.low_res[0].clip(-limit, limit)),
+            Prediction(masks[count:], one.scores[0], one.low_res[0].clip(-limit, limit)),
+        )
+
     def low_resolution(self, points: np.ndarray, labels: np.ndarray, prompts: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the three masks of P points, each a prompt by itself, before they are resized to the image.
 
@@ -145,6 +164,10 @@ class Predictor:
 
     def _predicted(self, features: Features, prompts: Prompts, multimask: bool, padded: int) -> Prediction:
         """Returns the prediction with its `low_res` in place of the masks too."""
+        return self._decoded(features, prompts, padded)[0 if multimask else 1]
+
+    def _decoded(self, features: Features, prompts: Prompts, padded: int) -> tuple[Prediction, Prediction]:
+        """Returns the predictions for ambiguous prompts and for clear ones, as `_predicted`."""
         count = len(prompts)
         points, labels = prompts.points, prompts.labels
         boxes = None
@@ -160,9 +183,11 @@ class Predictor:
             None if array is None else np.pad(array, ((0, padded - count), *[(0, 0)] * (array.ndim - 1)), mode="edge")
             for array in (points, labels, boxes, prompts.masks)
         ]
-        several, one = _decode(self._graph, self._state, features, *arrays)
-        masks, scores = (np.asarray(array)[:count] for array in (several if multimask else one))
-        return Prediction(masks, scores, masks)
+        found = []
+        for both in _decode(self._graph, self._state, features, *arrays):
+            masks, scores = (np.asarray(array)[:count] for array in both)
+            found.append(Prediction(masks, scores, masks))
+        return found[0], found[1]
 
     def _checked(self, points: Any, labels: Any, box: Any, mask: Any) -> tuple[Prompts, bool]:
         """Returns the prompts, and whether they are one without an axis for several."""

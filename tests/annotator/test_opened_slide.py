@@ -12,13 +12,15 @@ import pytest
 import shapely
 from helpers.annotator_small import STROMA, TUMOR, ServedAnnotator, slide_of_discs
 from helpers.paths import ROOT
-from helpers.references import foundation_case
 from helpers.viewer_small import write_result
 from PIL import Image
 from safetensors.numpy import save_file
 
 from bcss_jax.commands import annotate
 from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.models.sam.architecture import ViTForm
+from bcss_jax.models.sam.sam import Sam
+from bcss_jax.models.weights.pretrained import to_torch_state
 
 WIDTH, HEIGHT = 500, 400
 DISCS = [(201, 203, 60, TUMOR), (400, 300, 50, STROMA)]
@@ -109,8 +111,8 @@ def test_a_folder_of_another_slide_or_without_regions_is_refused(slide, tmp_path
 @pytest.fixture
 def model(tmp_path):
     path = tmp_path / "sam.safetensors"
-    state = foundation_case("sam_tiny")[1]
-    save_file({name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}, path)
+    small = Sam(ViTForm(24, 2, 2, (1,), window=3, hidden=48, table=4), seed=3)  # with the decoder of all published ones
+    save_file({name: np.ascontiguousarray(array) for name, array in to_torch_state(small).items()}, path)
     return path
 
 
@@ -155,8 +157,10 @@ def test_the_command_serves_a_network_and_ends_with_ctrl_c(slide, model, tmp_pat
     Image.open(slide).save(slide, dpi=(50_800, 50_800))  # 0.5 um per pixel
     command = [sys.executable, "-m", "bcss_jax.annotate", str(slide), f"--model={model}", "--port=0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
-    port, token = re.search(r"open http://127.0.0.1:(\d+)/#token=(\S+) ", line).groups()
+    line = next((line for line in process.stdout if "open http" in line), "")
+    match = re.search(r"open http://127.0.0.1:(\d+)/#token=(\S+) ", line)
+    assert match, process.stderr.read()
+    port, token = match.groups()
     headers = {"content-type": "application/json", "x-annotate-token": token}
 
     def post(name, values):

@@ -45,7 +45,7 @@ class DiscSegmenter:
         self.encoded += 1
         return {"embedding": image.astype(np.float32)}
 
-    def predict(self, embedding, view, prompt, mask, several):
+    def predict(self, embedding, view, prompt, mask):
         self.masks_given.append(mask is not None)
         image = embedding["embedding"]
         height, width = image.shape[:2]
@@ -70,11 +70,10 @@ class DiscSegmenter:
         if found.any():
             half[:, : int(np.nonzero(found)[1].mean())] = False
         tissue = np.abs(image - GLASS).sum(-1) > 60
-        masks, scores = np.stack([found, half, tissue]), np.array([0.9, 0.6, 0.3], np.float32)
-        if not several:
-            masks, scores = masks[:1], scores[:1]
-        logits = np.where(masks, 5, -5).astype(np.float32)
-        return Prediction(logits, scores, logits[:, ::4, ::4])
+        logits = np.where(np.stack([found, half, tissue]), 5, -5).astype(np.float32)
+        scores = np.array([0.9, 0.6, 0.3], np.float32)
+        several = Prediction(logits, scores, logits[:, ::4, ::4])
+        return several, Prediction(*(array[:1] for array in several))
 
     def prepare(self, embedding, view):
         self.prepared = True

@@ -40,6 +40,22 @@ def test_predictions_are_those_of_the_reference(tiny):
     assert masks.dtype == bool and (masks == (again.masks > 0)).all()
 
 
+def test_both_kinds_of_predictions_come_from_one_decoding(tiny):
+    for given in ((POINTS, LABELS), (POINTS, LABELS, BOX), (None, None, BOX)):
+        several, one = tiny.predict_both(*given)
+        for found, multimask in ((several, True), (one, False)):
+            expected = tiny.predict(*given, multimask=multimask, logits=True)
+            for actual, wanted in zip(found, expected, strict=True):
+                np.testing.assert_allclose(actual, wanted, atol=1e-5)
+
+
+def test_features_of_an_earlier_image_are_taken(tiny):
+    first = tiny.predict(POINTS, LABELS, logits=True)
+    again = predictor.Predictor(tiny.model)
+    again.set_features(tiny.features, 60, 100)
+    np.testing.assert_array_equal(again.predict(POINTS, LABELS, logits=True).masks, first.masks)
+
+
 @nnx.jit
 def decoded(model, features, points, labels, boxes, masks):
     return model.select(model.decode(features, model.tokens(points, labels, boxes), masks), multimask=True)

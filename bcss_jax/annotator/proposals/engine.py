@@ -1,11 +1,11 @@
 """Answers prompts on a slide with outlines to choose from."""
 
-import contextlib
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
@@ -15,7 +15,7 @@ from bcss_jax.annotator.drawing.outline import cleaned
 from bcss_jax.annotator.proposals.embeddings import Embeddings
 from bcss_jax.annotator.proposals.segmenter import Embedding, Segmenter
 from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
-from bcss_jax.slides.prompts.object_prompt import INSIDE, ObjectPrompt
+from bcss_jax.slides.prompts.object_prompt import INSIDE, OUTSIDE, ObjectPrompt
 from bcss_jax.slides.prompts.outlines import DETAIL, smooth_outlines
 from bcss_jax.slides.prompts.view import Box, View, read_view
 from bcss_jax.slides.reading.reader_pool import ReaderPool
@@ -123,11 +123,9 @@ class Engine:
         view = self._views.view(key)
         mask = self._logits(key, previous)
         is_single = prompt.box is None and prompt.points is not None and len(prompt.points) == 1
-        predictions = [self._segmenter.predict(embedding, view, prompt, mask, True)]
-        if not is_single:  # the mask for prompts that mean one thing comes first
-            predictions.insert(0, self._segmenter.predict(embedding, view, prompt, mask, False))
+        several, one = self._segmenter.predict(embedding, view, prompt, mask)
         found: list[tuple[Proposal, np.ndarray]] = []
-        for prediction in predictions:
+        for prediction in (several,) if is_single else (one, several):
             for place in np.argsort(-prediction.scores, kind="stable"):
                 area = _area(prediction.masks[place], view, prompt)
                 if area is not None and len(found) < CHOICES and not _is_among(area, found):
@@ -167,28 +165,41 @@ def _reach(prompt: ObjectPrompt) -> Box:
 
 
 def _area(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> BaseGeometry | None:
-    """Returns the outline of a mask on the slide without specks; None if nothing is left.
-
-    Parts that a point inside was set on stay, however small.
-    """
+    """Returns the outline of a mask on the slide without specks; None if nothing is left."""
+    logits = _without_specks(logits, view, prompt)
     parts = smooth_outlines(logits, view)
     if not parts:
         return None
-    least = _SPECK * max(part.area for part in parts)
-    inside = [] if prompt.points is None or prompt.labels is None else prompt.points[prompt.labels == INSIDE]
-    points = shapely.MultiPoint(np.asarray(inside).reshape(-1, 2))
-    kept = [_filled(part, least) for part in parts if part.area >= least or shapely.intersects(part, points)]
     rows, columns = (np.count_nonzero((logits > 0).any(axis)) for axis in (1, 0))
     pixel = min(view.grid.scale) * min(1.0, max(rows, columns) / DETAIL)  # of `smooth_outlines`
-    straight = shapely.union_all(shapely.simplify(kept, _TOLERANCE * pixel))
-    with contextlib.suppress(shapely.errors.GEOSException):
-        return cleaned(straight)
-    return cleaned(shapely.union_all(kept))
+    return cleaned(shapely.union_all(shapely.simplify(parts, _TOLERANCE * pixel)))
 
 
-def _filled(part: shapely.Polygon, least: float) -> shapely.Polygon:
-    holes = [ring for ring in part.interiors if shapely.Polygon(ring).area >= least]
-    return shapely.Polygon(part.exterior, holes)
+def _without_specks(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> np.ndarray:
+    """Returns logits without parts and holes that are much smaller than the largest part.
+
+    Parts that a point inside was set on stay, however small, and so do holes with a point outside.
+    """
+    mask = logits > 0
+    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return logits
+    least = _SPECK * statistics[1:, cv2.CC_STAT_AREA].max()
+    small = statistics[:, cv2.CC_STAT_AREA] < least
+    small[parts[_pixels(view, prompt, INSIDE)]] = small[0] = False
+    _, holes, statistics, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=8)
+    filled = statistics[:, cv2.CC_STAT_AREA] < least
+    filled[holes[_pixels(view, prompt, OUTSIDE)]] = filled[0] = False
+    magnitude = np.maximum(np.abs(logits), 1e-3)
+    return np.where(small[parts], -magnitude, np.where(filled[holes], magnitude, logits)).astype(np.float32)
+
+
+def _pixels(view: View, prompt: ObjectPrompt, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows and columns of a view under the points of a prompt that have a label."""
+    if prompt.points is None or prompt.labels is None:
+        return np.zeros(0, int), np.zeros(0, int)
+    points = np.floor(view.from_level0(prompt.points[prompt.labels == label])).astype(int)
+    return points[:, 1].clip(0, view.height - 1), points[:, 0].clip(0, view.width - 1)
 
 
 def _is_among(area: BaseGeometry, found: list[tuple[Proposal, np.ndarray]]) -> bool:

@@ -31,16 +31,17 @@ class Segmenter(Protocol):
         ...
 
     def predict(
-        self, embedding: Embedding, view: View, prompt: ObjectPrompt, mask: np.ndarray | None, several: bool
-    ) -> Prediction:
-        """Returns logits of a prompt, float32 (M, H, W) of the view, in the place of masks, with scores and `low_res`.
+        self, embedding: Embedding, view: View, prompt: ObjectPrompt, mask: np.ndarray | None
+    ) -> tuple[Prediction, Prediction]:
+        """Returns several answers to a prompt that may mean several things, and one to a prompt that is clear.
+
+        Both have logits, float32 (M, H, W) of the view, in the place of masks.
 
         Args:
           embedding: of the view.
           view: of the slide.
           prompt: on the slide.
           mask: logits of a former prediction in the same view, to be corrected; None: there is none.
-          several: three masks instead of one.
         """
         ...
 
@@ -65,8 +66,8 @@ class SamSegmenter:
         return {"embedding": np.asarray(features.embedding), **finer}
 
     def predict(
-        self, embedding: Embedding, view: View, prompt: ObjectPrompt, mask: np.ndarray | None, several: bool
-    ) -> Prediction:
+        self, embedding: Embedding, view: View, prompt: ObjectPrompt, mask: np.ndarray | None
+    ) -> tuple[Prediction, Prediction]:
         """See `Segmenter`."""
         finer = tuple(jnp.asarray(embedding[f"finer{number}"]) for number in range(len(embedding) - 1))
         features = Features(jnp.asarray(embedding["embedding"]), finer)
@@ -74,12 +75,12 @@ class SamSegmenter:
         arguments: dict[str, Any] = arguments_in_view(prompt, view, self._predicting.model)
         if mask is not None:
             arguments["mask"] = mask
-        return self._predicting.predict(**arguments, multimask=several, logits=True)
+        return self._predicting.predict_both(**arguments)
 
     def prepare(self, embedding: Embedding, view: View) -> None:
         """See `Segmenter`."""
         x0, y0, x1, y1 = view.box
         points, labels = np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]), np.array([INSIDE])
         for box in (None, view.box):
-            found = self.predict(embedding, view, ObjectPrompt(points, labels, box), None, True)
-            self.predict(embedding, view, ObjectPrompt(points, labels, box), found.low_res[0], True)
+            found, _ = self.predict(embedding, view, ObjectPrompt(points, labels, box), None)
+            self.predict(embedding, view, ObjectPrompt(points, labels, box), found.low_res[0])
