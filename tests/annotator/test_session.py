@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 import shapely
@@ -209,12 +210,33 @@ def test_a_full_disk_loses_nothing_and_is_said(edited, path, monkeypatch):
     assert edited.state(-1).problem is None and len(json.loads(path.read_bytes())["features"]) == 2
 
 
-def test_what_cannot_be_saved_at_the_end_is_an_error(path, monkeypatch):
+def test_what_cannot_be_saved_at_the_end_is_kept_elsewhere_and_an_error(path, monkeypatch, tmp_path_factory):
     found = opened(path)
-    monkeypatch.setattr(files, "write_bytes", lambda *a, **b: (_ for _ in ()).throw(StorageError("disk is full")))
+    write = files.write_bytes
+
+    def full(target, *arguments, **options):
+        if target.parent == path.parent:
+            raise StorageError("disk is full")
+        write(target, *arguments, **options)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    monkeypatch.setattr(session.tempfile, "gettempdir", lambda: str(tmp_path_factory.mktemp("temporary")))
     add(found, outline(shapely.box(200, 100, 300, 200)))
-    with pytest.raises(StorageError, match="not saved: disk is full"):
+    with pytest.raises(StorageError, match="not saved: disk is full; they are in .*case.geojson.unsaved-1") as error:
         found.close()
+    rescued = Path(str(error.value).rpartition(" ")[2])
+    assert len(json.loads(rescued.read_bytes())["features"]) == 1 and not path.exists()
+
+
+def test_at_the_end_annotations_are_kept_beside_a_file_that_another_program_has_changed(path):
+    found = opened(path)
+    add(found, outline(shapely.box(200, 100, 300, 200)))
+    path.write_text("theirs")
+    add(found, outline(shapely.box(500, 100, 600, 200)))
+    with pytest.raises(StorageError, match="was changed by another program; they are in .*case.geojson.unsaved-1"):
+        found.close()
+    assert path.read_text() == "theirs"
+    assert len(json.loads(path.with_name("case.geojson.unsaved-1").read_bytes())["features"]) == 2
 
 
 def test_a_file_that_qupath_has_changed_is_not_overwritten(edited, path):

@@ -4,8 +4,9 @@ Every edit is saved at once. If that fails, the edits stay in memory, the page s
 """
 
 import contextlib
-import hashlib
 import logging
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,10 +19,12 @@ from bcss_jax.annotator.drawing.geojson_file import Effort, SlideFacts
 from bcss_jax.annotator.drawing.outline import Outline
 from bcss_jax.annotator.drawing.palette import Palette
 from bcss_jax.annotator.drawing.saved_file import ChangedByAnother, SavedFile
+from bcss_jax.common import files
 from bcss_jax.errors import StorageError, UserError, one_line, printable
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 3.0
+MOST_RESCUED = 100  # names that are tried
 NO_EFFORT = Effort()
 
 
@@ -154,7 +157,7 @@ class Session:
         """Saves what is not saved yet.
 
         Raises:
-          StorageError: it cannot be saved.
+          StorageError: it cannot be saved under its name; the message says where it is instead.
         """
         self._ends.set()
         self._retries.join()
@@ -163,7 +166,9 @@ class Session:
                 self._save()
             self._file.close()
             if not self._is_saved() and self._problem is not None:
-                raise StorageError(f"the last annotations are not saved: {self._problem.text}")
+                rescued = self._rescued()
+                where = f"they are in {printable(rescued)}" if rescued else "they are lost, as no other place took them"
+                raise StorageError(f"the last annotations are not saved: {self._problem.text}; {where}")
 
     def _add(self, effort: Effort) -> None:
         self._effort = Effort(self._effort.clicks + effort.clicks, self._effort.seconds + effort.seconds)
@@ -181,13 +186,19 @@ class Session:
         else:
             self._saved_revision, self._problem = self._document.revision, None
 
+    def _rescued(self) -> Path | None:
+        """Writes the annotations beside their file, or else to the folder for temporary files; returns the path."""
+        for folder in (self.path.parent, Path(tempfile.gettempdir())):
+            for number in range(1, MOST_RESCUED):
+                path = folder / f"{self.path.name}.unsaved-{number}"
+                with contextlib.suppress(UserError, OSError):
+                    if not os.path.lexists(path):
+                        files.write_bytes(path, self.content(), private=True)
+                        return path
+        return None
+
     def _retry(self) -> None:
         while not self._ends.wait(RETRY_SECONDS):
             with self._lock, contextlib.suppress(Exception):
                 if self._problem is not None and self._problem.kind == "storage":
                     self._save()
-
-
-def digest_of(path: Path) -> str:
-    """Returns what a file of suggestions is recognized by."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

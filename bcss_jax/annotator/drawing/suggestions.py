@@ -64,7 +64,7 @@ def read_suggestions(
         found = slide_summary.read_summary(summary)
         if found.fingerprint != fingerprint:
             raise DataError(
-                f"{printable(summary)}: expected the results of {slide.name}, found those of "
+                f"{printable(summary)}: expected the results of {printable(slide.name)}, found those of "
                 f"{printable(found.slide.name)} (another file: its size or content differs); give this slide's results"
             )
     if _has_no_regions(file.path):
