@@ -124,12 +124,13 @@ def read(path: Path, slide: SlideFacts, warn) -> Contents:
     if marker is not None and marker.get("size") not in (None, list(slide.size)):
         found = " x ".join(map(str, marker["size"])) if isinstance(marker["size"], list) else "another size"
         raise DataError(
-            f"{printable(path)}: expected annotations of {printable(slide.name)} ({slide.size[0]} x {slide.size[1]} pixels), "
-            f"found those of {ascii(marker.get('slide'))[:80]} ({found[:40]}); give the annotations of this slide"
+            f"{printable(path)}: expected annotations of {printable(slide.name)} ({slide.size[0]} x {slide.size[1]} "
+            f"pixels), found those of {ascii(marker.get('slide'))[:80]} ({found[:40]}); give the annotations of this slide"
         )
     if marker is not None and marker.get("slide") not in (None, slide.name):
         warn(
-            f"warning: {printable(path)}: was written for {ascii(marker['slide'])[:80]}; check that this is the same slide"
+            f"warning: {printable(path)}: was written for {ascii(marker['slide'])[:80]}; check that this is the same "
+            "slide"
         )
     if marker is not None and marker["empty"]:
         annotations = []
