@@ -125,7 +125,8 @@ def read(path: Path, slide: SlideFacts, warn) -> Contents:
         found = " x ".join(map(str, marker["size"])) if isinstance(marker["size"], list) else "another size"
         raise DataError(
             f"{printable(path)}: expected annotations of {printable(slide.name)} ({slide.size[0]} x {slide.size[1]} "
-            f"pixels), found those of {ascii(marker.get('slide'))[:80]} ({found[:40]}); give the annotations of this slide"
+            f"pixels), found those of {ascii(marker.get('slide'))[:80]} ({found[:40]}); give the annotations of this "
+            "slide"
         )
     if marker is not None and marker.get("slide") not in (None, slide.name):
         warn(
