@@ -20,6 +20,7 @@ COMMANDS = {
     "segment": ("bcss_jax.commands.segment", "segment whole slides"),
     "embed": ("bcss_jax.commands.embed", "write features of a slide's tiles with a foundation model"),
     "scribble": ("bcss_jax.commands.scribble", "segment a slide from a few strokes on it"),
+    "annotate": ("bcss_jax.commands.annotate", "annotate a slide in the browser with prompts, brush and eraser"),
     "prompt": ("bcss_jax.commands.prompt", "outline what points and boxes on a slide mean, with Segment Anything"),
     "serve-sam": ("bcss_jax.commands.serve_sam", "serve Segment Anything to QuPath's extension"),
     "view": ("bcss_jax.commands.view", "show segmented slides in the browser"),
