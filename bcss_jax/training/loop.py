@@ -140,7 +140,7 @@ class Run:
         del model, start  # otherwise their arrays would stay in device memory in addition to the state
         clock.lap("network")
         with self._compiled_meanwhile(state):
-            self._data = self._prepare_data()
+            self._data = prepare_data(config, self._scheme)
             clock.lap("data")
         clock.lap("compiling")
         safe_point(BEFORE)
@@ -201,30 +201,6 @@ class Run:
                 "begin with the new ones, use --fresh or another --workdir)",
                 printable(file),
             )
-
-    def _prepare_data(self) -> tfrecords.PreparedData:
-        config, scheme = self._config, self._scheme
-        settings = DataSettings(
-            config.data.layout,
-            config.data.dir or None,
-            config.data.split,
-            config.data.mpp,
-            config.data.patch_size,
-            config.data.stride,
-            config.data.allow_missing,
-            config.data.max_bad,
-            config.data.list or None,
-            config.data.region,
-        )
-        prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
-        data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
-        if folds:
-            data = hold_out(data, folds, int(config.data.fold), scheme)
-        print_main(
-            f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
-            f"classes {', '.join(scheme.evaluated_names)}"
-        )
-        return data
 
     def _start_or_resume(
         self, state: TrainState, pretrained: dict | None, interruption: Interruption
@@ -543,6 +519,31 @@ class Run:
         if config.data.layout == "sample":
             layout = f"--config=configs/{config.name}.py:kaggle224"
             print_main(f"on BCSS:   {python} -m bcss_jax.main {layout} --config.data.dir=FOLDER")
+
+
+def prepare_data(config: Any, scheme: labels.LabelScheme) -> tfrecords.PreparedData:
+    """Returns the data set of a run, prepared, and divided as its config says. Raises UserError as `train`."""
+    settings = DataSettings(
+        config.data.layout,
+        config.data.dir or None,
+        config.data.split,
+        config.data.mpp,
+        config.data.patch_size,
+        config.data.stride,
+        config.data.allow_missing,
+        config.data.max_bad,
+        config.data.list or None,
+        config.data.region,
+    )
+    prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
+    data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
+    if folds:
+        data = hold_out(data, folds, int(config.data.fold), scheme)
+    print_main(
+        f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
+        f"classes {', '.join(scheme.evaluated_names)}"
+    )
+    return data
 
 
 def _another_content(file: Path, sha256: str) -> bool:
