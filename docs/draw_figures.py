@@ -19,7 +19,7 @@ INK = "#1a1a1a"
 
 # Each layer of the package, top to bottom: name, what it contains, color. A layer imports from those below it only.
 LAYERS = (
-    ("commands/", "train  pretrain  evaluate  segment  embed  scribble  view  export  and others", GRAY),
+    ("commands/", "train  pretrain  evaluate  segment  embed  scribble  prompt  view  export  and others", GRAY),
     ("notebook/", "host, data and sessions of a notebook", GRAY),
     ("api/", "train, evaluate and segment as functions, and what a notebook shows of their results", GRAY),
     ("annotator/", "slides annotated in a browser: prompts, brush, what is saved", PURPLE),

@@ -12,13 +12,13 @@ import pytest
 import shapely
 from helpers.paths import ROOT
 
-from bcss_jax.annotator import edits, geojson_file, session
-from bcss_jax.annotator.document import Conflict
-from bcss_jax.annotator.geojson_file import Effort, SlideFacts
-from bcss_jax.annotator.outline import BRUSH, MODEL, PROMPT, Outline, cleaned
-from bcss_jax.annotator.palette import Palette
-from bcss_jax.annotator.saved_file import SavedFile
-from bcss_jax.annotator.session import Session
+from bcss_jax.annotator.drawing import edits, geojson_file, session
+from bcss_jax.annotator.drawing.document import Conflict
+from bcss_jax.annotator.drawing.geojson_file import Effort, SlideFacts
+from bcss_jax.annotator.drawing.outline import BRUSH, MODEL, PROMPT, Outline, cleaned
+from bcss_jax.annotator.drawing.palette import Palette
+from bcss_jax.annotator.drawing.saved_file import SavedFile
+from bcss_jax.annotator.drawing.session import Session
 from bcss_jax.common import files
 from bcss_jax.errors import ConfigError, DataError, InUseError, StorageError
 from bcss_jax.labels import SCHEMES

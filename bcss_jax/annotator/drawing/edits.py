@@ -11,19 +11,23 @@ from collections.abc import Iterable
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from bcss_jax.annotator.document import Document
-from bcss_jax.annotator.outline import Outline, cleaned, joined, without
-from bcss_jax.annotator.palette import Palette, PaletteClass
+from bcss_jax.annotator.drawing.document import Document
+from bcss_jax.annotator.drawing.outline import Outline, cleaned, joined, without
+from bcss_jax.annotator.drawing.palette import Palette, PaletteClass
 
 Changes = dict[str, Outline | None]
 
 
 def add(document: Document, palette: Palette, outline: Outline) -> Changes:
     """Adds an outline of a class of the palette."""
-    return _cut(document, palette, outline.name, outline.area, {outline.id}) | {outline.id: outline}
+    changes: Changes = {outline.id: outline}
+    _cut(changes, document, palette, outline.name, outline.area, {outline.id})
+    return changes
 
 
-def extend(document: Document, palette: Palette, outline: Outline, area: BaseGeometry, effort: tuple[int, float]):
+def extend(
+    document: Document, palette: Palette, outline: Outline, area: BaseGeometry, effort: tuple[int, float]
+) -> Changes:
     """Adds an area to an outline, which is accepted by that.
 
     Args:
@@ -35,9 +39,9 @@ def extend(document: Document, palette: Palette, outline: Outline, area: BaseGeo
     """
     larger = joined(outline.area, area)
     assert larger is not None  # it holds the outline
-    return _cut(document, palette, outline.name, area, {outline.id}) | {
-        outline.id: _worked(outline, effort, area=larger)
-    }
+    changes: Changes = {outline.id: _worked(outline, effort, area=larger)}
+    _cut(changes, document, palette, outline.name, area, {outline.id})
+    return changes
 
 
 def erase(outlines: Iterable[Outline], area: BaseGeometry, effort: tuple[int, float]) -> Changes:
@@ -52,10 +56,13 @@ def erase(outlines: Iterable[Outline], area: BaseGeometry, effort: tuple[int, fl
     return changes
 
 
-def set_class(document: Document, palette: Palette, outline: Outline, to: PaletteClass) -> Changes:
-    """Gives an outline a class, and accepts it."""
-    changed = dataclasses.replace(outline, name=to.name, accepted=True)
-    return _cut(document, palette, to.name, outline.area, {outline.id}) | {outline.id: changed}
+def set_class(document: Document, palette: Palette, outlines: Iterable[Outline], to: PaletteClass) -> Changes:
+    """Gives outlines a class, and accepts them."""
+    found = list(outlines)
+    changes: Changes = {each.id: dataclasses.replace(each, name=to.name, accepted=True) for each in found}
+    for each in found:
+        _cut(changes, document, palette, to.name, each.area, {each.id for each in found})
+    return changes
 
 
 def accept(document: Document, palette: Palette, outlines: Iterable[Outline]) -> Changes:
@@ -63,7 +70,7 @@ def accept(document: Document, palette: Palette, outlines: Iterable[Outline]) ->
     found = [each for each in outlines if not each.accepted]
     changes: Changes = {each.id: dataclasses.replace(each, accepted=True) for each in found}
     for each in found:
-        changes = _cut(document, palette, each.name, each.area, changes.keys()) | changes
+        _cut(changes, document, palette, each.name, each.area, {each.id for each in found})
     return changes
 
 
@@ -91,20 +98,21 @@ def brushed(points: list[tuple[float, float]], radius: float, size: tuple[int, i
     return cleaned(shapely.intersection(line.buffer(radius, quad_segs=12), shapely.box(0, 0, *size)))
 
 
-def _cut(document: Document, palette: Palette, name: str | None, area: BaseGeometry, kept: Iterable[str]) -> Changes:
-    """Cuts an area of a class out of the outlines of others, except those with the ids in `kept`."""
-    changes: Changes = {}
-    kept, own = set(kept), palette.of(name)
+def _cut(
+    changes: Changes, document: Document, palette: Palette, name: str | None, area: BaseGeometry, kept: set[str]
+) -> None:
+    """Cuts an area of a class out of the outlines of others, except those with the ids in `kept`, into `changes`."""
+    own = palette.of(name)
     if own is None:
-        return changes
+        return
     for outline in document.outlines():
         other = palette.of(outline.name)
         if outline.id in kept or other is None or (outline.accepted and other.label == own.label):
             continue
-        if shapely.intersects(outline.area, area):
-            left = without(outline.area, area)
-            changes[outline.id] = None if left is None else dataclasses.replace(outline, area=left)
-    return changes
+        current = changes.get(outline.id, outline)
+        if current is not None and shapely.intersects(current.area, area):
+            left = without(current.area, area)
+            changes[outline.id] = None if left is None else dataclasses.replace(current, area=left)
 
 
 def _worked(outline: Outline, effort: tuple[int, float], *, area: BaseGeometry) -> Outline:

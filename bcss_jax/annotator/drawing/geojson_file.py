@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bcss_jax.annotator.outline import BRUSH, FILE, MODEL, PROMPT, Outline, cleaned, rings_of
-from bcss_jax.annotator.palette import Palette
+from bcss_jax.annotator.drawing.outline import BRUSH, FILE, MODEL, PROMPT, Outline, cleaned, rings_of
+from bcss_jax.annotator.drawing.palette import Palette
 from bcss_jax.common.json_files import read_json
 from bcss_jax.errors import DataError, printable
 from bcss_jax.slides.annotations.annotation import Annotation

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from bcss_jax.annotator.outline import Outline
+from bcss_jax.annotator.drawing.outline import Outline
 
 MOST_TRANSACTIONS = 2000  # that can be undone; older ones are forgotten
 

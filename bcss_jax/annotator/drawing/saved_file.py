@@ -116,7 +116,7 @@ class SavedFile:
 
     def _unwritable(self, error: OSError) -> StorageError | ConfigError:
         folder = self.path.parent
-        if error.errno == errno.ENOENT or error.errno == errno.ENOTDIR:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
             return ConfigError(f"{printable(self.path)}: expected a place in a folder that exists, found none; make it")
         return StorageError(
             f"{printable(folder)}: annotations cannot be written there ({error.strerror}); give a file in another "

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bcss_jax.annotator import edits, geojson_file
-from bcss_jax.annotator.document import Document
-from bcss_jax.annotator.edits import Changes
-from bcss_jax.annotator.geojson_file import Effort, SlideFacts
-from bcss_jax.annotator.outline import Outline
-from bcss_jax.annotator.palette import Palette
-from bcss_jax.annotator.saved_file import ChangedByAnother, SavedFile
+from bcss_jax.annotator.drawing import edits, geojson_file
+from bcss_jax.annotator.drawing.document import Document
+from bcss_jax.annotator.drawing.edits import Changes
+from bcss_jax.annotator.drawing.geojson_file import Effort, SlideFacts
+from bcss_jax.annotator.drawing.outline import Outline
+from bcss_jax.annotator.drawing.palette import Palette
+from bcss_jax.annotator.drawing.saved_file import ChangedByAnother, SavedFile
 from bcss_jax.errors import StorageError, UserError, one_line, printable
 
 log = logging.getLogger(__name__)
