@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bcss_jax.api.evaluation import evaluate
     from bcss_jax.api.evaluation_report import EvaluationReport
     from bcss_jax.api.pretraining import pretrain
+    from bcss_jax.api.prompting import prompt_slide
     from bcss_jax.api.run import Run
     from bcss_jax.api.segmentation import segment
     from bcss_jax.api.slide_results import SlideResult, SlideResults
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "pretrain",
+    "prompt_slide",
     "segment",
     "train",
 ]
@@ -45,6 +47,7 @@ _MODULES = {
     "evaluate": "bcss_jax.api.evaluation",
     "load_config": "bcss_jax.config_file",
     "pretrain": "bcss_jax.api.pretraining",
+    "prompt_slide": "bcss_jax.api.prompting",
     "segment": "bcss_jax.api.segmentation",
     "train": "bcss_jax.api.training",
 }

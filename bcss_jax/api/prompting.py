@@ -74,7 +74,7 @@ def prompt_slide(
       mpp: um per level-0 pixel, if the slide does not state it or states it wrongly.
       target_mpp: um per pixel that objects are seen at; by default a box takes half of what the network sees.
       image_size: height and width of the network's input, if another than that of the weights.
-      min_area_um2: smaller parts of an object are left out, except its largest one.
+      min_area_um2: smaller holes are filled, and smaller parts of an object left out, except its largest one.
       readers: processes that read the slide.
       overwrite: answer again, and replace results of other settings.
       debug: not used here; the command shows tracebacks with it.
@@ -158,7 +158,7 @@ def _answer(
         try:
             with out_of_memory_errors(f"{place.name}: a view", lambda: "a smaller --image_size"):
                 found, resumed = answer_views(
-                    predictor, pool, prompts, plan.views, folder, place.name, interruption, warn
+                    predictor, pool, prompts, plan.views, folder, place, args.min_area_um2, interruption, warn
                 )
             about = write_results(found, prompts, scheme, place, pool, folder.path, args.min_area_um2, warn)
         except UserError as error:

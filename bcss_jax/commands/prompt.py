@@ -60,7 +60,7 @@ def _parser():
         "--min_area_um2",
         type=RANGES["min_area_um2"].parse,
         default=MIN_AREA_UM2,
-        help=f"leave smaller parts of an object out, except its largest one (default {MIN_AREA_UM2:g})",
+        help=f"fill smaller holes, and leave smaller parts of an object out but its largest (default {MIN_AREA_UM2:g})",
     )
     add(
         "--readers",

@@ -291,3 +291,54 @@ def test_other_weights_a_slide_without_scale_and_inputs_as_outputs(slide, model,
     assert "would replace" in one_line(capsys)
     assert len(json.loads(own.read_text())["features"]) == 1
     assert len(DISCS) == 4
+
+
+def test_a_disk_that_fills_loses_no_answers(slide, model, by_color, tmp_path, monkeypatch, capsys):
+    from bcss_jax.common import files
+
+    places = [(150, 150), (420, 180), (640, 480)]
+    prompts = write_prompts(tmp_path / "p.geojson", *(point("Tumor", x, y) for x, y in places))
+    written = []
+
+    def full(path):
+        written.append(path)
+        if "answers-" in path.name and sum("answers-" in each.name for each in written) > 1:
+            raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", full)
+        assert call(slide, model, prompts, tmp_path / "out", "--target_mpp=0.4") == 5
+    assert "No space left on device" in one_line(capsys)
+    folder = tmp_path / "out" / "case"
+    assert len(list((folder / ".work").glob("answers-*.npz"))) == 1 and not (folder / "regions.geojson").exists()
+    assert call(slide, model, prompts, tmp_path / "out", "--target_mpp=0.4") == 0
+    assert summary_of(folder)["resumed"] and len(regions(folder)["Tumor"]) == 3
+
+
+def test_an_output_that_cannot_be_written(slide, model, by_color, tmp_path, capsys):
+    prompts = write_prompts(tmp_path / "p.geojson", BOX)
+    (tmp_path / "file").write_text("mine")
+    assert call(slide, model, prompts, tmp_path / "file") in (2, 5)
+    assert "file" in one_line(capsys) and (tmp_path / "file").read_text() == "mine"
+
+
+def test_from_python(slide, model, by_color, tmp_path):
+    import bcss_jax
+
+    prompts = write_prompts(tmp_path / "p.geojson", BOX)
+    folder = bcss_jax.prompt_slide(model, slide, prompts, output=tmp_path / "out", labels="tumor_stroma")
+    assert folder == tmp_path / "out" / "case" and len(regions(folder)["Tumor"]) == 1
+
+
+def test_outlines_that_contradict_their_points_are_named(slide, model, by_color, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(ColorPredictor, "_one", lambda self, points, labels, box: _upper_left(self.images[-1]))
+    prompts = write_prompts(tmp_path / "p.geojson", point("Tumor", 420, 180))
+    assert call(slide, model, prompts, tmp_path / "out") == 0
+    assert "geometry 1 (Tumor): the outline has none of the points" in caplog.text
+    assert "cut off at the edge of what the network saw" in caplog.text
+
+
+def _upper_left(image):
+    logits = np.full(image.shape[:2], -1, np.float32)
+    logits[:20, :20] = 1
+    return logits

@@ -45,10 +45,33 @@ class Masked(NamedTuple):
     read: Callable[[], Answer]
 
 
-def masked(label: int, view: View, answer: Answer, read: Callable[[], Answer]) -> Masked:
-    """Returns an object with the outline of its answer."""
-    area = shapely.union_all(smooth_outlines(answer.logits, _part(answer, view))) if answer.logits.size else _EMPTY
+def masked(label: int, view: View, answer: Answer, read: Callable[[], Answer], min_pixels: float = 0) -> Masked:
+    """Returns an object with the outline of its answer.
+
+    Args:
+      label: of its class.
+      view: on which it was answered.
+      answer: the mask.
+      read: () -> the same answer.
+      min_pixels: of level 0; smaller holes are filled, and smaller parts are left out except the largest one.
+    """
+    area = _EMPTY
+    if answer.logits.size:
+        parts = [_filled(part, min_pixels) for part in smooth_outlines(answer.logits, _part(answer, view))]
+        area = shapely.union_all(without_islands(parts, min_pixels))
     return Masked(label, view, area, answer.score, answer.cut, read)
+
+
+def without_islands(parts: Sequence[shapely.Polygon], min_pixels: float) -> list[shapely.Polygon]:
+    """Returns the polygons without those that are smaller, but always the largest one, which comes first."""
+    ordered = sorted(parts, key=lambda part: -part.area)
+    return ordered[:1] + [part for part in ordered[1:] if part.area >= min_pixels]
+
+
+def _filled(part: shapely.Polygon, min_pixels: float) -> shapely.Polygon:
+    """Returns a polygon without its smaller holes."""
+    holes = [ring for ring in part.interiors if shapely.Polygon(ring).area >= min_pixels]
+    return part if len(holes) == len(part.interiors) else shapely.Polygon(part.exterior, holes)
 
 
 class Separate(NamedTuple):

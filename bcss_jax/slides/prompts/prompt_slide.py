@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
-from shapely.geometry.base import BaseGeometry
 
 from bcss_jax.common.interruption import Interruption, result_of
 from bcss_jax.common.progress import ProgressLine
@@ -23,7 +22,7 @@ from bcss_jax.slides.outputs import overlay
 from bcss_jax.slides.prompts.annotation_file import Outline, write_annotations
 from bcss_jax.slides.prompts.answers import answers_on_view, prompt_of
 from bcss_jax.slides.prompts.object_prompt import INSIDE
-from bcss_jax.slides.prompts.overlaps import Masked, Separate, masked, separate_areas
+from bcss_jax.slides.prompts.overlaps import Masked, Separate, masked, separate_areas, without_islands
 from bcss_jax.slides.prompts.prompt_file import SlidePrompts
 from bcss_jax.slides.prompts.prompt_folder import OVERLAY, REGIONS, PromptFolder
 from bcss_jax.slides.prompts.view import View, read_view, view_of_box
@@ -62,7 +61,8 @@ def answer_views(
     prompts: SlidePrompts,
     views: Sequence[PlannedView],
     folder: PromptFolder,
-    name: str,
+    place: Place,
+    min_area_um2: float,
     interruption: Interruption,
     warn: Callable[[str], None],
 ) -> tuple[list[Masked], bool]:
@@ -77,6 +77,7 @@ def answer_views(
       Preempted: asked to stop.
     """
     found: dict[int, Masked] = {}
+    name, min_pixels = place.name, min_area_um2 / place.pixel_um2
     waiting = [number for number, each in enumerate(views) if folder.saved(number, len(each.objects)) is None]
     before = sum(len(each.objects) for number, each in enumerate(views) if number not in waiting)
     line = ProgressLine(f"{name}: prompts", len(prompts.objects), before)
@@ -101,7 +102,7 @@ def answer_views(
                 folder.save(number, answers)
             for position, (each, answer) in enumerate(zip(objects, answers, strict=True)):
                 read = functools.partial(folder.answer, number, position, len(objects))
-                found[each] = masked(prompts.objects[each].label, view, answer, read)
+                found[each] = masked(prompts.objects[each].label, view, answer, read, min_pixels)
             line.update(len(found))
     finally:
         for future in reading.values():
@@ -147,7 +148,7 @@ def write_results(
       place: of the slide.
       pool: reads the slide.
       folder: for the files.
-      min_area_um2: smaller parts of an object are left out, except its largest one.
+      min_area_um2: smaller parts are left out, except the largest one of an object.
       warn: called with one line about everything that is odd.
 
     Raises:
@@ -158,7 +159,8 @@ def write_results(
     regions = separate_areas(found, prompts.cut_out)
     outlines, objects = [], [_described(each, number, prompts, scheme) for number, each in enumerate(found)]
     for members, area in regions:
-        area = _without_islands(area, min_area_um2 / place.pixel_um2)
+        kept = without_islands(shapely.get_parts(area).tolist(), min_area_um2 / place.pixel_um2)
+        area = kept[0] if len(kept) == 1 else shapely.MultiPolygon(kept)
         for member in members:
             objects[member]["region"] = None if area.is_empty else len(outlines)
         if not area.is_empty:
@@ -199,12 +201,6 @@ def _described(each: Masked, number: int, prompts: SlidePrompts, scheme: LabelSc
     }
 
 
-def _without_islands(area: BaseGeometry, min_pixels: float) -> BaseGeometry:
-    parts = sorted(shapely.get_parts(area).tolist(), key=lambda part: -part.area)
-    kept = parts[:1] + [part for part in parts[1:] if part.area >= min_pixels]
-    return kept[0] if len(kept) == 1 else shapely.MultiPolygon(kept)
-
-
 def _say_what_is_odd(
     found: Sequence[Masked],
     regions: Sequence[Separate],
@@ -226,8 +222,16 @@ def _say_what_is_odd(
         [number for number, each in enumerate(found) if each.cut],
         "cut off at the edge of what the network saw; draw a box around it, or give a coarser --target_mpp",
     )
+    missed = [number for number, each in enumerate(found) if number not in nothing and _misses(each, number, prompts)]
+    said(missed, "the outline has none of the points that were said to be inside; look at it")
     unsure = [n for n, each in enumerate(found) if each.score < UNSURE and n not in nothing]
     said(sorted(unsure, key=lambda n: found[n].score), f"the network expects an overlap below {UNSURE:g} there")
+
+
+def _misses(each: Masked, number: int, prompts: SlidePrompts) -> bool:
+    """Returns whether an object has points inside, and none of them is in its outline."""
+    points = prompts.objects[number].prompt.points
+    return points is not None and not shapely.intersects_xy(each.area.buffer(1), *points.T).any()
 
 
 def _write_picture(
