@@ -129,7 +129,7 @@ class PromptableSam(nnx.Module):
         places = jnp.concatenate([points, boxes.reshape(-1, 2, 2), jnp.zeros((len(boxes), 1, 2))], axis=1)
         tokens = Tokens(places, jnp.concatenate([labels, corners, padding[:, None]], axis=1))
         prompts, (rows, columns) = self.prompt_encoder, features.embedding.shape[1:3]
-        sparse, seen = prompts.sparse(tokens, (self.image_size,) * 2), tokens.labels != NO_TOKEN
+        sparse, seen = prompts.sparse(tokens, (self.image_size, self.image_size)), tokens.labels != NO_TOKEN
         dense = jnp.where(has_masks, prompts.dense(masks, rows, columns), prompts.dense(None, rows, columns))
         return self.decoder(features, prompts.positions(rows, columns), sparse, seen, dense)
 
