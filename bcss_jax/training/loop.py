@@ -152,7 +152,7 @@ class Run:
             "threads": config.data.threads or None,
         }
         self.session = self._start_or_resume(state, pretrained, interruption)
-        self._weights = self._draw_weights()
+        self._weights = draw_weights(config, self._data, self._scheme, self._pipeline["table"])
         self._tiles = self._load_training_tiles()
         self._feature_cache = self._make_feature_cache()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
@@ -253,24 +253,6 @@ class Run:
             max_bad_steps=config.max_bad_steps,
         )
         return TrainingSession(state, record, checkpoints, metadata, settings, interruption)
-
-    def _draw_weights(self) -> np.ndarray | None:
-        """Returns how often each training tile is drawn, with mean 1; None: all equally often."""
-        data, scheme, of_slides = self._data, self._scheme, self._data.slide_weights
-        weights = None
-        if self._config.data.balance == "classes":
-            counts = data.code_counts("train")
-            table = self._pipeline["table"]
-            weights = class_weights(np.stack([counts[:, table == label].sum(1) for label in scheme.evaluated], axis=1))
-        if of_slides:
-            rows = data.table("train")
-            weights = np.ones(len(rows)) if weights is None else weights
-            weights = with_slide_weights(weights, [of_slides[row["barcode"]] for row in rows])
-        if weights is not None:
-            print_main(
-                f"training images are drawn {weights.min():.2g} to {weights.max():.2g} times an epoch on average"
-            )
-        return weights
 
     def _load_training_tiles(self):
         """Returns the training tiles, decoded if they fit the memory, or as a data set of encoded ones."""
@@ -544,6 +526,24 @@ def prepare_data(config: Any, scheme: labels.LabelScheme) -> tfrecords.PreparedD
         f"classes {', '.join(scheme.evaluated_names)}"
     )
     return data
+
+
+def draw_weights(
+    config: Any, data: tfrecords.PreparedData, scheme: labels.LabelScheme, table: np.ndarray
+) -> np.ndarray | None:
+    """Returns how often each training tile is drawn, with mean 1; None: all equally often. `table`: code -> label."""
+    of_slides = data.slide_weights
+    weights = None
+    if config.data.balance == "classes":
+        counts = data.code_counts("train")
+        weights = class_weights(np.stack([counts[:, table == label].sum(1) for label in scheme.evaluated], axis=1))
+    if of_slides:
+        rows = data.table("train")
+        weights = np.ones(len(rows)) if weights is None else weights
+        weights = with_slide_weights(weights, [of_slides[row["barcode"]] for row in rows])
+    if weights is not None:
+        print_main(f"training images are drawn {weights.min():.2g} to {weights.max():.2g} times an epoch on average")
+    return weights
 
 
 def _another_content(file: Path, sha256: str) -> bool:

@@ -21,6 +21,7 @@ from bcss_jax.common.startup import compilation_cache, start_clock
 from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size, train_batches
+from bcss_jax.data.sampling.balance import draws
 from bcss_jax.errors import ConfigError, NumericalError
 from bcss_jax.models.sam.promptable import PromptableSam
 from bcss_jax.models.sam.weights.description import write_sam
@@ -30,7 +31,7 @@ from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
 from bcss_jax.training.frozen.feature_cache import FeatureCache, images_recur
 from bcss_jax.training.history import RunRecord, RunRecordJson, history_csv, restored_record, skipped_text
-from bcss_jax.training.loop import prepare_data
+from bcss_jax.training.loop import draw_weights, prepare_data
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
@@ -107,6 +108,7 @@ class TuningRun:
             "process_count": jax.process_count(),
             "threads": config.data.threads or None,
         }
+        self._weights = draw_weights(config, self._data, self._scheme, self._pipeline["table"])
         self._tiles = self._load_training_tiles()
         self._feature_cache = self._make_feature_cache()
         self.session = self._start_or_resume(state, pretrained, interruption)
@@ -208,6 +210,7 @@ class TuningRun:
             epoch=record.epoch,
             start_step=record.step_in_epoch,
             augmentation=self._augmentation,
+            draws=None if self._weights is None else draws(self._weights, config.seed, record.epoch),
             **self._pipeline,
         )
         with session.progress_line(f"epoch {record.epoch + 1}") as line:
