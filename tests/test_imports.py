@@ -19,6 +19,7 @@ NEEDS_THEM = {
     "bcss_jax.data.tfrecords",
     "bcss_jax.training.loop",
     "bcss_jax.training.tensorboard",
+    "bcss_jax.tuning.loop",
     "benchmarks.input_pipeline",
     "benchmarks.input_rates",
     "benchmarks.slides_memory",
