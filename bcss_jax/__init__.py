@@ -15,9 +15,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bcss_jax.api.click_evaluation import evaluate_clicks
     from bcss_jax.api.evaluation import evaluate
     from bcss_jax.api.evaluation_report import EvaluationReport
     from bcss_jax.api.pretraining import pretrain
+    from bcss_jax.api.prompting import prompt_slide
     from bcss_jax.api.run import Run
     from bcss_jax.api.segmentation import segment
     from bcss_jax.api.slide_results import SlideResult, SlideResults
@@ -31,8 +33,10 @@ __all__ = [
     "SlideResult",
     "SlideResults",
     "evaluate",
+    "evaluate_clicks",
     "load_config",
     "pretrain",
+    "prompt_slide",
     "segment",
     "train",
 ]
@@ -43,8 +47,10 @@ _MODULES = {
     "SlideResult": "bcss_jax.api.slide_results",
     "SlideResults": "bcss_jax.api.slide_results",
     "evaluate": "bcss_jax.api.evaluation",
+    "evaluate_clicks": "bcss_jax.api.click_evaluation",
     "load_config": "bcss_jax.config_file",
     "pretrain": "bcss_jax.api.pretraining",
+    "prompt_slide": "bcss_jax.api.prompting",
     "segment": "bcss_jax.api.segmentation",
     "train": "bcss_jax.api.training",
 }

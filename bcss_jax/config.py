@@ -87,7 +87,7 @@ def default(model: str = "unet", **arguments) -> ConfigDict:
     config.pretrained = ""  # weights to start from: a file (.safetensors, .npz, .pth) or the folder of a run
     config.freeze_encoder = False  # do not train the encoder at all
     config.freeze_encoder_epochs = 0  # number of first epochs in which the encoder is not trained
-    config.lora = ConfigDict()  # vit: low-rank matrices beside those of the encoder, trained in their place
+    config.lora = ConfigDict()  # vit, sam: low-rank matrices beside those of the encoder, trained in their place
     config.lora.rank = 0  # of these matrices; 0: there are none
     config.lora.alpha = 16.0  # what they compute is multiplied by alpha / rank
     config.lora.on = "qkv,proj"  # what they are beside: qkv, proj, fc1, fc2 (w12, w3 where the encoder has SwiGLU)
@@ -324,7 +324,7 @@ def validate(config: Any, scheme: LabelScheme | None = None) -> None:
     if "lora" in config and config.lora.rank and "lora_rank" not in config.model:
         raise ConfigError(
             f"config.lora.rank={config.lora.rank}: {config.model.name} has no adapters; start from "
-            "--config=configs/vit.py, or leave it at 0"
+            "--config=configs/vit.py or configs/sam.py, or leave it at 0"
         )
     check_data_folder(config, "configs/unet.py")
     check_folds(config)

@@ -19,14 +19,16 @@ INK = "#1a1a1a"
 
 # Each layer of the package, top to bottom: name, what it contains, color. A layer imports from those below it only.
 LAYERS = (
-    ("commands/", "train  pretrain  evaluate  segment  embed  scribble  view  export  and others", GRAY),
+    ("commands/", "train  pretrain  evaluate  segment  embed  scribble  prompt  view  export  and others", GRAY),
     ("notebook/", "host, data and sessions of a notebook", GRAY),
     ("api/", "train, evaluate and segment as functions, and what a notebook shows of their results", GRAY),
+    ("annotator/", "slides annotated in a browser: prompts, brush, what is saved", PURPLE),
     ("viewer/", "pages and image tiles for a browser", PURPLE),
     ("pretraining/", "student and teacher on tiles without labels: views, tiles, distillation, pictures", PURPLE),
-    ("slides/", "tissue  stitching  outputs  scoring  batch  features  scribbles", PURPLE),
+    ("slides/", "tissue  stitching  outputs  scoring  batch  features  prompts  scribbles", PURPLE),
     ("evaluation/", "scores of trained runs; statistics, reporting", SKY),
     ("accelerators/", "steps compiled for devices that are not there: memory, traffic, arithmetic", SKY),
+    ("tuning/", "SAM trained with simulated prompts: rounds of prompts, losses, step, loop", SKY),
     ("prompting/", "Segment Anything: points, boxes and masks to masks", SKY),
     ("inference/", "trained runs, probabilities, test-time augmentation, exported models", SKY),
     ("nnunet/", "nnU-Net as a method: one file for each of its steps", ORANGE),

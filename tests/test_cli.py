@@ -29,7 +29,19 @@ def test_every_command_has_a_subcommand_and_a_module_to_run():
 
 @pytest.mark.parametrize(
     "name",
-    ["main", "pretrain", "evaluate", "segment", "embed", "scribble", "view", "export"]
+    [
+        "main",
+        "pretrain",
+        "evaluate",
+        "segment",
+        "embed",
+        "scribble",
+        "annotate",
+        "prompt",
+        "serve_sam",
+        "view",
+        "export",
+    ]
     + ["compile_for", "import_model", "doctor"],
 )
 def test_python_m_runs_the_command(name, monkeypatch, capsys):

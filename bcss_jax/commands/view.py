@@ -9,24 +9,18 @@ results or no such folder, 5 the port cannot be used, 75 stopped before the page
 """
 
 import argparse
-import ipaddress
 import logging
-import os
-import socket
 import sys
 from pathlib import Path
 
+from bcss_jax.commands._address import add_address, address_of, listening
 from bcss_jax.common import command
 from bcss_jax.common.interruption import Interruption
-from bcss_jax.common.ranges import Range
-from bcss_jax.errors import ConfigError, DataError, StorageError, printable
+from bcss_jax.errors import DataError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.viewer import http_server, results
 from bcss_jax.viewer.server import application
 from bcss_jax.viewer.slide_files import SlideFiles
-
-PORT, TRIED_PORTS = 8000, 20  # without --port the first free one of these
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")  # host names of requests; others may be another site's (DNS rebinding)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,14 +36,7 @@ def _parser():
     parser = command.parser("python -m bcss_jax.view", __doc__)
     parser.add_argument("output", type=Path, metavar="OUT", help="folder that python -m bcss_jax.segment wrote")
     parser.add_argument("--slides", type=Path, help="folder with slides that are no longer where they were segmented")
-    parser.add_argument(
-        "--port",
-        type=Range(0, 65535, whole=True).parse,
-        help=f"port to listen on (default: the first free one from {PORT} on)",
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: only this machine)"
-    )
+    add_address(parser)
     command.add_debug(parser)
     return parser
 
@@ -62,42 +49,13 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
             "segment a slide first: python -m bcss_jax.segment"
         )
     slide_files = SlideFiles(None if args.slides is None else args.slides.expanduser())
-    with _listening(args.host, args.port) as listener:
-        host, port = listener.getsockname()[:2]
-        local = ipaddress.ip_address(host).is_loopback
-        if not local:
+    with listening(args.host, args.port) as listener:
+        url, hosts = address_of(listener)
+        if "*" in hosts:
             print(f"warning: --host={args.host}: everyone who can reach this machine can see these slides", flush=True)
-        name = f"[{host}]" if ":" in host else host
-        print(
-            f"{len(found)} result{'s' if len(found) != 1 else ''}: open http://{name}:{port}/ (Ctrl-C ends)", flush=True
-        )
-        hosts = (*LOOPBACK, host) if local else ("*",)
+        print(f"{len(found)} result{'s' if len(found) != 1 else ''}: open {url} (Ctrl-C ends)", flush=True)
         app = application(args.output.expanduser(), _open_pool, slide_files, hosts)
         http_server.serve(app, listener, interruption)
-
-
-def _listening(host: str, port: int | None) -> socket.socket:
-    """Returns a listening socket.
-
-    Raises:
-      ConfigError: the host is not an address of this machine.
-      StorageError: the port is taken, or this user may not listen on it.
-    """
-    try:
-        family, *_ = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"--host={host}: expected an address of this machine ({error.strerror})") from error
-    failure = None
-    for number in (port,) if port is not None else range(PORT, PORT + TRIED_PORTS):
-        try:
-            return socket.create_server((host, number), family=family)
-        except OSError as error:
-            failure = error
-    assert failure is not None
-    tried = f"port {port}" if port is not None else f"ports {PORT} to {PORT + TRIED_PORTS - 1}"
-    raise StorageError(
-        f"{host}, {tried}: cannot be used ({os.strerror(failure.errno or 0)}); choose another --port"
-    ) from failure
 
 
 def _open_pool(path: Path, processes: int):

@@ -18,6 +18,7 @@ from bcss_jax.models.nnunet import PlainConvUNet, ResidualEncoderUNet
 from bcss_jax.models.report.dense_unet import ReportDenseUNet
 from bcss_jax.models.report.transunet import ReportTransUNet
 from bcss_jax.models.report.unet import ReportUNet
+from bcss_jax.models.sam_segmenter import SamSegmenter
 from bcss_jax.models.tiatoolbox_unet import TIAToolboxUNet
 from bcss_jax.models.transunet import TransUNet
 from bcss_jax.models.unet import UNet
@@ -31,6 +32,7 @@ MODELS = {
     "report_dense_unet": ReportDenseUNet,
     "report_transunet": ReportTransUNet,
     "report_unet": ReportUNet,
+    "sam": SamSegmenter,
     "tiatoolbox_unet": functools.partial(TIAToolboxUNet, encoder=resnet50),
     "transunet": TransUNet,
     "unet": UNet,

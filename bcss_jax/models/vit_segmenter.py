@@ -13,7 +13,7 @@ from bcss_jax.models.arguments import check_counts, check_fraction
 from bcss_jax.models.decoders.convolutional import ConvolutionalDecoder
 from bcss_jax.models.decoders.eomt import EoMTDecoder, Queries
 from bcss_jax.models.decoders.linear import LinearDecoder
-from bcss_jax.models.encoders.vision_transformer.adapters import Adapters
+from bcss_jax.models.encoders.vision_transformer.adapters import Adapters, matrices_of
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.models.image_normalization import ImageStatistics
@@ -106,7 +106,7 @@ class ViTSegmenter(nnx.Module):
                 architecture.width, decoded_blocks, num_classes, in_channels=in_channels, **common
             )
         lora: dict[str, Any] = dict(rank=lora_rank, alpha=lora_alpha, on=lora_on)
-        self.adapters = Adapters(architecture, **lora, **common) if lora_rank else None
+        self.adapters = Adapters(matrices_of(architecture), **lora, **common) if lora_rank else None
 
     @staticmethod
     def image_statistics(encoder: str = "gigapath_flash", **others) -> ImageStatistics:

@@ -73,6 +73,12 @@ class Predictor:
         self._frame = self.model.frame(*self._size)
         self._features = _encode(self._graph, self._state, self._frame.network_input(image)[None])
 
+    def set_features(self, features: Features, height: int, width: int) -> None:
+        """Takes what was `features` of an image of `height` x `width` pixels, instead of encoding the image again."""
+        self._size = (height, width)
+        self._frame = self.model.frame(height, width)
+        self._features = features
+
     @property
     def features(self) -> Features:
         """What the encoder said of the image.

@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import importlib.resources
 import logging
-import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-import bcss_jax
 from bcss_jax.common.regular_file import real_path
 from bcss_jax.errors import DataError, first_line, printable
 from bcss_jax.slides.slide_summary import SlideSummary
@@ -30,13 +27,12 @@ from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.open_files import OpenFiles
+from bcss_jax.viewer.responses import SecurityHeaders, cached_response, file_stamp, html_response, requested_tile
 from bcss_jax.viewer.results import Result
 from bcss_jax.viewer.slide_files import SlideFiles
 from bcss_jax.viewer.slide_tiles import SlideTiles
 
 log = logging.getLogger(__name__)
-NUMBER = re.compile(r"[0-9]{1,8}")
-TILE_NAME = re.compile(r"([0-9]{1,8})_([0-9]{1,8})\.(jpg|labels)")
 MAX_OPEN_SLIDES, MAX_OPEN_LABELS = 3, 12  # an open slide has processes, open labels a file
 STATIC = {
     "viewer.css": "text/css",
@@ -44,17 +40,6 @@ STATIC = {
     "icon.svg": "image/svg+xml",
     "openseadragon/openseadragon.min.js": "text/javascript",
 }
-OPENSEADRAGON_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # of a style rule that OpenSeadragon adds
-POLICY = (
-    f"default-src 'self'; style-src 'self' {OPENSEADRAGON_STYLE}; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = (
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
 
 
 def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
@@ -84,7 +69,7 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
     app = Starlette(
         routes=[Route(path, _answering(endpoint)) for path, endpoint in routes.items()],
         middleware=[
-            Middleware(_Headers),
+            Middleware(SecurityHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
         ],
         lifespan=lifespan,
@@ -109,21 +94,6 @@ def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], R
     return answer
 
 
-class _Headers:
-    """Adds `HEADERS` to every response."""
-
-    def __init__(self, app):
-        self._app = app
-
-    async def __call__(self, scope, receive, send):
-        async def with_headers(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
-
-
 class _Viewer:
     """The routes. Starlette runs them in threads, several at the same time."""
 
@@ -146,14 +116,14 @@ class _Viewer:
             self._results = {}
         if len(self._results) == 1:
             return RedirectResponse(page.url(next(iter(self._results.values()))), headers={"cache-control": "no-store"})
-        return _html(page.list_page(list(self._results.values())))
+        return html_response(page.list_page(list(self._results.values())))
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._static:
             raise HTTPException(404)
         content = self._static[name]
-        return _response(request, (name, hashlib.blake2b(content).hexdigest()), STATIC[name], lambda: content)
+        return cached_response(request, (name, hashlib.blake2b(content).hexdigest()), STATIC[name], lambda: content)
 
     def page(self, request: Request) -> Response:
         found = self._result(request)
@@ -175,7 +145,7 @@ class _Viewer:
             notes.append(result.problem)
         others = [each for each in self._results.values() if result.summary and _same_slide(each, result)]
         alone = len(self._results) == 1
-        return _html(page.slide_page(result, others, slide, labels, notes, moved_to, alone))
+        return html_response(page.slide_page(result, others, slide, labels, notes, moved_to, alone))
 
     def thumbnail(self, request: Request) -> Response:
         result, summary = self._usable(request)
@@ -188,14 +158,14 @@ class _Viewer:
             except DataError as error:
                 raise HTTPException(404) from error
 
-        return _response(request, (request.url.path, _stamp(picture), _stamp(labels)), "image/jpeg", make)
+        return cached_response(request, (request.url.path, file_stamp(picture), file_stamp(labels)), "image/jpeg", make)
 
     def slide_tile(self, request: Request) -> Response:
         _, summary = self._usable(request)
         with _not_found():
             path = self._slide_files.path_of(summary)
             slide = self._slide_tiles(summary, path)
-        tile = _tile(request, slide.geometry, "jpg")
+        tile = requested_tile(request, slide.geometry, "jpg")
 
         def make():
             try:
@@ -203,16 +173,16 @@ class _Viewer:
             except DataError as error:  # the slide is damaged there
                 raise HTTPException(503, str(error)) from error
             except Exception as error:  # the readers hang, or were closed to open another slide
-                self._slides.drop(_stamp(path))
+                self._slides.drop(file_stamp(path))
                 raise HTTPException(503, "the slide cannot be read now") from error
 
-        return _response(request, (request.url.path, _stamp(path)), "image/jpeg", make)
+        return cached_response(request, (request.url.path, file_stamp(path)), "image/jpeg", make)
 
     def label_tile(self, request: Request) -> Response:
         result, summary = self._usable(request)
         with _not_found():
             labels = self._label_tiles(result, summary)
-        tile = _tile(request, labels.geometry, "labels")
+        tile = requested_tile(request, labels.geometry, "labels")
 
         def make():
             try:
@@ -220,8 +190,8 @@ class _Viewer:
             except DataError as error:
                 raise HTTPException(503, str(error)) from error
 
-        stamp = _stamp(self._inside(result, summary.labels_file))
-        return _response(request, (request.url.path, stamp), "application/octet-stream", make, "gzip")
+        stamp = file_stamp(self._inside(result, summary.labels_file))
+        return cached_response(request, (request.url.path, stamp), "application/octet-stream", make, "gzip")
 
     def _result(self, request) -> Result:
         result = self._results.get(request.path_params["key"])
@@ -244,7 +214,7 @@ class _Viewer:
             return self._slide_files.path_of(summary)
 
     def _slide_tiles(self, summary: SlideSummary, path: Path) -> SlideTiles:
-        return self._slides.get(_stamp(path), lambda: SlideTiles(path, summary, self._open_pool))
+        return self._slides.get(file_stamp(path), lambda: SlideTiles(path, summary, self._open_pool))
 
     def _label_tiles(self, result: Result, summary: SlideSummary) -> LabelTiles:
         path = self._inside(result, summary.labels_file)
@@ -255,7 +225,7 @@ class _Viewer:
             )
         slide, grid = summary.slide, summary.grid
         return self._labels.get(
-            _stamp(path), lambda: LabelTiles(LabelFile(path, grid), slide.width, slide.height, grid)
+            file_stamp(path), lambda: LabelTiles(LabelFile(path, grid), slide.width, slide.height, grid)
         )
 
     def _inside(self, result: Result, name: str) -> Path | None:
@@ -268,29 +238,6 @@ def _same_slide(one, other):
     return one.summary is not None and one.summary.slide.path == other.summary.slide.path
 
 
-def _stamp(path: Path | None):
-    """A value that changes when the file does."""
-    try:
-        found = os.stat(path) if path else None
-    except OSError:
-        found = None
-    return (str(path), found.st_mtime_ns, found.st_size, found.st_ino) if found else (str(path),)
-
-
-def _tile(request, geometry, kind):
-    level, name = request.path_params["level"], TILE_NAME.fullmatch(request.path_params["name"])
-    if not NUMBER.fullmatch(level) or not name or name[3] != kind:
-        raise HTTPException(404)
-    tile = geometry.tile(int(level), int(name[1]), int(name[2]))
-    if tile is None:
-        raise HTTPException(404)
-    return tile
-
-
-def _html(text: str) -> Response:
-    return Response(text, media_type="text/html", headers={"cache-control": "no-store"})
-
-
 @contextlib.contextmanager
 def _not_found():
     """Responds with 404 if a slide or its labels cannot be opened."""
@@ -298,23 +245,3 @@ def _not_found():
         yield
     except DataError as error:
         raise HTTPException(404, str(error)) from error
-
-
-def _response(request: Request, identity: tuple, media_type: str, make, encoding: str | None = None) -> Response:
-    """Responds with what `make` returns, unless the browser has it already.
-
-    Args:
-      request: of the browser.
-      identity: determines the bytes.
-      media_type: of the content.
-      make: returns the content.
-      encoding: of the content, for example "gzip".
-    """
-    digest = hashlib.blake2b(repr((bcss_jax.__version__, identity)).encode("utf-8", "backslashreplace"), digest_size=12)
-    headers = {"etag": f'"{digest.hexdigest()}"', "cache-control": "private, no-cache"}
-    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
-    if headers["etag"] in known:
-        return Response(status_code=304, headers=headers)
-    return Response(
-        make(), media_type=media_type, headers=headers | ({"content-encoding": encoding} if encoding else {})
-    )

@@ -18,8 +18,33 @@ TIMEOUT_S = 90  # for a tile; the readers give up sooner, and restart
 CACHED_TILES = 256  # about 40 kB each
 
 
-class SlideTiles:
-    """Makes the tiles of one slide."""
+class OpenSlideTiles:
+    """Makes the tiles of a slide that is open.
+
+    Attributes:
+      geometry: of the tiles.
+    """
+
+    def __init__(self, pool, width: int, height: int, mpp: float):
+        """Takes a `ReaderPool`, the size of level 0, and its um per pixel."""
+        self.geometry = DeepZoom(width, height)
+        self._pool, self._mpp = pool, mpp
+        self.jpeg = functools.lru_cache(CACHED_TILES)(self._jpeg)
+
+    def _jpeg(self, tile: Tile) -> bytes:
+        """Returns a tile; where the slide cannot be read it is hatched in gray."""
+        level = Grid(
+            -(-self.geometry.width // tile.step),
+            -(-self.geometry.height // tile.step),
+            self._mpp * tile.step,
+            (float(tile.step), float(tile.step)),
+        )
+        block = self._pool.submit(level, tile.x, tile.y, tile.width, tile.height).result(TIMEOUT_S)
+        return jpeg(block.pixels, block.unreadable)
+
+
+class SlideTiles(OpenSlideTiles):
+    """Makes the tiles of one segmented slide, and opens it for that."""
 
     def __init__(self, path: Path, summary: SlideSummary, open_pool):
         """Opens the slide.
@@ -32,11 +57,9 @@ class SlideTiles:
         Raises:
           DataError: the slide cannot be read, or is not the one that was segmented.
         """
-        self.geometry = DeepZoom(summary.slide.width, summary.slide.height)
-        self._mpp = summary.grid.mpp / summary.grid.scale[0]
-        self.jpeg = functools.lru_cache(CACHED_TILES)(self._jpeg)
-        self._pool = open_pool(path, PROCESSES)
-        self._pool.__enter__()
+        pool = open_pool(path, PROCESSES)
+        super().__init__(pool, summary.slide.width, summary.slide.height, summary.grid.mpp / summary.grid.scale[0])
+        pool.__enter__()
         found, expected = self._pool.info, summary.slide
         if (found.width, found.height) != (expected.width, expected.height):
             self.close()
@@ -48,17 +71,6 @@ class SlideTiles:
     def close(self) -> None:
         """Ends the reading processes."""
         self._pool.__exit__(None, None, None)
-
-    def _jpeg(self, tile: Tile) -> bytes:
-        """Returns a tile; where the slide cannot be read it is hatched in gray."""
-        level = Grid(
-            -(-self.geometry.width // tile.step),
-            -(-self.geometry.height // tile.step),
-            self._mpp * tile.step,
-            (float(tile.step), float(tile.step)),
-        )
-        block = self._pool.submit(level, tile.x, tile.y, tile.width, tile.height).result(TIMEOUT_S)
-        return jpeg(block.pixels, block.unreadable)
 
 
 def jpeg(pixels: np.ndarray, unreadable: np.ndarray | None) -> bytes:

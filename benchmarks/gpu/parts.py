@@ -8,6 +8,7 @@ from typing import Any
 NETWORKS = (
     "unet", "nnunet", "unet_resnet101", "transunet", "dense_unet_121", "nnunet_resenc", "unet_resnet34",
     "unet_resnet50", "tiatoolbox_unet", "dense_unet", "report_unet", "report_transunet", "report_dense_unet", "vit",
+    "sam",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float32", "float16")
 TITLES = {

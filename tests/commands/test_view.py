@@ -13,7 +13,7 @@ import pytest
 from helpers.paths import ROOT
 from helpers.viewer_small import blobs, write_result
 
-from bcss_jax.commands import view
+from bcss_jax.commands import _address, view
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_a_taken_port_is_an_error_of_one_line(out, capsys):
 def test_without_a_port_the_next_free_one_is_used(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        monkeypatch.setattr(view, "PORT", taken)
-        with view._listening("127.0.0.1", None) as found:
-            assert taken < found.getsockname()[1] < taken + view.TRIED_PORTS
+        monkeypatch.setattr(_address, "PORT", taken)
+        with _address.listening("127.0.0.1", None) as found:
+            assert taken < found.getsockname()[1] < taken + _address.TRIED_PORTS
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "eighty", ""])

@@ -14,6 +14,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.models.blocks import layers, norms
 from bcss_jax.models.blocks.attention import attend
 from bcss_jax.models.blocks.resampling import max_pool_2x2, upsample_nearest
+from bcss_jax.models.encoders.vision_transformer.adapters import Adapters, BlockAdapter, with_product
 from bcss_jax.models.encoders.vision_transformer.positions import Resizing, resized_table
 from bcss_jax.models.sam.architecture import HieraForm
 from bcss_jax.models.sam.mlp import MLP, gelu
@@ -34,15 +35,16 @@ class Attention(nnx.Module):
         self.proj = layers.Linear(outputs, outputs, dtype=dtype, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x: jax.Array, pool: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, pool: bool, adapter: BlockAdapter | None = None) -> jax.Array:
         """(N, H, W, inputs) -> (N, H, W, outputs), or half of H and W with `pool`."""
         n, height, width, _ = x.shape
-        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+        query, key, value = jnp.split(with_product(self.qkv(x), x, adapter and adapter.qkv), 3, axis=-1)
         if pool:
             query = max_pool_2x2(query)
         size = query.shape
         query, key, value = (y.reshape(n, -1, self.heads, y.shape[-1] // self.heads) for y in (query, key, value))
-        return self.proj(attend(query, key, value).reshape(size))
+        y = attend(query, key, value).reshape(size)
+        return with_product(self.proj(y), y, adapter and adapter.proj)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM 2.1's `MultiScaleAttention`."""
@@ -57,24 +59,25 @@ class Block(nnx.Module):
         self.norm1 = norms.LayerNorm(inputs, eps=EPS)
         self.attn = Attention(inputs, outputs, heads, dtype=dtype, rngs=rngs)
         self.norm2 = norms.LayerNorm(outputs, eps=EPS)
+        self.inputs, self.outputs = inputs, outputs
         self.mlp = MLP((outputs, 4 * outputs, outputs), activation=gelu, dtype=dtype, rngs=rngs)
         self.opens = inputs != outputs
         self.proj = layers.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if self.opens else None
         self.window = window
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, adapter: BlockAdapter | None = None) -> jax.Array:
         """(N, H, W, inputs) -> (N, H, W, outputs), or half of H and W if the block opens a stage."""
         y = self.norm1(x)
         if self.proj is not None:
             x = max_pool_2x2(self.proj(y))
         if self.window:
             # The zeros that fill up the windows are tokens as all others; no mask hides them.
-            y = self.attn(to_windows(y, self.window), self.opens)
+            y = self.attn(to_windows(y, self.window), self.opens, adapter)
             y = from_windows(y, *x.shape[1:3])
         else:
-            y = self.attn(y, self.opens)
+            y = self.attn(y, self.opens, adapter)
         x = x + y
-        return x + self.mlp(self.norm2(x))
+        return x + self.mlp(self.norm2(x), () if adapter is None else (adapter.dense1, adapter.dense2))
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM 2.1's `MultiScaleBlock`."""
@@ -118,15 +121,50 @@ class Hiera(nnx.Module):
         repeats = (-(-rows // len(window)), -(-columns // len(window)), 1)
         return (whole + jnp.tile(window, repeats)[:rows, :columns])[None]
 
-    def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Returns the four maps of images (N, H, W, 3), finest first."""
+    @property
+    def multiple(self) -> int:
+        """Number of pixels that height and width of the images must be a multiple of."""
+        return MULTIPLE
+
+    def __call__(self, images: jax.Array, adapters: Adapters | None = None) -> list[jax.Array]:
+        """Returns the four maps of images, finest first.
+
+        Args:
+          images: normalized, float (N, H, W, 3); H and W are multiples of 32.
+          adapters: what LoRA trains beside the matrices of the blocks; None: nothing.
+
+        Raises:
+          ConfigError: the images have another size.
+        """
+        height, width = images.shape[1:3]
+        if height % MULTIPLE or width % MULTIPLE or not height or not width:
+            raise ConfigError(
+                f"SAM 2.1's encoder: the images are {height}x{width}, expected multiples of {MULTIPLE} pixels"
+            )
         x = self.patch_embed(images.astype(self.dtype))
         x, maps = x + layers.spread(self.positions(*x.shape[1:3]), x), []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, adapters and adapters.blocks[i])
             if i in self.ends:
                 maps.append(x)
         return maps
+
+    def matrices(self) -> list[dict[str, tuple[int, int]]]:
+        """Returns (inputs, outputs) of the matrices of every block, for `Adapters`."""
+        return [
+            {
+                "qkv": (block.inputs, 3 * block.outputs),
+                "proj": (block.outputs, block.outputs),
+                "fc1": (block.outputs, 4 * block.outputs),
+                "fc2": (4 * block.outputs, block.outputs),
+            }
+            for block in self.blocks
+        ]
+
+    def add_products(self, adapters: Adapters) -> None:
+        """Adds the products of adapters to the matrices, which then give the same without them."""
+        for block, adapter in zip(self.blocks, adapters.blocks, strict=True):
+            adapter.add_to(block.attn.qkv, block.attn.proj, *block.mlp.layers)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM 2.1's `Hiera`."""
@@ -138,6 +176,27 @@ class Hiera(nnx.Module):
         return entries | entries_of({f"blocks.{i}": block for i, block in enumerate(self.blocks)})
 
 
+class Pyramid(nnx.Module):
+    """Hiera's maps with as many channels as the decoder has, and the coarsest one added to the one before it."""
+
+    def __init__(self, channels_of_maps: tuple[int, ...], channels: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the layers; all results have `channels` channels."""
+        self.laterals = nnx.List(
+            layers.Conv(inputs, channels, 1, use_bias=True, dtype=dtype, rngs=rngs) for inputs in channels_of_maps
+        )
+
+    def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
+        """Returns the maps of strides 4, 8 and 16. The last one has that of stride 32 added."""
+        *finer, middle, coarse = (layer(x) for layer, x in zip(self.laterals, maps, strict=True))
+        return [*finer, middle + upsample_nearest(coarse, *middle.shape[1:3])]
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of SAM 2.1's `ImageEncoder`."""
+        # The reference counts from the coarsest map.
+        names = [f"neck.convs.{i}.conv" for i in reversed(range(len(self.laterals)))]
+        return entries_of(dict(zip(names, self.laterals, strict=True)))
+
+
 class HieraEncoder(nnx.Module):
     """Hiera and the feature pyramid."""
 
@@ -145,9 +204,7 @@ class HieraEncoder(nnx.Module):
         """Builds the encoder with random weights; all its results have `channels` channels."""
         self.form = form
         self.trunk = Hiera(form, dtype=dtype, rngs=rngs)
-        self.laterals = nnx.List(
-            layers.Conv(inputs, channels, 1, use_bias=True, dtype=dtype, rngs=rngs) for inputs in self.trunk.channels
-        )
+        self.neck = Pyramid(self.trunk.channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> list[jax.Array]:
         """Returns the maps of a batch.
@@ -156,22 +213,13 @@ class HieraEncoder(nnx.Module):
           images: normalized, float (N, H, W, 3); H and W are multiples of 32.
 
         Returns:
-          (N, H / s, W / s, channels) for the strides s of 4, 8 and 16. The last one has the map of stride 32 added; the
-          others stand for themselves.
+          (N, H / s, W / s, channels) for the strides s of 4, 8 and 16; see `Pyramid`.
 
         Raises:
           ConfigError: the images have another size.
         """
-        height, width = images.shape[1:3]
-        if height % MULTIPLE or width % MULTIPLE or not height or not width:
-            raise ConfigError(
-                f"SAM 2.1's encoder: the images are {height}x{width}, expected multiples of {MULTIPLE} pixels"
-            )
-        *finer, middle, coarse = (layer(x) for layer, x in zip(self.laterals, self.trunk(images), strict=True))
-        return [*finer, middle + upsample_nearest(coarse, *middle.shape[1:3])]
+        return self.neck(self.trunk(images))
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM 2.1's `ImageEncoder`."""
-        # The reference counts from the coarsest map.
-        names = [f"neck.convs.{i}.conv" for i in reversed(range(len(self.laterals)))]
-        return entries_of({"trunk": self.trunk, **dict(zip(names, self.laterals, strict=True))})
+        return entries_of({"trunk": self.trunk}) | self.neck.torch_entries()

@@ -4,6 +4,8 @@ Source: Kirillov et al. 2023 (arXiv:2304.02643), `ImageEncoderViT` of github.com
 encoder is that of ViTDet (Li et al. 2022, arXiv:2203.16527).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from flax.typing import Dtype
 from bcss_jax.errors import ConfigError
 from bcss_jax.models.blocks import layers, norms
 from bcss_jax.models.blocks.attention import GridBias, attend
+from bcss_jax.models.encoders.vision_transformer.adapters import Adapters, BlockAdapter, with_product
 from bcss_jax.models.sam.architecture import ViTForm
 from bcss_jax.models.sam.mlp import LIN, MLP, gelu
 from bcss_jax.models.sam.patch_conv import PatchConv
@@ -36,16 +39,17 @@ class Attention(nnx.Module):
         self.columns = nnx.Param(jnp.zeros((2 * size - 1, width // heads)))
         self.heads = heads
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, adapter: BlockAdapter | None = None) -> jax.Array:
         """(N, H, W, width) -> the same shape."""
         n, height, width, channels = x.shape
-        y = self.qkv(x).reshape(n, height * width, 3, self.heads, -1)
+        y = with_product(self.qkv(x), x, adapter and adapter.qkv).reshape(n, height * width, 3, self.heads, -1)
         query, key, value = y[:, :, 0], y[:, :, 1], y[:, :, 2]
         on_map = query.reshape(n, height, width, self.heads, -1).astype(jnp.float32)
         by_row = jnp.einsum("nrchd,rkd->nrchk", on_map, _by_distance(self.rows[...], height))
         by_column = jnp.einsum("nrchd,ckd->nrchk", on_map, _by_distance(self.columns[...], width))
         terms = (term.reshape(n, height * width, self.heads, -1) for term in (by_row, by_column))
-        return self.proj(attend(query, key, value, bias=GridBias(*terms)).reshape(x.shape))
+        y = attend(query, key, value, bias=GridBias(*terms)).reshape(x.shape)
+        return with_product(self.proj(y), y, adapter and adapter.proj)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM's `Attention`."""
@@ -53,14 +57,26 @@ class Attention(nnx.Module):
         return tables | entries_of({"qkv": self.qkv, "proj": self.proj})
 
 
+def resized_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Returns a table of positions (1, M, M, C), resized bilinearly to (1, rows, columns, C)."""
+    if table.shape[1:3] == (rows, columns):
+        return table
+    return jax.image.resize(table, (1, rows, columns, table.shape[-1]), "linear", antialias=False)
+
+
+def resized_distances(table: jax.Array, size: int) -> jax.Array:
+    """Returns a table of distances (2 M - 1, D), resized linearly to those on a map of another size."""
+    if len(table) == 2 * size - 1:
+        return table
+    return jax.image.resize(table, (2 * size - 1, table.shape[1]), "linear", antialias=False)
+
+
 def _by_distance(table: jax.Array, size: int) -> jax.Array:
     """Returns the vectors of a table (2 M - 1, D) for places of query and key: float32 (size, size, D).
 
     A table for another size is resized linearly.
     """
-    if len(table) != 2 * size - 1:
-        table = jax.image.resize(table, (2 * size - 1, table.shape[1]), "linear", antialias=False)
-    return table[np.arange(size)[:, None] - np.arange(size)[None] + size - 1]
+    return resized_distances(table, size)[np.arange(size)[:, None] - np.arange(size)[None] + size - 1]
 
 
 class Block(nnx.Module):
@@ -75,33 +91,27 @@ class Block(nnx.Module):
         self.mlp = MLP(widths, activation=gelu, names=LIN, dtype=dtype, rngs=rngs)
         self.window = window
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, width) -> the same shape."""
+    def __call__(self, x: jax.Array, adapter: BlockAdapter | None = None) -> jax.Array:
+        """(N, H, W, width) -> the same shape; `adapter` is what LoRA trains beside the matrices."""
         y = self.norm1(x)
         if self.window:
             # The zeros that fill up the windows are tokens as all others; no mask hides them.
-            y = from_windows(self.attn(to_windows(y, self.window)), *x.shape[1:3])
+            y = from_windows(self.attn(to_windows(y, self.window), adapter), *x.shape[1:3])
         else:
-            y = self.attn(y)
+            y = self.attn(y, adapter)
         x = x + y
-        return x + self.mlp(self.norm2(x))
+        return x + self.mlp(self.norm2(x), () if adapter is None else (adapter.dense1, adapter.dense2))
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM's `Block`."""
         return entries_of({"norm1": self.norm1, "attn": self.attn, "norm2": self.norm2, "mlp": self.mlp})
 
 
-class ImageEncoder(nnx.Module):
-    """The encoder: images to a map of their patches, with as many channels as the decoder has."""
+class Trunk(nnx.Module):
+    """The transformer: images to a map of their patches."""
 
-    def __init__(self, form: ViTForm, channels: int, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs):
-        """Builds the encoder with random weights, initialized as SAM's: position embeddings are zero.
-
-        Args:
-          form: its form.
-          channels: of the result.
-          dtype: type of the computation. Weights are float32.
-          rngs: random keys.
+    def __init__(self, form: ViTForm, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the network with random weights, initialized as SAM's: position embeddings are zero.
 
         Raises:
           ConfigError: no network has such a form.
@@ -114,14 +124,11 @@ class ImageEncoder(nnx.Module):
             Block(form, window=0 if i in form.global_blocks else form.window, dtype=dtype, rngs=rngs)
             for i in range(form.depth)
         )
-        self.neck = nnx.List(
-            [
-                layers.Conv(form.width, channels, 1, use_bias=False, dtype=dtype, rngs=rngs),
-                norms.LayerNorm(channels, eps=EPS),
-                layers.Conv(channels, channels, 3, use_bias=False, dtype=dtype, rngs=rngs),
-                norms.LayerNorm(channels, eps=EPS),
-            ]
-        )
+
+    @property
+    def multiple(self) -> int:
+        """Number of pixels that height and width of the images must be a multiple of."""
+        return self.form.patch
 
     def positions(self, rows: int, columns: int) -> jax.Array:
         """Returns the position embeddings of a map, float32 (1, rows, columns, width).
@@ -129,13 +136,18 @@ class ImageEncoder(nnx.Module):
         The table is resized bilinearly, as those who use SAM at other sizes than 1024 pixels do (SAMed, SAM-Med2D);
         Meta's code never resizes it.
         """
-        table = self.pos_embed[...]
-        if table.shape[1:3] == (rows, columns):
-            return table
-        return jax.image.resize(table, (1, rows, columns, table.shape[-1]), "linear", antialias=False)
+        return resized_positions(self.pos_embed[...], rows, columns)
 
-    def block_outputs(self, images: jax.Array) -> list[jax.Array]:
-        """Returns the maps (N, H / patch, W / patch, width) after every block; the argument is that of `__call__`."""
+    def block_outputs(self, images: jax.Array, adapters: Adapters | None = None) -> list[jax.Array]:
+        """Returns the maps (N, H / patch, W / patch, width) after every block.
+
+        Args:
+          images: normalized, float (N, H, W, 3); H and W are multiples of the patch.
+          adapters: what LoRA trains beside the matrices of the blocks; None: nothing.
+
+        Raises:
+          ConfigError: the images have another size.
+        """
         height, width = images.shape[1:3]
         patch = self.form.patch
         if height % patch or width % patch or not height or not width:
@@ -144,10 +156,78 @@ class ImageEncoder(nnx.Module):
             )
         x = self.patch_embed(images.astype(self.dtype))
         x, outputs = x + layers.spread(self.positions(*x.shape[1:3]), x), []
-        for block in self.blocks:
-            x = block(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, adapters and adapters.blocks[i])
             outputs.append(x)
         return outputs
+
+    def __call__(self, images: jax.Array, adapters: Adapters | None = None) -> list[jax.Array]:
+        """Returns what `Neck` takes: the map after the last block. The arguments are those of `block_outputs`."""
+        return self.block_outputs(images, adapters)[-1:]
+
+    def matrices(self) -> list[dict[str, tuple[int, int]]]:
+        """Returns (inputs, outputs) of the matrices of every block, for `Adapters`."""
+        width, hidden = self.form.width, self.form.hidden
+        shapes = {"qkv": (width, 3 * width), "proj": (width, width), "fc1": (width, hidden), "fc2": (hidden, width)}
+        return [shapes] * self.form.depth
+
+    def add_products(self, adapters: Adapters) -> None:
+        """Adds the products of adapters to the matrices, which then give the same without them."""
+        for block, adapter in zip(self.blocks, adapters.blocks, strict=True):
+            adapter.add_to(block.attn.qkv, block.attn.proj, *block.mlp.layers)
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of SAM's `ImageEncoderViT`."""
+        entries: TorchEntries = {"pos_embed": (self.pos_embed, SAME)}
+        entries |= prefixed("patch_embed.proj", self.patch_embed.torch_entries())
+        return entries | entries_of({f"blocks.{i}": block for i, block in enumerate(self.blocks)})
+
+
+class Neck(nnx.Module):
+    """Two convolutions from the transformer's features to those of the decoder."""
+
+    def __init__(self, form: ViTForm, channels: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the layers; the result has so many channels."""
+        common: dict[str, Any] = dict(use_bias=False, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [
+                layers.Conv(form.width, channels, 1, **common),
+                norms.LayerNorm(channels, eps=EPS),
+                layers.Conv(channels, channels, 3, **common),
+                norms.LayerNorm(channels, eps=EPS),
+            ]
+        )
+
+    def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
+        """[(N, h, w, width)] -> [(N, h, w, channels)]."""
+        (x,) = maps
+        for layer in self.layers:
+            x = layer(x)
+        return [x]
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of SAM's `ImageEncoderViT`."""
+        return entries_of({f"neck.{i}": layer for i, layer in enumerate(self.layers)})
+
+
+class ImageEncoder(nnx.Module):
+    """The encoder: images to a map of their patches, with as many channels as the decoder has."""
+
+    def __init__(self, form: ViTForm, channels: int, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs):
+        """Builds the encoder with random weights.
+
+        Args:
+          form: its form.
+          channels: of the result.
+          dtype: type of the computation. Weights are float32.
+          rngs: random keys.
+
+        Raises:
+          ConfigError: no network has such a form.
+        """
+        self.form = form
+        self.trunk = Trunk(form, dtype=dtype, rngs=rngs)
+        self.neck = Neck(form, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the embedding of a batch.
@@ -161,15 +241,8 @@ class ImageEncoder(nnx.Module):
         Raises:
           ConfigError: the images have another size.
         """
-        x = self.block_outputs(images)[-1]
-        for layer in self.neck:
-            x = layer(x)
-        return x
+        return self.neck(self.trunk(images))[0]
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM's `ImageEncoderViT`."""
-        blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-        neck = {f"neck.{i}": layer for i, layer in enumerate(self.neck)}
-        entries: TorchEntries = {"pos_embed": (self.pos_embed, SAME)}
-        entries |= prefixed("patch_embed.proj", self.patch_embed.torch_entries())
-        return entries | entries_of({**blocks, **neck})
+        return self.trunk.torch_entries() | self.neck.torch_entries()

@@ -46,8 +46,19 @@ class Predictions(NamedTuple):
 class MaskDecoder(nnx.Module):
     """A two-way transformer, upscaling of the image, and a product of its pixels with a vector for each mask."""
 
-    def __init__(self, form: DecoderForm, *, version: int, dtype: Dtype, rngs: nnx.Rngs):
-        """Builds the decoder with random weights; `version` is 1 for SAM and 2 for SAM 2.1."""
+    def __init__(self, form: DecoderForm, *, version: int, scored: bool = True, dtype: Dtype, rngs: nnx.Rngs):
+        """Builds the decoder with random weights.
+
+        Args:
+          form: its form.
+          version: 1 for SAM and 2 for SAM 2.1.
+          scored: False: there is nothing that scores the masks, only `masks` can be called.
+          dtype: type of the computation. Weights are float32.
+          rngs: random keys.
+
+        Raises:
+          ConfigError: no network has such a form.
+        """
         form.check()
         self.form, self.version, self.dtype = form, version, dtype
         width, common = form.channels, dict[str, Any](dtype=dtype, rngs=rngs)
@@ -58,11 +69,12 @@ class MaskDecoder(nnx.Module):
         self.upscaling_norm = norms.LayerNorm(width // 4, eps=1e-6)
         self.upscaling2 = layers.ConvTranspose(width // 4, width // 8, **common)
         self.mask_vectors = nnx.List(MLP((width, width, width, width // 8), **common) for _ in range(form.masks))
-        hidden = (form.score_hidden, form.score_hidden)
-        self.score_head = MLP((width, *hidden, form.masks), **common)
+        if scored:
+            self.score_head = MLP((width, form.score_hidden, form.score_hidden, form.masks), **common)
         if version == 2:
             self.object_token = initializers.normal(rngs, (1, width), 1)
-            self.object_head = MLP((width, width, width, 1), **common)
+            if scored:
+                self.object_head = MLP((width, width, width, 1), **common)
             self.finest = layers.Conv(width, width // 8, 1, use_bias=True, **common)
             self.finer = layers.Conv(width, width // 4, 1, use_bias=True, **common)
 
@@ -82,6 +94,23 @@ class MaskDecoder(nnx.Module):
           tokens: float32 (P, T, C), of `PromptEncoder.sparse`.
           seen: bool (P, T), which tokens exist; None: all.
           dense: (P or 1, h, w, C), of `PromptEncoder.dense`.
+        """
+        masks, own = self.masks(features, positions, tokens, seen, dense)
+        scores = self.score_head(own[:, self.version - 1]).astype(jnp.float32)
+        if self.version == 1:
+            return Predictions(masks, scores)
+        return Predictions(masks, jax.nn.sigmoid(scores), self.object_head(own[:, 0])[:, 0].astype(jnp.float32))
+
+    def masks(
+        self, features: Features, positions: jax.Array, tokens: jax.Array, seen: jax.Array | None, dense: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the masks alone, and the decoder's own tokens after the transformer.
+
+        The arguments are those of `__call__`.
+
+        Returns:
+          float32 logits (P, M, 4h, 4w), and (P, T, C): in SAM 2.1 the token of the object, then that of the scores,
+          then those of the masks.
         """
         prompts, count = tokens.shape[0], self.form.masks
         of_image, height, width, channels = features.embedding.shape
@@ -108,10 +137,7 @@ class MaskDecoder(nnx.Module):
         first = len(own) - count
         vectors = jnp.stack([layer(tokens[:, first + i]) for i, layer in enumerate(self.mask_vectors)], axis=1)
         masks = jnp.einsum("pmc,phwc->pmhw", vectors, x, preferred_element_type=jnp.float32)
-        scores = self.score_head(tokens[:, first - 1]).astype(jnp.float32)
-        if self.version == 1:
-            return Predictions(masks, scores)
-        return Predictions(masks, jax.nn.sigmoid(scores), self.object_head(tokens[:, 0])[:, 0].astype(jnp.float32))
+        return masks, tokens[:, : len(own)]
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of the reference's `MaskDecoder`."""
@@ -124,10 +150,11 @@ class MaskDecoder(nnx.Module):
             "output_upscaling.0": self.upscaling1,
             "output_upscaling.1": self.upscaling_norm,
             "output_upscaling.3": self.upscaling2,
-            "iou_prediction_head": self.score_head,
             **{f"output_hypernetworks_mlps.{i}": layer for i, layer in enumerate(self.mask_vectors)},
         }
         if self.version == 2:
             entries["obj_score_token.weight"] = (self.object_token, SAME)
-            modules |= {"pred_obj_score_head": self.object_head, "conv_s0": self.finest, "conv_s1": self.finer}
+            modules |= {"conv_s0": self.finest, "conv_s1": self.finer}
+        heads = {"iou_prediction_head": "score_head", "pred_obj_score_head": "object_head"}
+        modules |= {name: getattr(self, head) for name, head in heads.items() if hasattr(self, head)}
         return entries | entries_of(modules)

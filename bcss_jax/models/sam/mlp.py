@@ -7,6 +7,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models.blocks import layers
+from bcss_jax.models.encoders.vision_transformer.adapters import LowRank, with_product
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 
 LIN = ("lin1", "lin2")  # names of SAM; those of SAM 2.1 are numbers
@@ -43,12 +44,14 @@ class MLP(nnx.Module):
         self.activation = activation
         self.names = tuple(names) or tuple(f"layers.{i}" for i in range(len(pairs)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., widths[0]) -> (..., widths[-1])."""
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = self.activation(layer(x))
-        return last(x)
+    def __call__(self, x: jax.Array, products: Sequence[LowRank | None] = ()) -> jax.Array:
+        """(..., widths[0]) -> (..., widths[-1]); `products` are what LoRA trains beside the layers."""
+        products = products or (None,) * len(self.layers)
+        last = len(self.layers) - 1
+        for i, (layer, product) in enumerate(zip(self.layers, products, strict=True)):
+            x = with_product(layer(x), x, product)
+            x = x if i == last else self.activation(x)
+        return x
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM's `MLPBlock` or `MLP`."""

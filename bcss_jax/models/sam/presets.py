@@ -1,14 +1,17 @@
 """The published networks by name. None of the files is shipped."""
 
+import dataclasses
 import difflib
 
 from flax.typing import Dtype
 from jax import numpy as jnp
 
 from bcss_jax.errors import ConfigError
+from bcss_jax.models.encoders.vision_transformer.presets import PRESETS as PLAIN
 from bcss_jax.models.sam.architecture import HieraForm, ViTForm
 from bcss_jax.models.sam.sam import Sam
 from bcss_jax.models.sam.sam2 import Sam2
+from bcss_jax.models.sam.weights.plain_vit import form_of_preset
 
 PRESETS: dict[str, ViTForm | HieraForm] = {
     "sam_vit_b": ViTForm(768, 12, 12, (2, 5, 8, 11), hidden=3072),
@@ -41,3 +44,26 @@ def create(name: str, *, image_size: int = 1024, dtype: Dtype = jnp.float32, see
     if isinstance(form, ViTForm):
         return Sam(form, image_size=image_size, dtype=dtype, seed=seed)
     return Sam2(form, image_size=image_size, dtype=dtype, seed=seed)
+
+
+def form_of_encoder(name: str, image_size: int = 0) -> ViTForm | HieraForm:
+    """Returns the form of SAM's encoder for a published SAM, or for a plain vision transformer.
+
+    Args:
+      name: of the published network.
+      image_size: height and width of the images that the table of positions of a plain one is for; 0: as published.
+
+    Raises:
+      ConfigError: there is no such network, or SAM's encoder has no place for what it has.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name in PLAIN:
+        form = form_of_preset(name, PLAIN[name])
+        return dataclasses.replace(form, table=max(image_size // form.patch, 1)) if image_size else form
+    near = difflib.get_close_matches(str(name), [*PRESETS, *PLAIN], n=3, cutoff=0.3)
+    raise ConfigError(
+        f"sam: there is no encoder {name!r}; "
+        + (f"did you mean {' or '.join(near)}? " if near else "")
+        + f"The encoders are {', '.join(PRESETS)}, and plain vision transformers such as vit_tiny16 and vit_small16"
+    )

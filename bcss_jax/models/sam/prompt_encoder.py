@@ -39,13 +39,38 @@ class Tokens(NamedTuple):
     labels: jax.Array
 
 
+class Places(nnx.Module):
+    """Fourier features of places in an image, with random frequencies."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        """Draws the frequencies of so many features."""
+        self.matrix = Buffer(initializers.normal(rngs, (2, channels // 2), 1)[...])
+
+    def __call__(self, places: jax.Array) -> jax.Array:
+        """Returns the features of places (..., 2), x and y between 0 and 1: float32 (..., channels)."""
+        x, y = jnp.split(2 * places.astype(jnp.float32) - 1, 2, axis=-1)
+        by_x, by_y = self.matrix[...]
+        # Not a matrix product, which some devices compute with fewer digits.
+        angles = 2 * np.pi * (x * by_x + y * by_y)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    def of_map(self, rows: int, columns: int) -> jax.Array:
+        """Returns the features of the pixels of a map: float32 (rows, columns, channels)."""
+        y, x = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5) / n for n in (rows, columns)), indexing="ij")
+        return self(jnp.asarray(np.stack([x, y], axis=-1)))
+
+    def torch_entries(self) -> TorchEntries:
+        """Returns the entries under the names of SAM's `PositionEmbeddingRandom`."""
+        return {"positional_encoding_gaussian_matrix": (self.matrix, SAME)}
+
+
 class PromptEncoder(nnx.Module):
     """Fourier features of places, learned vectors for what they mean, and convolutions for masks."""
 
     def __init__(self, form: DecoderForm, *, dtype: Dtype, rngs: nnx.Rngs):
         """Builds the encoder with random weights."""
         channels, of_mask = form.channels, form.mask_channels
-        self.matrix = Buffer(initializers.normal(rngs, (2, channels // 2), 1)[...])
+        self.places = Places(channels, rngs=rngs)
         self.points = nnx.List(initializers.normal(rngs, (1, channels), 1) for _ in range(4))
         self.not_a_point = initializers.normal(rngs, (1, channels), 1)
         self.no_mask = initializers.normal(rngs, (1, channels), 1)
@@ -60,18 +85,9 @@ class PromptEncoder(nnx.Module):
         )
         self.dtype = dtype
 
-    def features(self, places: jax.Array) -> jax.Array:
-        """Returns Fourier features of places (..., 2), x and y between 0 and 1: float32 (..., channels)."""
-        x, y = jnp.split(2 * places.astype(jnp.float32) - 1, 2, axis=-1)
-        by_x, by_y = self.matrix[...]
-        # Not a matrix product, which some devices compute with fewer digits.
-        angles = 2 * np.pi * (x * by_x + y * by_y)
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
     def positions(self, rows: int, columns: int) -> jax.Array:
         """Returns the features of the pixels of a map: float32 (rows, columns, channels)."""
-        y, x = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5) / n for n in (rows, columns)), indexing="ij")
-        return self.features(jnp.asarray(np.stack([x, y], axis=-1)))
+        return self.places.of_map(rows, columns)
 
     def sparse(self, tokens: Tokens, size: tuple[int, int]) -> jax.Array:
         """Returns the tokens of points and boxes.
@@ -85,7 +101,7 @@ class PromptEncoder(nnx.Module):
         """
         height, width = size
         places = (tokens.points.astype(jnp.float32) + 0.5) / np.array((width, height), np.float32)
-        features = jnp.where(tokens.labels[..., None] < 0, 0, self.features(places))
+        features = jnp.where(tokens.labels[..., None] < 0, 0, self.places(places))
         meanings = jnp.concatenate([self.not_a_point[...], *(vector[...] for vector in self.points)])
         return features + meanings[jnp.clip(tokens.labels + 1, 0, 4)]
 
@@ -109,11 +125,10 @@ class PromptEncoder(nnx.Module):
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM's `PromptEncoder`."""
         entries: TorchEntries = {
-            "pe_layer.positional_encoding_gaussian_matrix": (self.matrix, SAME),
             "not_a_point_embed.weight": (self.not_a_point, SAME),
             "no_mask_embed.weight": (self.no_mask, SAME),
         }
         entries |= {f"point_embeddings.{i}.weight": (vector, SAME) for i, vector in enumerate(self.points)}
         numbers = (0, 1, 3, 4, 6)  # the others are activations
         names = [f"mask_downscaling.{number}" for number in numbers]
-        return entries | entries_of(dict(zip(names, self.downscaling, strict=True)))
+        return entries | entries_of({"pe_layer": self.places, **dict(zip(names, self.downscaling, strict=True))})

@@ -12,8 +12,14 @@ from bcss_jax.errors import DataError
 from bcss_jax.models.encoders.vision_transformer.fitting import check_fit
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.weights import google_npz
-from bcss_jax.models.weights.files import read_weights
-from bcss_jax.models.weights.torch_layout import HasAdapters, HasTorchConstants, HasTorchEntries, TorchEntries
+from bcss_jax.models.weights.files import WeightFile, read_weights
+from bcss_jax.models.weights.torch_layout import (
+    HasAdapters,
+    HasTorchConstants,
+    HasTorchEntries,
+    LoadsStart,
+    TorchEntries,
+)
 from bcss_jax.models.weights.vision_transformer_names import canonical
 
 # Prefixes that training programs add to the names of a network when they wrap it; `features` is torchvision's DenseNet.
@@ -36,13 +42,15 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
     Returns:
       JSON for the checkpoint: `file`, `sha256`, `part` (`encoder` or `model`), `tensors` (number of tensors that were
       loaded) and `passed_over` (skipped names of an ImageNet classifier and of constants), and, if the encoder is a
-      published one, its `license`.
+      published one, its `license`, and `notes` of what was changed.
 
     Raises:
       DataError: the file cannot be read or does not fit. The message lists all problems and what was expected.
       ConfigError: see `read_weights`.
     """
     file = read_weights(path)
+    if isinstance(model, LoadsStart):
+        return _load_start(model, path, file)
     state, encoder = file.arrays, getattr(model, "encoder", None)
     if google_npz.is_google(state):
         grid = getattr(encoder, "grid", None)
@@ -69,6 +77,23 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
         "tensors": len(state) - len(skipped),
         "passed_over": not_needed + skipped,
         **({"license": preset.license} if (preset := getattr(model, "preset", None)) else {}),
+    }
+
+
+def _load_start(model: LoadsStart, path: Path, file: WeightFile) -> dict:
+    """Does what `load_pretrained` does, for a network that knows what it can start from."""
+    try:
+        start = model.load_start(file.arrays)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return {
+        "file": Path(path).name,
+        "sha256": file.sha256,
+        "part": start.part,
+        "tensors": len(start.arrays),
+        "passed_over": list(start.unused),
+        "notes": list(start.notes),
+        **({} if start.license is None else {"license": start.license}),
     }
 
 

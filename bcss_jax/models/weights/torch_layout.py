@@ -75,6 +75,15 @@ class HasAdapters(Protocol):
         ...
 
 
+@runtime_checkable
+class LoadsStart(Protocol):
+    """A network that a training can start from files of several networks."""
+
+    def load_start(self, state: Mapping[str, np.ndarray]) -> Any:
+        """Loads what fits of a file, name -> array in PyTorch's layout, and returns a `Start`; raises DataError."""
+        ...
+
+
 def prefixed(prefix: str, entries: TorchEntries) -> TorchEntries:
     """Returns the entries with `prefix` and a dot before their names."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}

@@ -1,6 +1,7 @@
 """An annotation of a slide, whatever kind of file it comes from."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -19,11 +20,15 @@ class Annotation(NamedTuple):
         ASAP group is followed by the groups that it is part of. Empty if the annotation has no class.
       area: valid Polygon or MultiPolygon in pixels of level 0, x and y.
       place: where it stands in the file, for messages, for example "geometry 3 (Tumor)".
+      feature: the GeoJSON Feature that it was read from, with its id and properties; None: it was another file.
+      points: of an annotation of points or lines, which `area` widens, float64 [n, 2]; None for polygons.
     """
 
     names: tuple[str, ...]
     area: BaseGeometry
     place: str
+    feature: Mapping[str, Any] | None = None
+    points: np.ndarray | None = None
 
 
 def checked_ring(points: list[tuple[float, float]], origin: tuple[float, float]) -> np.ndarray:

@@ -49,42 +49,68 @@ def label_annotations(
     Raises:
       DataError: the scheme does not know the name of a class; there is no region; or no annotation has a class.
     """
-    known = annotation_labels(scheme)
     wanted = None if region is None else comparable(region)
-    by_label: dict[int, list[BaseGeometry]] = {label: [] for label in known.values()}
-    regions, without_class, general = [], 0, {}
-    if wanted is not None and not any(wanted in map(comparable, annotation.names) for annotation in annotations):
+    by_label: dict[int, list[BaseGeometry]] = {label: [] for label in annotation_labels(scheme).values()}
+    bounding = [wanted is not None and wanted in map(comparable, annotation.names) for annotation in annotations]
+    if wanted is not None and not any(bounding):
         raise DataError(
             f"{printable(path)}: expected an annotation of the class {ascii(region)[:70]}, which bounds what is "
             f"annotated, found only {_listed(annotations)}; draw it, or leave the setting out"
         )
-    for annotation in annotations:
-        names = [comparable(name) for name in annotation.names]
-        if wanted is not None and wanted in names:
-            regions.append(annotation.area)
-            continue
-        if not names:
-            without_class += 1
-            continue
-        place = next((place for place, name in enumerate(names) if name in known), None)
-        if place is None:
-            raise _unknown(path, annotation, scheme, known, may_have_region and region is None)
-        if place:
-            general.setdefault(annotation.names[0], annotation.names[place])
-        by_label[known[names[place]]].append(annotation.area)
+    regions = [annotation.area for annotation, bounds in zip(annotations, bounding, strict=True) if bounds]
+    inner = [annotation for annotation, bounds in zip(annotations, bounding, strict=True) if not bounds]
+    without_class = sum(not annotation.names for annotation in inner)
     if without_class:
         warn(
             f"{printable(path)}: {without_class} of {len(annotations)} annotations have no class; they are left out, "
             "and their pixels count as not annotated"
         )
-    for specific, taken in general.items():
-        warn(f"{printable(path)}: annotations of the class {ascii(specific)[:70]} count as {ascii(taken)[:70]}")
+    labels = labels_of_classes(path, inner, scheme, warn, name_region=may_have_region and region is None)
+    for annotation, label in zip(inner, labels, strict=True):
+        if label is not None:
+            by_label[label].append(annotation.area)
     found = {label: areas for label, areas in by_label.items() if areas}
     if not found and scheme.unannotated is None:
         raise DataError(
             f"{printable(path)}: expected annotations with a class, found {_listed(annotations)}; classify them"
         )
     return Labeled(found, regions)
+
+
+def labels_of_classes(
+    path: Path,
+    annotations: list[Annotation],
+    scheme: LabelScheme,
+    warn: Callable[[str], None] = log.warning,
+    *,
+    name_region: bool = False,
+) -> list[int | None]:
+    """Returns the label of each annotation's class; None for those without a class.
+
+    Args:
+      path: their file, for messages.
+      annotations: as read from the file.
+      scheme: which names have which labels. The most specific name that it knows counts.
+      warn: called with one line on classes that are taken by a more general name.
+      name_region: the message about an unknown name says how a region is named.
+
+    Raises:
+      DataError: the scheme does not know the name of a class.
+    """
+    known = annotation_labels(scheme)
+    labels: list[int | None] = []
+    general: dict[str, str] = {}
+    for annotation in annotations:
+        names = [comparable(name) for name in annotation.names]
+        place = next((place for place, name in enumerate(names) if name in known), None)
+        if names and place is None:
+            raise _unknown(path, annotation, scheme, known, name_region)
+        if place:
+            general.setdefault(annotation.names[0], annotation.names[place])
+        labels.append(None if place is None else known[names[place]])
+    for specific, taken in general.items():
+        warn(f"{printable(path)}: annotations of the class {ascii(specific)[:70]} count as {ascii(taken)[:70]}")
+    return labels
 
 
 def _unknown(path, annotation: Annotation, scheme, known: dict[str, int], name_region: bool) -> DataError:

@@ -123,7 +123,8 @@ def read_annotations(
         names = _class_names(entry.feature)
         place = f"geometry {entry.number}" + (f" ({ascii(names[0])[1:-1][:60]})" if names else "")
         if line_width is not None and entry.geometry["type"] in lines:
-            annotations.append(Annotation(names, _widened(path, entry, origin, line_width), place))
+            area, points = _widened(path, entry, origin, line_width)
+            annotations.append(Annotation(names, area, place, entry.feature, points))
             continue
         area, stated = _area(path, entry, origin)
         if abs(area.area - stated) > _NAMED_CHANGE * area.area:
@@ -133,7 +134,7 @@ def read_annotations(
                 f"found that they cover {area.area:.0f} pixels where their areas add up to {max(stated, 0):.0f}; "
                 "draw it again, or remove it"
             )
-        annotations.append(Annotation(names, area, place))
+        annotations.append(Annotation(names, area, place, entry.feature))
     return annotations
 
 
@@ -211,8 +212,8 @@ def _area(path: Path, entry: _Entry, origin: tuple[float, float]) -> tuple[BaseG
     return area, sum(stated for _, stated in parts)
 
 
-def _widened(path: Path, entry: _Entry, origin: tuple[float, float], width: float) -> BaseGeometry:
-    """Returns what lines of a width cover, or points of a diameter."""
+def _widened(path: Path, entry: _Entry, origin: tuple[float, float], width: float) -> tuple[BaseGeometry, np.ndarray]:
+    """Returns what lines of a width cover, or points of a diameter, and the points themselves."""
     where, geometry = f"{printable(path)}: geometry {entry.number}", entry.geometry
     kind, parts = geometry["type"], geometry.get("coordinates")
     if kind in ("Point", "LineString"):
@@ -225,7 +226,9 @@ def _widened(path: Path, entry: _Entry, origin: tuple[float, float], width: floa
             if not isinstance(line, list) or not line or not _are_points(line):
                 _refuse(line if isinstance(line, list) else [line])
                 raise ValueError("a line without points")
-        return shapely.union_all([_thick(np.array([point[:2] for point in line]) + origin, width) for line in lines])
+        arrays = [np.array([point[:2] for point in line]) + origin for line in lines]
+        area = shapely.union_all([_thick(points, width) for points in arrays])
+        return area, np.concatenate(arrays).astype(np.float64)
     except (TypeError, ValueError, OverflowError, shapely.errors.GEOSException) as error:
         raise DataError(
             f"{where}: expected lines or points of pixels, found {str(error)[:120]}; draw it again, or remove it"

@@ -22,7 +22,7 @@ would give pieces that shapely would have to merge.
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -34,10 +34,39 @@ from bcss_jax.slides.regions.corners import TileRow, corner_positions
 from bcss_jax.slides.regions.growing_region import GrowingRegion
 from bcss_jax.slides.regions.rings import Band, Rings
 from bcss_jax.slides.regions.spill import Spill
-from bcss_jax.slides.store.tile_store import TileStore
 
 _LARGE = 1 << 20  # regions with more corners come after the other regions that end in the same row of tiles
 _CORNERS_AT_A_TIME = 1 << 20  # corners that are followed at a time, in whole rows of pixels
+
+
+class LabelTiles(Protocol):
+    """Labels in square tiles, such as `store.tile_store.TileStore`.
+
+    Attributes:
+      width: pixels.
+      height: pixels.
+      tile_size: side of a tile.
+      rows: of tiles.
+      columns: of tiles.
+    """
+
+    width: int
+    height: int
+    tile_size: int
+
+    @property
+    def rows(self) -> int: ...  # noqa: D102
+
+    @property
+    def columns(self) -> int: ...  # noqa: D102
+
+    def constant(self, row: int, column: int) -> int | None:
+        """Returns the label of a tile that has only one, or None."""
+        ...
+
+    def tile(self, row: int, column: int) -> np.ndarray:
+        """Returns a tile: uint8 [tile_size, tile_size]."""
+        ...
 
 
 class Region(NamedTuple):
@@ -55,7 +84,7 @@ class Region(NamedTuple):
     rings: Iterable[Iterable[np.ndarray]]
 
 
-def regions(store: TileStore, values: Sequence[int], folder: Path, min_pixels: float = 0) -> Iterator[Region]:
+def regions(store: LabelTiles, values: Sequence[int], folder: Path, min_pixels: float = 0) -> Iterator[Region]:
     """Yields the regions of some labels in the order in which they end, going down the slide.
 
     Outer rings have a positive area in (x, y), and holes a negative area. No three successive points are on a line. The

@@ -94,14 +94,24 @@ def _flat(tree: dict) -> _Arrays:
 
 def _shapes(arrays: _Arrays, head: set[tuple]) -> dict[tuple, Any]:
     """Returns the shapes of the arrays, None for those of the head."""
-    return {path: None if path in head else array.shape for path, array in arrays.items()}
+    lists = {_list_of(path) for path in head} - {None}
+    return {
+        path: None if path in head else array.shape for path, array in arrays.items() if _list_of(path) not in lists
+    }
 
 
 def _head(config: Any, num_classes: int, own: _Arrays) -> set[tuple]:
-    """Returns the paths of the parameters whose shape depends on the number of classes."""
+    """Returns the paths of the parameters whose shape, or whose number, depends on the number of classes."""
     arguments = {**config.model, "num_classes": num_classes + 1, "dtype": config.dtype}
     other = _flat(split_model(nnx.eval_shape(lambda: models.create(**arguments)))[1])
-    return {path for path, array in own.items() if other[path].shape != array.shape}
+    # A list with a layer for each class has one more in the other network.
+    lists = {_list_of(path) for path in other.keys() - own.keys()}
+    return {path for path, array in own.items() if _list_of(path) in lists or other[path].shape != array.shape}
+
+
+def _list_of(path: tuple) -> tuple | None:
+    """Returns the path of the first list that a parameter is in; None if it is in none."""
+    return next((path[:i] for i, key in enumerate(path) if isinstance(key, int)), None)
 
 
 def _described(model: Any) -> str:

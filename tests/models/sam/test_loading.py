@@ -92,7 +92,7 @@ def test_another_size_of_images_resizes_the_positions(tmp_path, state):
     save_file(state, tmp_path / "sam.safetensors")
     model = loading.load(tmp_path / "sam.safetensors", image_size=96).model
     assert isinstance(model, Sam) and model.embedding_size == 6
-    assert model.image_encoder.positions(6, 6).shape == (1, 6, 6, 24)
+    assert model.image_encoder.trunk.positions(6, 6).shape == (1, 6, 6, 24)
     with pytest.raises(ConfigError, match="multiple of 16, not 100"):
         loading.load(tmp_path / "sam.safetensors", image_size=100)
 

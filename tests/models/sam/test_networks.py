@@ -53,7 +53,7 @@ def test_maps_masks_and_scores_are_those_of_the_reference(name):
 
 @nnx.jit
 def encoded(model, image):
-    maps = model.image_encoder.block_outputs(image) if isinstance(model, Sam) else model.image_encoder(image)
+    maps = model.image_encoder.trunk.block_outputs(image) if isinstance(model, Sam) else model.image_encoder(image)
     return maps, model.encode(image)
 
 

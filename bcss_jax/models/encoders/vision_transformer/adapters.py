@@ -1,9 +1,10 @@
-"""LoRA: low-rank products that are trained beside the frozen matrices of a vision transformer.
+"""LoRA: low-rank products that are trained beside the frozen matrices of a transformer.
 
 Source: Hu et al. 2021 (arXiv:2106.09685), with the initial values of Hugging Face's PEFT.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,12 @@ from bcss_jax.models.blocks import initializers, layers
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
 
 
+class HasKernel(Protocol):
+    """A layer with a matrix (inputs, outputs)."""
+
+    kernel: nnx.Param[Any]
+
+
 class LowRank(nnx.Module):
     """The product of two thin matrices, times a factor: `scale` * (x A) B. It begins as zero."""
 
@@ -26,7 +33,7 @@ class LowRank(nnx.Module):
         self.scale, self.dtype = scale, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, T, inputs) -> (N, T, outputs)."""
+        """(..., inputs) -> (..., outputs)."""
         thin = layers.dense(x, self.a[...], None, self.dtype)
         return self.scale * layers.dense(thin, self.b[...], None, self.dtype)
 
@@ -44,7 +51,7 @@ class BlockAdapter(nnx.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        shapes: Mapping[str, tuple[int, int]],
         rank: int,
         scale: float,
         matrices: Sequence[str],
@@ -53,20 +60,26 @@ class BlockAdapter(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Builds the products of the chosen `matrices`; the arguments are those of `Adapters`."""
-        shapes = _shapes(architecture)
         by_name = {
             name: LowRank(*shapes[name], rank, scale, dtype=dtype, rngs=rngs) if name in matrices else None
             for name in shapes
         }
         self.qkv, self.proj, self.dense1, self.dense2 = by_name.values()
 
+    def add_to(self, *matrices: HasKernel) -> None:
+        """Adds the products to the four matrices that they are beside, in the order of the attributes."""
+        products = (self.qkv, self.proj, self.dense1, self.dense2)
+        for product, matrix in zip(products, matrices, strict=True):
+            if product is not None:
+                matrix.kernel.set_value(matrix.kernel[...] + product.product())
+
 
 class Adapters(nnx.Module):
-    """The low-rank products of all blocks of a vision transformer."""
+    """The low-rank products of all blocks of a transformer."""
 
     def __init__(
         self,
-        architecture: Architecture,
+        blocks: Sequence[Mapping[str, tuple[int, int]]],
         *,
         rank: int,
         alpha: float,
@@ -77,7 +90,7 @@ class Adapters(nnx.Module):
         """Builds the products; they change nothing before they are trained.
 
         Args:
-          architecture: of the network.
+          blocks: (inputs, outputs) of the four matrices of each block by name, in the order of `BlockAdapter`.
           rank: of each product.
           alpha: the products are multiplied by alpha / rank.
           on: names of the matrices, with commas between them: qkv, proj, fc1 and fc2, or w12 and w3 of a SwiGLU.
@@ -87,11 +100,11 @@ class Adapters(nnx.Module):
         Raises:
           ConfigError: an argument is invalid.
         """
-        name = "vision transformer"
-        check_counts(name, most=architecture.width, lora_rank=rank)
+        name = "LoRA"
+        check_counts(name, most=min(min(shape) for block in blocks for shape in block.values()), lora_rank=rank)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6:
             raise ConfigError(f"{name}: lora_alpha must be a number above 0, not {alpha!r}")
-        chosen, allowed = [each.strip() for each in str(on).split(",")], list(_shapes(architecture))
+        chosen, allowed = [each.strip() for each in str(on).split(",")], list(blocks[0])
         unknown = [each for each in chosen if each not in allowed]
         if unknown or len(set(chosen)) < len(chosen):
             raise ConfigError(
@@ -99,8 +112,7 @@ class Adapters(nnx.Module):
                 f"{on!r}"
             )
         self.blocks = nnx.List(
-            BlockAdapter(architecture, rank, alpha / rank, chosen, dtype=dtype, rngs=rngs)
-            for _ in range(architecture.depth)
+            BlockAdapter(shapes, rank, alpha / rank, chosen, dtype=dtype, rngs=rngs) for shapes in blocks
         )
 
     def clear(self) -> None:
@@ -111,16 +123,17 @@ class Adapters(nnx.Module):
                     product.b.set_value(jnp.zeros(product.b.shape))
 
 
-def _shapes(architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Returns (inputs, outputs) of the matrices of a block by name, in the order of `BlockAdapter`."""
+def matrices_of(architecture: Architecture) -> list[dict[str, tuple[int, int]]]:
+    """Returns (inputs, outputs) of the matrices of every block of a vision transformer, for `Adapters`."""
     width, hidden = architecture.width, architecture.hidden
     first, second = ("w12", "w3") if architecture.gated else ("fc1", "fc2")
-    return {
+    shapes = {
         "qkv": (width, 3 * width),
         "proj": (width, width),
         first: (width, 2 * hidden if architecture.gated else hidden),
         second: (hidden, width),
     }
+    return [shapes] * architecture.depth
 
 
 def with_product(y: jax.Array, x: jax.Array, product: LowRank | None) -> jax.Array:

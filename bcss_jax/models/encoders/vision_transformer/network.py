@@ -177,14 +177,7 @@ class VisionTransformer(nnx.Module):
     def add_products(self, adapters: Adapters) -> None:
         """Adds the products of adapters to the matrices, which then give the same without them."""
         for block, adapter in zip(self.blocks, adapters.blocks, strict=True):
-            for product, kernel in (
-                (adapter.qkv, block.attn.kernel),
-                (adapter.proj, block.attn.proj.kernel),
-                (adapter.dense1, block.mlp.dense1.kernel),
-                (adapter.dense2, block.mlp.dense2.kernel),
-            ):
-                if product is not None:
-                    kernel.set_value(kernel[...] + product.product())
+            adapter.add_to(block.attn, block.attn.proj, block.mlp.dense1, block.mlp.dense2)
 
     def features(self, tokens: jax.Array, grid: tuple[int, int]) -> Features:
         """Applies the final norm to tokens after a block and divides them by what they stand for."""

@@ -1,0 +1,195 @@
+"""Answers prompts on a slide with outlines to choose from."""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from bcss_jax.annotator.drawing.geojson_file import SlideFacts
+from bcss_jax.annotator.drawing.outline import cleaned
+from bcss_jax.annotator.proposals.embeddings import Embeddings
+from bcss_jax.annotator.proposals.segmenter import Embedding, Segmenter
+from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
+from bcss_jax.slides.prompts.object_prompt import INSIDE, ObjectPrompt
+from bcss_jax.slides.prompts.outlines import DETAIL, smooth_outlines
+from bcss_jax.slides.prompts.view import Box, View, read_view
+from bcss_jax.slides.reading.reader_pool import ReaderPool
+
+MOST_AHEAD = 9  # views that are computed for what is looked at
+MOST_ANSWERS = 100  # that are kept for the next click and for being accepted
+CHOICES = 3
+_SPECK = 0.01  # share of the largest part of a mask; smaller parts and holes are left out
+_TOLERANCE = 0.7  # pixels by which outlines are straightened, which run along pixels
+
+
+class Proposal(NamedTuple):
+    """An outline that a prompt may mean, and its expected intersection over union with it."""
+
+    area: BaseGeometry
+    score: float
+
+
+class Answer(NamedTuple):
+    """What a prompt gave: its number, and outlines, the best first; none if nothing was found."""
+
+    number: int
+    proposals: tuple[Proposal, ...]
+
+
+class _Kept(NamedTuple):
+    key: Key
+    answer: Answer
+    logits: tuple[np.ndarray, ...]
+
+
+class Engine:
+    """The prompts of one slide. Threads may share it."""
+
+    def __init__(self, pool: ReaderPool, slide: SlideFacts, segmenter: Segmenter, root: Path | None, slide_digest: str):
+        """Begins to compute when it is asked for something.
+
+        Args:
+          pool: reads the slide.
+          slide: the slide.
+          segmenter: the network.
+          root: folder of the embeddings of all slides; None: they are not kept between sessions.
+          slide_digest: what the slide is recognized by.
+        """
+        self._pool, self._segmenter = pool, segmenter
+        self._views = ViewGrid(slide.size, slide.mpp, segmenter.side)
+        folder = None if root is None else root / slide_digest / segmenter.identity[:16]
+        self._predicts = threading.Lock()
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._numbers = 0
+        self._is_prepared = False
+        self._embeddings = Embeddings(self._computed, folder, root, self._prepare)
+
+    def close(self) -> None:
+        """Ends the computing."""
+        self._embeddings.close()
+
+    def look(self, box: Box, um_per_pixel: float) -> tuple[int, int]:
+        """Begins to compute what a prompt on a part of the slide will need.
+
+        Args:
+          box: the part, in pixels of level 0.
+          um_per_pixel: of the screen.
+
+        Returns:
+          How many of its views are ready, and how many there are.
+        """
+        keys = self._views.keys_in(box, self._views.level(um_per_pixel), MOST_AHEAD)
+        self._embeddings.look(keys)
+        return sum(map(self._embeddings.is_ready, keys)), len(keys)
+
+    def prompt(
+        self, prompt: ObjectPrompt, um_per_pixel: float, previous: tuple[int, int] | None, seconds: float
+    ) -> Answer | None:
+        """Returns outlines of what a prompt means.
+
+        Args:
+          prompt: points, box or both, in pixels of level 0, on the slide.
+          um_per_pixel: of the screen.
+          previous: number of the answer that the prompt corrects, and which of its outlines; used if the view is the
+            same.
+          seconds: to wait for the view to be computed.
+
+        Returns:
+          The answer, or None if the view is not computed yet.
+
+        Raises:
+          DataError: the slide cannot be read there.
+        """
+        key = self._views.key_for(_reach(prompt), self._views.level(um_per_pixel))
+        embedding = self._embeddings.get(key, seconds)
+        if embedding is None:
+            return None
+        with self._predicts:
+            return self._answered(key, embedding, prompt, previous)
+
+    def proposal(self, number: int, choice: int) -> Proposal | None:
+        """Returns an outline of an answer, or None if there is none (any more)."""
+        kept = self._kept.get(number)
+        return kept.answer.proposals[choice] if kept and 0 <= choice < len(kept.answer.proposals) else None
+
+    def _answered(
+        self, key: Key, embedding: Embedding, prompt: ObjectPrompt, previous: tuple[int, int] | None
+    ) -> Answer:
+        view = self._views.view(key)
+        mask = self._logits(key, previous)
+        is_single = prompt.box is None and prompt.points is not None and len(prompt.points) == 1
+        predictions = [self._segmenter.predict(embedding, view, prompt, mask, True)]
+        if not is_single:  # the mask for prompts that mean one thing comes first
+            predictions.insert(0, self._segmenter.predict(embedding, view, prompt, mask, False))
+        found: list[tuple[Proposal, np.ndarray]] = []
+        for prediction in predictions:
+            for place in np.argsort(-prediction.scores, kind="stable"):
+                area = _area(prediction.masks[place], view, prompt)
+                if area is not None and len(found) < CHOICES and not _is_among(area, found):
+                    score = float(np.clip(prediction.scores[place], 0, 1))
+                    found.append((Proposal(area, score), prediction.low_res[place]))
+        self._numbers += 1
+        answer = Answer(self._numbers, tuple(each for each, _ in found))
+        self._kept[answer.number] = _Kept(key, answer, tuple(logits for _, logits in found))
+        while len(self._kept) > MOST_ANSWERS:
+            self._kept.popitem(last=False)
+        return answer
+
+    def _logits(self, key: Key, previous: tuple[int, int] | None) -> np.ndarray | None:
+        kept = self._kept.get(previous[0]) if previous else None
+        if kept is None or previous is None or kept.key != key or not 0 <= previous[1] < len(kept.logits):
+            return None
+        return kept.logits[previous[1]]
+
+    def _computed(self, key: Key) -> Embedding:
+        return self._segmenter.encode(read_view(self._pool, self._views.view(key)).pixels)
+
+    def _prepare(self, key: Key, embedding: Embedding) -> None:
+        if not self._is_prepared:
+            with self._predicts:
+                self._segmenter.prepare(embedding, self._views.view(key))
+            self._is_prepared = True
+
+
+def _reach(prompt: ObjectPrompt) -> Box:
+    """Returns the box around all of a prompt."""
+    points = [] if prompt.points is None else [np.asarray(prompt.points, np.float64)]
+    if prompt.box is not None:
+        points.append(np.reshape(prompt.box, (2, 2)))
+    everything = np.concatenate(points)
+    (x0, y0), (x1, y1) = everything.min(0).tolist(), everything.max(0).tolist()
+    return x0, y0, x1, y1
+
+
+def _area(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> BaseGeometry | None:
+    """Returns the outline of a mask on the slide without specks; None if nothing is left.
+
+    Parts that a point inside was set on stay, however small.
+    """
+    parts = smooth_outlines(logits, view)
+    if not parts:
+        return None
+    least = _SPECK * max(part.area for part in parts)
+    inside = [] if prompt.points is None or prompt.labels is None else prompt.points[prompt.labels == INSIDE]
+    points = shapely.MultiPoint(np.asarray(inside).reshape(-1, 2))
+    kept = [_filled(part, least) for part in parts if part.area >= least or shapely.intersects(part, points)]
+    rows, columns = (np.count_nonzero((logits > 0).any(axis)) for axis in (1, 0))
+    pixel = min(view.grid.scale) * min(1.0, max(rows, columns) / DETAIL)  # of `smooth_outlines`
+    straight = shapely.union_all(shapely.simplify(kept, _TOLERANCE * pixel))
+    with contextlib.suppress(shapely.errors.GEOSException):
+        return cleaned(straight)
+    return cleaned(shapely.union_all(kept))
+
+
+def _filled(part: shapely.Polygon, least: float) -> shapely.Polygon:
+    holes = [ring for ring in part.interiors if shapely.Polygon(ring).area >= least]
+    return shapely.Polygon(part.exterior, holes)
+
+
+def _is_among(area: BaseGeometry, found: list[tuple[Proposal, np.ndarray]]) -> bool:
+    return any(shapely.equals(area, each.area) for each, _ in found)

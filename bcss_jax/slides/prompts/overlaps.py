@@ -1,0 +1,189 @@
+"""Areas of objects that do not overlap: where masks do, the larger logit decides.
+
+Objects of one class that share more than half of the smaller one are the same object, and become one.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from shapely.geometry.base import BaseGeometry
+
+from bcss_jax.slides.prompts.answers import Answer
+from bcss_jax.slides.prompts.outlines import smooth_outlines
+from bcss_jax.slides.prompts.view import View
+
+SAME = 0.5  # share of the smaller of two objects of a class from which on they are one
+PRECISION = 0.01  # pixels of level 0, as coordinates are written
+_FAR = -1e9  # logit outside of the part that is kept
+_AT_ONCE = 64  # answers with their logits in memory
+_FINE = 0.05  # pixels of level 0, width of what is left out as no area
+
+
+class Masked(NamedTuple):
+    """An object with its outline on the slide. Its logits are not kept in memory: most objects overlap no other one.
+
+    Attributes:
+      label: of its class.
+      view: on which it was answered.
+      area: Polygon, MultiPolygon, or empty, in pixels of level 0.
+      score: expected intersection over union.
+      cut: whether the mask reaches an edge of the view that is no edge of the slide.
+      read: () -> the answer with its logits.
+    """
+
+    label: int
+    view: View
+    area: BaseGeometry
+    score: float
+    cut: bool
+    read: Callable[[], Answer]
+
+
+def masked(label: int, view: View, answer: Answer, read: Callable[[], Answer], min_pixels: float = 0) -> Masked:
+    """Returns an object with the outline of its answer.
+
+    Args:
+      label: of its class.
+      view: on which it was answered.
+      answer: the mask.
+      read: () -> the same answer.
+      min_pixels: of level 0; smaller holes are filled, and smaller parts are left out except the largest one.
+    """
+    area = _EMPTY
+    if answer.logits.size:
+        parts = [_filled(part, min_pixels) for part in smooth_outlines(answer.logits, _part(answer, view))]
+        area = shapely.union_all(without_islands(parts, min_pixels))
+    return Masked(label, view, area, answer.score, answer.cut, read)
+
+
+def without_islands(parts: Sequence[shapely.Polygon], min_pixels: float) -> list[shapely.Polygon]:
+    """Returns the polygons without those that are smaller, but always the largest one, which comes first."""
+    ordered = sorted(parts, key=lambda part: -part.area)
+    return ordered[:1] + [part for part in ordered[1:] if part.area >= min_pixels]
+
+
+def _filled(part: shapely.Polygon, min_pixels: float) -> shapely.Polygon:
+    """Returns a polygon without its smaller holes."""
+    holes = [ring for ring in part.interiors if shapely.Polygon(ring).area >= min_pixels]
+    return part if len(holes) == len(part.interiors) else shapely.Polygon(part.exterior, holes)
+
+
+class Separate(NamedTuple):
+    """An area that no other one overlaps.
+
+    Attributes:
+      members: positions of the objects that it was made of.
+      area: Polygon, MultiPolygon, or empty if others have taken all of it.
+    """
+
+    members: list[int]
+    area: BaseGeometry
+
+
+def separate_areas(objects: Sequence[Masked], cut_out: Sequence[BaseGeometry] = ()) -> list[Separate]:
+    """Returns the areas of objects, in the order of their first members; where logits are equal, the first one counts.
+
+    Args:
+      objects: with their masks.
+      cut_out: areas that belong to no object.
+    """
+    whole = [each.area for each in objects]
+    first, second = _overlapping(whole)
+    group = _same_objects(objects, whole, first, second)
+    areas = list(whole)
+    logits = functools.lru_cache(_AT_ONCE)(lambda number: objects[number].read())
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        shared = whole[i].intersection(whole[j])
+        if group[i] != group[j] and shared.area > 0:
+            of_second = _of_second((objects[i].view, logits(i)), (objects[j].view, logits(j)), shared)
+            areas[i] = _polygons(areas[i].difference(of_second))
+            areas[j] = _polygons(areas[j].difference(shared.difference(of_second)))
+    taken: list[BaseGeometry] = []
+    found = []
+    for number in dict.fromkeys(group.tolist()):
+        members = np.flatnonzero(group == number).tolist()
+        taken.append(_exact(shapely.union_all([areas[member] for member in members])))
+        found.append(members)
+    tree = shapely.STRtree(taken)
+    blocked = shapely.union_all(list(cut_out), grid_size=PRECISION) if cut_out else _EMPTY
+    for number, area in enumerate(taken):
+        near = [other for other in tree.query(area).tolist() if other < number]
+        for other in (*(taken[other] for other in near), blocked):
+            if not area.is_empty and area.intersects(other):
+                area = shapely.difference(area, other, grid_size=PRECISION)
+        taken[number] = _polygons(area)
+    return [Separate(members, area) for members, area in zip(found, taken, strict=True)]
+
+
+def _overlapping(areas: Sequence[BaseGeometry]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs of areas that overlap, the smaller position first."""
+    pairs = shapely.STRtree(areas).query(areas, predicate="intersects")
+    first, second = pairs[:, pairs[0] < pairs[1]]
+    order = np.lexsort((second, first))
+    return first[order], second[order]
+
+
+def _same_objects(objects, areas, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the number of the object that each one belongs to."""
+    same = [
+        (i, j)
+        for i, j in zip(first.tolist(), second.tolist(), strict=True)
+        if objects[i].label == objects[j].label
+        and areas[i].intersection(areas[j]).area > SAME * min(areas[i].area, areas[j].area)
+    ]
+    links = np.array(same, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(links.shape[1], bool), (links[0], links[1])), shape=(len(objects), len(objects)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _of_second(one: tuple[View, Answer], other: tuple[View, Answer], shared: BaseGeometry) -> BaseGeometry:
+    """Returns where the second of two answers has the larger logit, of the area that they share."""
+    finer = min(one[0], other[0], key=lambda view: view.grid.mpp)
+    (left, top), (right, bottom) = finer.from_level0(np.reshape(shared.bounds, (2, 2)))
+    left, top = int(np.floor(left)) - 1, int(np.floor(top)) - 1
+    place = finer.part(left, top, int(np.ceil(right)) + 1 - left, int(np.ceil(bottom)) + 1 - top)
+    centers = np.stack(np.meshgrid(np.arange(place.width) + 0.5, np.arange(place.height) + 0.5), -1)
+    centers = place.to_level0(centers)
+    difference = _logits_at(*other, centers) - _logits_at(*one, centers)
+    return shapely.union_all(smooth_outlines(difference, place)).intersection(shared)
+
+
+def _part(answer: Answer, view: View) -> View:
+    """Returns the part of a view whose logits an answer has."""
+    height, width = answer.logits.shape
+    return view.part(answer.left, answer.top, width, height)
+
+
+def _logits_at(view: View, answer: Answer, points: np.ndarray) -> np.ndarray:
+    """Returns the logits at points float64 [h, w, 2] in pixels of level 0: float32 [h, w]."""
+    at = (_part(answer, view).from_level0(points) - 0.5).astype(np.float32)
+    height, width = answer.logits.shape
+    at[..., 0], at[..., 1] = _to_edge(at[..., 0], width), _to_edge(at[..., 1], height)
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": _FAR}
+    return cv2.remap(answer.logits, at[..., 0], at[..., 1], cv2.INTER_LINEAR, **border)
+
+
+def _to_edge(at: np.ndarray, size: int) -> np.ndarray:
+    """Returns positions of pixel centers, those within half a pixel of the edges moved to the outermost centers."""
+    near = (at >= -0.5) & (at <= size - 0.5)
+    return np.where(near, at.clip(0, size - 1), at)
+
+
+def _exact(area: BaseGeometry) -> BaseGeometry:
+    return _polygons(shapely.set_precision(area, PRECISION))
+
+
+def _polygons(area: BaseGeometry) -> BaseGeometry:
+    """Returns the polygons of a geometry without slivers that have no width."""
+    parts = [each for each in shapely.get_parts(area) if isinstance(each, shapely.Polygon)]
+    wide = [each for each in parts if each.area > _FINE * each.length / 2]
+    return shapely.MultiPolygon(wide) if len(wide) != 1 else wide[0]
+
+
+_EMPTY = shapely.MultiPolygon()
