@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bcss_jax.api.click_evaluation import evaluate_clicks
     from bcss_jax.api.evaluation import evaluate
     from bcss_jax.api.evaluation_report import EvaluationReport
     from bcss_jax.api.pretraining import pretrain
@@ -32,6 +33,7 @@ __all__ = [
     "SlideResult",
     "SlideResults",
     "evaluate",
+    "evaluate_clicks",
     "load_config",
     "pretrain",
     "prompt_slide",
@@ -45,6 +47,7 @@ _MODULES = {
     "SlideResult": "bcss_jax.api.slide_results",
     "SlideResults": "bcss_jax.api.slide_results",
     "evaluate": "bcss_jax.api.evaluation",
+    "evaluate_clicks": "bcss_jax.api.click_evaluation",
     "load_config": "bcss_jax.config_file",
     "pretrain": "bcss_jax.api.pretraining",
     "prompt_slide": "bcss_jax.api.prompting",

@@ -28,6 +28,7 @@ LAYERS = (
     ("slides/", "tissue  stitching  outputs  scoring  batch  features  prompts  scribbles", PURPLE),
     ("evaluation/", "scores of trained runs; statistics, reporting", SKY),
     ("accelerators/", "steps compiled for devices that are not there: memory, traffic, arithmetic", SKY),
+    ("tuning/", "SAM trained with simulated prompts: rounds of prompts, losses, step, loop", SKY),
     ("prompting/", "Segment Anything: points, boxes and masks to masks", SKY),
     ("inference/", "trained runs, probabilities, test-time augmentation, exported models", SKY),
     ("nnunet/", "nnU-Net as a method: one file for each of its steps", ORANGE),

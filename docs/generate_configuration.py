@@ -15,6 +15,7 @@ from types import ModuleType
 from bcss_jax import config
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.pretraining import config as pretraining_config
+from bcss_jax.tuning import config as tuning_config
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -96,11 +97,20 @@ The settings of `configs/dino.py`, from `bcss_jax/pretraining/config.py`; see [f
 """
 
 
+TUNING = """\
+## Prompts
+
+The settings that `configs/sam.py` has besides those of all trainings with `,prompts`, from `bcss_jax/tuning/config.py`;
+see [tuning SAM](sam_tuning.md).
+"""
+
+
 def page() -> str:
     """Returns the text of the page."""
     runtime = ", ".join(f"`{name}`" for name in config.RUNTIME_FIELDS)
     recipe = ["## Training", "The settings of all other configs, from `bcss_jax/config.py`.", _table(config)]
-    others = [NNUNET.rstrip(), _table(nnunet_config), PRETRAINING.rstrip(), _table(pretraining_config)]
+    others = [NNUNET.rstrip(), _table(nnunet_config), TUNING.rstrip(), _table(tuning_config)]
+    others += [PRETRAINING.rstrip(), _table(pretraining_config)]
     return "\n\n".join([INTRODUCTION.format(runtime=runtime).rstrip(), *recipe, *others]) + "\n"
 
 

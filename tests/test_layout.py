@@ -25,6 +25,7 @@ LAYERS = (
     ("nnunet",),
     ("inference",),
     ("prompting",),
+    ("tuning",),
     ("accelerators",),
     ("evaluation.statistics",),
     ("evaluation.reporting",),

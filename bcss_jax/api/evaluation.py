@@ -150,7 +150,7 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
 def _refuse_inputs(args, runs) -> None:
     """Raises ConfigError if the results would be written where the command reads."""
     inputs = [("--checkpoints", path) for path in args.checkpoints]
-    data = {Path(folder) for run in runs if (folder := _data_settings(args, run).dir)}
+    data = {Path(folder) for run in runs if (folder := data_settings(args, run).dir)}
     folders = [each for folder in sorted(data) for each in read_folders("--data.dir", folder.expanduser())]
     inner = [each for each in folders if each[0] != "--data.dir"]
     inputs += [each for each in folders if each[0] == "--data.dir"]
@@ -178,10 +178,10 @@ def _targets(args, runs, batch_size) -> list[EvaluationTarget]:
     """Returns a target for each run, followed by the ensembles if they were asked for."""
     targets, prepared = [], {}
     for run in runs:
-        settings = _data_settings(args, run)
+        settings = data_settings(args, run)
         key = settings, run.scheme
         if key not in prepared:
-            prepared[key] = _prepare(settings, args, run.scheme)
+            prepared[key] = prepare(settings, args, run.scheme)
         data = prepared[key]
         if isinstance(run, CrossValidatedRun):
             targets.append(_cross_validation(args, run, data, batch_size))
@@ -213,7 +213,7 @@ def _cross_validation(args, run: CrossValidatedRun, data, batch_size) -> Evaluat
     from bcss_jax.data.sampling.folded_data import hold_out
 
     if args.split == "test":
-        settings = _data_settings(args, run)
+        settings = data_settings(args, run)
         split, _ = _splits(data, settings, args, run.scheme, batch_size)
         return EvaluationTarget(run.name, run.name, run.folds, split, split)
     if args.split == "train":
@@ -267,7 +267,7 @@ def _unseen_splits(run, split, fit_split) -> tuple[EvaluationSplit, EvaluationSp
     return split, split if seen else fit_split
 
 
-def _data_settings(args, run) -> DataSettings:
+def data_settings(args, run) -> DataSettings:
     """Returns the data settings of the checkpoint, unless the command line gives others."""
     saved = run.config["data"]
     if not (args.layout or saved["layout"]):
@@ -316,7 +316,7 @@ def _data_settings(args, run) -> DataSettings:
     return settings
 
 
-def _prepare(settings, args, scheme):
+def prepare(settings, args, scheme):
     """Returns the prepared data set."""
     from bcss_jax.data import tfrecords  # imported here: TensorFlow takes seconds, and a typo should fail before that
 

@@ -23,6 +23,7 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.training import workdir as workdirs
+from bcss_jax.tuning import config as tuning_config
 
 HOURS = Range(0, 10_000)
 
@@ -73,11 +74,12 @@ def check_config(config: Any) -> LabelScheme:
         raise ConfigError(
             f"config.method=dino: {config.name} is a pretraining; run it with python -m bcss_jax.pretrain"
         )
-    nnunet = config.get("method") == "nnunet"
+    method = config.get("method")
     scheme = find_scheme(config.labels)
-    if not nnunet:
+    if method != "nnunet":
         set_image_statistics(config)
-    (nnunet_config.validate if nnunet else validate)(config, scheme)
+    by_method = {"nnunet": nnunet_config.validate, tuning_config.METHOD: tuning_config.validate}
+    by_method.get(method, validate)(config, scheme)
     return scheme
 
 
@@ -104,6 +106,8 @@ def _train(config: Any, workdir: Path, fresh: bool, scheme: LabelScheme, interru
         # Here, because TensorFlow takes seconds to import, and a mistake on the command line should show at once.
         if config.get("method") == "nnunet":
             from bcss_jax.nnunet.run import run as train_run
+        elif config.get("method") == tuning_config.METHOD:
+            from bcss_jax.tuning.loop import tune as train_run
         else:
             from bcss_jax.training.loop import train as train_run
 

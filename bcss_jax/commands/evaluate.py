@@ -3,7 +3,8 @@
     python -m bcss_jax.evaluate --checkpoints=runs/unet,runs/transunet --output=results
         [--split=val] [--data.dir=FOLDER --data.layout=kaggle224] [--tta] [--ensemble]
 
-The folds of a cross-validation are scored together, each on the images that it has not seen.
+The folds of a cross-validation are scored together, each on the images that it has not seen. With --clicks, SAMs that
+take prompts are scored, runs of configs/sam.py:LAYOUT,prompts or files: how many clicks the objects need.
 
 Network, label scheme, image statistics and data settings come from each checkpoint. To resume a stopped evaluation, run
 the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 storage, 75 stopped on request.
@@ -12,10 +13,12 @@ the same command again. Exit codes: 0 done, 2 settings, 3 data, 4 numbers, 5 sto
 import sys
 from pathlib import Path
 
+from bcss_jax.api.click_evaluation import evaluate_clicks
 from bcss_jax.api.evaluation import SPLIT_BY, WHICH, evaluate
 from bcss_jax.common import command
 from bcss_jax.common.ranges import COUNT
 from bcss_jax.data import discovery
+from bcss_jax.errors import ConfigError
 
 # Flags of training, as errors name them -> flags of this command.
 FLAGS = {f"--config.data.{name}": f"--data.{name}" for name in ("dir", "list", "layout", "split", "mpp")}
@@ -30,7 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     def parse_and_evaluate():
         options = vars(_parser().parse_args(argv))
         del options["debug"]
-        evaluate(**options)
+        if not options.pop("clicks"):
+            evaluate(**options)
+            return
+        for name, default in (("which", "best"), ("batch_size", None), ("tta", False), ("ensemble", False)):
+            if options.pop(name) != default:
+                raise ConfigError(f"--clicks does not go with --{name}; leave one of them out")
+        evaluate_clicks(**options)
 
     return command.run(parse_and_evaluate, debug="--debug" in argv, flags=FLAGS)
 
@@ -68,6 +77,11 @@ def _parser():
         help="average over flips and quarter turns of each image, or over flips only if images are not square",
     )
     add("--ensemble", action="store_true", help="also score the mean of all checkpoints with the same label scheme")
+    add(
+        "--clicks",
+        action="store_true",
+        help="score SAMs that take prompts by simulated clicks and boxes; --checkpoints may name their files too",
+    )
     add("--overwrite", action="store_true", help="replace results of other settings or models")
     command.add_debug(parser)
     return parser

@@ -112,8 +112,8 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
     Raises:
       ConfigError: the network does not have the encoder or the heads that the config asks for.
     """
-    never_trained = _never_trained(config, model)
-    tx, schedule = _optimizer(config, model), _schedule(config)
+    never_trained = never_trained_parts(config, model)
+    tx, schedule = make_optimizer(config, model), make_schedule(config)
     objective = Objective(
         num_classes=scheme.num_classes,
         ignore_index=scheme.ignore_index,
@@ -161,7 +161,7 @@ def make_steps(config: Any, scheme: LabelScheme, model: Any, mesh: jax.sharding.
     )
 
 
-def _never_trained(config: Any, model: Any) -> tuple[str, ...]:
+def never_trained_parts(config: Any, model: Any) -> tuple[str, ...]:
     """Returns the parts of the network that are not trained in any epoch.
 
     Raises:
@@ -182,11 +182,12 @@ def _never_trained(config: Any, model: Any) -> tuple[str, ...]:
     return ("encoder",)
 
 
-def _optimizer(config: Any, model: nnx.Module) -> optax.GradientTransformation:
+def make_optimizer(config: Any, model: nnx.Module) -> optax.GradientTransformation:
+    """Builds the optimizer chain of a network. Raises ConfigError as `never_trained_parts`."""
     settings = config.optimizer
     rule = adamw if settings.name == "adamw" else functools.partial(sgd, momentum=settings.momentum)
     tx = rule(settings.learning_rate, settings.weight_decay)
-    if _never_trained(config, model):
+    if never_trained_parts(config, model):
         tx = separate_encoder_optimizer(optax.set_to_zero(), tx)  # which keeps no state of the encoder
     elif settings.encoder_scale != 1 or config.freeze_encoder_epochs:
         if not hasattr(model, "encoder"):
@@ -199,7 +200,8 @@ def _optimizer(config: Any, model: nnx.Module) -> optax.GradientTransformation:
     return clipped(tx, settings.clip_norm or None)
 
 
-def _schedule(config: Any) -> Plateau | Poly:
+def make_schedule(config: Any) -> Plateau | Poly:
+    """Builds the schedule of the learning rate."""
     if config.schedule == "poly":
         return Poly(config.epochs)
     return Plateau(config.plateau.factor, config.plateau.patience, config.plateau.min_scale)

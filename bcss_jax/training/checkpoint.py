@@ -334,8 +334,14 @@ def network_of(trained: TrainedWeights) -> nnx.Module:
     Raises:
       DataError: there is no such network, or the weights of the checkpoint do not fit it; one line with up to 20 of
         the differences.
+      ConfigError: the checkpoint is that of a SAM that takes prompts.
     """
     where = trained.folder / str(trained.step)
+    if trained.metadata.get("config", {}).get("method") == "prompts":
+        raise ConfigError(
+            f"{trained.folder.parent}: its SAM takes prompts and is no semantic network; score it with python -m "
+            "bcss_jax.evaluate --clicks"
+        )
     try:
         config, scheme = trained.metadata["config"], trained.metadata["label_scheme"]
         arguments = {**config["model"], "num_classes": len(scheme["class_names"]), "dtype": config["dtype"]}

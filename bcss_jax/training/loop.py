@@ -140,7 +140,7 @@ class Run:
         del model, start  # otherwise their arrays would stay in device memory in addition to the state
         clock.lap("network")
         with self._compiled_meanwhile(state):
-            self._data = self._prepare_data()
+            self._data = prepare_data(config, self._scheme)
             clock.lap("data")
         clock.lap("compiling")
         safe_point(BEFORE)
@@ -152,7 +152,7 @@ class Run:
             "threads": config.data.threads or None,
         }
         self.session = self._start_or_resume(state, pretrained, interruption)
-        self._weights = self._draw_weights()
+        self._weights = draw_weights(config, self._data, self._scheme, self._pipeline["table"])
         self._tiles = self._load_training_tiles()
         self._feature_cache = self._make_feature_cache()
         self.tensorboard = TensorBoard(workdir / "tensorboard", active=is_main_process())
@@ -201,30 +201,6 @@ class Run:
                 "begin with the new ones, use --fresh or another --workdir)",
                 printable(file),
             )
-
-    def _prepare_data(self) -> tfrecords.PreparedData:
-        config, scheme = self._config, self._scheme
-        settings = DataSettings(
-            config.data.layout,
-            config.data.dir or None,
-            config.data.split,
-            config.data.mpp,
-            config.data.patch_size,
-            config.data.stride,
-            config.data.allow_missing,
-            config.data.max_bad,
-            config.data.list or None,
-            config.data.region,
-        )
-        prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
-        data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
-        if folds:
-            data = hold_out(data, folds, int(config.data.fold), scheme)
-        print_main(
-            f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
-            f"classes {', '.join(scheme.evaluated_names)}"
-        )
-        return data
 
     def _start_or_resume(
         self, state: TrainState, pretrained: dict | None, interruption: Interruption
@@ -277,24 +253,6 @@ class Run:
             max_bad_steps=config.max_bad_steps,
         )
         return TrainingSession(state, record, checkpoints, metadata, settings, interruption)
-
-    def _draw_weights(self) -> np.ndarray | None:
-        """Returns how often each training tile is drawn, with mean 1; None: all equally often."""
-        data, scheme, of_slides = self._data, self._scheme, self._data.slide_weights
-        weights = None
-        if self._config.data.balance == "classes":
-            counts = data.code_counts("train")
-            table = self._pipeline["table"]
-            weights = class_weights(np.stack([counts[:, table == label].sum(1) for label in scheme.evaluated], axis=1))
-        if of_slides:
-            rows = data.table("train")
-            weights = np.ones(len(rows)) if weights is None else weights
-            weights = with_slide_weights(weights, [of_slides[row["barcode"]] for row in rows])
-        if weights is not None:
-            print_main(
-                f"training images are drawn {weights.min():.2g} to {weights.max():.2g} times an epoch on average"
-            )
-        return weights
 
     def _load_training_tiles(self):
         """Returns the training tiles, decoded if they fit the memory, or as a data set of encoded ones."""
@@ -543,6 +501,49 @@ class Run:
         if config.data.layout == "sample":
             layout = f"--config=configs/{config.name}.py:kaggle224"
             print_main(f"on BCSS:   {python} -m bcss_jax.main {layout} --config.data.dir=FOLDER")
+
+
+def prepare_data(config: Any, scheme: labels.LabelScheme) -> tfrecords.PreparedData:
+    """Returns the data set of a run, prepared, and divided as its config says. Raises UserError as `train`."""
+    settings = DataSettings(
+        config.data.layout,
+        config.data.dir or None,
+        config.data.split,
+        config.data.mpp,
+        config.data.patch_size,
+        config.data.stride,
+        config.data.allow_missing,
+        config.data.max_bad,
+        config.data.list or None,
+        config.data.region,
+    )
+    prepared_dir, folds = Path(config.data.prepared_dir).expanduser(), config.data.folds
+    data = tfrecords.prepare(settings, prepared_dir=prepared_dir, scheme=scheme, log_report=not folds)
+    if folds:
+        data = hold_out(data, folds, int(config.data.fold), scheme)
+    print_main(
+        f"{config.data.layout}: {data.splits['train']} training and {data.splits['val']} validation images, "
+        f"classes {', '.join(scheme.evaluated_names)}"
+    )
+    return data
+
+
+def draw_weights(
+    config: Any, data: tfrecords.PreparedData, scheme: labels.LabelScheme, table: np.ndarray
+) -> np.ndarray | None:
+    """Returns how often each training tile is drawn, with mean 1; None: all equally often. `table`: code -> label."""
+    of_slides = data.slide_weights
+    weights = None
+    if config.data.balance == "classes":
+        counts = data.code_counts("train")
+        weights = class_weights(np.stack([counts[:, table == label].sum(1) for label in scheme.evaluated], axis=1))
+    if of_slides:
+        rows = data.table("train")
+        weights = np.ones(len(rows)) if weights is None else weights
+        weights = with_slide_weights(weights, [of_slides[row["barcode"]] for row in rows])
+    if weights is not None:
+        print_main(f"training images are drawn {weights.min():.2g} to {weights.max():.2g} times an epoch on average")
+    return weights
 
 
 def _another_content(file: Path, sha256: str) -> bool:

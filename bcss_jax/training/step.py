@@ -106,7 +106,7 @@ def make_train_step(
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(len(images)))
         if augment:
             images, labels = augment(images, labels, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
-        trained, fixed = _divided(state.params, frozen)
+        trained, fixed = divided(state.params, frozen)
         grads, sums, model_state, counts = gradients(
             trained, fixed, state.model_state, state.loss_scale, images, labels, keys, *features
         )
@@ -119,7 +119,7 @@ def make_train_step(
         loss_scale, skipped = after_step(state.loss_scale, has_truth & jnp.isfinite(loss), jnp.isfinite(grad_norm))
         old = (state.params, state.model_state, state.opt_state)
         new = (optax.apply_updates(state.params, updates), model_state, opt_state)
-        new = _with_frozen(new, old, frozen)
+        new = with_frozen(new, old, frozen)
         params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite & has_truth, n, o), new, old)
         report = dict(loss=loss, grad_norm=grad_norm, sums=sums[0], confusion=counts)
         report |= dict(finite=finite, has_truth=has_truth, skipped_by_loss_scale=skipped)
@@ -286,13 +286,13 @@ def make_eval_step(
     )
 
 
-def _divided(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
+def divided(params: dict, frozen: tuple[str, ...]) -> tuple[dict, dict]:
     """Returns the parameters that are trained, and those of the frozen parts of the model."""
     fixed = {name: part for name, part in params.items() if name in frozen}
     return {name: part for name, part in params.items() if name not in frozen}, fixed
 
 
-def _with_frozen(new, old, frozen: tuple[str, ...]):
+def with_frozen(new, old, frozen: tuple[str, ...]):
     """Returns `new` with the frozen parts of the model as they are in `old`."""
     if not frozen:
         return new

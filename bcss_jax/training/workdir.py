@@ -18,7 +18,7 @@ OUTPUTS = (
     "checkpoints", "tensorboard", "config.json", "history.csv", "summary.json", "curves.png", "samples.png",
     "plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json", "cross_validation.json",
     "postprocessing.json", "test", "fold_*", "encoder.safetensors", "attention.png", "components.png",
-    "slide_components.png",
+    "slide_components.png", "sam.safetensors",
 )  # fmt: skip
 DOCUMENTS = ("plans.json", "dataset.json", "dataset_fingerprint.json", "splits_final.json")  # of nnU-Net
 # Paths of Orbax's and TensorBoard's files in their folders.

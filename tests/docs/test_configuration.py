@@ -7,6 +7,7 @@ from helpers.paths import ROOT
 from bcss_jax import config
 from bcss_jax.nnunet import config as nnunet_config
 from bcss_jax.pretraining import config as pretraining_config
+from bcss_jax.tuning import config as tuning_config
 
 SCRIPT = ROOT / "docs" / "generate_configuration.py"
 
@@ -25,7 +26,9 @@ def test_page_of_settings_is_current():
 def test_page_lists_every_setting():
     page = _script().page()
     training, others = page.split("## nnU-Net")
-    nnunet, pretraining = others.split("## Pretraining")
+    nnunet, others = others.split("## Prompts")
+    tuning, pretraining = others.split("## Pretraining")
+    assert all(f"| `{name}` |" in tuning for name in (*tuning_config.RANGES, "method"))
     for text, module in ((training, config), (nnunet, nnunet_config), (pretraining, pretraining_config)):
         names = [name for name in config.field_names(module.default()) if not name.startswith("model.")]
         assert [name for name in names if f"| `{name}` |" not in text] == []

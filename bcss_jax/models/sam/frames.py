@@ -33,6 +33,19 @@ class Frame(Protocol):
         """Returns masks (..., H, W) of the image as the network gives them, 0 around: float32 (..., side, side)."""
         ...
 
+    @property
+    def factors(self) -> np.ndarray:
+        """Factors (2,) from x and y in pixels of the image to pixels of the input."""
+        ...
+
+    def input_matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns matrices (S, H) and (S, W) that resize normalized pixels to the input, without rounding."""
+        ...
+
+    def mask_matrices(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns matrices (H, rows) and (W, columns) that resize masks to the image."""
+        ...
+
 
 class LongestSide:
     """SAM's frame: the longer side is resized to that of the input, and the rest is filled up with zeros."""
@@ -54,17 +67,33 @@ class LongestSide:
         return np.pad(x, ((0, self.size - self.new_height), (0, self.size - self.new_width), (0, 0)))
 
     def to_network(self, points: np.ndarray) -> np.ndarray:
-        """See `Frame`. Each axis has its own factor, as both sizes are whole numbers."""
-        factors = np.array([self.new_width / self.width, self.new_height / self.height])
-        return (np.asarray(points, np.float64) * factors).astype(np.float32)
+        """See `Frame`."""
+        return (np.asarray(points, np.float64) * self.factors).astype(np.float32)
+
+    @property
+    def factors(self) -> np.ndarray:
+        """See `Frame`. Each axis has its own, as both sizes are whole numbers."""
+        return np.array([self.new_width / self.width, self.new_height / self.height])
 
     def to_image(self, masks: np.ndarray) -> np.ndarray:
-        """See `Frame`. The original resizes to the input, cuts off what was filled up, and resizes to the image."""
-        pairs = ((masks.shape[-2], self.new_height, self.height), (masks.shape[-1], self.new_width, self.width))
+        """See `Frame`."""
+        return _mixed(masks, *self.mask_matrices(*masks.shape[-2:]))
+
+    def input_matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `Frame`. Rows of zeros fill up the input."""
         by_row, by_column = (
-            linear_matrix(to_cut, to) @ linear_matrix(small, self.size)[:to_cut] for small, to_cut, to in pairs
+            np.pad(linear_matrix(side, to, antialias=True), ((0, self.size - to), (0, 0)))
+            for side, to in ((self.height, self.new_height), (self.width, self.new_width))
         )
-        return _mixed(masks, by_row, by_column)
+        return by_row, by_column
+
+    def mask_matrices(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Frame`. The original resizes to the input, cuts off what was filled up, and resizes to the image."""
+        by_row, by_column = (
+            linear_matrix(to_cut, to) @ linear_matrix(small, self.size)[:to_cut]
+            for small, to_cut, to in ((rows, self.new_height, self.height), (columns, self.new_width, self.width))
+        )
+        return by_row, by_column
 
     def to_low_res(self, masks: np.ndarray, side: int) -> np.ndarray:
         """See `Frame`."""
@@ -84,9 +113,8 @@ class Stretched:
 
     def network_input(self, image: np.ndarray) -> np.ndarray:
         """See `Frame`. Pixels are resized as numbers between 0 and 1, with antialiasing."""
-        matrices = (linear_matrix(side, self.size, antialias=True) for side in (self.height, self.width))
         channels = (image.astype(np.float32) / 255).transpose(2, 0, 1)
-        return ((_mixed(channels, *matrices).transpose(1, 2, 0) - _MEAN) / _STD).astype(np.float32)
+        return ((_mixed(channels, *self.input_matrices()).transpose(1, 2, 0) - _MEAN) / _STD).astype(np.float32)
 
     def to_network(self, points: np.ndarray) -> np.ndarray:
         """See `Frame`."""
@@ -94,8 +122,21 @@ class Stretched:
 
     def to_image(self, masks: np.ndarray) -> np.ndarray:
         """See `Frame`."""
-        sides = ((masks.shape[-2], self.height), (masks.shape[-1], self.width))
-        return _mixed(masks, *(linear_matrix(*side) for side in sides))
+        return _mixed(masks, *self.mask_matrices(*masks.shape[-2:]))
+
+    @property
+    def factors(self) -> np.ndarray:
+        """See `Frame`."""
+        return np.array([self.size / self.width, self.size / self.height])
+
+    def input_matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `Frame`."""
+        by_row, by_column = (linear_matrix(side, self.size, antialias=True) for side in (self.height, self.width))
+        return by_row, by_column
+
+    def mask_matrices(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Frame`."""
+        return linear_matrix(rows, self.height), linear_matrix(columns, self.width)
 
     def to_low_res(self, masks: np.ndarray, side: int) -> np.ndarray:
         """See `Frame`."""

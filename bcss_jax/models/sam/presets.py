@@ -1,5 +1,6 @@
 """The published networks by name. None of the files is shipped."""
 
+import dataclasses
 import difflib
 
 from flax.typing import Dtype
@@ -45,8 +46,12 @@ def create(name: str, *, image_size: int = 1024, dtype: Dtype = jnp.float32, see
     return Sam2(form, image_size=image_size, dtype=dtype, seed=seed)
 
 
-def form_of_encoder(name: str) -> ViTForm | HieraForm:
+def form_of_encoder(name: str, image_size: int = 0) -> ViTForm | HieraForm:
     """Returns the form of SAM's encoder for a published SAM, or for a plain vision transformer.
+
+    Args:
+      name: of the published network.
+      image_size: height and width of the images that the table of positions of a plain one is for; 0: as published.
 
     Raises:
       ConfigError: there is no such network, or SAM's encoder has no place for what it has.
@@ -54,7 +59,8 @@ def form_of_encoder(name: str) -> ViTForm | HieraForm:
     if name in PRESETS:
         return PRESETS[name]
     if name in PLAIN:
-        return form_of_preset(name, PLAIN[name])
+        form = form_of_preset(name, PLAIN[name])
+        return dataclasses.replace(form, table=max(image_size // form.patch, 1)) if image_size else form
     near = difflib.get_close_matches(str(name), [*PRESETS, *PLAIN], n=3, cutoff=0.3)
     raise ConfigError(
         f"sam: there is no encoder {name!r}; "

@@ -13,6 +13,7 @@ from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.models.sam.architecture import ViTForm
 from bcss_jax.models.sam.sam import Sam
 from bcss_jax.models.sam.sam2 import Sam2
+from bcss_jax.models.sam.weights.description import description_of
 from bcss_jax.models.sam.weights.fitting import decoder_form_of, form_of, preset_of
 from bcss_jax.models.sam.weights.names import canonical
 from bcss_jax.models.weights.files import PTH, read_torch_checkpoint, read_weights
@@ -45,8 +46,8 @@ def load(path: Path, *, name: str = "", image_size: int = 0, dtype: Dtype = jnp.
       path: .safetensors, .npz, or .pth, .pt, .bin, .tar of PyTorch. A .pth may hold the weights under `model` (SAM
         2.1), `state_dict`, `model_state` (micro_sam) and the others of `files.read_weights`.
       name: a published network (`presets.PRESETS`) that the file has to be; empty: the file decides.
-      image_size: height and width of the network's input, pixels; 0: as the weights were trained. Positions are resized
-        to another size.
+      image_size: height and width of the network's input, pixels; 0: as the weights were trained, which a file that was
+        tuned here says. Positions are resized to another size.
       dtype: type of the computation.
 
     Raises:
@@ -61,7 +62,9 @@ def load(path: Path, *, name: str = "", image_size: int = 0, dtype: Dtype = jnp.
         found = preset_of(form)
         if name and found != name:
             raise DataError(f"expected the weights of {name}, found those of {found or 'no published SAM'}")
-        common = dict[str, Any](image_size=image_size, dtype=dtype)
+        described = None if image_size else description_of(path)
+        size = image_size if described is None else described["image_size"]
+        common = dict[str, Any](image_size=size, dtype=dtype)
         decoder = decoder_form_of(arrays)
         model = Sam(form, decoder, **common) if isinstance(form, ViTForm) else Sam2(form, decoder, **common)
         load_torch_state(model, arrays)

@@ -1,0 +1,1 @@
+"""Scores of networks that take prompts: how many clicks an object needs."""

@@ -1,0 +1,1 @@
+"""Training of SAM with simulated prompts."""
