@@ -33,6 +33,7 @@ NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.torch_transunet",
     "benchmarks.torch_twins",
     "benchmarks.torch_unet",
+    "benchmarks.vit_features",
 }
 
 IMPORT_ALL = """
