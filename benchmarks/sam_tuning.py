@@ -29,16 +29,14 @@ from bcss_jax.errors import UserError
 GAIN, IOU, BEHIND = 0.05, 0.80, 0.03
 
 
-def trained(args: argparse.Namespace, config: str, name: str, **changes: Any) -> bcss_jax.Run:
-    """Returns a run of a config, trained if it is not there yet."""
+def trained(args: argparse.Namespace, config: str, name: str, *more: str, **changes: Any) -> bcss_jax.Run:
+    """Returns a run of a config with the recipe for few tiles and `more`, trained if it is not there yet."""
     if args.data:
         changes["data.dir"] = str(args.data)
     if args.short:
         changes["epochs"] = 1
-    recipe = args.layout if args.layout == "sample" else f"{args.layout},few"
-    layout, *others = config.partition(":")[2].split(",")
-    settings = ",".join([recipe, *(other for other in (layout, *others) if other)])
-    return bcss_jax.train(bcss_jax.load_config(f"{config.partition(':')[0]}:{settings}", changes), args.output / name)
+    recipes = [args.layout, *([] if args.layout == "sample" or config == "unet_w32" else ["few"]), *more]
+    return bcss_jax.train(bcss_jax.load_config(f"{config}:{','.join(recipes)}", changes), args.output / name)
 
 
 def targets(clicks: dict[str, Any], dice: dict[str, float], sample: bool) -> list[tuple[str, float, bool]]:
@@ -81,7 +79,7 @@ def main() -> int:
             ("sam", trained(args, "sam", "sam", **start, **{"model.enlarge": args.enlarge})),
         )
     }
-    run = trained(args, "sam:prompts", "sam_prompts", **start, **prompts)
+    run = trained(args, "sam", "sam_prompts", "prompts", **start, **prompts)
     clicks = bcss_jax.evaluate_clicks(run.folder, output=args.output / "clicks", overwrite=True)["models"][
         "sam_prompts"
     ]

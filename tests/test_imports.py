@@ -19,6 +19,7 @@ NEEDS_THEM = {
     "bcss_jax.data.tfrecords",
     "bcss_jax.training.loop",
     "bcss_jax.training.tensorboard",
+    "bcss_jax.tuning.loop",
     "benchmarks.input_pipeline",
     "benchmarks.input_rates",
     "benchmarks.slides_memory",
@@ -32,6 +33,7 @@ NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.torch_transunet",
     "benchmarks.torch_twins",
     "benchmarks.torch_unet",
+    "benchmarks.vit_features",
 }
 
 IMPORT_ALL = """

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from bcss_jax.api.arguments import PathLike, check_numbers, optional_path, user_errors
 from bcss_jax.api.scribbling import LABELS
 from bcss_jax.common import files
@@ -16,7 +18,7 @@ from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import PROCESSES, Range
 from bcss_jax.common.regular_file import check_regular_file, real_path
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP, check_mpp
+from bcss_jax.data.resolution.check import FINEST_MPP, check_mpp
 from bcss_jax.errors import ConfigError, StorageError, UserError, printable
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.models.sam.weights.loading import LoadedSam, load
@@ -24,7 +26,7 @@ from bcss_jax.prompting.predictor import Predictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.slides.batch.slide_list import Entry, check_name
-from bcss_jax.slides.batch.slide_overview import origin_of, place_grid
+from bcss_jax.slides.batch.slide_overview import TISSUE_MPP, find_tissue, origin_of, place_grid, read_thumbnail
 from bcss_jax.slides.prompts.prompt_file import read_prompts
 from bcss_jax.slides.prompts.prompt_folder import OUTPUTS, PromptFolder
 from bcss_jax.slides.prompts.prompt_slide import Place, answer_views, resolutions_in_words, write_results
@@ -136,9 +138,14 @@ def _answer(
         notes.append(line)
 
     entry = entry._replace(slide=slide_file(entry.slide))
-    mpp, _ = place_grid(entry, info, args.target_mpp or COARSEST_MPP, warn)
+    mpp, grid = place_grid(entry, info, TISSUE_MPP, warn)
+
+    def tissue() -> np.ndarray:
+        thumbnail, _ = read_thumbnail(entry, pool, grid, warn)
+        return find_tissue(entry, thumbnail, grid, info.bounds, warn).mask
+
     place = Place(printable(entry.slide.name), (info.width, info.height), mpp, origin_of(info.bounds))
-    prompts = read_prompts(args.prompts, scheme, place.size, mpp, place.origin, warn)
+    prompts = read_prompts(args.prompts, scheme, place.size, mpp, place.origin, tissue, warn)
     loaded = load_sam(args.model, args.image_size)
     predictor = Predictor(loaded.model)
     side = loaded.model.image_size

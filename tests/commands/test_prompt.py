@@ -20,6 +20,7 @@ from helpers.prompted_slide import (
     write_prompts,
 )
 from helpers.segment_command import one_line, summary_of
+from helpers.slides_small import tissue_picture
 from PIL import Image
 
 from bcss_jax.api import prompting
@@ -227,6 +228,18 @@ def test_the_network_itself_answers(slide, model, tmp_path, caplog):
     assert call(slide, model, prompts, tmp_path / "out") == 0
     regions(tmp_path / "out" / "case")
     assert len(summary_of(tmp_path / "out" / "case")["objects"]) == 6
+
+
+def test_prompts_in_micrometers_are_refused(model, by_color, tmp_path, capsys):
+    """On a slide with tissue in one corner, which is where they lie as micrometers."""
+    pixels, _ = tissue_picture(800, 1200)
+    pixels[:, :700], pixels[:420] = 240, 240
+    wide = slide_files.tiled(tmp_path / "wide.tif", pixels, mpp=0.25)
+    boxes = [rectangle("Tumor", x, y, x + 40, y + 40) for x, y in ((800, 500), (1100, 700))]
+    assert call(wide, model, write_prompts(tmp_path / "pixels.geojson", *boxes), tmp_path / "out") == 0
+    scaled = [rectangle("Tumor", x / 4, y / 4, x / 4 + 10, y / 4 + 10) for x, y in ((800, 500), (1100, 700))]
+    assert call(wide, model, write_prompts(tmp_path / "um.geojson", *scaled), tmp_path / "um") == 3
+    assert "expected annotations in pixels of level 0" in one_line(capsys)
 
 
 BOX = rectangle("Tumor", 80, 80, 220, 220)

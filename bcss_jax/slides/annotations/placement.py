@@ -24,7 +24,7 @@ def check_placement(
     annotations: list[Annotation],
     size: tuple[int, int],
     mpp: tuple[float, float] | None = None,
-    tissue: np.ndarray | None = None,
+    tissue: np.ndarray | Callable[[], np.ndarray] | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> None:
     """Checks that annotations lie on the slide, and warns of what is odd.
@@ -34,7 +34,8 @@ def check_placement(
       annotations: in pixels of level 0.
       size: width and height of level 0.
       mpp: um per pixel of level 0 along x and y, to recognize annotations in micrometers or millimeters.
-      tissue: bool [h, w] over the whole slide, which decides whether annotations are in pixels.
+      tissue: bool [h, w] over the whole slide, which decides whether annotations are in pixels; or a function that
+        returns it, which is called only if they may be in another unit.
       warn: called with one line.
 
     Raises:
@@ -76,8 +77,9 @@ def _check_unit(path, areas, size, mpp, tissue, warn):
         if tissue is None:
             warn(f"{printable(path)}: {found}, as if they were in {unit}; they are taken as pixels, look at them")
             continue
+        mask = tissue if isinstance(tissue, np.ndarray) else tissue()
         scaled = shapely.transform(areas, lambda points, pixels=pixels: points / pixels)
-        as_pixels, as_unit = (_share_on_tissue(each, size, tissue) for each in (areas, scaled))
+        as_pixels, as_unit = (_share_on_tissue(each, size, mask) for each in (areas, scaled))
         if as_unit >= _ON_TISSUE > as_pixels:
             raise DataError(
                 f"{printable(path)}: expected annotations in pixels of level 0, found {found}, where "

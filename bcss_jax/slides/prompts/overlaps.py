@@ -3,17 +3,15 @@
 Objects of one class that share more than half of the smaller one are the same object, and become one.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from shapely.geometry.base import BaseGeometry
 
+from bcss_jax.common.interruption import safe_point
 from bcss_jax.slides.prompts.answers import Answer
 from bcss_jax.slides.prompts.outlines import smooth_outlines
 from bcss_jax.slides.prompts.view import View
@@ -21,7 +19,6 @@ from bcss_jax.slides.prompts.view import View
 SAME = 0.5  # share of the smaller of two objects of a class from which on they are one
 PRECISION = 0.01  # pixels of level 0, as coordinates are written
 _FAR = -1e9  # logit outside of the part that is kept
-_AT_ONCE = 64  # answers with their logits in memory
 _FINE = 0.05  # pixels of level 0, width of what is left out as no area
 
 
@@ -97,11 +94,13 @@ def separate_areas(objects: Sequence[Masked], cut_out: Sequence[BaseGeometry] = 
     first, second = _overlapping(whole)
     group = _same_objects(objects, whole, first, second)
     areas = list(whole)
-    logits = functools.lru_cache(_AT_ONCE)(lambda number: objects[number].read())
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        if group[i] == group[j]:
+            continue
+        safe_point()
         shared = whole[i].intersection(whole[j])
-        if group[i] != group[j] and shared.area > 0:
-            of_second = _of_second((objects[i].view, logits(i)), (objects[j].view, logits(j)), shared)
+        if shared.area > 0:
+            of_second = _of_second((objects[i].view, objects[i].read()), (objects[j].view, objects[j].read()), shared)
             areas[i] = _polygons(areas[i].difference(of_second))
             areas[j] = _polygons(areas[j].difference(shared.difference(of_second)))
     taken: list[BaseGeometry] = []
@@ -130,16 +129,15 @@ def _overlapping(areas: Sequence[BaseGeometry]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _same_objects(objects, areas, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns the number of the object that each one belongs to."""
-    same = [
-        (i, j)
-        for i, j in zip(first.tolist(), second.tolist(), strict=True)
-        if objects[i].label == objects[j].label
-        and areas[i].intersection(areas[j]).area > SAME * min(areas[i].area, areas[j].area)
-    ]
-    links = np.array(same, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(links.shape[1], bool), (links[0], links[1])), shape=(len(objects), len(objects)))
-    return connected_components(graph, directed=False)[1]
+    """Returns the number of the object that each one belongs to; areas that are known to be one are not compared."""
+    group = np.arange(len(objects))
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        if objects[i].label != objects[j].label or group[i] == group[j]:
+            continue
+        safe_point()
+        if areas[i].intersection(areas[j]).area > SAME * min(areas[i].area, areas[j].area):
+            group[group == group[j]] = group[i]
+    return group
 
 
 def _of_second(one: tuple[View, Answer], other: tuple[View, Answer], shared: BaseGeometry) -> BaseGeometry:

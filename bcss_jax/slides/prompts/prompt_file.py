@@ -70,6 +70,7 @@ def read_prompts(
     size: tuple[int, int],
     mpp: tuple[float, float],
     origin: tuple[float, float],
+    tissue: Callable[[], np.ndarray] | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> SlidePrompts:
     """Reads a GeoJSON file of QuPath, or ASAP's XML.
@@ -80,6 +81,7 @@ def read_prompts(
       size: width and height of level 0.
       mpp: um per pixel of level 0 along x and y.
       origin: level-0 pixel of QuPath's point (0, 0).
+      tissue: () -> bool [h, w] over the whole slide, to tell pixels from micrometers; called if that is in doubt.
       warn: called with one line about everything that is odd but usable.
 
     Raises:
@@ -87,7 +89,7 @@ def read_prompts(
         has no prompt of an evaluated class.
     """
     annotations = read_annotations(path, origin, warn, line_width=_POINT)
-    check_placement(path, annotations, size, mpp, warn=warn)
+    check_placement(path, annotations, size, mpp, tissue, warn)
     labels = labels_of_classes(path, annotations, scheme, warn)
     if None in labels:
         warn(

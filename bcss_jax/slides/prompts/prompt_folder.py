@@ -5,6 +5,7 @@ summary.json     written last: the prompts are answered
 .work/           until then: the answers so far, and their identity
 """
 
+import functools
 import io
 import json
 import logging
@@ -27,6 +28,7 @@ SUMMARY, REGIONS, OVERLAY, WORK = "summary.json", "regions.geojson", "overlay.pn
 OUTPUTS = (REGIONS, OVERLAY, SUMMARY, WORK)
 _FILES = (REGIONS, OVERLAY, SUMMARY)
 _WORK_FILES = r"identity\.json|answers-\d+\.npz|\.[^/]+\.tmp"
+_VIEWS = 4  # whose answers are in memory; objects that overlap are on the same or on neighboring ones
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,7 @@ class PromptFolder:
     def __init__(self, path: Path, identity: dict):
         """Reads and writes nothing yet; `identity` is JSON."""
         self.path, self.identity = path, as_json({"format": FORMAT, "command": COMMAND, **identity})
+        self._last = functools.lru_cache(_VIEWS)(self.saved)
 
     def check(self, *, replace: bool) -> None:
         """Checks that results may be written into the folder, and changes nothing.
@@ -137,7 +140,7 @@ class PromptFolder:
 
     def answer(self, number: int, position: int, count: int) -> Answer:
         """Returns one of the answers on a view, which were saved before; raises StorageError if they are gone."""
-        answers = self.saved(number, count)
+        answers = self._last(number, count)
         if answers is None:
             path = self._answers(number)
             raise StorageError(f"{printable(path)}: expected the answers that were written, found others; run it again")
