@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,9 @@ from bcss_jax.models.sam.weights.description import description_of
 from bcss_jax.models.sam.weights.loading import LoadedSam, load
 from bcss_jax.prompting.predictor import Predictor
 from bcss_jax.prompting.simulation.click_protocol import regions_of
+from bcss_jax.training.workdir import cross_validated_folds
 
+log = logging.getLogger("bcss_jax")
 SAM_FILE = "sam.safetensors"
 OUTPUTS = ("clicks.json", "clicks.png", "objects.csv")
 UNKNOWN_MPP = 0.25  # um/px that a file which says none is taken to be for, as BCSS has
@@ -52,12 +55,14 @@ class _SamRun(NamedTuple):
       sam: the network.
       config: settings of its training; only its data if it is a file.
       scheme: label scheme whose classes have objects.
+      fold: what it held out, if it is a fold of a cross-validation.
     """
 
     name: str
     sam: LoadedSam
     config: dict[str, Any]
     scheme: LabelScheme
+    fold: "_Fold | None" = None
 
 
 class _Config(TypedDict):
@@ -65,6 +70,24 @@ class _Config(TypedDict):
 
     data: dict[str, Any]
     label_scheme: dict[str, Any]
+
+
+class _Fold(TypedDict):
+    """Which part of which data set a fold of a cross-validation held out."""
+
+    count: int
+    held_out: int
+    content_sha256: str
+
+
+class _FoldedData(TypedDict):
+    folds: _Fold
+
+
+class _SummaryOfFold(TypedDict):
+    """What is read of the summary of a fold."""
+
+    data: _FoldedData
 
 
 def evaluate_clicks(
@@ -121,7 +144,7 @@ def _run(args: SimpleNamespace) -> dict[str, Any]:
     if not args.checkpoints:
         raise ConfigError("--checkpoints names nothing; name one or more runs or files, such as runs/sam_prompts")
     _check_output(args)
-    runs = _with_unique_names([_read(path) for path in args.checkpoints])
+    runs = _with_unique_names([_read(path) for path in _with_folds(args.checkpoints)])
     results, objects = {}, {}
     with files.locked(args.output):
         for run in runs:
@@ -158,14 +181,19 @@ def _check_output(args: SimpleNamespace) -> None:
         )
 
 
+def _with_folds(paths: Sequence[Path]) -> list[Path]:
+    """Returns the paths, with the folds of a cross-validation in place of its folder."""
+    paths = [path.expanduser() for path in paths]
+    return [run for path in paths for run in cross_validated_folds(path) or [path]]
+
+
 def _read(path: Path) -> _SamRun:
     """Reads a run, or a file of a SAM."""
-    path = path.expanduser()
     if not path.is_dir():
-        described = description_of(path) if path.is_file() else None
-        mpp = (described or {}).get("mpp") or UNKNOWN_MPP
+        sam = load(path)
+        mpp = (description_of(path) or {}).get("mpp") or UNKNOWN_MPP
         config = {"data": {"layout": "", "dir": "", "split": "published", "mpp": mpp}}
-        return _SamRun(path.stem, load(path), config, labels.find_scheme("tumor_stroma"))
+        return _SamRun(path.stem, sam, config, labels.find_scheme("tumor_stroma"))
     file = path / SAM_FILE
     if not file.is_file():
         raise DataError(
@@ -177,7 +205,12 @@ def _read(path: Path) -> _SamRun:
         scheme = labels.scheme_from_json(config["label_scheme"])
     except ValueError as error:
         raise DataError(f"{printable(path / 'config.json')}: {error}; copy the run again") from error
-    return _SamRun(path.resolve().name, load(file), dict(config), scheme)
+    fold = None
+    if config["data"].get("folds"):
+        remedy = "train the fold to its end"
+        summary = read_json(path / "summary.json", "the summary of a finished fold", remedy, kind=_SummaryOfFold)
+        fold = summary["data"]["folds"]
+    return _SamRun(path.resolve().name, load(file), dict(config), scheme, fold)
 
 
 def _with_unique_names(runs: list[_SamRun]) -> list[_SamRun]:
@@ -194,9 +227,10 @@ def _data(args: SimpleNamespace, run: _SamRun):
 
     settings = data_settings(args, run)
     data = prepare(settings, args, run.scheme)
-    saved = run.config["data"]
-    if saved.get("folds") and (settings.layout, settings.dir) == (saved["layout"], saved["dir"] or None):
-        data = hold_out(data, saved["folds"], int(saved["fold"]), run.scheme)
+    if run.fold and run.fold["content_sha256"] == data.report.content_sha256:
+        data = hold_out(data, run.fold["count"], run.fold["held_out"], run.scheme)
+    elif run.fold:
+        log.info("%s: held out a fold of another data set; all images of the split are scored", run.name)
     if not data.splits.get(args.split):
         available = ", ".join(f"{name} {count}" for name, count in data.splits.items())
         raise DataError(

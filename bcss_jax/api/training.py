@@ -60,7 +60,9 @@ def train(
             _train(of_fold, folder_of_fold, fresh, scheme, interruption)
         data: Any = config.data
         if data.get("folds") and data.fold == ALL:
-            print_main(f"next:      python -m bcss_jax.evaluate --checkpoints={folder} --output={folder}_evaluation")
+            scored = "--clicks " if config.get("method") == tuning_config.METHOD else ""
+            results = f"{folder}_clicks" if scored else f"{folder}_evaluation"
+            print_main(f"next:      python -m bcss_jax.evaluate {scored}--checkpoints={folder} --output={results}")
         return Run(folder)
 
 

@@ -122,6 +122,23 @@ def test_the_command_scores_a_file_and_a_run(tmp_path, sam_file, capsys):
     assert evaluate.main(options(tmp_path, tmp_path / "run", "--overwrite")) == 0
 
 
+@pytest.mark.slow
+def test_each_fold_is_scored_on_the_tiles_that_it_held_out(tmp_path, sam_file, capsys):
+    bcss_jax.train(prompt_settings(tmp_path, epochs=1, **{"data.folds": 2}), tmp_path / "run")
+    next_command = capsys.readouterr().out.splitlines()[-1]
+    assert f"evaluate --clicks --checkpoints={tmp_path / 'run'} " in next_command
+    tiles = []
+    # The same data set under another name: the folds hold out the same tiles.
+    link = tmp_path / "link"
+    link.symlink_to(TILES)
+    for more in ((), (f"--data.dir={link}", "--overwrite")):
+        assert evaluate.main(options(tmp_path, tmp_path / "run", *more)) == 0
+        rows = list(csv.DictReader((tmp_path / "results" / "objects.csv").open()))
+        tiles.append({name: {row["tile"] for row in rows if row["model"] == name} for name in ("fold_0", "fold_1")})
+        assert all(tiles[-1].values()) and not tiles[-1]["fold_0"] & tiles[-1]["fold_1"]
+    assert tiles[0] == tiles[1]
+
+
 @pytest.mark.parametrize(
     ("models", "more", "code", "message"),
     [
@@ -130,9 +147,11 @@ def test_the_command_scores_a_file_and_a_run(tmp_path, sam_file, capsys):
         ("{file}", ("--tta",), 2, "--clicks does not go with --tta"),
         ("{folder}", (), 3, "expected sam.safetensors of a finished run"),
         ("{folder}/no.safetensors", (), 3, "no.safetensors"),
+        ("{folder}/damaged.safetensors", (), 3, "damaged"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, sam_file, capsys, models, more, code, message):
+    (tmp_path / "damaged.safetensors").write_bytes(sam_file.read_bytes()[:5000])
     models = models.format(file=sam_file, folder=tmp_path)
     assert evaluate.main(options(tmp_path, models, *more)) == code
     error = capsys.readouterr().err
