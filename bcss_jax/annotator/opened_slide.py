@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def open_annotator(
         mpp = resolved_mpp(settings.slide, info.stated_mpp, settings.mpp, say)
         slide = SlideFacts(settings.slide.name, (info.width, info.height), mpp, origin_of(info.bounds))
         fingerprint = fingerprints(slide_file(settings.slide))["slide"]
-        digest = str(fingerprint["sha256_of_ends"])[:16]
+        digest = _digest(settings.slide, fingerprint)
         file = SavedFile(path)
         unless_begun = stack.enter_context(contextlib.ExitStack())
         unless_begun.callback(file.close)
@@ -205,6 +206,12 @@ def _check_start(settings: AnnotateSettings) -> None:
             f"--start-from={printable(start)}: expected GeoJSON, ASAP's XML or a folder with results, found another "
             "file; give one of these"
         )
+
+
+def _digest(slide: Path, fingerprint: dict) -> str:
+    """Returns what views and tiles of a slide are kept under; files of one form may have the same ends."""
+    changed = slide_file(slide).stat().st_mtime_ns
+    return hashlib.sha256(repr((sorted(fingerprint.items()), changed)).encode()).hexdigest()[:16]
 
 
 def _cache() -> Path:

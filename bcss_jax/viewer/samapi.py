@@ -42,34 +42,40 @@ from bcss_jax.slides.prompts.view import View
 
 MAX_BYTES = 1 << 26  # of a request
 MAX_PIXELS = 40_000_000  # of a picture
+MOST_POINTS = 1000  # of a prompt
 Coordinate = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+# Limits of what the extension may ask for, so that no request takes all memory or hours.
+Side = Annotated[int, pydantic.Field(ge=1, le=256)]
+Batch = Annotated[int, pydantic.Field(ge=1, le=1024)]
+Layers = Annotated[int, pydantic.Field(ge=0, le=4)]
+_MOST_NAMED = 20  # names of networks that are said
 log = logging.getLogger(__name__)
 
 
 class _Body(pydantic.BaseModel):
     """What the extension sends of every picture."""
 
-    type: str = ""
+    type: str = pydantic.Field("", max_length=100)
     b64img: str
     checkpoint_url: str | None = None
 
 
 class _Prompt(_Body):
     bbox: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = None
-    point_coords: list[tuple[Coordinate, Coordinate]] | None = None
-    point_labels: list[int] | None = None
+    point_coords: list[tuple[Coordinate, Coordinate]] | None = pydantic.Field(None, max_length=MOST_POINTS)
+    point_labels: list[int] | None = pydantic.Field(None, max_length=MOST_POINTS)
     b64mask: str | None = None
     multimask_output: bool = False
 
 
 class _Everything(_Body):
-    points_per_side: int = 32
-    points_per_batch: int = 64
+    points_per_side: Side = 32
+    points_per_batch: Batch = 64
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
+    crop_n_layers: Layers = 0
     crop_nms_thresh: float = 0.7
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
@@ -131,7 +137,7 @@ class _Server:
     def _answering(self, endpoint, body: Any) -> list[dict[str, Any]]:
         if body.checkpoint_url not in (None, "", self._url):
             raise HTTPException(422, f"this server has no other weights than {self._loaded.file}; choose these")
-        if body.type and body.type not in self._named:
+        if body.type and body.type not in self._named and len(self._named) < _MOST_NAMED:
             self._named.add(body.type)
             log.info("asked for %s; %s answers", ascii(body.type)[1:-1][:40], self._loaded.file)
         with self._lock, _refusals():

@@ -11,8 +11,9 @@ from bcss_jax.annotator.drawing.geojson_file import SlideFacts
 from bcss_jax.annotator.proposals import embeddings
 from bcss_jax.annotator.proposals.engine import Engine
 from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
+from bcss_jax.errors import DataError
 from bcss_jax.slides.prompts.object_prompt import ObjectPrompt
-from bcss_jax.slides.reading.reader_pool import ReaderPool
+from bcss_jax.slides.reading.reader_pool import Block, ReaderPool
 
 WIDTH, HEIGHT = 1500, 1130
 DISCS = [(201, 303.5, 40, TUMOR), (640, 560, 130, STROMA), (1460, 1100, 60, TUMOR), (1000, 300, 9, TUMOR)]
@@ -105,20 +106,39 @@ def test_views_are_computed_once_and_kept_on_the_disk(pool, tmp_path):
     assert ready == of == 9
     count = found._segmenter.encoded
     for _ in range(100):
-        if len(list(tmp_path.glob("digest/discs/*.npz"))) == count:
+        if len(list(tmp_path.glob("digest/discs_*/*.npz"))) == count:
             break
         pause.wait(0.05)
     found.close()
     again = engine(pool, tmp_path)
     first = again.prompt(clicked((201, 303)), 0.5, None, SECONDS)
     assert again._segmenter.encoded == 0 and overlap(first.proposals[0].area, disc(0)) > 0.97
-    for path in tmp_path.glob("digest/discs/*.npz"):
+    for path in tmp_path.glob("digest/discs_*/*.npz"):
         path.write_bytes(path.read_bytes()[:100])  # damaged
     again.close()
     last = engine(pool, tmp_path)
     last.prompt(clicked((201, 303)), 0.5, None, SECONDS)
     assert last._segmenter.encoded == 1
     last.close()
+
+
+def test_what_was_kept_for_other_views_is_not_used(pool, tmp_path):
+    for options in ({"side": 128}, {"side": 256}, {"side": 128, "mpp": (0.5, 0.7)}):
+        found = engine(pool, tmp_path, **options)
+        first = found.prompt(clicked((640, 560)), 2.0, None, SECONDS)
+        assert found._segmenter.encoded == 1 and overlap(first.proposals[0].area, disc(1)) > 0.95
+        found.close()
+        found._embeddings._thread.join(SECONDS)  # it has written
+
+
+def test_a_view_that_cannot_be_read_is_said(pool, tmp_path, monkeypatch):
+    unreadable = Block(np.full((128, 128, 3), 255, np.uint8), np.ones((128, 128), bool))
+    monkeypatch.setattr("bcss_jax.annotator.proposals.engine.read_view", lambda pool, view: unreadable)
+    found = engine(pool, tmp_path)
+    with pytest.raises(DataError, match="damaged here"):
+        found.prompt(clicked((201, 303)), 0.5, None, SECONDS)
+    found.close()
+    assert not list(tmp_path.glob("**/*.npz"))
 
 
 def test_the_newest_request_is_computed_first_and_memory_and_disk_are_bounded(tmp_path, monkeypatch):

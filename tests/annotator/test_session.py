@@ -251,6 +251,7 @@ def test_a_file_that_qupath_has_changed_is_not_overwritten(edited, path):
     assert edited.state(-1).problem.kind == "changed" and path.read_bytes() == theirs
     taken = edited.take_the_files()
     assert areas(edited).keys() == {"Stroma"} and edited.state(-1).problem is None
+    assert path.with_name("case.geojson.kept-1").read_bytes() == theirs  # it may hold more than areas
     assert json.loads(path.read_bytes())["bcss_jax"]["command"] == "annotate"
     edited.undo(taken)
     assert areas(edited).keys() == {"Tumor", "Necrosis"}

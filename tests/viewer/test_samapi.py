@@ -161,7 +161,8 @@ def test_the_network_itself_answers_every_prompt_of_the_extension(loaded):
         }
         found = server.features("/sam/automask/", everything)
         assert all(shapely.geometry.shape(each["geometry"]).is_valid for each in found)
-        assert server.call("/sam/automask/", everything | {"points_per_side": 0})[0] == 422
+        for name, number in (("points_per_side", 0), ("points_per_side", 10**6), ("points_per_batch", 10**9)):
+            assert server.call("/sam/automask/", everything | {name: number})[0] == 422
 
 
 def test_weights_progress_and_version(by_color, loaded):

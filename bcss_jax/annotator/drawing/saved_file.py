@@ -60,9 +60,18 @@ class SavedFile:
         files.write_bytes(self.path, content, private=True)
         self._known = hashlib.sha256(content).digest()
 
-    def adopt(self) -> None:
-        """Takes the file as it is now for the one that was saved last, so that `save` replaces it."""
-        self._known = self._digest()
+    def adopt(self) -> Path:
+        """Copies the file as it is now, so that `save` may replace it, and returns the path of the copy.
+
+        Raises:
+          StorageError: it cannot be copied; `save` does not replace it.
+        """
+        with files.storage_errors(self.path):
+            content = self.path.read_bytes()
+        kept = self._kept()
+        files.write_bytes(kept, content, private=True)
+        self._known = hashlib.sha256(content[:_CHECKED_BYTES]).digest()
+        return kept
 
     def set_aside(self) -> Path:
         """Renames the file that another program has written, and returns its new path.
@@ -70,12 +79,17 @@ class SavedFile:
         Raises:
           StorageError: it cannot be renamed.
         """
-        number = 1
-        while os.path.lexists(kept := self.path.with_name(f"{self.path.name}.kept-{number}")):
-            number += 1
+        kept = self._kept()
         with files.storage_errors(self.path):
             os.rename(self.path, kept)
         self._known = None
+        return kept
+
+    def _kept(self) -> Path:
+        """Returns a path beside the file that is free."""
+        number = 1
+        while os.path.lexists(kept := self.path.with_name(f"{self.path.name}.kept-{number}")):
+            number += 1
         return kept
 
     def _digest(self) -> bytes | None:

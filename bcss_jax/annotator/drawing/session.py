@@ -130,8 +130,11 @@ class Session:
     def take_the_files(self) -> int:
         """Replaces the annotations by those of the file, which another program has changed; can be undone.
 
+        Of the file a copy stays, as it may hold what has no area or is no annotation.
+
         Raises:
           DataError: the file cannot be read.
+          StorageError: it cannot be copied.
         """
         with self._lock:
             contents = geojson_file.read(self.path, self.slide, self._warn)

@@ -15,6 +15,7 @@ from bcss_jax.annotator.drawing.outline import cleaned
 from bcss_jax.annotator.proposals.embeddings import Embeddings
 from bcss_jax.annotator.proposals.segmenter import Embedding, Segmenter
 from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
+from bcss_jax.errors import DataError
 from bcss_jax.slides.prompts.object_prompt import INSIDE, OUTSIDE, ObjectPrompt
 from bcss_jax.slides.prompts.outlines import DETAIL, smooth_outlines
 from bcss_jax.slides.prompts.view import Box, View, read_view
@@ -62,7 +63,9 @@ class Engine:
         """
         self._pool, self._segmenter = pool, segmenter
         self._views = ViewGrid(slide.size, slide.mpp, segmenter.side)
-        folder = None if root is None else root / slide_digest / segmenter.identity[:16]
+        # Views are counted in pixels of the network, and are square on the slide: both decide what a view shows.
+        seen = f"{segmenter.identity[:16]}_{segmenter.side}_{slide.mpp[0] / slide.mpp[1]:.9g}"
+        folder = None if root is None else root / slide_digest / seen
         self._predicts = threading.Lock()
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._numbers = 0
@@ -145,7 +148,10 @@ class Engine:
         return kept.logits[previous[1]]
 
     def _computed(self, key: Key) -> Embedding:
-        return self._segmenter.encode(read_view(self._pool, self._views.view(key)).pixels)
+        block = read_view(self._pool, self._views.view(key))
+        if block.unreadable is not None and block.unreadable.all():
+            raise DataError("the slide is damaged here and cannot be read; annotate another place")
+        return self._segmenter.encode(block.pixels)
 
     def _prepare(self, key: Key, embedding: Embedding) -> None:
         if not self._is_prepared:

@@ -12,6 +12,7 @@ from bcss_jax.slides.prompts.outlines import mask_of
 from bcss_jax.slides.prompts.view import Box, View
 
 INSIDE, OUTSIDE = 1, 0  # labels of points
+_EDGE = 1e-6  # pixels of a view by which a point at its edge may lie outside, from rounding
 
 
 class ObjectPrompt(NamedTuple):
@@ -40,7 +41,7 @@ def arguments_in_view(prompt: ObjectPrompt, view: View, model: Sam | Sam2) -> di
     last = np.array([view.width - 1, view.height - 1], np.float64)
     if prompt.points is not None and prompt.labels is not None:
         points = view.from_level0(prompt.points)
-        seen = ((points >= 0) & (points <= last + 1)).all(1)
+        seen = ((points >= -_EDGE) & (points <= last + 1 + _EDGE)).all(1)
         if seen.any():
             found |= {"points": (points[seen] - 0.5).clip(0, last), "labels": np.asarray(prompt.labels)[seen]}
     if prompt.box is not None:

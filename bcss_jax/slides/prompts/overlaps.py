@@ -90,30 +90,34 @@ def separate_areas(objects: Sequence[Masked], cut_out: Sequence[BaseGeometry] = 
       objects: with their masks.
       cut_out: areas that belong to no object.
     """
-    whole = [each.area for each in objects]
-    first, second = _overlapping(whole)
-    group = _same_objects(objects, whole, first, second)
-    areas = list(whole)
-    for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        if group[i] == group[j]:
+    group = _same_objects(objects, *_overlapping([each.area for each in objects]))
+    numbers, parts = _together(objects, group)
+    whole = [each.area for each in parts]
+    lost: list[list[BaseGeometry]] = [[] for _ in parts]
+    for i, j in zip(*(each.tolist() for each in _overlapping(whole)), strict=True):
+        if numbers[i] == numbers[j]:
             continue
         safe_point()
         shared = whole[i].intersection(whole[j])
         if shared.area > 0:
-            of_second = _of_second((objects[i].view, objects[i].read()), (objects[j].view, objects[j].read()), shared)
-            areas[i] = _polygons(areas[i].difference(of_second))
-            areas[j] = _polygons(areas[j].difference(shared.difference(of_second)))
+            of_second = _of_second((parts[i].view, parts[i].read()), (parts[j].view, parts[j].read()), shared)
+            lost[i].append(of_second)
+            lost[j].append(shared.difference(of_second))
+    # One difference for each part: many small ones would cut an outline that gets longer each time.
+    areas = [
+        _polygons(area.difference(shapely.union_all(of))) if of else area for area, of in zip(whole, lost, strict=True)
+    ]
     taken: list[BaseGeometry] = []
     found = []
     for number in dict.fromkeys(group.tolist()):
-        members = np.flatnonzero(group == number).tolist()
-        taken.append(_exact(shapely.union_all([areas[member] for member in members])))
-        found.append(members)
+        of_number = [area for each, area in zip(numbers, areas, strict=True) if each == number]
+        taken.append(_exact(shapely.union_all(of_number)))
+        found.append(np.flatnonzero(group == number).tolist())
     tree = shapely.STRtree(taken)
     blocked = shapely.union_all(list(cut_out), grid_size=PRECISION) if cut_out else _EMPTY
     for number, area in enumerate(taken):
-        near = [other for other in tree.query(area).tolist() if other < number]
-        for other in (*(taken[other] for other in near), blocked):
+        near = [taken[other] for other in tree.query(area, predicate="intersects").tolist() if other < number]
+        for other in (shapely.union_all(near, grid_size=PRECISION), blocked):
             if not area.is_empty and area.intersects(other):
                 area = shapely.difference(area, other, grid_size=PRECISION)
         taken[number] = _polygons(area)
@@ -128,16 +132,48 @@ def _overlapping(areas: Sequence[BaseGeometry]) -> tuple[np.ndarray, np.ndarray]
     return first[order], second[order]
 
 
-def _same_objects(objects, areas, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _same_objects(objects: Sequence[Masked], first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns the number of the object that each one belongs to; areas that are known to be one are not compared."""
     group = np.arange(len(objects))
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        if objects[i].label != objects[j].label or group[i] == group[j]:
+        one, other = objects[i], objects[j]
+        if one.label != other.label or group[i] == group[j]:
             continue
         safe_point()
-        if areas[i].intersection(areas[j]).area > SAME * min(areas[i].area, areas[j].area):
+        if one.area.intersection(other.area).area > SAME * min(one.area.area, other.area.area):
             group[group == group[j]] = group[i]
     return group
+
+
+def _together(objects: Sequence[Masked], group: np.ndarray) -> tuple[list[int], list[Masked]]:
+    """Returns the objects with those made one that are the same and were seen on the same view, with their groups.
+
+    Where the larger logit decides, that of several masks of one object is their largest: fewer pairs are compared.
+    """
+    members: dict[tuple[int, View], list[Masked]] = {}
+    for number, each in zip(group.tolist(), objects, strict=True):
+        members.setdefault((number, each.view), []).append(each)
+    return [number for number, _ in members], [_one_of(each) for each in members.values()]
+
+
+def _one_of(members: list[Masked]) -> Masked:
+    if len(members) == 1:
+        return members[0]
+    area = shapely.union_all([each.area for each in members])
+    return members[0]._replace(area=area, read=lambda: _largest([each.read() for each in members]))
+
+
+def _largest(answers: Sequence[Answer]) -> Answer:
+    """Returns the largest logits of answers on one view."""
+    left, top = min(each.left for each in answers), min(each.top for each in answers)
+    width = max(each.left + each.logits.shape[1] for each in answers) - left
+    height = max(each.top + each.logits.shape[0] for each in answers) - top
+    logits = np.full((height, width), _FAR, np.float32)
+    for each in answers:
+        rows, columns = each.logits.shape
+        part = logits[each.top - top :, each.left - left :][:rows, :columns]
+        np.maximum(part, each.logits, out=part)
+    return answers[0]._replace(logits=logits, left=left, top=top)
 
 
 def _of_second(one: tuple[View, Answer], other: tuple[View, Answer], shared: BaseGeometry) -> BaseGeometry:
@@ -146,10 +182,11 @@ def _of_second(one: tuple[View, Answer], other: tuple[View, Answer], shared: Bas
     (left, top), (right, bottom) = finer.from_level0(np.reshape(shared.bounds, (2, 2)))
     left, top = int(np.floor(left)) - 1, int(np.floor(top)) - 1
     place = finer.part(left, top, int(np.ceil(right)) + 1 - left, int(np.ceil(bottom)) + 1 - top)
-    centers = np.stack(np.meshgrid(np.arange(place.width) + 0.5, np.arange(place.height) + 0.5), -1)
-    centers = place.to_level0(centers)
-    difference = _logits_at(*other, centers) - _logits_at(*one, centers)
-    return shapely.union_all(smooth_outlines(difference, place)).intersection(shared)
+    x = place.to_level0(np.arange(place.width)[:, None] + (0.5, 0.5))[:, 0]
+    y = place.to_level0(np.arange(place.height)[:, None] + (0.5, 0.5))[:, 1]
+    difference = _logits_at(*other, x, y) - _logits_at(*one, x, y)
+    # Parts of a mask touch in points at most.
+    return shapely.MultiPolygon(smooth_outlines(difference, place)).intersection(shared)
 
 
 def _part(answer: Answer, view: View) -> View:
@@ -158,13 +195,14 @@ def _part(answer: Answer, view: View) -> View:
     return view.part(answer.left, answer.top, width, height)
 
 
-def _logits_at(view: View, answer: Answer, points: np.ndarray) -> np.ndarray:
-    """Returns the logits at points float64 [h, w, 2] in pixels of level 0: float32 [h, w]."""
-    at = (_part(answer, view).from_level0(points) - 0.5).astype(np.float32)
-    height, width = answer.logits.shape
-    at[..., 0], at[..., 1] = _to_edge(at[..., 0], width), _to_edge(at[..., 1], height)
+def _logits_at(view: View, answer: Answer, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the logits at columns x [w] and rows y [h] in pixels of level 0: float32 [h, w]."""
+    part = _part(answer, view)
+    columns = _to_edge(part.from_level0(np.stack([x, x], -1))[:, 0] - 0.5, part.width)
+    rows = _to_edge(part.from_level0(np.stack([y, y], -1))[:, 1] - 0.5, part.height)
+    at = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
     border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": _FAR}
-    return cv2.remap(answer.logits, at[..., 0], at[..., 1], cv2.INTER_LINEAR, **border)
+    return cv2.remap(answer.logits, *at, cv2.INTER_LINEAR, **border)
 
 
 def _to_edge(at: np.ndarray, size: int) -> np.ndarray:

@@ -132,7 +132,7 @@ def _objects(
             continue
         points = each.points.clip(0, size)
         if len(points) > MOST_POINTS:
-            points, clipped = points[np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)], clipped + 1
+            points, clipped = _thinned(points), clipped + 1
         holds = ((points[:, None] >= boxes[:, :2]) & (points[:, None] <= boxes[:, 2:])).all((0, 2))
         holds &= np.array([label == other for _, other in areas], bool)
         if holds.any():
@@ -142,15 +142,22 @@ def _objects(
             extent = (*points.min(0).tolist(), *points.max(0).tolist())
             prompt = ObjectPrompt(points, np.full(len(points), INSIDE))
             found.append(SlideObject(label, each.place, prompt, extent))
-    if clipped:
-        warn(f"{printable(path)}: {clipped} annotations have more than {MOST_POINTS} points; so many of each count")
     with_box = []
     for number, (each, label) in enumerate(areas):
-        points = np.concatenate(added[number])[:MOST_POINTS] if number in added else None
+        points = np.concatenate(added[number]) if number in added else None
+        if points is not None and len(points) > MOST_POINTS:
+            points, clipped = _thinned(points), clipped + 1
         labels = None if points is None else np.full(len(points), INSIDE)
         prompt = ObjectPrompt(points, labels, each.area.bounds, None if _is_box(each.area) else each.area)
         with_box.append(SlideObject(label, each.place, prompt, each.area.bounds))
+    if clipped:
+        warn(f"{printable(path)}: {clipped} objects have more than {MOST_POINTS} points; so many of each count")
     return [*with_box, *found]
+
+
+def _thinned(points: np.ndarray) -> np.ndarray:
+    """Returns as many of the points as count, evenly spaced."""
+    return points[np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)]
 
 
 def _is_box(area: BaseGeometry) -> bool:

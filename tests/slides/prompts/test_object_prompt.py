@@ -21,6 +21,14 @@ def test_pixels_are_counted_from_their_centers():
     assert "box" not in found and "mask" not in found
 
 
+def test_a_point_at_the_edge_of_the_slide_counts():
+    for size in range(90, 400):
+        grid = grid_of(size, size, (0.25, 0.25), 0.5)
+        view = view_at(grid, (size, size), 37)
+        found = arguments_in_view(ObjectPrompt(np.array([[size, size]]), np.array([1])), view, SAM)
+        np.testing.assert_allclose(found["points"], [[36, 36]], atol=1e-6)
+
+
 def test_corners_of_a_box_are_pixels_in_it():
     box = arguments_in_view(ObjectPrompt(box=(446, 456, 466, 476)), VIEW, SAM)["box"]
     np.testing.assert_allclose(box, [5, 10, 14, 19])

@@ -6,15 +6,15 @@ import shapely
 
 from bcss_jax.slides.grid import grid_of
 from bcss_jax.slides.prompts.answers import Answer
-from bcss_jax.slides.prompts.overlaps import masked, separate_areas
+from bcss_jax.slides.prompts.overlaps import _largest, masked, separate_areas
 from bcss_jax.slides.prompts.view import view_at
 
 SIZE, MPP = (1000, 800), (0.25, 0.3)
 
 
-def cone(label, center, radius, resolution=0.5, height=1.0, side=400):
+def cone(label, center, radius, resolution=0.5, height=1.0, side=400, seen_from=None):
     """An object whose logit falls from its center (pixels of level 0) to 0 at a radius in um, seen at a resolution."""
-    view = view_at(grid_of(*SIZE, MPP, resolution), center, side)
+    view = view_at(grid_of(*SIZE, MPP, resolution), seen_from or center, side)
     places = np.stack(np.meshgrid(np.arange(view.width), np.arange(view.height)), -1) + 0.5
     distance = np.hypot(*((view.to_level0(places) - center) * MPP).transpose(2, 0, 1))
     logits = (height * (1 - distance / radius)).astype(np.float32)
@@ -59,6 +59,29 @@ def test_the_same_object_twice_is_one_and_neighbors_stay_apart():
     found = separate_areas(objects)
     assert [each.members for each in found] == [[0, 1], [2], [3]]
     assert_apart(found)
+
+
+def test_masks_of_one_object_on_one_view_are_compared_together():
+    random = np.random.default_rng(0)
+    places = [((random.uniform(350, 450), random.uniform(350, 450)), random.uniform(40, 60)) for _ in range(5)]
+    shared, each_own = (
+        separate_areas([cone(1, *place, seen_from=seen) for place in places] + [cone(2, (560, 400), 60)])
+        for seen in ((400, 400), None)
+    )
+    assert [each.members for each in shared] == [each.members for each in each_own] == [[0, 1, 2, 3, 4], [5]]
+    for one, other in zip(assert_apart(shared), assert_apart(each_own), strict=True):
+        assert one.intersection(other).area > 0.99 * one.union(other).area
+
+
+def test_parts_of_answers_are_put_together_at_their_places():
+    one, other = (
+        Answer(0.8, np.full((2, 3), 1, np.float32), 5, 7, False),
+        Answer(0.7, np.full((4, 2), 2, np.float32), 7, 6, False),
+    )
+    found = _largest([one, other])
+    assert (found.left, found.top, found.logits.shape) == (5, 6, (4, 4))
+    np.testing.assert_array_equal(found.logits[:, 2:], 2)
+    np.testing.assert_array_equal(found.logits[:, :2] > 0, [[False] * 2, [True] * 2, [True] * 2, [False] * 2])
 
 
 def test_three_objects_share_a_place():
