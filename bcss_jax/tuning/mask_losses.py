@@ -69,5 +69,8 @@ def prompt_loss(losses: MaskLosses, scores: jax.Array, ambiguous: jax.Array) -> 
         scores; a clear prompt trains its one mask and score.
     """
     errors = jnp.square(scores - losses.iou)
-    several = losses.total[:, 1:].min(1) + SCORE_WEIGHT * errors[:, 1:].mean(1)
+    # Not `min`: its gradient compares the losses with the lowest again, and is NaN where a compiler rounds differently.
+    totals = losses.total[:, 1:]
+    lowest = jnp.take_along_axis(totals, jax.lax.stop_gradient(totals).argmin(1)[:, None], axis=1)[:, 0]
+    several = lowest + SCORE_WEIGHT * errors[:, 1:].mean(1)
     return jnp.where(ambiguous, several, losses.total[:, 0] + SCORE_WEIGHT * errors[:, 0])
