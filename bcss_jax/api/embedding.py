@@ -16,12 +16,12 @@ from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT, PROCESSES, WINDOW, Range
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP, check_mpp
+from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.inference.frozen_encoder import FEATURES, FrozenEncoder, encoder_of_file, encoder_of_run
 from bcss_jax.slides.batch import runner
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
-from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.batch.slide_list import Entry, read_list, shard_of, single_entry
 from bcss_jax.slides.features.embed_slide import EmbeddedSlide, EmbedSettings, SlideEmbedder
 from bcss_jax.training.sharding import make_mesh
 
@@ -182,13 +182,7 @@ def _list(args) -> list[Entry]:
 def _single(args) -> Entry:
     if args.shard is not None:
         raise ConfigError("--shard selects a part of a list; give the list with --slides=list.csv")
-    try:
-        check_name(args.name)
-    except ValueError as error:
-        raise ConfigError(f"--name: {error}") from error
-    if args.mpp is not None:
-        check_mpp(args.mpp, f"--mpp={args.mpp:g}", remedy="give the um per pixel of the slide's level 0")
-    return Entry(args.slide, args.mpp, _tissue_file(args), None, args.name or None)
+    return single_entry(args.slide, mpp=args.mpp, tissue=_tissue_file(args), name=args.name)
 
 
 def _tissue_file(args) -> str | None:

@@ -18,14 +18,14 @@ from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import PROCESSES, Range
 from bcss_jax.common.regular_file import check_regular_file, real_path
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data.resolution.check import FINEST_MPP, check_mpp
-from bcss_jax.errors import ConfigError, StorageError, UserError, printable
+from bcss_jax.data.resolution.check import FINEST_MPP
+from bcss_jax.errors import StorageError, UserError, printable
 from bcss_jax.labels import LabelScheme, find_scheme
 from bcss_jax.models.sam.weights.loading import LoadedSam, load
 from bcss_jax.prompting.predictor import Predictor
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.slide_folder import fingerprints
-from bcss_jax.slides.batch.slide_list import Entry, check_name
+from bcss_jax.slides.batch.slide_list import Entry, single_entry
 from bcss_jax.slides.batch.slide_overview import TISSUE_MPP, find_tissue, origin_of, place_grid, read_thumbnail
 from bcss_jax.slides.prompts.prompt_file import read_prompts
 from bcss_jax.slides.prompts.prompt_folder import OUTPUTS, PromptFolder
@@ -102,7 +102,7 @@ def prompt_slide(
 
 
 def _run(args: SimpleNamespace, interruption: Interruption) -> Path:
-    scheme, entry = find_scheme(args.labels, "labels"), _entry(args)
+    scheme, entry = find_scheme(args.labels, "labels"), single_entry(args.slide, mpp=args.mpp, name=args.name)
     path = args.output / entry.folder
     inputs = [("--model", args.model), ("--prompts", args.prompts), ("--slide", entry.slide)]
     refuse_inputs("--output", args.output, inputs, parts=[path / each for each in OUTPUTS])
@@ -207,16 +207,6 @@ def load_sam(path: Path, image_size: int | None) -> LoadedSam:
         more = ", ..." if len(loaded.unused) > 3 else ""
         log.info("%s: %d entries are not used (%s%s)", printable(path.name), len(loaded.unused), first, more)
     return loaded
-
-
-def _entry(args: SimpleNamespace) -> Entry:
-    try:
-        check_name(args.name)
-    except ValueError as error:
-        raise ConfigError(f"--name: {error}") from error
-    if args.mpp is not None:
-        check_mpp(args.mpp, f"--mpp={args.mpp:g}", remedy="give the um per pixel of the slide's level 0")
-    return Entry(args.slide, args.mpp, None, None, args.name or None)
 
 
 def _identity(args: SimpleNamespace, entry: Entry, scheme: LabelScheme) -> dict[str, Any]:

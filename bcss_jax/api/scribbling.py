@@ -15,7 +15,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT, PROCESSES, Range
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP, check_mpp
+from bcss_jax.data.resolution.check import COARSEST_MPP, FINEST_MPP
 from bcss_jax.errors import ConfigError, StorageError, UserError
 from bcss_jax.labels import codes_of_slide_masks, find_scheme, readable_codes
 from bcss_jax.slides.batch import batch_summary
@@ -23,7 +23,7 @@ from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, fingerprints
-from bcss_jax.slides.batch.slide_list import Entry, check_name
+from bcss_jax.slides.batch.slide_list import Entry, single_entry
 from bcss_jax.slides.batch.slide_overview import origin_of, place_grid
 from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import ReaderPool
@@ -177,14 +177,9 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> SlideResult:
 
 
 def _entry(args) -> Entry:
-    try:
-        check_name(args.name)
-    except ValueError as error:
-        raise ConfigError(f"--name: {error}") from error
-    if args.mpp is not None:
-        check_mpp(args.mpp, f"--mpp={args.mpp:g}", remedy="give the um per pixel of the slide's level 0")
     tissue = None if args.tissue in ("colour", "all") else args.tissue
-    return Entry(args.slide, args.mpp, tissue, None if args.truth is None else str(args.truth), args.name or None)
+    truth = None if args.truth is None else str(args.truth)
+    return single_entry(args.slide, mpp=args.mpp, tissue=tissue, truth=truth, name=args.name)
 
 
 def _features(args, mesh) -> PixelFeatures:

@@ -15,7 +15,6 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.ranges import COUNT, PROCESSES, WINDOW, Range
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data.resolution.check import check_mpp
 from bcss_jax.errors import ConfigError, DataError, StorageError, UserError, printable
 from bcss_jax.inference import trained_run
 from bcss_jax.inference.exported_model import model_of_artifact
@@ -26,7 +25,7 @@ from bcss_jax.slides.batch.mask_colors import check_mask_colors
 from bcss_jax.slides.batch.overwrite_journal import OverwriteJournal
 from bcss_jax.slides.batch.segment_slide import GLASS, SegmentSettings, SlideSegmenter
 from bcss_jax.slides.batch.slide_folder import OUTPUTS, refuse_results_of_one_model, write_failure
-from bcss_jax.slides.batch.slide_list import Entry, check_name, read_list, shard_of
+from bcss_jax.slides.batch.slide_list import Entry, read_list, shard_of, single_entry
 from bcss_jax.slides.batch.stain_normalizer import KEEP_STAIN, STAIN
 from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
 from bcss_jax.training.sharding import make_mesh
@@ -197,14 +196,8 @@ def _list(args) -> list[Entry]:
 def _single(args) -> Entry:
     if args.shard is not None:
         raise ConfigError("--shard selects a part of a list; give the list with --slides=list.csv")
-    try:
-        check_name(args.name)
-    except ValueError as error:
-        raise ConfigError(f"--name: {error}") from error
-    if args.mpp is not None:
-        check_mpp(args.mpp, f"--mpp={args.mpp:g}", remedy="give the um per pixel of the slide's level 0")
     truth = None if args.truth is None else str(args.truth)
-    return Entry(args.slide, args.mpp, _tissue_file(args), truth, args.name or None)
+    return single_entry(args.slide, mpp=args.mpp, tissue=_tissue_file(args), truth=truth, name=args.name)
 
 
 def _journal(args, entries) -> OverwriteJournal:

@@ -76,6 +76,23 @@ def shard_of(entries: list[Entry], shard: str | None) -> list[Entry]:
     return entries[int(number) :: int(count)]
 
 
+def single_entry(
+    slide: Path, *, mpp: float | None, tissue: str | None = None, truth: str | None = None, name: str | None
+) -> Entry:
+    """Returns the entry of a slide that the options of a command name; the arguments are those of `Entry`.
+
+    Raises:
+      ConfigError: the name is that of no folder, or the resolution is none of a slide.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"--name: {error}") from error
+    if mpp is not None:
+        check_mpp(mpp, f"--mpp={mpp:g}", remedy="give the um per pixel of the slide's level 0")
+    return Entry(slide, mpp, tissue, truth, name or None)
+
+
 def check_name(name: str | None) -> None:
     """Raises ValueError unless a name given for a slide's folder of results is allowed on every file system."""
     if name is not None and name != portable_name(name):
