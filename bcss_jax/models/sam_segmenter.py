@@ -16,12 +16,12 @@ from flax.typing import Dtype
 
 from bcss_jax.models.arguments import check_counts
 from bcss_jax.models.blocks import initializers
-from bcss_jax.models.encoders.vision_transformer.adapters import Adapters
+from bcss_jax.models.encoders.vision_transformer.adapters import AdaptedNetwork, Adapters
 from bcss_jax.models.image_normalization import IMAGENET
 from bcss_jax.models.sam.architecture import DecoderForm, HieraForm
 from bcss_jax.models.sam.hiera import Hiera, Pyramid
 from bcss_jax.models.sam.image_encoder import Neck, Trunk
-from bcss_jax.models.sam.mask_decoder import Features, MaskDecoder
+from bcss_jax.models.sam.mask_decoder import MaskDecoder
 from bcss_jax.models.sam.presets import form_of_encoder
 from bcss_jax.models.sam.prompt_encoder import Places
 from bcss_jax.models.sam.weights.starting import Start, of_classes, start_of
@@ -32,7 +32,7 @@ DECODER = DecoderForm()
 MAX_ENLARGE = 8
 
 
-class SamSegmenter(nnx.Module):
+class SamSegmenter(AdaptedNetwork):
     """SAM's encoder and mask decoder, with as many mask tokens as classes and no prompts.
 
     Attributes:
@@ -105,13 +105,8 @@ class SamSegmenter(nnx.Module):
         """
         height, width = images.shape[1:3]
         maps = self.neck(self.encode(images) if encoded is None else [x.astype(self.dtype) for x in encoded])
-        *finer, embedding = maps
-        if self.no_memory is None:
-            features = Features(embedding)
-        else:
-            finest, finer = finer
-            embedding = embedding + self.no_memory[...].astype(embedding.dtype)
-            features = Features(embedding, (self.decoder.finest(finest), self.decoder.finer(finer)))
+        features = self.decoder.features(maps, self.no_memory)
+        embedding = features.embedding
         tokens = jnp.zeros((images.shape[0], 0, embedding.shape[-1]))
         dense = jnp.broadcast_to(self.no_mask[...], (1, *embedding.shape[1:]))
         masks, _ = self.decoder.masks(features, self.places.of_map(*embedding.shape[1:3]), tokens, None, dense)
@@ -135,20 +130,6 @@ class SamSegmenter(nnx.Module):
         """Returns the size to which images are filled up: a multiple of the patch after they are enlarged."""
         multiple = self.encoder.multiple // math.gcd(self.encoder.multiple, self.enlarge)
         return height + -height % multiple, width + -width % multiple
-
-    def merged(self) -> "SamSegmenter":
-        """Returns the network with its adapters added to the encoder; itself if it has none."""
-        if self.adapters is None:
-            return self
-        plain = nnx.clone(self)
-        plain.encoder.add_products(self.adapters)
-        plain.adapters = None
-        return plain
-
-    def clear_adapters(self) -> None:
-        """Makes the adapters change nothing, as they begin; weights that are loaded have those of before in them."""
-        if self.adapters is not None:
-            self.adapters.clear()
 
     def load_start(self, state: Mapping[str, np.ndarray]) -> Start:
         """Loads what a training can start from: the weights of SAM, of its encoder, or of a network of this kind.

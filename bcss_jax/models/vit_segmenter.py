@@ -13,7 +13,7 @@ from bcss_jax.models.arguments import check_counts, check_fraction
 from bcss_jax.models.decoders.convolutional import ConvolutionalDecoder
 from bcss_jax.models.decoders.eomt import EoMTDecoder, Queries
 from bcss_jax.models.decoders.linear import LinearDecoder
-from bcss_jax.models.encoders.vision_transformer.adapters import Adapters, matrices_of
+from bcss_jax.models.encoders.vision_transformer.adapters import AdaptedNetwork, Adapters, matrices_of
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.models.image_normalization import ImageStatistics
@@ -23,7 +23,7 @@ MAP_DECODERS = {"linear": LinearDecoder, "convolutional": ConvolutionalDecoder}
 DECODERS = (*MAP_DECODERS, "eomt")
 
 
-class ViTSegmenter(nnx.Module):
+class ViTSegmenter(AdaptedNetwork):
     """A published form of vision transformer, and a decoder on the features of its last blocks.
 
     Attributes:
@@ -174,20 +174,6 @@ class ViTSegmenter(nnx.Module):
         if height % patch or width % patch:
             images = jnp.pad(images, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)), mode="edge")
         return images.astype(self.dtype)
-
-    def merged(self) -> "ViTSegmenter":
-        """Returns the network with its adapters added to the encoder; itself if it has none."""
-        if self.adapters is None:
-            return self
-        plain = nnx.clone(self)
-        plain.encoder.add_products(self.adapters)
-        plain.adapters = None
-        return plain
-
-    def clear_adapters(self) -> None:
-        """Makes the adapters change nothing, as they begin; weights that are loaded have those of before in them."""
-        if self.adapters is not None:
-            self.adapters.clear()
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under names of our own, the encoder's under those of DINOv2; none of the adapters."""

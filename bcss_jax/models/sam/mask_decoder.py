@@ -3,6 +3,7 @@
 Source: `MaskDecoder` of github.com/facebookresearch/segment-anything and sam2.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +78,20 @@ class MaskDecoder(nnx.Module):
                 self.object_head = MLP((width, width, width, 1), **common)
             self.finest = layers.Conv(width, width // 8, 1, use_bias=True, **common)
             self.finer = layers.Conv(width, width // 4, 1, use_bias=True, **common)
+
+    def features(self, maps: Sequence[jax.Array], no_memory: nnx.Param | None) -> Features:
+        """Returns what the decoder takes of an image from the maps of the encoder's neck, finest first.
+
+        Args:
+          maps: one of SAM; of SAM 2.1 two finer ones before it.
+          no_memory: SAM 2.1's (1, 1, C) that stands for a memory of other images; None: SAM.
+        """
+        *finer, embedding = maps
+        if no_memory is None:
+            return Features(embedding)
+        finest, finer = finer
+        embedding = embedding + no_memory[...].astype(embedding.dtype)
+        return Features(embedding, (self.finest(finest), self.finer(finer)))
 
     def __call__(
         self,

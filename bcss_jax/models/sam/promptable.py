@@ -10,7 +10,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from bcss_jax.models.arguments import check_counts
-from bcss_jax.models.encoders.vision_transformer.adapters import Adapters
+from bcss_jax.models.encoders.vision_transformer.adapters import AdaptedNetwork, Adapters
 from bcss_jax.models.sam.architecture import DecoderForm, HieraForm
 from bcss_jax.models.sam.frames import Frame, LongestSide, Stretched
 from bcss_jax.models.sam.mask_decoder import Features, Predictions
@@ -25,7 +25,7 @@ from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of
 DECODER = DecoderForm()
 
 
-class PromptableSam(nnx.Module):
+class PromptableSam(AdaptedNetwork):
     """SAM or SAM 2.1 with its encoder as a part of its own.
 
     Attributes:
@@ -95,12 +95,7 @@ class PromptableSam(nnx.Module):
 
     def features(self, maps: list[jax.Array]) -> Features:
         """Returns what the decoder takes from the result of `encode`."""
-        *finer, embedding = self.neck([x.astype(self.dtype) for x in maps])
-        if self.no_memory is None:
-            return Features(embedding)
-        finest, finer = finer
-        embedding = embedding + self.no_memory[...].astype(embedding.dtype)
-        return Features(embedding, (self.decoder.finest(finest), self.decoder.finer(finer)))
+        return self.decoder.features(self.neck([x.astype(self.dtype) for x in maps]), self.no_memory)
 
     def decode(
         self,
@@ -132,20 +127,6 @@ class PromptableSam(nnx.Module):
         sparse, seen = prompts.sparse(tokens, (self.image_size, self.image_size)), tokens.labels != NO_TOKEN
         dense = jnp.where(has_masks, prompts.dense(masks, rows, columns), prompts.dense(None, rows, columns))
         return self.decoder(features, prompts.positions(rows, columns), sparse, seen, dense)
-
-    def merged(self) -> "PromptableSam":
-        """Returns the network with its adapters added to the encoder; itself if it has none."""
-        if self.adapters is None:
-            return self
-        plain = nnx.clone(self)
-        plain.encoder.add_products(self.adapters)
-        plain.adapters = None
-        return plain
-
-    def clear_adapters(self) -> None:
-        """Makes the adapters change nothing, as they begin; weights that are loaded have those of before in them."""
-        if self.adapters is not None:
-            self.adapters.clear()
 
     def load_start(self, state: Mapping[str, np.ndarray]) -> Start:
         """Loads what a training can start from: the weights of SAM, or of its encoder.

@@ -75,10 +75,7 @@ class Sam2(nnx.Module):
         Args:
           images: normalized, float (N, image_size, image_size, 3).
         """
-        finest, finer, embedding = self.image_encoder(images)
-        decoder = self.mask_decoder
-        embedding = embedding + self.no_memory[...].astype(embedding.dtype)
-        return Features(embedding, (decoder.finest(finest), decoder.finer(finer)))
+        return self.mask_decoder.features(self.image_encoder(images), self.no_memory)
 
     def tokens(self, points: jax.Array | None, labels: jax.Array | None, boxes: jax.Array | None) -> Tokens:
         """Returns the tokens of P prompts: boxes, then points, then always a token that is no point.

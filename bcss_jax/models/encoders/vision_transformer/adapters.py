@@ -4,7 +4,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685), with the initial values of Hugging Fa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,27 @@ class Adapters(nnx.Module):
             for product in (block.qkv, block.proj, block.dense1, block.dense2):
                 if product is not None:
                     product.b.set_value(jnp.zeros(product.b.shape))
+
+
+class AdaptedNetwork(nnx.Module):
+    """A network that may have adapters beside its encoder; the encoder's `add_products` adds them to its matrices."""
+
+    encoder: Any
+    adapters: Adapters | None
+
+    def merged(self) -> Self:
+        """Returns the network with its adapters added to the encoder; itself if it has none."""
+        if self.adapters is None:
+            return self
+        plain = nnx.clone(self)
+        plain.encoder.add_products(self.adapters)
+        plain.adapters = None
+        return plain
+
+    def clear_adapters(self) -> None:
+        """Makes the adapters change nothing, as they begin; weights that are loaded have those of before in them."""
+        if self.adapters is not None:
+            self.adapters.clear()
 
 
 def matrices_of(architecture: Architecture) -> list[dict[str, tuple[int, int]]]:
