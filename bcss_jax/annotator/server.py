@@ -5,7 +5,6 @@ POST request with the session's token, which only the address that the command p
 not send: the page reads it there. No part of a URL becomes a path.
 """
 
-import contextlib
 import hashlib
 import importlib.resources
 import logging
@@ -15,8 +14,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,7 +23,7 @@ from bcss_jax.annotator.actions import Actions, Refused
 from bcss_jax.annotator.drawing.document import Conflict
 from bcss_jax.annotator.drawing.session import Session
 from bcss_jax.errors import DataError, UserError, first_line, one_line
-from bcss_jax.viewer.responses import SecurityHeaders, cached_response, html_response, requested_tile
+from bcss_jax.viewer.responses import cached_response, html_response, page_application, requested_tile
 from bcss_jax.viewer.slide_tiles import OpenSlideTiles
 
 log = logging.getLogger(__name__)
@@ -76,11 +73,6 @@ def application(
     """
     server = _Annotator(session, actions, tiles, view, token)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        yield
-        close()
-
     reads = {
         "/": server.start,
         "/static/{name:path}": server.static,
@@ -88,19 +80,11 @@ def application(
         "/state/{since:int}": server.state,
         "/annotations.geojson": server.download,
     }
-    app = Starlette(
-        routes=[
-            *(Route(path, endpoint) for path, endpoint in reads.items()),
-            *(Route(f"/{name}", server.posted(name), methods=["POST"]) for name in _SHAPES),
-        ],
-        middleware=[
-            Middleware(SecurityHeaders),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
-        ],
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
-    return app
+    routes = [
+        *(Route(path, endpoint) for path, endpoint in reads.items()),
+        *(Route(f"/{name}", server.posted(name), methods=["POST"]) for name in _SHAPES),
+    ]
+    return page_application(routes, allowed_hosts, close)
 
 
 class _Annotator:

@@ -1,13 +1,19 @@
 """What the pages of slides are answered with: tiles and files that browsers keep, and headers that restrict pages."""
 
+import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 import bcss_jax
 from bcss_jax.viewer.deep_zoom import DeepZoom, Tile
@@ -43,6 +49,32 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+def page_application(routes: Sequence[Route], allowed_hosts: Sequence[str], close: Callable[[], None]) -> Starlette:
+    """Returns the application of pages that show slides, for requests that use one of the host names of the server.
+
+    Args:
+      routes: of the application.
+      allowed_hosts: host names that requests may use for the server.
+      close: called when the server ends.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        close()
+
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(SecurityHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
+        ],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
 
 
 def file_stamp(path: Path | None):

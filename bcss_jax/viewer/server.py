@@ -14,8 +14,6 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -27,7 +25,7 @@ from bcss_jax.viewer import page, results, thumbnail
 from bcss_jax.viewer.label_file import LabelFile
 from bcss_jax.viewer.label_tiles import LabelTiles
 from bcss_jax.viewer.open_files import OpenFiles
-from bcss_jax.viewer.responses import SecurityHeaders, cached_response, file_stamp, html_response, requested_tile
+from bcss_jax.viewer.responses import cached_response, file_stamp, html_response, page_application, requested_tile
 from bcss_jax.viewer.results import Result
 from bcss_jax.viewer.slide_files import SlideFiles
 from bcss_jax.viewer.slide_tiles import SlideTiles
@@ -53,11 +51,6 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
     """
     viewer = _Viewer(real_path(folder), open_pool, slide_files)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        yield
-        viewer.close()
-
     routes = {
         "/": viewer.start,
         "/static/{name:path}": viewer.static,
@@ -66,16 +59,8 @@ def application(folder: Path, open_pool, slide_files: SlideFiles, allowed_hosts:
         "/result/{key:path}/labels/{level}/{name}": viewer.label_tile,
         "/result/{key:path}": viewer.page,
     }
-    app = Starlette(
-        routes=[Route(path, _answering(endpoint)) for path, endpoint in routes.items()],
-        middleware=[
-            Middleware(SecurityHeaders),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
-        ],
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
-    return app
+    answering = [Route(path, _answering(endpoint)) for path, endpoint in routes.items()]
+    return page_application(answering, allowed_hosts, viewer.close)
 
 
 def _answering(endpoint: Callable[[Request], Response]) -> Callable[[Request], Response]:

@@ -3,18 +3,15 @@
 import contextlib
 import http.client
 import json
-import socket
-import threading
 
 import numpy as np
-import uvicorn
 from PIL import Image
 from scipy.ndimage import label as connected
 
 from bcss_jax.annotator.opened_slide import AnnotateSettings, open_annotator
 from bcss_jax.prompting import Prediction
 from bcss_jax.slides.prompts.object_prompt import INSIDE
-from bcss_jax.viewer import http_server
+from helpers.served_app import served_app
 
 TOKEN = "a-token-of-tests"
 GLASS = (240, 238, 242)
@@ -93,19 +90,8 @@ class ServedAnnotator:
     def __enter__(self):
         opened = open_annotator(self._settings, lambda: (self.segmenter, "a stand-in"), self.lines.append)
         self.opened = self._stack.enter_context(opened)
-        listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        self.port = listener.getsockname()[1]
+        self.port = self._stack.enter_context(served_app(self.opened.application(TOKEN, ("127.0.0.1",))))
         self.address = f"http://127.0.0.1:{self.port}"
-        app = self.opened.application(TOKEN, ("127.0.0.1",))
-        server = uvicorn.Server(http_server.config_of(app))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-
-        def end():
-            server.should_exit = True
-            thread.join()
-
-        self._stack.callback(end)
         return self
 
     def __exit__(self, *exception):

@@ -4,20 +4,18 @@ import dataclasses
 import http.client
 import io
 import json
-import socket
-import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
 import tifffile
-import uvicorn
 from PIL import Image
 
 from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.slides.grid import Grid
-from bcss_jax.viewer import http_server, server
+from bcss_jax.viewer import server
 from bcss_jax.viewer.slide_files import SlideFiles
+from helpers.served_app import served_app
 from helpers.slide_summaries import slide_summary
 
 TILE = 64
@@ -132,20 +130,14 @@ class Served:
     """Serves a folder on a free port, and requests paths without normalizing them."""
 
     def __init__(self, folder, open_pool=Pool, allowed_hosts=("127.0.0.1",), slides=None):
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        app = server.application(folder, open_pool, SlideFiles(slides), allowed_hosts)
-        self._server = uvicorn.Server(http_server.config_of(app))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._served = served_app(server.application(folder, open_pool, SlideFiles(slides), allowed_hosts))
 
     def __enter__(self):
-        self._thread.start()
+        self.port = self._served.__enter__()
         return self
 
     def __exit__(self, *exception):
-        self._server.should_exit = True
-        self._thread.join()
-        self._listener.close()
+        self._served.__exit__(*exception)
 
     def get(self, path, headers=None, method="GET"):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)

@@ -4,19 +4,16 @@ import base64
 import http.client
 import io
 import json
-import socket
-import threading
 
 import numpy as np
 import pytest
 import shapely
-import uvicorn
 from helpers.prompted_slide import ColorPredictor, sam_file
+from helpers.served_app import served_app
 from PIL import Image
 
 from bcss_jax.models.sam.weights.loading import load
 from bcss_jax.prompting import Predictor
-from bcss_jax.viewer import http_server
 from bcss_jax.viewer.samapi import application
 
 HEADERS = {"accept": "application/json", "Content-Type": "application/json; charset=utf-8"}  # of the extension
@@ -31,20 +28,14 @@ class Running:
     """Serves on a free port."""
 
     def __init__(self, loaded, predictor):
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        app = application(loaded, predictor, ("127.0.0.1", "localhost"))
-        self._server = uvicorn.Server(http_server.config_of(app))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._served = served_app(application(loaded, predictor, ("127.0.0.1", "localhost")))
 
     def __enter__(self):
-        self._thread.start()
+        self.port = self._served.__enter__()
         return self
 
     def __exit__(self, *exception):
-        self._server.should_exit = True
-        self._thread.join()
-        self._listener.close()
+        self._served.__exit__(*exception)
 
     def call(self, path, body=None, method=None, **headers):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
