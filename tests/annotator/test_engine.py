@@ -12,6 +12,7 @@ from bcss_jax.annotator.proposals import embeddings
 from bcss_jax.annotator.proposals.engine import Engine
 from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
 from bcss_jax.errors import DataError
+from bcss_jax.prompting import Prediction
 from bcss_jax.slides.prompts.object_prompt import ObjectPrompt
 from bcss_jax.slides.reading.reader_pool import Block, ReaderPool
 
@@ -77,6 +78,37 @@ def test_points_and_boxes_choose_a_view_that_holds_them_all(pool):
     assert overlap(box.proposals[0].area, disc(1)) > 0.95
     outside = ObjectPrompt(np.array([[640, 560], [201, 303.0]]), np.array([1, 0]))
     assert overlap(found.prompt(outside, 2.0, None, SECONDS).proposals[0].area, disc(1)) > 0.96
+    found.close()
+
+
+class MarkedSegmenter(DiscSegmenter):
+    """Its mask is a rectangle of the view with a hole of one pixel, and a part of four pixels beside it."""
+
+    def predict(self, embedding, view, prompt, mask):
+        logits = np.full((1, view.height, view.width), -4, np.float32)
+        logits[0, 20:60, 30:90] = 3
+        logits[0, 40, 50] = -2
+        logits[0, 100:102, 10:12] = 1
+        found = Prediction(logits, np.array([0.9], np.float32), logits)
+        return found, found
+
+
+def test_specks_are_left_out_but_where_a_point_was_set(pool):
+    found = Engine(pool, SlideFacts("case.png", (WIDTH, HEIGHT), (0.5, 0.5), (0, 0)), MarkedSegmenter(), None, "digest")
+    key = found._views.key_for((640, 560, 640, 560), found._views.level(0.5))
+    view = found._views.view(key)
+    whole, hole, speck = view.to_level0(np.array([[40.5, 30.5], [50.5, 40.5], [10.5, 100.5]]))
+
+    def parts_and_holes(*labeled):
+        points, labels = zip(*labeled, strict=True)
+        answer = found._answered(key, {}, ObjectPrompt(np.array(points), np.array(labels)), None)
+        parts = shapely.get_parts(answer.proposals[0].area)
+        return len(parts), shapely.get_num_interior_rings(parts).sum()
+
+    assert parts_and_holes((whole, 1)) == (1, 0)
+    assert parts_and_holes((whole, 1), (hole, 0)) == (1, 1)
+    assert parts_and_holes((whole, 1), (speck, 1)) == (2, 0)
+    assert parts_and_holes((whole, 1), (speck, 0)) == (1, 0)
     found.close()
 
 

@@ -186,26 +186,50 @@ def _without_specks(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> np.
 
     Parts that a point inside was set on stay, however small, and so do holes with a point outside.
     """
-    mask = logits > 0
-    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count < 2:
+    rows, columns = (np.flatnonzero((logits > 0).any(axis)) for axis in (1, 0))
+    if not len(rows):
         return logits
-    least = _SPECK * statistics[1:, cv2.CC_STAT_AREA].max()
-    small = statistics[:, cv2.CC_STAT_AREA] < least
-    small[parts[_pixels(view, prompt, INSIDE)]] = small[0] = False
-    _, holes, statistics, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=8)
-    filled = statistics[:, cv2.CC_STAT_AREA] < least
-    filled[holes[_pixels(view, prompt, OUTSIDE)]] = filled[0] = False
-    magnitude = np.maximum(np.abs(logits), 1e-3)
-    return np.where(small[parts], -magnitude, np.where(filled[holes], magnitude, logits)).astype(np.float32)
+    (top, bottom), (left, right) = (  # with the pixels around, which connect what lies outside
+        (max(0, each[0] - 1), min(side, each[-1] + 2)) for each, side in zip((rows, columns), logits.shape, strict=True)
+    )
+    part, shown = logits[top:bottom, left:right], view.part(left, top, right - left, bottom - top)
+    mask = part > 0
+    parts, areas = _components(mask, 4)
+    holes, hole_areas = _components(~mask, 8)
+    if len(areas) == 2 and len(hole_areas) == 2:
+        return logits
+    least = _SPECK * areas[1:].max()
+    small, filled = areas < least, hole_areas < least
+    small[parts[_pixels(shown, prompt, INSIDE)]] = small[0] = False
+    filled[holes[_pixels(shown, prompt, OUTSIDE)]] = filled[0] = False
+    for is_whole, edge in (
+        (top == 0, holes[0]),
+        (bottom == logits.shape[0], holes[-1]),
+        (left == 0, holes[:, 0]),
+        (right == logits.shape[1], holes[:, -1]),
+    ):
+        if not is_whole:
+            filled[edge] = False  # goes on outside
+    magnitude = np.maximum(np.abs(part), 1e-3)
+    cleared = logits.copy()
+    cleared[top:bottom, left:right] = np.where(small[parts], -magnitude, np.where(filled[holes], magnitude, part))
+    return cleared
+
+
+def _components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of each pixel's component, 0 outside of the mask, and the area of each number."""
+    _, components, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
+    return components, statistics[:, cv2.CC_STAT_AREA]
 
 
 def _pixels(view: View, prompt: ObjectPrompt, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows and columns of a view under the points of a prompt that have a label."""
+    """Returns rows and columns of the pixels of a view under the points of a prompt that have a label."""
     if prompt.points is None or prompt.labels is None:
         return np.zeros(0, int), np.zeros(0, int)
-    points = np.floor(view.from_level0(prompt.points[prompt.labels == label])).astype(int)
-    return points[:, 1].clip(0, view.height - 1), points[:, 0].clip(0, view.width - 1)
+    size = np.array([view.width, view.height])
+    points = view.from_level0(prompt.points[prompt.labels == label])
+    columns, rows = np.minimum(points[((points >= 0) & (points <= size)).all(1)].astype(int), size - 1).T
+    return rows, columns
 
 
 def _is_among(area: BaseGeometry, found: list[tuple[Proposal, np.ndarray]]) -> bool:
