@@ -19,7 +19,9 @@ PADDED = 0.1  # share of the traffic from which the padding of layouts is a warn
 _PACKAGE = re.compile(r".*[/\\](?=bcss_jax[/\\])")
 
 
-def report_lines(step: CompiledStep, account: Account, target: Target, images: int, devices: int = 1) -> Iterator[str]:
+def report_lines(
+    step: CompiledStep, account: Account, target: Target, images: int, devices: int = 1, unit: str = "images"
+) -> Iterator[str]:
     """Yields the lines of the report.
 
     Args:
@@ -28,6 +30,7 @@ def report_lines(step: CompiledStep, account: Account, target: Target, images: i
       target: that it was compiled for.
       images: of a batch on one device.
       devices: that share a batch.
+      unit: what the images are.
     """
     memory, least = step.memory, roofline(account, target)
     yield (
@@ -43,7 +46,7 @@ def report_lines(step: CompiledStep, account: Account, target: Target, images: i
     yield (
         f"  arithmetic {account.operations() / 1e12:.3g} TFLOP; at least {1e3 * least.total:.3g} ms "
         f"(memory {1e3 * least.memory:.3g}, arithmetic {1e3 * least.arithmetic:.3g}), at most "
-        f"{images / max(least.total, 1e-12):.0f} images/s a device"
+        f"{images / max(least.total, 1e-12):.0f} {unit}/s a device"
     )
     yield from _exchange_lines(account, target, images, devices)
     yield "  largest instructions:"

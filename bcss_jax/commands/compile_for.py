@@ -2,21 +2,25 @@
 
     python -m bcss_jax.compile_for --target=h100 --model=unet --batch=128 --dtype=bfloat16 [--devices=8]
     python -m bcss_jax.compile_for --target=h100 --pretrain=vit_small16 --batch=256
+    python -m bcss_jax.compile_for --target=h100 --sam=sam_vit_b [--batch=4 --steps=tune_frozen]
     python -m bcss_jax.compile_for --target=h100 --all [--write=rows.json]
 
 For training, evaluation and windows of a slide it prints the memory beside the device's, what moves between the device
 and its memory, the arithmetic, the least time that both take (no program is faster; kernels that miss the peaks are
-slower), the largest instructions with their place in the source, and warnings. With --all it prints a Markdown table of
-the training steps of all networks, each in as few micro-batches as fit. With --write the rows are kept in a file as
-they come, with the memory of all steps, and a command that was stopped goes on. Nothing is run. The compilers come with
+slower), the largest instructions with their place in the source, and warnings. With --sam it does so for Segment
+Anything: encoding an image, decoding clicks on it, and the training with prompts (tune; tune_frozen: on features of a
+frozen encoder). With --all it prints a Markdown table of the training steps of all networks, each in as few
+micro-batches as fit. With --write the rows are kept in a file as they come, with the memory of all steps, and a command
+that was stopped goes on. Nothing is run. The compilers come with
 pip install 'bcss_jax[compile-cuda]' (GPUs) and 'bcss_jax[compile-tpu]' (TPUs). Exit codes: 0 done, 2 settings or the
 compiler refuses, 3 the file is not of this program, 75 stopped on request.
 """
 
 import argparse
+import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,8 @@ from bcss_jax.accelerators import computed_steps
 from bcss_jax.accelerators.hlo_text import read_program
 from bcss_jax.accelerators.network_table import print_table
 from bcss_jax.accelerators.report import report_lines
-from bcss_jax.accelerators.steps import STEPS, DoesNotFit, compile_lowered, compile_step, recipe
-from bcss_jax.accelerators.targets import TARGETS, Target, describe_devices, find_target
+from bcss_jax.accelerators.steps import STEPS, CompiledStep, DoesNotFit, compile_lowered, compile_step, recipe
+from bcss_jax.accelerators.targets import TARGETS, describe_devices, find_target
 from bcss_jax.accelerators.traffic import account
 from bcss_jax.common import command
 from bcss_jax.common.interruption import safe_point
@@ -39,7 +43,13 @@ from bcss_jax.errors import ConfigError
 from bcss_jax.labels import find_scheme
 from bcss_jax.pretraining import config as pretraining_config
 from bcss_jax.pretraining.lowered_step import lower_step
+from bcss_jax.prompting import lowered_steps as prompting_steps
 from bcss_jax.training.sharding import make_mesh
+from bcss_jax.tuning import lowered_steps as tuning_steps
+
+SAM_STEPS = (*prompting_steps.STEPS, *tuning_steps.STEPS)
+# Name of each step, what its batch consists of, and a function that compiles it.
+Traced = Iterator[tuple[str, str, Callable[[], CompiledStep]]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,16 +69,19 @@ def _parser():
         metavar="ENCODER",
         help="a step of DINO with this encoder, such as vit_small16, in place of a network",
     )
-    add("--batch", type=COUNT.parse, default=128, help="images in a batch, over all devices (default 128)")
+    add("--sam", metavar="ENCODER", help="Segment Anything with this encoder, such as sam_vit_b, in place of a network")
+    of_batch = "images in a batch, over all devices (default 128); with --sam images, prompts or tiles (default 1)"
+    add("--batch", type=COUNT.parse, help=of_batch)
     add("--micro_batches", type=COUNT.parse, help="parts that a training batch is computed in (default 1)")
     add("--remat", action="store_true", help="with --config.remat=True: keep less for the gradient, compute it again")
     add("--dtype", default="bfloat16", choices=DTYPES, help="type of the computation")
-    add("--side", type=WINDOW.parse, default=224, help="side of the images in pixels (default 224)")
+    add("--side", type=WINDOW.parse, help="side of the images in pixels (default 224; with --sam 1024)")
     add("--devices", type=COUNT.parse, help="devices that share a batch (default 1, or the slice's)")
     add("--all", action="store_true", help="print a table of the training steps of all networks")
     add("--write", nargs="?", type=Path, const=computed_steps.FILE,
         help="with --all: keep the rows in this file (default: the one that the package reads)")  # fmt: skip
-    add("--steps", help=f"which steps (default {','.join(STEPS)})")
+    add("--steps", help=f"which steps (default {','.join(STEPS)}; with --sam {','.join(prompting_steps.STEPS)}, and "
+        f"{', '.join(tuning_steps.STEPS)} if asked for)")  # fmt: skip
     command.add_debug(parser)
     return parser
 
@@ -77,49 +90,91 @@ def _run(args: argparse.Namespace) -> None:
     target, of_slice = find_target(args.target)
     if of_slice and args.devices not in (None, of_slice):
         raise ConfigError(f"--target={args.target} has {of_slice} devices; leave out --devices={args.devices}")
-    steps = _checked_steps(args)
+    args.batch = args.batch or (1 if args.sam else 128)
+    args.side = args.side or (1024 if args.sam else 224)
     devices = args.devices or of_slice or 1
+    steps = _checked_steps(args, devices)
     jax.config.update("jax_platforms", "cpu")  # nothing is run on a device of this machine
     mesh = make_mesh(describe_devices(target, devices))
     if args.all:
         print_table(target, devices, args.dtype, args.batch, args.side, args.write)
         return
-    if args.pretrain:
-        _print_pretraining(args, target, mesh, devices)
-        return
-    model = args.model or "unet"
-    config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side, args.remat)
-    scheme = find_scheme(config.labels)
-    shared = f", shared by {devices} devices" if devices > 1 else ""
-    print(f"{model}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels, for {target.device}", flush=True)
-    for name in steps:
+    title, traced = (_of_pretraining if args.pretrain else _of_sam if args.sam else _of_network)(args, steps, mesh)
+    print(f"{title}, for {target.device}", flush=True)
+    for name, unit, compiled in traced:
         safe_point()
         try:
-            step = compile_step(name, config, scheme, mesh, args.side)
+            step = compiled()
         except DoesNotFit as error:
             print(f"{name} step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
             continue
-        for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
+        done = account(read_program(step.text))
+        for line in report_lines(step, done, target, args.batch // devices, devices, unit):
             print(line, flush=True)
 
 
-def _checked_steps(args: argparse.Namespace) -> Sequence[str]:
+def _checked_steps(args: argparse.Namespace, devices: int) -> Sequence[str]:
     """Returns the steps to compile. Raises ConfigError if options do not go together."""
     if args.all:
-        for option in ("model", "pretrain", "micro_batches", "remat", "steps"):
+        for option in ("model", "pretrain", "sam", "micro_batches", "remat", "steps"):
             if getattr(args, option):
                 raise ConfigError(f"--all chooses --{option} itself; leave one of the two out")
     elif args.write:
         raise ConfigError("--write keeps the rows of --all; add --all, or leave --write out")
     if args.pretrain:
-        for option in ("model", "remat", "steps"):
+        for option in ("model", "sam", "remat", "steps"):
             if getattr(args, option):
                 raise ConfigError(f"--pretrain has one step and no --{option}; leave one of the two out")
         _pretraining(args)
-    steps = args.steps.split(",") if args.steps else STEPS
-    if not set(steps) <= set(STEPS):
-        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(STEPS)}, separated by commas")
+    of_all, of_default = (SAM_STEPS, prompting_steps.STEPS) if args.sam else (STEPS, STEPS)
+    steps = args.steps.split(",") if args.steps else of_default
+    if not set(steps) <= set(of_all):
+        raise ConfigError(f"--steps={args.steps}: must be some of {', '.join(of_all)}, separated by commas")
+    if args.sam:
+        _check_sam(args, steps, devices)
     return steps
+
+
+def _check_sam(args: argparse.Namespace, steps: Sequence[str], devices: int) -> None:
+    """Raises ConfigError if options do not go together with --sam, or there is no such encoder or size."""
+    for option in ("model", "remat"):
+        if getattr(args, option):
+            raise ConfigError(f"--sam has no --{option}; leave one of the two out")
+    prompting_steps.checked_form(args.sam, args.side)
+    if set(steps) & set(prompting_steps.STEPS):
+        if devices > 1:
+            raise ConfigError(f"--sam: {' and '.join(prompting_steps.STEPS)} run on one device, not {devices}")
+        if args.micro_batches:
+            raise ConfigError(f"--sam: {' and '.join(prompting_steps.STEPS)} have no --micro_batches; leave it out")
+
+
+def _of_network(args: argparse.Namespace, steps: Sequence[str], mesh: Mesh) -> tuple[str, Traced]:
+    """Returns a title, and the steps of a network."""
+    model = args.model or "unet"
+    config = recipe(model, args.dtype, args.batch, args.micro_batches or 1, args.side, args.remat)
+    scheme = find_scheme(config.labels)
+    shared = f", shared by {mesh.size} devices" if mesh.size > 1 else ""
+    return (
+        f"{model}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels",
+        ((name, "images", functools.partial(compile_step, name, config, scheme, mesh, args.side)) for name in steps),
+    )
+
+
+def _of_sam(args: argparse.Namespace, steps: Sequence[str], mesh: Mesh) -> tuple[str, Traced]:
+    """Returns a title, and the steps of Segment Anything."""
+    common: dict[str, Any] = dict(image_size=args.side, batch=args.batch, dtype=args.dtype, mesh=mesh)
+    units = {"encode": "images", "decode": "prompts"}
+
+    def traced() -> Traced:
+        for name in steps:
+            lower = prompting_steps.lower_step if name in prompting_steps.STEPS else tuning_steps.lower_step
+            more = {} if name in prompting_steps.STEPS else {"micro_batches": args.micro_batches or 1}
+            lowered = lower(name, args.sam, **common, **more)
+            what = f"the {name} step of {args.sam}"
+            yield name, units.get(name, "tiles"), functools.partial(compile_lowered, name, lowered, what)
+
+    shared = f", shared by {mesh.size} devices" if mesh.size > 1 else ""
+    return f"{args.sam}, {args.dtype}, batch {args.batch}{shared}, {args.side} pixels", traced()
 
 
 def _pretraining(args: argparse.Namespace) -> Any:
@@ -131,19 +186,12 @@ def _pretraining(args: argparse.Namespace) -> Any:
     return config
 
 
-def _print_pretraining(args: argparse.Namespace, target: Target, mesh: Mesh, devices: int) -> None:
-    """Prints what a step of DINO needs: two views of 224 pixels, eight of 96, 65,536 prototypes."""
+def _of_pretraining(args: argparse.Namespace, steps: Sequence[str], mesh: Mesh) -> tuple[str, Traced]:
+    """Returns a title, and the step of DINO: two views of 224 pixels, eight of 96, 65,536 prototypes."""
     config = _pretraining(args)
-    views = config.views
-    print(
+    views, what = config.views, f"a step of DINO with {args.pretrain}"
+    return (
         f"DINO with {args.pretrain}, {args.dtype}, batch {args.batch}, views of {views.global_size} and "
-        f"{views.local_size} pixels, {config.head.prototypes} prototypes, for {target.device}",
-        flush=True,
+        f"{views.local_size} pixels, {config.head.prototypes} prototypes",
+        iter([("pretrain", "images", lambda: compile_lowered("pretrain", lower_step(config, mesh), what))]),
     )
-    try:
-        step = compile_lowered("pretrain", lower_step(config, mesh), f"a step of DINO with {args.pretrain}")
-    except DoesNotFit as error:
-        print(f"pretrain step: does not fit into {target.memory / 1e9:.3g} GB: {error}", flush=True)
-        return
-    for line in report_lines(step, account(read_program(step.text)), target, args.batch // devices, devices):
-        print(line, flush=True)

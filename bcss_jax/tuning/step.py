@@ -23,7 +23,7 @@ VALIDATION_STEP = 2**32 - 1  # stands for the step in the keys of validation pro
 def _network_with(network: PromptableSam) -> Callable[[dict, dict], PromptableSam]:
     """Returns `(params, model_state) -> network`; of the given network only the structure is used."""
     graphdef, *variables = nnx.split(network, nnx.Param, ...)
-    structure = jax.eval_shape(lambda: variables)
+    structure = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
 
     def merged(params, model_state):
         filled = jax.tree.map(lambda x: x, structure)

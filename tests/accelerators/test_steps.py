@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+from helpers.sam_small import use_small_sams
 
 from bcss_jax.accelerators.computed_steps import Key
 from bcss_jax.accelerators.exchanges import STATISTICS, exchanges
@@ -102,6 +103,29 @@ def test_the_step_of_a_pretraining_compiles(capsys):
     assert "pretrain step: compiled in" in printed and "bcss_jax/pretraining/views/crops.py" in printed
 
 
+@pytest.mark.parametrize("encoder", ["tiny", "tiny2"])
+def test_prompts_on_segment_anything_compile(monkeypatch, capsys, encoder):
+    use_small_sams(monkeypatch)
+    mesh_of("h100")
+    assert compile_for.main(["--target=h100", f"--sam={encoder}", "--side=64"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{encoder}, bfloat16, batch 1, 64 pixels" in printed
+    assert "encode step: compiled in" in printed and "decode step: compiled in" in printed
+    assert "images/s a device" in printed and "prompts/s a device" in printed
+    assert "bcss_jax/models/sam/mask_decoder.py" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["tune", "tune_frozen"])
+def test_a_training_with_prompts_compiles(monkeypatch, capsys, step):
+    use_small_sams(monkeypatch)
+    mesh_of("h100")
+    command = ["--target=h100", "--sam=tiny", "--side=32", "--batch=4", "--micro_batches=2", f"--steps={step}"]
+    assert compile_for.main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"{step} step: compiled in" in printed and "tiles/s a device" in printed
+
+
 def test_the_command_prints_all_steps(capsys):
     mesh_of("h100")
     assert compile_for.main(["--target=h100", "--batch=2", "--side=32", "--steps=evaluate,slide"]) == 0
@@ -126,6 +150,14 @@ def test_the_command_prints_all_steps(capsys):
         (["--target=h100", "--pretrain=vit_tiny16", "--model=unet"], "--pretrain has one step and no --model"),
         (["--target=h100", "--pretrain=vit_tiny"], "vit_tiny16"),
         (["--target=h100", "--all", "--pretrain=vit_tiny16"], "--all chooses --pretrain itself"),
+        (["--target=h100", "--sam=sam_vit_c"], "sam_vit_b"),
+        (["--target=h100", "--sam=sam_vit_b", "--side=1000"], "multiple of 16"),
+        (["--target=h100", "--sam=sam_vit_b", "--model=sam"], "--sam has no --model"),
+        (["--target=h100", "--sam=sam_vit_b", "--pretrain=vit_tiny16"], "--pretrain has one step and no --sam"),
+        (["--target=h100", "--sam=sam_vit_b", "--steps=train"], "must be some of encode, decode, tune, tune_frozen"),
+        (["--target=h100", "--sam=sam_vit_b", "--devices=2"], "run on one device"),
+        (["--target=h100", "--sam=sam_vit_b", "--micro_batches=2"], "encode and decode have no --micro_batches"),
+        (["--target=h100", "--all", "--sam=sam_vit_b"], "--all chooses --sam itself"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):

@@ -17,7 +17,7 @@ from bcss_jax.models.blocks.resampling import max_pool_2x2, upsample_nearest
 from bcss_jax.models.encoders.vision_transformer.adapters import Adapters, BlockAdapter, with_product
 from bcss_jax.models.encoders.vision_transformer.positions import Resizing, resized_table
 from bcss_jax.models.sam.architecture import HieraForm
-from bcss_jax.models.sam.mlp import MLP, gelu
+from bcss_jax.models.sam.mlp import MLP
 from bcss_jax.models.sam.windows import from_windows, to_windows
 from bcss_jax.models.weights.torch_layout import TorchEntries, TorchLayout, entries_of, prefixed
 
@@ -60,7 +60,7 @@ class Block(nnx.Module):
         self.attn = Attention(inputs, outputs, heads, dtype=dtype, rngs=rngs)
         self.norm2 = norms.LayerNorm(outputs, eps=EPS)
         self.inputs, self.outputs = inputs, outputs
-        self.mlp = MLP((outputs, 4 * outputs, outputs), activation=gelu, dtype=dtype, rngs=rngs)
+        self.mlp = MLP((outputs, 4 * outputs, outputs), activation=layers.gelu, dtype=dtype, rngs=rngs)
         self.opens = inputs != outputs
         self.proj = layers.Linear(inputs, outputs, dtype=dtype, rngs=rngs) if self.opens else None
         self.window = window

@@ -17,7 +17,7 @@ from bcss_jax.models.blocks import layers, norms
 from bcss_jax.models.blocks.attention import GridBias, attend
 from bcss_jax.models.encoders.vision_transformer.adapters import Adapters, BlockAdapter, with_product
 from bcss_jax.models.sam.architecture import ViTForm
-from bcss_jax.models.sam.mlp import LIN, MLP, gelu
+from bcss_jax.models.sam.mlp import LIN, MLP
 from bcss_jax.models.sam.patch_conv import PatchConv
 from bcss_jax.models.sam.windows import from_windows, to_windows
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of, prefixed
@@ -88,7 +88,7 @@ class Block(nnx.Module):
         self.attn = Attention(form.width, form.heads, window or form.table, dtype=dtype, rngs=rngs)
         self.norm2 = norms.LayerNorm(form.width, eps=EPS)
         widths = (form.width, form.hidden, form.width)
-        self.mlp = MLP(widths, activation=gelu, names=LIN, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(widths, activation=layers.gelu, names=LIN, dtype=dtype, rngs=rngs)
         self.window = window
 
     def __call__(self, x: jax.Array, adapter: BlockAdapter | None = None) -> jax.Array:

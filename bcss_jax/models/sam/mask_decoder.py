@@ -13,7 +13,7 @@ from flax.typing import Dtype
 
 from bcss_jax.models.blocks import initializers, layers, norms
 from bcss_jax.models.sam.architecture import DecoderForm
-from bcss_jax.models.sam.mlp import LIN, MLP, gelu
+from bcss_jax.models.sam.mlp import LIN, MLP
 from bcss_jax.models.sam.two_way_transformer import TwoWayTransformer
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of
 
@@ -144,10 +144,10 @@ class MaskDecoder(nnx.Module):
         x = self.upscaling1(image.reshape(prompts, height, width, channels))
         if self.version == 2:
             finest, finer = (for_prompts(x) for x in features.finer)
-            x = gelu(self.upscaling_norm(x + finer))
-            x = gelu(self.upscaling2(x) + finest)
+            x = layers.gelu(self.upscaling_norm(x + finer))
+            x = layers.gelu(self.upscaling2(x) + finest)
         else:
-            x = gelu(self.upscaling2(gelu(self.upscaling_norm(x))))
+            x = layers.gelu(self.upscaling2(layers.gelu(self.upscaling_norm(x))))
 
         first = len(own) - count
         vectors = jnp.stack([layer(tokens[:, first + i]) for i, layer in enumerate(self.mask_vectors)], axis=1)

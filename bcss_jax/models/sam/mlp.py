@@ -13,11 +13,6 @@ from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 LIN = ("lin1", "lin2")  # names of SAM; those of SAM 2.1 are numbers
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """Returns the exact GELU."""
-    return jax.nn.gelu(x, approximate=False)
-
-
 class MLP(nnx.Module):
     """Dense layers with an activation between them and none after the last one."""
 

@@ -13,7 +13,6 @@ from flax.typing import Dtype
 
 from bcss_jax.models.blocks import initializers, layers, norms
 from bcss_jax.models.sam.architecture import DecoderForm
-from bcss_jax.models.sam.mlp import gelu
 from bcss_jax.models.sam.patch_conv import PatchConv
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of
 
@@ -119,8 +118,8 @@ class PromptEncoder(nnx.Module):
         if masks is None:
             return jnp.broadcast_to(self.no_mask[...], (1, rows, columns, self.no_mask.shape[-1])).astype(self.dtype)
         first, norm1, second, norm2, last = self.downscaling
-        x = gelu(norm1(first(masks[..., None])))
-        return last(gelu(norm2(second(x))))
+        x = layers.gelu(norm1(first(masks[..., None])))
+        return last(layers.gelu(norm2(second(x))))
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of SAM's `PromptEncoder`."""
