@@ -19,6 +19,7 @@ def test_steps_are_traced_without_arrays_and_a_frozen_encoder_has_no_moments(mon
     assert sizes[0][0] == sizes[1][0] and sizes[1][1] < sizes[0][1]
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+    use_small_sams(monkeypatch)
     with pytest.raises(ConfigError, match="--batch"):
         lowered("tune", batch=3, micro_batches=2)
