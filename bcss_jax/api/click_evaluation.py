@@ -13,8 +13,8 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from bcss_jax import labels
-from bcss_jax.api.arguments import PathLike, as_paths, check_choice, user_errors
-from bcss_jax.api.evaluation import SPLIT_BY, data_settings, prepare
+from bcss_jax.api.arguments import PathLike, as_paths, user_errors
+from bcss_jax.api.evaluation import check_data_choices, data_settings, prepare
 from bcss_jax.common import figures, files
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
@@ -23,7 +23,6 @@ from bcss_jax.common.json_files import read_json
 from bcss_jax.common.outputs import written_files
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data import discovery
 from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.evaluation.clicks.sessions import MAX_CLICKS, box_sessions, click_sessions
@@ -35,14 +34,13 @@ from bcss_jax.evaluation.clicks.summary import (
     summary_of,
 )
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.sam.weights.description import description_of
+from bcss_jax.models.sam.weights.description import SAM_FILE, description_of
 from bcss_jax.models.sam.weights.loading import LoadedSam, load
 from bcss_jax.prompting.predictor import Predictor
 from bcss_jax.prompting.simulation.click_protocol import regions_of
 from bcss_jax.training.workdir import cross_validated_folds
 
 log = logging.getLogger("bcss_jax")
-SAM_FILE = "sam.safetensors"
 OUTPUTS = ("clicks.json", "clicks.png", "objects.csv")
 UNKNOWN_MPP = 0.25  # um/px that a file which says none is taken to be for, as BCSS has
 
@@ -126,11 +124,7 @@ def evaluate_clicks(
       StorageError: the results cannot be written.
       Preempted: the process was asked to stop.
     """
-    check_choice("split", split, discovery.SPLITS)
-    if layout is not None:
-        check_choice("data.layout", layout, discovery.LAYOUTS)
-    if data_split is not None:
-        check_choice("data.split", data_split, SPLIT_BY)
+    check_data_choices(split, layout, data_split)
     args = SimpleNamespace(**locals())
     args.checkpoints, args.output = as_paths(checkpoints), Path(output)
     args.prepared_dir = str(prepared_dir)

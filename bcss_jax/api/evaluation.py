@@ -91,17 +91,22 @@ def evaluate(
     """
     check_numbers({"batch_size": COUNT}, {"batch_size": batch_size})
     check_choice("which", which, WHICH)
-    check_choice("split", split, discovery.SPLITS)
-    if layout is not None:
-        check_choice("data.layout", layout, discovery.LAYOUTS)
-    if data_split is not None:
-        check_choice("data.split", data_split, SPLIT_BY)
+    check_data_choices(split, layout, data_split)
     args = SimpleNamespace(**locals())
     args.checkpoints, args.output = as_paths(checkpoints), Path(output)
     args.prepared_dir = os.fspath(prepared_dir)
     args.data_dir, args.data_list = (None if path is None else os.fspath(path) for path in (data_dir, data_list))
     with user_errors():
         return _run(args, Interruption())
+
+
+def check_data_choices(split: str, layout: str | None, data_split: str | None) -> None:
+    """Raises ConfigError unless the arguments of the same names of `evaluate` are among what is possible."""
+    check_choice("split", split, discovery.SPLITS)
+    if layout is not None:
+        check_choice("data.layout", layout, discovery.LAYOUTS)
+    if data_split is not None:
+        check_choice("data.split", data_split, SPLIT_BY)
 
 
 def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:

@@ -14,6 +14,7 @@ from bcss_jax.common.json_files import parse_json
 from bcss_jax.errors import DataError, first_line, printable
 
 KEY = "bcss_jax"  # of the description in the metadata of the file
+SAM_FILE = "sam.safetensors"  # in the folder of a run that tuned a SAM
 
 
 class SamDescription(TypedDict):
