@@ -123,7 +123,7 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
         "tolerance_um": TOLERANCE_UM,
         "temperature_pixels": SAMPLED_PIXELS,
     }
-    _refuse_inputs(args, runs)
+    refuse_results_among_inputs(args, runs, SUMMARY_FILES)
     with files.locked(args.output):
         results = ResultsFolder(args.output, settings, args.overwrite)
         targets = _targets(args, runs, batch_size)
@@ -152,14 +152,14 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
     return EvaluationReport(args.output)
 
 
-def _refuse_inputs(args, runs) -> None:
-    """Raises ConfigError if the results would be written where the command reads."""
+def refuse_results_among_inputs(args, runs, names: Sequence[str]) -> None:
+    """Raises ConfigError if the results, files of these names in the output folder, would be written among inputs."""
     inputs = [("--checkpoints", path) for path in args.checkpoints]
     data = {Path(folder) for run in runs if (folder := data_settings(args, run).dir)}
     folders = [each for folder in sorted(data) for each in read_folders("--data.dir", folder.expanduser())]
     inner = [each for each in folders if each[0] != "--data.dir"]
     inputs += [each for each in folders if each[0] == "--data.dir"]
-    parts = [args.output / name for name in SUMMARY_FILES]
+    parts = [args.output / name for name in names]
     refuse_inputs("--output", args.output, inputs, parts=parts, data_folders=inner)
     prepared_dir = Path(args.prepared_dir).expanduser()
     refuse_inputs("--prepared_dir", prepared_dir, [each for each in inputs if each not in inner], data_folders=inner)

@@ -22,10 +22,12 @@ from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size, train_batches
 from bcss_jax.data.sampling.balance import draws
-from bcss_jax.errors import NumericalError
+from bcss_jax.errors import DataError, NumericalError
 from bcss_jax.models.sam.promptable import PromptableSam
 from bcss_jax.models.sam.weights.description import SAM_FILE, write_sam
 from bcss_jax.models.weights.pretrained import load_pretrained, to_torch_state, what_was_loaded
+from bcss_jax.prompting.simulation.click_protocol import regions_of
+from bcss_jax.prompting.simulation.training_prompts import MIN_AREA
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
@@ -108,6 +110,8 @@ class TuningRun:
             "threads": config.data.threads or None,
         }
         self._weights = draw_weights(config, self._data, self._scheme, self._pipeline["table"])
+        for split in ("train", "val"):
+            self._check_objects(split)
         self._tiles = self._load_training_tiles()
         self._feature_cache = self._make_feature_cache()
         self.session = self._start_or_resume(state, pretrained, interruption)
@@ -125,6 +129,19 @@ class TuningRun:
         pretrained = load_pretrained(self._network, Path(config.pretrained).expanduser())
         print_main(f"{config.pretrained}: {what_was_loaded(pretrained)}")
         return pretrained
+
+    def _check_objects(self, split: str) -> None:
+        """Raises DataError if no tile of a split has a region to prompt."""
+        for batch in eval_batches(self._data.load(split), self._data.splits[split], batch_size=1, **self._pipeline):
+            safe_point(BEFORE)
+            if regions_of(batch["label"][0], self._scheme.evaluated):
+                return
+        config = self._config
+        raise DataError(
+            f"{config.data.list or config.data.dir or 'the built-in sample'}: no tile of the split {split} has a "
+            f"connected region of at least {MIN_AREA} pixels of {' or '.join(self._scheme.evaluated_names)}, which a "
+            "prompt could mean; add tiles, or choose another --config.labels"
+        )
 
     def _load_training_tiles(self):
         """Returns the training tiles, decoded if they fit the memory, or as a data set of encoded ones."""

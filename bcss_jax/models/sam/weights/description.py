@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from typing_extensions import TypedDict
 
@@ -47,12 +47,15 @@ def description_of(path: Path) -> SamDescription | None:
     """Returns how a file describes its SAM; None if it does not.
 
     Raises:
-      DataError: the description is damaged.
+      DataError: the file or the description is damaged.
     """
     if path.suffix.lower() != ".safetensors":
         return None
-    with safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(KEY)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{printable(path)}: cannot be read as safetensors ({first_line(error)})") from error
     if text is None:
         return None
     try:
