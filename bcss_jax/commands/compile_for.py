@@ -137,15 +137,15 @@ def _checked_steps(args: argparse.Namespace, devices: int) -> Sequence[str]:
 
 def _check_sam(args: argparse.Namespace, steps: Sequence[str], devices: int) -> None:
     """Raises ConfigError if options do not go together with --sam, or there is no such encoder or size."""
-    for option in ("model", "remat"):
-        if getattr(args, option):
-            raise ConfigError(f"--sam has no --{option}; leave one of the two out")
+    if args.model:
+        raise ConfigError("--sam has no --model; leave one of the two out")
     prompting_steps.checked_form(args.sam, args.side)
     if set(steps) & set(prompting_steps.STEPS):
         if devices > 1:
             raise ConfigError(f"--sam: {' and '.join(prompting_steps.STEPS)} run on one device, not {devices}")
-        if args.micro_batches:
-            raise ConfigError(f"--sam: {' and '.join(prompting_steps.STEPS)} have no --micro_batches; leave it out")
+        for option in ("micro_batches", "remat"):
+            if getattr(args, option):
+                raise ConfigError(f"--sam: {' and '.join(prompting_steps.STEPS)} have no --{option}; leave it out")
 
 
 def _of_network(args: argparse.Namespace, steps: Sequence[str], mesh: Mesh) -> tuple[str, Traced]:
@@ -167,9 +167,11 @@ def _of_sam(args: argparse.Namespace, steps: Sequence[str], mesh: Mesh) -> tuple
 
     def traced() -> Traced:
         for name in steps:
-            lower = prompting_steps.lower_step if name in prompting_steps.STEPS else tuning_steps.lower_step
-            more = {} if name in prompting_steps.STEPS else {"micro_batches": args.micro_batches or 1}
-            lowered = lower(name, args.sam, **common, **more)
+            if name in prompting_steps.STEPS:
+                lowered = prompting_steps.lower_step(name, args.sam, **common)
+            else:
+                parts = args.micro_batches or 1
+                lowered = tuning_steps.lower_step(name, args.sam, micro_batches=parts, remat=args.remat, **common)
             what = f"the {name} step of {args.sam}"
             yield name, units.get(name, "tiles"), functools.partial(compile_lowered, name, lowered, what)
 

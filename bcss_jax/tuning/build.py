@@ -76,7 +76,7 @@ def make_steps(config: Any, scheme: LabelScheme, network: PromptableSam, mesh: j
         classes=scheme.evaluated,
         ignore_index=scheme.ignore_index,
     )
-    train: dict[str, Any] = dict(micro_batches=config.micro_batches, frozen=never_trained, **how)
+    train: dict[str, Any] = dict(micro_batches=config.micro_batches, frozen=never_trained, remat=config.remat, **how)
     fixed = bool(never_trained) and network.adapters is None
     return PromptSteps(
         tx=tx,

@@ -21,7 +21,7 @@ RANGES = {
 }
 # Settings of a semantic network that have no meaning here.
 _WITHOUT_EFFECT = (
-    "loss.dice_batch", "loss.smooth", "loss.suppress_ignored_logit", "deep_supervision", "validation_loss", "remat",
+    "loss.dice_batch", "loss.smooth", "loss.suppress_ignored_logit", "deep_supervision", "validation_loss",
     "sync_batch_norm", "freeze_encoder_epochs",
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ TILE = 224  # height and width of the tiles in pixels, as in the layout kaggle22
 
 
 def lower_step(
-    name: str, encoder: str, *, image_size: int, batch: int, micro_batches: int, dtype: str, mesh: Mesh
+    name: str, encoder: str, *, image_size: int, batch: int, micro_batches: int, remat: bool, dtype: str, mesh: Mesh
 ) -> jax.stages.Lowered:
     """Traces a training step of the whole network, or of all but a frozen encoder; nothing is computed.
 
@@ -30,6 +30,7 @@ def lower_step(
       image_size: height and width of the network's input, pixels.
       batch: tiles, over all devices.
       micro_batches: parts of the batch.
+      remat: compute the rounds again for the gradient.
       dtype: type of the computation.
       mesh: of descriptions of devices.
 
@@ -39,7 +40,7 @@ def lower_step(
     """
     config: Any = tuning_config.default()
     config.encoder, config.image_size, config.dtype = encoder, image_size, dtype
-    config.batch_size, config.micro_batches = batch, micro_batches
+    config.batch_size, config.micro_batches, config.remat = batch, micro_batches, remat
     config.freeze_encoder = name == "tune_frozen"
     scheme = find_scheme(config.labels)
     tuning_config.validate(config, scheme)

@@ -55,6 +55,7 @@ def run_rounds(
     clicks: int,
     classes: tuple[int, ...],
     ignore_index: int | None,
+    remat: bool = False,
 ) -> Rounds:
     """Segments random objects of tiles, correcting each several times.
 
@@ -67,6 +68,7 @@ def run_rounds(
       clicks: number of points after the first prompt, R = 1 + clicks.
       classes: labels whose regions are objects.
       ignore_index: label of pixels without ground truth; None: all have one.
+      remat: keep of each round only what the next one takes, and compute the round again for the gradient.
     """
     features = network.features(maps)
     keys = jax.vmap(lambda key: jax.random.split(key, objects))(keys).reshape(-1)
@@ -99,6 +101,8 @@ def run_rounds(
         return (points, point_labels, masks, predicted), (loss, iou)
 
     first = points, point_labels, masks, drawn.mask
+    if remat:
+        one_round = jax.checkpoint(one_round, prevent_cse=False)  # a scan has nothing to share with it
     (points, point_labels, _, _), (loss, iou) = jax.lax.scan(one_round, first, jnp.arange(rounds))
     return Rounds(loss.mean(0), iou.T, points, point_labels, boxes, has_box, drawn.exists)
 

@@ -65,7 +65,7 @@ def make_train_step(
       seed: of the prompts.
       frozen: parts of the network whose parameters do not change.
       on_features: the step takes the result of the network's `encode` as its fourth argument.
-      **how: objects, clicks, classes and ignore_index of `rounds.run_rounds`.
+      **how: objects, clicks, classes, ignore_index and remat of `rounds.run_rounds`.
 
     Returns:
       `step(state, images, labels, indices[, maps]) -> (state, report)`; the state is donated. `images` uint8

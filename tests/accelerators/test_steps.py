@@ -157,6 +157,7 @@ def test_the_command_prints_all_steps(capsys):
         (["--target=h100", "--sam=sam_vit_b", "--steps=train"], "must be some of encode, decode, tune, tune_frozen"),
         (["--target=h100", "--sam=sam_vit_b", "--devices=2"], "run on one device"),
         (["--target=h100", "--sam=sam_vit_b", "--micro_batches=2"], "encode and decode have no --micro_batches"),
+        (["--target=h100", "--sam=sam_vit_b", "--remat"], "encode and decode have no --remat"),
         (["--target=h100", "--all", "--sam=sam_vit_b"], "--all chooses --sam itself"),
     ],
 )

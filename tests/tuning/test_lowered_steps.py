@@ -8,7 +8,7 @@ from bcss_jax.tuning.lowered_steps import lower_step
 
 
 def lowered(name, **changes):
-    settings = {"image_size": 32, "batch": 2, "micro_batches": 1, "dtype": "float32"} | changes
+    settings = {"image_size": 32, "batch": 2, "micro_batches": 1, "remat": False, "dtype": "float32"} | changes
     return lower_step(name, "tiny", **settings, mesh=make_mesh(jax.devices()[:1]))
 
 
