@@ -1,7 +1,7 @@
-"""Where the models that segmented a slide disagree, as a coarse map.
+"""Where the models that segmented a slide disagree, or the flips of one model, as a coarse map.
 
 Asking for labels where a committee of models disagrees is "query by committee" (Seung, Opper and Sompolinsky 1992). The
-measure at a pixel is the share of the pairs of models that give it different classes: one minus the agreement by which
+measure at a pixel is the share of the pairs of members that give it different classes: one minus the agreement by which
 Fleiss' kappa rates an item (Fleiss 1971).
 """
 
@@ -12,15 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from bcss_jax.annotator.drawing.geojson_file import SlideFacts
-from bcss_jax.annotator.next_region.label_disagreement import CELL, label_disagreement
+from bcss_jax.annotator.next_region.label_disagreement import label_disagreement
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.batch import comparison
 from bcss_jax.slides.batch.slide_folder import model_folders
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary
+from bcss_jax.slides.store.disagreement_map import CELL, read_map
 
-_REMEDY = "segment the slide with several models (--checkpoint=a,b)"
+_REMEDY = "segment the slide with several models (--checkpoint=a,b) or with --tta, and --overwrite if it was before"
 
 
 class Disagreement(NamedTuple):
@@ -46,32 +47,41 @@ def is_of_several_models(start: Path) -> bool:
 def read_disagreement(
     start: Path | None, slide: SlideFacts, fingerprint: dict, warn: Callable[[str], None]
 ) -> Disagreement:
-    """Returns where the models disagree whose results are in a folder.
+    """Returns where the models disagree whose results are in a folder, or else the flips of one model.
 
     Args:
-      start: `--start-from`: the folder of a slide that several models segmented, or that of one of these models.
+      start: `--start-from`: the folder of a slide that several models segmented, that of one of these models, or that
+        of a slide that one model segmented with flips.
       slide: to which the results must belong.
       fingerprint: of the slide, as in `slide_folder.fingerprints`.
       warn: called with one line about each model that is left out.
 
     Raises:
       ConfigError: there is no folder.
-      DataError: the results cannot be used, are of another slide, or of one model alone.
+      DataError: the results cannot be used, are of another slide, or do not say who disagrees.
     """
     if start is None or not start.is_dir():
+        found = "none" if start is None else f"--start-from={printable(start)}, a file"
         raise ConfigError(
-            "--next: expected --start-from=FOLDER with the results of several models for this slide, found "
-            f"{'none' if start is None else f'--start-from={printable(start)}, a file'}; name the folder that python "
-            "-m bcss_jax.segment wrote"
+            f"--next: expected --start-from=FOLDER with the results of this slide, found {found}; name the folder that "
+            "python -m bcss_jax.segment wrote"
         )
+    several = start
     if not is_of_several_models(start) and (start.absolute().parent / comparison.FILE).exists():
-        start = start.absolute().parent
-    found = _finished(start, slide, fingerprint, warn) if is_of_several_models(start) else []
-    if len(found) < 2:
-        few = f"those of {printable(found[0][1].model['name'])} alone" if found else "those of one model"
+        several = start.absolute().parent
+    found = _finished(several, slide, fingerprint, warn) if is_of_several_models(several) else []
+    if len(found) > 1:
+        return _of_models(found)
+    if found:
+        start = found[0][0]
+    if not (start / slide_summary.FILE).exists():
         raise DataError(
-            f"--next: {printable(start)}: expected the results of models that may disagree, found {few}; {_REMEDY}"
+            f"--next: {printable(start)}: expected the results of a slide ({slide_summary.FILE}), found none; {_REMEDY}"
         )
+    return _of_flips(start, _summary(start, slide, fingerprint))
+
+
+def _of_models(found: list[tuple[Path, SlideSummary]]) -> Disagreement:
     _check_classes(found)
     grid = min((summary.grid for _, summary in found), key=lambda each: each.mpp)
     labels = [(folder / summary.labels_file, summary.grid) for folder, summary in found]
@@ -79,6 +89,21 @@ def read_disagreement(
     names = [printable(summary.model["name"]) for _, summary in found]
     members = f"the models {', '.join(names[:-1])} and {names[-1]}" if len(names) < 5 else f"the {len(names)} models"
     return Disagreement(label_disagreement(labels, grid, values), _cell(grid), members)
+
+
+def _of_flips(folder: Path, summary: SlideSummary) -> Disagreement:
+    file, name = summary.files.get("disagreement"), printable(summary.model["name"])
+    if file is None:
+        why = "one model without --tta"
+        if summary.model.get("tta"):
+            why = (
+                "one model with --tta but without a map of where flips disagree (an earlier version, an exported file)"
+            )
+        raise DataError(
+            f"--next: {printable(folder)}: expected results that say where models or flips disagree, found those of "
+            f"{name}, {why}; {_REMEDY}"
+        )
+    return Disagreement(read_map(folder / file, summary.grid), _cell(summary.grid), f"the flips of {name}")
 
 
 def _cell(grid: Grid) -> tuple[float, float]:
@@ -94,15 +119,19 @@ def _finished(
         if not (each / slide_summary.FILE).exists():
             warn(f"warning: {printable(each)}: not finished, and left out of --next; run the segment command again")
             continue
-        summary = read_summary(each / slide_summary.FILE)
-        if summary.fingerprint != fingerprint or (summary.slide.width, summary.slide.height) != slide.size:
-            raise DataError(
-                f"{printable(each / slide_summary.FILE)}: expected the results of {printable(slide.name)}, found those "
-                f"of {printable(summary.slide.name)} (another file: its size or content differs); give this slide's "
-                "results"
-            )
-        found.append((each, summary))
+        found.append((each, _summary(each, slide, fingerprint)))
     return found
+
+
+def _summary(folder: Path, slide: SlideFacts, fingerprint: dict) -> SlideSummary:
+    """Returns the summary in a folder. Raises DataError unless it is that of the slide."""
+    summary = read_summary(folder / slide_summary.FILE)
+    if summary.fingerprint != fingerprint or (summary.slide.width, summary.slide.height) != slide.size:
+        raise DataError(
+            f"{printable(folder / slide_summary.FILE)}: expected the results of {printable(slide.name)}, found those "
+            f"of {printable(summary.slide.name)} (another file: its size or content differs); give this slide's results"
+        )
+    return summary
 
 
 def _check_classes(found: list[tuple[Path, SlideSummary]]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from bcss_jax.slides.grid import Grid
+from bcss_jax.slides.store.disagreement_map import CELL, cells_along
 from bcss_jax.viewer.label_file import LabelFile
 
-CELL = 32  # pixels of the labels along a side of a cell
 STEP = 4  # pixels between the places that are compared; labels are reduced by majority to about this resolution
 BAND = 64  # rows of cells that are read at a time: at a step of 4, the height of a tile of labels
 
@@ -29,7 +29,7 @@ def label_disagreement(labels: Sequence[tuple[Path, Grid]], grid: Grid, values: 
     Raises:
       DataError: a file of labels is missing or damaged.
     """
-    rows, columns = -(-grid.height // CELL), -(-grid.width // CELL)
+    rows, columns = cells_along(grid.height), cells_along(grid.width)
     in_cell = CELL // STEP
     xs, ys = ((np.arange(count * in_cell) + 0.5) * STEP for count in (columns, rows))
     cells = np.zeros((rows, columns), np.float32)

@@ -9,6 +9,7 @@ import shapely
 from helpers.annotator_small import STROMA as PINK
 from helpers.annotator_small import ServedAnnotator, slide_of_discs
 from helpers.disagreeing_models import TUMOR, boxes, write_models
+from PIL import Image
 
 from bcss_jax.annotator.next_region.disagreement import Disagreement
 from bcss_jax.annotator.next_region.next_regions import NextRegions
@@ -151,14 +152,34 @@ def test_what_cannot_work_is_refused(slide, results, tmp_path):
     with pytest.raises(DataError, match=r"expected the results of one model .* found those of 2.*add --next"):
         ServedAnnotator(slide, mpp=0.5, start_from=results).__enter__()
     one = write_models(tmp_path / "out/one", slide, {"a": boxes(SHAPE)}, mpp=0.125)
-    with pytest.raises(DataError, match=r"found those of a alone; segment the slide with several models"):
+    for start in (one, one / "a"):
+        with pytest.raises(DataError, match=r"found those of a, one model without --tta; segment"):
+            served(slide, start).__enter__()
+    change_summary(one / "a", model=read_summary(one / "a/summary.json").model | {"tta": True})
+    with pytest.raises(DataError, match=r"found those of a, one model with --tta but without a map.*--overwrite"):
         served(slide, one).__enter__()
-    alone = write_models(tmp_path / "other", slide, {"alone": boxes(SHAPE)}, mpp=0.125) / "alone"
-    (tmp_path / "other/comparison.png").unlink()
-    with pytest.raises(DataError, match=r"other/alone: .*found those of one model; segment the slide with several"):
-        served(slide, alone).__enter__()
-    with pytest.raises(DataError, match=r"found those of one model"):
+    with pytest.raises(DataError, match=r"expected the results of a slide \(summary.json\), found none"):
         served(slide, tmp_path).__enter__()
+
+
+def test_flips_of_one_model(slide, tmp_path):
+    alone = write_models(tmp_path / "out", slide, {"case": boxes(SHAPE)}, mpp=0.125) / "case"
+    summary = read_summary(alone / "summary.json")
+    shares = np.zeros((75, 100), np.uint8)
+    shares[60:70, 10:20] = 51  # a fifth
+    Image.fromarray(shares).save(alone / "disagreement.png")
+    change_summary(alone, files=summary.files | {"disagreement": "disagreement.png"})
+    (alone / "regions.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with served(slide, alone) as found:
+        assert any("1 of 1 regions where the flips of case disagree" in line for line in found.lines)
+        region = found.post("next_region", {"after": -1})["region"]
+        assert region["share"] == pytest.approx(0.2 * 100 / 1024, rel=1e-3) and holds(region, (320, 1920, 320, 320))
+    Image.fromarray(shares[1:]).save(alone / "disagreement.png")
+    with pytest.raises(DataError, match=r"disagreement.png: expected 100 x 75 pixels of 8-bit gray, found 100 x 74"):
+        served(slide, alone).__enter__()
+    (alone / "disagreement.png").unlink()
+    with pytest.raises(DataError, match=r"disagreement.png"):
+        served(slide, alone).__enter__()
 
 
 def test_results_of_another_slide_or_of_other_classes_are_refused(slide, results, tmp_path):
