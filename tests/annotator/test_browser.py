@@ -274,7 +274,7 @@ def test_from_one_region_in_dispute_to_the_next(browser, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     slide = slide_of_discs(tmp_path / "case.png", WIDTH, HEIGHT, DISCS)
     shape = (2 * HEIGHT, 2 * WIDTH)  # labels of 0.25 um, so that a region is 512 pixels of the slide wide
-    other = boxes(shape, (2200, 1600, 400, 400, 1), (1600, 800, 400, 200, 1))  # around the third and the second disc
+    other = boxes(shape, (2200, 1600, 400, 400, 1), (640, 640, 320, 320, 1))  # around the third and the first disc
     results = write_models(tmp_path / "out/case", slide, {"a": boxes(shape), "b": other})
     with ServedAnnotator(slide, DiscSegmenter(512), mpp=0.5, start_from=results, next_region=True) as served:
         found = Annotator(browser, served, DESKTOP)
@@ -296,8 +296,8 @@ def test_from_one_region_in_dispute_to_the_next(browser, tmp_path, monkeypatch):
         found.page.wait_for_function(said, arg="Region 2 of 2")
         assert "1 left to annotate" in text.inner_text()
         x0, y0, x1, y1 = seen()
-        assert x0 < 800 and x1 > 1000 and y0 < 400 and y1 > 500 and y1 - y0 < 700
-        found.click(900, 450)
+        assert x0 < 320 and x1 > 480 and y0 < 320 and y1 > 480 and y1 - y0 < 700
+        found.click(400, 400)
         found.proposals()
         found.press("Enter")
         found.annotations(2)
