@@ -60,6 +60,7 @@ class LabelingSeconds(Stopwatch):
     writing: float = 0.0
 
 
+# Long: every argument is described.
 def label_slide(
     pool: ReaderPool,
     tissue: Tissue,
