@@ -71,7 +71,7 @@ def log_probabilities(
         return predict(images)
     nothing = jnp.full((*images.shape[:3], scheme.num_classes), -jnp.inf, jnp.float32)
     total = over_views(predict, images, jnp.logaddexp, nothing)
-    return total - np.float32(np.log(len(views(*images.shape[1:3], tta))))
+    return total - np.float32(np.log(len(views(*images.shape[1:3], tta=tta))))
 
 
 def over_views(
