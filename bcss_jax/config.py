@@ -179,7 +179,7 @@ def _set_optimizer(config: Any) -> None:
 
 
 def apply_data_preset(
-    config: Any, system: str, argument: str, *, few_rate: float | None = None, t4_parts: int = 1
+    config: Any, system: str, argument: str, *, few_rate: float | None = None, t4_parts: int = 1, others: str = ""
 ) -> str:
     """Sets name and layout from the text after the colon of `--config=configs/unet.py:kaggle224,few`.
 
@@ -195,6 +195,7 @@ def apply_data_preset(
       argument: a layout, optionally followed by `,few`, `,kaggle_t4` and `,robust`.
       few_rate: learning rate with `few`; None: the same as without.
       t4_parts: micro-batches with `kaggle_t4`, where the batch is that of the published recipe.
+      others: for the message, recipes that the config file itself knows, such as "',prompts' (what they are)".
 
     Returns:
       The layout.
@@ -210,8 +211,8 @@ def apply_data_preset(
         )
     if sorted(set(recipes) & set(RECIPES)) != sorted(recipes):
         raise ConfigError(
-            f"{argument}: expected ',few' (recipe for few tiles), ',kaggle_t4' (float16, for two T4s) or ',robust' "
-            f"(changes of stain) after the layout, found ',{','.join(recipes)}'"
+            f"{argument}: expected ',few' (recipe for few tiles), ',kaggle_t4' (float16, for two T4s)"
+            f"{others and ', '}{others} or ',robust' (changes of stain) after the layout, found ',{','.join(recipes)}'"
         )
     few = "few" in recipes
     short_run = layout == "sample" or few

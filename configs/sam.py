@@ -31,12 +31,15 @@ def get_config(argument: str = "sample"):
     if prompts:
         add_prompts(config)
     system = f"sam_{METHOD}" if prompts else "sam"
-    if apply_data_preset(config, system, ",".join([layout, *recipes])) == "sample":
+    others = f"',{METHOD}' (points and boxes instead of classes)"
+    if apply_data_preset(config, system, ",".join([layout, *recipes]), others=others) == "sample":
         config.encoder = "vit_tiny16"
         config.epochs = 12
         if prompts:
             config.image_size = 224
             config.prompts.update(objects=2, clicks=3)
+    if prompts and "kaggle_t4" in recipes:
+        config.micro_batches = 4  # one image at a time on each of the two
     config.model.encoder = config.get_ref("encoder")
     for name in config.lora:
         config.model[f"lora_{name}"] = config.lora.get_ref(name)

@@ -13,18 +13,15 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from bcss_jax import labels
-from bcss_jax.api.arguments import PathLike, as_paths, check_choice, user_errors
-from bcss_jax.api.evaluation import SPLIT_BY, data_settings, prepare
+from bcss_jax.api.arguments import PathLike, as_paths, user_errors
+from bcss_jax.api.evaluation import check_data_choices, data_settings, prepare, refuse_results_among_inputs
 from bcss_jax.common import figures, files
 from bcss_jax.common.files import write_text
 from bcss_jax.common.formatting import format_score
 from bcss_jax.common.interruption import safe_point
 from bcss_jax.common.json_files import read_json
 from bcss_jax.common.outputs import written_files
-from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.common.startup import compilation_cache
-from bcss_jax.data import discovery
-from bcss_jax.data.discovery import read_folders
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.evaluation.clicks.sessions import MAX_CLICKS, box_sessions, click_sessions
 from bcss_jax.evaluation.clicks.summary import (
@@ -35,15 +32,15 @@ from bcss_jax.evaluation.clicks.summary import (
     summary_of,
 )
 from bcss_jax.labels import LabelScheme
-from bcss_jax.models.sam.weights.description import description_of
+from bcss_jax.models.sam.weights.description import SAM_FILE, description_of
 from bcss_jax.models.sam.weights.loading import LoadedSam, load
 from bcss_jax.prompting.predictor import Predictor
 from bcss_jax.prompting.simulation.click_protocol import regions_of
 from bcss_jax.training.workdir import cross_validated_folds
 
 log = logging.getLogger("bcss_jax")
-SAM_FILE = "sam.safetensors"
 OUTPUTS = ("clicks.json", "clicks.png", "objects.csv")
+DECODED_AT_ONCE = 16  # objects of an image, whose number is not bounded
 UNKNOWN_MPP = 0.25  # um/px that a file which says none is taken to be for, as BCSS has
 
 
@@ -126,11 +123,7 @@ def evaluate_clicks(
       StorageError: the results cannot be written.
       Preempted: the process was asked to stop.
     """
-    check_choice("split", split, discovery.SPLITS)
-    if layout is not None:
-        check_choice("data.layout", layout, discovery.LAYOUTS)
-    if data_split is not None:
-        check_choice("data.split", data_split, SPLIT_BY)
+    check_data_choices(split, layout, data_split)
     args = SimpleNamespace(**locals())
     args.checkpoints, args.output = as_paths(checkpoints), Path(output)
     args.prepared_dir = str(prepared_dir)
@@ -143,8 +136,8 @@ def _run(args: SimpleNamespace) -> dict[str, Any]:
     compilation_cache.enable()
     if not args.checkpoints:
         raise ConfigError("--checkpoints names nothing; name one or more runs or files, such as runs/sam_prompts")
-    _check_output(args)
     runs = _with_unique_names([_read(path) for path in _with_folds(args.checkpoints)])
+    _check_output(args, runs)
     results, objects = {}, {}
     with files.locked(args.output):
         for run in runs:
@@ -167,12 +160,10 @@ def _run(args: SimpleNamespace) -> dict[str, Any]:
     return document
 
 
-def _check_output(args: SimpleNamespace) -> None:
+def _check_output(args: SimpleNamespace, runs: Sequence[_SamRun]) -> None:
     """Raises ConfigError if results would replace something else, or without --overwrite those of before."""
+    refuse_results_among_inputs(args, runs, OUTPUTS)
     parts = [args.output / name for name in OUTPUTS]
-    inputs = [("--checkpoints", path) for path in args.checkpoints]
-    folders = read_folders("--data.dir", Path(args.data_dir).expanduser()) if args.data_dir else []
-    refuse_inputs("--output", args.output, [*inputs, *folders[:1]], parts=parts, data_folders=folders[1:])
     written_files.check(parts)
     if parts[0].exists() and not args.overwrite:
         raise ConfigError(
@@ -188,7 +179,9 @@ def _with_folds(paths: Sequence[Path]) -> list[Path]:
 
 
 def _read(path: Path) -> _SamRun:
-    """Reads a run, or a file of a SAM."""
+    """Reads a run, also by the folder of its checkpoints, or a file of a SAM."""
+    if path.name == "checkpoints" and (path.parent / SAM_FILE).is_file():
+        path = path.parent
     if not path.is_dir():
         sam = load(path)
         mpp = (description_of(path) or {}).get("mpp") or UNKNOWN_MPP
@@ -254,8 +247,10 @@ def _score(run: _SamRun, data: Any, split: str, between_images: Callable[[], Non
         known = np.ones(truth.shape, bool) if scheme.ignore_index is None else truth != scheme.ignore_index
         regions = regions_of(truth, scheme.evaluated)
         if regions:
-            masks = [region.mask for region in regions]
             predictor.set_image(batch["image"][0])
+        for start in range(0, len(regions), DECODED_AT_ONCE):
+            part = regions[start : start + DECODED_AT_ONCE]
+            masks = [region.mask for region in part]
             clicked = click_sessions(predictor, masks, known, feed_back=True)
             without = click_sessions(predictor, masks, known, feed_back=False, clicks=CLICKS_WITHOUT)
             boxes = box_sessions(predictor, masks, known)
@@ -271,7 +266,7 @@ def _score(run: _SamRun, data: Any, split: str, between_images: Callable[[], Non
                     float(boxes.iou[i]),
                     without.dice[i],
                 )
-                for i, region in enumerate(regions)
+                for i, region in enumerate(part)
             ]
         between_images()
     if not found:

@@ -91,17 +91,22 @@ def evaluate(
     """
     check_numbers({"batch_size": COUNT}, {"batch_size": batch_size})
     check_choice("which", which, WHICH)
-    check_choice("split", split, discovery.SPLITS)
-    if layout is not None:
-        check_choice("data.layout", layout, discovery.LAYOUTS)
-    if data_split is not None:
-        check_choice("data.split", data_split, SPLIT_BY)
+    check_data_choices(split, layout, data_split)
     args = SimpleNamespace(**locals())
     args.checkpoints, args.output = as_paths(checkpoints), Path(output)
     args.prepared_dir = os.fspath(prepared_dir)
     args.data_dir, args.data_list = (None if path is None else os.fspath(path) for path in (data_dir, data_list))
     with user_errors():
         return _run(args, Interruption())
+
+
+def check_data_choices(split: str, layout: str | None, data_split: str | None) -> None:
+    """Raises ConfigError unless the arguments of the same names of `evaluate` are among what is possible."""
+    check_choice("split", split, discovery.SPLITS)
+    if layout is not None:
+        check_choice("data.layout", layout, discovery.LAYOUTS)
+    if data_split is not None:
+        check_choice("data.split", data_split, SPLIT_BY)
 
 
 def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
@@ -118,7 +123,7 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
         "tolerance_um": TOLERANCE_UM,
         "temperature_pixels": SAMPLED_PIXELS,
     }
-    _refuse_inputs(args, runs)
+    refuse_results_among_inputs(args, runs, SUMMARY_FILES)
     with files.locked(args.output):
         results = ResultsFolder(args.output, settings, args.overwrite)
         targets = _targets(args, runs, batch_size)
@@ -147,14 +152,14 @@ def _run(args: SimpleNamespace, interruption: Interruption) -> EvaluationReport:
     return EvaluationReport(args.output)
 
 
-def _refuse_inputs(args, runs) -> None:
-    """Raises ConfigError if the results would be written where the command reads."""
+def refuse_results_among_inputs(args, runs, names: Sequence[str]) -> None:
+    """Raises ConfigError if the results, files of these names in the output folder, would be written among inputs."""
     inputs = [("--checkpoints", path) for path in args.checkpoints]
     data = {Path(folder) for run in runs if (folder := data_settings(args, run).dir)}
     folders = [each for folder in sorted(data) for each in read_folders("--data.dir", folder.expanduser())]
     inner = [each for each in folders if each[0] != "--data.dir"]
     inputs += [each for each in folders if each[0] == "--data.dir"]
-    parts = [args.output / name for name in SUMMARY_FILES]
+    parts = [args.output / name for name in names]
     refuse_inputs("--output", args.output, inputs, parts=parts, data_folders=inner)
     prepared_dir = Path(args.prepared_dir).expanduser()
     refuse_inputs("--prepared_dir", prepared_dir, [each for each in inputs if each not in inner], data_folders=inner)

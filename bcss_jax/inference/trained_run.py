@@ -28,6 +28,7 @@ from bcss_jax.inference.predict import Member, View, log_probabilities, views
 from bcss_jax.labels import LabelScheme, name_of, scheme_from_json
 from bcss_jax.models.apply import ModelFunction
 from bcss_jax.models.image_normalization import ImageStatistics
+from bcss_jax.models.sam.weights.description import description_of
 from bcss_jax.models.weights.torch_layout import HasAdapters
 from bcss_jax.nnunet.folds import trained_fold_names
 from bcss_jax.slides.windows import BLENDS, MAX_OVERLAP
@@ -263,6 +264,12 @@ def sanitized_name(name: str) -> str:
 def _checkpoints_of(path):
     path = Path(path).expanduser()
     if path.is_file():
+        if description_of(path):
+            raise DataError(
+                f"{printable(path)}: expected the folder of a run or of its checkpoints, found the file of a SAM, that "
+                "answers prompts; python -m bcss_jax.evaluate --clicks scores it, bcss_jax.prompt and "
+                "bcss_jax.annotate segment with it"
+            )
         raise DataError(
             f"{printable(path)}: expected the folder of a run or of its checkpoints, found a file; to start training "
             "from the weights of another program, use --config.pretrained of python -m bcss_jax.main"

@@ -235,12 +235,7 @@ class PretrainingRun:
             record.skipped_by_loss_scale += 1
         elif not report["finite"]:
             names = ", ".join(str(self._tiles.names[i]) for i in report["index"])
-            self.session.record_bad_step(
-                f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
-                f"left out; batch: {names}",
-                "Try a lower --config.optimizer.learning_rate"
-                + (", or --config.dtype=float32 in a new run" if self._config.dtype == "float16" else ""),
-            )
+            self.session.record_non_finite_step(step, report, names, self._config.dtype)
         else:
             record.add(report)
         return loss

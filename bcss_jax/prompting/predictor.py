@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.models.sam.mask_decoder import Features
 from bcss_jax.models.sam.prompt_encoder import NO_TOKEN, NOT_A_POINT
 from bcss_jax.models.sam.sam import Sam
@@ -113,6 +113,7 @@ class Predictor:
         Raises:
           DataError: there is no prompt, or one that does not fit the image.
           ConfigError: there is no image yet.
+          NumericalError: the network's answer is not finite.
         """
         features = self.features
         prompts, single = self._checked(points, labels, box, mask)
@@ -186,6 +187,8 @@ class Predictor:
         found = []
         for both in _decode(self._graph, self._state, features, *arrays):
             masks, scores = (np.asarray(array)[:count] for array in both)
+            if not (np.isfinite(masks).all() and np.isfinite(scores).all()):
+                raise NumericalError("Predictor: the network's answer is not finite; its weights may be damaged")
             found.append(Prediction(masks, scores, masks))
         return found[0], found[1]
 

@@ -196,6 +196,22 @@ class TrainingSession(Generic[Record]):
             f"{saved}. {remedy}"
         )
 
+    def record_non_finite_step(self, step: int, report: dict, names: str, dtype: str) -> None:
+        """Counts a step whose loss or gradient is not finite, and which changed nothing. Errors as `record_bad_step`.
+
+        Args:
+          step: its number.
+          report: of the step, with `loss` and `grad_norm`.
+          names: of the examples in its batch.
+          dtype: type of the computation.
+        """
+        self.record_bad_step(
+            f"step {step} (epoch {self.record.epoch + 1}): loss {float(report['loss'])}, gradient norm "
+            f"{float(report['grad_norm'])}, left out; batch: {names}",
+            "Try a lower --config.optimizer.learning_rate"
+            + (", or --config.dtype=float32 in a new run" if dtype == "float16" else ""),
+        )
+
     def end_epoch(self, row: dict, schedule: Plateau | Poly, mesh: jax.sharding.Mesh) -> None:
         """Ends the epoch: updates the learning rate by `row["val_loss"]`, adds the row to the history, and saves."""
         scale = schedule.update(jax.device_get(self.state.schedule), row["val_loss"])

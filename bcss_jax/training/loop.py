@@ -34,14 +34,14 @@ from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size,
 from bcss_jax.data.sampling.balance import class_weights, draws, with_slide_weights
 from bcss_jax.data.sampling.folded_data import hold_out
 from bcss_jax.data.stain.training_stain import stain_of_training
-from bcss_jax.errors import ConfigError, NumericalError, printable
+from bcss_jax.errors import NumericalError, printable
 from bcss_jax.losses import loss_from_sums
-from bcss_jax.models.weights.pretrained import load_pretrained
+from bcss_jax.models.weights.pretrained import load_pretrained, what_was_loaded
 from bcss_jax.training import build
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.frozen.feature_cache import FeatureCache, images_recur
+from bcss_jax.training.frozen.feature_cache import FeatureCache, cache_in_share, images_recur
 from bcss_jax.training.history import (
     RunRecord,
     RunRecordJson,
@@ -52,7 +52,7 @@ from bcss_jax.training.history import (
     skipped_text,
 )
 from bcss_jax.training.loss_scale import loss_scale_for
-from bcss_jax.training.resumed import check_same_run
+from bcss_jax.training.resumed import check_same_data, check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
 from bcss_jax.training.start.compile_ahead import compiled_meanwhile
 from bcss_jax.training.start.from_run import load_from_run
@@ -181,15 +181,7 @@ class Run:
             pretrained = load_from_run(model, path, config, self._scheme)
         else:
             pretrained = load_pretrained(model, path)
-        skipped = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
-        if pretrained.get("new"):
-            skipped += (
-                f"; that run has other classes, so these start from random weights: {', '.join(pretrained['new'])}"
-            )
-        skipped += "".join(f"; {note}" for note in pretrained.get("notes", ()))
-        if license := pretrained.get("license"):
-            skipped += f"; license of these weights: {license}"
-        print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{skipped}")
+        print_main(f"{config.pretrained}: {what_was_loaded(pretrained)}")
         return pretrained
 
     def _compare_pretrained(self, begun_with: dict | None) -> None:
@@ -235,11 +227,7 @@ class Run:
         if restored:
             state, record_json, saved_metadata = restored
             check_same_run(checkpoints.folder, saved_metadata, metadata)
-            if saved_metadata["data"].get("content_sha256") != metadata["data"]["content_sha256"]:
-                raise ConfigError(
-                    f"{self._workdir}: the data set is not the one this run was trained on (its tiles, splits or masks "
-                    "differ); put it back, or use --fresh or another --workdir"
-                )
+            check_same_data(self._workdir, saved_metadata, metadata)
             record = restored_record(RunRecord.from_json, RunRecordJson, record_json, checkpoints.folder)
             metadata["pretrained"] = saved_metadata["pretrained"]
             self._compare_pretrained(saved_metadata["pretrained"])
@@ -275,16 +263,11 @@ class Run:
 
     def _make_feature_cache(self) -> FeatureCache | None:
         """Returns where the features of an encoder that is not trained are kept; None: they are computed each time."""
-        config, steps = self._config, self._steps.on_features
-        if steps is None or jax.process_count() > 1 or not config.data.memory_share:
+        steps = self._steps.on_features
+        if steps is None:
             return None
-        capacity = int(config.data.memory_share * (free_memory() or 0))
-        print_main(
-            "features of the encoder are computed once for each "
-            f"{'turn and flip of an' if self._keeps_training_features() else 'validation'} image, and kept up to "
-            f"{capacity / 1e9:.2f} GB (config.data.memory_share)"
-        )
-        return FeatureCache(steps.encode, self._mesh, capacity)
+        training = self._keeps_training_features()
+        return cache_in_share(steps.encode, self._mesh, self._config.data.memory_share, training=training)
 
     def _keeps_training_features(self) -> bool:
         return self._augmentation is not None and images_recur(self._augmentation)
@@ -355,12 +338,7 @@ class Run:
         elif not report["finite"]:
             table = self._data.table("train")
             names = ", ".join(table[i % len(table)]["key"] for i in report["index"] if i >= 0)
-            self.session.record_bad_step(
-                f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
-                f"left out; batch: {names}",
-                "Try a lower --config.optimizer.learning_rate"
-                + (", or --config.dtype=float32 in a new run" if self._config.dtype == "float16" else ""),
-            )
+            self.session.record_non_finite_step(step, report, names, self._config.dtype)
             return loss
         record.empty_steps += not report["has_truth"]
         record.totals.add(report["sums"], report["confusion"])

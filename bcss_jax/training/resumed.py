@@ -60,3 +60,18 @@ def check_same_run(folder: Path, saved: Any, metadata: dict) -> None:
                 f"{printable(folder)}: expected {name} in the description of a run in its checkpoint, found none; "
                 "delete the damaged checkpoint, or start over with --fresh"
             )
+
+
+def check_same_data(workdir: Path, saved: dict, metadata: dict) -> None:
+    """Raises ConfigError if a checkpoint was saved with another data set.
+
+    Args:
+      workdir: of the run.
+      saved: metadata of the checkpoint, checked.
+      metadata: of the run that resumes.
+    """
+    if saved["data"].get("content_sha256") != metadata["data"]["content_sha256"]:
+        raise ConfigError(
+            f"{workdir}: the data set is not the one this run was trained on (its tiles, splits or masks "
+            "differ); put it back, or use --fresh or another --workdir"
+        )

@@ -37,6 +37,7 @@ def add_prompts(config: Any) -> None:
     """Makes the settings of `configs/sam.py` those of a training with prompts."""
     config.method = METHOD  # what distinguishes these settings from those of a semantic network
     config.image_size = 1024  # height and width of the network's input in pixels, to which tiles are resized
+    config.batch_size = config.eval_batch_size = 8  # images are large, and each has several objects
     config.prompts = ConfigDict()  # what a user would do, simulated
     config.prompts.objects = 4  # connected regions of a tile that are segmented in a step
     config.prompts.clicks = 7  # points after the first point or box, each where the prediction before is wrong

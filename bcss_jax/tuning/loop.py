@@ -22,25 +22,26 @@ from bcss_jax.data.augmentation.settings import Augmentation
 from bcss_jax.data.decoded_tiles import decoded_bytes, free_memory, holds
 from bcss_jax.data.input_pipeline import decode_tiles, eval_batches, image_size, train_batches
 from bcss_jax.data.sampling.balance import draws
-from bcss_jax.errors import ConfigError, NumericalError
+from bcss_jax.errors import DataError, NumericalError
 from bcss_jax.models.sam.promptable import PromptableSam
-from bcss_jax.models.sam.weights.description import write_sam
-from bcss_jax.models.weights.pretrained import load_pretrained, to_torch_state
+from bcss_jax.models.sam.weights.description import SAM_FILE, write_sam
+from bcss_jax.models.weights.pretrained import load_pretrained, to_torch_state, what_was_loaded
+from bcss_jax.prompting.simulation.click_protocol import regions_of
+from bcss_jax.prompting.simulation.training_prompts import MIN_AREA
 from bcss_jax.training.checkpoint import Checkpoints, load_trained
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.frozen.feature_cache import FeatureCache, images_recur
+from bcss_jax.training.frozen.feature_cache import FeatureCache, cache_in_share, images_recur
 from bcss_jax.training.history import RunRecord, RunRecordJson, history_csv, restored_record, skipped_text
 from bcss_jax.training.loop import draw_weights, prepare_data
 from bcss_jax.training.loss_scale import loss_scale_for
-from bcss_jax.training.resumed import check_same_run
+from bcss_jax.training.resumed import check_same_data, check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
 from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, params_sha256, versions
 from bcss_jax.tuning import build
 
-SAM_FILE = "sam.safetensors"
 COLUMNS = (
     "epoch", "step", "train_loss", "val_loss", "train_iou_first", "val_iou_first", "train_iou_last", "val_iou_last",
     "val_objects", "learning_rate", "grad_norm", "input_wait", "images_per_second", "seconds", "best",
@@ -109,6 +110,8 @@ class TuningRun:
             "threads": config.data.threads or None,
         }
         self._weights = draw_weights(config, self._data, self._scheme, self._pipeline["table"])
+        for split in ("train", "val"):
+            self._check_objects(split)
         self._tiles = self._load_training_tiles()
         self._feature_cache = self._make_feature_cache()
         self.session = self._start_or_resume(state, pretrained, interruption)
@@ -124,12 +127,21 @@ class TuningRun:
         if step_numbers(self._workdir / "checkpoints") or not config.pretrained:
             return None
         pretrained = load_pretrained(self._network, Path(config.pretrained).expanduser())
-        said = f"; passed over: {', '.join(pretrained['passed_over'])}" if pretrained["passed_over"] else ""
-        said += "".join(f"; {note}" for note in pretrained["notes"])
-        if license := pretrained.get("license"):
-            said += f"; license of these weights: {license}"
-        print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}{said}")
+        print_main(f"{config.pretrained}: {what_was_loaded(pretrained)}")
         return pretrained
+
+    def _check_objects(self, split: str) -> None:
+        """Raises DataError if no tile of a split has a region to prompt."""
+        for batch in eval_batches(self._data.load(split), self._data.splits[split], batch_size=1, **self._pipeline):
+            safe_point(BEFORE)
+            if regions_of(batch["label"][0], self._scheme.evaluated):
+                return
+        config = self._config
+        raise DataError(
+            f"{config.data.list or config.data.dir or 'the built-in sample'}: no tile of the split {split} has a "
+            f"connected region of at least {MIN_AREA} pixels of {' or '.join(self._scheme.evaluated_names)}, which a "
+            "prompt could mean; add tiles, or choose another --config.labels"
+        )
 
     def _load_training_tiles(self):
         """Returns the training tiles, decoded if they fit the memory, or as a data set of encoded ones."""
@@ -143,16 +155,10 @@ class TuningRun:
 
     def _make_feature_cache(self) -> FeatureCache | None:
         """Returns where the features of an encoder that is not trained are kept; None: they are computed each time."""
-        config, encode = self._config, self._steps.encode
-        if encode is None or jax.process_count() > 1 or not config.data.memory_share:
+        if self._steps.encode is None:
             return None
-        capacity = int(config.data.memory_share * (free_memory() or 0))
-        recur = "turn and flip of an" if images_recur(self._augmentation) else "validation"
-        print_main(
-            f"features of the encoder are computed once for each {recur} image, and kept up to {capacity / 1e9:.2f} GB "
-            "(config.data.memory_share)"
-        )
-        return FeatureCache(encode, self._mesh, capacity)
+        recur = images_recur(self._augmentation)
+        return cache_in_share(self._steps.encode, self._mesh, self._config.data.memory_share, training=recur)
 
     def _start_or_resume(
         self, state: TrainState, pretrained: dict | None, interruption: Interruption
@@ -183,11 +189,7 @@ class TuningRun:
         if restored:
             state, record_json, saved = restored
             check_same_run(checkpoints.folder, saved, metadata)
-            if saved["data"].get("content_sha256") != metadata["data"]["content_sha256"]:
-                raise ConfigError(
-                    f"{self._workdir}: the data set is not the one this run was trained on (its tiles, splits or masks "
-                    "differ); put it back, or use --fresh or another --workdir"
-                )
+            check_same_data(self._workdir, saved, metadata)
             record = restored_record(RunRecord.from_json, RunRecordJson, record_json, checkpoints.folder)
             metadata["pretrained"] = saved["pretrained"]
             print_main(f"resuming after epoch {record.epoch}, batch {record.step_in_epoch} (step {int(state.step)})")
@@ -257,12 +259,7 @@ class TuningRun:
         elif not report["finite"]:
             table = self._data.table("train")
             names = ", ".join(table[i % len(table)]["key"] for i in report["index"] if i >= 0)
-            self.session.record_bad_step(
-                f"step {step} (epoch {record.epoch + 1}): loss {loss}, gradient norm {float(report['grad_norm'])}, "
-                f"left out; batch: {names}",
-                "Try a lower --config.optimizer.learning_rate"
-                + (", or --config.dtype=float32 in a new run" if self._config.dtype == "float16" else ""),
-            )
+            self.session.record_non_finite_step(step, report, names, self._config.dtype)
         else:
             record.empty_steps += not report["has_truth"]
             record.totals.add(report["sums"], np.zeros(()))

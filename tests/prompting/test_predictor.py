@@ -1,12 +1,13 @@
 """The predictor gives the reference's masks, whatever prompts are filled up to, and compiles once for that."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 from helpers.references import FOUNDATION, foundation_case
 from helpers.sam_tiny import DECODER, picture, sam_tiny
 
-from bcss_jax.errors import ConfigError, DataError
+from bcss_jax.errors import ConfigError, DataError, NumericalError
 from bcss_jax.models.sam.architecture import HieraForm
 from bcss_jax.models.sam.sam2 import Sam2
 from bcss_jax.prompting import Predictor, predictor
@@ -139,3 +140,12 @@ def test_images_of_another_kind_and_prompts_without_one_are_refused(tiny):
     for image in (np.zeros((60, 100)), np.zeros((60, 100, 3)), np.zeros((60, 100, 4), np.uint8)):
         with pytest.raises(DataError, match="RGB uint8"):
             empty.set_image(image)
+
+
+def test_an_answer_that_is_not_finite_is_no_empty_mask(tiny):
+    tiny.predict(POINTS, LABELS)
+    damaged = Predictor(tiny.model)
+    features = jax.tree.map(lambda array: array * np.nan, tiny.features)
+    damaged.set_features(features, 60, 100)
+    with pytest.raises(NumericalError, match="not finite"):
+        damaged.predict(POINTS, LABELS)

@@ -2,14 +2,16 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
-from helpers.sam_small import prompt_settings, use_small_sams
+from helpers.sam_small import TILES, prompt_settings, use_small_sams
 from helpers.small_networks import SAM_DECODER
+from PIL import Image
 
 import bcss_jax
-from bcss_jax.errors import ConfigError, Preempted
+from bcss_jax.errors import ConfigError, DataError, Preempted
 from bcss_jax.models.sam.weights import loading
 from bcss_jax.models.sam.weights.loading import load
 from bcss_jax.models.weights.pretrained import to_torch_state
@@ -66,3 +68,22 @@ def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         bcss_jax.train(prompt_settings(tmp_path, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_tiles_without_an_object_are_refused_before_the_training(tmp_path, split):
+    tiles = tmp_path / "tiles"
+    shutil.copytree(TILES, tiles)
+    for path in (tiles / f"{split}_mask").glob("*.png"):
+        mask = np.zeros_like(np.asarray(Image.open(path)))
+        mask[:7, :9] = 1  # 63 pixels of tumor
+        Image.fromarray(mask).save(path)
+    with pytest.raises(DataError, match=f"no tile of the split {split} has a connected region of at least 64 pixels"):
+        bcss_jax.train(prompt_settings(tmp_path, **{"data.dir": str(tiles)}), tmp_path / "run")
+
+
+def test_recipes_fit_large_images():
+    config = bcss_jax.load_config("sam:kaggle224,prompts,kaggle_t4")
+    assert (config.batch_size, config.micro_batches, config.image_size) == (8, 4, 1024)
+    with pytest.raises(ConfigError, match=r"',prompts' \(points and boxes instead of classes\)"):
+        bcss_jax.load_config("sam:kaggle224,prompt")

@@ -80,6 +80,19 @@ def load_pretrained(model: nnx.Module, path: Path) -> dict:
     }
 
 
+def what_was_loaded(pretrained: dict) -> str:
+    """Returns in words what `load_pretrained` or a start from another run returned."""
+    said = f"{pretrained['tensors']} tensors into the {pretrained['part']}"
+    if pretrained["passed_over"]:
+        said += f"; passed over: {', '.join(pretrained['passed_over'])}"
+    if pretrained.get("new"):
+        said += f"; that run has other classes, so these start from random weights: {', '.join(pretrained['new'])}"
+    said += "".join(f"; {note}" for note in pretrained.get("notes", ()))
+    if license := pretrained.get("license"):
+        said += f"; license of these weights: {license}"
+    return said
+
+
 def _load_start(model: LoadsStart, path: Path, file: WeightFile) -> dict:
     """Does what `load_pretrained` does, for a network that knows what it can start from."""
     try:

@@ -8,7 +8,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from bcss_jax.common.processes import print_main
 from bcss_jax.data.augmentation.settings import Augmentation
+from bcss_jax.data.decoded_tiles import free_memory
 from bcss_jax.models.apply import ModelFunction
 from bcss_jax.models.image_normalization import ImageStatistics
 from bcss_jax.training.sharding import place_batch, replicated, split_over_data
@@ -80,3 +82,22 @@ class FeatureCache:
         if size <= self._free:
             self._kept[name], self._free = features, self._free - size
         return features
+
+
+def cache_in_share(encode: Callable, mesh: Mesh, memory_share: float, *, training: bool) -> FeatureCache | None:
+    """Returns a cache, and says how much it keeps; None if there are several processes, or it may keep nothing.
+
+    Args:
+      encode: of `make_encode`.
+      mesh: devices.
+      memory_share: of the free memory that it may keep.
+      training: whether features of training images are kept, and not only those of validation images.
+    """
+    if jax.process_count() > 1 or not memory_share:
+        return None
+    capacity = int(memory_share * (free_memory() or 0))
+    print_main(
+        f"features of the encoder are computed once for each {'turn and flip of an' if training else 'validation'} "
+        f"image, and kept up to {capacity / 1e9:.2f} GB (config.data.memory_share)"
+    )
+    return FeatureCache(encode, mesh, capacity)

@@ -10,6 +10,7 @@ from helpers.small_networks import SAM_DECODER, SAM_FORM
 from PIL import Image
 
 import bcss_jax
+from bcss_jax.api import click_evaluation
 from bcss_jax.commands import evaluate
 from bcss_jax.evaluation.clicks.sessions import agreement, box_sessions, click_sessions, clicked_objects
 from bcss_jax.evaluation.clicks.summary import ClickedObject, summary_of
@@ -123,7 +124,7 @@ def test_the_command_scores_a_file_and_a_run(tmp_path, sam_file, capsys):
     assert "clicks to an IoU of 0.80" in capsys.readouterr().out
     assert evaluate.main(options(tmp_path, tmp_path / "run")) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert evaluate.main(options(tmp_path, tmp_path / "run", "--overwrite")) == 0
+    assert evaluate.main(options(tmp_path, tmp_path / "run" / "checkpoints", "--overwrite")) == 0
 
 
 @pytest.mark.slow
@@ -160,3 +161,19 @@ def test_bad_input_is_one_line(tmp_path, sam_file, capsys, models, more, code, m
     assert evaluate.main(options(tmp_path, models, *more)) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "results" / "clicks.json").exists()
+
+
+def test_a_sam_is_no_run_for_the_other_scores(tmp_path, sam_file, capsys):
+    assert evaluate.main([f"--checkpoints={sam_file}", f"--output={tmp_path / 'results'}"]) == 3
+    assert "evaluate --clicks scores it" in capsys.readouterr().err
+
+
+def test_many_objects_are_scored_a_few_at_a_time(tmp_path, sam_file, monkeypatch):
+    scores = []
+    for at_once in (1, 16):
+        monkeypatch.setattr(click_evaluation, "DECODED_AT_ONCE", at_once)
+        models = bcss_jax.evaluate_clicks(
+            sam_file, output=tmp_path / str(at_once), layout="kaggle224", data_dir=TILES, prepared_dir=tmp_path / "p"
+        )["models"]
+        scores.append([each["value"] for each in models["tiny_sam"]["dice_curve"]])
+    np.testing.assert_allclose(*scores, atol=1e-6)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from typing_extensions import TypedDict
 
@@ -14,6 +14,7 @@ from bcss_jax.common.json_files import parse_json
 from bcss_jax.errors import DataError, first_line, printable
 
 KEY = "bcss_jax"  # of the description in the metadata of the file
+SAM_FILE = "sam.safetensors"  # in the folder of a run that tuned a SAM
 
 
 class SamDescription(TypedDict):
@@ -46,12 +47,15 @@ def description_of(path: Path) -> SamDescription | None:
     """Returns how a file describes its SAM; None if it does not.
 
     Raises:
-      DataError: the description is damaged.
+      DataError: the file or the description is damaged.
     """
     if path.suffix.lower() != ".safetensors":
         return None
-    with safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(KEY)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{printable(path)}: cannot be read as safetensors ({first_line(error)})") from error
     if text is None:
         return None
     try:
