@@ -6,15 +6,20 @@ no click: a user would not see them. Masks may reach into pixels without truth; 
 """
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
-from label_efficiency import CLASSES, IGNORED, Tile
 
-from bcss_jax import metrics
-from bcss_jax.evaluation.clicks.sessions import clicked_objects
-from bcss_jax.evaluation.statistics.bootstrap import Interval, interval
-from bcss_jax.prompting.predictor import THRESHOLD, Predictor
-from bcss_jax.prompting.simulation.click_protocol import regions_of
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from label_efficiency import CLASSES, IGNORED, Tile  # noqa: E402
+
+from bcss_jax import metrics  # noqa: E402
+from bcss_jax.evaluation.clicks.sessions import clicked_objects  # noqa: E402
+from bcss_jax.evaluation.statistics.bootstrap import Interval, interval  # noqa: E402
+from bcss_jax.prompting.predictor import THRESHOLD, Predictor  # noqa: E402
+from bcss_jax.prompting.simulation.click_protocol import regions_of  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,7 +213,7 @@ def dice_figure(rows: list[dict], of_labels: dict[int, LabelQuality], totals: di
       title: of the figure.
     """
     tests = list(dict.fromkeys(row["test"] for row in rows))
-    figure = Figure(figsize=(4.9 * (1 + len(tests)), 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(4.9 * (1 + len(tests)), 5), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=11)
     first, *panels = figure.subplots(1, 1 + len(tests), squeeze=False)[0]
     x = list(totals.values())
@@ -221,7 +221,7 @@ def dice_figure(rows: list[dict], of_labels: dict[int, LabelQuality], totals: di
     shares = [each.labeled for each in of_labels.values()]
     first.plot(x, shares, "s:", color="#E69F00", label="share of the pixels with truth that is labeled")
     first.set_title(_title("The labels themselves", next(iter(of_labels.values())).dice), fontsize=10)
-    first.set_ylabel("Dice of tumor and stroma, share")
+    first.set_ylabel("Dice of tumor and stroma, or share")
     for axes, test in zip(panels, tests, strict=True):
         of_test = [row for row in rows if row["test"] == test]
         full = next(Interval(**row["dice"]) for row in of_test if row["labels"] == FULL)
@@ -239,7 +239,7 @@ def dice_figure(rows: list[dict], of_labels: dict[int, LabelQuality], totals: di
         axes.margins(x=0.15)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return figure
 
 
@@ -344,7 +344,8 @@ def write(
         "networks": rows,
     }
     files.write_text(folder / "clicks_worth.json", json.dumps(document, indent=2) + "\n")
-    title = f"{summary['tiles']} tiles with {summary['regions']} regions, {summary['seeds']} training(s) each"
+    amounts = f"{summary['tiles']} tiles with {summary['regions']} regions"
+    title = f"{amounts}, {summary['seeds']} training(s) of a U-Net each"
     figures.write(dice_figure(rows, of_labels, totals, title), folder / "clicks_worth.png")
     left_out = summary["share_in_regions_without_clicks"]
     print(f"\n{title}; {left_out:.2%} of the pixels with truth are in regions that are too small for clicks")
