@@ -1,26 +1,18 @@
 """The file of a published encoder goes through training, resumption, evaluation, a slide and export."""
 
-import csv
-import json
-
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.paths import ROOT
-from helpers.segment_command import EVERYTHING
-from helpers.slide_files import picture, tiled
+from helpers.every_command import TILES, every_command
 from helpers.small_networks import TINY_FORM
 from safetensors.numpy import save_file
 
 import bcss_jax
-from bcss_jax.commands import evaluate, export, segment
 from bcss_jax.errors import Preempted
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.encoders.vision_transformer.presets import PRESETS, Preset
 from bcss_jax.models.image_normalization import ImageStatistics
-from bcss_jax.training.checkpoint import load_model
 
-TILES = ROOT / "tests" / "data" / "written_before" / "tiles"
 STATISTICS = ImageStatistics((0.7, 0.5, 0.6), (0.2, 0.25, 0.2))
 
 
@@ -46,42 +38,12 @@ def settings(tmp_path, file, **changes):
     return bcss_jax.load_config("vit:kaggle224,few", config | changes)
 
 
-def commands(tmp_path, config):
-    """Runs all commands; returns the network and the metadata of the trained run."""
-    run, results = tmp_path / "run", tmp_path / "results"
-    with pytest.raises(Preempted):
-        bcss_jax.train(config, run, hours=0)
-    bcss_jax.train(config, run)
-    rows = list(csv.DictReader((run / "history.csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert (
-        evaluate.main([f"--checkpoints={run}", f"--output={results}", f"--prepared_dir={tmp_path / 'prepared'}"]) == 0
-    )
-    evaluated = json.loads((results / "evaluation.json").read_text())["evaluations"][0]
-    best = json.loads((run / "summary.json").read_text())
-    dice = evaluated["scores"]["scores"]["dice_global"]
-    for name in ("tumor", "stroma"):
-        assert dice[name] == pytest.approx(best["dice_global"][name], abs=1e-3)
-    slide = tiled(tmp_path / "slide.tif", picture(150, 130), mpp=0.25)
-    options = [f"--checkpoint={run}", f"--slide={slide}", "--readers=1", *EVERYTHING]
-    assert segment.main([*options, f"--output={tmp_path / 'slide'}"]) == 0
-    file = tmp_path / "vit.jaxexport"
-    assert export.main([f"--checkpoint={run}", f"--output={file}"]) == 0
-    options[0] = f"--checkpoint={file}"
-    assert segment.main([*options, f"--output={tmp_path / 'slide_of_export'}"]) == 0
-    one, other = (
-        json.loads((tmp_path / name / "slide" / "summary.json").read_text()) for name in ("slide", "slide_of_export")
-    )
-    assert [each["pixels"] for each in one["classes"]] == [each["pixels"] for each in other["classes"]]
-    return load_model(run / "checkpoints"), results
-
-
 @pytest.mark.slow
 def test_lora(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny", Preset(TINY_FORM, STATISTICS, "not for commercial use"))
     timm_file(tmp_path / "tiny.safetensors", "tiny")
     config = settings(tmp_path, tmp_path / "tiny.safetensors", encoder="tiny", **{"lora.rank": 2})
-    (model, metadata), results = commands(tmp_path, config)
+    (model, metadata), results = every_command(tmp_path, config)
     output = capsys.readouterr().out
     assert "license of these weights: not for commercial use" in output and "are trained, " in output
     assert np.any(model.adapters.blocks[0].qkv.b[...])
@@ -96,7 +58,7 @@ def test_lora(tmp_path, monkeypatch, capsys):
 def test_gigapath_flash(tmp_path, how):
     timm_file(tmp_path / "gigapath_flash.safetensors", "gigapath_flash")
     config = settings(tmp_path, tmp_path / "gigapath_flash.safetensors", **how)
-    (model, metadata), _ = commands(tmp_path, config)
+    (model, metadata), _ = every_command(tmp_path, config)
     assert metadata["pretrained"]["part"] == "encoder" and metadata["pretrained"]["passed_over"] == []
     assert len(model.encoder.blocks) == 12 and model.encoder.architecture == PRESETS["gigapath_flash"].architecture
 

@@ -1,8 +1,6 @@
 """Pretraining of a run: tiles and compiled step, epochs with checkpoints, and what is written at the end."""
 
 import contextlib
-import csv
-import io
 import json
 import math
 import time
@@ -37,7 +35,7 @@ from bcss_jax.pretraining.tiles.batches import batches, steps_per_epoch
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
-from bcss_jax.training.history import restored_record
+from bcss_jax.training.history import history_csv, restored_record
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.resumed import check_same_run
 from bcss_jax.training.sharding import check_batch_size, make_mesh, place_batch, place_replicated
@@ -270,7 +268,7 @@ class PretrainingRun:
         if not is_main_process():
             return
         history = self.session.record.history
-        write_text(self._workdir / "history.csv", _history_csv(history))
+        write_text(self._workdir / "history.csv", history_csv(history, COLUMNS))
         if last or time.perf_counter() - self._curves_drawn > CURVES_SECONDS:
             figure = curves(
                 history,
@@ -318,14 +316,6 @@ class PretrainingRun:
             f"next:      python -m bcss_jax.main --config=configs/vit.py --config.encoder={config.encoder} "
             f"--config.pretrained={workdir / ENCODER}"
         )
-
-
-def _history_csv(history: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()
 
 
 def _table_line(row: dict) -> str:
