@@ -45,6 +45,8 @@ STEPS = 240
 BATCH = 4
 EPOCH = 64  # tiles, at least
 TEST_SEED = 1000  # of the patients that are tested
+EVERY_PATIENT = range(synthetic.TRAIN_PATIENTS + synthetic.VAL_PATIENTS)  # of the built-in data set
+KAGGLE, OTHER_PATIENT = "bcss_kaggle224", "TCGA-A2-A3XX"
 SIDE = 224
 IGNORED, CLASSES = 0, (1, 2)  # labels of the scheme tumor_stroma, and of the masks of the layout kaggle224
 EVALUATED_AT_ONCE = 16
@@ -79,14 +81,17 @@ class TestSet:
     Attributes:
       title: of the figure.
       tiles: of the set.
-      groups: unit of the interval for each tile: its patient, or the tile itself.
       classes: whose Dice is averaged.
     """
 
     title: str
     tiles: list[Tile]
-    groups: list[str]
     classes: tuple[int, ...]
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient of each tile; with fewer than eight, intervals are over tiles."""
+        return [tile.patient for tile in self.tiles]
 
 
 def sample_tiles(seed: int, patients: range) -> list[Tile]:
@@ -126,6 +131,21 @@ def region_tiles(data: Path, patient: str) -> list[Tile]:
     ]
 
 
+def sample_test() -> TestSet:
+    """Returns tiles of 16 patients of the built-in data set that no training sees."""
+    return TestSet("Built-in data set", sample_tiles(TEST_SEED, EVERY_PATIENT), CLASSES)
+
+
+def rows_test(data: Path) -> TestSet:
+    """Returns the tiles of TCGA-A2-A0D2 in rows of the region that no training sees."""
+    return TestSet("A0D2, other rows of the region", stored_tiles(data / KAGGLE, "test"), CLASSES)
+
+
+def patient_test(data: Path) -> TestSet:
+    """Returns the tiles of TCGA-A2-A3XX, whose mask knows tumor alone."""
+    return TestSet("A3XX, another patient", region_tiles(data, OTHER_PATIENT), (1,))
+
+
 def chosen(tiles: list[Tile], size: str, seed: int) -> list[Tile]:
     """Returns the labeled tiles of a training: whole patients in a random order, until there are enough."""
     rng = np.random.default_rng(seed)
@@ -145,8 +165,8 @@ def repeated(tiles: list[Tile]) -> list[Tile]:
 
 
 def write_tiles(folder: Path, training: list[Tile], others: list[Tile]) -> None:
-    """Writes a data folder of the layout kaggle224; of the other tiles, some become its validation split."""
-    for split, tiles in (("train", training), ("val", others[:4])):
+    """Writes a data folder of the layout kaggle224; the other tiles become its validation split."""
+    for split, tiles in (("train", training), ("val", others)):
         for kind in (split, f"{split}_mask"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
         for tile in tiles:
@@ -176,12 +196,17 @@ def settings(system: str, args: argparse.Namespace, seed: int, tiles: int) -> di
 
 def train(system: str, size: str, seed: int, tiles: list[Tile], others: list[Tile], args: argparse.Namespace) -> Path:
     """Trains a system on some of the tiles, if it was not trained before. Returns the folder of the run."""
-    run = args.output / "runs" / f"{system}-{size}-{seed}"
+    return train_on(f"{size}-{seed}", system, seed, chosen(tiles, size, seed), others, args)
+
+
+def train_on(key: str, system: str, seed: int, tiles: list[Tile], others: list[Tile], args: argparse.Namespace) -> Path:
+    """Trains a system on tiles, if no run with this key did so before. Returns the folder of the run."""
+    run = args.output / "runs" / f"{system}-{key}"
     if (run / "summary.json").exists():
         return run
-    training, data = repeated(chosen(tiles, size, seed)), args.output / "tiles" / f"{size}-{seed}"
+    training, data = repeated(tiles), args.output / "tiles" / key
     shutil.rmtree(data, ignore_errors=True)
-    write_tiles(data, training, others)
+    write_tiles(data, training, others[:4])
     name = "unet" if system == "unet" else "vit"
     changes = settings(system, args, seed, len(training)) | {"data.dir": str(data)}
     bcss_jax.train(bcss_jax.load_config(f"{name}:kaggle224,few", changes), run)
@@ -211,13 +236,13 @@ def counts(run: Path, test: TestSet) -> np.ndarray:
 
 def scored(of_seeds: list[np.ndarray], test: TestSet) -> Interval:
     """Returns the mean over seeds and classes of the Dice of all test tiles together, with its interval."""
-    return interval(np.stack(of_seeds, 1), test.groups, lambda totals: _mean_dice(totals, test.classes))
+    return interval(np.stack(of_seeds, 1), test.patients, lambda totals: _mean_dice(totals, test.classes))
 
 
 def gained(with_: list[np.ndarray], without: list[np.ndarray], test: TestSet) -> Interval:
     """Returns the difference of two systems with its paired interval."""
     pairs = np.stack(with_, 1), np.stack(without, 1)
-    return paired_difference(*pairs, test.groups, lambda totals: _mean_dice(totals, test.classes))
+    return paired_difference(*pairs, test.patients, lambda totals: _mean_dice(totals, test.classes))
 
 
 def _mean_dice(totals: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
@@ -274,20 +299,12 @@ def main() -> None:
     args = arguments()
     args.output = args.output.resolve()
     if args.data:
-        tiles, others = stored_tiles(args.data / "bcss_kaggle224", "train"), []
-        others = stored_tiles(args.data / "bcss_kaggle224", "val")
-        rows = stored_tiles(args.data / "bcss_kaggle224", "test")
-        region = region_tiles(args.data, "TCGA-A2-A3XX")
-        tests = [
-            TestSet("A0D2, other rows of the region", rows, [tile.name for tile in rows], CLASSES),
-            TestSet("A3XX, another patient", region, [tile.name for tile in region], (1,)),
-        ]
+        tiles, others = (stored_tiles(args.data / KAGGLE, split) for split in ("train", "val"))
+        tests = [rows_test(args.data), patient_test(args.data)]
     else:
         train_patients = range(synthetic.TRAIN_PATIENTS)
-        every = range(synthetic.TRAIN_PATIENTS + synthetic.VAL_PATIENTS)
-        tiles, others = sample_tiles(0, train_patients), sample_tiles(0, range(train_patients.stop, every.stop))
-        of_test = sample_tiles(TEST_SEED, every)
-        tests = [TestSet("Built-in data set", of_test, [tile.patient for tile in of_test], CLASSES)]
+        others = sample_tiles(0, range(train_patients.stop, EVERY_PATIENT.stop))
+        tiles, tests = sample_tiles(0, train_patients), [sample_test()]
     amounts = {size: len(tiles) if size == ALL else int(size) for size in args.sizes.split(",")}
     found: dict[tuple[str, str, str], list[np.ndarray]] = {}
     for seed in range(args.seeds):  # so that an interrupted benchmark has whole seeds

@@ -14,6 +14,7 @@ from bcss_jax.annotator.drawing.geojson_file import Effort
 from bcss_jax.annotator.drawing.outline import BRUSH, PROMPT, Outline, rings_of
 from bcss_jax.annotator.drawing.palette import Palette, PaletteClass
 from bcss_jax.annotator.drawing.session import Session
+from bcss_jax.annotator.next_region.next_regions import NextRegions
 from bcss_jax.annotator.proposals.engine import Engine, Proposal
 from bcss_jax.slides.prompts.object_prompt import INSIDE, OUTSIDE, ObjectPrompt
 
@@ -27,9 +28,9 @@ class Refused(Exception):
 class Actions:
     """The actions of one slide. Threads may share it."""
 
-    def __init__(self, session: Session, engine: Engine):
-        """Takes both."""
-        self._session, self._engine = session, engine
+    def __init__(self, session: Session, engine: Engine, regions: NextRegions | None = None):
+        """Takes what the actions work on; `regions`: which to annotate next, if that was asked for."""
+        self._session, self._engine, self._regions = session, engine, regions
 
     def state(self, since: int) -> dict[str, Any]:
         """Returns what the page does not know yet."""
@@ -48,6 +49,14 @@ class Actions:
         x0, y0, x1, y1 = values["box"]
         ready, of = self._engine.look((x0, y0, x1, y1), values["um_per_pixel"])
         return {"ready": ready, "of": of}
+
+    def next_region(self, values: dict) -> dict[str, Any]:
+        """Returns which region to annotate next; see `NextRegionRequest`."""
+        if self._regions is None:
+            raise Refused("start the command with --next to be shown which region to annotate")
+        found, left = self._regions.after(values["after"], self._session.annotated())
+        region = None if found is None else {"rank": found.rank, "box": list(found.box), "share": found.share}
+        return {"region": region, "left": left}
 
     def prompt(self, values: dict) -> dict[str, Any]:
         """Returns proposals; see `PromptRequest`."""

@@ -19,13 +19,16 @@ from bcss_jax.annotator.drawing.palette import Palette
 from bcss_jax.annotator.drawing.saved_file import SavedFile
 from bcss_jax.annotator.drawing.session import Session
 from bcss_jax.annotator.drawing.suggestions import SuggestionsFile, read_suggestions, suggestions_file
+from bcss_jax.annotator.next_region.disagreement import is_of_several_models, read_disagreement
+from bcss_jax.annotator.next_region.next_regions import NextRegions
+from bcss_jax.annotator.next_region.ranking import LEAST
 from bcss_jax.annotator.proposals.engine import Engine
 from bcss_jax.annotator.proposals.segmenter import Segmenter
 from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.data.resolution.check import resolved_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import find_scheme
-from bcss_jax.slides.batch.slide_folder import fingerprints
+from bcss_jax.slides.batch.slide_folder import fingerprints, model_folders
 from bcss_jax.slides.batch.slide_overview import origin_of
 from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import ReaderPool
@@ -46,6 +49,7 @@ class AnnotateSettings:
     start_from: Path | None = None
     output: Path | None = None
     mpp: float | None = None
+    next_region: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,7 @@ class OpenedSlide:
       engine: the prompts.
       tiles: of the slide.
       view: what the page needs.
+      regions: which to annotate next, if that was asked for.
     """
 
     path: Path
@@ -65,10 +70,11 @@ class OpenedSlide:
     engine: Engine
     tiles: OpenSlideTiles
     view: dict
+    regions: NextRegions | None
 
     def application(self, token: str, allowed_hosts: Sequence[str] = ("*",)) -> Starlette:
         """Returns the ASGI application; see `server.application`."""
-        actions = Actions(self.session, self.engine)
+        actions = Actions(self.session, self.engine, self.regions)
         return server.application(self.session, actions, self.tiles, self.view, token, allowed_hosts)
 
 
@@ -100,17 +106,54 @@ def open_annotator(
         file = SavedFile(path)
         unless_begun = stack.enter_context(contextlib.ExitStack())
         unless_begun.callback(file.close)
-        beginning = _beginning(settings.start_from, file, slide, fingerprint, say)
+        start, regions = _next_regions(settings, slide, fingerprint, say)
+        beginning = _beginning(start, file, slide, fingerprint, say)
         segmenter, name = load()
         session = Session(file, beginning.contents, palette, slide, say)
         unless_begun.pop_all()
         stack.callback(session.close)
         _begin(session, file, beginning, say)
+        if regions is not None:
+            say(_described(regions, session))
         engine = Engine(pool, slide, segmenter, _cache(), digest)
         stack.callback(engine.close)
         tiles = OpenSlideTiles(pool, info.width, info.height, mpp[0])
-        view = page.view_of(slide, info.bounds, tiles.geometry, palette, file=str(path), model=name, digest=digest)
-        yield OpenedSlide(path, session, engine, tiles, view)
+        view = page.view_of(
+            slide, info.bounds, tiles.geometry, palette, file=str(path), model=name, digest=digest, regions=regions
+        )
+        yield OpenedSlide(path, session, engine, tiles, view, regions)
+
+
+def _next_regions(
+    settings: AnnotateSettings, slide: SlideFacts, fingerprint: dict, say: Say
+) -> tuple[Path | None, NextRegions | None]:
+    """Returns what suggestions or annotations to start from, and the regions to annotate next if they are wanted."""
+    start = settings.start_from
+    if not settings.next_region:
+        return start, None
+    regions = NextRegions(read_disagreement(start, slide, fingerprint, say), slide.size)
+    if start is not None and is_of_several_models(start):
+        say(
+            f"{printable(start)}: no regions are suggested, because it holds those of several models; name the folder "
+            f"of one to correct it, as in --start-from={printable(model_folders(start)[0])}"
+        )
+        start = None
+    return start, regions
+
+
+def _described(regions: NextRegions, session: Session) -> str:
+    """Returns a line about the regions to annotate."""
+    first, left = regions.after(-1, session.annotated())
+    if not len(regions):
+        return f"--next: {regions.members} agree: in no region do they dispute {LEAST:.0%} of the area"
+    if first is None:
+        return f"--next: all {len(regions)} regions where {regions.members} disagree are annotated"
+    x, y = (round((first.box[axis] + first.box[axis + 2]) / 2) for axis in (0, 1))
+    return (
+        f"--next: {left} of {len(regions)} regions where {regions.members} disagree are left to annotate; the page "
+        f"shows number {first.rank + 1}, around the level-0 pixel ({x}, {y}), with {first.share:.0%} of its area in "
+        "dispute"
+    )
 
 
 class _Beginning(NamedTuple):

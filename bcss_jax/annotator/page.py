@@ -4,6 +4,7 @@ from typing import Any
 
 from bcss_jax.annotator.drawing.geojson_file import SlideFacts
 from bcss_jax.annotator.drawing.palette import Palette
+from bcss_jax.annotator.next_region.next_regions import NextRegions
 from bcss_jax.common.html import html_environment
 from bcss_jax.errors import printable
 from bcss_jax.viewer.deep_zoom import DeepZoom
@@ -18,6 +19,7 @@ def view_of(
     file: str,
     model: str,
     digest: str,
+    regions: NextRegions | None = None,
 ) -> dict[str, Any]:
     """Returns what the page shows and its scripts need, as JSON.
 
@@ -29,6 +31,7 @@ def view_of(
       file: path of the file that is saved.
       model: name of the network.
       digest: what the slide is recognized by.
+      regions: that are worth annotating, if that was asked for.
     """
     return {
         "title": printable(slide.name),
@@ -40,6 +43,7 @@ def view_of(
         "file": printable(file),
         "model": printable(model),
         "digest": digest,
+        "regions": None if regions is None else {"members": regions.members, "of": len(regions)},
     }
 
 

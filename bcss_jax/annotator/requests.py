@@ -97,6 +97,12 @@ class TargetsRequest(EditRequest):
     class_name: NotRequired[ClassName]
 
 
+class NextRegionRequest(TypedDict):
+    """The rank of the region to annotate that is shown now, -1 for none."""
+
+    after: Number
+
+
 class HistoryRequest(EditRequest):
     """A transaction that is undone or done again."""
 

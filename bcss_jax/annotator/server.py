@@ -27,7 +27,7 @@ from bcss_jax.viewer.responses import cached_response, html_response, page_appli
 from bcss_jax.viewer.slide_tiles import OpenSlideTiles
 
 log = logging.getLogger(__name__)
-_MODULES = ("main", "server", "slide", "state", "overlay", "prompts", "strokes", "keyboard", "panel")
+_MODULES = ("main", "server", "slide", "state", "overlay", "prompts", "strokes", "keyboard", "panel", "region")
 STATIC = {
     "annotator/annotator.css": "text/css",
     **{f"annotator/{name}.js": "text/javascript" for name in _MODULES},
@@ -37,6 +37,7 @@ STATIC = {
 }
 _SHAPES = {
     "look": requests.LookRequest,
+    "next_region": requests.NextRegionRequest,
     "prompt": requests.PromptRequest,
     "add": requests.AddRequest,
     "brush": requests.BrushRequest,

@@ -87,7 +87,7 @@ def segment(
       window: side of a window in pixels; by default that of the training images.
       overlap: of neighboring windows, a share of their side; by default that of the model.
       blend: how windows are blended, "gaussian" or "centre"; by default that of the model.
-      tta: average the predictions over flips and quarter turns of every window.
+      tta: average the predictions over flips and quarter turns of every window, and write where these disagree.
       batch_size: windows computed at a time, over all devices.
       readers: processes that read a slide; by default one for each core, at most 8.
       tissue: what is segmented: "colour": tissue, found by its color; "all": the whole slide; or the path of a mask

@@ -1,13 +1,15 @@
 """Annotates a slide in a browser: clicks and boxes become outlines, which brush and eraser correct.
 
     python -m bcss_jax.annotate case.svs --model=sam_vit_b.pth [--labels=my_labels.toml] [--start-from=out/case]
+    python -m bcss_jax.annotate case.svs --model=sam_vit_b.pth --start-from=out/case --next
 
 The annotations are saved at each change, beside the slide as case.geojson: QuPath opens the file, and the layout
 `slides` trains on it. The same command goes on with it. --start-from=FOLDER shows the regions that bcss_jax.segment
-found, to be accepted or corrected; --start-from=FILE begins with annotations of QuPath or ASAP. Only this machine can
-open the page unless another --host is given, and only who has the printed address can change something. Ctrl-C and
-SIGTERM end the command. Exit codes: 0 ended, 2 settings, 3 data, 5 the file or the port cannot be used, or the last
-annotations are not saved, 75 stopped before the page was there.
+found, to be accepted or corrected; --start-from=FILE begins with annotations of QuPath or ASAP. With --next, the page
+goes from one region to the next where several models (bcss_jax.segment --checkpoint=a,b) or the flips of one (--tta)
+disagree most. Only this machine can open the page unless another --host is given, and only who has the printed address
+can change something. Ctrl-C and SIGTERM end the command. Exit codes: 0 ended, 2 settings, 3 data, 5 the file or the
+port cannot be used, or the last annotations are not saved, 75 stopped before the page was there.
 """
 
 import argparse
@@ -54,6 +56,12 @@ def _parser():
         help="results of bcss_jax.segment for this slide (a folder), to be accepted or corrected; or a file of "
         "annotations to go on from",
     )
+    add(
+        "--next",
+        action="store_true",
+        dest="next_region",
+        help="show which region to annotate next: where the models of --start-from, or the flips of one, disagree most",
+    )
     add("--output", type=Path, help="file that is saved (default: the name of the slide with .geojson, beside it)")
     add(
         "--mpp",
@@ -73,6 +81,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         start_from=args.start_from and args.start_from.expanduser(),
         output=args.output and args.output.expanduser(),
         mpp=args.mpp,
+        next_region=args.next_region,
     )
 
     def load() -> tuple[Segmenter, str]:

@@ -65,7 +65,11 @@ def _parser():
         help=f"overlap of neighboring windows, a share of their side (default {OVERLAP}; an imported model may differ)",
     )
     add("--blend", choices=BLENDS, help=f"how windows are blended (default {BLEND}; an imported model may differ)")
-    add("--tta", action="store_true", help="average the predictions over flips and quarter turns of every window")
+    add(
+        "--tta",
+        action="store_true",
+        help="average the predictions over flips and quarter turns of every window, and write where these disagree",
+    )
     add("--batch_size", type=RANGES["batch_size"].parse, help="windows computed at a time, over all devices")
     add(
         "--readers",

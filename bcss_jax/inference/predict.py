@@ -11,7 +11,7 @@ probabilities of its models in the same way.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,21 +67,34 @@ def log_probabilities(
     def predict(images):
         return log_probabilities_from_logits(scheme, function(params, model_state, images, train=False)[0])
 
-    height, width = images.shape[1:3]
-    several = views(height, width, tta)
-    if len(several) == 1:
+    if not tta:
         return predict(images)
+    nothing = jnp.full((*images.shape[:3], scheme.num_classes), -jnp.inf, jnp.float32)
+    total = over_views(predict, images, jnp.logaddexp, nothing)
+    return total - np.float32(np.log(len(views(*images.shape[1:3], tta=tta))))
+
+
+def over_views(
+    predict: Callable[[jax.Array], jax.Array], images: jax.Array, add: Callable[[Any, jax.Array], Any], start: Any
+) -> Any:
+    """Returns what `add` has made of the predictions for all flips and turns of images.
+
+    Args:
+      predict: images [N, H', W', 3] -> [N, H', W', C].
+      images: [N, H, W, 3].
+      add: (what it returned before, the prediction of a view, turned back: [N, H, W, C]) -> the same structure.
+      start: what `add` gets first.
+    """
+    several = views(*images.shape[1:3], tta=True)
     undo = [functools.partial(_undo_view, view=view) for view in several]
 
-    def add(total, numbered):
+    def step(carry, numbered):
         number, turned = numbered
-        return jnp.logaddexp(total, jax.lax.switch(number, undo, predict(turned))), None
+        return add(carry, jax.lax.switch(number, undo, predict(turned))), None
 
     # A scan compiles the network once and needs no more memory than one view.
     turned = jnp.stack([_apply_view(images, view) for view in several])
-    nothing = jnp.full((*images.shape[:3], scheme.num_classes), -jnp.inf, jnp.float32)
-    total, _ = jax.lax.scan(add, nothing, (jnp.arange(len(several)), turned))
-    return total - np.float32(np.log(len(several)))
+    return jax.lax.scan(step, start, (jnp.arange(len(several)), turned))[0]
 
 
 def log_probabilities_from_logits(scheme: LabelScheme, logits: jax.Array) -> jax.Array:

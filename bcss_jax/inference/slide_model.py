@@ -14,6 +14,7 @@ from bcss_jax.data.stain.measured_stain import MeasuredStain
 from bcss_jax.data.stain.stain_change import changed
 from bcss_jax.data.synthetic import SIZE as SAMPLE_SIZE
 from bcss_jax.errors import ConfigError, NumericalError, first_line
+from bcss_jax.inference.flip_disagreement import log_probabilities_and_disagreement
 from bcss_jax.inference.predict import NOT_FINITE_REMEDY, log_probabilities
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import ModelFunction
@@ -43,6 +44,8 @@ class SlideModel:
       overlap: of neighboring windows, as a share of their side, if the user names none.
       blend: how windows are blended, if the user does not say.
       stain: of the training images; None if it is unknown.
+      flip_disagreement: arguments as of `probabilities` -> these, and the share of the pairs of flips that disagree,
+        float32 [N, window, window]; traceable. None if no flips are averaged, or it is not known how they differ.
     """
 
     name: str
@@ -57,6 +60,14 @@ class SlideModel:
     overlap: float = OVERLAP
     blend: str = BLEND
     stain: MeasuredStain | None = None
+    flip_disagreement: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+
+    def planes(self, arrays: Any, images: jax.Array) -> jax.Array:
+        """Returns probabilities and, if it is known, the disagreement of the flips: [N, window, window, K or K + 1]."""
+        if self.flip_disagreement is None:
+            return self.probabilities(arrays, images)
+        probabilities, disagreement = self.flip_disagreement(arrays, images)
+        return jnp.concatenate([probabilities, disagreement[..., None]], -1)
 
 
 def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
@@ -92,17 +103,18 @@ def model_of_run(run: "TrainedRun", mesh: Mesh, tta: bool) -> SlideModel:
         overlap=run.imported.get("overlap", OVERLAP),
         blend=run.imported.get("blend", BLEND),
         stain=run.stain,
+        flip_disagreement=_flip_disagreement_of(run.function, run.scheme) if tta else None,
     )
 
 
 def with_changed_stain(model: SlideModel) -> SlideModel:
     """Returns a model that changes the stain of its windows first; its arrays are (`StainChange`, former arrays)."""
 
-    def probabilities(arrays, images):
-        change, others = arrays
-        return model.probabilities(others, changed(images, change))
+    def changing(predict):
+        return lambda arrays, images: predict(arrays[1], changed(images, arrays[0]))
 
-    return dataclasses.replace(model, probabilities=probabilities)
+    disagreement = model.flip_disagreement and changing(model.flip_disagreement)
+    return dataclasses.replace(model, probabilities=changing(model.probabilities), flip_disagreement=disagreement)
 
 
 def probabilities_of(function: ModelFunction, scheme: LabelScheme, tta: bool) -> Callable[[Any, jax.Array], jax.Array]:
@@ -115,11 +127,22 @@ def probabilities_of(function: ModelFunction, scheme: LabelScheme, tta: bool) ->
     return probabilities
 
 
+def _flip_disagreement_of(function: ModelFunction, scheme: LabelScheme) -> Callable:
+    """Returns `SlideModel.flip_disagreement` of a network, whose arrays are (params, model_state)."""
+    evaluated = np.asarray(scheme.evaluated)
+
+    def flip_disagreement(arrays, images):
+        logarithms, disagreement = log_probabilities_and_disagreement(function, scheme, *arrays, images)
+        return jnp.exp(logarithms)[..., evaluated], disagreement
+
+    return flip_disagreement
+
+
 def make_window_step(probabilities: Callable[[Any, jax.Array], jax.Array], mesh: Mesh):
     """Builds the compiled step of a slide.
 
     Args:
-      probabilities: see `SlideModel`.
+      probabilities: see `SlideModel`; also its `planes`, which are weighted alike.
       mesh: devices; the windows are split over its `data` axis.
 
     Returns:
@@ -176,7 +199,7 @@ class WindowPredictor:
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._at_once = mesh.size if on_cpu else -(-batch_size // mesh.size) * mesh.size
         self._weights = jax.device_put(weights, sharding.replicated(mesh))
-        self._run = make_window_step(model.probabilities, mesh)
+        self._run = make_window_step(model.planes, mesh)
 
     def with_arrays(self, arrays: Any) -> "WindowPredictor":
         """Returns the same compiled predictor with other arrays of the same structure, on all devices of the mesh."""
@@ -191,8 +214,8 @@ class WindowPredictor:
           images: uint8 [N, window, window, 3].
 
         Returns:
-          A function that waits for the result and returns probabilities times weights, float32 [K, window, window] for
-          each window. It raises NumericalError at a window whose probabilities are not finite.
+          A function that waits for the result and returns `SlideModel.planes` times weights, float32 [K or K + 1,
+          window, window] for each window. It raises NumericalError at a window whose probabilities are not finite.
         """
         started = []
         for first in range(0, len(images), self._at_once):

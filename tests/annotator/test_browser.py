@@ -11,6 +11,7 @@ import shapely
 from helpers.annotator_page import Annotator
 from helpers.annotator_small import STROMA, TUMOR, DiscSegmenter, ServedAnnotator, slide_of_discs
 from helpers.chromium import DESKTOP, PHONE, refused, screenshot
+from helpers.disagreeing_models import boxes, write_models
 
 from bcss_jax.common import files
 
@@ -267,3 +268,40 @@ def test_without_the_token_one_can_only_look(browser, served):
 
 def test_the_content_security_policy_is_enforced(wide):
     assert refused(wide.page) == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
+
+
+def test_from_one_region_in_dispute_to_the_next(browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    slide = slide_of_discs(tmp_path / "case.png", WIDTH, HEIGHT, DISCS)
+    shape = (2 * HEIGHT, 2 * WIDTH)  # labels of 0.25 um, so that a region is 512 pixels of the slide wide
+    other = boxes(shape, (2200, 1600, 400, 400, 1), (640, 640, 320, 320, 1))  # around the third and the first disc
+    results = write_models(tmp_path / "out/case", slide, {"a": boxes(shape), "b": other})
+    with ServedAnnotator(slide, DiscSegmenter(512), mpp=0.5, start_from=results, next_region=True) as served:
+        found = Annotator(browser, served, DESKTOP)
+        text = found.page.locator("#region-text")
+        assert text.inner_text().startswith("Region 1 of 2: 15 % of its area is in dispute. The models a and b dis")
+        said = "said => document.getElementById('region-text').textContent.startsWith(said)"
+
+        def seen():
+            found.page.wait_for_timeout(700)  # the view moves
+            return found.page.evaluate("async () => (await import('/static/annotator/slide.js')).seen()")
+
+        x0, y0, x1, y1 = seen()
+        assert x0 < 1100 and x1 > 1300 and y0 < 800 and y1 > 1000 and y1 - y0 < 700
+        found.click(1200, 900)
+        found.proposals()
+        found.press("Enter")
+        found.annotations(1)
+        found.press("g")
+        found.page.wait_for_function(said, arg="Region 2 of 2")
+        assert "1 left to annotate" in text.inner_text()
+        x0, y0, x1, y1 = seen()
+        assert x0 < 320 and x1 > 480 and y0 < 320 and y1 > 480 and y1 - y0 < 700
+        found.click(400, 400)
+        found.proposals()
+        found.press("Enter")
+        found.annotations(2)
+        found.page.get_by_role("button", name="Next region").click()
+        found.page.wait_for_function(said, arg="All 2 regions")
+        assert found.quiet()
+        found.page.close()

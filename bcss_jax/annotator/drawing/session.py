@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shapely.geometry.base import BaseGeometry
+
 from bcss_jax.annotator.drawing import edits, geojson_file
 from bcss_jax.annotator.drawing.document import Document
 from bcss_jax.annotator.drawing.edits import Changes
@@ -116,6 +118,12 @@ class Session:
         with self._lock:
             changed, removed = self._document.changed_since(since)
             return State(self._document.revision, changed, removed, self._problem, self._effort)
+
+    def annotated(self) -> list[BaseGeometry]:
+        """Returns the areas with a class of the label scheme that the user has made or accepted."""
+        with self._lock:
+            outlines = self._document.outlines()
+        return [each.area for each in outlines if each.accepted and self.palette.of(each.name) is not None]
 
     def content(self) -> bytes:
         """Returns the file as it would be saved now."""

@@ -4,6 +4,7 @@ import { middle, pan, show, whole, zoomBy } from "./slide.js";
 import { outlineAt, redraw } from "./overlay.js";
 import * as panel from "./panel.js";
 import * as prompts from "./prompts.js";
+import * as region from "./region.js";
 import * as strokes from "./strokes.js";
 import { data } from "./server.js";
 
@@ -94,6 +95,7 @@ const plain = (event) => {
     Home: () => whole(),
     "?": panel.toggleHelp,
     x: () => panel.setInside(!state.inside),
+    g: region.goToNext,
     h: () => {
       state.hidden = !state.hidden;
       redraw();

@@ -1,11 +1,12 @@
 // Starts the page, and gives pointers to the tools.
 import { active, mayChange, post, refresh } from "./server.js";
-import { onMove, opened, placeAt, seen, umPerPixel, viewer } from "./slide.js";
+import { hasPlace, onMove, opened, placeAt, seen, umPerPixel, viewer } from "./slide.js";
 import { state } from "./state.js";
 import { outlineAt, redraw, watch } from "./overlay.js";
 import * as keyboard from "./keyboard.js";
 import * as panel from "./panel.js";
 import * as prompts from "./prompts.js";
+import * as region from "./region.js";
 import * as strokes from "./strokes.js";
 
 const POLL_MS = 2000;
@@ -104,5 +105,6 @@ onMove(() => {
   panel.update();
 });
 await poll();
+await region.start(hasPlace);
 look();
 document.documentElement.dataset.started = "true";

@@ -148,6 +148,7 @@ const draw = () => {
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, width, height);
   const at = { ...transform(), ratio };
+  if (state.region && !state.hidden) drawBox(state.region.box, at);
   if (!state.hidden) drawOutlines(at);
   drawProposals(at);
   if (state.stroke) drawStroke(at);

@@ -61,7 +61,9 @@ export const whole = (immediately = false) => {
 export const show = ([x0, y0, x1, y1]) => {
   const [a, b, c, d] = seen();
   if (x0 >= a && y0 >= b && x1 <= c && y1 <= d) return;
-  const margin = 0.3 * Math.max(x1 - x0, y1 - y0, 64);
+  fit([x0, y0, x1, y1], 0.3 * Math.max(x1 - x0, y1 - y0, 64));
+};
+export const fit = ([x0, y0, x1, y1], margin = 0.04 * (x1 - x0)) => {
   const [left, top] = [x0 - margin, y0 - margin].map((each) => each / width);
   viewer.viewport.fitBounds(
     new OpenSeadragon.Rect(left, top, (x1 - x0 + 2 * margin) / width, (y1 - y0 + 2 * margin) / width),
@@ -99,6 +101,7 @@ const scale = () => {
 
 const moves = [];
 export const onMove = (listener) => moves.push(listener);
+export const hasPlace = /^#-?\d+,-?\d+,/.test(location.hash); // the address says what to show
 export const opened = new Promise((resolve) =>
   viewer.addOnceHandler("open", () => {
     restore();

@@ -13,6 +13,7 @@ export const noPrompt = () => ({
 });
 export const state = {
   tool: "click",
+  region: null, // to annotate next: {rank, box, share}
   class: data.classes[0],
   selected: null, // id of an annotation
   inside: true, // what the next click means

@@ -1,10 +1,11 @@
 """How well a network segments the objects of a tile after each click, and with a box."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from bcss_jax.prompting.predictor import Prediction, Predictor
+from bcss_jax.prompting.predictor import THRESHOLD, Prediction, Predictor
 from bcss_jax.prompting.simulation.click_protocol import Click, box_of, next_click
 
 MAX_CLICKS = 20
@@ -22,6 +23,43 @@ class Agreement(NamedTuple):
     iou: np.ndarray
 
 
+class Clicked(NamedTuple):
+    """What a network answers after as many clicks on each of P objects as were given so far.
+
+    Attributes:
+      logits: float32 (P, H, W); above `THRESHOLD` are the masks.
+      clicks: int (P,), clicks on each object so far.
+    """
+
+    logits: np.ndarray
+    clicks: np.ndarray
+
+
+def clicked_objects(
+    predictor: Predictor, masks: list[np.ndarray], known: np.ndarray, *, feed_back: bool, clicks: int = MAX_CLICKS
+) -> Iterator[Clicked]:
+    """Yields the answers after each of `clicks` clicks on all objects; the arguments are those of `click_sessions`."""
+    count = len(masks)
+    logits = np.full((count, *known.shape), -np.inf, np.float32)
+    given: list[list[Click]] = [[] for _ in masks]
+    done, numbers, low_res = np.zeros(count, bool), np.zeros(count, int), None
+    for number in range(clicks):
+        for i, mask in enumerate(masks):
+            click = None if done[i] else next_click(mask, known, logits[i] > THRESHOLD, given[i])
+            done[i] = click is None
+            # The number of points is the same for all; what the network says of a finished object is not looked at.
+            given[i].append(click or given[i][-1])
+        numbers = numbers + ~done
+        if not done.all():
+            points = np.array([[(click.x, click.y) for click in each] for each in given])
+            labels = np.array([[click.inside for click in each] for each in given], np.int32)
+            fed = low_res if feed_back else None
+            answer = predictor.predict(points, labels, mask=fed, multimask=number == 0, logits=True)
+            chosen, low_res = _chosen(answer)
+            logits = np.where(done[:, None, None], logits, chosen)
+        yield Clicked(logits, numbers)
+
+
 def click_sessions(
     predictor: Predictor, masks: list[np.ndarray], known: np.ndarray, *, feed_back: bool, clicks: int = MAX_CLICKS
 ) -> Agreement:
@@ -37,27 +75,11 @@ def click_sessions(
       feed_back: whether the logits of an answer go into the next prompt.
       clicks: number of clicks.
     """
-    count = len(masks)
-    predicted = [np.zeros(known.shape, bool)] * count
-    given: list[list[Click]] = [[] for _ in masks]
-    done, low_res, found = np.zeros(count, bool), None, []
-    for number in range(clicks):
-        for i, mask in enumerate(masks):
-            click = None if done[i] else next_click(mask, known, predicted[i], given[i])
-            done[i] = click is None
-            # The number of points is the same for all; what the network says of a finished object is not looked at.
-            given[i].append(click or given[i][-1])
-        if done.all():
-            found.append(found[-1])
-            continue
-        points = np.array([[(click.x, click.y) for click in each] for each in given])
-        labels = np.array([[click.inside for click in each] for each in given], np.int32)
-        fed = low_res if feed_back else None
-        answer = predictor.predict(points, labels, mask=fed, multimask=number == 0)
-        chosen, low_res = _chosen(answer)
-        predicted = [old if over else new for old, new, over in zip(predicted, chosen, done, strict=True)]
-        found.append(np.array([agreement(*pair, known) for pair in zip(masks, predicted, strict=True)]))
-    dice, iou = np.moveaxis(np.stack(found, 1), 2, 0)
+    found = [
+        [agreement(mask, each > THRESHOLD, known) for mask, each in zip(masks, after.logits, strict=True)]
+        for after in clicked_objects(predictor, masks, known, feed_back=feed_back, clicks=clicks)
+    ]
+    dice, iou = np.moveaxis(np.array(found), 2, 0).swapaxes(1, 2)
     return Agreement(dice, iou)
 
 
@@ -76,7 +98,7 @@ def agreement(mask: np.ndarray, predicted: np.ndarray, known: np.ndarray) -> tup
 
 
 def _chosen(answer: Prediction) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the masks (P, H, W) with the best score, and their logits to feed back (P, h, w)."""
+    """Returns the logits (P, H, W) of the masks with the best score, and those to feed back (P, h, w)."""
     best = answer.scores.argmax(1)
     rows = np.arange(len(best))
     return answer.masks[rows, best], answer.low_res[rows, best]

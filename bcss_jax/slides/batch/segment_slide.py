@@ -40,6 +40,8 @@ from bcss_jax.slides.stitching import labeling
 from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
 from bcss_jax.slides.stitching.slide_glass import SlideGlass
+from bcss_jax.slides.stitching.tile_writer import read_disagreement
+from bcss_jax.slides.store import disagreement_map
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_by_color import glass_of, scanned_area
@@ -331,6 +333,7 @@ class SlideSegmenter:
             interruption=interruption,
             label=name,
             glass=glass,
+            with_disagreement=self.model.flip_disagreement is not None,
         )
         return _Labeled(windows, store, probabilities, resumed, dataclasses.asdict(seconds))
 
@@ -362,7 +365,12 @@ class SlideSegmenter:
             stop=stop,
         )
         clock.seconds["tracing"] = tracing_seconds  # at the same time as the pyramid and the overlay
-        return results.FILES | {"probabilities": None if labeled.probabilities is None else PROBABILITIES}
+        files = results.FILES | {"probabilities": None if labeled.probabilities is None else PROBABILITIES}
+        if self.model.flip_disagreement is None:
+            return files
+        rows = [read_disagreement(labeled.store, row) for row in range(labeled.store.rows)]
+        disagreement_map.write_map(folder / disagreement_map.FILE, rows, grid)
+        return files | {"disagreement": disagreement_map.FILE}
 
     def _summarize(
         self,

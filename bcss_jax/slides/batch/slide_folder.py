@@ -1,6 +1,6 @@
 """The folder with the results of one slide: finished, in progress, or failed.
 
-labels.ome.tif, regions.geojson, overlay.png, probabilities.zarr
+labels.ome.tif, regions.geojson, overlay.png, disagreement.png, probabilities.zarr
 summary.json     written last: the slide is finished; written again when it is scored
 failure.json     written in its place if the slide failed: the reason
 .work/           while the slide is not finished: the labels so far, and their identity
@@ -37,6 +37,7 @@ OUTPUTS = (
     "labels.ome.tif",
     "regions.geojson",
     "overlay.png",
+    "disagreement.png",
     "probabilities.zarr",
     slide_summary.FILE,
     FAILURE,
@@ -44,7 +45,7 @@ OUTPUTS = (
 )
 FILES = tuple(name for name in OUTPUTS if name not in written_files.TREES)
 # Paths in the folder of what is not finished, and of temporary files of earlier versions.
-WORK_FILES = r"identity\.json|labels/(row|seam-counts|tiles)-\d+(\.json)?|(labels/)?\.[^/]+\.tmp"
+WORK_FILES = r"identity\.json|labels/(row|seam-counts|tiles|disagreement)-\d+(\.json)?|(labels/)?\.[^/]+\.tmp"
 TRUTH_KEYS = ("truth", "truth_codes", "truth_region")  # of the identity's files and settings: they affect scores alone
 
 

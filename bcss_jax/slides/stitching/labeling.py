@@ -24,6 +24,7 @@ from bcss_jax.slides.stitching.blend import Blender, FinishedPixels
 from bcss_jax.slides.stitching.block_cache import AHEAD, BlockCache
 from bcss_jax.slides.stitching.seams import SeamCounter
 from bcss_jax.slides.stitching.tile_writer import TileWriter, is_written, read_seams
+from bcss_jax.slides.store.disagreement_map import CellSums
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
 from bcss_jax.slides.windows import Windows, cut_window
@@ -59,6 +60,7 @@ class LabelingSeconds(Stopwatch):
     writing: float = 0.0
 
 
+# Long: every argument is described.
 def label_slide(
     pool: ReaderPool,
     tissue: Tissue,
@@ -73,6 +75,7 @@ def label_slide(
     interruption: Interruption,
     label: str,
     glass: "SlideGlass | None" = None,
+    with_disagreement: bool = False,
 ) -> LabelingSeconds:
     """Computes all labels that are not in the store.
 
@@ -89,6 +92,7 @@ def label_slide(
       interruption: active; it says when to stop.
       label: of the progress line and of messages.
       glass: the glass inside the tissue, which gets no label; None: all tissue is labeled.
+      with_disagreement: the predictor gives the disagreement of the flips too, which is written next to each row.
 
     Returns:
       The time spent on each stage.
@@ -100,7 +104,7 @@ def label_slide(
       Preempted: the run was asked to stop; the same call resumes there.
     """
     seconds = LabelingSeconds()
-    first_missing = _first_missing_row(store, probabilities)
+    first_missing = _first_missing_row(store, probabilities, with_disagreement)
     if first_missing is None:
         return seconds
     # All pixel rows that one row of windows finishes are computed, and the one above, for the seams at their border.
@@ -108,8 +112,9 @@ def label_slide(
     first_row = windows.first_row_that_changes(max(windows.finished_rows(first_row_to_write)[0] - 1, 0))
     chosen = tissue.windows(windows)
     blocks = BlockCache(pool, tissue.grid, windows, chosen, first_row, AHEAD * readers)
-    blender = Blender(windows, weights, classes, first_row)
-    tiles = TileWriter(store, probabilities, first_missing, classes, seconds)
+    blender = Blender(windows, weights, classes + with_disagreement, first_row)
+    cells = CellSums(store.tile_size, store.width) if with_disagreement else None
+    tiles = TileWriter(store, probabilities, first_missing, classes, seconds, cells)
     labeler = _PixelLabeler(
         label, tissue, glass, blocks, windows, tiles, seconds, classes, first_row_to_write, probabilities is not None
     )
@@ -160,9 +165,12 @@ def seam_counts(store: TileStore) -> np.ndarray:
     return np.asarray(np.sum(counts, axis=0, dtype=np.int64))
 
 
-def _first_missing_row(store: TileStore, probabilities: "ProbabilityStore | None") -> int | None:
+def _first_missing_row(
+    store: TileStore, probabilities: "ProbabilityStore | None", with_disagreement: bool
+) -> int | None:
     """Returns the first row of tiles that was not written completely, or None."""
-    return next((row for row in range(store.rows) if not is_written(store, probabilities, row)), None)
+    rows = range(store.rows)
+    return next((row for row in rows if not is_written(store, probabilities, row, with_disagreement)), None)
 
 
 def _batches(
@@ -225,7 +233,7 @@ class _PixelLabeler:
     ):
         self._name, self._tissue, self._glass, self._blocks, self._windows = name, tissue, glass, blocks, windows
         self._tiles, self._seconds = tiles, seconds
-        self._seams = SeamCounter(windows, classes)
+        self._classes, self._seams = classes, SeamCounter(windows, classes)
         self._first_row_to_write, self._wants_steps = first_row_to_write, wants_steps
         self._unreadable = 0
         self._max_unreadable = MAX_UNREADABLE * tissue.share * windows.width * windows.height
@@ -246,7 +254,9 @@ class _PixelLabeler:
             if self._glass is not None and is_tissue.any():
                 is_glass = self._glass.pixels(top, bottom, piece.left, piece.right)
                 is_tissue &= ~is_glass if unreadable is None else ~is_glass | unreadable
-            piece = piece._replace(weights=np.where(is_tissue, piece.weights, 0))
+            disagreement = piece.sums[self._classes :]  # one plane, or none
+            weights = np.where(is_tissue, piece.weights, 0)
+            piece = piece._replace(weights=weights, sums=piece.sums[: self._classes])
             self._seams.add(top, piece)
             if row < self._first_row_to_write:
                 return
@@ -254,7 +264,8 @@ class _PixelLabeler:
                 raise RuntimeError(f"{self._name}: pixels of tissue from row {top} on were not computed")
             labels = self._labels_of(piece, unreadable)
             steps = _steps_of(piece, labels) if self._wants_steps else None
-        self._tiles.add(top, piece.left, labels, steps)
+            disputed = _steps_of(piece._replace(sums=disagreement), labels)[0] if len(disagreement) else None
+        self._tiles.add(top, piece.left, labels, steps, disputed)
         if self._unreadable > self._max_unreadable:
             raise too_unreadable(self._name)
 
@@ -288,7 +299,7 @@ class _PixelLabeler:
 
 
 def _steps_of(piece: FinishedPixels, labels: np.ndarray) -> np.ndarray:
-    """Returns probabilities in steps of 1/255, uint8 [K, h, w], or 0 where there is no label."""
+    """Returns the planes of a piece in steps of 1/255, uint8 [K, h, w], or 0 where there is no label."""
     labeled = (labels != BACKGROUND) & (labels != UNREADABLE)
     steps = np.empty(piece.sums.shape, np.uint8)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -20,6 +20,7 @@ from bcss_jax.common.timing import Stopwatch
 from bcss_jax.errors import DataError
 from bcss_jax.slides.classes import BACKGROUND
 from bcss_jax.slides.stitching.seams import no_counts
+from bcss_jax.slides.store.disagreement_map import CellSums
 from bcss_jax.slides.store.tile_store import TileStore
 
 if TYPE_CHECKING:  # storing probabilities needs a package that storing labels does not
@@ -49,6 +50,7 @@ class TileWriter:
         first_row: int,
         classes: int,
         seconds: Stopwatch,
+        disagreement: CellSums | None = None,
     ):
         """Starts the writing thread.
 
@@ -58,7 +60,9 @@ class TileWriter:
           first_row: the first row of tiles to write; pixels above it are ignored.
           classes: K.
           seconds: the stopwatch that counts `blending`, `writing` and `waiting_for_writer`.
+          disagreement: sums the disagreement of the flips, if it is requested; its cells are written next to each row.
         """
+        self._disagreement = disagreement
         self._store, self._probabilities, self._classes, self._seconds = store, probabilities, classes, seconds
         self._next = first_row  # the row of tiles that is written next
         self._tiles: dict[tuple[int, int], _Tile] = {}  # by row and column; tiles without pixels are absent
@@ -71,7 +75,9 @@ class TileWriter:
         self._writer = ThreadPoolExecutor(1)
         self._writing: collections.deque[Future] = collections.deque()
 
-    def add(self, top: int, left: int, labels: np.ndarray, steps: np.ndarray | None) -> None:
+    def add(
+        self, top: int, left: int, labels: np.ndarray, steps: np.ndarray | None, disputed: np.ndarray | None = None
+    ) -> None:
         """Adds finished pixels, which arrive from top to bottom, and within the same pixel rows from left to right.
 
         Args:
@@ -79,11 +85,14 @@ class TileWriter:
           left: first column.
           labels: uint8 [h, w].
           steps: round(255 p), uint8 [K, h, w], if probabilities are requested.
+          disputed: the disagreement of the flips in steps of 1/255, uint8 [h, w], if it is requested.
         """
         size, (height, width) = self._store.tile_size, labels.shape
         with self._seconds.counted("blending"):
             for row in range(max(top // size, self._next), (top + height - 1) // size + 1):
                 rows = _overlap(top, height, row * size, size)
+                if self._disagreement is not None and disputed is not None:
+                    self._disagreement.add(row, rows[1].start, left, disputed[rows[0]])
                 for column in range(left // size, (left + width - 1) // size + 1):
                     columns = _overlap(left, width, column * size, size)
                     here, there = zip(rows, columns, strict=True)
@@ -106,7 +115,8 @@ class TileWriter:
         self._counts[last] = self._counts.get(last, no_counts()) + seams
         while self._next < self._store.rows and self._end_of(self._next) <= bottom:
             counts = self._counts.pop(self._next, no_counts())
-            self._submit(self._write_row, self._next, self._columns.pop(self._next, []), counts.tolist())
+            cells = None if self._disagreement is None else self._disagreement.take(self._next)
+            self._submit(self._write_row, self._next, self._columns.pop(self._next, []), counts.tolist(), cells)
             self._next += 1
 
     def wait(self) -> None:
@@ -158,7 +168,7 @@ class TileWriter:
             self._chunks[row, column] = self._probabilities.write_tile(row, column, tile.steps)
         self._encoded[row, column] = self._store.encode(tile.labels)
 
-    def _write_row(self, row, columns, seams):
+    def _write_row(self, row, columns, seams, cells):
         """Writes a row; `columns` are those of its tiles with pixels, the other tiles have no tissue."""
         tiles = [BACKGROUND] * self._store.columns
         for column in columns:
@@ -166,6 +176,8 @@ class TileWriter:
         if self._probabilities is not None:
             chunks = {str(column): self._chunks.pop((row, column)) for column in columns}
             _write_record(chunks_file(self._store, row), chunks)
+        if cells is not None:
+            _write_record(disagreement_file(self._store, row), cells)
         _write_record(seams_file(self._store, row), seams)
         self._store.write_tiles(row, tiles)
 
@@ -185,6 +197,20 @@ def chunks_file(store: TileStore, row: int) -> Path:
     return store.folder / f"tiles-{row:06d}.json"
 
 
+def disagreement_file(store: TileStore, row: int) -> Path:
+    """Returns the file of the disagreement of the flips in a row of tiles, JSON [rows, columns] of cells."""
+    return store.folder / f"disagreement-{row:06d}.json"
+
+
+def read_disagreement(store: TileStore, row: int) -> list[list[int]]:
+    """Returns the disagreement of the flips in a row of tiles, as `CellSums.take` returned it.
+
+    Raises:
+      DataError: or OSError, ValueError, TypeError: the file is missing or damaged.
+    """
+    return _read_record(disagreement_file(store, row), list)
+
+
 def read_seams(store: TileStore, row: int) -> np.ndarray:
     """Returns the seam counts of a row of tiles, int64 [2, 2, 2].
 
@@ -197,12 +223,16 @@ def read_seams(store: TileStore, row: int) -> np.ndarray:
     return counts
 
 
-def is_written(store: TileStore, probabilities: "ProbabilityStore | None", row: int) -> bool:
-    """Returns whether a row of tiles was written completely: labels, seam counts, and probabilities if wanted."""
+def is_written(
+    store: TileStore, probabilities: "ProbabilityStore | None", row: int, with_disagreement: bool = False
+) -> bool:
+    """Returns whether a row of tiles was written completely: labels, seam counts, and what else is wanted."""
     if not store.has_row(row):
         return False
     try:
         read_seams(store, row)
+        if with_disagreement:
+            read_disagreement(store, row)
         if probabilities is None:
             return True
         chunks = _read_record(chunks_file(store, row), dict)

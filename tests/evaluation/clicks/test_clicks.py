@@ -12,7 +12,7 @@ from PIL import Image
 import bcss_jax
 from bcss_jax.api import click_evaluation
 from bcss_jax.commands import evaluate
-from bcss_jax.evaluation.clicks.sessions import agreement, box_sessions, click_sessions
+from bcss_jax.evaluation.clicks.sessions import agreement, box_sessions, click_sessions, clicked_objects
 from bcss_jax.evaluation.clicks.summary import ClickedObject, summary_of
 from bcss_jax.models.sam.sam import Sam
 from bcss_jax.models.sam.weights import loading
@@ -27,7 +27,7 @@ class Painter:
     def __init__(self, shape, radius):
         self.shape, self.radius, self.calls = shape, radius, []
 
-    def predict(self, points=None, labels=None, box=None, mask=None, *, multimask=True):
+    def predict(self, points=None, labels=None, box=None, mask=None, *, multimask=True, logits=False):
         self.calls.append((None if points is None else points.shape, mask is not None, multimask))
         count = len(points if points is not None else box)
         masks = np.zeros((count, 3 if multimask else 1, *self.shape), bool)
@@ -58,6 +58,10 @@ def test_each_object_is_clicked_until_nothing_is_wrong():
     assert found.dice[1, -1] == 1.0 and found.iou[1, 0] == pytest.approx(1 / 3)
     assert painter.calls[0] == ((2, 1, 2), False, True) and painter.calls[1] == ((2, 2, 2), True, False)
     assert box_sessions(painter, masks, known).dice.tolist() == [1.0, 1.0]
+    painter.calls.clear()
+    after = list(clicked_objects(painter, masks, known, feed_back=True, clicks=8))
+    assert [each.clicks.tolist() for each in after[:2]] == [[1, 1], [1, 2]]  # the first object is done
+    assert after[-1].clicks[1] < 8 and ((after[-1].logits > 0) == masks).all()
     painter.calls.clear()
     click_sessions(painter, masks, known, feed_back=False, clicks=2)
     assert [fed for _, fed, _ in painter.calls] == [False, False]

@@ -1,6 +1,7 @@
 """Labels of a slide from windows equal those of the whole slide, for any batches and after any number of stops."""
 
 import contextlib
+import dataclasses
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.stitching import labeling
 from bcss_jax.slides.stitching.blend import blend_weights
 from bcss_jax.slides.stitching.seams import seam_score
+from bcss_jax.slides.stitching.tile_writer import read_disagreement
 from bcss_jax.slides.store.probability_store import ProbabilityStore
 from bcss_jax.slides.store.tile_store import TileStore
 from bcss_jax.slides.tissue.tissue_mask import Tissue
@@ -53,6 +55,7 @@ def label(
     store = TileStore(folder, width, height, tile)
     tissue = Tissue(mask, Grid(width, height, 0.25, (1.0, 1.0)))
     run = dict(classes=len(model.scheme.evaluated), readers=1, label="slide")
+    run["with_disagreement"] = model.flip_disagreement is not None
     predictor = WindowPredictor(placed, weights, batch, mesh)
     with Interruption() as own:
         own.begin()
@@ -232,3 +235,34 @@ def test_a_slide_without_tissue_is_not_read(tmp_path):
     found, store = label(tmp_path, pool, color_model(), np.zeros((10, 10), bool))
     assert not found.any() and not pool.asked and store.complete()
     assert seam_score(labeling.seam_counts(store))["score"] is None
+
+
+def test_the_disagreement_of_flips_is_blended_and_summed_where_there_are_labels(tmp_path):
+    pixels, expected = tissue_picture(150, 210)
+    mask = expected > 0
+    plain = color_model()
+
+    def flips(arrays, images):  # the green channel stands in for the share of pairs
+        return plain.probabilities(arrays, images), images[..., 1] / 255
+
+    model = dataclasses.replace(plain, flip_disagreement=flips)
+    found, store = label(tmp_path / "a", ArrayPool(pixels), model, mask)
+    np.testing.assert_array_equal(found, expected)
+    rows = [read_disagreement(store, row) for row in range(store.rows)]
+    wanted = np.pad(np.where(mask, pixels[..., 1], 0), ((0, 192 - 150), (0, 224 - 210))).astype(float)
+    wanted = wanted.reshape(6, 32, 7, 32).mean((1, 3))
+    assert np.abs(np.concatenate(rows) - wanted).max() <= 1 and wanted.max() > 20
+
+    # Stopped after the first row of tiles: the rest is computed again, and is the same.
+    for name in ("row-000001", "disagreement-000002.json"):
+        (store.folder / name).unlink()
+    pool = ArrayPool(pixels)
+    again, store = label(tmp_path / "a", pool, model, mask)
+    assert pool.asked and [read_disagreement(store, row) for row in range(store.rows)] == rows
+    np.testing.assert_array_equal(again, expected)
+
+    # Rows of an earlier version have none, and are computed again too.
+    _, store = label(tmp_path / "b", ArrayPool(pixels), plain, mask)
+    assert not list(store.folder.glob("disagreement-*"))
+    _, store = label(tmp_path / "b", ArrayPool(pixels), model, mask)
+    assert [read_disagreement(store, row) for row in range(store.rows)] == rows
