@@ -30,6 +30,7 @@ NEEDS_OTHERS = {  # beside this package, PyTorch or TIAToolbox
     "benchmarks.torch_dense_unet",
     "benchmarks.torch_dino",
     "benchmarks.torch_inference",
+    "benchmarks.torch_sam",
     "benchmarks.torch_transunet",
     "benchmarks.torch_twins",
     "benchmarks.torch_unet",
