@@ -17,7 +17,7 @@ from bcss_jax.annotator.proposals.segmenter import Embedding, Segmenter
 from bcss_jax.annotator.proposals.view_grid import Key, ViewGrid
 from bcss_jax.errors import DataError
 from bcss_jax.slides.prompts.object_prompt import INSIDE, OUTSIDE, ObjectPrompt
-from bcss_jax.slides.prompts.outlines import DETAIL, smooth_outlines
+from bcss_jax.slides.prompts.outlines import DETAIL, place_of, smooth_outlines, view_of_place
 from bcss_jax.slides.prompts.view import Box, View, read_view
 from bcss_jax.slides.reading.reader_pool import ReaderPool
 
@@ -186,13 +186,10 @@ def _without_specks(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> np.
 
     Parts that a point inside was set on stay, however small, and so do holes with a point outside.
     """
-    rows, columns = (np.flatnonzero((logits > 0).any(axis)) for axis in (1, 0))
-    if not len(rows):
+    place = place_of(logits)  # with the pixels around, which connect what lies outside
+    if place is None:
         return logits
-    (top, bottom), (left, right) = (  # with the pixels around, which connect what lies outside
-        (max(0, each[0] - 1), min(side, each[-1] + 2)) for each, side in zip((rows, columns), logits.shape, strict=True)
-    )
-    part, shown = logits[top:bottom, left:right], view.part(left, top, right - left, bottom - top)
+    part, shown = logits[place], view_of_place(view, place)
     mask = part > 0
     parts, areas = _components(mask, 4)
     holes, hole_areas = _components(~mask, 8)
@@ -202,17 +199,18 @@ def _without_specks(logits: np.ndarray, view: View, prompt: ObjectPrompt) -> np.
     small, filled = areas < least, hole_areas < least
     small[parts[_pixels(shown, prompt, INSIDE)]] = small[0] = False
     filled[holes[_pixels(shown, prompt, OUTSIDE)]] = filled[0] = False
+    down, across = place
     for is_whole, edge in (
-        (top == 0, holes[0]),
-        (bottom == logits.shape[0], holes[-1]),
-        (left == 0, holes[:, 0]),
-        (right == logits.shape[1], holes[:, -1]),
+        (down.start == 0, holes[0]),
+        (down.stop == logits.shape[0], holes[-1]),
+        (across.start == 0, holes[:, 0]),
+        (across.stop == logits.shape[1], holes[:, -1]),
     ):
         if not is_whole:
             filled[edge] = False  # goes on outside
     magnitude = np.maximum(np.abs(part), 1e-3)
     cleared = logits.copy()
-    cleared[top:bottom, left:right] = np.where(small[parts], -magnitude, np.where(filled[holes], magnitude, part))
+    cleared[place] = np.where(small[parts], -magnitude, np.where(filled[holes], magnitude, part))
     return cleared
 
 

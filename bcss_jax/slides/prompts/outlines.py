@@ -45,17 +45,32 @@ def smooth_outlines(logits: np.ndarray, view: View, min_pixels: float = 0) -> li
       view: of the slide.
       min_pixels: regions with fewer pixels of the view are left out.
     """
-    rows, columns = (np.flatnonzero((logits > 0).any(axis)) for axis in (1, 0))
-    if not len(rows):
+    place = place_of(logits)
+    if place is None:
         return []
-    (top, bottom), (left, right) = (
-        (max(0, each[0] - 1), min(side, each[-1] + 2)) for each, side in zip((rows, columns), logits.shape, strict=True)
-    )
-    part, shown = logits[top:bottom, left:right], view.part(left, top, right - left, bottom - top)
+    part, shown = logits[place], view_of_place(view, place)
     times = max(1, math.ceil(DETAIL / max(part.shape)))
     if times > 1:
         part, shown = cv2.resize(part, None, fx=times, fy=times, interpolation=cv2.INTER_LINEAR), shown.finer(times)
     return outlines(part > 0, shown, min_pixels * times**2)
+
+
+def place_of(logits: np.ndarray) -> tuple[slice, slice] | None:
+    """Returns the rows and columns where logits are above 0, and one pixel around; None if they are nowhere."""
+    rows, columns = (np.flatnonzero((logits > 0).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    down, across = (
+        slice(max(0, each[0] - 1), min(side, each[-1] + 2))
+        for each, side in zip((rows, columns), logits.shape, strict=True)
+    )
+    return down, across
+
+
+def view_of_place(view: View, place: tuple[slice, slice]) -> View:
+    """Returns the view of some rows and columns of a view."""
+    down, across = place
+    return view.part(across.start, down.start, across.stop - across.start, down.stop - down.start)
 
 
 def mask_of(areas: Sequence[BaseGeometry], view: View) -> np.ndarray:
