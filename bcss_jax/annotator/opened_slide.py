@@ -19,7 +19,7 @@ from bcss_jax.annotator.drawing.palette import Palette
 from bcss_jax.annotator.drawing.saved_file import SavedFile
 from bcss_jax.annotator.drawing.session import Session
 from bcss_jax.annotator.drawing.suggestions import SuggestionsFile, read_suggestions, suggestions_file
-from bcss_jax.annotator.next_region.disagreement import is_of_several_models, read_disagreement
+from bcss_jax.annotator.next_region.disagreement import read_disagreement
 from bcss_jax.annotator.next_region.next_regions import NextRegions
 from bcss_jax.annotator.next_region.ranking import LEAST
 from bcss_jax.annotator.proposals.engine import Engine
@@ -28,7 +28,7 @@ from bcss_jax.common.outputs.distinct_paths import refuse_inputs
 from bcss_jax.data.resolution.check import resolved_mpp
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.labels import find_scheme
-from bcss_jax.slides.batch.slide_folder import fingerprints, model_folders
+from bcss_jax.slides.batch.slide_folder import fingerprints, is_of_several_models, model_folders
 from bcss_jax.slides.batch.slide_overview import origin_of
 from bcss_jax.slides.reading.dicom.series import slide_file
 from bcss_jax.slides.reading.reader_pool import ReaderPool

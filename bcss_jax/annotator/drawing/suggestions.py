@@ -15,7 +15,7 @@ from bcss_jax.errors import DataError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.annotations import geojson
 from bcss_jax.slides.annotations.placement import check_placement
-from bcss_jax.slides.batch.slide_folder import model_folders
+from bcss_jax.slides.batch.slide_folder import is_of_several_models, model_folders
 
 REGIONS = "regions.geojson"
 _NAMESPACE = uuid.UUID("5f7e0c5c-6c0e-4d7a-9a57-1f0e6a7f3b52")  # of the ids of suggestions
@@ -36,8 +36,8 @@ def suggestions_file(start: Path) -> SuggestionsFile | None:
     """
     path = start / REGIONS if start.is_dir() else start
     if start.is_dir() and not path.is_file():
-        models = [] if (start / slide_summary.FILE).exists() else model_folders(start)
-        if models:
+        if is_of_several_models(start):
+            models = model_folders(start)
             raise DataError(
                 f"--start-from={printable(start)}: expected the results of one model ({REGIONS}), found those of "
                 f"{len(models)}, one folder for each; give one of them, for example {printable(models[0])}, or add "

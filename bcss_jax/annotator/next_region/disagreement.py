@@ -16,7 +16,7 @@ from bcss_jax.annotator.next_region.label_disagreement import label_disagreement
 from bcss_jax.errors import ConfigError, DataError, printable
 from bcss_jax.slides import slide_summary
 from bcss_jax.slides.batch import comparison
-from bcss_jax.slides.batch.slide_folder import model_folders
+from bcss_jax.slides.batch.slide_folder import is_of_several_models, model_folders
 from bcss_jax.slides.grid import Grid
 from bcss_jax.slides.slide_summary import SlideSummary, read_summary
 from bcss_jax.slides.store.disagreement_map import CELL, read_map
@@ -37,11 +37,6 @@ class Disagreement(NamedTuple):
     cells: np.ndarray
     cell: tuple[float, float]
     members: str
-
-
-def is_of_several_models(start: Path) -> bool:
-    """Returns whether a folder holds a folder of results for each of several models, as `bcss_jax.segment` writes."""
-    return start.is_dir() and not (start / slide_summary.FILE).exists() and bool(model_folders(start))
 
 
 def read_disagreement(

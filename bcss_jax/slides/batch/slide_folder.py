@@ -322,6 +322,11 @@ def model_folders(path: Path) -> list[Path]:
     return sorted(folder for folder in path.glob("*/") if has_results(folder))
 
 
+def is_of_several_models(path: Path) -> bool:
+    """Returns whether a path is the folder of a slide with a folder of results for each of several models."""
+    return path.is_dir() and not (path / slide_summary.FILE).exists() and bool(model_folders(path))
+
+
 def has_results(path: Path) -> bool:
     """Returns whether a folder is one of results: finished, begun or failed."""
     return any((path / name).exists() for name in (slide_summary.FILE, FAILURE, ".work"))
