@@ -268,7 +268,7 @@ def draw(results: dict, tests: list[TestSet], amounts: dict[str, int], path: Pat
         axes.minorticks_off()
         axes.set_xlabel("labeled tiles of 224 pixels")
         what = "tumor and stroma" if len(test.classes) > 1 else "tumor"
-        over = results[test.title, "vit", SIZES[0]]
+        over = results[test.title, "vit", next(iter(amounts))]
         axes.set_ylabel(f"Dice of {what}")
         axes.set_title(f"{test.title}\n95 % intervals over {over.n} test {over.over}", fontsize=10)
         axes.grid(color="0.9")

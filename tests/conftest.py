@@ -1,6 +1,7 @@
 """Where the tests find real data, and how they run JAX."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -22,12 +23,29 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bcss_jax-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+import jax
+import psutil
 import pytest
 from helpers.paths import SHARED
 
 from bcss_jax.common.startup import compilation_cache
 
 compilation_cache.enable()
+
+GROWTH = 2 * 2**30  # bytes
+_dropped_at = 0
+
+
+@pytest.fixture(autouse=True)
+def programs_fit_into_memory():
+    """Drops compiled programs whenever a test process has grown by as much: it keeps every network that it compiled."""
+    global _dropped_at
+    yield
+    process = psutil.Process()
+    if process.memory_info().rss > _dropped_at + GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        _dropped_at = process.memory_info().rss
 
 
 @pytest.fixture(scope="session")
