@@ -273,7 +273,7 @@ def draw(results: dict, tests: list[TestSet], amounts: dict[str, int], path: Pat
         axes.set_title(f"{test.title}\n95 % intervals over {over.n} test {over.over}", fontsize=10)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center")
     figures.write(figure, path)
 
 

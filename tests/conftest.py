@@ -1,7 +1,7 @@
 """Where the tests find real data, and how they run JAX."""
 
 import atexit
-import gc
+import ctypes
 import os
 import shutil
 import tempfile
@@ -23,8 +23,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bcss_jax-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-import jax
-import psutil
 import pytest
 from helpers.paths import SHARED
 
@@ -32,20 +30,13 @@ from bcss_jax.common.startup import compilation_cache
 
 compilation_cache.enable()
 
-GROWTH = 2 * 2**30  # bytes
-_dropped_at = 0
-
 
 @pytest.fixture(autouse=True)
-def programs_fit_into_memory():
-    """Drops compiled programs whenever a test process has grown by as much: it keeps every network that it compiled."""
-    global _dropped_at
+def freed_memory_is_returned():
+    """Gives memory back to the system after each test: glibc keeps the gigabytes that compiling networks has freed."""
     yield
-    process = psutil.Process()
-    if process.memory_info().rss > _dropped_at + GROWTH:
-        jax.clear_caches()
-        gc.collect()
-        _dropped_at = process.memory_info().rss
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 @pytest.fixture(scope="session")
