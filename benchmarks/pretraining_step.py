@@ -7,7 +7,12 @@ Both take views that are made beforehand, two global and eight local ones of eac
 weights, and the script ends with an error if their losses differ. The ratio is PyTorch's time divided by this
 project's (above 1: this project is faster), one per round, printed as median [min, max].
 
-On Linux CPUs set GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as for `train_step.py`.
+On Linux CPUs keep freed memory in the process:
+
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.arena_max=1
+
+Otherwise what one side frees is returned to the system during the other side's turn, and virtual machines that hand free
+memory back to their host take seconds to map it again. Two rounds before the timed ones fill that memory.
 """
 
 import argparse
@@ -40,6 +45,7 @@ from bcss_jax.pretraining.views.make_views import Views  # noqa: E402
 from bcss_jax.training.sharding import make_mesh, place_replicated  # noqa: E402
 
 LOCAL_VIEWS = 8
+WARMUP = 2  # rounds
 VALUES = {
     name: np.float32(value)
     for name, value in dict(
@@ -117,7 +123,7 @@ def main() -> int:
         return 1
 
     ratios = []
-    for number in range(args.rounds):
+    for number in range(-WARMUP, args.rounds):
         start = time.perf_counter()
         for _ in range(args.steps):
             state, report = step(state, ours, None, VALUES)
@@ -126,6 +132,8 @@ def main() -> int:
         for _ in range(args.steps):
             float(twin(*theirs, 0.04))
         end = time.perf_counter()
+        if number < 0:
+            continue
         own, other = (middle - start) / args.steps, (end - middle) / args.steps
         ratios.append(other / own)
         print(f"round {number + 1}: {own:.3f} s a step, PyTorch {other:.3f} s, ratio {ratios[-1]:.2f}")

@@ -61,7 +61,7 @@ def main() -> int:
     network = VisionTransformer(PRESETS[args.encoder].architecture, rngs=nnx.Rngs(0))
     load_torch_state(network, arrays)
     graph, *state = split_model(network)
-    features = jax.jit(lambda state, images: nnx.merge(graph, *state)(images).cls)
+    features = jax.jit(lambda state, images: nnx.merge(graph, *state).class_features(images))
     images = np.random.default_rng(0).standard_normal((args.batch, SIDE, SIDE, 3), np.float32)
     state, ours = jax.device_put(state), jax.device_put(images)
     twin, theirs = twin.to(device), torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)

@@ -48,6 +48,7 @@ class FrozenEncoder:
       identity: JSON, everything that determines the features.
       arrays: the weights.
       apply: (arrays, uint8 images [N, H, W, 3]) -> `Features`, float32; traceable. H and W are multiples of the patch.
+      describe: (arrays, such images, one of `FEATURES`) -> that feature of each image, float32 (N, D); traceable.
     """
 
     name: str
@@ -58,14 +59,23 @@ class FrozenEncoder:
     identity: dict
     arrays: Any
     apply: Callable[[Any, jax.Array], Features]
+    describe: Callable[[Any, jax.Array, str], jax.Array]
 
 
 # What describes a tile: the class token, the mean over its patches, or both, one after the other.
-FEATURES: dict[str, Callable[[Features], jax.Array]] = {
-    "class": lambda features: features.cls,
-    "mean": lambda features: features.patches.mean((1, 2)),
-    "class+mean": lambda features: jnp.concatenate([features.cls, features.patches.mean((1, 2))], axis=-1),
+FEATURES: dict[str, Callable[[VisionTransformer, jax.Array], jax.Array]] = {
+    "class": lambda network, images: network.class_features(images),
+    "mean": lambda network, images: _mean(network(images)),
+    "class+mean": lambda network, images: _class_and_mean(network(images)),
 }
+
+
+def _mean(features: Features) -> jax.Array:
+    return features.patches.astype(jnp.float32).mean((1, 2))
+
+
+def _class_and_mean(features: Features) -> jax.Array:
+    return jnp.concatenate([features.cls.astype(jnp.float32), _mean(features)], axis=-1)
 
 
 def feature_width(encoder: FrozenEncoder, feature: str) -> int:
@@ -158,14 +168,19 @@ def _frozen(network: VisionTransformer, arrays: Any, statistics: ImageStatistics
     graphdef, *variables = nnx.split(network, nnx.Param, ...)
     structure = jax.eval_shape(lambda: variables)
 
-    def apply(arrays, images):
-        filled = jax.tree.map(lambda x: x, structure)
-        for state, values in zip(filled, arrays, strict=True):
+    def filled(arrays) -> Any:
+        own = jax.tree.map(lambda x: x, structure)
+        for state, values in zip(own, arrays, strict=True):
             nnx.replace_by_pure_dict(state, values)
-        module: Any = nnx.merge(graphdef, *filled)
-        return jax.tree.map(lambda x: x.astype(jnp.float32), module(normalize(images, statistics)))
+        return nnx.merge(graphdef, *own)
 
-    return FrozenEncoder(architecture=network.architecture, arrays=arrays, apply=apply, **fields)
+    def apply(arrays, images):
+        return jax.tree.map(lambda x: x.astype(jnp.float32), filled(arrays)(normalize(images, statistics)))
+
+    def describe(arrays, images, feature):
+        return FEATURES[feature](filled(arrays), normalize(images, statistics)).astype(jnp.float32)
+
+    return FrozenEncoder(architecture=network.architecture, arrays=arrays, apply=apply, describe=describe, **fields)
 
 
 class _Description(TypedDict):

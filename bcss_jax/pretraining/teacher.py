@@ -43,7 +43,7 @@ class ClassFeatures:
             encoder = nnx.merge(graphdef, own, rest)
             encoder.eval()
             height, width = (side // patch * patch for side in images.shape[1:3])
-            return encoder(normalize(images[:, :height, :width], statistics)).cls
+            return encoder.class_features(normalize(images[:, :height, :width], statistics))
 
         self._features: Callable = features
 

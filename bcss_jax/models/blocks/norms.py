@@ -244,6 +244,32 @@ class GroupNorm(nnx.Module):
         return {"weight": (self.scale, SAME), "bias": (self.bias, SAME)}
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Normalizes tokens (..., features), applies scale and bias (features,); in the type of the tokens."""
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x, scale, bias, eps):
+    xf = x.astype(jnp.float32)
+    mean = xf.mean(-1, keepdims=True)
+    rstd = lax.rsqrt(jnp.square(xf - mean).mean(-1, keepdims=True) + eps)
+    return ((xf - mean) * rstd * scale + bias).astype(x.dtype), (x, mean, rstd, scale)
+
+
+def _layer_norm_backward(eps, saved, dy):
+    # Written out, because XLA fuses what autodiff makes of a chain of residual blocks so that each block computes the
+    # gradients of all later norms again.
+    x, mean, rstd, scale = saved
+    normalized, dy = (x.astype(jnp.float32) - mean) * rstd, dy.astype(jnp.float32)
+    dz, axes = dy * scale, tuple(range(x.ndim - 1))
+    along = dz.mean(-1, keepdims=True) + normalized * (dz * normalized).mean(-1, keepdims=True)
+    return ((dz - along) * rstd).astype(x.dtype), (dy * normalized).sum(axes), dy.sum(axes)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
 class LayerNorm(nnx.Module):
     """Normalization of each token over its features."""
 
@@ -255,10 +281,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., features) -> the same shape and type."""
-        xf = x.astype(jnp.float32)
-        mean = xf.mean(-1, keepdims=True)
-        var = jnp.square(xf - mean).mean(-1, keepdims=True)
-        return ((xf - mean) * lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return _layer_norm(x, self.scale[...], self.bias[...], self.eps)
 
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of `torch.nn.LayerNorm`."""

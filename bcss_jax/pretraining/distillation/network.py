@@ -19,12 +19,12 @@ class ViewOutputs(NamedTuple):
     Attributes:
       features: of the class token (views, N, C).
       scores: of the class token, float32 (views, N, prototypes).
-      patches: features of the patches (views, N, P, C).
+      patches: features of the patches (views, N, P, C), or None.
     """
 
     features: jax.Array
     scores: jax.Array
-    patches: jax.Array
+    patches: jax.Array | None
 
 
 class PretrainedNetwork(nnx.Module):
@@ -84,7 +84,12 @@ class PretrainedNetwork(nnx.Module):
         self.patch_head = head() if patch_head else None
 
     def __call__(
-        self, views: jax.Array, masked: jax.Array | None = None, dropout_keys: jax.Array | None = None
+        self,
+        views: jax.Array,
+        masked: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+        *,
+        patches: bool = False,
     ) -> ViewOutputs:
         """Runs the network on views of one size.
 
@@ -92,20 +97,21 @@ class PretrainedNetwork(nnx.Module):
           views: normalized, float (views, N, H, W, 3).
           masked: bool (views, N, P), patches that the mask token replaces; None: none.
           dropout_keys: JAX keys (views, N), needed only in training with `drop_path`.
+          patches: compute the features of patches too.
         """
         count, n = views.shape[:2]
 
         def flat(x):
             return None if x is None else x.reshape(count * n, *x.shape[2:])
 
-        features = self.encoder(views.reshape(count * n, *views.shape[2:]), flat(masked), flat(dropout_keys))
-        scores = self.head(features.cls)
-        patches = features.patches
-        return ViewOutputs(
-            features.cls.reshape(count, n, -1),
-            scores.reshape(count, n, -1),
-            patches.reshape(count, n, -1, patches.shape[-1]),
-        )
+        images, keys, of_patches = views.reshape(count * n, *views.shape[2:]), flat(dropout_keys), None
+        if patches:
+            features, _, of_patches = self.encoder(images, flat(masked), keys)
+            of_patches = of_patches.reshape(count, n, -1, of_patches.shape[-1])
+        else:
+            assert masked is None, "masked patches are learned from their features"
+            features = self.encoder.class_features(images, keys)
+        return ViewOutputs(features.reshape(count, n, -1), self.head(features).reshape(count, n, -1), of_patches)
 
     def patch_scores(self, patches: jax.Array) -> jax.Array:
         """Features of patches (..., C) -> scores float32 (..., prototypes)."""

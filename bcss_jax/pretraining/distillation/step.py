@@ -218,7 +218,7 @@ class _Distillation:
         global_views, masked = part
         network = self._network(params)
         network.eval()
-        found = network(global_views)
+        found = network(global_views, patches=masked is not None)
         patches = None if masked is None else network.patch_scores(self._chosen(found.patches, masked))
         return found.features.astype(jnp.float32), found.scores, patches, masked
 
@@ -272,7 +272,7 @@ class _Distillation:
         of_views = [
             jax.vmap(functools.partial(jax.random.fold_in, data=1 + view))(keys) for view in range(2 + len(local_views))
         ]
-        found = network(global_views, masked, jnp.stack(of_views[:2]))
+        found = network(global_views, masked, jnp.stack(of_views[:2]), patches=masked is not None)
         if not len(local_views):
             return found, None
         return found, network(local_views, None, jnp.stack(of_views[2:]))

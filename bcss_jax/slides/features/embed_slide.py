@@ -17,7 +17,7 @@ from bcss_jax.common.interruption import Interruption
 from bcss_jax.common.json_files import as_json, describe_differences, differences
 from bcss_jax.common.progress import ProgressLine
 from bcss_jax.errors import ConfigError, DataError, NumericalError, Preempted, printable
-from bcss_jax.inference.frozen_encoder import FEATURES, FrozenEncoder, feature_width
+from bcss_jax.inference.frozen_encoder import FrozenEncoder, feature_width
 from bcss_jax.slides.batch.slide_folder import fingerprints
 from bcss_jax.slides.batch.slide_list import Entry
 from bcss_jax.slides.batch.slide_overview import find_tissue, place_grid, read_thumbnail
@@ -80,9 +80,8 @@ class SlideEmbedder:
         """
         self._encoder, self._settings, self._readers, self._mesh = encoder, settings, readers, mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        described = FEATURES[settings.feature]
         self._run = jax.jit(
-            lambda arrays, images: described(encoder.apply(arrays, images)),
+            lambda arrays, images: encoder.describe(arrays, images, settings.feature),
             out_shardings=sharding.split_over_data(mesh),
         )
 

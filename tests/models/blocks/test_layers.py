@@ -134,6 +134,29 @@ def test_the_gradient_of_group_norm_matches_its_definition(groups, negative_slop
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_the_gradient_of_layer_norm_matches_its_definition():
+    x, dy = 3 + normal(0, 2, 5, 6), normal(1, 2, 5, 6)
+    scale, bias = 1 + 0.3 * normal(2, 6), normal(3, 6)
+
+    def layer_norm(x, scale, bias):
+        layer = norms.LayerNorm(6, eps=1e-5)
+        layer.scale[...], layer.bias[...] = scale, bias
+        return layer(x)
+
+    def definition(x, scale, bias):
+        mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    y, pullback = jax.vjp(layer_norm, x, scale, bias)
+    expected, expected_pullback = jax.vjp(definition, x, scale, bias)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    for actual, wanted in zip(pullback(dy), expected_pullback(dy), strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-5)
+    half = x.astype(jnp.bfloat16)
+    y, pullback = jax.vjp(layer_norm, half, scale, bias)
+    assert [y.dtype, *(g.dtype for g in pullback(y))] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+
+
 def test_the_gradient_of_batch_norms_that_share_statistics_matches_their_definition():
     x, more = 2 + normal(0, 4, 5, 6, 3), normal(1, 4, 5, 6, 2)
     cotangents = normal(2, 4, 5, 6, 3), normal(3, 4, 5, 6, 5)

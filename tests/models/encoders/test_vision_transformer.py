@@ -86,3 +86,21 @@ def sliced(array, text):
         return array
     parts = [[int(n) if n else None for n in part.split(":")] for part in re.sub(r"[\[\] ]", "", text).split(",")]
     return array[tuple(slice(*part) for part in parts)]
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(FULL_SIZE)))
+def test_class_features_and_their_gradients_are_those_of_all_tokens(name):
+    model = VisionTransformer(CASES[name], rngs=nnx.Rngs(0))
+    side = 3 * CASES[name].patch
+    images = np.random.default_rng(1).standard_normal((2, side, side, 3)).astype(np.float32)
+    weights = np.random.default_rng(2).standard_normal(CASES[name].width).astype(np.float32)
+
+    def values_and_gradients(of):
+        return of(model), nnx.grad(lambda model: (of(model) @ weights).sum())(model)
+
+    with jax.default_matmul_precision("highest"):
+        alone = values_and_gradients(lambda model: model.class_features(images))
+        among_all = values_and_gradients(lambda model: model(images).cls)
+    assert jax.tree.structure(alone) == jax.tree.structure(among_all)
+    for actual, expected in zip(jax.tree.leaves(alone), jax.tree.leaves(among_all), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * (1 + np.abs(expected).max()))

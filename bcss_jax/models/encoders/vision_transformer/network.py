@@ -199,6 +199,16 @@ class VisionTransformer(nnx.Module):
         """
         return self.features(self.block_outputs(images, masked, dropout_keys)[-1], self.grid(images))
 
+    def class_features(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Returns the features of the class token alone (N, C): `cls` of `__call__`, without the last block's others.
+
+        Args:
+          images: as for `__call__`, and so are `dropout_keys`.
+          dropout_keys: see there.
+        """
+        *_, x = self.tokens(images, dropout_keys=dropout_keys, blocks=len(self.blocks) - 1)
+        return self.norm(self.blocks[-1].first(x, self.angles(*self.grid(images)), dropout_keys))[:, 0]
+
     def class_attention(self, images: jax.Array) -> jax.Array:
         """Returns where the class token looks in the last block: float32 (N, heads, T), with a sum of 1 over T."""
         x, angles = self.embed(images), self.angles(*self.grid(images))
