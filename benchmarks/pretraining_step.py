@@ -9,9 +9,10 @@ project's (above 1: this project is faster), one per round, printed as median [m
 
 On Linux CPUs keep freed memory in the process:
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.arena_max=1
+    KEPT=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.arena_max=1
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1:$KEPT python benchmarks/pretraining_step.py
 
-Otherwise what one side frees is returned to the system during the other side's turn, and virtual machines that hand free
+Otherwise what one side frees goes back to the system during the turn of the other, and virtual machines that hand free
 memory back to their host take seconds to map it again. Two rounds before the timed ones fill that memory.
 """
 
