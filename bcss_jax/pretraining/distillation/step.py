@@ -219,7 +219,7 @@ class _Distillation:
         network = self._network(params)
         network.eval()
         found = network(global_views, patches=masked is not None)
-        patches = None if masked is None else network.patch_scores(self._chosen(found.patches, masked))
+        patches = None if found.patches is None else network.patch_scores(self._chosen(found.patches, masked))
         return found.features.astype(jnp.float32), found.scores, patches, masked
 
     def _most(self, masked: jax.Array) -> int:
