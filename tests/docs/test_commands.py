@@ -32,7 +32,7 @@ BLOCKS = blocks()
 RUN = [block for block in BLOCKS if block.runs]
 NOT_RUN = [block for block in BLOCKS if not block.runs]
 SIZE = 64  # pixels of the tiles
-SHELL = ("source", "git", "cd")  # commands of a shell that name nothing of this package
+SHELL = ("source", "git", "cd", "export")  # commands of a shell that name nothing of this package
 TRAINING = ("bcss_jax.main", "bcss_jax.pretrain", "bcss_jax.commands.train", "bcss_jax.commands.pretrain")
 VARIABLE = re.compile(r"\w+=\S*")
 
