@@ -4,8 +4,9 @@
     python benchmarks/patch_features.py --encoder=runs/labeled/encoder.safetensors
     python benchmarks/label_efficiency.py --encoder=runs/labeled/encoder.safetensors --output=label_efficiency_labeled
 
-A vision transformer and a linear layer learn the tissue of patches (tumor, stroma, other) in crops of 2,048 tiles of
-256 patients of the built-in data set, none of which the other two scripts draw. A pretraining without labels can hardly
+A vision transformer and a linear layer learn the tissue of patches (tumor, stroma, all else) in crops of 2,048 tiles of
+256 patients of the built-in data set, none of which the other two scripts draw. All else includes tissue outside the
+annotated region, 2.3 % of the first 128 tiles, which is so mislabeled. A pretraining without labels can hardly
 learn tissue in fewer steps than this. So where the encoder written here gives no gain, a pretraining of that length
 cannot be expected to.
 """
@@ -28,7 +29,7 @@ from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.pretraining.encoder_file import write_encoder
 
 SEEDS = range(2000, 2016)  # of the built-in data set, 128 tiles each
-OTHER = 3  # in place of the label 0 where the tissue is neither tumor nor stroma
+OTHER = 3  # in place of the label 0: other tissue, and what lies outside the region, whose tissue is not told
 DENSITIES = (0.8, 1.25)  # smallest and largest factor on the optical density of a channel
 PURE = 0.6  # share of a patch that its class must have; other patches are ignored
 WEIGHT_DECAY = 0.05

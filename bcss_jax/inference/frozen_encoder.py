@@ -62,20 +62,21 @@ class FrozenEncoder:
     describe: Callable[[Any, jax.Array, str], jax.Array]
 
 
+def _mean(network: VisionTransformer, images: jax.Array) -> jax.Array:
+    return network(images).patches.astype(jnp.float32).mean((1, 2))
+
+
+def _class_and_mean(network: VisionTransformer, images: jax.Array) -> jax.Array:
+    features = jax.tree.map(lambda x: x.astype(jnp.float32), network(images))
+    return jnp.concatenate([features.cls, features.patches.mean((1, 2))], axis=-1)
+
+
 # What describes a tile: the class token, the mean over its patches, or both, one after the other.
 FEATURES: dict[str, Callable[[VisionTransformer, jax.Array], jax.Array]] = {
-    "class": lambda network, images: network.class_features(images),
-    "mean": lambda network, images: _mean(network(images)),
-    "class+mean": lambda network, images: _class_and_mean(network(images)),
+    "class": VisionTransformer.class_features,
+    "mean": _mean,
+    "class+mean": _class_and_mean,
 }
-
-
-def _mean(features: Features) -> jax.Array:
-    return features.patches.astype(jnp.float32).mean((1, 2))
-
-
-def _class_and_mean(features: Features) -> jax.Array:
-    return jnp.concatenate([features.cls.astype(jnp.float32), _mean(features)], axis=-1)
 
 
 def feature_width(encoder: FrozenEncoder, feature: str) -> int:
