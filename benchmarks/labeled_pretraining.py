@@ -5,13 +5,13 @@
     python benchmarks/label_efficiency.py --encoder=runs/labeled/encoder.safetensors --output=label_efficiency_labeled
 
 A vision transformer and a linear layer learn the tissue of patches (tumor, stroma, all else) in crops of 2,048 tiles of
-256 patients of the built-in data set, none of which the other two scripts draw. All else includes tissue outside the
-annotated region, 2.3 % of the first 128 tiles, which is so mislabeled. A pretraining without labels can hardly
-learn tissue in fewer steps than this. So where the encoder written here gives no gain, a pretraining of that length
-cannot be expected to.
+256 patients of the built-in data set, none of which the other two scripts draw. A pretraining without labels can
+hardly learn tissue in fewer steps than this. So where the encoder written here gives no gain, a pretraining of that
+length cannot be expected to.
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from label_efficiency import CLASSES, IGNORED, SIDE, sample_tiles
+from label_efficiency import CLASSES, EVERY_PATIENT, IGNORED, SIDE
 
 from bcss_jax.data import synthetic
 from bcss_jax.models.apply import normalize
@@ -29,7 +29,7 @@ from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.pretraining.encoder_file import write_encoder
 
 SEEDS = range(2000, 2016)  # of the built-in data set, 128 tiles each
-OTHER = 3  # in place of the label 0: other tissue, and what lies outside the region, whose tissue is not told
+OTHER = 3  # all tissue that is neither tumor nor stroma, and glass; what lies outside the region is ignored
 DENSITIES = (0.8, 1.25)  # smallest and largest factor on the optical density of a channel
 PURE = 0.6  # share of a patch that its class must have; other patches are ignored
 WEIGHT_DECAY = 0.05
@@ -50,11 +50,12 @@ class Labeler(nnx.Module):
 
 
 def all_tiles() -> tuple[np.ndarray, np.ndarray]:
-    """Returns images uint8 [N, 224, 224, 3] and labels uint8 [N, 224, 224], with `OTHER` for all other tissue."""
-    patients = range(synthetic.TRAIN_PATIENTS + synthetic.VAL_PATIENTS)
-    tiles = [tile for seed in SEEDS for tile in sample_tiles(seed, patients)]
-    labels = np.stack([tile.labels for tile in tiles])
-    return np.stack([tile.image for tile in tiles]), np.where(labels == IGNORED, OTHER, labels)
+    """Returns images uint8 [N, 224, 224, 3] and labels uint8 [N, 224, 224]: ignored, a class, or `OTHER`."""
+    every = itertools.product(SEEDS, EVERY_PATIENT, range(len(synthetic.PLANS)))
+    patches = [synthetic.draw_patch(patient, number, seed) for seed, patient, number in every]
+    masks = np.stack([patch.mask for patch in patches])
+    labels = np.where(np.isin(masks, CLASSES), masks, np.where(masks == synthetic.OUTSIDE, IGNORED, OTHER))
+    return np.stack([patch.image for patch in patches]), labels.astype(np.uint8)
 
 
 def batch_of(images: np.ndarray, labels: np.ndarray, step: int, count: int, side: int, patch: int):

@@ -87,6 +87,7 @@ def default() -> ConfigDict:
 
     config.encoder = "vit_small16"  # form of the encoder, bcss_jax/models/encoders/vision_transformer/presets.py
     config.pretrained = ""  # file of weights of the encoder to start from; empty: random weights
+    config.whiten_patches = False  # random weights: start with a patch embedding that whitens patches of the tiles
     config.drop_path = 0.1  # probability with which the student's last block is dropped; it grows from 0 in the first
 
     config.views = ConfigDict()
@@ -159,6 +160,7 @@ def recipe(argument: str) -> ConfigDict:
     config.data.layout = layout
     config.name = "_".join([METHOD, *([] if layout == "sample" else [layout]), *recipes])
     if layout == "sample" or "few" in recipes:
+        config.whiten_patches = True  # few steps: random weights learn to see more than color late
         config.views.update(global_size=128, local_size=64)
         config.head.prototypes = 4096
         config.batch_size = 64

@@ -32,6 +32,7 @@ from bcss_jax.pretraining.pictures.write_pictures import write_pictures
 from bcss_jax.pretraining.record import COLUMNS, PretrainingRecord, PretrainingRecordJson
 from bcss_jax.pretraining.teacher import ClassFeatures, encoder_of, parameters_of
 from bcss_jax.pretraining.tiles.batches import batches, steps_per_epoch
+from bcss_jax.pretraining.whitening import whiten_patch_embedding
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.device_advice import advice_on_dtype
 from bcss_jax.training.epoch import LoopSettings, TrainingSession
@@ -100,7 +101,6 @@ class PretrainingRun:
         self._optimizer = build.create_optimizer(config, self._network)
         self._step = build.create_step(config, self._network, self._optimizer, self._mesh)
         pretrained = self._load_pretrained()
-        state = place_replicated(new_state(self._network, self._optimizer, loss_scale_for(config.dtype)), self._mesh)
         clock.lap("network")
         safe_point(BEFORE)
         self._tiles = build.open_tiles(config)
@@ -111,6 +111,8 @@ class PretrainingRun:
         self._labeled = build.open_labeled_tiles(config)
         for note in () if self._labeled is None else self._labeled.notes:
             print_main(f"labeled tiles: {note}")
+        self._whiten_patches()
+        state = place_replicated(new_state(self._network, self._optimizer, loss_scale_for(config.dtype)), self._mesh)
         clock.lap("data")
         safe_point(BEFORE)
         self._schedules = build.create_schedules(config, config.epoch_steps or steps)
@@ -127,6 +129,14 @@ class PretrainingRun:
         pretrained = load_pretrained(self._network, Path(config.pretrained).expanduser())
         print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}")
         return pretrained
+
+    def _whiten_patches(self) -> None:
+        """Makes the patch embedding that of whitened patches, in a run from random weights that has no checkpoint."""
+        config = self._config
+        if config.pretrained or not config.whiten_patches or step_numbers(self._workdir / "checkpoints"):
+            return
+        count = whiten_patch_embedding(self._network.encoder, self._tiles, self._preset.statistics, config.seed)
+        print_main(f"the patch embedding starts as the whitening of {count:,} patches of the tiles")
 
     def _start_or_resume(
         self, state: TrainState, pretrained: dict | None, interruption: Interruption, epoch_steps: int

@@ -41,6 +41,7 @@ from bcss_jax.training.step import TrainState
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import device, params_sha256, versions
 from bcss_jax.tuning import build
+from bcss_jax.tuning.start_from_run import start_from_run
 
 COLUMNS = (
     "epoch", "step", "train_loss", "val_loss", "train_iou_first", "val_iou_first", "train_iou_last", "val_iou_last",
@@ -122,11 +123,15 @@ class TuningRun:
         return bool(patience) and self.session.record.stalled_epochs() >= patience
 
     def _load_pretrained(self) -> dict | None:
-        """Loads a file of weights into the network of a run that has no checkpoint. Returns what is known of them."""
+        """Loads a file of weights, or those of a run, into the network of a run that has no checkpoint.
+
+        Returns what is known of them.
+        """
         config = self._config
         if step_numbers(self._workdir / "checkpoints") or not config.pretrained:
             return None
-        pretrained = load_pretrained(self._network, Path(config.pretrained).expanduser())
+        path = Path(config.pretrained).expanduser()
+        pretrained = (start_from_run if path.is_dir() else load_pretrained)(self._network, path)
         print_main(f"{config.pretrained}: {what_was_loaded(pretrained)}")
         return pretrained
 

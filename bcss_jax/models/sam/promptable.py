@@ -18,7 +18,7 @@ from bcss_jax.models.sam.presets import form_of_encoder
 from bcss_jax.models.sam.prompt_encoder import BOTTOM_RIGHT, NO_TOKEN, NOT_A_POINT, TOP_LEFT, Tokens
 from bcss_jax.models.sam.sam import Sam
 from bcss_jax.models.sam.sam2 import Sam2
-from bcss_jax.models.sam.weights.starting import Start, start_of
+from bcss_jax.models.sam.weights.starting import Start, of_masks, start_of
 from bcss_jax.models.weights.pretrained import load_torch_state, to_torch_state
 from bcss_jax.models.weights.torch_layout import SAME, TorchEntries, entries_of
 
@@ -129,7 +129,7 @@ class PromptableSam(AdaptedNetwork):
         return self.decoder(features, prompts.positions(rows, columns), sparse, seen, dense)
 
     def load_start(self, state: Mapping[str, np.ndarray]) -> Start:
-        """Loads what a training can start from: the weights of SAM, or of its encoder.
+        """Loads what a training can start from: the weights of SAM, of one with classes, or of its encoder.
 
         Args:
           state: name -> array in PyTorch's layout, as in a file.
@@ -141,7 +141,8 @@ class PromptableSam(AdaptedNetwork):
           DataError: the weights are not those of a network with this encoder.
         """
         start = start_of(state, self.form, self.encoder_name, prompts=True)
-        kept = set(self.torch_entries()) - start.arrays.keys() if start.part == "encoder" else set()
+        missing = set() if start.complete else set(self.torch_entries()) - start.arrays.keys()
+        kept = missing if start.part == "encoder" else set(filter(of_masks, missing))
         own = to_torch_state(self) if kept else {}
         load_torch_state(self, {name: own[name] for name in kept} | start.arrays)
         return start

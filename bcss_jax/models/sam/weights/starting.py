@@ -30,6 +30,8 @@ class Start:
     Attributes:
       arrays: under Meta's names, in PyTorch's layout.
       part: "encoder" if they are of the encoder alone, else "model".
+      complete: whether nothing may be missing. If not, the network keeps its own weights of what `of_masks` names, and
+        of all but the encoder if they are of the encoder alone.
       unused: names of the file that have no place.
       license: of the weights; None: unknown.
       notes: what was changed, for the user.
@@ -37,6 +39,7 @@ class Start:
 
     arrays: dict[str, np.ndarray]
     part: str
+    complete: bool
     unused: tuple[str, ...]
     license: str | None
     notes: tuple[str, ...]
@@ -47,6 +50,11 @@ def of_classes(name: str) -> bool:
     return name.removeprefix("sam_").startswith(_CLASSES)
 
 
+def of_masks(name: str) -> bool:
+    """Returns whether weights belong to prompts or to single masks."""
+    return of_classes(name) or name.removeprefix("sam_").startswith(_PROMPTS)
+
+
 def start_of(state: Mapping[str, np.ndarray], form: ViTForm | HieraForm, encoder: str, *, prompts: bool) -> Start:
     """Returns the weights of a file for a network with SAM's encoder.
 
@@ -54,8 +62,8 @@ def start_of(state: Mapping[str, np.ndarray], form: ViTForm | HieraForm, encoder
       state: name -> array in PyTorch's layout, as in the file.
       form: of the network's encoder. Tables of positions and distances of a SAM of another size are resized.
       encoder: name of the form.
-      prompts: whether the network takes prompts. If not, weights for prompts are left out, and so are those of SAM's
-        masks, which have no meaning for classes.
+      prompts: whether the network takes prompts. If not, weights for prompts are left out. Those of masks are left out
+        unless both networks take prompts, or neither does: masks that prompts mean have no meaning for classes.
 
     Raises:
       DataError: the weights are not of a network with such an encoder.
@@ -67,18 +75,21 @@ def start_of(state: Mapping[str, np.ndarray], form: ViTForm | HieraForm, encoder
         trunk, unused = sam_state(state, PLAIN[encoder])
         arrays = {f"image_encoder.{name}": array for name, array in trunk.items()}
         arrays, notes = _resized(arrays, form)
-        return Start(arrays, "encoder", tuple(unused), PLAIN[encoder].license, notes)
+        return Start(arrays, "encoder", False, tuple(unused), PLAIN[encoder].license, notes)
     found = form_of(arrays)
     if dataclasses.replace(found, table=form.table) != form:
         raise DataError(_other(found, form, encoder))
     arrays, notes = _resized(arrays, form)
-    if not prompts:
-        left_out = [name for name in arrays if name.removeprefix("sam_").startswith(_PROMPTS)]
-        if left_out:  # a SAM that takes prompts, whose masks are no classes
-            left_out += [name for name in arrays if of_classes(name)]
-        arrays = {name: array for name, array in arrays.items() if name not in left_out}
-        unused += left_out
-    return Start(arrays, "model", tuple(unused), LICENSE if preset_of(found) else None, notes)
+    for_prompts = [name for name in arrays if name.removeprefix("sam_").startswith(_PROMPTS)]
+    left_out = [] if prompts else for_prompts
+    if bool(for_prompts) != prompts:  # masks that prompts mean are no classes, and classes no answers to prompts
+        left_out += [name for name in arrays if of_classes(name)]
+    arrays = {name: array for name, array in arrays.items() if name not in left_out}
+    complete = prompts and bool(for_prompts)
+    if prompts and not complete:
+        notes += ("it has classes: what prompts and masks need starts from random weights",)
+    license = LICENSE if preset_of(found) else None
+    return Start(arrays, "model", complete, (*unused, *left_out), license, notes)
 
 
 def _other(found: ViTForm | HieraForm, form: ViTForm | HieraForm, encoder: str) -> str:
