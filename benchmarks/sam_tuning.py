@@ -1,13 +1,15 @@
 """Measures what tuning SAM is worth: class tokens beside a U-Net; clicks, boxes and masks fed back on held-out tiles.
 
-    python benchmarks/sam_tuning.py --output=sam_tuning
+    python benchmarks/sam_tuning.py --output=sam_tuning --encoder_file=runs/dino/encoder.safetensors
     python benchmarks/sam_tuning.py --output=sam_tuning --encoder_file=runs/dino/encoder.safetensors \
         --layout=kaggle224 --data=../shared/data/bcss_kaggle224
     python benchmarks/sam_tuning.py --output=/tmp/try --try
 
 On the built-in sample, or with --layout and --data on real tiles, a U-Net (configs/unet_w32.py), SAM with class tokens
-and SAM with prompts are trained, each as its config has it, and scored on the validation split. --encoder_file is the
-encoder of a pretraining to start from; without it weights are random. The targets of the work on prompts are checked:
+and SAM with prompts are trained and scored on the validation split. --encoder_file is the encoder of a pretraining that
+class tokens start from; without it weights are random. The training with prompts starts from that with class tokens.
+Both SAMs have --class_epochs and --prompt_epochs, and a learning rate that falls to zero; the U-Net is as its config
+has it. The targets of the work on prompts are checked:
 
 * Dice does not fall from click to click, and gains at least 0.05 from one to five
 * a box beats one click, and feeding the mask back beats not: intervals above 0
@@ -64,22 +66,33 @@ def main() -> int:
     parser.add_argument("--encoder", default="vit_tiny16")
     parser.add_argument("--layout", default="sample")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--epochs", type=int, default=40, help="of the training with prompts")
+    parser.add_argument("--class_epochs", type=int, default=160)
+    parser.add_argument("--prompt_epochs", type=int, default=60)
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of both SAMs")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--objects", type=int, default=4)
+    parser.add_argument("--clicks", type=int, default=2, help="points after the first prompt, in training")
     parser.add_argument("--enlarge", type=int, default=1, help="of class tokens, see configs/sam.py")
     parser.add_argument("--try", dest="short", action="store_true", help="one epoch each")
     args = parser.parse_args()
-    start = {"encoder": args.encoder, "pretrained": args.encoder_file}
-    prompts = {"image_size": args.image_size, "prompts.objects": args.objects, "epochs": args.epochs}
+    args.output = args.output.resolve()
+    both = {"encoder": args.encoder, "schedule": "poly", "optimizer.learning_rate": args.rate}
+    classes = both | {"pretrained": args.encoder_file, "epochs": args.class_epochs, "model.enlarge": args.enlarge}
+    prompts = both | {
+        "pretrained": str(args.output / "sam"),
+        "image_size": args.image_size,
+        "prompts.objects": args.objects,
+        "prompts.clicks": args.clicks,
+        "epochs": args.prompt_epochs,
+    }
     dice = {
         name: run.summary["dice_global"]["macro"]
         for name, run in (
             ("unet", trained(args, "unet_w32", "unet")),
-            ("sam", trained(args, "sam", "sam", **start, **{"model.enlarge": args.enlarge})),
+            ("sam", trained(args, "sam", "sam", **classes)),
         )
     }
-    run = trained(args, "sam", "sam_prompts", "prompts", **start, **prompts)
+    run = trained(args, "sam", "sam_prompts", "prompts", **prompts)
     clicks = bcss_jax.evaluate_clicks(run.folder, output=args.output / "clicks", overwrite=True)["models"][
         "sam_prompts"
     ]

@@ -37,7 +37,7 @@ def whiten_patch_embedding(encoder: VisionTransformer, tiles: Tiles, statistics:
       DataError: a tile cannot be read.
     """
     patches = _drawn_patches(tiles, encoder.architecture.patch, seed)
-    flat = np.asarray(normalize(patches, statistics), np.float32).reshape(len(patches), -1)
+    flat = np.asarray(normalize(jnp.asarray(patches), statistics)).reshape(len(patches), -1)
     mean, columns = flat.mean(0), min(encoder.architecture.width, flat.shape[1])
     variances, directions = np.linalg.eigh(np.cov(flat, rowvar=False))  # rising
     variances, directions = variances[::-1][:columns], directions[:, ::-1][:, :columns]

@@ -110,6 +110,20 @@ def test_a_run_that_is_stopped_after_every_step_ends_the_same(tiles, tmp_path, a
     assert rows[0] == rows[1]
 
 
+def test_random_weights_start_whitened_and_loaded_ones_do_not(tiles, tmp_path, finished, capsys):
+    few = {"epochs": 1, "epoch_steps": 1, "optimizer.learning_rate": 1e-9, "optimizer.final_learning_rate": 0.0}
+    whitened, as_drawn = (
+        load_file(pretrain(tiles, tmp_path / str(whiten), whiten_patches=whiten, **few)) for whiten in (True, False)
+    )
+    assert capsys.readouterr().out.count("the whitening of 704 patches of the tiles") == 1
+    for name, array in whitened.items():
+        changed = np.abs(array - as_drawn[name]).max()
+        assert changed > 0.01 if name.startswith("patch_embed") else changed < 1e-6, name
+    loaded = load_file(pretrain(tiles, tmp_path / "loaded", whiten_patches=True, pretrained=str(finished), **few))
+    for name, array in load_file(finished).items():
+        np.testing.assert_allclose(loaded[name], array, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes,error,said",
     [

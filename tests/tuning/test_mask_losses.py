@@ -19,8 +19,8 @@ def test_losses_of_three_pixels_and_an_ignored_one():
     known = np.array([[[True, True], [True, False]]])
     found = mask_losses(logits, mask, known)
     p = [sigmoid(2), sigmoid(-1), sigmoid(0.5)]
-    focal = 0.25 * (1 - p[0]) ** 2 * -math.log(p[0]) + 0.25 * (1 - p[1]) ** 2 * -math.log(p[1])
-    focal += 0.75 * p[2] ** 2 * -math.log(1 - p[2])
+    focal = 0.5 * (1 - p[0]) ** 2 * -math.log(p[0]) + 0.5 * (1 - p[1]) ** 2 * -math.log(p[1])
+    focal += 0.5 * p[2] ** 2 * -math.log(1 - p[2])
     dice = 1 - (2 * (p[0] + p[1]) + 1) / (sum(p) + 2 + 1)
     np.testing.assert_allclose(found.focal, [[focal / 3]], rtol=1e-5)
     np.testing.assert_allclose(found.dice, [[dice]], rtol=1e-5)

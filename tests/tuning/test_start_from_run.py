@@ -1,4 +1,4 @@
-"""A training with prompts starts from the run of a SAM with classes, or from one tuned to prompts."""
+"""Trainings of SAM start from the run of a SAM with classes, or from one tuned to prompts."""
 
 import json
 
@@ -67,5 +67,7 @@ def test_a_run_starts_from_runs(tmp_path):
     assert any(np.abs(learned[name] - before[name]).max() > 0 for name in before if name.endswith("attn.qkv.weight"))
     tuned = bcss_jax.train(prompt_settings(tmp_path, pretrained=str(classes.folder), epochs=1), tmp_path / "prompts")
     again = bcss_jax.train(prompt_settings(tmp_path, pretrained=str(tuned.folder), epochs=1), tmp_path / "again")
-    for run, file in ((tuned, "classes"), (again, "sam.safetensors")):
+    back = bcss_jax.load_config("sam:kaggle224,few", settings | {"pretrained": str(tuned.folder)})
+    back = bcss_jax.train(back, tmp_path / "back")
+    for run, file in ((tuned, "classes"), (again, "sam.safetensors"), (back, "sam.safetensors")):
         assert json.loads((run.folder / "summary.json").read_text())["pretrained"]["file"] == file

@@ -18,6 +18,8 @@ from bcss_jax import models
 from bcss_jax.errors import DataError, printable
 from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import split_model
+from bcss_jax.models.sam.weights.description import SAM_FILE
+from bcss_jax.models.weights.pretrained import load_pretrained
 from bcss_jax.training.checkpoint import load_trained, merged_weights, network_of
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.step_folder import step_numbers
@@ -33,7 +35,7 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
 
     Args:
       model: the network; changed in place.
-      folder: of the run, or of its checkpoints.
+      folder: of the run, or of its checkpoints. Of a SAM that was tuned to prompts, its file is taken.
       config: settings of the new run.
       scheme: label scheme of the new run.
 
@@ -45,6 +47,8 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
     Raises:
       DataError: the folder holds no run, or the run has another network.
     """
+    if (folder / SAM_FILE).is_file():  # its checkpoints are of a network that takes prompts
+        return load_pretrained(model, folder / SAM_FILE)
     where = folder / "checkpoints" if step_numbers(folder / "checkpoints") else folder
     if not step_numbers(where):
         raise DataError(
