@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-import jax
-
 from bcss_jax.errors import DataError, printable
 from bcss_jax.models.sam.promptable import PromptableSam
 from bcss_jax.models.sam.weights.description import SAM_FILE
 from bcss_jax.models.weights.pretrained import load_pretrained, to_torch_state
 from bcss_jax.models.weights.torch_layout import HasAdapters
-from bcss_jax.training.checkpoint import load_trained, trained_network
-from bcss_jax.training.sharding import make_mesh
-from bcss_jax.training.step_folder import step_numbers
-from bcss_jax.training.summary import params_sha256
+from bcss_jax.training.checkpoint import trained_network
+from bcss_jax.training.start.from_run import best_of_run, origin
 
 
 def start_from_run(network: PromptableSam, folder: Path) -> dict:
@@ -30,26 +26,17 @@ def start_from_run(network: PromptableSam, folder: Path) -> dict:
     """
     if (folder / SAM_FILE).is_file():
         return load_pretrained(network, folder / SAM_FILE)
-    checkpoints = folder / "checkpoints"
-    if not step_numbers(checkpoints):
-        raise DataError(
-            f"{printable(folder)}: expected a file of weights, or the folder of a run of configs/sam.py, found a "
-            "folder without checkpoints; name another one"
-        )
-    trained = load_trained(checkpoints, make_mesh(jax.local_devices()[:1]))
+    trained = best_of_run(folder, ", or the folder of a run of configs/sam.py", "name another one")
     model = trained_network(trained)
     state = to_torch_state(model.merged() if isinstance(model, HasAdapters) else model)
     try:
         start = network.load_start(state)
     except DataError as error:
         raise DataError(f"{printable(folder)}: {error}") from error
-    began_with = trained.metadata.get("pretrained") or {}
     return {
-        "file": folder.name,
-        "sha256": params_sha256(trained.params),
         "part": start.part,
         "tensors": len(start.arrays),
         "passed_over": list(start.unused),
         "notes": list(start.notes),
-        **{name: began_with[name] for name in ("source", "license", "trained_on") if began_with.get(name)},
+        **origin(trained, folder),
     }

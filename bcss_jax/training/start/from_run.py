@@ -20,7 +20,7 @@ from bcss_jax.labels import LabelScheme
 from bcss_jax.models.apply import split_model
 from bcss_jax.models.sam.weights.description import SAM_FILE
 from bcss_jax.models.weights.pretrained import load_pretrained
-from bcss_jax.training.checkpoint import load_trained, merged_weights, network_of
+from bcss_jax.training.checkpoint import TrainedWeights, load_trained, merged_weights, network_of
 from bcss_jax.training.sharding import make_mesh
 from bcss_jax.training.step_folder import step_numbers
 from bcss_jax.training.summary import params_sha256
@@ -49,13 +49,9 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
     """
     if (folder / SAM_FILE).is_file():  # its checkpoints are of a network that takes prompts
         return load_pretrained(model, folder / SAM_FILE)
-    where = folder / "checkpoints" if step_numbers(folder / "checkpoints") else folder
-    if not step_numbers(where):
-        raise DataError(
-            f"{printable(folder)}: expected a file of weights or the folder of a run, found a folder without "
-            "checkpoints; name another one (for a run of nnU-Net's method name a fold of it)"
-        )
-    trained = load_trained(where, make_mesh(jax.local_devices()[:1]))
+    trained = best_of_run(
+        folder, " or the folder of a run", "name another one (for a run of nnU-Net's method name a fold of it)"
+    )
     network_of(trained)  # its weights fit its description
     theirs = trained.metadata["config"]
     own = [_flat(tree) for tree in split_model(model)[1:]]
@@ -76,16 +72,46 @@ def load_from_run(model: nnx.Module, folder: Path, config: Any, scheme: LabelSch
         chosen = {path: begun[path] if path in new else np.asarray(found[path]) for path in begun}
         nnx.replace_by_pure_dict(variables, nnx.traversals.unflatten_mapping(chosen))
     nnx.update(model, params, model_state)
-    began_with = trained.metadata.get("pretrained") or {}
     return {
-        "file": where.parent.name if where.name == "checkpoints" else where.name,
-        "sha256": params_sha256(trained.params),
         "part": "model",
         "tensors": sum(len(each) for each in own) - len(new),
         "passed_over": [],
         "new": sorted("/".join(map(str, path)) for path in head),
+        **origin(trained, folder),
+    }
+
+
+def best_of_run(folder: Path, expected: str, remedy: str) -> TrainedWeights:
+    """Returns the best weights of a run.
+
+    Args:
+      folder: of the run, or of its checkpoints.
+      expected: for the message, what is expected beside a file of weights, with what joins it to that.
+      remedy: for the message.
+
+    Raises:
+      DataError: the folder holds no run.
+    """
+    where = _checkpoints_of(folder)
+    if not step_numbers(where):
+        raise DataError(
+            f"{printable(folder)}: expected a file of weights{expected}, found a folder without checkpoints; {remedy}"
+        )
+    return load_trained(where, make_mesh(jax.local_devices()[:1]))
+
+
+def origin(trained: TrainedWeights, folder: Path) -> dict:
+    """Returns JSON for the checkpoint: name of the run, digest of its parameters, and what these began with."""
+    where, began_with = _checkpoints_of(folder), trained.metadata.get("pretrained") or {}
+    return {
+        "file": where.parent.name if where.name == "checkpoints" else where.name,
+        "sha256": params_sha256(trained.params),
         **{name: began_with[name] for name in ("source", "license", "trained_on") if began_with.get(name)},
     }
+
+
+def _checkpoints_of(folder: Path) -> Path:
+    return folder / "checkpoints" if step_numbers(folder / "checkpoints") else folder
 
 
 def _without(paths: set[tuple], trees: list[_Arrays]) -> list[_Arrays]:

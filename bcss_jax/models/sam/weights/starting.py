@@ -52,7 +52,11 @@ def of_classes(name: str) -> bool:
 
 def of_masks(name: str) -> bool:
     """Returns whether weights belong to prompts or to single masks."""
-    return of_classes(name) or name.removeprefix("sam_").startswith(_PROMPTS)
+    return of_classes(name) or _of_prompts(name)
+
+
+def _of_prompts(name: str) -> bool:
+    return name.removeprefix("sam_").startswith(_PROMPTS)
 
 
 def start_of(state: Mapping[str, np.ndarray], form: ViTForm | HieraForm, encoder: str, *, prompts: bool) -> Start:
@@ -80,10 +84,10 @@ def start_of(state: Mapping[str, np.ndarray], form: ViTForm | HieraForm, encoder
     if dataclasses.replace(found, table=form.table) != form:
         raise DataError(_other(found, form, encoder))
     arrays, notes = _resized(arrays, form)
-    for_prompts = [name for name in arrays if name.removeprefix("sam_").startswith(_PROMPTS)]
-    left_out = [] if prompts else for_prompts
+    for_prompts = list(filter(_of_prompts, arrays))
+    left_out = [] if prompts else list(for_prompts)
     if bool(for_prompts) != prompts:  # masks that prompts mean are no classes, and classes no answers to prompts
-        left_out += [name for name in arrays if of_classes(name)]
+        left_out += filter(of_classes, arrays)
     arrays = {name: array for name, array in arrays.items() if name not in left_out}
     complete = prompts and bool(for_prompts)
     if prompts and not complete:
