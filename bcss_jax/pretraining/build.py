@@ -27,6 +27,7 @@ from bcss_jax.pretraining.tiles.slide_tiles import slide_of, slide_tiles
 from bcss_jax.pretraining.tiles.tiles import Tiles
 from bcss_jax.pretraining.views.make_views import make_views
 from bcss_jax.pretraining.views.settings import ViewSettings
+from bcss_jax.pretraining.visual_words import CLUSTERS
 from bcss_jax.slides.batch.slide_list import Entry
 
 
@@ -101,6 +102,7 @@ def create_network(config: Any) -> PretrainedNetwork:
         free_lengths=head.free_lengths,
         mask_token=patches,
         patch_head=patches and head.patch_head,
+        clusters=CLUSTERS if config.objective.words_weight else 0,
         drop_path=config.drop_path,
         dtype=jnp.dtype(config.dtype),
         seed=config.seed,
@@ -163,6 +165,7 @@ def create_step(
             patch_weight=objective.patch_weight,
             spread=objective.spread,
             spread_weight=objective.spread_weight,
+            words_weight=objective.words_weight,
         ),
         functools.partial(make_views, settings=view_settings(config)),
         statistics=preset_of(config.encoder).statistics,

@@ -10,7 +10,9 @@ ONE_PROTOTYPE = 0.02  # of the largest entropy
 SMALL_DEVIATION = 0.02  # of 1 / sqrt(features), what evenly spread features have
 
 
-def collapse(history: Sequence[dict], *, after_epoch: int, prototypes: int, features: int) -> str | None:
+def collapse(
+    history: Sequence[dict], *, after_epoch: int, prototypes: int, features: int, words: bool = False
+) -> str | None:
     """Returns what has collapsed, or None.
 
     Args:
@@ -18,6 +20,7 @@ def collapse(history: Sequence[dict], *, after_epoch: int, prototypes: int, feat
       after_epoch: the epochs up to this one do not count: at first all images do look alike.
       prototypes: number of prototypes.
       features: of the encoder.
+      words: visual words are learned too. Then images may differ by these though no prototype tells them apart.
     """
     rows = [row for row in history if row["epoch"] > after_epoch][-EPOCHS:]
     if len(rows) < EPOCHS:
@@ -28,9 +31,9 @@ def collapse(history: Sequence[dict], *, after_epoch: int, prototypes: int, feat
         return all(row[name] is not None and test(row[name]) for row in rows)
 
     last = rows[-1]
-    if all_rows("teacher_entropy", lambda x: x > UNIFORM * most) and all_rows("kl", lambda x: x < AGREED):
+    if not words and all_rows("teacher_entropy", lambda x: x > UNIFORM * most) and all_rows("kl", lambda x: x < AGREED):
         return f"the teacher finds all prototypes equally likely (entropy {last['teacher_entropy']:.3f} of {most:.3f})"
-    if all_rows("prototype_entropy", lambda x: x < ONE_PROTOTYPE * most):
+    if not words and all_rows("prototype_entropy", lambda x: x < ONE_PROTOTYPE * most):
         return (
             f"the teacher gives all images the same prototype (entropy {last['prototype_entropy']:.3f} of {most:.3f})"
         )

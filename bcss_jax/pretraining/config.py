@@ -42,6 +42,7 @@ RANGES = {
     "objective.center_momentum": _SHARE,
     "objective.patch_weight": Range(0, 1000),
     "objective.spread_weight": Range(0, 1000),
+    "objective.words_weight": Range(0, 1000),
     "optimizer.learning_rate": Range(0, 1e38, above=True),
     "optimizer.final_learning_rate": Range(0, 1e38),
     "optimizer.warmup_epochs": _EPOCHS,
@@ -88,6 +89,7 @@ def default() -> ConfigDict:
     config.encoder = "vit_small16"  # form of the encoder, bcss_jax/models/encoders/vision_transformer/presets.py
     config.pretrained = ""  # file of weights of the encoder to start from; empty: random weights
     config.whiten_patches = False  # random weights: start with a patch embedding that whitens patches of the tiles
+    config.local_attention = False  # random weights: start with attention to like and near patches
     config.drop_path = 0.1  # probability with which the student's last block is dropped; it grows from 0 in the first
 
     config.views = ConfigDict()
@@ -95,6 +97,7 @@ def default() -> ConfigDict:
     config.views.global_size = 224  # side of the two large views in pixels
     config.views.local_size = 96  # side of the small views in pixels
     config.views.local_views = 8  # number of small views
+    config.views.resize = True  # views show parts of many sizes, resized; False: parts of their own size
 
     config.head = ConfigDict()
     config.head.prototypes = 65536  # number of scores that student and teacher are compared by
@@ -113,6 +116,7 @@ def default() -> ConfigDict:
     config.objective.patch_weight = 0.0  # weight of the loss of masked patches (iBOT); 0: nothing is masked
     config.objective.spread = "none"  # what spreads the features of a batch: none, koleo, kde
     config.objective.spread_weight = 0.1  # weight of that
+    config.objective.words_weight = 0.0  # weight of the loss of visual words, which patches predict; 0: none
 
     config.optimizer = ConfigDict()
     # 1: DINO; 2: DINOv2 (rate by the root of the batch, clipping by part, temperature by step)
@@ -160,12 +164,15 @@ def recipe(argument: str) -> ConfigDict:
     config.data.layout = layout
     config.name = "_".join([METHOD, *([] if layout == "sample" else [layout]), *recipes])
     if layout == "sample" or "few" in recipes:
-        config.whiten_patches = True  # few steps: random weights learn to see more than color late
-        config.views.update(global_size=128, local_size=64)
+        # Few steps: random weights learn to see more than color late.
+        config.whiten_patches = config.local_attention = True
+        config.objective.words_weight = 1.0
+        config.drop_path = 0.0
+        config.views.update(global_size=128, local_size=64, local_views=2, resize=False)
         config.head.prototypes = 4096
-        config.batch_size = 64
-        config.epochs, config.epoch_steps = 20, 50
-        config.optimizer.update(warmup_epochs=2, learning_rate=2e-3)  # few steps: a higher rate
+        config.batch_size = 32
+        config.epochs, config.epoch_steps = 16, 50
+        config.optimizer.update(warmup_epochs=1, learning_rate=8e-3, momentum=0.99)  # few steps: a higher rate
         config.objective.teacher_warmup_epochs = 6
         config.knn_epochs = 5
     if layout == "sample":

@@ -27,11 +27,13 @@ from bcss_jax.pretraining.distillation.patch_masks import patch_masks
 from bcss_jax.pretraining.distillation.step import new_state
 from bcss_jax.pretraining.encoder_file import write_encoder
 from bcss_jax.pretraining.knn import knn_accuracy
+from bcss_jax.pretraining.local_attention import start_with_local_attention
 from bcss_jax.pretraining.pictures.curves import curves
 from bcss_jax.pretraining.pictures.write_pictures import write_pictures
 from bcss_jax.pretraining.record import COLUMNS, PretrainingRecord, PretrainingRecordJson
 from bcss_jax.pretraining.teacher import ClassFeatures, encoder_of, parameters_of
 from bcss_jax.pretraining.tiles.batches import batches, steps_per_epoch
+from bcss_jax.pretraining.visual_words import CLUSTERS, WORDS, Words, empty_words, learn_words
 from bcss_jax.pretraining.whitening import whiten_patch_embedding
 from bcss_jax.training.checkpoint import Checkpoints
 from bcss_jax.training.device_advice import advice_on_dtype
@@ -111,8 +113,10 @@ class PretrainingRun:
         self._labeled = build.open_labeled_tiles(config)
         for note in () if self._labeled is None else self._labeled.notes:
             print_main(f"labeled tiles: {note}")
-        self._whiten_patches()
-        state = place_replicated(new_state(self._network, self._optimizer, loss_scale_for(config.dtype)), self._mesh)
+        self._improve_random_weights()
+        words = self._learn_words()
+        state = new_state(self._network, self._optimizer, loss_scale_for(config.dtype), words)
+        state = place_replicated(state, self._mesh)
         clock.lap("data")
         safe_point(BEFORE)
         self._schedules = build.create_schedules(config, config.epoch_steps or steps)
@@ -130,13 +134,28 @@ class PretrainingRun:
         print_main(f"{config.pretrained}: {pretrained['tensors']} tensors into the {pretrained['part']}")
         return pretrained
 
-    def _whiten_patches(self) -> None:
-        """Makes the patch embedding that of whitened patches, in a run from random weights that has no checkpoint."""
+    def _improve_random_weights(self) -> None:
+        """Whitens patches and makes attention local, in a run from random weights that has no checkpoint."""
         config = self._config
-        if config.pretrained or not config.whiten_patches or step_numbers(self._workdir / "checkpoints"):
+        if config.pretrained or step_numbers(self._workdir / "checkpoints"):
+            return
+        if config.local_attention:
+            start_with_local_attention(self._network.encoder, config.seed)
+            print_main("attention starts with like patches")
+        if not config.whiten_patches:
             return
         count = whiten_patch_embedding(self._network.encoder, self._tiles, self._preset.statistics, config.seed)
         print_main(f"the patch embedding starts as the whitening of {count:,} patches of the tiles")
+
+    def _learn_words(self) -> Words | None:
+        """Returns visual words, empty ones if there is a checkpoint that holds them, None if there are none."""
+        if not self._config.objective.words_weight:
+            return None
+        if step_numbers(self._workdir / "checkpoints"):
+            return empty_words()
+        words = learn_words(self._tiles, self._preset.architecture.patch, self._config.seed)
+        print_main(f"{WORDS} visual words of the tiles, {CLUSTERS} clusters of what surrounds a patch")
+        return words
 
     def _start_or_resume(
         self, state: TrainState, pretrained: dict | None, interruption: Interruption, epoch_steps: int
@@ -265,6 +284,7 @@ class PretrainingRun:
             after_epoch=min(first, config.epochs - 1),
             prototypes=config.head.prototypes,
             features=architecture.width,
+            words=config.objective.words_weight > 0,
         )
         if found:
             self.session.checkpoints.wait()

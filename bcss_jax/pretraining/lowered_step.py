@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from bcss_jax.pretraining import build
 from bcss_jax.pretraining.distillation.step import new_state
+from bcss_jax.pretraining.visual_words import empty_words
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import check_batch_size, replicated, split_over_data
 
@@ -32,7 +33,9 @@ def lower_step(config: Any, mesh: Mesh) -> jax.stages.Lowered:
     def described(tree, sharding):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree)
 
-    state = jax.eval_shape(lambda: new_state(build.create_network(config), optimizer, loss_scale_for(config.dtype)))
+    words = empty_words() if config.objective.words_weight else None
+    scale = loss_scale_for(config.dtype)
+    state = jax.eval_shape(lambda: new_state(build.create_network(config), optimizer, scale, words))
     side, patch = config.data.tile_size, network.encoder.architecture.patch
     images = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8, sharding=split)
     masks = None

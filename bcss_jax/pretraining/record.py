@@ -11,7 +11,7 @@ from bcss_jax.training.history import EpochRecord, json_row
 
 # What the step reports, of which a row has the mean over the epoch.
 FIGURES = (
-    "loss", "class_loss", "patch_loss", "spread_loss", "teacher_entropy", "prototype_entropy", "kl",
+    "loss", "class_loss", "patch_loss", "spread_loss", "words_loss", "teacher_entropy", "prototype_entropy", "kl",
     "feature_deviation", "center_norm", "grad_norm",
 )  # fmt: skip
 COLUMNS = (

@@ -5,22 +5,16 @@ tissue apart does. After whitening, all directions in which patches vary count a
 Source: Coates, Lee and Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning", 2011.
 """
 
-import contextlib
-
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bcss_jax.common.interruption import safe_point
-from bcss_jax.common.processes import is_main_process
-from bcss_jax.common.progress import ProgressLine
 from bcss_jax.models.apply import normalize
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.image_normalization import ImageStatistics
+from bcss_jax.pretraining.tiles.drawn_patches import drawn_patches
 from bcss_jax.pretraining.tiles.tiles import Tiles
 
-TILES, PATCHES = 512, 64  # how many tiles are read at most, and how many patches of each
-AT_ONCE = 16  # tiles
 NOISE = 0.05  # variance of normalized pixels from which on a direction counts in full
 SCALE = 1.5  # standard deviation of a token's values
 
@@ -43,7 +37,7 @@ def whiten_patch_embedding(encoder: VisionTransformer, tiles: Tiles, statistics:
       DataError: a tile cannot be read.
       Preempted: a stop was requested.
     """
-    patches = _drawn_patches(tiles, encoder.architecture.patch, seed)
+    patches = drawn_patches(tiles, encoder.architecture.patch, seed, "reading tiles to whiten")
     flat = np.asarray(normalize(jnp.asarray(patches), statistics)).reshape(len(patches), -1)
     mean, columns = flat.mean(0), min(encoder.architecture.width, flat.shape[1])
     variances, directions = np.linalg.eigh(np.cov(flat, rowvar=False))  # rising
@@ -54,20 +48,3 @@ def whiten_patch_embedding(encoder: VisionTransformer, tiles: Tiles, statistics:
     for weights, values in zip((encoder.patch_kernel, encoder.patch_bias), found, strict=True):
         weights[...] = weights[...].at[..., :columns].set(jnp.asarray(values, weights[...].dtype))
     return len(patches)
-
-
-def _drawn_patches(tiles: Tiles, side: int, seed: int) -> np.ndarray:
-    """Returns patches of evenly drawn tiles, uint8 [N, side, side, 3]."""
-    rng = np.random.default_rng(seed)
-    numbers = np.sort(rng.permutation(len(tiles))[:TILES])
-    found = np.empty((len(numbers), PATCHES, side, side, 3), np.uint8)
-    with contextlib.closing(ProgressLine("reading tiles to whiten", len(numbers), enabled=is_main_process())) as line:
-        for start in range(0, len(numbers), AT_ONCE):
-            safe_point()
-            part = slice(start, start + AT_ONCE)
-            for image, of_image in zip(tiles.read(numbers[part]), found[part], strict=True):
-                places = rng.integers(0, tiles.size - side + 1, (PATCHES, 2))
-                for patch, (y, x) in zip(of_image, places, strict=True):
-                    patch[...] = image[y : y + side, x : x + side]
-            line.update(min(part.stop, len(numbers)))
-    return found.reshape(-1, side, side, 3)

@@ -34,3 +34,17 @@ def test_early_and_single_epochs_do_not_count():
     assert collapse(rows(change, change, change, change), **LIMITS) is None
     assert collapse(rows({}, {}, change, change, {}), **LIMITS) is None
     assert collapse([], **LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    "change,found",
+    [
+        ({"teacher_entropy": MOST, "kl": 1e-4}, None),
+        ({"prototype_entropy": 0.01}, None),
+        ({"feature_deviation": 1e-4}, "the same features"),
+        ({"teacher_entropy": MOST, "kl": 1e-4, "prototype_entropy": 0.01, "feature_deviation": 1e-4}, "same features"),
+    ],
+)
+def test_with_visual_words_only_equal_features_end_a_run(change, found):
+    said = collapse(rows({}, {}, change, change, change), **LIMITS, words=True)
+    assert (said is None) if found is None else (found in said)

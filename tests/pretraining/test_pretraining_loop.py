@@ -91,23 +91,26 @@ def test_the_encoder_loads_into_a_segmentation_network(finished):
 
 
 @pytest.mark.parametrize("argument", ["tiles", pytest.param("tiles,dinov2", marks=pytest.mark.slow)])
-def test_a_run_that_is_stopped_after_every_step_ends_the_same(tiles, tmp_path, argument):
-    whole = pretrain(tiles, tmp_path / "whole", argument)
+def test_a_run_that_is_stopped_after_every_step_ends_the_same(tiles, tmp_path, argument, capsys):
+    learned = {"local_attention": True, "objective__words_weight": 1.0, "views__resize": False}
+    whole = pretrain(tiles, tmp_path / "whole", argument, **learned)
+    said = capsys.readouterr().out
+    assert "attention starts with like patches" in said and "512 visual words of the tiles" in said
     stops = 0
     while True:
         try:
-            stopped = pretrain(tiles, tmp_path / "stopped", argument, hours=1e-9)
+            stopped = pretrain(tiles, tmp_path / "stopped", argument, hours=1e-9, **learned)
             break
         except Preempted:
             stops += 1
     assert stops >= 3
     assert stopped.read_bytes() == whole.read_bytes()
-    columns = ("loss", "kl", "center_norm", "grad_norm", "knn_accuracy")
+    columns = ("loss", "kl", "words_loss", "center_norm", "grad_norm", "knn_accuracy")
     rows = [
         [[row[name] for name in columns] for row in csv.DictReader((path.parent / "history.csv").open())]
         for path in (whole, stopped)
     ]
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] and all(float(row[columns.index("words_loss")]) > 0 for row in rows[0])
 
 
 def test_random_weights_start_whitened_and_loaded_ones_do_not(tiles, tmp_path, finished, capsys):

@@ -12,6 +12,7 @@ from bcss_jax.models.encoders.vision_transformer.network import VisionTransforme
 from bcss_jax.models.encoders.vision_transformer.presets import preset_of
 from bcss_jax.models.image_normalization import IMAGENET
 from bcss_jax.pretraining import whitening
+from bcss_jax.pretraining.tiles import drawn_patches
 from bcss_jax.pretraining.tiles.tiles import HeldTiles
 
 SIDE = 24
@@ -43,7 +44,7 @@ def test_tokens_are_white_where_patches_vary_more_than_noise(tiles):
     encoder = encoder_of(width=16)
     before = np.linalg.eigvalsh(np.cov(embedded(encoder, tiles), rowvar=False))
     count = whitening.whiten_patch_embedding(encoder, tiles, IMAGENET, seed=0)
-    assert count == 200 * whitening.PATCHES
+    assert count == 200 * drawn_patches.PATCHES
     values = embedded(encoder, tiles)
     after = np.cov(values / whitening.SCALE, rowvar=False)
     # The variance of a pixel is (20 / 255 / 0.225)^2, about 0.12 or more, in each of the 16 directions of a patch.

@@ -1,13 +1,15 @@
 """The network that is pretrained: an encoder, and heads that are thrown away afterwards."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from bcss_jax.models.blocks import layers
 from bcss_jax.models.encoders.vision_transformer.architecture import Architecture
+from bcss_jax.models.encoders.vision_transformer.block import token_init
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 from bcss_jax.models.weights.torch_layout import TorchEntries, entries_of
 from bcss_jax.pretraining.distillation.projection_head import ProjectionHead
@@ -34,6 +36,7 @@ class PretrainedNetwork(nnx.Module):
       encoder: the vision transformer.
       head: of the class token.
       patch_head: of the patches; None if there is none, or if `head` serves both.
+      word_head: tells the cluster of visual words of a patch; None: there is none.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class PretrainedNetwork(nnx.Module):
         free_lengths: bool = False,
         mask_token: bool = False,
         patch_head: bool = False,
+        clusters: int = 0,
         drop_path: float = 0.0,
         dtype: Dtype = jnp.float32,
         seed: int = 0,
@@ -60,6 +64,7 @@ class PretrainedNetwork(nnx.Module):
           free_lengths: see `ProjectionHead`.
           mask_token: have a token that replaces those of masked patches.
           patch_head: have a head of their own for patches.
+          clusters: of visual words, which are told of patches; 0: none.
           drop_path: see `VisionTransformer`.
           dtype: type of the computation. Weights and scores are float32.
           seed: of the initial weights.
@@ -82,6 +87,8 @@ class PretrainedNetwork(nnx.Module):
 
         self.head = head()
         self.patch_head = head() if patch_head else None
+        common: dict[str, Any] = dict(init=token_init, bias_std=0, dtype=dtype, rngs=rngs)
+        self.word_head = layers.Linear(architecture.width, clusters, **common) if clusters else None
 
     def __call__(
         self,
@@ -117,7 +124,13 @@ class PretrainedNetwork(nnx.Module):
         """Features of patches (..., C) -> scores float32 (..., prototypes)."""
         return (self.patch_head or self.head)(patches)
 
+    def word_scores(self, patches: jax.Array) -> jax.Array:
+        """Features of patches (..., C) -> scores of the clusters of visual words, float32 (..., clusters)."""
+        assert self.word_head is not None, "the network tells no visual words"
+        return self.word_head(patches).astype(jnp.float32)
+
     def torch_entries(self) -> TorchEntries:
         """Returns the entries under the names of DINO's checkpoints, `patch_head` as DINOv2's `ibot_head`."""
         modules = {"backbone": self.encoder, "head": self.head}
-        return entries_of(modules | ({} if self.patch_head is None else {"ibot_head": self.patch_head}))
+        optional = {"ibot_head": self.patch_head, "word_head": self.word_head}
+        return entries_of(modules | {name: module for name, module in optional.items() if module is not None})

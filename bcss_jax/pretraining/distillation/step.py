@@ -23,6 +23,7 @@ from bcss_jax.pretraining.distillation.network import PretrainedNetwork, ViewOut
 from bcss_jax.pretraining.distillation.optimizer import PretrainingOptimizer
 from bcss_jax.pretraining.distillation.targets import centered, moved_center, sinkhorn
 from bcss_jax.pretraining.views.make_views import Views
+from bcss_jax.pretraining.visual_words import Words, clusters_of
 from bcss_jax.training.loss_scale import LossScale, after_step, scaled, unscaled
 from bcss_jax.training.sharding import replicated, split_over_data
 from bcss_jax.training.step import TrainState
@@ -41,6 +42,7 @@ class DistillationSettings:
       patch_weight: of the loss of masked patches (iBOT); 0: nothing is masked.
       spread: "koleo", "kde" or "none": what spreads the features of a batch.
       spread_weight: of that loss.
+      words_weight: of the loss of visual words; 0: there are none.
     """
 
     student_temperature: float = 0.1
@@ -49,6 +51,7 @@ class DistillationSettings:
     patch_weight: float = 0.0
     spread: Literal["none", "koleo", "kde"] = "none"
     spread_weight: float = 0.1
+    words_weight: float = 0.0
 
 
 class _Teaching(NamedTuple):
@@ -64,16 +67,22 @@ class _Teaching(NamedTuple):
 
 
 def new_state(
-    network: PretrainedNetwork, optimizer: PretrainingOptimizer, loss_scale: LossScale | None = None
+    network: PretrainedNetwork,
+    optimizer: PretrainingOptimizer,
+    loss_scale: LossScale | None = None,
+    words: Words | None = None,
 ) -> TrainState:
-    """Returns the state before the first step: `params` of the student, and in `model_state` teacher and centers."""
+    """Returns the state before the first step.
+
+    `params` are the student's; `model_state` holds teacher and centers, and visual words if there are any.
+    """
     _, params, rest = split_model(network)
     assert not jax.tree.leaves(rest), "the network has a state beside its parameters"
     prototypes = network.head.directions.shape[0]
     model_state = {
         "teacher": jax.tree.map(jnp.copy, params),
         "centers": {name: jnp.zeros(prototypes) for name in ("class", "patch")},
-    }
+    } | ({} if words is None else {"words": words})
     return TrainState(np.int32(0), params, model_state, optimizer.init(params), jnp.float32(1), loss_scale)
 
 
@@ -105,10 +114,10 @@ def make_pretrain_step(
     Returns:
       `step(state, images, masks, values) -> (state, report)`; the state is donated. `images` is what `make_views`
       takes, `masks` bool [N, 2, P] (None if nothing is masked), `values` are those of `Schedules.at`. The report holds
-      replicated float32 scalars: `loss` and its parts `class_loss`, `patch_loss` and `spread_loss`, `teacher_entropy`,
-      `prototype_entropy` (of the mean target), `kl` (of teacher and student), `feature_deviation`, `center_norm`,
-      `grad_norm`; and `finite` and `skipped_by_loss_scale` (bool). A step whose loss or gradient is not finite changes
-      only `step` and, if the gradient alone is not finite, `loss_scale`.
+      replicated float32 scalars: `loss` and its parts `class_loss`, `patch_loss`, `spread_loss` and `words_loss`,
+      `teacher_entropy`, `prototype_entropy` (of the mean target), `kl` (of teacher and student), `feature_deviation`,
+      `center_norm`, `grad_norm`; and `finite` and `skipped_by_loss_scale` (bool). A step whose loss or gradient is
+      not finite changes only `step` and, if the gradient alone is not finite, `loss_scale`.
     """
     graphdef, variables, _ = nnx.split(network, nnx.Param, ...)
     compute = _Distillation(graphdef, variables, settings, micro_batches)
@@ -118,8 +127,14 @@ def make_pretrain_step(
         count = len(jax.tree.leaves(images)[0])
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(jnp.arange(count))
         views = make_views(images, jax.vmap(functools.partial(jax.random.fold_in, data=0))(keys))
+        clusters = None
+        if settings.words_weight:
+            of_view = functools.partial(
+                clusters_of, state.model_state["words"], patch=network.encoder.architecture.patch
+            )
+            clusters = compute.of_parts(functools.partial(jax.lax.map, of_view), views.global_views)
         views = jax.tree.map(lambda v: normalize(v, statistics), views)
-        grads, model_state, report = compute(state, views, masks, keys, values["teacher_temperature"])
+        grads, model_state, report = compute(state, views, masks, clusters, keys, values["teacher_temperature"])
         grads = unscaled(grads, state.loss_scale)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(report["loss"]) & jnp.isfinite(grad_norm)
@@ -127,7 +142,7 @@ def make_pretrain_step(
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, values)
         momentum = values["momentum"]
         teacher = jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, state.model_state["teacher"], params)
-        new = (params, {**model_state, "teacher": teacher}, opt_state)
+        new = (params, {**state.model_state, **model_state, "teacher": teacher}, opt_state)
         old = (state.params, state.model_state, state.opt_state)
         params, model_state, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         report |= {"grad_norm": grad_norm, "finite": finite, "skipped_by_loss_scale": skipped}
@@ -149,7 +164,7 @@ class _Distillation:
         self._graphdef, self._variables = graphdef, variables
         self._settings, self._parts = settings, micro_batches
 
-    def __call__(self, state: TrainState, views: Views, masks, keys, temperature):
+    def __call__(self, state: TrainState, views: Views, masks, clusters, keys, temperature):
         """Returns (gradients of the scaled loss, {"centers": ...}, report)."""
         settings, count = self._settings, views.global_views.shape[1]
         parts = jax.tree.map(self._split, (*views, masks if masks is None else jnp.moveaxis(masks, 1, 0)))
@@ -162,13 +177,16 @@ class _Distillation:
             spread_gradient = self._split(jax.grad(self._spread)(self._join(features)))
 
         def loss(params, part):
-            (global_views, local_views, masked), part_keys, taught, slope = part
+            (global_views, local_views, masked, clusters), part_keys, taught, slope = part
             student = self._student(params, global_views, local_views, masked, part_keys[0])
             share = global_views.shape[1] / count
             parts_of_loss = {"class_loss": share * self._class_loss(student, taught.targets)}
             if masked is not None:
                 parts_of_loss["patch_loss"] = self._patch_loss(params, student, masked, taught.patch_targets, count)
             total = parts_of_loss["class_loss"] + settings.patch_weight * parts_of_loss.get("patch_loss", 0.0)
+            if clusters is not None:
+                parts_of_loss["words_loss"] = share * self._words_loss(params, student[0].patches, clusters)
+                total += settings.words_weight * parts_of_loss["words_loss"]
             globals_ = student[0].features.astype(jnp.float32)
             if slope is not None:
                 total += settings.spread_weight * jnp.sum(globals_ * slope)
@@ -181,7 +199,7 @@ class _Distillation:
             grads, found = jax.grad(loss, has_aux=True)(state.params, part)
             return jax.tree.map(jnp.add, total, (grads, found)), None
 
-        batch = ((parts[0], parts[1], parts[2]), key_parts, teaching, spread_gradient)
+        batch = ((*parts, clusters), key_parts, teaching, spread_gradient)
         first = jax.tree.map(lambda x: x[0], batch)
         if self._parts == 1:
             grads, found = jax.grad(loss, has_aux=True)(state.params, first)
@@ -202,6 +220,10 @@ class _Distillation:
         """The reverse of `_split`."""
         x = jnp.moveaxis(x, 0, 2)
         return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    def of_parts(self, function: Callable, x: jax.Array) -> jax.Array:
+        """Returns the results of a function of parts of the batch, (V, N, ...) -> (parts, ...)."""
+        return self._mapped(function, self._split(x))
 
     def _mapped(self, function: Callable, parts):
         if self._parts == 1:
@@ -272,7 +294,8 @@ class _Distillation:
         of_views = [
             jax.vmap(functools.partial(jax.random.fold_in, data=1 + view))(keys) for view in range(2 + len(local_views))
         ]
-        found = network(global_views, masked, jnp.stack(of_views[:2]), patches=masked is not None)
+        patches = masked is not None or self._settings.words_weight > 0
+        found = network(global_views, masked, jnp.stack(of_views[:2]), patches=patches)
         if not len(local_views):
             return found, None
         return found, network(local_views, None, jnp.stack(of_views[2:]))
@@ -296,6 +319,11 @@ class _Distillation:
         weights = valid / of_image / (2 * count)
         return distillation_losses.patch_loss(scores, targets, weights, self._settings.student_temperature)
 
+    def _words_loss(self, params: dict, patches: jax.Array, clusters: jax.Array) -> jax.Array:
+        """Returns the mean cross-entropy of patches (2, n, P, C) with their clusters (2, n, P)."""
+        scores = self._network(params).word_scores(patches)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, clusters).mean()
+
     def _spread(self, features: jax.Array) -> jax.Array:
         """Returns the sum over the two global views of what spreads their features (2, N, C)."""
         spread = SPREADS[self._settings.spread]
@@ -303,9 +331,10 @@ class _Distillation:
 
     def _report(self, found: dict, report: dict) -> dict:
         zero = jnp.float32(0)
-        found = {name: found.get(name, zero) for name in ("class_loss", "patch_loss", "spread_loss")}
+        found = {name: found.get(name, zero) for name in ("class_loss", "patch_loss", "spread_loss", "words_loss")}
         settings = self._settings
         total = found["class_loss"] + settings.patch_weight * found["patch_loss"]
+        total += settings.words_weight * found["words_loss"]
         if settings.spread != "none":
             total += settings.spread_weight * found["spread_loss"]
         kl = found["class_loss"] - report["teacher_entropy"]

@@ -40,6 +40,16 @@ def draw_box(key: jax.Array, height: int, width: int, scale: tuple[float, float]
     return jnp.where(fits.any(), jnp.stack([top, left, rows, columns]), jnp.asarray(_middle(height, width)))
 
 
+def draw_window(key: jax.Array, height: int, width: int, size: int) -> jax.Array:
+    """Draws a window of `size` pixels on each side, no larger than the image; the result is as of `draw_box`.
+
+    So cells keep their size, as in Virchow2 (Zimmermann et al. 2024, arXiv:2408.00738).
+    """
+    room = jnp.asarray((height - size, width - size), jnp.float32)
+    corner = jnp.minimum(jnp.floor(jax.random.uniform(key, (2,)) * (room + 1)), room)
+    return jnp.concatenate([corner, jnp.full(2, float(size))])
+
+
 def _middle(height: int, width: int) -> np.ndarray:
     """Returns the box that is taken if no drawn box fits."""
     rows, columns = height, width

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bcss_jax.data.augmentation.colors import jitter, restain
 from bcss_jax.pretraining.views import blurs, pillow_colors
-from bcss_jax.pretraining.views.crops import draw_box, resized_crop
+from bcss_jax.pretraining.views.crops import draw_box, draw_window, resized_crop
 from bcss_jax.pretraining.views.settings import Changes, ViewSettings
 
 COLOR_CHANGES = (pillow_colors.brightness, pillow_colors.contrast, pillow_colors.saturation, pillow_colors.hue)
@@ -80,7 +80,9 @@ def make_view(image: jax.Array, key: jax.Array, changes: Changes, size: int) -> 
         jax.random.uniform(key, (3 + 5 + 3 + 4 + 4 + 1,)), (3, 8, 11, 15, 19)
     )
     turned = turn < 0.5 if c.turns else jnp.stack([jnp.asarray(False), turn[1] < c.flip, jnp.asarray(False)])
-    view = resized_crop(image, draw_box(box_key, image.shape[1], image.shape[2], c.scale), turned[:2], size)
+    height, width = image.shape[1:]
+    box = draw_window(box_key, height, width, size) if c.scale is None else draw_box(box_key, height, width, c.scale)
+    view = resized_crop(image, box, turned[:2], size)
     if c.turns:
         view = jnp.where(turned[2], view.swapaxes(0, 1), view)
     if c.stain:

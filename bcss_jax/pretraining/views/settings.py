@@ -12,7 +12,7 @@ class Changes:
     """Probability and strength of each change of one kind of view, in the order in which they are made.
 
     Attributes:
-      scale: smallest and largest share of a tile's area that a view shows.
+      scale: smallest and largest share of a tile's area that a view shows; None: a window of the view's size.
       flip: probability of a left-right flip.
       turns: all eight flips and quarter turns are equally likely; replaces `flip`.
       stain: probability of a change of the strengths of hematoxylin, eosin and what neither explains.
@@ -30,7 +30,7 @@ class Changes:
       solarize: probability that values of 128 and more are inverted.
     """
 
-    scale: Range
+    scale: Range | None
     flip: float = 0.5
     turns: bool = False
     stain: float = 0.0
@@ -121,6 +121,7 @@ class ViewSettings:
       global_scale: smallest and largest share of the tile's area that a global view shows; None: that of the style.
       local_scale: the same for local views.
       style: "pathology", "dino" or "dinov2".
+      resize: False: views are windows of their own size, at the resolution of the tiles, and no scale counts.
 
     Raises:
       ConfigError: a setting is out of range.
@@ -132,6 +133,7 @@ class ViewSettings:
     global_scale: Range | None = None
     local_scale: Range | None = None
     style: str = "pathology"
+    resize: bool = True
 
     def __post_init__(self):
         """Checks the settings."""
@@ -152,6 +154,8 @@ class ViewSettings:
     def changes(self) -> Style:
         """The changes of the style, with the scales of the settings."""
         style = STYLES[self.style]
+        if not self.resize:
+            return Style(*(dataclasses.replace(each, scale=None) for each in (style.first, style.second, style.local)))
         wide = {} if self.global_scale is None else {"scale": tuple(self.global_scale)}
         small = {} if self.local_scale is None else {"scale": tuple(self.local_scale)}
         return Style(
@@ -161,7 +165,13 @@ class ViewSettings:
         )
 
     def check_tiles(self, size: int) -> None:
-        """Raises ConfigError if global views are larger than tiles of `size` pixels."""
+        """Raises ConfigError if views are larger than tiles of `size` pixels; local ones may be if they are resized."""
+        if not self.resize and self.local_views and self.local_size > size:
+            raise ConfigError(
+                f"views: expected local views no larger than the tiles, as they are not resized, found views of "
+                f"{self.local_size} and tiles of {size} pixels; raise --config.data.tile_size, lower "
+                "--config.views.local_size, or set --config.views.resize=True"
+            )
         if self.global_size > size:
             raise ConfigError(
                 f"views: expected global views no larger than the tiles, found views of {self.global_size} and tiles "

@@ -21,6 +21,7 @@ from bcss_jax.pretraining.distillation.patch_masks import most_masked, most_mask
 from bcss_jax.pretraining.distillation.schedules import make_schedules
 from bcss_jax.pretraining.distillation.step import DistillationSettings, make_pretrain_step, new_state
 from bcss_jax.pretraining.views.make_views import Views
+from bcss_jax.pretraining.visual_words import CLUSTERS, clusters_of, empty_words
 from bcss_jax.training.loss_scale import loss_scale_for
 from bcss_jax.training.sharding import make_mesh, place_replicated
 
@@ -43,17 +44,28 @@ def given_views(views, keys):
     return Views(jnp.moveaxis(views[0], 1, 0), jnp.moveaxis(views[1], 1, 0))
 
 
-def batch_of(seed, count, local_views=2):
+def batch_of(seed, count, local_views=2, rgb=False):
+    """Returns views; with `rgb` none of their values is negative."""
     rng = np.random.default_rng(seed)
-    return (
+    views = (
         rng.standard_normal((count, 2, 32, 32, 3)).astype(np.float32),
         rng.standard_normal((count, local_views, 16, 16, 3)).astype(np.float32),
     )
+    return tuple(np.maximum(view, 0) for view in views) if rgb else views
+
+
+def drawn_words():
+    """Returns words of random numbers, in arrays that a step does not free."""
+    rng = np.random.default_rng(0)
+    words = {name: rng.standard_normal(array.shape, np.float32) for name, array in empty_words().items()}
+    return words | {"deviation": np.exp(words["deviation"])}
 
 
 def setup(devices=1, settings=None, optimizer=None, micro_batches=1, dtype="float32", **network):
+    words = drawn_words() if settings and settings.words_weight else None
+    clusters = 0 if words is None else CLUSTERS
     network = PretrainedNetwork(
-        TINY, prototypes=40, head_hidden=32, head_bottleneck=16, dtype=jnp.dtype(dtype), **network
+        TINY, prototypes=40, head_hidden=32, head_bottleneck=16, clusters=clusters, dtype=jnp.dtype(dtype), **network
     )
     tx = PretrainingOptimizer(optimizer or OptimizerSettings(), split_model(network)[1])
     mesh = make_mesh(jax.devices()[:devices])
@@ -66,7 +78,7 @@ def setup(devices=1, settings=None, optimizer=None, micro_batches=1, dtype="floa
         statistics=AS_THEY_ARE,
         micro_batches=micro_batches,
     )
-    return network, place_replicated(new_state(network, tx, loss_scale_for(dtype)), mesh), step
+    return network, place_replicated(new_state(network, tx, loss_scale_for(dtype), words), mesh), step
 
 
 def state_of(network, params):
@@ -149,7 +161,7 @@ def first_version():
     return lambda: place_replicated(new_state(network, optimizer), make_mesh(jax.devices()[:1])), step
 
 
-FULL = DistillationSettings(targets="sinkhorn", patch_weight=1.0, spread="koleo")
+FULL = DistillationSettings(targets="sinkhorn", patch_weight=1.0, spread="koleo", words_weight=0.5)
 V2 = dict(free_lengths=True, mask_token=True, patch_head=True)
 
 
@@ -158,7 +170,7 @@ def steps(count=2, seed=0, batch=8, settings=FULL, **arguments):
     reports = []
     for number in range(count):
         masks = patch_masks(2 * batch, 4, 4, seed, number).reshape(batch, 2, -1)
-        state, report = step(state, batch_of(number, batch), masks if settings.patch_weight else None, VALUES)
+        state, report = step(state, batch_of(number, batch, rgb=True), masks if settings.patch_weight else None, VALUES)
         reports.append(jax.device_get(report))
     return jax.device_get(state), reports
 
@@ -194,12 +206,34 @@ def test_devices_change_nothing_with_centers():
 def test_what_is_reported(whole):
     (report, _) = whole[1]
     assert report["loss"] == pytest.approx(
-        report["class_loss"] + report["patch_loss"] + 0.1 * report["spread_loss"], rel=1e-6
+        report["class_loss"] + report["patch_loss"] + 0.1 * report["spread_loss"] + 0.5 * report["words_loss"],
+        rel=1e-6,
     )
     assert report["kl"] == pytest.approx(report["class_loss"] - report["teacher_entropy"], rel=1e-5)
     assert 0 < report["teacher_entropy"] < np.log(40)
     assert 0 < report["feature_deviation"] < 2 / np.sqrt(24)
     assert report["finite"] and not report["skipped_by_loss_scale"]
+
+
+def test_the_loss_of_words_is_added_to_the_others(first_version):
+    batch, words = batch_of(0, 4, rgb=True), drawn_words()
+    network, state, step = setup(settings=DistillationSettings(words_weight=2.0), free_lengths=True)
+    before = jax.device_get(state.params["word_head"])
+    state, report = step(state, batch, None, VALUES)
+    views = np.moveaxis(batch[0], 1, 0).reshape(8, 32, 32, 3)
+    clusters = np.asarray(clusters_of(words, jnp.asarray(views), TINY.patch))
+    assert len(np.unique(clusters)) > 3
+    scores = np.asarray(network.word_scores(network(views[None], patches=True).patches)[0], np.float64)
+    shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(shares, clusters[..., None], -1)).mean()
+    assert report["words_loss"] == pytest.approx(expected, rel=1e-4)
+    assert report["loss"] == pytest.approx(float(report["class_loss"] + 2 * report["words_loss"]), rel=1e-6)
+    assert not np.array_equal(state.params["word_head"]["kernel"], before["kernel"])
+    assert_equal(state.model_state["words"], words, 0)
+    new, step = first_version
+    state, without = step(new(), batch, None, VALUES)
+    assert without["words_loss"] == 0 and "words" not in state.model_state
+    assert without["loss"] == pytest.approx(float(report["class_loss"]), rel=1e-5)
 
 
 def test_a_step_that_is_not_finite_changes_only_its_number(first_version):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcss_jax.pretraining.views.crops import draw_box, resized_crop
+from bcss_jax.pretraining.views.crops import draw_box, draw_window, resized_crop
 
 RNG = np.random.default_rng(0)
 # Noise, which has the largest differences, and a picture with edges.
@@ -85,3 +85,14 @@ def test_boxes_have_the_distribution_of_torchvision(shape, scale):
     area = drawn[:, 2] * drawn[:, 3] / np.prod(shape)
     expected_area = expected[:, 2] * expected[:, 3] / np.prod(shape)
     assert abs(area.mean() - expected_area.mean()) < 0.01
+
+
+@pytest.mark.parametrize(("shape", "size"), [((20, 24), 18), ((20, 20), 20)])
+def test_windows_reach_every_corner_alike(shape, size):
+    keys = jax.random.split(jax.random.key(0), 1000)
+    drawn = np.asarray(jax.vmap(lambda key: draw_window(key, *shape, size))(keys))
+    assert (drawn[:, 2:] == size).all()
+    places, counts = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    rows, columns = shape[0] - size + 1, shape[1] - size + 1
+    assert places.tolist() == [[y, x] for y in range(rows) for x in range(columns)]
+    assert counts.min() > 0.5 * 1000 / len(places)

@@ -1,5 +1,6 @@
 """Views depend on the key of their tile alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -56,6 +57,17 @@ def test_global_views_larger_than_the_tiles_are_refused():
         make_views(IMAGES, KEYS, ViewSettings(global_size=41, local_size=12))
 
 
+def test_local_views_larger_than_the_tiles_are_refused_if_they_are_not_resized():
+    settings = ViewSettings(global_size=24, local_size=41, local_views=1, resize=False)
+    with pytest.raises(ConfigError, match="views of 41 and tiles of 40 pixels.*or set --config.views.resize=True"):
+        make_views(IMAGES, KEYS, settings)
+    with pytest.raises(ConfigError, match="views of 41 and tiles of 40 pixels; raise --config.data.tile_size or"):
+        ViewSettings(global_size=41, local_size=12, resize=False).check_tiles(40)
+    settings.check_tiles(41)
+    dataclasses.replace(settings, resize=True).check_tiles(40)
+    dataclasses.replace(settings, local_views=0).check_tiles(40)
+
+
 def test_changes_are_as_frequent_as_their_probabilities():
     """Views of a whole tile with colors below 128 in the upper half, bright ones below, and a mark in one corner."""
     tile = np.full((8, 8, 3), (90, 60, 30), np.float32)
@@ -83,6 +95,36 @@ def test_turns_are_all_eight():
     near_corners = [8 * y + x for y, x in ((0, 1), (1, 0), (0, 6), (6, 0), (1, 7), (7, 1), (6, 7), (7, 6))]
     assert sorted(places.tolist()) == sorted(near_corners)
     assert counts.min() > 60
+
+
+@pytest.mark.parametrize("size", [40, 39, 36])
+def test_views_that_are_not_resized_are_windows_of_every_place(size):
+    changes = Changes(scale=None, flip=0.0, jitter=0.0, gray=0.0)
+    one = functools.partial(make_view, jnp.moveaxis(jnp.asarray(IMAGES[0], jnp.float32), -1, 0))
+    views = jax.jit(jax.vmap(functools.partial(one, changes=changes, size=size)))(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    places = [(y, x) for y in range(41 - size) for x in range(41 - size)]
+    windows = np.stack([IMAGES[0][y : y + size, x : x + size] for y, x in places])
+    equal = (np.asarray(views)[:, None] == windows).all((2, 3, 4))
+    assert (equal.sum(1) == 1).all()
+    # Of 200 views, 8 are expected of each of 25 places.
+    assert equal.sum(0).min() > 0 and equal.sum(0).max() < 3 * 200 / len(places)
+
+
+def test_without_resizing_no_view_of_a_style_is_resized():
+    settings = ViewSettings(24, 12, 2, global_scale=(0.4, 1.0), style="pathology", resize=False)
+    assert [each.scale for each in settings.changes.__dict__.values()] == [None] * 3
+    assert settings.changes.local.stain == STYLES["pathology"].local.stain
+    # A pattern of single columns stays as sharp as it is only if its pixels are those of the view.
+    stripes = np.zeros((4, 40, 40, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    plain = {
+        kind: dataclasses.replace(each, stain=0, jitter=0, blur=0) for kind, each in vars(settings.changes).items()
+    }
+    for changes, size in ((plain["first"], 24), (plain["second"], 24), (plain["local"], 12)):
+        view = np.asarray(make_view(jnp.moveaxis(jnp.asarray(stripes[0], jnp.float32), -1, 0), KEYS[0], changes, size))
+        assert set(np.unique(view)) == {0, 255}
 
 
 def test_published_recipes():
