@@ -275,17 +275,21 @@ class PretrainingRun:
         features = self._features(self.session.state.model_state["teacher"], self._labeled.images)
         return knn_accuracy(features, self._labeled.labels, self._labeled.groups)
 
-    def refuse_collapse(self) -> None:
-        """Raises NumericalError if student and teacher agree because all images look alike to them."""
-        config, architecture = self._config, self._preset.architecture
+    def _collapse(self, *, words: bool) -> str | None:
+        """Returns what has collapsed, or None; `words`: see `collapse`."""
+        config = self._config
         first = max(config.optimizer.warmup_epochs, config.optimizer.frozen_last_layer_epochs)
-        found = collapse(
+        return collapse(
             self.session.record.history,
             after_epoch=min(first, config.epochs - 1),
             prototypes=config.head.prototypes,
-            features=architecture.width,
-            words=config.objective.words_weight > 0,
+            features=self._preset.architecture.width,
+            words=words,
         )
+
+    def refuse_collapse(self) -> None:
+        """Raises NumericalError if student and teacher agree because all images look alike to them."""
+        found = self._collapse(words=self._config.objective.words_weight > 0)
         if found:
             self.session.checkpoints.wait()
             raise NumericalError(
@@ -330,6 +334,8 @@ class PretrainingRun:
         }
         write_text(workdir / "summary.json", json.dumps(result, indent=2, allow_nan=False, default=str) + "\n")
         print_main(f"finished after epoch {record.epoch} in {duration(record.seconds)}")
+        if unused := self._collapse(words=False):
+            print_main(f"note: {unused}; what the encoder learned is from visual words alone")
         print_main(f"encoder:   {workdir / ENCODER}")
         print_main(f"scores:    {workdir / 'summary.json'}  {workdir / 'history.csv'}  {workdir / 'curves.png'}")
         pictures = write_pictures(
