@@ -8,6 +8,7 @@ Source: Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 
 
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from bcss_jax.models.encoders.vision_transformer.network import VisionTransformer
 
@@ -32,9 +33,10 @@ def start_with_local_attention(encoder: VisionTransformer, seed: int) -> None:
         product = VALUE * (rng.normal(size=(width, width)) / width**0.5 - np.eye(width))
         left, strengths, right = np.linalg.svd(product)
         kernel = np.concatenate([like, like, left * np.sqrt(strengths)], axis=1)
-        attention = block.attn
-        attention.kernel[...] = jnp.asarray(kernel, attention.kernel[...].dtype)
-        attention.proj.kernel[...] = jnp.asarray(np.sqrt(strengths)[:, None] * right, attention.proj.kernel[...].dtype)
+        found = kernel, np.sqrt(strengths)[:, None] * right
+        found = multihost_utils.broadcast_one_to_all(found)  # hosts may differ in the last bits of decompositions
+        for weights, values in zip((block.attn.kernel, block.attn.proj.kernel), found, strict=True):
+            weights[...] = jnp.asarray(values, weights[...].dtype)
     if encoder.pos_embed is not None and form.table:
         table = encoder.pos_embed[...]
         places = _positions(form.table, width)

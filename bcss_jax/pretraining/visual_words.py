@@ -31,6 +31,8 @@ CLUSTERS = 32  # of bags
 AROUND = 1  # patches on each side that count for a bag
 CONTRAST = 0.003  # variance of the optical density in a square that counts as none
 NOISE = 0.05  # of the mean variance, added before whitening
+FLOOR = 1e-6  # where tiles are blank
+RARE = 0.1  # of the mean deviation of words: the least that one is divided by
 WORD_STEPS, CLUSTER_STEPS = 15, 20
 BAGS = 30000  # at most, of which clusters are learned
 
@@ -73,7 +75,7 @@ def learn_words(tiles: Tiles, patch: int, seed: int) -> Words:
     squares = squares / np.sqrt(squares.var(1, keepdims=True) + CONTRAST)
     mean = squares.mean(0)
     variances, directions = np.linalg.eigh(np.cov(squares, rowvar=False))
-    whitening = directions / np.sqrt(np.maximum(variances, 0) + NOISE * variances.mean()) @ directions.T
+    whitening = directions / np.sqrt(np.maximum(variances, 0) + NOISE * variances.mean() + FLOOR) @ directions.T
     white = ((squares - mean) @ whitening).astype(np.float32)
     centers = _centers(white, WORDS, WORD_STEPS, rng, directions=True)
     kernel = whitening @ centers.T
@@ -83,7 +85,9 @@ def learn_words(tiles: Tiles, patch: int, seed: int) -> Words:
     }
     bags = _bags_of_tiles(words, tiles, patch, seed)
     bags = bags[np.sort(rng.permutation(len(bags))[:BAGS])]
-    words["mean"], words["deviation"] = jnp.asarray(bags.mean(0)), jnp.asarray(bags.std(0) + 1e-6)
+    deviation = bags.std(0)
+    words["mean"] = jnp.asarray(bags.mean(0))
+    words["deviation"] = jnp.asarray(np.maximum(deviation, RARE * deviation.mean() + FLOOR))
     bags = np.asarray((bags - words["mean"]) / words["deviation"])
     words["clusters"] = jnp.asarray(_centers(bags, CLUSTERS, CLUSTER_STEPS, rng, directions=False))
     return multihost_utils.broadcast_one_to_all(words)  # hosts may differ in the last bits of eigenvectors

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -6,7 +7,7 @@ from bcss_jax.pretraining.collapse import collapse
 
 MOST = math.log(64)
 HEALTHY = {"teacher_entropy": 0.5 * MOST, "prototype_entropy": 0.9 * MOST, "kl": 0.5, "feature_deviation": 0.1}
-LIMITS = {"after_epoch": 2, "prototypes": 64, "features": 100}
+LIMITS: dict[str, Any] = {"after_epoch": 2, "prototypes": 64, "features": 100}
 
 
 def rows(*changes):

@@ -85,6 +85,7 @@ def test_value_and_projection_take_a_part_of_the_token_away():
 
 def test_the_table_keeps_the_row_of_the_class_token():
     encoder, as_drawn = encoder_of(), encoder_of()
+    assert encoder.pos_embed is not None and as_drawn.pos_embed is not None
     start_with_local_attention(encoder, seed=0)
     np.testing.assert_array_equal(encoder.pos_embed[...][:, 0], as_drawn.pos_embed[...][:, 0])
     table = np.asarray(encoder.pos_embed[...][0, 1:])

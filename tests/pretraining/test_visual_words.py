@@ -79,7 +79,7 @@ def test_clusters_tell_textures_apart_and_not_colors(words):
     clusters = clusters_of(words, drawn())
     assert purity(clusters, dots) > 0.95
     for name, values in {"color": colors[:, 0] - colors[:, 1], "ground": ground, "strength": own}.items():
-        assert purity(clusters, (values > np.median(values)).astype(int)) < 0.75, name
+        assert purity(clusters, (values > np.median(values)).astype(int)) < 0.8, name
 
 
 def test_clusters_are_in_the_order_of_the_patches(words):
@@ -167,3 +167,10 @@ def test_fewer_squares_than_words_and_fewer_patches_than_clusters_do(size, patch
     assert all(np.isfinite(array).all() for array in words.values())
     clusters = clusters_of(words, drawn()[:2, :32, :32], patch)
     assert clusters.shape == (2, (32 // patch) ** 2) and clusters.max() < visual_words.CLUSTERS
+
+
+def test_blank_tiles_give_finite_words_and_one_cluster():
+    tiles = HeldTiles(np.full((4, 32, 32, 3), 230, np.uint8), [str(number) for number in range(4)])
+    words = visual_words.learn_words(tiles, 16, seed=0)
+    assert all(np.isfinite(values).all() for values in words.values())
+    assert len(np.unique(visual_words.clusters_of(words, jnp.asarray(tiles.images), 16))) == 1

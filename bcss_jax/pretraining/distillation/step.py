@@ -185,7 +185,7 @@ class _Distillation:
                 parts_of_loss["patch_loss"] = self._patch_loss(params, student, masked, taught.patch_targets, count)
             total = parts_of_loss["class_loss"] + settings.patch_weight * parts_of_loss.get("patch_loss", 0.0)
             if clusters is not None:
-                parts_of_loss["words_loss"] = share * self._words_loss(params, student[0].patches, clusters)
+                parts_of_loss["words_loss"] = share * self._words_loss(params, student, clusters)
                 total += settings.words_weight * parts_of_loss["words_loss"]
             globals_ = student[0].features.astype(jnp.float32)
             if slope is not None:
@@ -319,9 +319,9 @@ class _Distillation:
         weights = valid / of_image / (2 * count)
         return distillation_losses.patch_loss(scores, targets, weights, self._settings.student_temperature)
 
-    def _words_loss(self, params: dict, patches: jax.Array, clusters: jax.Array) -> jax.Array:
-        """Returns the mean cross-entropy of patches (2, n, P, C) with their clusters (2, n, P)."""
-        scores = self._network(params).word_scores(patches)
+    def _words_loss(self, params: dict, student, clusters: jax.Array) -> jax.Array:
+        """Returns the mean cross-entropy of the patches of global views with their clusters (2, n, P)."""
+        scores = self._network(params).word_scores(student[0].patches)
         return optax.softmax_cross_entropy_with_integer_labels(scores, clusters).mean()
 
     def _spread(self, features: jax.Array) -> jax.Array:
