@@ -31,12 +31,13 @@ def collapse(
         return all(row[name] is not None and test(row[name]) for row in rows)
 
     last = rows[-1]
-    if not words and all_rows("teacher_entropy", lambda x: x > UNIFORM * most) and all_rows("kl", lambda x: x < AGREED):
-        return f"the teacher finds all prototypes equally likely (entropy {last['teacher_entropy']:.3f} of {most:.3f})"
-    if not words and all_rows("prototype_entropy", lambda x: x < ONE_PROTOTYPE * most):
-        return (
-            f"the teacher gives all images the same prototype (entropy {last['prototype_entropy']:.3f} of {most:.3f})"
-        )
+    if not words:
+        if all_rows("teacher_entropy", lambda x: x > UNIFORM * most) and all_rows("kl", lambda x: x < AGREED):
+            entropy = last["teacher_entropy"]
+            return f"the teacher finds all prototypes equally likely (entropy {entropy:.3f} of {most:.3f})"
+        if all_rows("prototype_entropy", lambda x: x < ONE_PROTOTYPE * most):
+            entropy = last["prototype_entropy"]
+            return f"the teacher gives all images the same prototype (entropy {entropy:.3f} of {most:.3f})"
     healthy = 1 / math.sqrt(features)
     if all_rows("feature_deviation", lambda x: x < SMALL_DEVIATION * healthy):
         return (

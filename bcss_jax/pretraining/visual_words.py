@@ -79,7 +79,7 @@ def learn_words(tiles: Tiles, patch: int, seed: int) -> Words:
     white = ((squares - mean) @ whitening).astype(np.float32)
     centers = _centers(white, WORDS, WORD_STEPS, rng, directions=True)
     kernel = whitening @ centers.T
-    words = empty_words() | {
+    words: Words = {
         "kernel": jnp.asarray(kernel.reshape(SIDE, SIDE, 3, WORDS), jnp.float32),
         "offset": jnp.asarray(mean @ kernel, jnp.float32),
     }
@@ -177,8 +177,7 @@ def _centers(vectors: np.ndarray, count: int, steps: int, rng: np.random.Generat
 def _bags_of_tiles(words: Words, tiles: Tiles, patch: int, seed: int) -> np.ndarray:
     """Returns the bags of all patches of evenly drawn tiles, float32 [N, WORDS]."""
     side, compiled = tiles.size // patch * patch, jax.jit(_bags, static_argnames="patch")
-    numbers = drawn_tiles(tiles, seed)
-    numbers = numbers[: max(2 * BAGS // (side // patch) ** 2, 1)]
+    numbers = drawn_tiles(tiles, np.random.default_rng(seed))[: max(2 * BAGS // (side // patch) ** 2, 1)]
     found = []
     with contextlib.closing(ProgressLine("clustering", len(numbers), enabled=is_main_process())) as line:
         for start in range(0, len(numbers), AT_ONCE):

@@ -13,9 +13,9 @@ TILES, PATCHES = 512, 64  # how many tiles are read at most, and how many square
 AT_ONCE = 16  # tiles
 
 
-def drawn_tiles(tiles: Tiles, seed: int) -> np.ndarray:
-    """Returns the numbers of the tiles that a seed draws, in random order."""
-    return np.random.default_rng(seed).permutation(len(tiles))[:TILES]
+def drawn_tiles(tiles: Tiles, rng: np.random.Generator) -> np.ndarray:
+    """Returns the numbers of evenly drawn tiles, in random order."""
+    return rng.permutation(len(tiles))[:TILES]
 
 
 def drawn_patches(tiles: Tiles, side: int, seed: int, title: str) -> np.ndarray:
@@ -32,7 +32,7 @@ def drawn_patches(tiles: Tiles, side: int, seed: int, title: str) -> np.ndarray:
       Preempted: a stop was requested.
     """
     rng = np.random.default_rng(seed)
-    numbers = np.sort(rng.permutation(len(tiles))[:TILES])
+    numbers = np.sort(drawn_tiles(tiles, rng))
     found = np.empty((len(numbers), PATCHES, side, side, 3), np.uint8)
     with contextlib.closing(ProgressLine(title, len(numbers), enabled=is_main_process())) as line:
         for start in range(0, len(numbers), AT_ONCE):
